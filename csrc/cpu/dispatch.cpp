@@ -1,0 +1,118 @@
+// The choice of the kernels: FUSEDRNN_ISA where it is set, or the first entry of the table that build and CPU have.
+#include "cpu/dispatch.h"
+
+#include <cstddef>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/features.h"
+#include "cpu/kernels.h"
+#include "layers/layer_table.h"
+
+namespace fusedrnn {
+
+// Every instruction set's objects define these four.
+#define FUSEDRNN_DECLARE_TABLES(isa)              \
+    namespace isa {                               \
+    const KernelTable<float>& table_f32();        \
+    const KernelTable<double>& table_f64();       \
+    const LayerTable<float>& layers_f32();        \
+    const LayerTable<double>& layers_f64();       \
+    }
+FUSEDRNN_DECLARE_TABLES(avx512)
+FUSEDRNN_DECLARE_TABLES(avx2)
+FUSEDRNN_DECLARE_TABLES(neon)
+FUSEDRNN_DECLARE_TABLES(scalar)
+#undef FUSEDRNN_DECLARE_TABLES
+
+namespace {
+
+#define FUSEDRNN_TABLES(isa) \
+    [] { return Kernels{#isa, &isa::table_f32(), &isa::table_f64(), &isa::layers_f32(), &isa::layers_f64()}; }
+
+#if FUSEDRNN_HAVE_AVX512
+constexpr auto kAvx512 = FUSEDRNN_TABLES(avx512);
+#else
+constexpr std::nullptr_t kAvx512 = nullptr;
+#endif
+#if FUSEDRNN_HAVE_AVX2
+constexpr auto kAvx2 = FUSEDRNN_TABLES(avx2);
+#else
+constexpr std::nullptr_t kAvx2 = nullptr;
+#endif
+#if FUSEDRNN_HAVE_NEON
+constexpr auto kNeon = FUSEDRNN_TABLES(neon);
+#else
+constexpr std::nullptr_t kNeon = nullptr;
+#endif
+constexpr auto kScalar = FUSEDRNN_TABLES(scalar);
+#undef FUSEDRNN_TABLES
+
+struct Isa {
+    const char* name;
+    bool (*supported)();
+    Kernels (*kernels)();  // null where this build lacks them
+};
+
+// In the order of preference.
+constexpr Isa kIsas[] = {
+    {"avx512", cpu_has_avx512, kAvx512},
+    {"avx2", cpu_has_avx2, kAvx2},
+    {"neon", cpu_has_neon, kNeon},
+    {"scalar", [] { return true; }, kScalar},
+};
+
+Kernels choose_named(const std::string& name) {
+    std::string names;
+    for (const Isa& isa : kIsas) {
+        if (name == isa.name) {
+            if (isa.kernels == nullptr) throw std::runtime_error("FUSEDRNN_ISA: this build lacks " + name);
+            if (!isa.supported()) throw std::runtime_error("FUSEDRNN_ISA: this CPU lacks " + name);
+            return isa.kernels();
+        }
+        names += (names.empty() ? "" : ", ") + std::string(isa.name);
+    }
+    throw std::runtime_error("FUSEDRNN_ISA: expected one of " + names + ", got '" + name + "'");
+}
+
+Kernels choose() {
+    const char* wanted = std::getenv("FUSEDRNN_ISA");
+    if (wanted != nullptr && *wanted != '\0') return choose_named(wanted);
+    for (const Isa& isa : kIsas) {
+        if (isa.kernels != nullptr && isa.supported()) return isa.kernels();
+    }
+    throw std::logic_error("the scalar kernels are always built");
+}
+
+}  // namespace
+
+std::vector<IsaStatus> isa_status() {
+    std::vector<IsaStatus> status;
+    for (const Isa& isa : kIsas) status.push_back({isa.name, isa.kernels != nullptr, isa.supported()});
+    return status;
+}
+
+const Kernels& kernels() {
+    static const Kernels chosen = choose();
+    return chosen;
+}
+
+template <>
+const KernelTable<float>& kernel_table<float>() {
+    return *kernels().f32;
+}
+template <>
+const KernelTable<double>& kernel_table<double>() {
+    return *kernels().f64;
+}
+template <>
+const LayerTable<float>& layer_table<float>() {
+    return *kernels().layers_f32;
+}
+template <>
+const LayerTable<double>& layer_table<double>() {
+    return *kernels().layers_f64;
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,10 @@
+// What the processor and the operating system let a program use.
+#pragma once
+
+namespace fusedrnn {
+
+bool cpu_has_avx2();    // AVX2 and FMA
+bool cpu_has_avx512();  // AVX-512 F, DQ, BW, VL
+bool cpu_has_neon();
+
+}  // namespace fusedrnn

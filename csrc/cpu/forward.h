@@ -1,0 +1,308 @@
+// Forward over a whole sequence: a block of steps' input projections as one matrix product, then the time loop over the
+// block, in which each panel of units goes from the recurrent product through the cell while it is in the L1 cache.
+#pragma once
+
+#include "cpu/steps.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+inline constexpr std::int64_t kInputBlockBytes = 192 * 1024;  // of projected inputs: they stay in the L2 cache
+
+// Sizes and pieces of the workspace of one call.
+template <class Cell, class T>
+struct ForwardPlan {
+    static constexpr std::int64_t G = Cell::kGates, L = Vec<T>::kLanes;
+    std::int64_t panels, member_rows, member_panels, steps, block_rows;
+    // Shared by all members.
+    T *zero, *states, *hidden;
+    // One piece a member.
+    struct Member {
+        T *gx, *acc;
+        const T **x_rows, **h_rows;
+        const T** state_rows;
+        T** y_rows;
+    };
+
+    ForwardPlan(const Dims& d, int threads) {
+        panels = panels_of<T>(d.H);
+        const bool rows = recurrent_split(d, threads) == Split::kRows;
+        member_rows = rows ? (d.B + threads - 1) / threads : d.B;
+        member_panels = rows ? panels : (panels + threads - 1) / threads;
+        const std::int64_t step_bytes = larger(1, member_rows * member_panels * G * L * std::int64_t{sizeof(T)});
+        steps = larger(1, smaller(d.T, kInputBlockBytes / step_bytes));
+        block_rows = steps * member_rows;
+    }
+    void take_shared(const Dims& d, Arena& arena) {
+        zero = arena.template take<T>(larger(padded<T>(d.H), padded<T>(d.P)));
+        states = arena.template take<T>(d.B * (Cell::kStates - 1) * padded<T>(d.H));
+        hidden = arena.template take<T>(d.projected ? d.B * padded<T>(d.H) : 0);
+    }
+    Member take_member(Arena& arena) const {
+        Member m;
+        m.gx = arena.template take<T>(block_rows * member_panels * G * L);
+        m.acc = arena.template take<T>((accumulator_vectors<G>() + accumulator_vectors<1>()) * L);
+        m.x_rows = arena.template take<const T*>(block_rows);
+        m.h_rows = arena.template take<const T*>(member_rows);
+        m.state_rows = arena.template take<const T*>(member_rows * Cell::kStates);
+        m.y_rows = arena.template take<T*>(member_rows);
+        return m;
+    }
+};
+
+template <class Cell, class T>
+class Forward {
+   public:
+    static constexpr int G = Cell::kGates, S = Cell::kStates;
+    static constexpr std::int64_t L = Vec<T>::kLanes;
+    using V = Vec<T>;
+
+    Forward(const ForwardProblem<T>& problem, Team& team, void* workspace)
+        : p_(problem), team_(team), plan_(problem.dims, team.size()), arena_(workspace) {
+        plan_.take_shared(p_.dims, arena_);
+        fill_zero(plan_.zero, larger(padded<T>(p_.dims.H), padded<T>(p_.dims.P)));
+        hp_ = padded<T>(p_.dims.H);
+    }
+
+    void run_member(int member) {
+        Arena arena = arena_;
+        typename ForwardPlan<Cell, T>::Member m{};
+        for (int i = 0; i <= member; ++i) m = plan_.take_member(arena);
+        const Part part = part_of(p_.dims, plan_.panels, team_.size(), member);
+        clear_padding(part, member);
+        const std::int64_t total = longest(p_.dims, p_.schedule);
+        for (std::int64_t s = 0; s < total; s += plan_.steps) {
+            const std::int64_t end = smaller(s + plan_.steps, total);
+            project_inputs(part, m, s, end);
+            std::int64_t block_row = 0;
+            for (std::int64_t step = s; step < end; ++step) {
+                const std::int64_t t = time_of(step, total);
+                const std::int64_t rows = part.rows(p_.schedule.active[t]);
+                run_step(part, m, t, rows, block_row);
+                block_row += rows;
+                const bool meet = part.stride == 1 && team_.size() > 1;
+                if (meet ? !team_.barrier(member) : team_.cancelled(member)) return;
+            }
+        }
+        store_final(part);
+    }
+
+   private:
+    std::int64_t time_of(std::int64_t step, std::int64_t total) const {
+        return p_.schedule.reverse ? total - 1 - step : step;
+    }
+    const T* states() const { return p_.states != nullptr ? p_.states : plan_.states; }
+    T* states_out(std::int64_t t, std::int64_t position) const {
+        if (p_.states != nullptr) return p_.states + (p_.schedule.offset[t] + position) * (S - 1) * hp_;
+        return plan_.states + position * (S - 1) * hp_;
+    }
+    PreviousStates<Cell, T> previous() const {
+        return PreviousStates<Cell, T>(p_, plan_.zero, states(), p_.states != nullptr);
+    }
+
+    // Outputs past the end of a row are zero.
+    void clear_padding(const Part& part, int member) {
+        const bool shared = part.stride == 1 && team_.size() > 1;
+        for (std::int64_t i = shared ? member : 0; i < part.rows(p_.dims.B); i += shared ? team_.size() : 1) {
+            const std::int64_t position = part.position(i);
+            for (std::int64_t t = p_.schedule.length[position]; t < p_.dims.T; ++t) {
+                fill_zero(p_.y.row(t, p_.schedule.order[position]), p_.dims.P);
+            }
+        }
+    }
+
+    // gx = x W_ih^T + b for all rows of steps [s, end): [panel][row][G][L].
+    void project_inputs(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t s, std::int64_t end) {
+        std::int64_t n = 0;
+        const std::int64_t total = longest(p_.dims, p_.schedule);
+        for (std::int64_t step = s; step < end; ++step) {
+            const std::int64_t t = time_of(step, total);
+            const std::int64_t rows = part.rows(p_.schedule.active[t]);
+            for (std::int64_t i = 0; i < rows; ++i) {
+                m.x_rows[n++] = p_.x.row(t, p_.schedule.order[part.position(i)]);
+            }
+        }
+        GemmArgs<T> args{};
+        args.a = m.x_rows;
+        args.n = n;
+        args.chunks = 1;
+        args.chunk_len = p_.dims.I;
+        args.b = p_.weights.w_ih + part.panels.begin * p_.dims.I * G * L;
+        args.b_panel = p_.dims.I * G * L;
+        args.panels = part.panels.end - part.panels.begin;
+        args.init = p_.weights.b_x + part.panels.begin * G * L;
+        args.init_panel = G * L;
+        args.out = m.gx;
+        args.out_panel = plan_.block_rows * G * L;
+        args.out_row = G * L;
+        gemm<T, G>(args);
+    }
+
+    void run_step(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t, std::int64_t rows,
+                  std::int64_t block_row) {
+        const PreviousStates<Cell, T> previous_states = previous();
+        for (std::int64_t i = 0; i < rows; ++i) {
+            const T* found[S];
+            previous_states.find(t, part.position(i), found);
+            m.h_rows[i] = found[0];
+            for (int k = 0; k < S; ++k) m.state_rows[i * S + k] = found[k];
+            m.y_rows[i] = output_row(t, part.position(i));
+        }
+        const std::int64_t panels = part.panels.end - part.panels.begin;
+        const std::int64_t at_once = panels_at_once<G>(rows);
+        for (std::int64_t u = 0; u < panels; u += at_once) {
+            const std::int64_t count = smaller(at_once, panels - u);
+            for (std::int64_t r = 0; r < rows; r += kRowGroup) {
+                const std::int64_t n = smaller(kRowGroup, rows - r);
+                recurrent_product(part, m, u, count, r, n, block_row);
+                for (std::int64_t v = u; v < u + count; ++v) {
+                    const T* acc = m.acc + (v - u) * kRowGroup * G * L;
+                    apply_cell(part, m, t, v, r, n, acc, m.gx + (v * plan_.block_rows + block_row + r) * G * L);
+                }
+            }
+        }
+        if (p_.dims.projected) project_hidden(part, m, t, rows);
+    }
+
+    // Where the cell puts h: the output, or the row that the projection reads.
+    T* output_row(std::int64_t t, std::int64_t position) const {
+        if (!p_.dims.projected) return p_.y.row(t, p_.schedule.order[position]);
+        if (p_.hidden != nullptr) return p_.hidden + (p_.schedule.offset[t] + position) * hp_;
+        return plan_.hidden + position * hp_;
+    }
+
+    // acc = (gx, or the recurrent bias where gates are split) + h W_hh^T for n rows from r on, panels u and following.
+    void recurrent_product(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t u,
+                           std::int64_t count, std::int64_t r, std::int64_t n, std::int64_t block_row) {
+        const std::int64_t panel = part.panels.begin + u;
+        GemmArgs<T> args{};
+        args.a = m.h_rows + r;
+        args.n = n;
+        args.chunks = 1;
+        args.chunk_len = p_.dims.P;
+        args.b = p_.weights.w_hh + panel * p_.dims.P * G * L;
+        args.b_panel = p_.dims.P * G * L;
+        args.panels = count;
+        if constexpr (Cell::kSplitGates) {
+            args.init = p_.weights.b_h + panel * G * L;
+            args.init_panel = G * L;
+        } else {
+            args.init = m.gx + (u * plan_.block_rows + block_row + r) * G * L;
+            args.init_panel = plan_.block_rows * G * L;
+            args.init_row = G * L;
+        }
+        args.out = m.acc;
+        args.out_panel = kRowGroup * G * L;
+        args.out_row = G * L;
+        gemm<T, G>(args);
+    }
+
+    // The cell for n rows of one panel (v counts from the member's first).
+    void apply_cell(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t, std::int64_t v,
+                    std::int64_t r, std::int64_t n, const T* acc, const T* gx) {
+        const std::int64_t panel = part.panels.begin + v, unit = panel * L, valid = p_.dims.H - unit;
+        const std::int64_t active = p_.schedule.active[t];
+        T* saved = p_.saved == nullptr
+                       ? nullptr
+                       : p_.saved + (p_.schedule.offset[t] * plan_.panels + panel * active) * Cell::kSaved * L;
+        for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
+            V gates[G], s[S], s_next[S], keep[Cell::kSaved];
+            for (int g = 0; g < G; ++g) gates[g] = V::load(acc + g * L);
+            if constexpr (Cell::kDirectHidden) {
+                s[0] = load_part(m.state_rows[i * S] + unit, valid);
+            } else {
+                s[0] = V::set(0);
+            }
+            for (int k = 1; k < S; ++k) s[k] = load_part(m.state_rows[i * S + k] + unit, valid);
+            if constexpr (Cell::kSplitGates) {
+                V from_x[G];
+                for (int g = 0; g < G; ++g) from_x[g] = V::load(gx + g * L);
+                Cell::forward(from_x, gates, s, s_next, keep);
+            } else {
+                Cell::forward(gates, s, s_next, keep);
+            }
+            const std::int64_t position = part.position(i);
+            store_part(s_next[0], m.y_rows[i] + unit, valid);
+            if constexpr (S > 1) {
+                T* to = states_out(t, position) + unit;
+                for (int k = 1; k < S; ++k) s_next[k].store(to + (k - 1) * hp_);
+            }
+            if (saved != nullptr) {
+                for (int k = 0; k < Cell::kSaved; ++k) keep[k].store(saved + (position * Cell::kSaved + k) * L);
+            }
+        }
+    }
+
+    // y = hidden W_hr^T.
+    void project_hidden(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t, std::int64_t rows) {
+        const std::int64_t panels = panels_of<T>(p_.dims.P), at_once = panels_at_once<1>(rows);
+        for (std::int64_t u = 0; u < panels; u += at_once) {
+            const std::int64_t count = smaller(at_once, panels - u);
+            for (std::int64_t r = 0; r < rows; r += kRowGroup) {
+                GemmArgs<T> args{};
+                args.a = const_cast<const T* const*>(m.y_rows + r);
+                args.n = smaller(kRowGroup, rows - r);
+                args.chunks = 1;
+                args.chunk_len = p_.dims.H;
+                args.b = p_.weights.w_hr + u * p_.dims.H * L;
+                args.b_panel = p_.dims.H * L;
+                args.panels = count;
+                args.out = m.acc;
+                args.out_panel = kRowGroup * L;
+                args.out_row = L;
+                gemm<T, 1>(args);
+                for (std::int64_t v = 0; v < count; ++v) {
+                    const std::int64_t unit = (u + v) * L;
+                    for (std::int64_t i = 0; i < args.n; ++i) {
+                        T* y = p_.y.row(t, p_.schedule.order[part.position(r + i)]);
+                        store_part(V::load(m.acc + (v * kRowGroup + i) * L), y + unit, p_.dims.P - unit);
+                    }
+                }
+            }
+        }
+    }
+
+    // The state after each row's last step; the initial state where there was none. Copies this member's units.
+    void store_final(const Part& part) {
+        const std::int64_t unit = part.panels.begin * L;
+        const std::int64_t h_end = p_.dims.projected ? p_.dims.P : smaller(part.panels.end * L, p_.dims.H);
+        const std::int64_t units = larger(0, smaller(part.panels.end * L, p_.dims.H) - unit);
+        for (std::int64_t i = 0; i < part.rows(p_.dims.B); ++i) {
+            const std::int64_t position = part.position(i), b = p_.schedule.order[position];
+            const std::int64_t length = p_.schedule.length[position];
+            for (int k = 0; k < S; ++k) {
+                const std::int64_t width = k == 0 ? p_.dims.P : p_.dims.H;
+                const T* from;
+                if (length == 0) {
+                    from = p_.initial[k] == nullptr ? nullptr : p_.initial[k] + b * width + unit;
+                } else {
+                    const std::int64_t last = p_.schedule.reverse ? 0 : length - 1;
+                    from = (k == 0 ? p_.y.row(last, b) : states_out(last, position) + (k - 1) * hp_) + unit;
+                }
+                copy_or_zero(from, p_.final[k] + b * width + unit, k == 0 ? h_end - unit : units);
+            }
+        }
+    }
+
+    const ForwardProblem<T>& p_;
+    Team& team_;
+    ForwardPlan<Cell, T> plan_;
+    Arena arena_;
+    std::int64_t hp_;
+};
+
+template <class Cell, class T>
+std::int64_t forward_workspace(const Dims& dims, int threads) {
+    ForwardPlan<Cell, T> plan(dims, threads);
+    Arena arena(nullptr);
+    plan.take_shared(dims, arena);
+    for (int member = 0; member < threads; ++member) plan.take_member(arena);
+    return arena.used();
+}
+
+template <class Cell, class T>
+void forward(const ForwardProblem<T>& problem, Team& team, void* workspace) {
+    Forward<Cell, T> driver(problem, team, workspace);
+    team.run([](void* context, int member) { static_cast<Forward<Cell, T>*>(context)->run_member(member); }, &driver);
+}
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

@@ -1,0 +1,196 @@
+// The matrix product that every driver stands on: rows of A against panels of B.
+//
+// A panel holds L = kLanes output columns of G interleaved gates for all k: [K][G][L]. One call multiplies n rows by
+// `panels` panels; each output is one chain of fused multiply-adds in the order of k, whatever the tile, so that results
+// do not depend on how the work is split.
+#pragma once
+
+#include <cstdint>
+
+#include "simd/simd.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+// Vector accumulators of a tile: what the register file holds beside the operands.
+inline constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;
+
+// Panels larger than this leave the L1 cache between two row tiles; K is then cut into blocks.
+inline constexpr std::int64_t kPanelBlockBytes = 20 * 1024;
+
+template <class T>
+struct GemmArgs {
+    const T* const* a;  // n rows. Element k of a row: k = c * chunk_len + j is at a[c * chunk_stride + j]
+    std::int64_t n;
+    std::int64_t chunks, chunk_len, chunk_stride;
+    const T* b;  // panel u at b + u * b_panel
+    std::int64_t b_panel;
+    std::int64_t panels;
+    const T* init;  // accumulators of row r, panel u start from init + u * init_panel + r * init_row; null: from 0
+    std::int64_t init_panel, init_row;
+    T* out;  // and end at out + u * out_panel + r * out_row
+    std::int64_t out_panel, out_row;
+};
+
+template <class T>
+using MicroKernel = void (*)(const GemmArgs<T>&, const T* const* a, std::int64_t a_offset);
+
+// R rows times U panels of G vectors, all accumulators in registers. Every index into `acc` is a constant after
+// unrolling: one that is not would put the array on the stack.
+template <class T, int R, int U, int G>
+void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset) {
+    using V = Vec<T>;
+    constexpr int L = V::kLanes, N = U * G;
+    V acc[R][N];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) {
+            acc[r][n] = p.init == nullptr
+                            ? V::set(0)
+                            : V::load(p.init + (n / G) * p.init_panel + r * p.init_row + (n % G) * L);
+        }
+    }
+    const T* row[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) row[r] = a[r] + a_offset;
+    const T* b = p.b;
+    const std::int64_t b_panel = p.b_panel;
+    for (std::int64_t c = 0; c < p.chunks; ++c) {
+        for (std::int64_t k = 0; k < p.chunk_len; ++k) {
+            if constexpr (R <= N) {
+                V x[R];
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) {
+                    x[r] = V::set(row[r][k]);
+                    keep_in_register(x[r]);
+                }
+#pragma GCC unroll 16
+                for (int n = 0; n < N; ++n) {
+                    V w = V::load(b + (n / G) * b_panel + (n % G) * L);
+                    keep_in_register(w);
+#pragma GCC unroll 16
+                    for (int r = 0; r < R; ++r) acc[r][n] = fma(x[r], w, acc[r][n]);
+                }
+            } else {
+                V w[N];
+#pragma GCC unroll 16
+                for (int n = 0; n < N; ++n) {
+                    w[n] = V::load(b + (n / G) * b_panel + (n % G) * L);
+                    keep_in_register(w[n]);
+                }
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) {
+                    V x = V::set(row[r][k]);
+                    keep_in_register(x);
+#pragma GCC unroll 16
+                    for (int n = 0; n < N; ++n) acc[r][n] = fma(x, w[n], acc[r][n]);
+                }
+            }
+            b += G * L;
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) row[r] += p.chunk_stride;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) {
+            acc[r][n].store(p.out + (n / G) * p.out_panel + r * p.out_row + (n % G) * L);
+        }
+    }
+}
+
+// Rows of the largest tile, and the panels that a tile of R rows takes at once.
+template <int G>
+constexpr int tile_rows() {
+    return G == 1 ? (kRegisters == 32 ? 8 : 6) : kAccumulators / G;
+}
+template <int G>
+constexpr int tile_panels(int rows) {
+    const int fit = kAccumulators / (rows * G);
+    return fit < 1 ? 1 : (fit > 8 ? 8 : fit);
+}
+
+template <class T, int G, int R = 1>
+FUSEDRNN_INLINE MicroKernel<T> select_micro_kernel(int rows, bool wide) {
+    if (rows == R) return wide ? micro_kernel<T, R, tile_panels<G>(R), G> : micro_kernel<T, R, 1, G>;
+    if constexpr (R < tile_rows<G>()) return select_micro_kernel<T, G, R + 1>(rows, wide);
+    return nullptr;
+}
+
+// One block of k: row tiles as equal as they can be, each against groups of panels.
+template <class T, int G>
+void gemm_block(const GemmArgs<T>& p, std::int64_t a_offset) {
+    constexpr int kRows = tile_rows<G>();
+    const std::int64_t tiles = (p.n + kRows - 1) / kRows;
+    std::int64_t u = 0;
+    while (u < p.panels) {
+        std::int64_t done = 1;
+        std::int64_t r = 0;
+        for (std::int64_t tile = 0; tile < tiles; ++tile) {
+            const int rows = static_cast<int>((p.n - r) / (tiles - tile));
+            if (tile == 0) {
+                const int largest = static_cast<int>((p.n + tiles - 1) / tiles);
+                const int group = tile_panels<G>(largest);
+                done = u + group <= p.panels ? group : 1;
+            }
+            GemmArgs<T> part = p;
+            part.b += u * p.b_panel;
+            if (part.init != nullptr) part.init += u * p.init_panel + r * p.init_row;
+            part.out += u * p.out_panel + r * p.out_row;
+            const int wide = tile_panels<G>(rows);
+            std::int64_t v = 0;
+            while (v < done) {
+                const bool is_wide = v + wide <= done;
+                select_micro_kernel<T, G>(rows, is_wide)(part, p.a + r, a_offset);
+                const std::int64_t step = is_wide ? wide : 1;
+                part.b += step * p.b_panel;
+                if (part.init != nullptr) part.init += step * p.init_panel;
+                part.out += step * p.out_panel;
+                v += step;
+            }
+            r += rows;
+        }
+        u += done;
+    }
+}
+
+// out = init + A B for n rows and all panels.
+template <class T, int G>
+void gemm(const GemmArgs<T>& p) {
+    constexpr int L = Vec<T>::kLanes;
+    if (p.n == 0 || p.panels == 0) return;
+    const std::int64_t k_bytes = G * L * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t k_total = p.chunks * p.chunk_len;
+    if (p.n <= tile_rows<G>() || k_total * k_bytes <= kPanelBlockBytes * 3 / 2) {
+        gemm_block<T, G>(p, 0);
+        return;
+    }
+    // Whole chunks where A is chunked, elements where it is not.
+    const bool chunked = p.chunks > 1;
+    const std::int64_t unit = chunked ? p.chunk_len : 1;
+    const std::int64_t units = chunked ? p.chunks : p.chunk_len;
+    const std::int64_t most = kPanelBlockBytes / (unit * k_bytes) > 0 ? kPanelBlockBytes / (unit * k_bytes) : 1;
+    const std::int64_t blocks = (units + most - 1) / most;
+    for (std::int64_t u = 0; u < p.panels; ++u) {
+        std::int64_t first = 0;
+        for (std::int64_t block = 0; block < blocks; ++block) {
+            const std::int64_t count = (units - first) / (blocks - block);
+            GemmArgs<T> part = p;
+            part.panels = 1;
+            part.b = p.b + u * p.b_panel + first * unit * G * L;
+            part.out = p.out + u * p.out_panel;
+            if (block == 0) {
+                if (part.init != nullptr) part.init += u * p.init_panel;
+            } else {
+                part.init = part.out;
+                part.init_row = p.out_row;
+            }
+            (chunked ? part.chunks : part.chunk_len) = count;
+            gemm_block<T, G>(part, chunked ? first * p.chunk_stride : first);
+            first += count;
+        }
+    }
+}
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

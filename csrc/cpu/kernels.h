@@ -1,0 +1,156 @@
+// What the bindings hand to the kernels, and the table of kernels that every instruction set exports.
+//
+// Plain data only: this header is compiled into the baseline and into every instruction set's objects.
+#pragma once
+
+#include <cstdint>
+
+#include "cells/cell_list.h"
+#include "cpu/team.h"
+
+namespace fusedrnn {
+
+enum CellId : int {
+#define FUSEDRNN_CELL_ID(name, Type) kCell_##name,
+    FUSEDRNN_CELLS(FUSEDRNN_CELL_ID)
+#undef FUSEDRNN_CELL_ID
+        kCellCount
+};
+
+inline constexpr int kMaxStates = 2;
+
+struct CellTraits {
+    const char* name;
+    int gates, states, saved;
+    bool split_gates;
+};
+
+// Sizes of one layer and direction. P is the width of the hidden state: H, or the projection's size.
+struct Dims {
+    std::int64_t T, B, I, H, P;
+    bool projected;
+};
+
+// Which rows are alive at which step. Rows are taken in the order of descending length, so that those alive at step t
+// are the first active[t] of `order`; row p of step t has the compact index offset[t] + p.
+struct Schedule {
+    const std::int64_t* order;   // (B) position -> row of the batch
+    const std::int64_t* active;  // (T + 1), active[T] = 0
+    const std::int64_t* offset;  // (T + 1)
+    const std::int64_t* length;  // (B) by position
+    const std::uint8_t* resets;  // (T, B) or null
+    bool reverse;
+};
+
+// A (T, B, n) array with unit stride in the last axis; the other strides count elements and may be anything.
+template <class T>
+struct Sequence {
+    T* data;
+    std::int64_t t_stride, b_stride;
+    T* row(std::int64_t t, std::int64_t b) const { return data + t * t_stride + b * b_stride; }
+};
+
+// The weights of one layer and direction as the user holds them; null where absent.
+template <class T>
+struct Params {
+    T* w_ih;  // (G*H, I)
+    T* w_hh;  // (G*H, P)
+    T* b_ih;  // (G*H)
+    T* b_hh;  // (G*H)
+    T* w_hr;  // (P, H)
+};
+
+// The same weights in panels (see gemm.h). The last three serve backward and may be null.
+template <class T>
+struct Packed {
+    T *w_ih, *w_hh, *w_hr;        // [H/L][I][G][L], [H/L][P][G][L], [P/L][H][L]
+    T *b_x, *b_h;                 // [H/L][G][L]: the bias of gx and, where the gates are split, of gh
+    T *w_ih_t, *w_hh_t, *w_hr_t;  // [I/L][(H/L) G L][L], [P/L][(H/L) G L][L], [H/L][P/L L][L]
+};
+
+template <class T>
+struct ForwardProblem {
+    Dims dims;
+    Schedule schedule;
+    Packed<T> weights;
+    Sequence<const T> x;
+    Sequence<T> y;
+    const T* initial[kMaxStates];  // (B, P), (B, H); null is zero
+    T* final[kMaxStates];          // the same shapes; may be the arrays in `initial` for a single step
+    const T* reset[kMaxStates];    // what a reset puts in place of the state: row b at b * reset_stride; null is zero
+    std::int64_t reset_stride[kMaxStates];
+    // The tape, null in inference. Rows by compact index.
+    T* saved;   // per step [H/L][active][kSaved][L]
+    T* states;  // [rows][kStates - 1][H rounded up to L]: the states beyond h after each step
+    T* hidden;  // [rows][H rounded up]: h before the projection
+};
+
+template <class T>
+struct BackwardProblem {
+    Dims dims;
+    Schedule schedule;
+    Packed<T> weights;
+    Sequence<const T> x, y;
+    const T* initial[kMaxStates];
+    const T* reset[kMaxStates];
+    std::int64_t reset_stride[kMaxStates];
+    const T *saved, *states, *hidden;
+    Sequence<const T> dy;            // data null: zero
+    const T* dfinal[kMaxStates];     // null: zero
+    T* dinitial[kMaxStates];
+    Sequence<T> dx;                  // data null: not wanted
+    bool accumulate_dx;
+    Params<T> dparams;               // added to; null where not wanted
+};
+
+template <class T>
+struct RecurrentKernels {
+    CellTraits traits;
+    // Bytes of the packed weights; pack() sets the pointers into `block`, aligned to 64, and fills it.
+    std::int64_t (*packed_bytes)(const Dims&, bool backward);
+    void (*pack)(const Dims&, const Params<const T>&, bool backward, void* block, Packed<T>& out);
+    // Bytes of workspace, aligned to 64, for a team of the given size.
+    std::int64_t (*forward_workspace)(const Dims&, int threads);
+    void (*forward)(const ForwardProblem<T>&, Team&, void* workspace);
+    std::int64_t (*backward_workspace)(const Dims&, int threads);
+    void (*backward)(const BackwardProblem<T>&, Team&, void* workspace);
+};
+
+template <class T>
+struct DenseKernels {
+    // y (N, O) = x (N, I) W^T + b, and its gradients; dw and db are added to, dx may be null.
+    std::int64_t (*linear_workspace)(std::int64_t n, std::int64_t in, std::int64_t out, int threads);
+    void (*linear_forward)(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w, const T* b, T* y,
+                           Team&, void* workspace);
+    void (*linear_backward)(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w, const T* dy,
+                            T* dx, T* dw, T* db, Team&, void* workspace);
+};
+
+template <class T>
+struct KernelTable {
+    int lanes;
+    RecurrentKernels<T> cells[kCellCount];
+    DenseKernels<T> dense;
+};
+
+template <class T>
+struct LayerTable;  // layers/layer_table.h
+
+struct Kernels {
+    const char* isa;
+    const KernelTable<float>* f32;
+    const KernelTable<double>* f64;
+    const LayerTable<float>* layers_f32;
+    const LayerTable<double>* layers_f64;
+};
+
+// The kernels in use, chosen once: FUSEDRNN_ISA, or the best that CPU and build have.
+const Kernels& kernels();
+template <class T>
+const KernelTable<T>& kernel_table();
+template <>
+const KernelTable<float>& kernel_table<float>();
+template <>
+const KernelTable<double>& kernel_table<double>();
+
+}  // namespace fusedrnn

@@ -1,0 +1,111 @@
+// Weights into panels. See gemm.h for the panel and kernels.h for the list.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/layout.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+// W (G*H, K) -> [H/L][K][G][L]: the rows of W become columns.
+template <class T>
+void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out) {
+    constexpr int L = Vec<T>::kLanes;
+    constexpr std::int64_t kBlock = 16;  // of k: a cache line of each source row
+    for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
+        for (std::int64_t k0 = 0; k0 < k_size; k0 += kBlock) {
+            const std::int64_t k1 = smaller(k0 + kBlock, k_size);
+            for (std::int64_t g = 0; g < gates; ++g) {
+                for (int l = 0; l < L; ++l) {
+                    const std::int64_t unit = j * L + l;
+                    T* to = out + g * L + l;
+                    if (unit < units) {
+                        const T* from = w + (g * units + unit) * k_size;
+                        for (std::int64_t k = k0; k < k1; ++k) to[k * gates * L] = from[k];
+                    } else {
+                        for (std::int64_t k = k0; k < k1; ++k) to[k * gates * L] = T(0);
+                    }
+                }
+            }
+        }
+        out += k_size * gates * L;
+    }
+}
+
+// W (G*H, N) -> [N/L][(H/L) G L][L]: the rows of W are the k of the product, in the order of the gate gradients.
+template <class T>
+void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64_t n_size, T* out) {
+    using V = Vec<T>;
+    constexpr int L = V::kLanes;
+    for (std::int64_t column = 0; column < n_size; column += L) {
+        for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
+            for (std::int64_t g = 0; g < gates; ++g) {
+                for (std::int64_t unit = j * L; unit < (j + 1) * L; ++unit) {
+                    const V v = unit < units ? load_part(w + (g * units + unit) * n_size + column, n_size - column)
+                                             : V::set(0);
+                    v.store(out);
+                    out += L;
+                }
+            }
+        }
+    }
+}
+
+// a + b (either may be null), gate by gate -> [H/L][G][L].
+template <class T>
+void pack_bias(const T* a, const T* b, std::int64_t gates, std::int64_t units, T* out) {
+    constexpr int L = Vec<T>::kLanes;
+    for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
+        for (std::int64_t g = 0; g < gates; ++g) {
+            for (std::int64_t unit = j * L; unit < (j + 1) * L; ++unit) {
+                const std::int64_t i = g * units + unit;
+                *out++ = unit >= units ? T(0) : (a == nullptr ? T(0) : a[i]) + (b == nullptr ? T(0) : b[i]);
+            }
+        }
+    }
+}
+
+template <class Cell, class T>
+Packed<T> packed_layout(const Dims& d, bool backward, Arena& arena) {
+    constexpr std::int64_t L = Vec<T>::kLanes, G = Cell::kGates;
+    const std::int64_t h = padded<T>(d.H), p = padded<T>(d.P), i = padded<T>(d.I);
+    Packed<T> out{};
+    out.w_ih = arena.take<T>(h * G * d.I);
+    out.w_hh = arena.take<T>(h * G * d.P);
+    out.b_x = arena.take<T>(h * G);
+    if (Cell::kSplitGates) out.b_h = arena.take<T>(h * G);
+    if (d.projected) out.w_hr = arena.take<T>(p * d.H);
+    if (backward) {
+        out.w_ih_t = arena.take<T>(i * h * G);
+        out.w_hh_t = arena.take<T>(p * h * G);
+        if (d.projected) out.w_hr_t = arena.take<T>(h * p);
+    }
+    // Room for a whole vector at the end of the last panel.
+    arena.take<T>(L);
+    return out;
+}
+
+template <class Cell, class T>
+std::int64_t packed_bytes(const Dims& d, bool backward) {
+    Arena arena(nullptr);
+    packed_layout<Cell, T>(d, backward, arena);
+    return arena.used();
+}
+
+template <class Cell, class T>
+void pack(const Dims& d, const Params<const T>& w, bool backward, void* block, Packed<T>& out) {
+    constexpr std::int64_t G = Cell::kGates;
+    Arena arena(block);
+    out = packed_layout<Cell, T>(d, backward, arena);
+    pack_rows<T>(w.w_ih, G, d.H, d.I, out.w_ih);
+    pack_rows<T>(w.w_hh, G, d.H, d.P, out.w_hh);
+    pack_bias<T>(w.b_ih, Cell::kSplitGates ? nullptr : w.b_hh, G, d.H, out.b_x);
+    if (Cell::kSplitGates) pack_bias<T>(w.b_hh, nullptr, G, d.H, out.b_h);
+    if (d.projected) pack_rows<T>(w.w_hr, 1, d.P, d.H, out.w_hr);
+    if (backward) {
+        pack_columns<T>(w.w_ih, G, d.H, d.I, out.w_ih_t);
+        pack_columns<T>(w.w_hh, G, d.H, d.P, out.w_hh_t);
+        if (d.projected) pack_columns<T>(w.w_hr, 1, d.P, d.H, out.w_hr_t);
+    }
+}
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

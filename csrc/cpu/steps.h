@@ -1,0 +1,103 @@
+// What forward and backward share: which rows a member owns, and where a row finds the state before a step.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+#include "cpu/layout.h"
+#include "cpu/partition.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+inline constexpr std::int64_t kRowGroup = 32;  // rows whose accumulators stay in the L1 cache between matmul and cell
+
+// Positions first, first + stride, ... of the batch (in the order of the schedule) and a range of unit panels.
+struct Part {
+    std::int64_t first, stride;
+    Range panels;
+
+    // How many of the first `active` positions are this member's.
+    std::int64_t rows(std::int64_t active) const { return active <= first ? 0 : (active - first - 1) / stride + 1; }
+    std::int64_t position(std::int64_t i) const { return first + i * stride; }
+};
+
+inline Part part_of(const Dims& d, std::int64_t panels, int threads, int member) {
+    if (recurrent_split(d, threads) == Split::kRows) return {member, threads, {0, panels}};
+    return {0, 1, share(panels, threads, member)};
+}
+
+inline std::int64_t longest(const Dims& d, const Schedule& s) { return d.B == 0 ? 0 : s.length[0]; }
+
+// Panels that one call of gemm<T, G> should take for n rows: several where the rows alone cannot fill the registers.
+template <int G>
+std::int64_t panels_at_once(std::int64_t rows) {
+    return tile_panels<G>(static_cast<int>(smaller(rows < 1 ? 1 : rows, tile_rows<G>())));
+}
+template <int G>
+constexpr std::int64_t accumulator_vectors() {
+    return kRowGroup * G * tile_panels<G>(1);
+}
+
+
+// Looks up the state before step t of row b at position p. `Problem` is a ForwardProblem or a BackwardProblem.
+template <class Cell, class T>
+class PreviousStates {
+   public:
+    template <class Problem>
+    PreviousStates(const Problem& problem, const T* zero, const T* states, bool states_by_row)
+        : dims_(problem.dims),
+          schedule_(problem.schedule),
+          y_{problem.y.data, problem.y.t_stride, problem.y.b_stride},
+          zero_(zero),
+          states_(states),
+          states_by_row_(states_by_row),
+          row_size_((Cell::kStates - 1) * padded<T>(problem.dims.H)) {
+        for (int k = 0; k < Cell::kStates; ++k) {
+            initial_[k] = problem.initial[k];
+            reset_[k] = problem.reset[k];
+            reset_stride_[k] = problem.reset_stride[k];
+        }
+    }
+
+    // Whether position p has a step before t (in the direction of time travelled).
+    bool has_step_before(std::int64_t t, std::int64_t p) const {
+        return schedule_.reverse ? p < schedule_.active[t + 1] : t > 0;
+    }
+    // Whether a reset cuts the state on its way into step t.
+    bool is_cut(std::int64_t t, std::int64_t b, std::int64_t p) const {
+        if (schedule_.resets == nullptr) return false;
+        if (!schedule_.reverse) return schedule_.resets[t * dims_.B + b] != 0;
+        return p < schedule_.active[t + 1] && schedule_.resets[(t + 1) * dims_.B + b] != 0;
+    }
+
+    void find(std::int64_t t, std::int64_t p, const T* (&out)[Cell::kStates]) const {
+        const std::int64_t b = schedule_.order[p];
+        if (is_cut(t, b, p)) {
+            for (int k = 0; k < Cell::kStates; ++k) {
+                out[k] = reset_[k] == nullptr ? zero_ : reset_[k] + b * reset_stride_[k];
+            }
+        } else if (has_step_before(t, p)) {
+            const std::int64_t before = schedule_.reverse ? t + 1 : t - 1;
+            out[0] = y_.row(before, b);
+            const std::int64_t row = states_by_row_ ? schedule_.offset[before] + p : p;
+            for (int k = 1; k < Cell::kStates; ++k) out[k] = states_ + row * row_size_ + (k - 1) * padded<T>(dims_.H);
+        } else {
+            for (int k = 0; k < Cell::kStates; ++k) {
+                out[k] = initial_[k] == nullptr ? zero_ : initial_[k] + b * (k == 0 ? dims_.P : dims_.H);
+            }
+        }
+    }
+
+   private:
+    const Dims& dims_;
+    const Schedule& schedule_;
+    Sequence<const T> y_;
+    const T* initial_[Cell::kStates];
+    const T* reset_[Cell::kStates];
+    std::int64_t reset_stride_[Cell::kStates];
+    const T* zero_;
+    const T* states_;
+    bool states_by_row_;  // by compact row (a tape) or by position (one state a row, overwritten by each step)
+    std::int64_t row_size_;
+};
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

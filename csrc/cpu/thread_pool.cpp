@@ -1,0 +1,255 @@
+// The pool behind Team: std::thread workers that spin briefly and then sleep. One call owns the pool at a time; a second
+// concurrent call runs on its own thread alone, with the same results.
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdio>
+#include <mutex>
+#include <thread>
+
+#include "cpu/team.h"
+
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+namespace fusedrnn {
+namespace {
+
+void pause() {
+#if defined(__SSE2__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Flushes denormals while it lives: a denormal operand costs a hundred cycles and more.
+class FlushDenormals {
+   public:
+#if defined(__SSE2__)
+    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ and DAZ
+    ~FlushDenormals() { _mm_setcsr(saved_); }
+
+   private:
+    unsigned saved_;
+#elif defined(__aarch64__)
+    FlushDenormals() {
+        asm volatile("mrs %0, fpcr" : "=r"(saved_));
+        asm volatile("msr fpcr, %0" ::"r"(saved_ | (std::uint64_t{1} << 24)));
+    }
+    ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+
+   private:
+    std::uint64_t saved_;
+#endif
+};
+
+constexpr int kSpins = 2000;             // about 20 us of pauses before a worker sleeps
+constexpr int kSpinsBeforeYield = 4000;  // in a barrier; then the processor is offered to others
+
+struct alignas(128) Flag {
+    std::atomic<std::uint64_t> value{0};
+};
+
+// One turn of a bounded spin: first a pause, later the processor is offered to others.
+void spin(int& turns) {
+    if (++turns < kSpinsBeforeYield) {
+        pause();
+    } else {
+        sched_yield();
+    }
+}
+
+std::atomic<InterruptCheck> interrupt_check{nullptr};
+
+}  // namespace
+
+void set_interrupt_check(InterruptCheck check) { interrupt_check.store(check); }
+
+class ThreadPool {
+   public:
+    void grow(int workers);
+    void start(int size, void (*fn)(void*, int), void* context);
+    void finish();
+
+    std::mutex in_use;
+    Flag arrived[kMaxThreads];  // the barrier: the round that each member has reached
+
+   private:
+    void work(int member, std::uint64_t seen);
+
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::atomic<std::uint64_t> epoch_{0};
+    std::atomic<int> running_{0};
+    int workers_ = 0;
+    int size_ = 0;
+    void (*fn_)(void*, int) = nullptr;
+    void* context_ = nullptr;
+};
+
+void ThreadPool::work(int member, std::uint64_t seen) {
+    for (;;) {
+        int spins = 0;
+        while (epoch_.load(std::memory_order_acquire) == seen && ++spins < kSpins) pause();
+        if (epoch_.load(std::memory_order_acquire) == seen) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
+        }
+        seen = epoch_.load(std::memory_order_acquire);
+        if (member < size_) {
+            FlushDenormals flush;
+            fn_(context_, member);
+        }
+        running_.fetch_sub(1, std::memory_order_release);
+    }
+}
+
+void ThreadPool::start(int size, void (*fn)(void*, int), void* context) {
+    size_ = size;
+    fn_ = fn;
+    context_ = context;
+    for (int i = 0; i < size; ++i) arrived[i].value.store(0, std::memory_order_relaxed);
+    running_.store(workers_, std::memory_order_relaxed);
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        epoch_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+}
+
+void ThreadPool::finish() {
+    int spins = 0;
+    while (running_.load(std::memory_order_acquire) != 0) spin(spins);
+}
+
+void ThreadPool::grow(int workers) {
+    while (workers_ < workers) {
+        // A detached worker lives as long as the process: there is nothing to join at exit, where joining can hang.
+        const int member = workers_ + 1;
+        const std::uint64_t seen = epoch_.load();
+        std::thread([this, member, seen] { work(member, seen); }).detach();
+        ++workers_;
+    }
+}
+
+namespace {
+
+ThreadPool* pool = nullptr;
+std::mutex* pool_mutex = new std::mutex;
+
+// The child of a fork has none of the workers and perhaps a locked mutex: it starts afresh.
+void forget_pool() {
+    pool = nullptr;
+    pool_mutex = new std::mutex;
+}
+
+ThreadPool* the_pool() {
+    const std::lock_guard<std::mutex> lock(*pool_mutex);
+    if (pool == nullptr) {
+        static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+        (void)registered;
+        pool = new ThreadPool;
+    }
+    return pool;
+}
+
+int cgroup_limit() {
+    long quota = -1, period = 0;
+    if (std::FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+        if (std::fscanf(f, "%ld %ld", &quota, &period) != 2) quota = -1;
+        std::fclose(f);
+    }
+    return quota > 0 && period > 0 ? static_cast<int>(std::max(1L, (quota + period - 1) / period)) : kMaxThreads;
+}
+
+std::atomic<int> num_threads{0};
+
+}  // namespace
+
+int available_threads() {
+    int n = 1;
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+#else
+    n = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+#endif
+    return std::max(1, std::min({n, cgroup_limit(), kMaxThreads}));
+}
+
+int get_num_threads() {
+    int n = num_threads.load();
+    if (n == 0) {
+        n = available_threads();
+        num_threads.store(n);
+    }
+    return n;
+}
+
+void set_num_threads(int n) { num_threads.store(n); }
+
+Team::Team(int wanted) : size_(1) {
+    if (wanted <= 1) return;
+    ThreadPool* shared = the_pool();
+    if (!shared->in_use.try_lock()) return;
+    try {
+        shared->grow(std::min(wanted, kMaxThreads) - 1);
+    } catch (...) {  // no more threads to be had: go on alone
+        shared->in_use.unlock();
+        return;
+    }
+    pool_ = shared;
+    size_ = std::min(wanted, kMaxThreads);
+}
+
+Team::~Team() {
+    if (pool_ != nullptr) pool_->in_use.unlock();
+}
+
+void Team::run(void (*fn)(void*, int), void* context) {
+    if (pool_ != nullptr) pool_->start(size_, fn, context);
+    {
+        FlushDenormals flush;
+        fn(context, 0);
+    }
+    if (pool_ != nullptr) pool_->finish();
+}
+
+bool Team::barrier(int member) {
+    if (cancelled(member)) return false;
+    if (pool_ == nullptr) return true;
+    Flag* arrived = pool_->arrived;
+    const std::uint64_t round = arrived[member].value.load(std::memory_order_relaxed) + 1;
+    arrived[member].value.store(round, std::memory_order_release);
+    for (int other = 0; other < size_; ++other) {
+        int spins = 0;
+        while (arrived[other].value.load(std::memory_order_acquire) < round) {
+            if (stop_.load(std::memory_order_relaxed)) return false;
+            spin(spins);
+        }
+    }
+    return true;
+}
+
+void Team::poll() {
+    const auto now = std::chrono::steady_clock::now();
+    if (last_poll_ != std::chrono::steady_clock::time_point{}) {
+        const auto elapsed = now - last_poll_;
+        if (elapsed < std::chrono::milliseconds(5) && interval_ < 4096) interval_ *= 2;
+        if (elapsed > std::chrono::milliseconds(40)) interval_ = std::max(1, interval_ / 8);
+        const InterruptCheck check = interrupt_check.load();
+        if (elapsed > std::chrono::milliseconds(2) && check != nullptr && check()) stop_.store(true);
+    }
+    last_poll_ = now;
+    countdown_ = interval_;
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,30 @@
+// The vector type of the instruction set that this translation unit is compiled for.
+//
+// Every kernel source is compiled once per instruction set, with FUSEDRNN_ISA set to the name of a header in this
+// folder. All code below it lives in the namespace fusedrnn::FUSEDRNN_ISA: a template instantiated in an AVX file
+// must never share a symbol with the baseline build, or the linker may pick the AVX one for a CPU without it.
+#pragma once
+
+#ifndef FUSEDRNN_ISA
+#error "FUSEDRNN_ISA must name a header of csrc/simd (scalar, avx2, avx512)"
+#endif
+
+#define FUSEDRNN_STRING_(x) #x
+#define FUSEDRNN_STRING(x) FUSEDRNN_STRING_(x)
+#define FUSEDRNN_INLINE inline __attribute__((always_inline))
+
+// Each header defines, for T = float and double, `Vec<T>` with
+//   Scalar, Mask, kLanes       the element type, the result of a comparison, the number of lanes
+//   load, store                unaligned, all lanes
+//   load_n, store_n            the first n lanes (0 <= n <= kLanes); the other lanes read as 0 and memory past n is
+//                              not touched
+//   set                        broadcast
+//   + - * / and fma(a,b,c)     a*b+c, rounded once where the ISA has it (the scalar build rounds twice)
+//   min, max(a, b)             b where either is NaN
+//   abs, copysign, round       round to nearest even
+//   pow2n(n)                   2^n for integral n in [-127, 127]; -127 gives 0
+//   less(a, b), select(m,a,b)  lane-wise a < b; m ? a : b
+//   sum(a)                     all lanes, pairwise: lane l with lane l + kLanes/2, and so on
+//   keep_in_register(a)        stops the compiler from folding a load into each of its uses
+// and kRegisters, the number of vector registers.
+#include FUSEDRNN_STRING(FUSEDRNN_ISA.h)
