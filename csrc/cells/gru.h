@@ -5,7 +5,7 @@
 // The contract of a cell is described in cell_list.h.
 #pragma once
 
-#include "math.h"
+#include "activations.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 

@@ -126,9 +126,16 @@ struct DenseKernels {
                             T* dx, T* dw, T* db, Team&, void* workspace);
 };
 
+inline constexpr int kDigestLanes = 64;
+struct Digest {
+    std::uint32_t lanes[kDigestLanes];
+};
+
 template <class T>
 struct KernelTable {
     int lanes;
+    // Continues a digest, zero at first, with `bytes` more.
+    void (*fingerprint)(const void* data, std::int64_t bytes, Digest& digest);
     RecurrentKernels<T> cells[kCellCount];
     DenseKernels<T> dense;
 };

@@ -5,6 +5,7 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "cpu/backward.h"
+#include "cpu/fingerprint.h"
 #include "cpu/forward.h"
 #include "cpu/linear.h"
 #include "cpu/pack.h"
@@ -25,6 +26,7 @@ constexpr RecurrentKernels<T> recurrent_kernels(const char* name) {
 template <class T>
 constexpr KernelTable<T> make_table() {
     return {Vec<T>::kLanes,
+            fingerprint,
             {
 #define FUSEDRNN_TABLE_ROW(name, Type) recurrent_kernels<Type, T>(#name),
                 FUSEDRNN_CELLS(FUSEDRNN_TABLE_ROW)

@@ -1,0 +1,328 @@
+#include "bindings/arrays.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <new>
+#include <utility>
+
+namespace fusedrnn {
+namespace {
+
+std::string type_name(py::handle value) {
+    return value.is_none() ? "None" : std::string(Py_TYPE(value.ptr())->tp_name);
+}
+
+std::string dtype_name(const py::array& array) { return py::str(py::object(array.dtype())); }
+
+// (4*H, H) and (512, 128): a tuple as Python writes it.
+std::string tuple_text(const std::vector<std::string>& items) {
+    std::string text = "(";
+    for (std::size_t i = 0; i < items.size(); ++i) text += (i > 0 ? ", " : "") + items[i];
+    return text + (items.size() == 1 ? ",)" : ")");
+}
+
+std::string shape_text(const py::array& array) {
+    std::vector<std::string> items;
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) items.push_back(std::to_string(array.shape(i)));
+    return tuple_text(items);
+}
+
+std::string expected_shape_text(const std::vector<Axis>& expected) {
+    std::vector<std::string> symbols, sizes;
+    for (const Axis& axis : expected) {
+        symbols.push_back(axis.symbol);
+        sizes.push_back(axis.size < 0 ? axis.symbol : std::to_string(axis.size));
+    }
+    const std::string symbolic = tuple_text(symbols), actual = tuple_text(sizes);
+    return symbolic == actual ? symbolic : symbolic + " = " + actual;
+}
+
+bool is_aligned(const py::array& array) {
+    const auto alignment = static_cast<std::uintptr_t>(array.itemsize());
+    return array.size() == 0 || reinterpret_cast<std::uintptr_t>(array.data()) % alignment == 0;
+}
+
+bool is_contiguous(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
+
+// A C-contiguous, aligned copy.
+py::array contiguous_copy(const py::array& array) {
+    constexpr int kAligned = 0x0100;  // NPY_ARRAY_ALIGNED
+    py::array copy = py::array::ensure(array, py::array::c_style | kAligned);
+    if (!copy) throw std::bad_alloc();
+    return copy;
+}
+
+// First and one past the last byte that the elements occupy.
+std::pair<std::intptr_t, std::intptr_t> extent(const py::array& array) {
+    auto low = reinterpret_cast<std::intptr_t>(array.data()), high = low;
+    if (array.size() == 0) return {low, low};
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+        const std::intptr_t reach = (array.shape(i) - 1) * array.strides(i);
+        (reach < 0 ? low : high) += reach;
+    }
+    return {low, high + array.itemsize()};
+}
+
+// Whether no two elements share memory, judged by nested strides: enough for every slice of a contiguous array.
+bool elements_are_apart(const py::array& array) {
+    std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, size
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+        if (array.shape(i) > 1) axes.emplace_back(std::abs(array.strides(i)), array.shape(i));
+    }
+    std::sort(axes.begin(), axes.end());
+    std::int64_t reach = array.itemsize();
+    for (const auto& [stride, size] : axes) {
+        if (stride < reach) return false;
+        reach += stride * (size - 1);
+    }
+    return true;
+}
+
+}  // namespace
+
+Array::Array(py::handle value, std::string name, Presence presence) : name_(std::move(name)) {
+    if (value.is_none() && presence == kOptional) return;
+    if (!py::isinstance<py::array>(value)) {
+        throw py::type_error(name_ + ": expected a NumPy array" + (presence == kOptional ? " or None" : "") + ", got " +
+                             type_name(value));
+    }
+    array_ = py::reinterpret_borrow<py::array>(value);
+}
+
+// True only for native byte order: a swapped dtype has the same kind and size.
+void Array::require_dtype(bool matches, const std::string& expected) const {
+    const char order = array_.dtype().byteorder();
+    if (matches && (order == '=' || order == '|')) return;
+    throw py::type_error(name_ + ": expected dtype " + expected + ", got " + dtype_name(array_));
+}
+
+Array Array::floats(py::handle value, std::string name, Presence presence) {
+    Array a(value, std::move(name), presence);
+    if (!a.given()) return a;
+    const py::dtype dtype = a.array_.dtype();
+    a.require_dtype(dtype.kind() == 'f' && (dtype.itemsize() == 4 || dtype.itemsize() == 8), "float32 or float64");
+    a.dtype_ = dtype.itemsize() == 4 ? DType::float32 : DType::float64;
+    return a;
+}
+
+Array Array::int64(py::handle value, std::string name, Presence presence) {
+    Array a(value, std::move(name), presence);
+    if (!a.given()) return a;
+    a.require_dtype(a.array_.dtype().kind() == 'i' && a.array_.itemsize() == 8, "int64");
+    a.dtype_ = DType::int64;
+    return a;
+}
+
+Array Array::boolean(py::handle value, std::string name, Presence presence) {
+    Array a(value, std::move(name), presence);
+    if (!a.given()) return a;
+    a.require_dtype(a.array_.dtype().kind() == 'b', "bool");
+    a.dtype_ = DType::boolean;
+    return a;
+}
+
+Array Array::like(py::handle value, std::string name, const Array& other, Presence presence) {
+    Array a(value, std::move(name), presence);
+    a.dtype_ = other.dtype_;
+    if (!a.given()) return a;
+    const bool is_float32 = other.dtype_ == DType::float32;
+    a.require_dtype(a.array_.dtype().kind() == 'f' && a.array_.itemsize() == (is_float32 ? 4 : 8),
+                    std::string(is_float32 ? "float32" : "float64") + " as " + other.name_);
+    return a;
+}
+
+Array& Array::shape(const std::vector<Axis>& expected) {
+    if (!given()) return *this;
+    bool same = static_cast<std::size_t>(array_.ndim()) == expected.size();
+    for (std::size_t i = 0; same && i < expected.size(); ++i) {
+        const auto axis = static_cast<py::ssize_t>(i);
+        same = expected[i].size < 0 || expected[i].size == array_.shape(axis);
+    }
+    if (same) return *this;
+    throw py::value_error(name_ + ": expected shape " + expected_shape_text(expected) + ", got " + shape_text(array_));
+}
+
+Array& Array::contiguous() {
+    if (!given()) return *this;
+    if (!is_contiguous(array_)) {
+        throw py::value_error(name_ + ": expected a C-contiguous array, got strides " +
+                              std::string(py::str(array_.attr("strides"))));
+    }
+    if (!is_aligned(array_)) {
+        throw py::value_error(name_ + ": expected data aligned to its " + std::to_string(array_.itemsize()) +
+                              "-byte elements, got a misaligned array");
+    }
+    return *this;
+}
+
+Array& Array::made_contiguous() {
+    if (given() && !(is_contiguous(array_) && is_aligned(array_))) array_ = contiguous_copy(array_);
+    return *this;
+}
+
+std::string Array::problem_with_rows(bool for_output) const {
+    if (array_.size() == 0) return "";
+    const py::ssize_t last = array_.ndim() - 1, itemsize = array_.itemsize();
+    if (!is_aligned(array_)) return "misaligned data";
+    for (py::ssize_t i = 0; i <= last; ++i) {
+        if (array_.shape(i) == 1) continue;
+        if (i == last && array_.strides(i) != itemsize) return "another stride";
+        if (array_.strides(i) % itemsize != 0) return "strides that split elements";
+    }
+    return for_output && !elements_are_apart(array_) ? "elements that share memory" : "";
+}
+
+Array& Array::made_rows() {
+    if (given() && !problem_with_rows(false).empty()) array_ = contiguous_copy(array_);
+    return *this;
+}
+
+Array& Array::writable_rows() {
+    if (!given()) return *this;
+    if (!array_.writeable()) throw py::value_error(name_ + ": expected a writable array, got a read-only one");
+    const std::string problem = problem_with_rows(true);
+    if (problem.empty()) return *this;
+    throw py::value_error(name_ + ": expected unit stride in the last axis, got " + problem);
+}
+
+Array& Array::writable() {
+    if (!given()) return *this;
+    if (!array_.writeable()) throw py::value_error(name_ + ": expected a writable array, got a read-only one");
+    return contiguous();
+}
+
+bool Array::shares_memory(const Array& other) const {
+    if (!given() || !other.given()) return false;
+    const auto [low, high] = extent(array_);
+    const auto [other_low, other_high] = extent(other.array_);
+    if (low >= other_high || other_low >= high) return false;
+    if (is_contiguous(array_) && is_contiguous(other.array_)) return true;
+    // Interleaved slices of one array: NumPy solves this exactly.
+    return py::module_::import("numpy").attr("shares_memory")(array_, other.array_).cast<bool>();
+}
+
+Array& Array::apart_from(const Array& other) {
+    if (!shares_memory(other)) return *this;
+    throw py::value_error(name_ + ": expected memory of its own, got an overlap with " + other.name_);
+}
+
+std::int64_t Array::stride(int axis) const {
+    // NumPy gives axes of one element any stride.
+    return array_.shape(axis) <= 1 || array_.size() == 0 ? 0 : array_.strides(axis) / array_.itemsize();
+}
+
+std::vector<py::ssize_t> Array::sizes() const { return {array_.shape(), array_.shape() + array_.ndim()}; }
+
+py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes) {
+    const py::dtype type = dtype == DType::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
+    std::int64_t bytes = type.itemsize();
+    for (const std::int64_t size : sizes) bytes = checked_product({bytes, std::max<std::int64_t>(size, 1)});
+    return py::array(type, std::vector<py::ssize_t>(sizes.begin(), sizes.end()));
+}
+
+std::int64_t checked_product(std::initializer_list<std::int64_t> sizes) {
+    std::int64_t product = 1;
+    for (const std::int64_t size : sizes) {
+        if (!__builtin_mul_overflow(product, size, &product)) continue;
+        std::string text;
+        for (const std::int64_t factor : sizes) text += (text.empty() ? "" : " * ") + std::to_string(factor);
+        throw py::value_error("sizes: expected a product below 2^63, got " + text);
+    }
+    return product;
+}
+
+double real_number(py::handle value, const char* name) {
+    const double number = PyFloat_AsDouble(value.ptr());
+    if (number != -1.0 || PyErr_Occurred() == nullptr) return number;
+    const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
+    PyErr_Clear();
+    if (too_large) throw py::value_error(std::string(name) + ": expected a number in the range of float64");
+    throw py::type_error(std::string(name) + ": expected a real number, got " + type_name(value));
+}
+
+double finite_number(py::handle value, const char* name) {
+    const double number = real_number(value, name);
+    require(std::isfinite(number), name, "a finite number", number);
+    return number;
+}
+
+namespace {
+
+py::int_ python_integer(py::handle value, const char* name) {
+    PyObject* index = PyNumber_Index(value.ptr());
+    if (index != nullptr) return py::reinterpret_steal<py::int_>(index);
+    PyErr_Clear();
+    throw py::type_error(std::string(name) + ": expected an integer, got " + type_name(value));
+}
+
+[[noreturn]] void refuse_integer(const char* name, const std::string& low, const std::string& high,
+                                 const py::int_& got) {
+    throw py::value_error(std::string(name) + ": expected an integer from " + low + " to " + high + ", got " +
+                          std::string(py::str(got)));
+}
+
+}  // namespace
+
+std::int64_t integer(py::handle value, const char* name, std::int64_t low, std::int64_t high) {
+    const py::int_ exact = python_integer(value, name);
+    int overflow = 0;
+    const long long number = PyLong_AsLongLongAndOverflow(exact.ptr(), &overflow);
+    if (overflow == 0 && number >= low && number <= high) return number;
+    refuse_integer(name, std::to_string(low), std::to_string(high), exact);
+}
+
+std::uint64_t unsigned_integer(py::handle value, const char* name) {
+    const py::int_ exact = python_integer(value, name);
+    const unsigned long long number = PyLong_AsUnsignedLongLong(exact.ptr());
+    if (PyErr_Occurred() == nullptr) return number;
+    PyErr_Clear();
+    refuse_integer(name, "0", "2^64 - 1", exact);
+}
+
+bool flag(py::handle value, const char* name) {
+    py::detail::make_caster<bool> caster;
+    if (caster.load(value, false)) return py::detail::cast_op<bool>(caster);
+    throw py::type_error(std::string(name) + ": expected a bool, got " + type_name(value));
+}
+
+void require(bool ok, const char* name, const std::string& expected, double value) {
+    if (ok) return;
+    throw py::value_error(std::string(name) + ": expected " + expected + ", got " +
+                          std::string(py::str(py::float_(value))));
+}
+
+std::vector<std::int64_t> checked_indices(const Array& indices, std::int64_t limit, const char* limit_symbol,
+                                          const std::int64_t* allowed) {
+    const auto* data = indices.data<std::int64_t>();
+    std::vector<std::int64_t> copy(data, data + indices.size());
+    for (std::size_t i = 0; i < copy.size(); ++i) {
+        if ((copy[i] >= 0 && copy[i] < limit) || (allowed != nullptr && copy[i] == *allowed)) continue;
+        throw py::value_error(indices.name() + ": expected values in [0, " + limit_symbol + ") = [0, " +
+                              std::to_string(limit) + "), got " + std::to_string(copy[i]) + " at position " +
+                              std::to_string(i));
+    }
+    return copy;
+}
+
+AlignedBuffer::AlignedBuffer(std::int64_t bytes) : bytes_(bytes) {
+    constexpr std::int64_t kAlignment = 64;
+    if (bytes < 0 || bytes > std::numeric_limits<std::int64_t>::max() - kAlignment) throw std::bad_alloc();
+    const std::int64_t rounded = std::max<std::int64_t>((bytes + kAlignment - 1) / kAlignment, 1) * kAlignment;
+    data_ = std::aligned_alloc(kAlignment, static_cast<std::size_t>(rounded));
+    if (data_ == nullptr) throw std::bad_alloc();
+}
+
+AlignedBuffer::~AlignedBuffer() { std::free(data_); }
+
+AlignedBuffer::AlignedBuffer(AlignedBuffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,133 @@
+// Every check of an argument: arrays, numbers and flags. An error names the argument, what was expected and what came.
+//
+// TypeError for the kind or the dtype, ValueError for shape, layout and value. Checks chain, and do nothing on an
+// argument that is None where that is allowed:
+//   const Array logits = Array::floats(value, "logits").shape({{"N"}, {"C"}}).contiguous();
+//   const Array weight = Array::like(value, "weight", logits, kOptional).shape({{"C", logits.size(1)}}).contiguous();
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+namespace fusedrnn {
+
+namespace py = pybind11;
+
+enum class DType { float32, float64, int64, boolean };
+enum Presence : bool { kRequired = false, kOptional = true };
+
+// One axis of an expected shape; without a size, any size will do.
+struct Axis {
+    std::string symbol;
+    std::int64_t size = -1;
+};
+
+class Array {
+   public:
+    Array() = default;  // an argument that was not given
+
+    static Array floats(py::handle value, std::string name, Presence presence = kRequired);
+    static Array int64(py::handle value, std::string name, Presence presence = kRequired);
+    static Array boolean(py::handle value, std::string name, Presence presence = kRequired);
+    // The dtype of another argument.
+    static Array like(py::handle value, std::string name, const Array& other, Presence presence = kRequired);
+
+    Array& shape(const std::vector<Axis>& expected);
+    // Refuses what is not C-contiguous and aligned.
+    Array& contiguous();
+    // Copies what is not C-contiguous and aligned: for small inputs.
+    Array& made_contiguous();
+    // Unit stride in the last axis and strides of whole elements elsewhere: other layouts are copied.
+    Array& made_rows();
+    // The same for an array to be written: other layouts are refused, and elements that share memory.
+    Array& writable_rows();
+    // Writable, C-contiguous and aligned.
+    Array& writable();
+    // Refuses to share memory with another argument.
+    Array& apart_from(const Array& other);
+
+    bool given() const { return static_cast<bool>(array_); }
+    const std::string& name() const { return name_; }
+    DType dtype() const { return dtype_; }
+    const py::array& object() const { return array_; }
+    py::object object_or_none() const { return given() ? py::object(array_) : py::none(); }
+    int ndim() const { return static_cast<int>(array_.ndim()); }
+    std::int64_t size(int axis) const { return array_.shape(axis); }
+    std::int64_t size() const { return given() ? array_.size() : 0; }
+    std::int64_t stride(int axis) const;  // in elements
+    std::vector<py::ssize_t> sizes() const;
+    bool shares_memory(const Array& other) const;
+
+    // Null where not given.
+    template <class T>
+    const T* data() const {
+        return given() ? static_cast<const T*>(array_.data()) : nullptr;
+    }
+    template <class T>
+    T* mutable_data() const {
+        return const_cast<T*>(data<T>());
+    }
+
+   private:
+    Array(py::handle value, std::string name, Presence presence);
+    void require_dtype(bool matches, const std::string& expected) const;
+    std::string problem_with_rows(bool for_output) const;
+
+    py::array array_ = py::reinterpret_steal<py::array>(py::handle());
+    std::string name_;
+    DType dtype_ = DType::float32;
+};
+
+// A new C-contiguous array; ValueError where its size does not fit in 63 bits.
+py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes);
+
+// Calls f.operator()<T>() with float or double.
+template <class F>
+auto by_dtype(DType dtype, F&& f) {
+    return dtype == DType::float32 ? f.template operator()<float>() : f.template operator()<double>();
+}
+
+// The product of sizes; ValueError where it does not fit in 63 bits.
+std::int64_t checked_product(std::initializer_list<std::int64_t> sizes);
+
+double real_number(py::handle value, const char* name);
+double finite_number(py::handle value, const char* name);
+std::int64_t integer(py::handle value, const char* name, std::int64_t low, std::int64_t high);
+std::uint64_t unsigned_integer(py::handle value, const char* name);
+bool flag(py::handle value, const char* name);
+// Raises ValueError "name: expected `expected`, got value" unless ok.
+void require(bool ok, const char* name, const std::string& expected, double value);
+
+// A private copy of integers that have each to be in [0, limit) or equal to `allowed`: what another thread writes to
+// the array while the kernels run cannot lead them astray.
+std::vector<std::int64_t> checked_indices(const Array& indices, std::int64_t limit, const char* limit_symbol,
+                                          const std::int64_t* allowed = nullptr);
+
+// Uninitialised memory aligned to 64 bytes; std::bad_alloc (MemoryError) where there is none.
+class AlignedBuffer {
+   public:
+    AlignedBuffer() = default;
+    explicit AlignedBuffer(std::int64_t bytes);
+    ~AlignedBuffer();
+    AlignedBuffer(AlignedBuffer&& other) noexcept;
+    AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;
+
+    void* data() const { return data_; }
+    template <class T>
+    T* as() const {
+        return static_cast<T*>(data_);
+    }
+    std::int64_t bytes() const { return bytes_; }
+
+   private:
+    void* data_ = nullptr;
+    std::int64_t bytes_ = 0;
+};
+
+}  // namespace fusedrnn

@@ -1,0 +1,28 @@
+// The compiled module: a table of contents.
+#include <exception>
+
+#include "bindings/bindings.h"
+
+PYBIND11_MODULE(core, m, pybind11::mod_gil_not_used()) {
+    m.doc() = "Kernels of fusedrnn and the checks of their arguments.";
+    m.attr("__version__") = FUSEDRNN_VERSION;
+    pybind11::options options;
+    options.disable_function_signatures();
+    fusedrnn::bind_config(m);
+    fusedrnn::bind_recurrent(m);
+    fusedrnn::bind_stream(m);
+    fusedrnn::bind_layers(m);
+    fusedrnn::bind_optim(m);
+    fusedrnn::bind_limits(m);
+}
+
+// pybind11 would report an error of the configuration as ImportError: it is checked before pybind11 begins.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+    try {
+        fusedrnn::configure();
+    } catch (const std::exception& e) {
+        PyErr_SetString(PyExc_RuntimeError, e.what());
+        return nullptr;
+    }
+    return PyInit_core();
+}

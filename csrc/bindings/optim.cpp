@@ -1,0 +1,128 @@
+// Optimisers and the operations on gradients, all in place. Arrays may have any shape, the same for all of one call.
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "bindings/bindings.h"
+#include "bindings/run.h"
+#include "layers/layer_table.h"
+
+namespace fusedrnn {
+namespace {
+
+std::vector<Axis> axes_of(const Array& x) {
+    std::vector<Axis> axes;
+    for (int i = 0; i < x.ndim(); ++i) axes.push_back({std::to_string(x.size(i)), x.size(i)});
+    return axes;
+}
+
+// An array of param's shape that the step reads, or also writes.
+Array beside(const Array& param, py::handle value, const char* name, Presence presence = kRequired) {
+    return Array::like(value, name, param, presence).shape(axes_of(param)).contiguous().apart_from(param);
+}
+
+double fraction_below_one(py::handle value, const char* name) {
+    const double number = finite_number(value, name);
+    require(number >= 0 && number < 1, name, "a number in [0, 1)", number);
+    return number;
+}
+
+void sgd_step(const py::object& param_, const py::object& grad_, const py::object& momentum_buf_, const py::object& lr,
+              const py::object& momentum, const py::object& dampening, const py::object& weight_decay,
+              const py::object& nesterov, const py::object& first) {
+    const Array param = Array::floats(param_, "param").writable();
+    const Array grad = beside(param, grad_, "grad");
+    const SgdOptions options{finite_number(lr, "lr"),
+                             finite_number(momentum, "momentum"),
+                             finite_number(dampening, "dampening"),
+                             finite_number(weight_decay, "weight_decay"),
+                             flag(nesterov, "nesterov"),
+                             flag(first, "first")};
+    const bool uses_momentum = options.momentum != 0;
+    const Array buf =
+        beside(param, momentum_buf_, "momentum_buf", uses_momentum ? kRequired : kOptional).writable().apart_from(grad);
+    require(uses_momentum || !options.nesterov, "momentum", "a number above 0 with nesterov", options.momentum);
+    by_dtype(param.dtype(), [&]<class T>() {
+        Team team(threads_for(static_cast<double>(param.size())));
+        run_released(team, [&] {
+            layer_table<T>().sgd_step(param.size(), param.mutable_data<T>(), grad.data<T>(),
+                                      uses_momentum ? buf.mutable_data<T>() : nullptr, options, team);
+        });
+    });
+}
+
+void adam_step(const py::object& param_, const py::object& grad_, const py::object& exp_avg_,
+               const py::object& exp_avg_sq_, const py::object& lr, const py::object& beta1, const py::object& beta2,
+               const py::object& eps, const py::object& weight_decay, const py::object& decoupled,
+               const py::object& step) {
+    const Array param = Array::floats(param_, "param").writable();
+    const Array grad = beside(param, grad_, "grad");
+    const Array exp_avg = beside(param, exp_avg_, "exp_avg").writable().apart_from(grad);
+    const Array exp_avg_sq = beside(param, exp_avg_sq_, "exp_avg_sq").writable().apart_from(grad).apart_from(exp_avg);
+    const AdamOptions options{finite_number(lr, "lr"),
+                              fraction_below_one(beta1, "beta1"),
+                              fraction_below_one(beta2, "beta2"),
+                              finite_number(eps, "eps"),
+                              finite_number(weight_decay, "weight_decay"),
+                              flag(decoupled, "decoupled"),
+                              integer(step, "step", 1, std::numeric_limits<std::int64_t>::max())};
+    by_dtype(param.dtype(), [&]<class T>() {
+        Team team(threads_for(2.0 * static_cast<double>(param.size())));
+        run_released(team, [&] {
+            layer_table<T>().adam_step(param.size(), param.mutable_data<T>(), grad.data<T>(),
+                                       exp_avg.mutable_data<T>(), exp_avg_sq.mutable_data<T>(), options, team);
+        });
+    });
+}
+
+double norm(const py::object& x_, const py::object& p_) {
+    const Array x = Array::floats(x_, "x").contiguous();
+    const double p = real_number(p_, "p");
+    require(p > 0, "p", "a number above 0", p);
+    std::vector<double> partial(static_cast<std::size_t>((x.size() + kNormBlock - 1) / kNormBlock));
+    return by_dtype(x.dtype(), [&]<class T>() {
+        double result = 0;
+        Team team(threads_for(static_cast<double>(x.size())));
+        run_released(team, [&] { result = layer_table<T>().norm(x.size(), x.data<T>(), p, partial.data(), team); });
+        return result;
+    });
+}
+
+void scale(const py::object& x_, const py::object& factor_) {
+    const Array x = Array::floats(x_, "x").writable();
+    const double factor = real_number(factor_, "factor");
+    by_dtype(x.dtype(), [&]<class T>() {
+        Team team(threads_for(static_cast<double>(x.size())));
+        run_released(team, [&] { layer_table<T>().scale(x.size(), x.mutable_data<T>(), factor, team); });
+    });
+}
+
+void clamp(const py::object& x_, const py::object& lo_, const py::object& hi_) {
+    const Array x = Array::floats(x_, "x").writable();
+    const double lo = real_number(lo_, "lo"), hi = real_number(hi_, "hi");
+    require(!std::isnan(lo), "lo", "a number", lo);
+    require(hi >= lo, "hi", "a number >= lo", hi);
+    by_dtype(x.dtype(), [&]<class T>() {
+        Team team(threads_for(static_cast<double>(x.size())));
+        run_released(team, [&] { layer_table<T>().clamp(x.size(), x.mutable_data<T>(), lo, hi, team); });
+    });
+}
+
+}  // namespace
+
+void bind_optim(py::module_& m) {
+    using py::arg;
+    m.def("sgd_step", &sgd_step, arg("param"), arg("grad"), arg("momentum_buf"), arg("lr"), arg("momentum"),
+          arg("dampening"), arg("weight_decay"), arg("nesterov"), arg("first"),
+          "One step of stochastic gradient descent; param and momentum_buf change.");
+    m.def("adam_step", &adam_step, arg("param"), arg("grad"), arg("exp_avg"), arg("exp_avg_sq"), arg("lr"),
+          arg("beta1"), arg("beta2"), arg("eps"), arg("weight_decay"), arg("decoupled"), arg("step"),
+          "One step of Adam, or of AdamW if decoupled; param, exp_avg and exp_avg_sq change.");
+    m.def("norm", &norm, arg("x"), arg("p"), "Return (sum |x|^p)^(1/p), or max |x| for p = inf.");
+    m.def("scale_", &scale, arg("x"), arg("factor"), "Multiply x in place.");
+    m.def("clamp_", &clamp, arg("x"), arg("lo"), arg("hi"), "Limit x in place to [lo, hi]; NaN stays.");
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,260 @@
+// One step at a time: everything a step needs is prepared when the stream is made, so that a call allocates nothing.
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "bindings/recurrent.h"
+#include "bindings/run.h"
+#include "cpu/partition.h"
+
+namespace fusedrnn {
+namespace {
+
+class Stream {
+   public:
+    static std::shared_ptr<Stream> make(const std::string& cell, py::handle layers, std::int64_t batch_size);
+    virtual ~Stream() = default;
+    virtual py::object call(py::handle x) = 0;
+    virtual py::list get_state() const = 0;
+    virtual void set_state(py::handle state) = 0;
+    virtual void reset(py::handle rows) = 0;
+    virtual void refresh(py::handle layers) = 0;
+};
+
+template <class T>
+class TypedStream : public Stream {
+   public:
+    TypedStream(int cell, std::vector<WeightArrays>&& layers, std::int64_t batch, DType dtype)
+        : cell_(cell),
+          kernels_(kernel_table<T>().cells[cell]),
+          batch_(batch),
+          dtype_(dtype),
+          timetable_(1, batch, nullptr, false) {
+        for (const WeightArrays& w : layers) {
+            Layer layer;
+            layer.dims = w.dims;
+            layer.dims.T = 1;
+            layer.dims.B = batch;
+            threads_ = std::max(threads_, recurrent_threads(layer.dims, kernels_.traits.gates, false));
+            for (int parity = 0; parity < 2; ++parity) {
+                for (int k = 0; k < kernels_.traits.states; ++k) {
+                    const std::int64_t n = checked_product({batch, state_width(layer.dims, k), std::int64_t{sizeof(T)}});
+                    layer.state[parity][k] = AlignedBuffer(n);
+                    std::memset(layer.state[parity][k].data(), 0, static_cast<std::size_t>(n));
+                }
+            }
+            layers_.push_back(std::move(layer));
+        }
+        std::int64_t bytes = 0;  // the team may turn out to be the caller alone
+        for (const Layer& layer : layers_) {
+            for (const int n : {1, threads_}) bytes = std::max(bytes, kernels_.forward_workspace(layer.dims, n));
+        }
+        workspace_ = AlignedBuffer(bytes);
+        pack(layers);
+        const Dims& last = layers_.back().dims;
+        y_ = new_array(dtype, {batch, last.P});
+        std::memset(y_.mutable_data(), 0, static_cast<std::size_t>(y_.nbytes()));
+        if (batch == 1) y_row_ = y_.attr("__getitem__")(0);
+        prepare();
+    }
+
+    py::object call(py::handle x) override {
+        const std::int64_t inputs = layers_.front().dims.I;
+        bool single = false;
+        const T* data = direct_input(x, single);
+        Array checked;
+        if (data == nullptr) {
+            checked = Array::like(x, "x", reference_);
+            checked.shape({{"B", batch_}, {"I", inputs}}).made_contiguous();
+            data = checked.data<T>();
+        }
+        Layer& first = layers_.front();
+        first.problem[parity_].x = {data, batch_ * inputs, inputs};
+        Team team(threads_);
+        run_released(team, [&] {
+            for (Layer& layer : layers_) kernels_.forward(layer.problem[parity_], team, workspace_.data());
+        });
+        parity_ ^= 1;
+        const Layer& last = layers_.back();
+        std::memcpy(y_.mutable_data(), last.state[parity_][0].data(), static_cast<std::size_t>(y_.nbytes()));
+        return single ? y_row_ : y_;
+    }
+
+    py::list get_state() const override {
+        py::list all;
+        for (const Layer& layer : layers_) {
+            py::tuple states(kernels_.traits.states);
+            for (int k = 0; k < kernels_.traits.states; ++k) {
+                py::array copy = new_array(dtype_, {batch_, state_width(layer.dims, k)});
+                std::memcpy(copy.mutable_data(), layer.state[parity_][k].data(), static_cast<std::size_t>(copy.nbytes()));
+                states[k] = copy;
+            }
+            all.append(states);
+        }
+        return all;
+    }
+
+    void set_state(py::handle state) override {
+        const int states = kernels_.traits.states;
+        std::vector<Array> given;
+        for (std::size_t i = 0; i < layers_.size(); ++i) {
+            const py::object one = item_of(state, "state", static_cast<py::ssize_t>(layers_.size()),
+                                           static_cast<py::ssize_t>(i));
+            for (int k = 0; k < states; ++k) {
+                given.push_back(read_state(item_of(one, "state", states, k), "state", k, layers_[i].dims, reference_));
+            }
+        }
+        for (std::size_t i = 0; i < layers_.size(); ++i) {
+            for (int k = 0; k < states; ++k) {
+                const Array& from = given[i * static_cast<std::size_t>(states) + static_cast<std::size_t>(k)];
+                const AlignedBuffer& to = layers_[i].state[parity_][k];
+                if (from.given()) {
+                    std::memcpy(to.data(), from.template data<T>(), static_cast<std::size_t>(to.bytes()));
+                } else {
+                    std::memset(to.data(), 0, static_cast<std::size_t>(to.bytes()));
+                }
+            }
+        }
+    }
+
+    void reset(py::handle rows) override {
+        std::vector<std::int64_t> chosen(static_cast<std::size_t>(batch_));
+        if (rows.is_none()) {
+            for (std::size_t b = 0; b < chosen.size(); ++b) chosen[b] = static_cast<std::int64_t>(b);
+        } else {
+            Array array = Array::int64(rows, "rows");
+            array.shape({{"n"}}).made_contiguous();
+            chosen = checked_indices(array, batch_, "B");
+        }
+        for (Layer& layer : layers_) {
+            for (int k = 0; k < kernels_.traits.states; ++k) {
+                const std::int64_t width = state_width(layer.dims, k);
+                T* state = layer.state[parity_][k].template as<T>();
+                for (const std::int64_t b : chosen) std::fill_n(state + b * width, width, T(0));
+            }
+        }
+    }
+
+    void refresh(py::handle layers) override {
+        std::vector<WeightArrays> read = read_layers(cell_, layers, dtype_);
+        for (std::size_t i = 0; i < layers_.size(); ++i) {
+            const bool same = read.size() == layers_.size() && read[i].dims.I == layers_[i].dims.I &&
+                              read[i].dims.H == layers_[i].dims.H && read[i].dims.P == layers_[i].dims.P;
+            if (!same) throw py::value_error("layers: expected the sizes that the stream was made with, got others");
+        }
+        pack(read);
+        prepare();
+    }
+
+    // The checked weights of stacked layers: each layer's input is the output of the one below.
+    static std::vector<WeightArrays> read_layers(int cell, py::handle layers, DType dtype) {
+        if (!py::isinstance<py::list>(layers) && !py::isinstance<py::tuple>(layers)) {
+            throw py::type_error("layers: expected a list of parameter tuples, got " +
+                                 std::string(Py_TYPE(layers.ptr())->tp_name));
+        }
+        const py::ssize_t count = PySequence_Size(layers.ptr());
+        if (count == 0) throw py::value_error("layers: expected at least one layer, got none");
+        std::vector<WeightArrays> read;
+        for (py::ssize_t i = 0; i < count; ++i) {
+            const py::object params = item_of(layers, "layers", count, i);
+            std::int64_t inputs = 0;
+            if (i > 0) {
+                inputs = read.back().dims.P;
+            } else {
+                const Array w = Array::floats(item_of(params, "params", 5, 0), "weight_ih");
+                if (w.ndim() != 2) throw py::value_error("weight_ih: expected 2 dimensions, got " + std::to_string(w.ndim()));
+                inputs = w.size(1);
+            }
+            read.push_back(WeightArrays::read(cell, params, Array::floats(new_array(dtype, {0, inputs}), "x")));
+        }
+        return read;
+    }
+
+   private:
+    struct Layer {
+        Dims dims;
+        std::shared_ptr<const WeightBlock<T>> weights;
+        AlignedBuffer state[2][kMaxStates];  // the step reads one and writes the other
+        ForwardProblem<T> problem[2];        // from state[i] to state[1 - i]
+    };
+
+    void pack(const std::vector<WeightArrays>& arrays) {
+        for (std::size_t i = 0; i < layers_.size(); ++i) {
+            layers_[i].weights = pack_weights<T>(cell_, arrays[i].dims, arrays[i].template pointers<T>(), false, Digest{});
+        }
+        reference_ = Array::floats(new_array(dtype_, {0}), "the weights");
+    }
+
+    void prepare() {
+        for (int from = 0; from < 2; ++from) {
+            const int to = 1 - from;
+            for (std::size_t i = 0; i < layers_.size(); ++i) {
+                Layer& layer = layers_[i];
+                ForwardProblem<T>& p = layer.problem[from];
+                p = {};
+                p.dims = layer.dims;
+                p.schedule = timetable_.view(nullptr);
+                p.weights = layer.weights->packed;
+                if (i > 0) p.x = {layers_[i - 1].state[to][0].template as<T>(), 0, layer.dims.I};
+                p.y = {layer.state[to][0].template as<T>(), 0, layer.dims.P};
+                for (int k = 0; k < kernels_.traits.states; ++k) {
+                    p.initial[k] = layer.state[from][k].template as<T>();
+                    p.final[k] = layer.state[to][k].template as<T>();
+                }
+            }
+        }
+    }
+
+    // The data of the usual input, without the general checks; null for anything that needs them.
+    const T* direct_input(py::handle x, bool& single) const {
+        if (!py::isinstance<py::array>(x)) return nullptr;
+        const auto& a = reinterpret_cast<const py::array&>(x);
+        const std::int64_t inputs = layers_.front().dims.I;
+        const py::dtype dtype = a.dtype();
+        constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
+        if (!dtype.equal(y_.dtype()) || (a.flags() & kPlain) != kPlain) return nullptr;
+        single = a.ndim() == 1 && batch_ == 1 && a.shape(0) == inputs;
+        if (!single && !(a.ndim() == 2 && a.shape(0) == batch_ && a.shape(1) == inputs)) return nullptr;
+        return static_cast<const T*>(a.data());
+    }
+
+    int cell_;
+    const RecurrentKernels<T>& kernels_;
+    std::int64_t batch_;
+    DType dtype_;
+    Timetable timetable_;
+    int threads_ = 1;
+    std::vector<Layer> layers_;
+    AlignedBuffer workspace_;
+    py::array y_;
+    py::object y_row_;
+    Array reference_;
+    int parity_ = 0;
+};
+
+std::shared_ptr<Stream> Stream::make(const std::string& cell_name, py::handle layers, std::int64_t batch_size) {
+    const int cell = cell_by_name(cell_name);
+    if (batch_size < 1) throw py::value_error("batch_size: expected at least 1, got " + std::to_string(batch_size));
+    DType dtype = DType::float32;
+    if ((py::isinstance<py::list>(layers) || py::isinstance<py::tuple>(layers)) && PySequence_Size(layers.ptr()) > 0) {
+        const py::object first = item_of(layers, "layers", PySequence_Size(layers.ptr()), 0);
+        dtype = Array::floats(item_of(first, "params", 5, 0), "weight_ih").dtype();
+    }
+    return by_dtype(dtype, [&]<class T>() -> std::shared_ptr<Stream> {
+        return std::make_shared<TypedStream<T>>(cell, TypedStream<T>::read_layers(cell, layers, dtype),
+                                                batch_size, dtype);
+    });
+}
+
+}  // namespace
+
+void bind_stream(py::module_& m) {
+    py::class_<Stream, std::shared_ptr<Stream>>(m, "Stream")
+        .def(py::init(&Stream::make), py::arg("cell"), py::arg("layers"), py::arg("batch_size"))
+        .def("__call__", &Stream::call, py::arg("x"))
+        .def("get_state", &Stream::get_state)
+        .def("set_state", &Stream::set_state, py::arg("state"))
+        .def("reset", &Stream::reset, py::arg("rows") = py::none())
+        .def("refresh", &Stream::refresh, py::arg("layers"));
+}
+
+}  // namespace fusedrnn

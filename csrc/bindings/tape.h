@@ -1,0 +1,42 @@
+// What one forward call of a layer and direction keeps for its backward.
+#pragma once
+
+#include <memory>
+
+#include "bindings/arrays.h"
+#include "bindings/timetable.h"
+#include "bindings/weights.h"
+
+namespace fusedrnn {
+
+// The arrays of a call that forward and backward read. The tape keeps them alive; it does not copy them.
+struct CallArrays {
+    Array x, y, resets;
+    Array initial[kMaxStates], reset[kMaxStates];
+};
+
+struct LayerTape {
+    LayerTape(int cell, const Dims& dims, DType dtype, std::shared_ptr<const Timetable> timetable)
+        : cell(cell), dims(dims), dtype(dtype), timetable(std::move(timetable)) {}
+    virtual ~LayerTape() = default;
+
+    std::int64_t nbytes() const {
+        return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes();
+    }
+
+    int cell;
+    Dims dims;
+    DType dtype;
+    std::shared_ptr<const Timetable> timetable;
+    CallArrays arrays;
+    bool has_bias_ih = false, has_bias_hh = false;
+    AlignedBuffer saved, states, hidden;
+};
+
+template <class T>
+struct TypedTape : LayerTape {
+    using LayerTape::LayerTape;
+    std::shared_ptr<const WeightBlock<T>> weights;
+};
+
+}  // namespace fusedrnn

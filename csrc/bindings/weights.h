@@ -1,0 +1,96 @@
+// Packed weights of one layer and direction, shared by every call that uses them.
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+
+#include "bindings/arrays.h"
+#include "cpu/kernels.h"
+
+namespace fusedrnn {
+
+// Immutable once packed: tapes and concurrent calls hold it by shared_ptr while a newer one takes its place.
+template <class T>
+struct WeightBlock {
+    AlignedBuffer memory;
+    Packed<T> packed;
+    Digest digest;
+    Dims dims;
+    int cell;
+    bool backward;
+};
+
+template <class T>
+std::shared_ptr<const WeightBlock<T>> pack_weights(int cell, const Dims& dims, const Params<const T>& params,
+                                                   bool backward, const Digest& digest) {
+    const RecurrentKernels<T>& kernels = kernel_table<T>().cells[cell];
+    auto block = std::make_shared<WeightBlock<T>>();
+    block->memory = AlignedBuffer(kernels.packed_bytes(dims, backward));
+    kernels.pack(dims, params, backward, block->memory.data(), block->packed);
+    block->digest = digest;
+    block->dims = dims;
+    block->cell = cell;
+    block->backward = backward;
+    return block;
+}
+
+template <class T>
+Digest digest_of(int cell, const Dims& d, const Params<const T>& params) {
+    const std::int64_t rows = kernel_table<T>().cells[cell].traits.gates * d.H;
+    Digest digest{};
+    const auto add = [&](const T* p, std::int64_t n) {
+        if (p != nullptr) kernel_table<T>().fingerprint(p, n * static_cast<std::int64_t>(sizeof(T)), digest);
+    };
+    add(params.w_ih, rows * d.I);
+    add(params.w_hh, rows * d.P);
+    add(params.b_ih, rows);
+    add(params.b_hh, rows);
+    add(params.w_hr, d.P * d.H);
+    return digest;
+}
+
+// Keeps the last packing and packs again when the arrays' contents, the sizes or the cell changed.
+class WeightCache {
+   public:
+    template <class T>
+    std::shared_ptr<const WeightBlock<T>> get(int cell, const Dims& dims, const Params<const T>& params,
+                                              bool backward) {
+        const Digest digest = digest_of<T>(cell, dims, params);
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            const auto& held = slot<T>();
+            if (held != nullptr && fits(*held, cell, dims, backward, digest)) return held;
+        }
+        auto fresh = pack_weights<T>(cell, dims, params, backward, digest);
+        const std::lock_guard<std::mutex> lock(mutex_);
+        slot<T>() = fresh;
+        return fresh;
+    }
+    std::int64_t nbytes() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return (f32_ ? f32_->memory.bytes() : 0) + (f64_ ? f64_->memory.bytes() : 0);
+    }
+
+   private:
+    template <class T>
+    static bool fits(const WeightBlock<T>& held, int cell, const Dims& d, bool backward, const Digest& digest) {
+        return held.cell == cell && held.dims.I == d.I && held.dims.H == d.H && held.dims.P == d.P &&
+               held.dims.projected == d.projected && (held.backward || !backward) &&
+               std::memcmp(&held.digest, &digest, sizeof digest) == 0;
+    }
+    template <class T>
+    std::shared_ptr<const WeightBlock<T>>& slot() {
+        if constexpr (sizeof(T) == sizeof(float)) {
+            return f32_;
+        } else {
+            return f64_;
+        }
+    }
+
+    mutable std::mutex mutex_;
+    std::shared_ptr<const WeightBlock<float>> f32_;
+    std::shared_ptr<const WeightBlock<double>> f64_;
+};
+
+}  // namespace fusedrnn
