@@ -1,0 +1,136 @@
+"""Checks that peers agree, then times them round by round: a slow moment of the machine hits all of them."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from peers import PEERS
+from problems import Problem
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure: samples of each peer, seconds of a sample, seconds of one comparison."""
+
+    rounds: int
+    sample_s: float
+    budget_s: float
+
+
+def usable_peers(names: Iterable[str] | None, threads: int) -> dict[str, ModuleType]:
+    """The peers asked for (all, if None) that are installed, set to `threads` threads."""
+    unknown = sorted(set(names or ()) - set(PEERS))
+    if unknown:
+        raise SystemExit(f"--peers: expected some of {', '.join(PEERS)}, got {', '.join(unknown)}")
+    usable = {}
+    for name in names or PEERS:
+        if PEERS[name].available():
+            usable[name] = PEERS[name]
+            usable[name].set_threads(threads)
+        else:
+            print(f"{name}: not installed, left out")
+    return usable
+
+
+def measure_limits(threads: int) -> dict[str, float] | None:
+    """FMA peak, L2 bandwidth and activation cost of `threads` cores; None if the build cannot measure them.
+
+    `_core.measure_limits` measures one core; `threads` of them share nothing that these limits describe.
+    """
+    import fusedrnn._core as core
+
+    measure = getattr(core, "measure_limits", None)
+    if measure is None:
+        return None
+    one = measure()
+    return {
+        "peak_gflops": one["peak_gflops"] * threads,
+        "l2_gbs": one["l2_gbs"] * threads,
+        "activation_ns_per_cell": one["activation_ns_per_cell"] / threads,
+    }
+
+
+def check_agreement(outputs: dict[str, dict[str, Any]], tolerance: float, where: str) -> None:
+    """Stop unless the outputs of all peers are within `tolerance` times the first's largest element."""
+    first, *others = outputs
+    for other in others:
+        if outputs[other].keys() != outputs[first].keys():
+            raise SystemExit(
+                f"{where}: {other} gives {sorted(outputs[other])}, {first} {sorted(outputs[first])}"
+            )
+        for name, expected in outputs[first].items():
+            got = outputs[other][name]
+            error = float(np.max(np.abs(got - expected))) if got.shape == expected.shape else math.inf
+            bound = tolerance * float(np.max(np.abs(expected)))
+            if not error <= bound:
+                raise SystemExit(
+                    f"{where}: {name} of {other} and {first} differ by {error:.3g}, bound {bound:.3g}"
+                )
+
+
+def seconds_per_call(call: Callable[[], None], repeats: int) -> float:
+    """The mean time of `repeats` calls."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def sample(calls: dict[str, Callable[[], None]], plan: Plan) -> dict[str, list[float]]:
+    """Seconds a call of each peer, one sample a round, the peers taking turns and the order rotating."""
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        repeats[name] = max(1, math.ceil(plan.sample_s / seconds_per_call(call, 1)))
+    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    start = time.perf_counter()
+    for index in range(plan.rounds):
+        if index >= 3 and time.perf_counter() - start > plan.budget_s:
+            break
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            samples[name].append(seconds_per_call(calls[name], repeats[name]))
+    gc.enable()
+    return samples
+
+
+def compare(
+    peers: dict[str, ModuleType], problem: Problem, mode: str, plan: Plan, limits: dict[str, float] | None
+) -> list[dict[str, Any]]:
+    """One row of results for each peer that takes the problem on."""
+    runs = {name: peer.setup(problem, mode) for name, peer in peers.items() if peer.supports(problem)}
+    where = f"{problem.describe()} {mode}"
+    check_agreement({name: run.output() for name, run in runs.items()}, problem.tolerance, where)
+    samples = sample({name: run.call for name, run in runs.items()}, plan)
+    medians = {name: statistics.median(times) for name, times in samples.items()}
+    rows = []
+    for name, times in samples.items():
+        q1, _, q3 = statistics.quantiles(times, n=4, method="inclusive")
+        others = [median for other, median in medians.items() if other != name]
+        rows.append(
+            {
+                **problem.describe(),
+                "mode": mode,
+                "peer": name,
+                "median_s": medians[name],
+                "q1_s": q1,
+                "q3_s": q3,
+                "samples": len(times),
+                "gflops": problem.flop(mode) / medians[name] * 1e-9,
+                "tokens_per_s": problem.seq_len * problem.batch / medians[name],
+                "limit_fraction": problem.floor_s(mode, limits) / medians[name] if limits else None,
+                "speed_over_best_other": min(others) / medians[name] if others else None,
+            }
+        )
+    return rows

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Time fusedrnn against its peers on one thread count, after checking that all of them compute the same.
+
+Run from anywhere with fusedrnn installed: `python bench/run.py --suite quick --threads 1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--suite", choices=("quick", "cpu", "model"), default="quick", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="cores and threads for all; default: %(default)s"
+    )
+    parser.add_argument("--cells", nargs="+", choices=("lstm", "gru", "rnn_tanh"), help="default: all")
+    parser.add_argument("--modes", nargs="+", choices=("forward", "training"), help="default: both")
+    parser.add_argument("--peers", nargs="+", help="default: all that are installed")
+    parser.add_argument("--rounds", type=int, default=15, help="samples of each peer; default: %(default)s")
+    parser.add_argument(
+        "--sample-ms", type=float, default=20.0, help="least time of a sample; default: %(default)s"
+    )
+    parser.add_argument(
+        "--budget-s", type=float, default=10.0, help="fewer rounds (3 at least) past this time"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results", help="default: bench/results"
+    )
+    return parser.parse_args()
+
+
+def pin(threads: int) -> None:
+    """Keep this process on `threads` cores and every library on as many threads; before they are imported."""
+    cores = sorted(os.sched_getaffinity(0))
+    if not 1 <= threads <= len(cores):
+        raise SystemExit(f"--threads: expected 1 to {len(cores)}, got {threads}")
+    os.sched_setaffinity(0, cores[:threads])
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FUSEDRNN_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+def main() -> None:
+    """Run one suite; print its table and save it beside the JSON."""
+    arguments = parse_arguments()
+    pin(arguments.threads)
+
+    # These import NumPy and the peers, which read the affinity and the variables set above.
+    import harness
+    import problems
+    import report
+
+    peers = harness.usable_peers(arguments.peers, arguments.threads)
+    plan = harness.Plan(arguments.rounds, arguments.sample_ms * 1e-3, arguments.budget_s)
+    limits = harness.measure_limits(arguments.threads)
+    rows = []
+    print(report.header(), flush=True)
+    for problem in problems.suite(arguments.suite, arguments.cells):
+        for mode in problem.modes:
+            if arguments.modes and mode not in arguments.modes:
+                continue
+            new = harness.compare(peers, problem, mode, plan, limits)
+            rows += new
+            for row in new:
+                print(report.line(row), flush=True)
+    result = {"machine": report.machine(arguments.threads, peers), "limits": limits, "results": rows}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stem = arguments.out / f"{arguments.suite}-{arguments.threads}"
+    stem.with_suffix(".json").write_text(json.dumps({"suite": arguments.suite, **result}, indent=1) + "\n")
+    stem.with_suffix(".txt").write_text("\n".join([report.header(), *map(report.line, rows)]) + "\n")
+    print(f"\nsaved {stem}.json and {stem}.txt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Fast recurrent networks: hand-written kernels for forward and backward under a thin NumPy API.
+
+lstm = fusedrnn.LSTM(10, 20)
+y, (h, c) = lstm(x)
+y, state, tape = lstm.forward(x)
+dx, dstate = lstm.backward(tape, dy)
+"""
+
+from fusedrnn import functional, init, optim
+from fusedrnn._core import __version__
+from fusedrnn.cells import CELLS, CellSpec
+from fusedrnn.clip import clip_grad_norm, clip_grad_value
+from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
+from fusedrnn.layers import Dropout, Embedding, LayerNorm, Linear
+from fusedrnn.losses import cross_entropy, mse_loss
+from fusedrnn.module import Module, ParameterDict
+from fusedrnn.recurrent import GRU, LSTM, RNN
+from fusedrnn.rnn_cells import GRUCell, LSTMCell, RNNCell
+from fusedrnn.sequences import pad, unpad
+from fusedrnn.stream import Stream
+from fusedrnn.tape import Tape
+
+__all__ = [
+    "CELLS",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "CellSpec",
+    "Dropout",
+    "Embedding",
+    "GRUCell",
+    "LSTMCell",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "ParameterDict",
+    "RNNCell",
+    "Stream",
+    "Tape",
+    "__version__",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "config",
+    "cross_entropy",
+    "functional",
+    "get_num_threads",
+    "init",
+    "mse_loss",
+    "optim",
+    "pad",
+    "set_num_threads",
+    "show_config",
+    "unpad",
+]

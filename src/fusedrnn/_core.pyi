@@ -1,0 +1,147 @@
+"""Types of the compiled module. It checks every argument; see csrc/bindings for what each call refuses."""
+
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+_Array: TypeAlias = npt.NDArray[Any]
+_Int64: TypeAlias = npt.NDArray[np.int64]
+_Bool: TypeAlias = npt.NDArray[np.bool_]
+
+# (weight_ih (G*H, I), weight_hh (G*H, Hout), bias_ih (G*H,), bias_hh (G*H,), weight_hr (P, H))
+_Params: TypeAlias = tuple[_Array, _Array, _Array | None, _Array | None, _Array | None]
+_Grads: TypeAlias = tuple[_Array | None, ...]
+# (h (B, Hout),) or (h (B, Hout), c (B, H))
+_State: TypeAlias = tuple[_Array, ...]
+_StateLike: TypeAlias = tuple[_Array | None, ...]
+
+class _CellConstants(TypedDict):
+    gates: int
+    states: int
+    saved: int
+    split_gates: bool
+
+__version__: str
+cells: dict[str, _CellConstants]
+
+class WeightCache:
+    """Packed weights of one layer and direction, refreshed when the arrays change. Thread-safe."""
+
+    def __init__(self) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class LayerTape:
+    """What backward of one layer and direction needs. `nbytes` leaves out x, y, weights and states."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def proj_size(self) -> int: ...
+    @property
+    def cell(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def reverse(self) -> bool: ...
+
+class Stream:
+    """One step at a time with the weights packed once and the state kept inside."""
+
+    def __init__(self, cell: str, layers: list[_Params], batch_size: int) -> None: ...
+    def __call__(self, x: _Array) -> _Array: ...
+    def get_state(self) -> list[_State]: ...
+    def set_state(self, state: list[_StateLike]) -> None: ...
+    def reset(self, rows: _Int64 | None = None) -> None: ...
+    def refresh(self, layers: list[_Params]) -> None: ...
+
+def forward(
+    cell: str,
+    x: _Array,
+    params: _Params,
+    state: _StateLike | None = None,
+    *,
+    lengths: _Int64 | None = None,
+    resets: _Bool | None = None,
+    reset_state: _StateLike | None = None,
+    reverse: bool = False,
+    save: bool = False,
+    cache: WeightCache | None = None,
+    out: _Array | None = None,
+    state_out: _State | None = None,
+) -> tuple[_Array, _State, LayerTape | None]: ...
+def backward(
+    tape: LayerTape,
+    dy: _Array | None = None,
+    dstate: _StateLike | None = None,
+    *,
+    dparams: _Grads | None = None,
+    need_dx: bool = True,
+    dx: _Array | None = None,
+    accumulate_dx: bool = False,
+) -> tuple[_Array | None, _State, _Grads]: ...
+def get_num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def config() -> dict[str, Any]: ...
+def measure_limits() -> dict[str, Any]: ...
+def exp(x: _Array) -> _Array: ...
+def sigmoid(x: _Array) -> _Array: ...
+def tanh(x: _Array) -> _Array: ...
+def linear_forward(x: _Array, weight: _Array, bias: _Array | None, out: _Array | None = None) -> _Array: ...
+def linear_backward(
+    x: _Array, weight: _Array, dy: _Array, dweight: _Array, dbias: _Array | None, need_dx: bool
+) -> _Array | None: ...
+def embedding_forward(indices: _Int64, weight: _Array) -> _Array: ...
+def embedding_backward(indices: _Int64, dy: _Array, dweight: _Array) -> None: ...
+def layer_norm_forward(
+    x: _Array, weight: _Array | None, bias: _Array | None, eps: float
+) -> tuple[_Array, _Array, _Array]: ...
+def layer_norm_backward(
+    x: _Array,
+    weight: _Array | None,
+    dy: _Array,
+    mean: _Array,
+    rstd: _Array,
+    dweight: _Array | None,
+    dbias: _Array | None,
+) -> _Array: ...
+def cross_entropy(
+    logits: _Array, targets: _Int64, weight: _Array | None, ignore_index: int, label_smoothing: float
+) -> tuple[_Array, _Array, _Array]: ...
+def dropout(x: _Array, p: float, seed: int, offset: int) -> _Array: ...
+def sgd_step(
+    param: _Array,
+    grad: _Array,
+    momentum_buf: _Array | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    first: bool,
+) -> None: ...
+def adam_step(
+    param: _Array,
+    grad: _Array,
+    exp_avg: _Array,
+    exp_avg_sq: _Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    step: int,
+) -> None: ...
+def norm(x: _Array, p: float) -> float: ...
+def scale_(x: _Array, factor: float) -> None: ...
+def clamp_(x: _Array, lo: float, hi: float) -> None: ...

@@ -1,0 +1,291 @@
+"""The cells this build knows: their constants, names and equations, checked against the compiled module.
+
+Also the array types and the argument checks that every layer shares.
+"""
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import _core
+
+Array: TypeAlias = npt.NDArray[Any]
+StateLike: TypeAlias = Array | tuple[Array | None, ...] | list[Array | None]
+Weights: TypeAlias = tuple[Array, Array, Array | None, Array | None, Array | None]
+
+PARAMETER_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """What the Python side knows about one cell; the equations themselves are compiled.
+
+    Attributes:
+        name: the key used by `fusedrnn.functional.forward` and by the kernels.
+        gates: number of gates G; weight_ih is (G*H, I).
+        gate_names: the order of the gate blocks in every weight and bias.
+        states: number of state arrays, 1 (h) or 2 (h, c).
+        state_names: their names.
+        saved: values kept for backward for each unit and step.
+        split_gates: True if the gradients of the input part and the recurrent part of the gates differ.
+        equations: the step in ASCII; `*` is elementwise.
+        paper: where it comes from.
+    """
+
+    name: str
+    gates: int
+    gate_names: tuple[str, ...]
+    states: int
+    state_names: tuple[str, ...]
+    saved: int
+    split_gates: bool
+    equations: str
+    paper: str
+
+    @property
+    def state_labels(self) -> tuple[str, ...]:
+        """What an error message puts after the name of a state argument: nothing for a single array."""
+        return ("",) if self.states == 1 else ("[0]", "[1]")
+
+    def parameter_shapes(
+        self, input_size: int, hidden_size: int, bias: bool = True, proj_size: int = 0
+    ) -> dict[str, tuple[int, ...]]:
+        """Return {name: shape} of one layer and direction, in PyTorch's order."""
+        rows = self.gates * hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, input_size),
+            "weight_hh": (rows, proj_size or hidden_size),
+        }
+        if bias:
+            shapes["bias_ih"] = shapes["bias_hh"] = (rows,)
+        if proj_size:
+            shapes["weight_hr"] = (proj_size, hidden_size)
+        return shapes
+
+    def unpack_state(self, name: str, state: object) -> tuple[Any, ...]:
+        """Return the state as a tuple: (h, c) is given as a pair, a single h as the array itself.
+
+        Raises:
+            TypeError: a cell with two states was not given a tuple or list.
+            ValueError: the number of arrays is wrong.
+        """
+        if not isinstance(state, (tuple, list)):
+            if self.states == 1:
+                return (state,)
+            names = ", ".join(self.state_names)
+            raise TypeError(f"{name}: expected a tuple ({names}), got {type(state).__name__}")
+        if len(state) != self.states:
+            names = ", ".join(self.state_names)
+            raise ValueError(f"{name}: expected {self.states} array(s) ({names}), got {len(state)}")
+        return tuple(state)
+
+    def pack_state(self, parts: tuple[Array, ...] | list[Array]) -> Any:
+        """Return h itself for a cell with one state, the tuple (h, c) otherwise."""
+        return parts[0] if self.states == 1 else tuple(parts)
+
+
+_ELMAN = "Elman 1990, Finding structure in time"
+
+CELLS: Mapping[str, CellSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            CellSpec(
+                name="lstm",
+                gates=4,
+                gate_names=("i", "f", "g", "o"),
+                states=2,
+                state_names=("h", "c"),
+                saved=4,
+                split_gates=False,
+                equations=(
+                    "i, f, o = sigmoid(W x + b_ih + U h + b_hh); g = tanh(W_g x + b_ig + U_g h + b_hg)\n"
+                    "c' = f * c + i * g\n"
+                    "h' = o * tanh(c'), or W_hr (o * tanh(c')) with a projection"
+                ),
+                paper=(
+                    "Hochreiter and Schmidhuber 1997; forget gate: Gers, Schmidhuber and Cummins 2000; "
+                    "projection: Sak, Senior and Beaufays 2014, arXiv:1402.1128v1"
+                ),
+            ),
+            CellSpec(
+                name="gru",
+                gates=3,
+                gate_names=("r", "z", "n"),
+                states=1,
+                state_names=("h",),
+                saved=4,
+                split_gates=True,
+                equations=(
+                    "r, z = sigmoid(W x + b_ih + U h + b_hh)\n"
+                    "n = tanh(W_n x + b_in + r * (U_n h + b_hn))\n"
+                    "h' = (1 - z) * n + z * h"
+                ),
+                paper="Cho et al. 2014, arXiv:1406.1078v1 (reset after the matrix product)",
+            ),
+            CellSpec(
+                name="rnn_tanh",
+                gates=1,
+                gate_names=("h",),
+                states=1,
+                state_names=("h",),
+                saved=1,
+                split_gates=False,
+                equations="h' = tanh(W x + b_ih + U h + b_hh)",
+                paper=_ELMAN,
+            ),
+            CellSpec(
+                name="rnn_relu",
+                gates=1,
+                gate_names=("h",),
+                states=1,
+                state_names=("h",),
+                saved=1,
+                split_gates=False,
+                equations="h' = max(0, W x + b_ih + U h + b_hh)",
+                paper=_ELMAN,
+            ),
+        )
+    }
+)
+
+
+def resolve_cell(cell: str | CellSpec) -> CellSpec:
+    """Return the registered CellSpec of a name or of the spec itself.
+
+    Raises:
+        TypeError: `cell` is neither a string nor a CellSpec.
+        ValueError: no such cell is built in.
+    """
+    if not isinstance(cell, (str, CellSpec)):
+        raise TypeError(f"cell: expected a name or a CellSpec, got {type(cell).__name__}")
+    name = cell if isinstance(cell, str) else cell.name
+    spec = CELLS.get(name)
+    if spec is None or (isinstance(cell, CellSpec) and cell != spec):
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {name!r}")
+    return spec
+
+
+def rnn_cell(nonlinearity: str) -> str:
+    """Return the name of the Elman cell with this nonlinearity, or raise ValueError."""
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    return f"rnn_{nonlinearity}"
+
+
+def check_reset_after(reset_after: bool) -> None:
+    """Refuse the GRU whose reset gate acts before the matrix product."""
+    if not check_flag("reset_after", reset_after):
+        raise ValueError(
+            "reset_after: expected True, got False; only the form with the reset gate after the matrix "
+            "product is built, and the two forms do not share weights"
+        )
+
+
+def gather_weights(params: Mapping[str, Array]) -> Weights:
+    """Return the arrays of one layer and direction in the kernels' order, None for those it lacks."""
+    return cast(Weights, tuple([params.get(name) for name in PARAMETER_NAMES]))
+
+
+def as_array(value: Any) -> Array:
+    """Return an array or a tensor of another library as a NumPy array, off its gradient tape and device."""
+    for method in ("detach", "cpu"):
+        if hasattr(value, method):
+            value = getattr(value, method)()
+    return np.asarray(value)
+
+
+def resolve_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return float32 or float64 as a dtype.
+
+    Raises:
+        TypeError: anything else.
+    """
+    try:
+        found = np.dtype(dtype) if dtype is not None else None
+    except TypeError:
+        found = None
+    # None first: NumPy takes it for float64 in comparisons.
+    if found is None or found not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return found
+
+
+def check_size(name: str, value: int, minimum: int = 1) -> int:
+    """Return an integer argument as int, or raise TypeError (kind) or ValueError (below the minimum)."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = None
+    if size is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if size < minimum:
+        raise ValueError(f"{name}: expected an int >= {minimum}, got {size}")
+    return size
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return a boolean argument as bool, or raise TypeError."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {value!r}")
+    return bool(value)
+
+
+def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> float:
+    """Return a real argument in [low, high] as float, or raise TypeError (kind) or ValueError (range)."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    number = float(value)
+    if not low <= number <= high:
+        raise ValueError(f"{name}: expected a number in [{low}, {high}], got {number}")
+    return number
+
+
+def check_array(
+    name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], symbols: str = ""
+) -> Array:
+    """Return an array argument, or raise TypeError (not an array, dtype) or ValueError (shape)."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+    if value.shape != shape:
+        symbols = f"{symbols} = " if symbols else ""
+        raise ValueError(f"{name}: expected shape {symbols}{shape}, got {value.shape}")
+    return value
+
+
+def as_indices(name: str, array: Array) -> npt.NDArray[np.int64]:
+    """Return an array of any integer dtype as 1-D contiguous int64, or raise TypeError."""
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.int64).reshape(-1)
+
+
+def _check_agreement() -> None:
+    """Refuse to start when this file and the compiled module describe different cells."""
+    compiled = {name: dict(constants) for name, constants in _core.cells.items()}
+    declared = {
+        spec.name: {
+            "gates": spec.gates,
+            "states": spec.states,
+            "saved": spec.saved,
+            "split_gates": spec.split_gates,
+        }
+        for spec in CELLS.values()
+    }
+    differing = [name for name in {**declared, **compiled} if declared.get(name) != compiled.get(name)]
+    if differing:
+        details = "; ".join(
+            f"{name}: cells.py {declared.get(name)}, _core {compiled.get(name)}" for name in differing
+        )
+        raise RuntimeError(f"fusedrnn.cells and the compiled fusedrnn._core do not agree: {details}")
+
+
+_check_agreement()

@@ -1,0 +1,183 @@
+"""The character-level language model: its configuration, its layers, and its file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+import fusedrnn as fr
+from fusedrnn.cli import files
+from fusedrnn.cli.errors import CliError
+from fusedrnn.cli.text import Codes, Vocabulary
+
+Array = npt.NDArray[Any]
+
+MODEL_FILE = "fusedrnn character model"
+CELLS = {"lstm": fr.LSTM, "gru": fr.GRU, "rnn": fr.RNN}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a model is made of."""
+
+    cell: str = "lstm"
+    hidden: int = 256
+    layers: int = 1
+    embedding: int = 64
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "layers", "embedding"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}: expected an int >= 1, got {value!r}")
+        if self.cell not in CELLS:
+            raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {self.cell!r}")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype: expected float32 or float64, got {self.dtype!r}")
+        if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout: expected 0 <= p < 1, got {self.dropout!r}")
+
+
+class Tape(NamedTuple):
+    """What each layer of the model needs for its backward pass."""
+
+    embedding: Any
+    rnn: Any
+    dropout: Any
+    output: Any
+
+
+class CharLM(fr.Module):
+    """Embedding, recurrent layers, dropout, and a linear layer to the logits of the next character."""
+
+    def __init__(self, config: Config, vocabulary_size: int, seed: int = 0) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        options: dict[str, Any] = {"dtype": config.dtype, "seed": rng}
+        self.embedding = fr.Embedding(vocabulary_size, config.embedding, **options)
+        # With a single layer there is nothing between layers to drop.
+        between = config.dropout if config.layers > 1 else 0.0
+        self.rnn = CELLS[config.cell](
+            config.embedding, config.hidden, config.layers, dropout=between, **options
+        )
+        self.dropout = fr.Dropout(config.dropout, seed=rng)
+        self.output = fr.Linear(config.hidden, vocabulary_size, **options)
+
+    def __call__(self, codes: Codes, state: Any = None) -> tuple[Array, Any]:
+        """Return the logits (T, B, V) and the state after `codes` (T, B)."""
+        y, state = self.rnn(self.embedding(codes), state)
+        return self.output(self.dropout(y)), state
+
+    def forward(self, codes: Codes, state: Any = None) -> tuple[Array, Any, Tape]:
+        """Return the logits (T, B, V), the state after `codes` (T, B), and the tape."""
+        x, embedding_tape = self.embedding.forward(codes)
+        y, state, rnn_tape = self.rnn.forward(x, state)
+        dropped, dropout_tape = self.dropout.forward(y)
+        logits, output_tape = self.output.forward(dropped)
+        return logits, state, Tape(embedding_tape, rnn_tape, dropout_tape, output_tape)
+
+    def backward(self, tape: Tape, dlogits: Array) -> None:
+        """Add to the gradients; none flows into the state before the window (truncated backpropagation)."""
+        dy = self.dropout.backward(tape.dropout, self.output.backward(tape.output, dlogits))
+        dx, _ = self.rnn.backward(tape.rnn, dy)
+        self.embedding.backward(tape.embedding, dx)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a model is: bits per held-out character, after `step` updates."""
+
+    step: int
+    bits: float
+
+
+class SavedModel(NamedTuple):
+    """A model as its file gives it back."""
+
+    config: Config
+    vocabulary: Vocabulary
+    score: Score | None
+    model: CharLM
+
+
+def save_model(
+    path: Path, config: Config, vocabulary: Vocabulary, score: Score | None, state: Mapping[str, Array]
+) -> None:
+    """Write a model atomically; `state` is its state_dict, `score` None if it was never measured.
+
+    Raises:
+        CliError: the file cannot be written.
+    """
+    content = {
+        "config": asdict(config),
+        "vocabulary": vocabulary.characters,
+        "score": None if score is None else asdict(score),
+    }
+    files.save(path, MODEL_FILE, state, content)
+
+
+def load_model(path: Path) -> SavedModel:
+    """Read a model.
+
+    Raises:
+        CliError: no such file, another kind of file, or a damaged one.
+    """
+    tensors, content = files.load(path, MODEL_FILE)
+    try:
+        config = read_fields(Config, content["config"])
+        vocabulary = Vocabulary(content["vocabulary"])
+        score = None if content["score"] is None else read_fields(Score, content["score"])
+        model = build(config, vocabulary, tensors).eval()
+    except (KeyError, TypeError, ValueError) as error:
+        raise CliError(f"{path}: not a usable model: {error}") from None
+    return SavedModel(config, vocabulary, score, model)
+
+
+def build(config: Config, vocabulary: Vocabulary, state: Mapping[str, Array]) -> CharLM:
+    """Return a model with the given parameters.
+
+    Raises:
+        ValueError: names or shapes do not fit the configuration.
+    """
+    # Checked first: a configuration must not be able to ask for more memory than its tensors take.
+    described = parameter_count(config, len(vocabulary))
+    stored = sum(tensor.size for tensor in state.values())
+    if described != stored:
+        raise ValueError(f"the configuration describes {described} parameters, the file holds {stored}")
+    model = CharLM(config, len(vocabulary))
+    model.load_state_dict(state)
+    return model
+
+
+def parameter_count(config: Config, vocabulary_size: int) -> int:
+    """Return how many parameters a model has, without building it."""
+    gates = {"lstm": 4, "gru": 3, "rnn": 1}[config.cell]
+    h = config.hidden
+    inputs = config.embedding + (config.layers - 1) * h
+    recurrent = gates * h * (inputs + config.layers * (h + 2))
+    return vocabulary_size * config.embedding + recurrent + (h + 1) * vocabulary_size
+
+
+def read_fields(kind: type[Any], values: Any) -> Any:
+    """Return a dataclass from the dictionary that `asdict` made of it.
+
+    Raises:
+        ValueError: names are missing or unexpected, or a value is not allowed.
+    """
+    names = {field.name for field in fields(kind)}
+    if not isinstance(values, dict) or set(values) != names:
+        raise ValueError(f"{kind.__name__.lower()}: expected the fields {', '.join(sorted(names))}")
+    return kind(**values)
+
+
+def bits(nats: float) -> float:
+    """Return nats in bits."""
+    return nats / math.log(2.0)

@@ -1,0 +1,68 @@
+"""Gradient clipping."""
+
+import math
+from collections.abc import Iterable
+
+from fusedrnn import _core
+from fusedrnn.cells import check_flag, check_number
+from fusedrnn.module import Module, gather_modules
+
+
+def clip_grad_norm(
+    modules: Module | Iterable[Module],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> float:
+    """Scale all gradients by max_norm / (norm + 1e-6) if that is below 1; return the norm before clipping.
+
+    Args:
+        modules: a module, or several that share nothing; one norm is taken over all of their gradients.
+        max_norm: >= 0.
+        norm_type: p > 0 of the p-norm; math.inf for the largest absolute value.
+        error_if_nonfinite: refuse a norm that is NaN or infinite, before anything is written.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range, or a non-finite norm that was to be refused.
+
+    Paper: Pascanu, Mikolov and Bengio 2012, arXiv:1211.5063v2.
+    """
+    limit = check_number("max_norm", max_norm)
+    p = check_number("norm_type", norm_type)
+    if p == 0.0:
+        raise ValueError("norm_type: expected a number > 0, got 0.0")
+    grads = [item.flat_grads for item in gather_modules(modules)]
+    norms = [_core.norm(grad, p) for grad in grads]
+    total = _combine(norms, p)
+    if check_flag("error_if_nonfinite", error_if_nonfinite) and not math.isfinite(total):
+        raise ValueError(f"gradients: expected a finite norm, got {total}")
+    factor = limit / (total + 1e-6)
+    # Not `factor < 1`: a NaN norm has to reach the gradients.
+    if not factor >= 1.0:
+        for grad in grads:
+            _core.scale_(grad, factor)
+    return total
+
+
+def _combine(norms: list[float], p: float) -> float:
+    """Return the p-norm of the values behind several p-norms."""
+    if any(math.isnan(norm) for norm in norms):
+        return math.nan
+    largest = max(norms, default=0.0)
+    if len(norms) < 2 or p == math.inf or largest in (0.0, math.inf):
+        return largest
+    # Relative to the largest, so that no power overflows.
+    return float(largest * math.fsum((norm / largest) ** p for norm in norms) ** (1.0 / p))
+
+
+def clip_grad_value(modules: Module | Iterable[Module], clip_value: float) -> None:
+    """Limit every gradient to [-clip_value, clip_value].
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: clip_value is negative.
+    """
+    limit = check_number("clip_value", clip_value)
+    for item in gather_modules(modules):
+        _core.clamp_(item.flat_grads, -limit, limit)

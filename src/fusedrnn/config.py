@@ -1,0 +1,34 @@
+"""Threads, and what this build and this machine can do."""
+
+from typing import Any
+
+from fusedrnn import _core
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads the kernels of this process use; results do not depend on it.
+
+    Raises:
+        TypeError: n is not an int.
+        ValueError: n is below 1 or above what the build supports.
+    """
+    _core.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Return how many threads the kernels use."""
+    return _core.get_num_threads()
+
+
+def config() -> dict[str, Any]:
+    """Return the version, the instruction sets built and supported, threads, CPU and compiler."""
+    return _core.config()
+
+
+def show_config() -> None:
+    """Print `config()`, one entry a line."""
+    entries = config()
+    width = max(map(len, entries))
+    for name, value in entries.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        print(f"{name:<{width}}  {text}")

@@ -1,0 +1,163 @@
+"""Recurrent layers as plain functions: arrays in, arrays and a tape out, and no module."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import _core
+from fusedrnn.cells import PARAMETER_NAMES, Array, CellSpec, StateLike, Weights, gather_weights, resolve_cell
+from fusedrnn.sequences import as_lengths
+
+Params = Mapping[str, Array] | Sequence[Array | None]
+
+
+class FunctionalTape:
+    """What `forward` keeps for `backward`; usable more than once.
+
+    It refers to x, state and y: do not change them before backward.
+
+    Attributes:
+        nbytes: bytes that stay allocated because of this tape alone, without the arrays the caller holds.
+    """
+
+    __slots__ = ("_layer", "_names", "_spec", "nbytes")
+
+    def __init__(self, spec: CellSpec, layer: _core.LayerTape, names: list[str] | None) -> None:
+        self._spec = spec
+        self._layer = layer
+        self._names = names
+        self.nbytes = layer.nbytes
+
+    def __repr__(self) -> str:
+        layer = self._layer
+        sizes = f"seq_len={layer.seq_len}, batch={layer.batch}, nbytes={self.nbytes}"
+        return f"FunctionalTape({self._spec.name}, {sizes})"
+
+
+class Gradients(NamedTuple):
+    """What `backward` returns: x (T, B, I) or None, state as given to forward, params named as given."""
+
+    x: Array | None
+    state: Any
+    params: Any
+
+
+def forward(
+    cell: str | CellSpec,
+    x: Array,
+    params: Params,
+    state: StateLike | None = None,
+    *,
+    lengths: npt.ArrayLike | None = None,
+    resets: npt.NDArray[np.bool_] | None = None,
+    reset_state: StateLike | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Any, FunctionalTape]:
+    """Run one layer in one direction. The equations are in `fusedrnn.CELLS[cell].equations`.
+
+    Args:
+        cell: "lstm", "gru", "rnn_tanh", "rnn_relu", or a CellSpec.
+        x: (T, B, I), float32 or float64; every other float array has the same dtype.
+        params: {"weight_ih": (G*H, I), "weight_hh": (G*H, Hout), "bias_ih": (G*H,), "bias_hh": (G*H,),
+            "weight_hr": (P, H)}, or a sequence in this order. Biases and weight_hr (LSTM only) may be None
+            or left out.
+        state: initial h (B, Hout), or (h, c (B, H)); None for zeros.
+        lengths: (B,) of an integer dtype, each in 0..T; y is 0 past the end.
+        resets: (T, B) bool; where true, the state is replaced before step t reads it.
+        reset_state: what resets put there, shaped as the state with or without B; None for zeros.
+        reverse: run from the last step to the first.
+
+    Returns:
+        y (T, B, Hout), read-only because the tape refers to it; the final state; the tape.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: an unknown cell or parameter name, a wrong shape, or lengths out of range.
+    """
+    spec = resolve_cell(cell)
+    weights, names = _weights(params)
+    if reset_state is not None and resets is None:
+        raise ValueError("reset_state: expected None without resets")
+    y, final, layer = _core.forward(
+        spec.name,
+        x,
+        weights,
+        None if state is None else spec.unpack_state("state", state),
+        lengths=None if lengths is None else as_lengths(lengths),
+        resets=resets,
+        reset_state=None if reset_state is None else spec.unpack_state("reset_state", reset_state),
+        reverse=reverse,
+        save=True,
+    )
+    assert layer is not None
+    y.flags.writeable = False
+    return y, spec.pack_state(final), FunctionalTape(spec, layer, names)
+
+
+def backward(
+    tape: FunctionalTape, dy: Array | None = None, dstate: StateLike | None = None, *, need_dx: bool = True
+) -> Gradients:
+    """Return the gradients of x, the initial state and the parameters of one `forward` call.
+
+    Args:
+        tape: from `forward`.
+        dy: gradient of y (T, B, Hout), or None for zeros if dstate is given.
+        dstate: gradient of the final state, h or (h, c), each array or None for zeros.
+        need_dx: False leaves out the gradient of x, and x is None.
+
+    Returns:
+        Gradients with x, state and params; params is a dict if forward was given one, else a tuple.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: a wrong shape, or neither dy nor dstate.
+    """
+    if not isinstance(tape, FunctionalTape):
+        raise TypeError(f"tape: expected a FunctionalTape, got {type(tape).__name__}")
+    if dy is None and dstate is None:
+        raise ValueError("dy: expected an array unless dstate is given, got None for both")
+    spec = tape._spec
+    final = None if dstate is None else spec.unpack_state("dstate", dstate)
+    dx, start, grads = _core.backward(tape._layer, dy, final, need_dx=need_dx)
+    named = dict(zip(PARAMETER_NAMES, grads, strict=True))
+    params = grads if tape._names is None else {name: named[name] for name in tape._names}
+    return Gradients(dx, spec.pack_state(start), params)
+
+
+def sigmoid(x: npt.ArrayLike) -> Array:
+    """Return 1 / (1 + exp(-x)) elementwise, in the dtype and shape of x (float32 or float64).
+
+    Raises:
+        TypeError: another dtype.
+    """
+    return _core.sigmoid(np.asarray(x, order="C"))
+
+
+def tanh(x: npt.ArrayLike) -> Array:
+    """Return the hyperbolic tangent elementwise, in the dtype and shape of x (float32 or float64).
+
+    Raises:
+        TypeError: another dtype.
+    """
+    return _core.tanh(np.asarray(x, order="C"))
+
+
+def _weights(params: Params) -> tuple[Weights, list[str] | None]:
+    """Return the parameters in the kernels' order, and their names if they were given by name."""
+    if isinstance(params, Mapping):
+        unknown = [name for name in params if name not in PARAMETER_NAMES]
+        missing = [name for name in PARAMETER_NAMES[:2] if params.get(name) is None]
+        if unknown or missing:
+            raise ValueError(
+                f"params: expected the names {', '.join(PARAMETER_NAMES)}, got others; "
+                f"missing: {', '.join(missing) or 'none'}; "
+                f"unexpected: {', '.join(map(str, unknown)) or 'none'}"
+            )
+        return gather_weights(params), list(params)
+    if not isinstance(params, Sequence) or isinstance(params, str):
+        raise TypeError(f"params: expected a mapping or a sequence, got {type(params).__name__}")
+    if not 2 <= len(params) <= len(PARAMETER_NAMES):
+        raise ValueError(f"params: expected 2 to {len(PARAMETER_NAMES)} arrays, got {len(params)}")
+    return gather_weights(dict(zip(PARAMETER_NAMES, params, strict=False))), None  # type: ignore[arg-type]

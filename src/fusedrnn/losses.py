@@ -1,0 +1,127 @@
+"""Losses. Each returns the loss and its gradient; there is no tape to keep."""
+
+from typing import Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import _core
+from fusedrnn.cells import Array, as_indices, check_array, check_number, check_size
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+@overload
+def cross_entropy(
+    logits: Array,
+    targets: npt.ArrayLike,
+    weight: Array | None = ...,
+    ignore_index: int = ...,
+    reduction: Literal["mean", "sum"] = ...,
+    label_smoothing: float = ...,
+) -> tuple[float, Array]: ...
+@overload
+def cross_entropy(
+    logits: Array,
+    targets: npt.ArrayLike,
+    weight: Array | None = ...,
+    ignore_index: int = ...,
+    *,
+    reduction: Literal["none"],
+    label_smoothing: float = ...,
+) -> tuple[Array, Array]: ...
+def cross_entropy(
+    logits: Array,
+    targets: npt.ArrayLike,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> tuple[float | Array, Array]:
+    """Return the cross entropy of softmax(logits) against class numbers, and the gradient of the logits.
+
+    loss_n = -(1 - s) w[t_n] log p_n[t_n] - s/C sum_c w[c] log p_n[c], p = softmax(logits) and
+    s = label_smoothing; the mean divides the sum by that of w[t_n] over the targets that are not ignored.
+
+    Args:
+        logits: (..., C), classes on the last axis, float32 or float64.
+        targets: (...) of an integer dtype, each in 0..C-1 or ignore_index.
+        weight: (C,) weight of each class, in the dtype of the logits.
+        ignore_index: target that contributes neither loss nor gradient.
+        reduction: "mean", "sum" or "none".
+        label_smoothing: s in [0, 1].
+
+    Returns:
+        loss: float, or (...) with reduction="none"; the mean over no targets is NaN, with gradient 0.
+        dlogits: (..., C), the gradient of the loss, with reduction="none" of its sum.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: an argument of the wrong shape or range.
+
+    Paper: label smoothing: Szegedy et al. 2015, arXiv:1512.00567v3.
+    """
+    _check_reduction(reduction)
+    if not isinstance(logits, np.ndarray):
+        raise TypeError(f"logits: expected a numpy.ndarray, got {type(logits).__name__}")
+    if logits.ndim == 0:
+        raise ValueError("logits: expected shape (..., C), got ()")
+    labels = np.asarray(targets)
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"targets: expected shape (...) = {logits.shape[:-1]}, got {labels.shape}")
+    flat = as_indices("targets", labels)
+    rows = np.ascontiguousarray(logits).reshape(flat.size, logits.shape[-1])
+    smoothing = check_number("label_smoothing", label_smoothing, 0.0, 1.0)
+    ignored = check_size("ignore_index", ignore_index, -(2**63))
+    losses, weights, dlogits = _core.cross_entropy(rows, flat, weight, ignored, smoothing)
+    gradient = dlogits.reshape(logits.shape)
+    if reduction == "none":
+        return losses.reshape(labels.shape), gradient
+    total = float(losses.sum(dtype=np.float64))
+    if reduction == "sum":
+        return total, gradient
+    count = float(weights.sum(dtype=np.float64))
+    if count == 0.0:
+        return float("nan"), gradient
+    _core.scale_(dlogits, 1.0 / count)
+    return total / count, gradient
+
+
+@overload
+def mse_loss(pred: Array, target: Array, reduction: Literal["mean", "sum"] = ...) -> tuple[float, Array]: ...
+@overload
+def mse_loss(pred: Array, target: Array, reduction: Literal["none"]) -> tuple[Array, Array]: ...
+def mse_loss(pred: Array, target: Array, reduction: Reduction = "mean") -> tuple[float | Array, Array]:
+    """Return the squared error (pred - target)^2 and the gradient of pred.
+
+    Args:
+        pred: any shape, float32 or float64.
+        target: shape and dtype of pred.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        loss: float, or the shape of pred with reduction="none"; the mean over nothing is NaN.
+        dpred: shape of pred, the gradient of the loss, with reduction="none" of its sum.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: shapes differ, or an unknown reduction.
+    """
+    _check_reduction(reduction)
+    if not isinstance(pred, np.ndarray) or pred.dtype not in (np.float32, np.float64):
+        kind = pred.dtype if isinstance(pred, np.ndarray) else type(pred).__name__
+        raise TypeError(f"pred: expected a float32 or float64 numpy.ndarray, got {kind}")
+    error = np.asarray(pred - check_array("target", target, pred.shape, pred.dtype))
+    if reduction == "none":
+        return error * error, 2.0 * error
+    total = float(np.square(error, dtype=np.float64).sum())
+    if reduction == "sum":
+        return total, 2.0 * error
+    if not error.size:
+        return float("nan"), error
+    return total / error.size, error * (2.0 / error.size)
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")

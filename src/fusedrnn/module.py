@@ -1,0 +1,403 @@
+"""Module: parameters and gradients as named views into two flat arrays, and a tree of child modules.
+
+A leaf starts with a buffer pair of its own. The first time a parent is asked for its parameters, the whole
+tree below it moves into one buffer pair, in depth-first order, and every view in it is renewed.
+"""
+
+import math
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.cells import Array, as_array, check_flag
+from fusedrnn.init import Noise
+
+ModuleT = TypeVar("ModuleT", bound="Module")
+
+
+class ParameterDict(dict[str, Array]):
+    """Named views into a flat buffer.
+
+    Assigning to a name copies into the view, so `m.parameters["w"] -= lr * m.grads["w"]` works; names can be
+    neither added nor removed. Copies of it are plain dictionaries.
+    """
+
+    __slots__ = ()
+
+    def __setitem__(self, name: str, value: npt.ArrayLike) -> None:
+        view = self[name]
+        if value is view:
+            return
+        value = as_array(value)
+        if value.shape not in ((), view.shape):
+            raise ValueError(f"{name}: expected shape {view.shape}, got {value.shape}")
+        np.copyto(view, value, casting="same_kind")
+
+    def __delitem__(self, name: str) -> NoReturn:
+        self._refuse()
+
+    def __ior__(self, other: Any) -> NoReturn:  # type: ignore[misc]
+        self._refuse()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("the names of a module's parameters are fixed; assign to an existing name")
+
+    update = pop = popitem = clear = setdefault = _refuse
+
+    def _replace(self, items: Mapping[str, Array]) -> None:
+        """Point the names at other arrays, keeping the identity of this dictionary."""
+        dict.clear(self)
+        dict.update(self, items)
+
+
+class LoadResult(NamedTuple):
+    """Names that `load_state_dict(strict=False)` passed over."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class _Buffers:
+    """The flat parameters and gradients that a tree of modules shares."""
+
+    __slots__ = ("grads", "parameters")
+
+    def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
+        self.parameters = np.zeros(size, dtype)
+        self.grads = np.zeros(size, dtype)
+
+
+class Module:
+    """Base of all layers. Assigning a module to an attribute makes it a child; lists of modules are refused.
+
+    A subclass calls `super().__init__()` before it assigns children. A module reached by two names has one
+    set of parameters, listed under the first name. `copy.deepcopy` and pickling rebuild the views.
+
+    Attributes:
+        training: switches dropout, and nothing else; see `train` and `eval`.
+    """
+
+    training: bool
+    _children: dict[str, "Module"]
+    _noise: Noise | None
+    _dtype: np.dtype[Any] | None
+    _shapes: dict[str, tuple[int, ...]]
+    _size: int
+    _buffers: "_Buffers"
+    _start: int
+    _own: ParameterDict
+    _own_grads: ParameterDict
+    _tree: ParameterDict
+    _tree_grads: ParameterDict
+    _layout: object
+    # Rebuilt rather than copied: everything that points into the buffers.
+    _derived = frozenset({"_buffers", "_start", "_own", "_own_grads", "_tree", "_tree_grads", "_layout"})
+
+    def __init__(self) -> None:
+        self.__dict__.update(training=True, _children={}, _noise=None)
+        self._declare({}, None)
+
+    def _declare(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any] | None) -> None:
+        """Create this module's own parameters, zero until they are initialised."""
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        self.__dict__.update(_shapes=shapes, _dtype=dtype, _size=sum(sizes), _layout=None)
+        self.__dict__.update(
+            {name: ParameterDict() for name in ("_own", "_own_grads", "_tree", "_tree_grads")}
+        )
+        self._bind(_Buffers(self._size, np.float32 if dtype is None else dtype), 0)
+
+    def _bind(self, buffers: _Buffers, start: int) -> None:
+        """Point this module's own views at `buffers`, from `start` on."""
+        self.__dict__.update(_buffers=buffers, _start=start)
+        for views, flat in ((self._own, buffers.parameters), (self._own_grads, buffers.grads)):
+            offset = start
+            found = {}
+            for name, shape in self._shapes.items():
+                size = math.prod(shape)
+                found[name] = flat[offset : offset + size].reshape(shape)
+                offset += size
+            views._replace(found)
+        if self._shapes:
+            self._rebind()
+
+    def _rebind(self) -> None:
+        """Hook for subclasses that keep views of their parameters; called whenever the views change."""
+
+    # Children
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_children" not in self.__dict__:
+            raise RuntimeError(
+                f"{type(self).__name__}: super().__init__() must come before {name!r} is assigned"
+            )
+        members = value if isinstance(value, (list, tuple)) else ()
+        if any(isinstance(item, Module) and item not in self._children.values() for item in members):
+            raise TypeError(
+                f"{name}: modules in a {type(value).__name__} are not found; use add_module for each"
+            )
+        object.__setattr__(self, name, value)
+        if isinstance(value, Module):
+            self._children[name] = value
+        else:
+            self._children.pop(name, None)
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        self._children.pop(name, None)
+
+    def add_module(self, name: str, module: "Module") -> None:
+        """Make `module` a child and an attribute called `name`.
+
+        Raises:
+            TypeError: `module` is not a Module.
+            ValueError: the name holds a dot, or is an attribute that is not a child.
+        """
+        if not isinstance(module, Module):
+            raise TypeError(f"{name}: expected a Module, got {type(module).__name__}")
+        if "." in name or (name not in self._children and hasattr(self, name)):
+            raise ValueError(f"name: expected a free attribute name without a dot, got {name!r}")
+        setattr(self, name, module)
+
+    def named_children(self) -> Iterator[tuple[str, "Module"]]:
+        """Iterate over (attribute name, child)."""
+        yield from self._children.items()
+
+    def children(self) -> Iterator["Module"]:
+        """Iterate over the children."""
+        yield from self._children.values()
+
+    def named_modules(self) -> Iterator[tuple[str, "Module"]]:
+        """Iterate over (dotted name, module) of the whole tree, this module ("") first, each module once."""
+        return self._walk("", set())
+
+    def modules(self) -> Iterator["Module"]:
+        """Iterate over the modules of the whole tree, this one first, each once."""
+        return (module for _, module in self.named_modules())
+
+    def _walk(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, "Module"]]:
+        if id(self) in seen:
+            return
+        seen.add(id(self))
+        yield prefix, self
+        for name, child in self._children.items():
+            yield from child._walk(f"{prefix}.{name}" if prefix else name, seen)
+
+    # Parameters
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters; float32 for a tree that has none."""
+        found = next((module._dtype for module in self.modules() if module._dtype is not None), None)
+        return np.dtype(np.float32) if found is None else found
+
+    @property
+    def parameters(self) -> ParameterDict:
+        """{dotted name: writable view into `flat_parameters`}; views go stale when the tree is extended."""
+        self._gather()
+        return self._tree
+
+    @property
+    def grads(self) -> ParameterDict:
+        """{dotted name: view into `flat_grads`}, which `backward` adds to."""
+        self._gather()
+        return self._tree_grads
+
+    @property
+    def flat_parameters(self) -> Array:
+        """All parameters of the tree as one 1-D array of `dtype`."""
+        stop = self._gather()
+        return self._buffers.parameters[self._start : stop]
+
+    @property
+    def flat_grads(self) -> Array:
+        """All gradients of the tree as one 1-D array of `dtype`, in the order of `flat_parameters`."""
+        stop = self._gather()
+        return self._buffers.grads[self._start : stop]
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable values in the tree."""
+        return sum(module._size for module in self.modules())
+
+    def _gather(self) -> int:
+        """Make sure that the tree lies in one buffer pair and is listed; return where it ends."""
+        members = list(self.named_modules())
+        offset = self._start
+        together = True
+        for _, module in members:
+            together = together and module._buffers is self._buffers and module._start == offset
+            offset += module._size
+        if not together:
+            self._move(members)
+            offset = self._buffers.parameters.size
+        # Listing again without need would upset a loop over the dictionary.
+        if self._layout != (self._buffers, self._start, members[1:]):
+            self._list()
+        return offset
+
+    def _move(self, members: list[tuple[str, "Module"]]) -> None:
+        """Copy the tree's parameters and gradients into a new buffer pair."""
+        dtype = self.dtype
+        for name, module in members:
+            if module._dtype not in (None, dtype):
+                raise TypeError(f"{name}: expected {dtype} as the other parameters, got {module._dtype}")
+        buffers = _Buffers(sum(module._size for _, module in members), dtype)
+        offset = 0
+        for _, module in members:
+            old = slice(module._start, module._start + module._size)
+            new = slice(offset, offset + module._size)
+            buffers.parameters[new] = module._buffers.parameters[old]
+            buffers.grads[new] = module._buffers.grads[old]
+            module._bind(buffers, offset)
+            offset = new.stop
+        for _, module in members:
+            module._list()
+
+    def _list(self) -> None:
+        """Renew the dictionaries of the whole tree."""
+        members = list(self.named_modules())
+        self.__dict__["_layout"] = (self._buffers, self._start, members[1:])
+        for tree, own in ((self._tree, "_own"), (self._tree_grads, "_own_grads")):
+            tree._replace(
+                {
+                    f"{prefix}.{name}" if prefix else name: view
+                    for prefix, module in members
+                    for name, view in getattr(module, own).items()
+                }
+            )
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero."""
+        self.flat_grads.fill(0)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return {dotted name: copy of the parameter}."""
+        return {name: view.copy() for name, view in self.parameters.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
+        """Copy parameters in, for instance from the state_dict of the same module in PyTorch.
+
+        Everything is checked before anything is written. Other float dtypes are converted.
+
+        Args:
+            state_dict: {name: array, or tensor that np.asarray understands}.
+            strict: raise if names are missing or unexpected.
+
+        Returns:
+            The missing and the unexpected names, both empty if `strict`.
+
+        Raises:
+            TypeError: a value is not of a float dtype.
+            ValueError: a shape differs, or `strict` and the names differ.
+        """
+        parameters = self.parameters
+        missing = [name for name in parameters if name not in state_dict]
+        unexpected = [name for name in state_dict if name not in parameters]
+        if strict and (missing or unexpected):
+            raise ValueError(
+                f"state_dict: expected the names of this {type(self).__name__}, got others; "
+                f"missing: {', '.join(missing) or 'none'}; "
+                f"unexpected: {', '.join(map(str, unexpected)) or 'none'}"
+            )
+        values = {name: as_array(state_dict[name]) for name in parameters if name in state_dict}
+        for name, value in values.items():
+            if value.dtype.kind != "f":
+                raise TypeError(f"{name}: expected a float dtype, got {value.dtype}")
+            if value.shape != parameters[name].shape:
+                raise ValueError(f"{name}: expected shape {parameters[name].shape}, got {value.shape}")
+        for name, value in values.items():
+            parameters[name][...] = value
+        return LoadResult(missing, unexpected)
+
+    # Modes and randomness
+
+    def train(self: ModuleT, mode: bool = True) -> ModuleT:
+        """Switch dropout on (or off) in the whole tree; return self."""
+        check_flag("mode", mode)
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self: ModuleT) -> ModuleT:
+        """Switch dropout off in the whole tree; return self. `backward` works in either mode."""
+        return self.train(False)
+
+    def random_state(self) -> dict[str, tuple[int, int]]:
+        """Return {dotted module name: (seed, offset)} of the dropout noise, to resume a run exactly."""
+        return {
+            name: (module._noise.seed, module._noise.offset)
+            for name, module in self.named_modules()
+            if module._noise is not None
+        }
+
+    def load_random_state(self, state: Mapping[str, tuple[int, int]]) -> None:
+        """Restore what `random_state` returned.
+
+        Raises:
+            ValueError: the names differ from this module's.
+        """
+        sources = {name: module._noise for name, module in self.named_modules() if module._noise is not None}
+        if set(sources) != set(state):
+            raise ValueError(f"state: expected the names {sorted(sources)}, got {sorted(state)}")
+        pairs = {
+            name: (operator.index(seed), operator.index(offset)) for name, (seed, offset) in state.items()
+        }
+        for name, noise in sources.items():
+            noise.seed, noise.offset = pairs[name]
+
+    # Copies and text
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name not in self._derived}
+        own = slice(self._start, self._start + self._size)
+        state["_children"] = dict(self._children)
+        state["_values"] = self._buffers.parameters[own].copy()
+        state["_grad_values"] = self._buffers.grads[own].copy()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        values, grads = state.pop("_values"), state.pop("_grad_values")
+        self.__dict__.update(state)
+        self._declare(self._shapes, self._dtype)
+        self._buffers.parameters[:] = values
+        self._buffers.grads[:] = grads
+
+    def _extra_repr(self) -> str:
+        """Return what stands between the parentheses of the repr of a leaf."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = [f"({name}): {child!r}" for name, child in self._children.items()]
+        if not lines:
+            return f"{type(self).__name__}({self._extra_repr()})"
+        body = "\n".join(lines).replace("\n", "\n  ")
+        return f"{type(self).__name__}(\n  {body}\n)"
+
+
+def gather_modules(modules: object) -> list[Module]:
+    """Return one module, or an iterable of modules whose trees do not overlap, as a list.
+
+    Raises:
+        TypeError: something else than a module.
+        ValueError: the same parameters are reached twice.
+    """
+    found: list[Module] = []
+    seen: set[int] = set()
+    if isinstance(modules, Module) or not isinstance(modules, Iterable):
+        modules = [modules]
+    for item in modules:
+        if not isinstance(item, Module):
+            raise TypeError(f"modules: expected a Module or a list of them, got {type(item).__name__}")
+        members = {id(member) for member in item.modules()}
+        if members & seen:
+            raise ValueError(f"modules: expected modules that share nothing, got {type(item).__name__} twice")
+        seen |= members
+        found.append(item)
+    return found

@@ -1,0 +1,90 @@
+"""Sequences of different lengths: padding them into one array and back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.cells import Array
+
+
+def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Return lengths of any integer dtype as a contiguous int64 array; a single number becomes (1,).
+
+    Raises:
+        TypeError: not of an integer dtype.
+    """
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu" and (array.size or isinstance(lengths, np.ndarray)):
+        raise TypeError(f"lengths: expected an integer dtype, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def pad(
+    sequences: Sequence[Array], batch_first: bool = False, value: float = 0.0
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Put sequences of different lengths into one array.
+
+    Args:
+        sequences: B arrays (T_b, ...) of one dtype, equal but for the first axis; T_b may be 0.
+        batch_first: return (B, T, ...) instead of (T, B, ...).
+        value: what to write past the end of a sequence.
+
+    Returns:
+        x: (T, B, ...) with T the largest T_b, and lengths: (B,) int64.
+
+    Raises:
+        TypeError: an item is not an array, or dtypes differ.
+        ValueError: no sequences, an item without axes, or shapes that differ past the first axis.
+    """
+    items = list(sequences)
+    if not items:
+        raise ValueError("sequences: expected at least one array, got none")
+    for index, item in enumerate(items):
+        if not isinstance(item, np.ndarray):
+            raise TypeError(f"sequences[{index}]: expected a numpy.ndarray, got {type(item).__name__}")
+        if item.ndim == 0:
+            raise ValueError(f"sequences[{index}]: expected shape (T, ...), got ()")
+        if item.dtype != items[0].dtype:
+            raise TypeError(f"sequences[{index}]: expected {items[0].dtype} as the first, got {item.dtype}")
+        if item.shape[1:] != items[0].shape[1:]:
+            raise ValueError(
+                f"sequences[{index}]: expected shape (T, ...) = (T, *{items[0].shape[1:]}), got {item.shape}"
+            )
+    lengths = np.array([len(item) for item in items], np.int64)
+    leading = (len(items), int(lengths.max())) if batch_first else (int(lengths.max()), len(items))
+    padded: Array = np.full((*leading, *items[0].shape[1:]), value, items[0].dtype)
+    for index, item in enumerate(items):
+        _sequence(padded, index, len(item), batch_first)[...] = item
+    return padded, lengths
+
+
+def unpad(x: Array, lengths: npt.ArrayLike, batch_first: bool = False) -> list[Array]:
+    """Return the B sequences in x as views (T_b, ...) without their padding.
+
+    Args:
+        x: (T, B, ...), or (B, T, ...) with batch_first.
+        lengths: (B,) of an integer dtype, each in 0..T.
+        batch_first: whether the batch is the first axis.
+
+    Raises:
+        TypeError: x is not an array, or lengths are not integers.
+        ValueError: x has fewer than two axes, or lengths of another shape or out of range.
+    """
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"x: expected a numpy.ndarray, got {type(x).__name__}")
+    if x.ndim < 2:
+        raise ValueError(f"x: expected shape (T, B, ...), got {x.shape}")
+    batch, seq_len = x.shape[:2] if batch_first else x.shape[1::-1]
+    sizes = as_lengths(lengths)
+    if sizes.shape != (batch,):
+        raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {sizes.shape}")
+    if batch and not 0 <= sizes.min() <= sizes.max() <= seq_len:
+        raise ValueError(f"lengths: expected values in 0..T = 0..{seq_len}, got {sizes.min()}..{sizes.max()}")
+    return [_sequence(x, index, int(size), batch_first) for index, size in enumerate(sizes)]
+
+
+def _sequence(x: Array, index: int, size: int, batch_first: bool) -> Any:
+    """Return the first `size` steps of one sequence as a view."""
+    return x[index, :size] if batch_first else x[:size, index]

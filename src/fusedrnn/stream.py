@@ -1,0 +1,102 @@
+"""Stream: one step at a time, with the weights packed once and the state kept between calls."""
+
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import _core
+from fusedrnn.cells import Array, StateLike
+
+if TYPE_CHECKING:
+    from fusedrnn.recurrent import Recurrent
+
+StateT = TypeVar("StateT")
+
+
+class Stream(Generic[StateT]):
+    """A unidirectional network that remembers its state: `y_t = step(x_t)`; made by `lstm.stream()`.
+
+    The weights are copied and packed when the stream is made; after they change, call `refresh`.
+    Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives. A stream
+    serves one thread at a time.
+
+    Attributes:
+        batch_size: B.
+    """
+
+    __slots__ = ("_call", "_core", "_module", "_row", "batch_size")
+
+    def __init__(self, module: "Recurrent[StateT]", batch_size: int) -> None:
+        self._module = module
+        self.batch_size = batch_size
+        self._core = _core.Stream(module._spec.name, self._weights(), batch_size)
+        self._call = self._core.__call__
+        self._row: Array | None = None
+
+    def _weights(self) -> list[tuple[Array, Array, Array | None, Array | None, Array | None]]:
+        return [parts[0][1] for parts in self._module._plan]
+
+    def __call__(self, x: Array) -> Array:
+        """Advance by one step and return the output of the last layer.
+
+        Args:
+            x: (B, I), or (I,) if batch_size is 1; of the module's dtype.
+
+        Returns:
+            (B, Hout), or (Hout,) if x has no batch axis. The next call overwrites it: copy it to keep it.
+
+        Raises:
+            TypeError: x is not an array of the module's dtype.
+            ValueError: x has another shape.
+        """
+        if isinstance(x, np.ndarray) and x.ndim == 1 and self.batch_size == 1:
+            y = self._call(x[None])
+            # The kernels write every step into the same buffer, so its row is looked up only once.
+            if self._row is None:
+                self._row = y[0]
+            return self._row
+        return self._call(x)
+
+    @property
+    def state(self) -> StateT:
+        """A copy of the state, h or (h, c), each (num_layers, B, ...) as `forward` takes it; can be set."""
+        layers = self._core.get_state()
+        return cast(
+            StateT, self._module._spec.pack_state([np.stack(parts) for parts in zip(*layers, strict=True)])
+        )
+
+    @state.setter
+    def state(self, value: StateLike) -> None:
+        parts = self._module._split_state("state", value, self.batch_size)
+        rows = range(self._module.num_layers)
+        self._core.set_state([tuple([None if part is None else part[row] for part in parts]) for row in rows])
+
+    def reset(self, rows: npt.ArrayLike | None = None) -> None:
+        """Set the state to zero.
+
+        Args:
+            rows: which sequences of the batch, by number, or as a bool array (B,); None for all.
+
+        Raises:
+            TypeError: rows are neither integers nor bools.
+            ValueError: a row outside the batch.
+        """
+        self._core.reset(None if rows is None else self._numbers(rows))
+
+    def _numbers(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        array = np.atleast_1d(np.asarray(rows))
+        if array.dtype == np.bool_:
+            if array.shape != (self.batch_size,):
+                raise ValueError(f"rows: expected shape (B,) = ({self.batch_size},), got {array.shape}")
+            return np.flatnonzero(array).astype(np.int64)
+        if array.dtype.kind not in "iu" and array.size:
+            raise TypeError(f"rows: expected integers or bools, got {array.dtype}")
+        return array.astype(np.int64)
+
+    def refresh(self) -> None:
+        """Read the module's weights again; the state stays."""
+        self._core.refresh(self._weights())
+
+    def __repr__(self) -> str:
+        return f"Stream({self._module!r}, batch_size={self.batch_size})"

@@ -1,0 +1,94 @@
+"""Tape: what a forward call keeps for backward."""
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fusedrnn import _core
+
+if TYPE_CHECKING:
+    from fusedrnn.module import Module
+
+TapeT = TypeVar("TapeT", bound="Tape")
+Drop = tuple[float, int, int]
+
+
+class Tape:
+    """What one forward call keeps for backward. It may be used for backward more than once.
+
+    A tape refers to the input, the initial state and the output: do not change them before backward. The
+    parameters may change; the gradients are those of the forward call.
+
+    Attributes:
+        nbytes: bytes that stay allocated because of this tape alone: what the kernels saved and the arrays
+            between layers, not the arrays that the caller holds (input, states, output) nor the parameters.
+    """
+
+    __slots__ = ("_owner", "nbytes")
+
+    def __init__(self, owner: "Module", nbytes: int) -> None:
+        self._owner = owner
+        self.nbytes = nbytes
+
+    def _about(self) -> str:
+        return ""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._owner!r}, {self._about()}nbytes={self.nbytes})"
+
+
+class SavedTape(Tape):
+    """Tape of a layer without a time loop: the arrays its backward reads and the shape of its output."""
+
+    __slots__ = ("saved", "shape")
+
+    def __init__(self, owner: "Module", shape: tuple[int, ...], saved: tuple[Any, ...], nbytes: int) -> None:
+        super().__init__(owner, nbytes)
+        self.shape = shape
+        self.saved = saved
+
+    def _about(self) -> str:
+        return f"shape={self.shape}, "
+
+
+class RecurrentTape(Tape):
+    """Tape of a recurrent network: one kernel tape for each layer and direction.
+
+    Attributes:
+        layers: the kernel tapes, directions of layer 0 first.
+        dropout: for each layer, (p, seed, offset) of the dropout on its output, or None.
+        shape: shape of the output.
+    """
+
+    __slots__ = ("dropout", "layers", "shape")
+
+    def __init__(
+        self,
+        owner: "Module",
+        shape: tuple[int, ...],
+        layers: list[_core.LayerTape],
+        dropout: list[Drop | None],
+        between: int,
+    ) -> None:
+        super().__init__(owner, sum([layer.nbytes for layer in layers]) + between)
+        self.shape = shape
+        self.layers = tuple(layers)
+        self.dropout = tuple(dropout)
+
+    def _about(self) -> str:
+        first = self.layers[0]
+        return f"seq_len={first.seq_len}, batch={first.batch}, layers={len(self.layers)}, "
+
+
+def check_tape(tape: object, owner: "Module", kind: type[TapeT]) -> TapeT:
+    """Return the tape if it came from `owner.forward`.
+
+    Raises:
+        TypeError: not a tape.
+        ValueError: the tape of another module.
+    """
+    if not isinstance(tape, Tape):
+        raise TypeError(f"tape: expected a Tape, got {type(tape).__name__}")
+    if not isinstance(tape, kind) or tape._owner is not owner:
+        raise ValueError(
+            f"tape: expected a tape of this {owner!r}, got one of another module, {tape._owner!r}"
+        )
+    return tape

@@ -1,0 +1,179 @@
+"""Run by test_errors.py in a process of its own: random garbage for every argument of every compiled entry.
+
+Each call has to return or raise; an error leaves every array that it was given as it was.
+Usage: fuzz_entries.py SEED
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+import numpy as np
+from entries import Entry, arrays_in, make_entries, replaced
+
+from fusedrnn import _core
+
+ALLOWED = (TypeError, ValueError, RuntimeError, MemoryError, OverflowError)
+DTYPES = ("f4", "f8", "f2", ">f8", "i8", "i4", "u1", "?", "c16", "O", "U3", "V8", "M8[s]", "g")
+NUMBERS = (0, 1, -1, 2, 3, 7, 2**31, -(2**31), 2**62, 2**63 - 1, -(2**63), 2**63, 2**64, 10**30, True, False)
+FLOATS = (0.0, -0.0, 0.5, 1.0, -1.0, 2.0, 1e308, -1e308, 5e-324, float("nan"), float("inf"), -float("inf"))
+OBJECTS = (
+    None,
+    "",
+    "lstm",
+    "x" * 300,
+    "\0",
+    b"lstm",
+    (),
+    [],
+    {},
+    object(),
+    type,
+    np.float64(1.0),
+    Ellipsis,
+    slice(3),
+)
+ROUNDS = 120
+
+
+def random_array(rng: np.random.Generator) -> Any:
+    """Any dtype, rank 0 to 4, empty or enormous, in a layout of any kind."""
+    dtype = np.dtype(str(rng.choice(DTYPES, p=[0.25, 0.25, *[0.5 / (len(DTYPES) - 2)] * (len(DTYPES) - 2)])))
+    shape = tuple(int(n) for n in rng.choice([0, 1, 2, 3, 4, 5, 6, 24], size=rng.integers(0, 5)))
+    values = rng.choice([0.0, 1.0, -1.0, 3.0, -100.0, 1e30], size=shape)
+    with np.errstate(all="ignore"):
+        array = np.zeros(shape, dtype) if dtype.kind in "VUM" else values.astype(dtype)
+    layout = rng.integers(0, 8)
+    if layout == 1 and array.ndim:
+        array = array[..., ::-1]
+    elif layout == 2 and array.ndim:
+        array = np.repeat(array, 2, axis=0)[::2]
+    elif layout == 3:
+        array = array.T
+    elif layout == 4 and dtype.kind != "O":
+        raw = np.zeros(array.nbytes + 1, np.uint8)
+        array = np.ndarray(shape, dtype, raw.data, 1)
+    elif layout == 5:
+        array.flags.writeable = False
+    elif layout == 6 and dtype.kind != "O":
+        # No memory behind it: the sizes alone are too large, or one is and another is zero.
+        huge = [
+            (2**40, 3, 4),
+            (3, 2**40, 4),
+            (2**40, 0, 4),
+            (0, 2**62, 4),
+            (2**40,),
+            (2**33, 2**20),
+            (2**24, 2**24, 6),
+        ]
+        array = np.broadcast_to(np.zeros((), dtype), huge[rng.integers(len(huge))])
+    return array
+
+
+def garbage(rng: np.random.Generator, valid: list[Any]) -> Any:
+    """Something that is most likely wrong."""
+    kind = rng.integers(0, 8)
+    if kind <= 2:
+        return random_array(rng)
+    if kind == 3:
+        return NUMBERS[rng.integers(len(NUMBERS))]
+    if kind == 4:
+        return FLOATS[rng.integers(len(FLOATS))]
+    if kind == 5:
+        return OBJECTS[rng.integers(len(OBJECTS))]
+    if kind == 6:
+        items = [garbage(rng, valid) for _ in range(rng.integers(0, 7))]
+        return tuple(items) if rng.integers(2) else items
+    return valid[rng.integers(len(valid))]
+
+
+def mutated(rng: np.random.Generator, value: Any, valid: list[Any]) -> Any:
+    """Something that is nearly right: one array of the argument in another shape, dtype or layout."""
+    found = list(arrays_in(value))
+    if not found or rng.integers(3) == 0:
+        return garbage(rng, valid)
+    path, array = found[rng.integers(len(found))]
+    kind = rng.integers(0, 7)
+    new: Any = None
+    if kind == 0:
+        new = array[None] if rng.integers(2) else array[0] if array.ndim and len(array) else array
+    elif kind == 1 and array.ndim:
+        axis = int(rng.integers(array.ndim))
+        new = array.take(np.arange(rng.integers(0, array.shape[axis] + 3)) % max(array.shape[axis], 1), axis)
+    elif kind == 2:
+        new = array.astype("f4" if array.dtype == np.float64 else "f8")
+    elif kind == 3:
+        new = np.repeat(array, 2, axis=-1)[..., ::2]
+    elif kind == 4:
+        new = array.copy()
+        new.flags.writeable = False
+    elif kind == 5:
+        new = array.copy()
+        if new.size:
+            new.flat[rng.integers(new.size)] = rng.choice([-1, 2, 10**6]) if new.dtype.kind in "iu" else 1
+    return replaced(value, path, new)
+
+
+def snapshot(arguments: dict[str, Any]) -> list[tuple[Any, bytes]]:
+    """The arrays among the arguments and their bytes; the enormous and the untypical ones are left out."""
+    return [
+        (array, array.tobytes())
+        for value in arguments.values()
+        for _, array in arrays_in(value)
+        if array.size < 10_000 and array.dtype.kind != "O"
+    ]
+
+
+def attempt(name: str, entry: Entry, arguments: dict[str, Any]) -> bool:
+    """Call once; True if it raised."""
+    before = snapshot(arguments)
+    try:
+        entry.function(**arguments)
+    except ALLOWED as error:
+        for array, content in before:
+            if array.tobytes() != content:
+                raise AssertionError(f"{name}: an array changed though the call raised {error!r}") from error
+        return True
+    return False
+
+
+def main(seed: int) -> None:
+    limit = 6 * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    rng = np.random.default_rng(seed)
+    calls = raised = 0
+    for name in make_entries():
+        for i in range(ROUNDS):
+            entry = make_entries()[name]
+            valid = list(entry.arguments.values()) or [None]
+            arguments = dict(entry.arguments)
+            if i % 3 == 0:
+                arguments = {key: garbage(rng, valid) for key in arguments}
+            else:
+                for key in (
+                    rng.choice(list(arguments), size=min(len(arguments), i % 3), replace=False)
+                    if arguments
+                    else ()
+                ):
+                    arguments[str(key)] = mutated(rng, arguments[str(key)], valid)
+            if i % 10 == 9:
+                arguments[f"surplus_{i}"] = None
+            # Named before the call, so that a crash shows what was on its way.
+            print(
+                name,
+                i,
+                {k: getattr(v, "shape", None) or type(v).__name__ for k, v in arguments.items()},
+                flush=True,
+            )
+            raised += attempt(name, entry, arguments)
+            calls += 1
+        _core.set_num_threads(1)
+    for name, entry in make_entries().items():
+        assert not attempt(name, entry, entry.arguments), name
+    print(f"done: {calls} calls, {raised} raised")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

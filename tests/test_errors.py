@@ -1,0 +1,375 @@
+"""Bad input raises the right exception, names the argument, and changes nothing. It never crashes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from entries import COVERED, arrays_in, make_entries, name_of, replaced
+from support import Array, assert_ran, make_module, random_problem, run_python
+
+import fusedrnn as fr
+from fusedrnn import _core
+
+Case = tuple[str, str, tuple[Any, ...]]  # entry, argument, path inside the argument
+
+
+def array_cases() -> Iterator[Case]:
+    """Every array that any compiled entry takes."""
+    for name, entry in make_entries().items():
+        for argument, value in entry.arguments.items():
+            for path, _ in arrays_in(value):
+                yield name, argument, path
+
+
+def identity(case: Any) -> str:
+    name, argument, path = case
+    return "-".join([name, argument, *map(str, path)])
+
+
+ARRAYS = list(array_cases())
+NAMED = re.compile(r"\b(\w+)(?:\[\d+\])*: expected .+, got .+")
+
+
+def refuse(case: Case, new: Callable[[Array], Any], kind: type[Exception], free: bool = True) -> None:
+    """The call with one array exchanged raises `kind`, names the argument, and changes none of its arrays."""
+    name, argument, path = case
+    entry = make_entries()[name]
+    value = entry.arguments[argument]
+    old = dict(arrays_in(value))[path]
+    arguments = {**entry.arguments, argument: replaced(value, path, new(old))}
+    held = [(a, a.tobytes()) for v in arguments.values() for _, a in arrays_in(v) if a.dtype.kind != "O"]
+    with pytest.raises(kind) as caught:
+        entry.function(**arguments)
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    match = NAMED.search(message)
+    assert match, message
+    names = {name_of(argument, path), argument}
+    if free and argument in entry.free:
+        names |= {name_of(a, p) for a, v in entry.arguments.items() for p, _ in arrays_in(v)}
+    assert match[1] in names, message
+    for a, content in held:
+        assert a.tobytes() == content
+
+
+def test_every_entry_is_covered() -> None:
+    """A new compiled function or class has to be added to entries.py."""
+    public = {name for name in dir(_core) if not name.startswith("_") and callable(getattr(_core, name))}
+    assert public == COVERED
+    for name, entry in make_entries().items():
+        entry.call()
+        methods = {m for m in dir(_core.Stream) if not m.startswith("_")}
+        assert name != "Stream" or methods == {"get_state", "set_state", "reset", "refresh"}
+
+
+@pytest.mark.parametrize("case", ARRAYS, ids=identity)
+def test_wrong_dtype(case: Case) -> None:
+    name, argument, path = case
+    old = dict(arrays_in(make_entries()[name].arguments[argument]))[path]
+    kinds = ["f2", "c16", "O", "U1", ">f8" if old.dtype.kind == "f" else "f8", "u1"]
+    if old.dtype.kind == "f":
+        kinds += ["i8", "?"]
+        if sum(c[0] == name for c in ARRAYS) > 1:
+            kinds.append("f4")
+    else:
+        kinds += ["i4", "u8"]
+    for kind in kinds:
+        refuse(case, lambda a, k=kind: a.astype(k), TypeError)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("case", ARRAYS, ids=identity)
+def test_not_an_array(case: Case) -> None:
+    for value in ("x", 3, 1.5, object(), [[1.0, 2.0]], {}):
+        refuse(case, lambda a, v=value: v, TypeError, free=False)  # type: ignore[misc]
+    name, argument, path = case
+    entry = make_entries()[name]
+    # None stands for "not given" where that is possible: whole arguments, states in part, biases, gradients.
+    inside = argument in ("state", "dstate", "reset_state", "state_out", "dparams") or path[-1:] in (
+        (2,),
+        (3,),
+        (4,),
+    )
+    if argument not in entry.optional and not (path and inside):
+        refuse(case, lambda a: None, TypeError, free=False)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in ARRAYS if c[1] not in make_entries()[c[0]].unbound], ids=identity
+)
+def test_wrong_shape(case: Case) -> None:
+    """Every axis one too long and one too short, one axis too many and one too few."""
+    name, argument, path = case
+    entry = make_entries()[name]
+    old = dict(arrays_in(entry.arguments[argument]))[path]
+    for axis in range(old.ndim):
+        refuse(case, lambda a, k=axis: np.concatenate([a, a.take([0], k)], k), ValueError)  # type: ignore[misc]
+        refuse(case, lambda a, k=axis: a.take(range(a.shape[k] - 1), k).copy(), ValueError)  # type: ignore[misc]
+    refuse(case, lambda a: a[None, None].copy(), ValueError)
+    refuse(case, lambda a: a.reshape(-1)[0].reshape(()).copy(), ValueError)
+
+
+@pytest.mark.parametrize("case", [c for c in ARRAYS if c[1] in make_entries()[c[0]].written], ids=identity)
+def test_read_only_target(case: Case) -> None:
+    def frozen(a: Array) -> Array:
+        copy = a.copy()
+        copy.flags.writeable = False
+        return copy
+
+    refuse(case, frozen, ValueError)
+
+
+SCALARS: list[tuple[str, str, Any, type[Exception]]] = [
+    ("forward:lstm", "cell", "elman", ValueError),
+    ("forward:lstm", "cell", "", ValueError),
+    ("forward:lstm", "cell", 3, TypeError),
+    ("forward:lstm", "cell", None, TypeError),
+    ("forward:lstm", "params", None, TypeError),
+    ("forward:lstm", "params", (), ValueError),
+    ("forward:lstm", "params", (None,) * 5, TypeError),
+    ("forward:lstm", "state", 5, TypeError),
+    ("forward:lstm", "state", (None,), ValueError),
+    ("forward:lstm", "state", (None,) * 3, ValueError),
+    ("forward:lstm", "reset_state", (None,) * 3, ValueError),
+    ("forward:lstm", "lengths", np.array([5, -1, 2]), ValueError),
+    ("forward:lstm", "lengths", np.array([6, 0, 2]), ValueError),
+    ("forward:lstm", "lengths", np.array([2**62, 0, 2]), ValueError),
+    ("forward:lstm", "cache", "cache", TypeError),
+    ("forward:lstm", "reverse", "no", TypeError),
+    ("forward:lstm", "save", None, TypeError),
+    ("backward:lstm", "tape", None, TypeError),
+    ("backward:lstm", "tape", np.zeros(3), TypeError),
+    ("backward:lstm", "dstate", (None,) * 3, ValueError),
+    ("backward:lstm", "dparams", (None,) * 4, ValueError),
+    ("backward:lstm", "need_dx", "yes", TypeError),
+    ("Stream", "cell", "elman", ValueError),
+    ("Stream", "layers", [], ValueError),
+    ("Stream", "layers", None, TypeError),
+    ("Stream", "batch_size", -1, ValueError),
+    ("Stream", "batch_size", 1.5, TypeError),
+    ("Stream", "batch_size", 2**80, TypeError),
+    ("Stream:set_state", "state", [], ValueError),
+    ("Stream:set_state", "state", None, TypeError),
+    ("Stream:reset", "rows", np.array([3]), ValueError),
+    ("Stream:reset", "rows", np.array([-1]), ValueError),
+    ("Stream:reset", "rows", np.array([[0]]), ValueError),
+    ("Stream:refresh", "layers", [], ValueError),
+    ("set_num_threads", "n", 0, ValueError),
+    ("set_num_threads", "n", -2, ValueError),
+    ("set_num_threads", "n", 1.5, TypeError),
+    ("set_num_threads", "n", None, TypeError),
+    ("linear_backward", "need_dx", "yes", TypeError),
+    ("embedding_forward", "indices", np.array([0, 5]), ValueError),
+    ("embedding_forward", "indices", np.array([-1, 0]), ValueError),
+    ("embedding_backward", "indices", np.array([0, 4, 4, 5]), ValueError),
+    ("embedding_backward", "indices", np.array([0, 4, 4, -1]), ValueError),
+    ("layer_norm_forward", "eps", "x", TypeError),
+    ("layer_norm_forward", "eps", -1.0, ValueError),
+    ("cross_entropy", "targets", np.array([0, 6, 1]), ValueError),
+    ("cross_entropy", "targets", np.array([0, -1, 1]), ValueError),
+    ("cross_entropy", "label_smoothing", 1.5, ValueError),
+    ("cross_entropy", "label_smoothing", -0.5, ValueError),
+    ("cross_entropy", "label_smoothing", float("nan"), ValueError),
+    ("cross_entropy", "ignore_index", "x", TypeError),
+    ("dropout", "p", -0.1, ValueError),
+    ("dropout", "p", 1.1, ValueError),
+    ("dropout", "p", float("nan"), ValueError),
+    ("dropout", "p", None, TypeError),
+    ("dropout", "seed", -1, TypeError),
+    ("dropout", "seed", 2**64, TypeError),
+    ("dropout", "offset", 1.5, TypeError),
+    ("sgd_step", "lr", "x", TypeError),
+    ("adam_step", "step", 0, ValueError),
+    ("adam_step", "step", "x", TypeError),
+    ("adam_step", "beta1", None, TypeError),
+    ("norm", "p", "x", TypeError),
+    ("scale_", "factor", None, TypeError),
+    ("clamp_", "lo", "x", TypeError),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value", "kind"), SCALARS, ids=lambda v: str(v)[:20])
+def test_bad_values(name: str, argument: str, value: Any, kind: type[Exception]) -> None:
+    entry = make_entries()[name]
+    held = [(a, a.tobytes()) for v in entry.arguments.values() for _, a in arrays_in(v)]
+    with pytest.raises(kind, match=rf"\b{argument}\b|weight_ih") as caught:
+        entry.call(**{argument: value})
+    assert issubclass(caught.type, kind)
+    for a, content in held:
+        assert a.tobytes() == content
+
+
+@pytest.mark.parametrize("name", list(make_entries()))
+def test_surplus_and_missing_arguments(name: str) -> None:
+    entry = make_entries()[name]
+    with pytest.raises(TypeError):
+        entry.call(surplus=1)
+    if entry.arguments and name not in ("Stream:reset",):
+        with pytest.raises(TypeError):
+            entry.function()
+
+
+def test_classes_without_a_constructor() -> None:
+    with pytest.raises(TypeError):
+        _core.LayerTape()
+    with pytest.raises((TypeError, AttributeError)):
+        make_entries()["backward:lstm"].arguments["tape"].seq_len = 3
+
+
+def test_message_format() -> None:
+    """`name: expected (symbolic = actual), got`."""
+    problem = random_problem("lstm", (3, 2, 4, 128))
+    params = (problem.params[0], np.zeros((512, 64)), *problem.params[2:])
+    want = "weight_hh: expected shape (4*H, H) = (512, 128), got (512, 64)"
+    with pytest.raises(ValueError, match=f"^{re.escape(want)}$"):
+        problem.with_(params=params).run()
+    want = "lengths: expected shape (B,) = (2,), got (3,)"
+    with pytest.raises(ValueError, match=f"^{re.escape(want)}$"):
+        problem.with_(options={"lengths": np.array([1, 2, 3])}).run()
+
+
+def test_enormous_sizes() -> None:
+    """Products are checked before anything is allocated."""
+    params = random_problem("lstm", (1, 1, 1, 4)).params
+    for shape in ((2**40, 2**20, 1), (2**62, 1, 1), (1, 2**61, 1), (2**31, 2**31, 1)):
+        x = np.broadcast_to(np.zeros((1, 1, 1)), shape)
+        with pytest.raises((MemoryError, ValueError)):
+            fr.functional.forward("lstm", x, params)
+    empty = np.broadcast_to(np.zeros((1, 1, 1)), (2**40, 1, 1))[:, :0]
+    assert _core.forward("lstm", empty, params)[0].shape == (2**40, 0, 4)
+
+
+def test_long_sequences() -> None:
+    """T above 65,535: a million steps work."""
+    params = random_problem("gru", (1, 1, 1, 1), "float32").params
+    x = np.broadcast_to(np.float32(0.5), (1_000_000, 1, 1))
+    y, _, tape = fr.functional.forward("gru", x, params)
+    assert abs(y[-1, 0, 0] - y[65_536, 0, 0]) < 1e-6
+    dx = fr.functional.backward(tape, np.broadcast_to(np.float32(1.0), y.shape)).x
+    assert np.isfinite(dx).all() and abs(dx[500_000, 0, 0] - dx[70_000, 0, 0]) < 1e-6
+
+
+def module() -> Any:
+    return make_module("lstm", 3, 5)
+
+
+X = np.zeros((4, 2, 3))
+STATE = (np.zeros((1, 2, 5)), np.zeros((1, 2, 5)))
+
+PUBLIC: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "input_size_negative": (lambda: fr.LSTM(-1, 5), ValueError, "input_size"),
+    "input_size_kind": (lambda: fr.LSTM("3", 5), TypeError, "input_size"),  # type: ignore[arg-type]
+    "hidden_size_zero": (lambda: fr.LSTM(3, 0), ValueError, "hidden_size"),
+    "hidden_size_float": (lambda: fr.LSTM(3, 5.0), TypeError, "hidden_size"),  # type: ignore[arg-type]
+    "num_layers_zero": (lambda: fr.GRU(3, 5, 0), ValueError, "num_layers"),
+    "proj_size": (lambda: fr.LSTM(3, 5, proj_size=5), ValueError, "proj_size"),
+    "proj_size_negative": (lambda: fr.LSTM(3, 5, proj_size=-1), ValueError, "proj_size"),
+    "dropout": (lambda: fr.LSTM(3, 5, 2, dropout=1.5), ValueError, "dropout"),
+    "dropout_nan": (lambda: fr.LSTM(3, 5, 2, dropout=float("nan")), ValueError, "dropout"),
+    "dropout_kind": (lambda: fr.LSTM(3, 5, 2, dropout="a"), TypeError, "dropout"),  # type: ignore[arg-type]
+    "dtype": (lambda: fr.LSTM(3, 5, dtype="float16"), TypeError, "dtype"),
+    "dtype_unknown": (lambda: fr.LSTM(3, 5, dtype="double precision"), TypeError, "dtype"),
+    "seed": (lambda: fr.LSTM(3, 5, seed="a"), TypeError, "seed"),  # type: ignore[arg-type]
+    "seed_negative": (lambda: fr.LSTM(3, 5, seed=-1), ValueError, "seed"),
+    "nonlinearity": (lambda: fr.RNN(3, 5, nonlinearity="gelu"), ValueError, "nonlinearity"),
+    "bias_kind": (lambda: fr.LSTM(3, 5, bias=None), TypeError, "bias"),  # type: ignore[arg-type]
+    "reset_after": (lambda: fr.GRU(3, 5, reset_after=False), ValueError, "reset_after"),
+    "x_features": (lambda: module()(X[..., :2]), ValueError, "x"),
+    "x_rank": (lambda: module()(X[0, 0]), ValueError, "x"),
+    "x_dtype": (lambda: module()(X.astype("float32")), TypeError, "x"),
+    "x_list": (lambda: module()(X.tolist()), TypeError, "x"),
+    "x_none": (lambda: module()(None), TypeError, "x"),
+    "state_shape": (lambda: module()(X, (STATE[0][:, :1], STATE[1])), ValueError, "state"),
+    "state_bare": (lambda: module()(X, STATE[0]), TypeError, "state"),
+    "state_long": (lambda: module()(X, (*STATE, STATE[0])), ValueError, "state"),
+    "state_dtype": (lambda: module()(X, (STATE[0].astype("f4"), STATE[1])), TypeError, "state"),
+    "state_layers": (lambda: module()(X, (np.zeros((2, 2, 5)), STATE[1])), ValueError, "state"),
+    "lengths_shape": (lambda: module()(X, lengths=[1, 2, 3]), ValueError, "lengths"),
+    "lengths_long": (lambda: module()(X, lengths=[1, 5]), ValueError, "lengths"),
+    "lengths_negative": (lambda: module()(X, lengths=[1, -1]), ValueError, "lengths"),
+    "lengths_float": (lambda: module()(X, lengths=[1.0, 2.0]), TypeError, "lengths"),
+    "resets_shape": (lambda: module()(X, resets=np.zeros((2, 4), bool)), ValueError, "resets"),
+    "resets_dtype": (lambda: module()(X, resets=np.zeros((4, 2), np.uint8)), TypeError, "resets"),
+    "reset_state": (
+        lambda: module()(X, resets=np.zeros((4, 2), bool), reset_state=(np.zeros((1, 4)),) * 2),
+        ValueError,
+        "reset_state",
+    ),
+    "tape_none": (lambda: module().backward(None, X), TypeError, "tape"),
+    "tape_other": (
+        lambda: module().backward(module().forward(X)[2], np.zeros((4, 2, 5))),
+        ValueError,
+        "tape",
+    ),
+    "functional_cell": (lambda: fr.functional.forward("elman", X, (None,) * 5), ValueError, "cell"),
+    "functional_params": (lambda: fr.functional.forward("lstm", X, None), TypeError, "params"),  # type: ignore[arg-type]
+    "functional_tape": (lambda: fr.functional.backward(None, X), TypeError, "tape"),  # type: ignore[arg-type]
+    "linear_x": (lambda: fr.Linear(3, 4, dtype="float64")(np.zeros((2, 5))), ValueError, "x"),
+    "linear_dtype": (lambda: fr.Linear(3, 4)(np.zeros((2, 3))), TypeError, "x"),
+    "linear_size": (lambda: fr.Linear(3, -4), ValueError, "out_features"),
+    "embedding_indices": (lambda: fr.Embedding(3, 4)(np.array([3])), ValueError, "indices"),
+    "embedding_dtype": (lambda: fr.Embedding(3, 4)(np.array([0.0])), TypeError, "indices"),
+    "dropout_p": (lambda: fr.Dropout(-0.5), ValueError, "p"),
+    "layer_norm": (lambda: fr.LayerNorm(4)(np.zeros((2, 3), np.float32)), ValueError, "x"),
+    "cross_entropy_targets": (
+        lambda: fr.cross_entropy(np.zeros((2, 3)), np.array([0, 3])),
+        ValueError,
+        "targets",
+    ),
+    "cross_entropy_shape": (lambda: fr.cross_entropy(np.zeros((2, 3)), np.array([0])), ValueError, "targets"),
+    "cross_entropy_kind": (lambda: fr.cross_entropy(np.zeros((2, 3)), np.zeros(2)), TypeError, "targets"),
+    "cross_entropy_reduction": (
+        lambda: fr.cross_entropy(np.zeros((2, 3)), np.array([0, 1]), reduction="max"),
+        ValueError,
+        "reduction",
+    ),
+    "mse_shape": (lambda: fr.mse_loss(np.zeros(3), np.zeros(4)), ValueError, "target"),
+    "mse_dtype": (lambda: fr.mse_loss(np.zeros(3), np.zeros(3, np.float32)), TypeError, "target"),
+    "sgd_lr": (lambda: fr.optim.SGD(module(), lr=-1.0), ValueError, "lr"),
+    "sgd_nesterov": (lambda: fr.optim.SGD(module(), lr=0.1, nesterov=True), ValueError, "nesterov"),
+    "adam_betas": (lambda: fr.optim.Adam(module(), betas=(1.0, 0.9)), ValueError, "betas"),
+    "adam_eps": (lambda: fr.optim.Adam(module(), eps=-1.0), ValueError, "eps"),
+    "adam_decay": (lambda: fr.optim.AdamW(module(), weight_decay=-1.0), ValueError, "weight_decay"),
+    "optimiser_kind": (lambda: fr.optim.Adam("module"), TypeError, "modules"),  # type: ignore[arg-type]
+    "clip_norm": (lambda: fr.clip_grad_norm(module(), -1.0), ValueError, "max_norm"),
+    "clip_value": (lambda: fr.clip_grad_value(module(), -1.0), ValueError, "clip_value"),
+    "pad_empty": (lambda: fr.pad([]), ValueError, "sequences"),
+    "pad_shape": (lambda: fr.pad([np.zeros((2, 3)), np.zeros((2, 4))]), ValueError, "sequences"),
+    "unpad_lengths": (lambda: fr.unpad(np.zeros((2, 3)), np.array([1, 2, 3])), ValueError, "lengths"),
+    "num_threads": (lambda: fr.set_num_threads(0), ValueError, "n"),
+    "sigmoid_kind": (lambda: fr.functional.sigmoid(np.zeros(3, np.int64)), TypeError, "x"),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "name"), PUBLIC.values(), ids=PUBLIC)
+def test_public_errors(call: Callable[[], Any], kind: type[Exception], name: str) -> None:
+    with pytest.raises(kind, match=rf"\b{name}\b"):
+        call()
+
+
+@pytest.mark.parametrize("what", ["dy", "dstate"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_relu"])
+def test_failed_backward_changes_no_gradient(cell: str, what: str) -> None:
+    """Two layers, two directions: a refusal comes before the first gradient is added."""
+    layer = make_module(cell, 3, 5, 2, bidirectional=True)
+    y, state, tape = layer.forward(X)
+    bad = {"dy": np.ones_like(y)[..., :-1]} if what == "dy" else {"dy": np.ones_like(y)}
+    if what == "dstate":
+        wrong = np.ones((4, 2, 4))
+        bad["dstate"] = (state[0], wrong) if cell == "lstm" else wrong
+    with pytest.raises(ValueError, match=what):
+        layer.backward(tape, **bad)
+    with pytest.raises(TypeError, match="dy"):
+        layer.backward(tape, np.ones(y.shape, np.float32))
+    assert not layer.flat_grads.any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_garbage(seed: int) -> None:
+    """Random arguments for every compiled entry, in another process: death by a signal is a failure."""
+    done = run_python("fuzz_entries.py", str(seed), timeout=240)
+    assert_ran(done)
+    assert done.stdout.splitlines()[-1].startswith("done:")

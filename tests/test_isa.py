@@ -1,0 +1,86 @@
+"""FUSEDRNN_ISA and FUSEDRNN_NUM_THREADS: what is asked for is used or refused, never replaced."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from support import assert_ran, run_python
+
+import fusedrnn as fr
+
+ISAS = ("scalar", "avx2", "avx512", "neon")
+SHOW = "import fusedrnn as fr; print(fr.config()['isa'], fr.get_num_threads())"
+
+
+def best_isa() -> str:
+    config = fr.config()
+    order = ("avx512", "avx2", "neon", "scalar")
+    return next(isa for isa in order if isa in config["isas_supported"] and isa in config["isas_built"])
+
+
+def test_the_isa_asked_for_ran() -> None:
+    assert fr.config()["isa"] == os.environ.get("FUSEDRNN_ISA", best_isa())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_used_or_refused(isa: str) -> None:
+    """The error tells a CPU that lacks the ISA from a build that does."""
+    done = run_python("-c", SHOW, FUSEDRNN_ISA=isa)
+    config = fr.config()
+    if isa in config["isas_built"] and isa in config["isas_supported"]:
+        assert_ran(done)
+        assert done.stdout.split()[0] == isa
+        return
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("RuntimeError") and "FUSEDRNN_ISA" in message and isa in message
+    lacking, present = ("CPU", "build") if isa in config["isas_built"] else ("build", "CPU")
+    assert lacking in message and present not in message
+
+
+@pytest.mark.parametrize("isa", ["sse9", "AVX2 ", "avx2,scalar"])
+def test_unknown_isa(isa: str) -> None:
+    done = run_python("-c", SHOW, FUSEDRNN_ISA=isa)
+    message = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert "FUSEDRNN_ISA" in message and isa.strip() in message and "scalar" in message
+
+
+def test_default_is_the_best_supported() -> None:
+    done = run_python("-c", SHOW, FUSEDRNN_ISA=None)
+    assert_ran(done)
+    assert done.stdout.split()[0] == best_isa()
+
+
+def test_scalar_is_always_built() -> None:
+    config = fr.config()
+    assert "scalar" in config["isas_built"] and "scalar" in config["isas_supported"]
+    assert config["isa"] in config["isas_built"] and config["isa"] in config["isas_supported"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "3x", "99999999999999999999"])
+def test_bad_thread_count(value: str) -> None:
+    done = run_python("-c", SHOW, FUSEDRNN_NUM_THREADS=value)
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert "FUSEDRNN_NUM_THREADS" in message and value in message
+
+
+def test_thread_count_from_the_environment() -> None:
+    done = run_python("-c", SHOW, FUSEDRNN_NUM_THREADS="3")
+    assert_ran(done)
+    assert done.stdout.split()[1] == "3"
+
+
+def test_config_names_the_build() -> None:
+    config = fr.config()
+    assert config["version"] == fr.__version__
+    assert config["num_threads"] == fr.get_num_threads() >= 1
+    assert config["cpu"] and config["compiler"]
+
+
+def test_show_config(capsys: pytest.CaptureFixture[str]) -> None:
+    fr.show_config()
+    shown = capsys.readouterr().out
+    assert fr.__version__ in shown and fr.config()["isa"] in shown

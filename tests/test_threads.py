@@ -1,0 +1,337 @@
+"""The same bits for every thread count and run; shared modules, fork, Ctrl-C, the caller's FP state."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from support import (
+    CELLS,
+    DTYPES,
+    MODULE_CELLS,
+    TESTS,
+    assert_ran,
+    make_module,
+    num_threads,
+    random_lengths,
+    random_problem,
+    run_python,
+    states_of,
+)
+
+import fusedrnn as fr
+
+
+def digest(*arrays: Any) -> str:
+    """A hash of the bytes of all arrays."""
+    total = hashlib.sha256()
+    for a in arrays:
+        if a is not None:
+            total.update(np.ascontiguousarray(a).tobytes())
+    return total.hexdigest()
+
+
+def run_all(problem: Any) -> str:
+    y, state, tape = problem.run()
+    grads = fr.functional.backward(tape, problem.dy, problem.dstate)
+    return digest(y, *state, grads.x, *states_of(grads.state), *grads.params)
+
+
+# (T, B, I, H): few and many rows, few and many units, so that every way of sharing the work is taken.
+SHAPES = [
+    (12, 1, 8, 16),
+    (6, 1, 40, 200),
+    (5, 2, 3, 130),
+    (6, 5, 9, 65),
+    (4, 40, 7, 33),
+    (3, 67, 20, 5),
+    (40, 8, 16, 64),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_same_bits_for_every_thread_count(cell: str, shape: tuple[int, int, int, int], dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    plain = random_problem(cell, shape, dtype)
+    masked = random_problem(
+        cell,
+        shape,
+        dtype,
+        lengths=random_lengths(rng, *shape[:2]),
+        resets=rng.random(shape[:2]) < 0.2,
+        reverse=True,
+    )
+    for problem in (plain, masked):
+        seen = set()
+        for n in (1, 2, 3, 2, 1):
+            with num_threads(n):
+                assert fr.get_num_threads() == n
+                seen.add(run_all(problem))
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize("cell", MODULE_CELLS)
+def test_same_bits_for_stacks(cell: str) -> None:
+    """Two bidirectional layers, the projections between them, and a linear layer on top."""
+    module = make_module(cell, 9, 34, 2, bidirectional=True, dtype="float32")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(11, 6, 9)).astype("float32")
+    head = fr.Linear(module(x)[0].shape[-1], 50, seed=0)
+    dy = rng.normal(size=(11, 6, 50)).astype("float32")
+    seen = set()
+    for n in (1, 2, 3):
+        with num_threads(n):
+            module.zero_grad()
+            head.zero_grad()
+            y, state, tape = module.forward(x)
+            z, head_tape = head.forward(y)
+            dx, dstate = module.backward(tape, head.backward(head_tape, dy))
+            seen.add(
+                digest(
+                    z, *states_of(state), dx, *states_of(dstate), *module.grads.values(), *head.grads.values()
+                )
+            )
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_same_bits_for_every_run(cell: str) -> None:
+    problem = random_problem(cell, (9, 17, 12, 40), "float32")
+    with num_threads(3):
+        assert len({run_all(problem) for _ in range(20)}) == 1
+
+
+def test_rows_do_not_depend_on_their_place() -> None:
+    """A row gives the same bits wherever in the batch it stands."""
+    problem = random_problem("lstm", (6, 13, 8, 32), "float32")
+    y = problem.run()[0]
+    turned = problem.with_(x=problem.x[:, ::-1], state=tuple(s[::-1] for s in problem.state))
+    assert np.array_equal(turned.run()[0][:, ::-1], y)
+
+
+@pytest.mark.parametrize("cell", MODULE_CELLS)
+def test_threads_hammer_one_module(cell: str) -> None:
+    """Concurrent calls share the weights; each gets the result of a call on its own."""
+    module = make_module(cell, 7, 21, 2, bidirectional=True, dtype="float32")
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(5, b, 7)).astype("float32") for b in (1, 2, 3, 5, 8, 13)]
+    params = [module.parameters[name] for name in module.parameters]
+    with num_threads(2):
+        want = [digest(y, *states_of(state)) for y, state in map(module, inputs)]
+
+        def work(k: int) -> bool:
+            for i in range(30):
+                at = (k + i) % len(inputs)
+                y, state = module(inputs[at])
+                y_kept, _, _ = module.forward(inputs[at])
+                if digest(y, *states_of(state)) != want[at] or not np.array_equal(y, y_kept):
+                    return False
+            return True
+
+        with ThreadPoolExecutor(6) as pool:
+            assert all(pool.map(work, range(6)))
+    assert all(np.isfinite(p).all() for p in params)
+
+
+def test_threads_hammer_the_kernels() -> None:
+    """Whole forward and backward passes at once, while another thread keeps changing the thread count."""
+    problems = [random_problem(cell, (6, b, 5, 24), "float32") for cell in CELLS for b in (1, 9)]
+    want = [run_all(p) for p in problems]
+    stop = threading.Event()
+
+    def change() -> None:
+        n = 0
+        while not stop.is_set():
+            fr.set_num_threads(1 + n % 3)
+            n += 1
+            time.sleep(0.002)
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(5):
+                assert list(pool.map(run_all, problems)) == want
+    finally:
+        stop.set()
+        changer.join()
+
+
+def test_many_threads() -> None:
+    """More threads than rows, units and processors."""
+    problem = random_problem("lstm", (4, 3, 5, 20), "float32")
+    want = run_all(problem)
+    with num_threads(16):
+        assert run_all(problem) == want
+
+
+@pytest.mark.parametrize("n", [0, -1, 2**31, 2**63])
+def test_bad_thread_count(n: int) -> None:
+    before = fr.get_num_threads()
+    with pytest.raises((ValueError, TypeError), match="n"):
+        fr.set_num_threads(n)
+    assert fr.get_num_threads() == before
+
+
+def test_denormals_in_the_caller() -> None:
+    """Calls, threaded and failing ones too, leave gradual underflow as it was, in every Python thread."""
+    problem = random_problem("gru", (6, 9, 8, 40), "float32")
+
+    def gradual_underflow() -> bool:
+        tiny = np.full(64, np.finfo(np.float32).tiny, np.float32)
+        halves = tiny * np.float32(0.5)
+        return bool((halves > 0).all() and (halves + halves == tiny).all())
+
+    def work(_: int) -> bool:
+        before = gradual_underflow()
+        run_all(problem)
+        with pytest.raises(ValueError, match="expected"):
+            problem.with_(x=problem.x[..., :3]).run()
+        fr.functional.sigmoid(problem.x)
+        fr._core.norm(problem.params[2], 2.0)
+        return before and gradual_underflow()
+
+    with num_threads(2):
+        assert work(0)
+        with ThreadPoolExecutor(3) as pool:
+            assert all(pool.map(work, range(6)))
+
+
+def test_denormal_inputs_are_harmless() -> None:
+    problem = random_problem("lstm", (5, 4, 6, 20), "float32")
+    tiny = np.float32(1e-40)
+    y, _, tape = problem.with_(x=problem.x * tiny, state=tuple(s * tiny for s in problem.state)).run()
+    want = problem.with_(x=problem.x * 0, state=tuple(s * 0 for s in problem.state)).run()[0]
+    assert np.max(np.abs(y - want)) < 1e-30
+    assert np.isfinite(fr.functional.backward(tape, problem.dy * tiny, problem.dstate).x).all()
+
+
+FORK = """
+import os, signal, sys, time
+import numpy as np
+import fusedrnn as fr
+
+fr.set_num_threads(2)
+lstm = fr.LSTM(16, 64, 2, bidirectional=True, seed=0)
+x = np.random.default_rng(0).normal(size=(20, 16, 16)).astype("float32")
+
+def step():
+    lstm.zero_grad()
+    y, _, tape = lstm.forward(x)
+    lstm.backward(tape, np.ones_like(y))
+    return y.tobytes() + lstm.flat_grads.tobytes()
+
+want = step()
+children = []
+for _ in range(4):
+    pid = os.fork()
+    if pid == 0:
+        fr.set_num_threads(2)
+        os._exit(0 if step() == want and step() == want else 3)
+    children.append(pid)
+deadline = time.monotonic() + 60
+for pid in children:
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            sys.exit("a child hung")
+        time.sleep(0.02)
+    if status != 0:
+        sys.exit(f"a child ended with status {status}")
+assert step() == want
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_fork() -> None:
+    """Children of a process with running workers get the parent's bits; so does the parent afterwards."""
+    assert_ran(run_python("-W", "ignore", "-c", FORK, timeout=120))
+
+
+def test_exit_with_running_threads() -> None:
+    """The interpreter ends cleanly while daemon threads are inside a call."""
+    code = """
+import threading, time
+import numpy as np
+import fusedrnn as fr
+fr.set_num_threads(2)
+lstm = fr.LSTM(8, 64, seed=0)
+x = np.zeros((400, 4, 8), "float32")
+def work():
+    while True:
+        lstm(x)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+"""
+    assert_ran(run_python("-c", code, timeout=60))
+
+
+INTERRUPT = """
+import sys, time
+import numpy as np
+import fusedrnn as fr
+
+cell, phase = sys.argv[1:]
+fr.set_num_threads(2)
+rng = np.random.default_rng(0)
+hidden, steps = 640, 40_000
+rows = {"lstm": 4, "gru": 3}.get(cell, 1) * hidden
+weights = lambda *shape: rng.uniform(-0.02, 0.02, shape).astype("float32")
+params = (weights(rows, 1), weights(rows, hidden), weights(rows), weights(rows), None)
+if phase == "forward":
+    x = np.broadcast_to(np.ones((1, 1, 1), "float32"), (steps, 1, 1))
+    call = lambda: fr.functional.forward(cell, x, params)
+else:
+    # A wide weight gradient makes the backward pass long while the forward pass before it stays short.
+    x = np.broadcast_to(np.ones((1, 1, 1), "float32"), (3000, 16, 1))
+    y, _, tape = fr.functional.forward(cell, x, params)
+    dy = np.broadcast_to(np.ones((1, 1, 1), "float32"), y.shape)
+    call = lambda: [fr.functional.backward(tape, dy) for _ in range(50)]
+print("started", flush=True)
+try:
+    call()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+else:
+    print("finished", flush=True)
+small = fr.GRU(4, 8, seed=0)
+y, _, tape = small.forward(np.ones((3, 2, 4), "float32"))
+small.backward(tape, np.ones_like(y))
+print("usable", bool(np.isfinite(y).all() and np.isfinite(small.flat_grads).all()), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("cell", "phase"), [("lstm", "forward"), ("gru", "forward"), ("lstm", "backward")])
+def test_ctrl_c(cell: str, phase: str) -> None:
+    """SIGINT ends a long call with KeyboardInterrupt within a second, and the library stays usable."""
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPT, cell, phase], stdout=subprocess.PIPE, text=True, cwd=TESTS
+    ) as child:
+        assert child.stdout is not None
+        try:
+            assert child.stdout.readline().strip() == "started"
+            time.sleep(0.5)
+            sent = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            assert child.stdout.readline().strip() == "interrupted"
+            assert time.monotonic() - sent < 1.0
+            assert child.stdout.readline().strip() == "usable True"
+            assert child.wait(timeout=60) == 0
+        finally:
+            child.kill()
