@@ -8,12 +8,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from peers import PEERS
-from problems import Problem
+from problems import Limits, Problem
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,36 @@ def usable_peers(names: Iterable[str] | None, threads: int) -> dict[str, ModuleT
     return usable
 
 
-def measure_limits(threads: int) -> dict[str, float] | None:
-    """FMA peak, L2 bandwidth and activation cost of `threads` cores; None if the build cannot measure them.
-
-    `_core.measure_limits` measures one core; `threads` of them share nothing that these limits describe.
-    """
+def measure_limits(threads: int) -> Limits | None:
+    """The limits of `threads` cores, each as fast as one alone, best of five; None if the build has none."""
     import fusedrnn._core as core
 
     measure = getattr(core, "measure_limits", None)
     if measure is None:
         return None
-    one = measure()
+    runs = [measure() for _ in range(5)]
+
+    def best_rate(name: str) -> float:
+        return max(float(run[name]) for run in runs) * threads
+
+    sizes = cache_sizes()
+    reading = [(sizes[level], best_rate(f"l{level}_gbs")) for level in (1, 2, 3) if level in sizes]
     return {
-        "peak_gflops": one["peak_gflops"] * threads,
-        "l2_gbs": one["l2_gbs"] * threads,
-        "activation_ns_per_cell": one["activation_ns_per_cell"] / threads,
+        "peak_gflops": best_rate("peak_gflops_f32"),
+        "read_gbs": [*reading, (None, best_rate("dram_gbs"))],
+        "lstm_unit_ns": min(float(run["activation_ns"]) for run in runs) / threads,
     }
+
+
+def cache_sizes() -> dict[int, int]:
+    """Bytes of the data cache of each level, as far as the system tells."""
+    units = {"K": 1 << 10, "M": 1 << 20}
+    sizes = {}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if (index / "type").read_text().strip() != "Instruction":
+            text = (index / "size").read_text().strip()
+            sizes[int((index / "level").read_text())] = int(text[:-1]) * units[text[-1]]
+    return sizes
 
 
 def check_agreement(outputs: dict[str, dict[str, Any]], tolerance: float, where: str) -> None:
@@ -106,7 +121,7 @@ def sample(calls: dict[str, Callable[[], None]], plan: Plan) -> dict[str, list[f
 
 
 def compare(
-    peers: dict[str, ModuleType], problem: Problem, mode: str, plan: Plan, limits: dict[str, float] | None
+    peers: dict[str, ModuleType], problem: Problem, mode: str, plan: Plan, limits: Limits | None
 ) -> list[dict[str, Any]]:
     """One row of results for each peer that takes the problem on."""
     runs = {name: peer.setup(problem, mode) for name, peer in peers.items() if peer.supports(problem)}

@@ -11,6 +11,10 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 
+# Measured in the same run: "peak_gflops" of multiply-adds; "read_gbs", [(bytes that fit, rate)] from the
+# smallest cache to memory (None); "lstm_unit_ns", the pointwise part of one unit and step of an LSTM.
+Limits: TypeAlias = dict[str, Any]
+
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}
 
 # (T, B, H), with I = H
@@ -66,21 +70,22 @@ class LayerProblem:
         products = self.gates * self.hidden_size * (self.input_size + self.hidden_size)
         return 2.0 * self.seq_len * self.batch * products * (3 if mode == "training" else 1)
 
-    def floor_s(self, mode: str, limits: dict[str, float]) -> float:
+    def floor_s(self, mode: str, limits: Limits) -> float:
         """The least time that the measured limits allow, in seconds.
 
-        max(FLOP / FMA peak, weight bytes / bandwidth) + cells * activation cost. W_hh is read at every step
-        of each pass, W_ih once a pass; activations are computed once, forward keeps them.
+        max(FLOP / FMA peak, weight bytes / bandwidth) + units * activation cost. W_hh is read at every step
+        of each pass, from the smallest cache that holds it; activations are computed once, in forward.
         """
         passes = 2 if mode == "training" else 1
         rows = self.gates * self.hidden_size
-        weight_bytes = 4.0 * passes * rows * (self.seq_len * self.hidden_size + self.input_size)
+        weight_bytes = 4.0 * rows * self.hidden_size
+        rate = next(gbs for size, gbs in limits["read_gbs"] if size is None or weight_bytes <= size)
         arithmetic = self.flop(mode) / (limits["peak_gflops"] * 1e9)
-        memory = weight_bytes / (limits["l2_gbs"] * 1e9)
-        cells = self.seq_len * self.batch * self.hidden_size
-        # The activation limit is that of an LSTM cell: five of them, one a gate and tanh(c).
+        memory = passes * self.seq_len * weight_bytes / (rate * 1e9)
+        units = self.seq_len * self.batch * self.hidden_size
+        # An LSTM has five activations a unit: the gates and tanh(c).
         share = {"lstm": 5, "gru": 3, "rnn_tanh": 1}[self.cell] / 5
-        return max(arithmetic, memory) + cells * share * limits["activation_ns_per_cell"] * 1e-9
+        return max(arithmetic, memory) + units * share * limits["lstm_unit_ns"] * 1e-9
 
 
 @dataclass(frozen=True)
@@ -128,11 +133,11 @@ class ModelProblem:
         products = self.hidden_size * (4 * (self.embedding_size + self.hidden_size) + self.vocabulary)
         return 6.0 * self.seq_len * self.batch * products
 
-    def floor_s(self, mode: str, limits: dict[str, float]) -> float:
+    def floor_s(self, mode: str, limits: Limits) -> float:
         """The least time that the FMA peak and the activations allow, in seconds."""
-        cells = self.seq_len * self.batch * self.hidden_size
+        units = self.seq_len * self.batch * self.hidden_size
         arithmetic = self.flop(mode) / (limits["peak_gflops"] * 1e9)
-        return arithmetic + cells * limits["activation_ns_per_cell"] * 1e-9
+        return arithmetic + units * limits["lstm_unit_ns"] * 1e-9
 
 
 Problem: TypeAlias = LayerProblem | ModelProblem

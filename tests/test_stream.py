@@ -215,7 +215,7 @@ def test_layouts() -> None:
 @pytest.mark.parametrize("cell", MODULE_CELLS)
 def test_steps_do_not_allocate(cell: str, batch: int) -> None:
     """No object and no byte stays behind after 2000 steps, and no step ever holds one that matters."""
-    module = make_module(cell, 8, 40, 2, dtype="float32")
+    module = make_module(cell, 8, 256, 2, dtype="float32")
     step = module.stream(batch_size=batch)
     x = sequence(8, 1, batch, "float32")[0]
 
@@ -242,5 +242,5 @@ def test_steps_do_not_allocate(cell: str, batch: int) -> None:
     finally:
         gc.enable()
     assert now - start <= 128
-    # The interpreter's own frames and integers; one array of the step's output would be larger.
-    assert peak - start < min(1024, 160 * batch)
+    # The interpreter's own frames and integers; one array of the step's output would be 1024 bytes and more.
+    assert peak - start < 512

@@ -46,14 +46,6 @@ bool is_aligned(const py::array& array) {
 
 bool is_contiguous(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
 
-// A C-contiguous, aligned copy.
-py::array contiguous_copy(const py::array& array) {
-    constexpr int kAligned = 0x0100;  // NPY_ARRAY_ALIGNED
-    py::array copy = py::array::ensure(array, py::array::c_style | kAligned);
-    if (!copy) throw std::bad_alloc();
-    return copy;
-}
-
 // First and one past the last byte that the elements occupy.
 std::pair<std::intptr_t, std::intptr_t> extent(const py::array& array) {
     auto low = reinterpret_cast<std::intptr_t>(array.data()), high = low;
@@ -92,10 +84,11 @@ Array::Array(py::handle value, std::string name, Presence presence) : name_(std:
 }
 
 // True only for native byte order: a swapped dtype has the same kind and size.
-void Array::require_dtype(bool matches, const std::string& expected) const {
+void Array::require_dtype(bool matches, const char* expected, const Array* as) const {
     const char order = array_.dtype().byteorder();
     if (matches && (order == '=' || order == '|')) return;
-    throw py::type_error(name_ + ": expected dtype " + expected + ", got " + dtype_name(array_));
+    throw py::type_error(name_ + ": expected dtype " + expected + (as == nullptr ? "" : " as " + as->name_) + ", got " +
+                         dtype_name(array_));
 }
 
 Array Array::floats(py::handle value, std::string name, Presence presence) {
@@ -129,7 +122,7 @@ Array Array::like(py::handle value, std::string name, const Array& other, Presen
     if (!a.given()) return a;
     const bool is_float32 = other.dtype_ == DType::float32;
     a.require_dtype(a.array_.dtype().kind() == 'f' && a.array_.itemsize() == (is_float32 ? 4 : 8),
-                    std::string(is_float32 ? "float32" : "float64") + " as " + other.name_);
+                    is_float32 ? "float32" : "float64", &other);
     return a;
 }
 
@@ -157,8 +150,16 @@ Array& Array::contiguous() {
     return *this;
 }
 
+void Array::copy() {
+    constexpr int kAligned = 0x0100;  // NPY_ARRAY_ALIGNED
+    py::array made = py::array::ensure(array_, py::array::c_style | kAligned);
+    if (!made) throw std::bad_alloc();
+    array_ = std::move(made);
+    copied_ = true;
+}
+
 Array& Array::made_contiguous() {
-    if (given() && !(is_contiguous(array_) && is_aligned(array_))) array_ = contiguous_copy(array_);
+    if (given() && !(is_contiguous(array_) && is_aligned(array_))) copy();
     return *this;
 }
 
@@ -175,7 +176,7 @@ std::string Array::problem_with_rows(bool for_output) const {
 }
 
 Array& Array::made_rows() {
-    if (given() && !problem_with_rows(false).empty()) array_ = contiguous_copy(array_);
+    if (given() && !problem_with_rows(false).empty()) copy();
     return *this;
 }
 

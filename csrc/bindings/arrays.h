@@ -60,6 +60,8 @@ class Array {
     int ndim() const { return static_cast<int>(array_.ndim()); }
     std::int64_t size(int axis) const { return array_.shape(axis); }
     std::int64_t size() const { return given() ? array_.size() : 0; }
+    // Bytes of the copy that made_contiguous() or made_rows() had to take; 0 where the caller's array serves.
+    std::int64_t copied_bytes() const { return copied_ ? array_.nbytes() : 0; }
     std::int64_t stride(int axis) const;  // in elements
     std::vector<py::ssize_t> sizes() const;
     bool shares_memory(const Array& other) const;
@@ -76,12 +78,14 @@ class Array {
 
    private:
     Array(py::handle value, std::string name, Presence presence);
-    void require_dtype(bool matches, const std::string& expected) const;
+    void require_dtype(bool matches, const char* expected, const Array* as = nullptr) const;
     std::string problem_with_rows(bool for_output) const;
+    void copy();
 
     py::array array_ = py::reinterpret_steal<py::array>(py::handle());
     std::string name_;
     DType dtype_ = DType::float32;
+    bool copied_ = false;
 };
 
 // A new C-contiguous array; ValueError where its size does not fit in 63 bits.

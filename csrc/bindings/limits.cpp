@@ -15,14 +15,14 @@ namespace {
 
 constexpr std::int64_t kKiB = 1024, kMiB = 1024 * kKiB;
 
-// The best of three samples of at least 2 ms.
+// The best of five samples of at least 2 ms.
 template <class F>
 double seconds_per_call(F&& call) {
     using Clock = std::chrono::steady_clock;
     volatile double sink = call();
     double best = 1e30;
     std::int64_t calls = 1;
-    for (int samples = 0; samples < 3;) {
+    for (int samples = 0; samples < 5;) {
         const auto start = Clock::now();
         for (std::int64_t i = 0; i < calls; ++i) sink = call();
         const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
@@ -55,7 +55,7 @@ struct Limits {
 Limits measure() {
     const LayerTable<float>& table = layer_table<float>();
     const std::int64_t l1 = cache_size(1, 32 * kKiB), l2 = cache_size(2, 512 * kKiB), l3 = cache_size(3, 8 * kMiB);
-    const std::int64_t dram = std::clamp(4 * l3, 64 * kMiB, 256 * kMiB);
+    const std::int64_t dram = std::clamp(2 * l3, 32 * kMiB, 128 * kMiB);
     const AlignedBuffer buffer(dram);
     auto* data = buffer.as<float>();
     std::fill_n(data, dram / 4, 0.5f);

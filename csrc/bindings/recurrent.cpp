@@ -150,11 +150,10 @@ py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const O
     const int states = kernels.traits.states;
     const Params<const T> params = w.pointers<T>();
     std::shared_ptr<const WeightBlock<T>> weights;
-    {
-        const py::gil_scoped_release release;
+    without_gil([&] {
         weights = cache != nullptr ? cache->get<T>(cell, w.dims, params, save)
                                    : pack_weights<T>(cell, w.dims, params, save, Digest{});
-    }
+    });
     ForwardProblem<T> problem{};
     problem.dims = w.dims;
     set_call<ForwardProblem<T>, T>(problem, in, *timetable, states);

@@ -4,18 +4,30 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <exception>
 
 #include "cpu/team.h"
 
 namespace fusedrnn {
 
-// Calls f() without the GIL; if the team's work was interrupted, raises what the signal handler raised.
+// Calls f() without the GIL. Not a scope guard: Python before 3.14 ends a daemon thread that asks for the GIL while the
+// interpreter shuts down by unwinding its stack, and unwinding out of a destructor would abort the process.
+template <class F>
+void without_gil(F&& f) {
+    PyThreadState* const state = PyEval_SaveThread();
+    try {
+        f();
+    } catch (const std::exception&) {
+        PyEval_RestoreThread(state);
+        throw;
+    }
+    PyEval_RestoreThread(state);
+}
+
+// The kernels' work: without the GIL, and if it was interrupted, what the signal handler raised.
 template <class F>
 void run_released(Team& team, F&& f) {
-    {
-        pybind11::gil_scoped_release released;
-        f();
-    }
+    without_gil(f);
     if (team.was_cancelled()) throw pybind11::error_already_set();
 }
 

@@ -64,7 +64,13 @@ class TypedStream : public Stream {
         Array checked;
         if (data == nullptr) {
             checked = Array::like(x, "x", reference_);
-            checked.shape({{"B", batch_}, {"I", inputs}}).made_contiguous();
+            single = batch_ == 1 && checked.ndim() == 1;
+            if (single) {
+                checked.shape({{"I", inputs}});
+            } else {
+                checked.shape({{"B", batch_}, {"I", inputs}});
+            }
+            checked.made_contiguous();
             data = checked.data<T>();
         }
         Layer& first = layers_.front();

@@ -20,8 +20,13 @@ struct LayerTape {
         : cell(cell), dims(dims), dtype(dtype), timetable(std::move(timetable)) {}
     virtual ~LayerTape() = default;
 
+    // What the tape keeps beyond the caller's arrays and the weights.
     std::int64_t nbytes() const {
-        return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes();
+        std::int64_t copies = arrays.x.copied_bytes() + arrays.resets.copied_bytes();
+        for (int k = 0; k < kMaxStates; ++k) {
+            copies += arrays.initial[k].copied_bytes() + arrays.reset[k].copied_bytes();
+        }
+        return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes() + copies;
     }
 
     int cell;

@@ -25,7 +25,7 @@ struct SumOfPowers {
 struct Largest {
     static FUSEDRNN_INLINE double term(double a, double) { return a; }
     // NaN wins.
-    static FUSEDRNN_INLINE double join(double a, double b) { return b > a || b != b ? b : a; }
+    static FUSEDRNN_INLINE double join(double a, double b) { return static_cast<int>(b > a) | static_cast<int>(b != b) ? b : a; }
 };
 
 // a[0] joined with a[n/2], a[1] with a[n/2 + 1], and so on until one is left.
@@ -72,7 +72,8 @@ double power_norm(std::int64_t n, const T* x, double p, double* partial, Team& t
     // Zero, or the powers overflow or underflow: relative to the largest element they do neither.
     const double most = norm_total<T, Largest>(n, x, p, 1.0, partial, team);
     if (!(most > 0) || most == __builtin_huge_val()) return most;
-    return most * root(norm_total<T, Rule>(n, x, p, 1 / most, partial, team));
+    const double scale = 1 / (most < 4e307 ? most : 4e307);  // beyond, it would be a denormal number
+    return root(norm_total<T, Rule>(n, x, p, scale, partial, team)) / scale;
 }
 
 template <class T>

@@ -202,7 +202,9 @@ class Recurrent(Module, Generic[StateT]):
             raise self._input_error(x)
         dtype, out_size = self._dtype, self._out_size
         y = np.empty((*shape[:-1], out_size), dtype)
-        steps, target = self._time_major(x, single), self._time_major(y, single)
+        steps, target = x, y
+        if single or self.batch_first:
+            steps, target = self._time_major(x, single), self._time_major(y, single)
         seq_len, batch, _ = steps.shape
         states = None if state is None else self._split_state("state", state, batch, single)
         ends = None if lengths is None else as_lengths(lengths)

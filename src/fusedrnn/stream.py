@@ -25,14 +25,13 @@ class Stream(Generic[StateT]):
         batch_size: B.
     """
 
-    __slots__ = ("_call", "_core", "_module", "_row", "batch_size")
+    __slots__ = ("_call", "_core", "_module", "batch_size")
 
     def __init__(self, module: "Recurrent[StateT]", batch_size: int) -> None:
         self._module = module
         self.batch_size = batch_size
         self._core = _core.Stream(module._spec.name, self._weights(), batch_size)
         self._call = self._core.__call__
-        self._row: Array | None = None
 
     def _weights(self) -> list[tuple[Array, Array, Array | None, Array | None, Array | None]]:
         return [parts[0][1] for parts in self._module._plan]
@@ -50,12 +49,6 @@ class Stream(Generic[StateT]):
             TypeError: x is not an array of the module's dtype.
             ValueError: x has another shape.
         """
-        if isinstance(x, np.ndarray) and x.ndim == 1 and self.batch_size == 1:
-            y = self._call(x[None])
-            # The kernels write every step into the same buffer, so its row is looked up only once.
-            if self._row is None:
-                self._row = y[0]
-            return self._row
         return self._call(x)
 
     @property
