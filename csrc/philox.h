@@ -9,7 +9,8 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 // The four words of the block at (block, stream) under the key `seed`.
-FUSEDRNN_INLINE void philox(std::uint64_t block, std::uint64_t stream, std::uint64_t seed, std::uint32_t (&words)[4]) {
+FUSEDRNN_INLINE void philox(std::uint64_t block, std::uint64_t stream, std::uint64_t seed,
+                            std::uint32_t (&words)[4]) {
     std::uint32_t c0 = static_cast<std::uint32_t>(block), c1 = static_cast<std::uint32_t>(block >> 32);
     std::uint32_t c2 = static_cast<std::uint32_t>(stream), c3 = static_cast<std::uint32_t>(stream >> 32);
     std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Entry:
         optional: arguments that may be None.
         free: arguments whose sizes set those of the rest, so that an error may name another argument instead.
         unbound: arguments of which any shape is right, or none is wrong while the others fit.
+        open_axes: (argument, path, axis) of single axes whose size nothing else fixes.
     """
 
     function: Callable[..., Any]
@@ -33,7 +34,7 @@ class Entry:
     optional: frozenset[str] = frozenset()
     free: frozenset[str] = frozenset()
     unbound: frozenset[str] = frozenset()
-    results: list[Any] = field(default_factory=list)
+    open_axes: frozenset[tuple[str, tuple[int, ...], int]] = frozenset()
 
     def call(self, **changes: Any) -> Any:
         return self.function(**{**self.arguments, **changes})
@@ -98,7 +99,9 @@ def _stream() -> Any:
 
 def _stream_new() -> Entry:
     arguments = {"cell": "lstm", "layers": [_params(4, 0)], "batch_size": B}
-    return Entry(_core.Stream, arguments, free=frozenset({"layers"}))
+    return Entry(
+        _core.Stream, arguments, free=frozenset({"layers"}), open_axes=frozenset({("layers", (0, 0), 1)})
+    )
 
 
 def _normed() -> tuple[Array, Array, Array]:
@@ -158,6 +161,7 @@ def make_entries() -> dict[str, Entry]:
         "get_num_threads": Entry(_core.get_num_threads, {}),
         "set_num_threads": Entry(_core.set_num_threads, {"n": 1}),
         "config": Entry(_core.config, {}),
+        "measure_limits": Entry(_core.measure_limits, {}),
         "exp": Entry(_core.exp, {"x": x}, unbound=every),
         "sigmoid": Entry(_core.sigmoid, {"x": x}, unbound=every),
         "tanh": Entry(_core.tanh, {"x": x}, unbound=every),
@@ -185,7 +189,7 @@ def make_entries() -> dict[str, Entry]:
             _core.embedding_backward,
             {"indices": indices, "dy": _draw(4, H), "dweight": _draw(5, H)},
             frozenset({"dweight"}),
-            free=frozenset({"indices", "dweight"}),
+            free=frozenset({"indices", "dy", "dweight"}),
             unbound=frozenset({"dweight"}),
         ),
         "layer_norm_forward": Entry(
@@ -193,6 +197,7 @@ def make_entries() -> dict[str, Entry]:
             {"x": y, "weight": _draw(H), "bias": _draw(H), "eps": 1e-5},
             optional=frozenset({"weight", "bias"}),
             free=frozenset({"x"}),
+            open_axes=frozenset({("x", (), 0)}),
         ),
         "layer_norm_backward": Entry(
             _core.layer_norm_backward,

@@ -73,7 +73,10 @@ def test_wrong_dtype(case: Case) -> None:
     kinds = ["f2", "c16", "O", "U1", ">f8" if old.dtype.kind == "f" else "f8", "u1"]
     if old.dtype.kind == "f":
         kinds += ["i8", "?"]
-        if sum(c[0] == name for c in ARRAYS) > 1:
+        floats = [
+            a for v in make_entries()[name].arguments.values() for _, a in arrays_in(v) if a.dtype.kind == "f"
+        ]
+        if len(floats) > 1:
             kinds.append("f4")
     else:
         kinds += ["i4", "u8"]
@@ -105,11 +108,12 @@ def test_wrong_shape(case: Case) -> None:
     name, argument, path = case
     entry = make_entries()[name]
     old = dict(arrays_in(entry.arguments[argument]))[path]
-    for axis in range(old.ndim):
+    axes = [k for k in range(old.ndim) if (argument, path, k) not in entry.open_axes]
+    for axis in axes:
         refuse(case, lambda a, k=axis: np.concatenate([a, a.take([0], k)], k), ValueError)  # type: ignore[misc]
         refuse(case, lambda a, k=axis: a.take(range(a.shape[k] - 1), k).copy(), ValueError)  # type: ignore[misc]
     refuse(case, lambda a: a[None, None].copy(), ValueError)
-    refuse(case, lambda a: a.reshape(-1)[0].reshape(()).copy(), ValueError)
+    refuse(case, lambda a: np.array(a.reshape(-1)[0]), ValueError)
 
 
 @pytest.mark.parametrize("case", [c for c in ARRAYS if c[1] in make_entries()[c[0]].written], ids=identity)
@@ -140,11 +144,15 @@ SCALARS: list[tuple[str, str, Any, type[Exception]]] = [
     ("forward:lstm", "cache", "cache", TypeError),
     ("forward:lstm", "reverse", "no", TypeError),
     ("forward:lstm", "save", None, TypeError),
+    ("forward:lstm", "reverse", None, TypeError),
+    ("forward:lstm", "reverse", np.array([True, False]), TypeError),
     ("backward:lstm", "tape", None, TypeError),
     ("backward:lstm", "tape", np.zeros(3), TypeError),
     ("backward:lstm", "dstate", (None,) * 3, ValueError),
     ("backward:lstm", "dparams", (None,) * 4, ValueError),
     ("backward:lstm", "need_dx", "yes", TypeError),
+    ("backward:lstm", "need_dx", None, TypeError),
+    ("backward:lstm", "accumulate_dx", None, TypeError),
     ("Stream", "cell", "elman", ValueError),
     ("Stream", "layers", [], ValueError),
     ("Stream", "layers", None, TypeError),
@@ -162,6 +170,8 @@ SCALARS: list[tuple[str, str, Any, type[Exception]]] = [
     ("set_num_threads", "n", 1.5, TypeError),
     ("set_num_threads", "n", None, TypeError),
     ("linear_backward", "need_dx", "yes", TypeError),
+    ("linear_backward", "need_dx", None, TypeError),
+    ("sgd_step", "nesterov", None, TypeError),
     ("embedding_forward", "indices", np.array([0, 5]), ValueError),
     ("embedding_forward", "indices", np.array([-1, 0]), ValueError),
     ("embedding_backward", "indices", np.array([0, 4, 4, 5]), ValueError),
@@ -178,8 +188,9 @@ SCALARS: list[tuple[str, str, Any, type[Exception]]] = [
     ("dropout", "p", 1.1, ValueError),
     ("dropout", "p", float("nan"), ValueError),
     ("dropout", "p", None, TypeError),
-    ("dropout", "seed", -1, TypeError),
-    ("dropout", "seed", 2**64, TypeError),
+    ("dropout", "seed", -1, ValueError),
+    ("dropout", "seed", 2**64, ValueError),
+    ("dropout", "seed", None, TypeError),
     ("dropout", "offset", 1.5, TypeError),
     ("sgd_step", "lr", "x", TypeError),
     ("adam_step", "step", 0, ValueError),
@@ -234,7 +245,7 @@ def test_message_format() -> None:
 def test_enormous_sizes() -> None:
     """Products are checked before anything is allocated."""
     params = random_problem("lstm", (1, 1, 1, 4)).params
-    for shape in ((2**40, 2**20, 1), (2**62, 1, 1), (1, 2**61, 1), (2**31, 2**31, 1)):
+    for shape in ((2**40, 2**19, 1), (2**59, 1, 1), (1, 2**59, 1), (2**31, 2**28, 1)):
         x = np.broadcast_to(np.zeros((1, 1, 1)), shape)
         with pytest.raises((MemoryError, ValueError)):
             fr.functional.forward("lstm", x, params)

@@ -77,8 +77,8 @@ bool elements_are_apart(const py::array& array) {
 Array::Array(py::handle value, std::string name, Presence presence) : name_(std::move(name)) {
     if (value.is_none() && presence == kOptional) return;
     if (!py::isinstance<py::array>(value)) {
-        throw py::type_error(name_ + ": expected a NumPy array" + (presence == kOptional ? " or None" : "") + ", got " +
-                             type_name(value));
+        throw py::type_error(name_ + ": expected a NumPy array" + (presence == kOptional ? " or None" : "") +
+                             ", got " + type_name(value));
     }
     array_ = py::reinterpret_borrow<py::array>(value);
 }
@@ -87,15 +87,16 @@ Array::Array(py::handle value, std::string name, Presence presence) : name_(std:
 void Array::require_dtype(bool matches, const char* expected, const Array* as) const {
     const char order = array_.dtype().byteorder();
     if (matches && (order == '=' || order == '|')) return;
-    throw py::type_error(name_ + ": expected dtype " + expected + (as == nullptr ? "" : " as " + as->name_) + ", got " +
-                         dtype_name(array_));
+    throw py::type_error(name_ + ": expected dtype " + expected + (as == nullptr ? "" : " as " + as->name_) +
+                         ", got " + dtype_name(array_));
 }
 
 Array Array::floats(py::handle value, std::string name, Presence presence) {
     Array a(value, std::move(name), presence);
     if (!a.given()) return a;
     const py::dtype dtype = a.array_.dtype();
-    a.require_dtype(dtype.kind() == 'f' && (dtype.itemsize() == 4 || dtype.itemsize() == 8), "float32 or float64");
+    a.require_dtype(dtype.kind() == 'f' && (dtype.itemsize() == 4 || dtype.itemsize() == 8),
+                    "float32 or float64");
     a.dtype_ = dtype.itemsize() == 4 ? DType::float32 : DType::float64;
     return a;
 }
@@ -134,7 +135,8 @@ Array& Array::shape(const std::vector<Axis>& expected) {
         same = expected[i].size < 0 || expected[i].size == array_.shape(axis);
     }
     if (same) return *this;
-    throw py::value_error(name_ + ": expected shape " + expected_shape_text(expected) + ", got " + shape_text(array_));
+    throw py::value_error(name_ + ": expected shape " + expected_shape_text(expected) + ", got " +
+                          shape_text(array_));
 }
 
 Array& Array::contiguous() {
@@ -182,7 +184,8 @@ Array& Array::made_rows() {
 
 Array& Array::writable_rows() {
     if (!given()) return *this;
-    if (!array_.writeable()) throw py::value_error(name_ + ": expected a writable array, got a read-only one");
+    if (!array_.writeable())
+        throw py::value_error(name_ + ": expected a writable array, got a read-only one");
     const std::string problem = problem_with_rows(true);
     if (problem.empty()) return *this;
     throw py::value_error(name_ + ": expected unit stride in the last axis, got " + problem);
@@ -190,7 +193,8 @@ Array& Array::writable_rows() {
 
 Array& Array::writable() {
     if (!given()) return *this;
-    if (!array_.writeable()) throw py::value_error(name_ + ": expected a writable array, got a read-only one");
+    if (!array_.writeable())
+        throw py::value_error(name_ + ": expected a writable array, got a read-only one");
     return contiguous();
 }
 
@@ -310,7 +314,8 @@ std::vector<std::int64_t> checked_indices(const Array& indices, std::int64_t lim
 AlignedBuffer::AlignedBuffer(std::int64_t bytes) : bytes_(bytes) {
     constexpr std::int64_t kAlignment = 64;
     if (bytes < 0 || bytes > std::numeric_limits<std::int64_t>::max() - kAlignment) throw std::bad_alloc();
-    const std::int64_t rounded = std::max<std::int64_t>((bytes + kAlignment - 1) / kAlignment, 1) * kAlignment;
+    const std::int64_t rounded =
+        std::max<std::int64_t>((bytes + kAlignment - 1) / kAlignment, 1) * kAlignment;
     data_ = std::aligned_alloc(kAlignment, static_cast<std::size_t>(rounded));
     if (data_ == nullptr) throw std::bad_alloc();
 }

@@ -29,7 +29,7 @@ struct Axis {
 };
 
 class Array {
-   public:
+  public:
     Array() = default;  // an argument that was not given
 
     static Array floats(py::handle value, std::string name, Presence presence = kRequired);
@@ -76,7 +76,7 @@ class Array {
         return const_cast<T*>(data<T>());
     }
 
-   private:
+  private:
     Array(py::handle value, std::string name, Presence presence);
     void require_dtype(bool matches, const char* expected, const Array* as = nullptr) const;
     std::string problem_with_rows(bool for_output) const;
@@ -115,7 +115,7 @@ std::vector<std::int64_t> checked_indices(const Array& indices, std::int64_t lim
 
 // Uninitialised memory aligned to 64 bytes; std::bad_alloc (MemoryError) where there is none.
 class AlignedBuffer {
-   public:
+  public:
     AlignedBuffer() = default;
     explicit AlignedBuffer(std::int64_t bytes);
     ~AlignedBuffer();
@@ -129,7 +129,7 @@ class AlignedBuffer {
     }
     std::int64_t bytes() const { return bytes_; }
 
-   private:
+  private:
     void* data_ = nullptr;
     std::int64_t bytes_ = 0;
 };

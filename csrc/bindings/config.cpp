@@ -85,8 +85,8 @@ void configure() {
     const bool digits = value.find_first_not_of("0123456789") == std::string::npos && value.size() <= 9;
     const int n = digits ? std::stoi(value) : 0;
     if (n < 1 || n > kMaxThreads) {
-        throw std::runtime_error("FUSEDRNN_NUM_THREADS: expected an integer from 1 to " + std::to_string(kMaxThreads) +
-                                 ", got '" + value + "'");
+        throw std::runtime_error("FUSEDRNN_NUM_THREADS: expected an integer from 1 to " +
+                                 std::to_string(kMaxThreads) + ", got '" + value + "'");
     }
     set_num_threads(n);
 }
@@ -96,8 +96,8 @@ void bind_config(py::module_& m) {
     m.def("get_num_threads", &get_num_threads, "Return how many threads the kernels use.");
     m.def(
         "set_num_threads",
-        [](const py::object& n) { set_num_threads(static_cast<int>(integer(n, "n", 1, kMaxThreads))); }, py::arg("n"),
-        "Set how many threads the kernels use.");
+        [](const py::object& n) { set_num_threads(static_cast<int>(integer(n, "n", 1, kMaxThreads))); },
+        py::arg("n"), "Set how many threads the kernels use.");
     m.def("config", &config, "Return version, instruction sets, threads, CPU and compiler.");
 }
 

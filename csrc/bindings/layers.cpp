@@ -65,8 +65,8 @@ py::array linear_forward(const py::object& x_, const py::object& weight_, const 
         Team team(linear_threads(n, in, out));
         const AlignedBuffer workspace(dense.linear_workspace(n, in, out, team.size()));
         run_released(team, [&] {
-            dense.linear_forward(n, in, out, x.data<T>(), weight.data<T>(), bias.data<T>(), data_of<T>(y), team,
-                                 workspace.data());
+            dense.linear_forward(n, in, out, x.data<T>(), weight.data<T>(), bias.data<T>(), data_of<T>(y),
+                                 team, workspace.data());
         });
     });
     return y;
@@ -87,7 +87,8 @@ py::object linear_backward(const py::object& x_, const py::object& weight_, cons
     if (flag(need_dx_, "need_dx")) dx = new_array(x.dtype(), {n, in});
     by_dtype(x.dtype(), [&]<class T>() {
         const DenseKernels<T>& dense = kernel_table<T>().dense;
-        T* dx_data = dx.is_none() ? nullptr : static_cast<T*>(py::reinterpret_borrow<py::array>(dx).mutable_data());
+        T* dx_data =
+            dx.is_none() ? nullptr : static_cast<T*>(py::reinterpret_borrow<py::array>(dx).mutable_data());
         Team team(linear_threads(n, in, out));
         const AlignedBuffer workspace(dense.linear_workspace(n, in, out, team.size()));
         run_released(team, [&] {
@@ -117,19 +118,25 @@ void embedding_backward(const py::object& indices_, const py::object& dy_, const
     const Array indices = Array::int64(indices_, "indices").shape({{"N"}}).contiguous();
     const Array dy = Array::floats(dy_, "dy").shape({{"N", indices.size(0)}, {"D"}}).contiguous();
     const std::int64_t n = dy.size(0), dim = dy.size(1);
-    const Array dweight =
-        Array::like(dweight_, "dweight", dy).shape({{"V"}, {"D", dim}}).writable().apart_from(dy).apart_from(indices);
+    const Array dweight = Array::like(dweight_, "dweight", dy)
+                              .shape({{"V"}, {"D", dim}})
+                              .writable()
+                              .apart_from(dy)
+                              .apart_from(indices);
     const std::vector<std::int64_t> rows = checked_indices(indices, dweight.size(0), "V");
     by_dtype(dy.dtype(), [&]<class T>() {
         Team team(threads_for(static_cast<double>(dy.size())));
         run_released(team, [&] {
-            layer_table<T>().embedding_backward(n, dim, rows.data(), dy.data<T>(), dweight.mutable_data<T>(), team);
+            layer_table<T>().embedding_backward(n, dim, rows.data(), dy.data<T>(), dweight.mutable_data<T>(),
+                                                team);
         });
     });
 }
 
-std::tuple<py::array, py::array, py::array> layer_norm_forward(const py::object& x_, const py::object& weight_,
-                                                               const py::object& bias_, const py::object& eps_) {
+std::tuple<py::array, py::array, py::array> layer_norm_forward(const py::object& x_,
+                                                               const py::object& weight_,
+                                                               const py::object& bias_,
+                                                               const py::object& eps_) {
     const Array x = Array::floats(x_, "x").shape({{"N"}, {"D"}}).contiguous();
     const std::int64_t n = x.size(0), dim = x.size(1);
     const Array weight = Array::like(weight_, "weight", x, kOptional).shape({{"D", dim}}).contiguous();
@@ -166,22 +173,25 @@ py::array layer_norm_backward(const py::object& x_, const py::object& weight_, c
     by_dtype(x.dtype(), [&]<class T>() {
         Team team(threads_for(2.0 * static_cast<double>(x.size())));
         run_released(team, [&] {
-            layer_table<T>().layer_norm_backward(n, dim, x.data<T>(), weight.data<T>(), dy.data<T>(), mean.data<T>(),
-                                                 rstd.data<T>(), data_of<T>(dx), dweight.mutable_data<T>(),
-                                                 dbias.mutable_data<T>(), team);
+            layer_table<T>().layer_norm_backward(n, dim, x.data<T>(), weight.data<T>(), dy.data<T>(),
+                                                 mean.data<T>(), rstd.data<T>(), data_of<T>(dx),
+                                                 dweight.mutable_data<T>(), dbias.mutable_data<T>(), team);
         });
     });
     return dx;
 }
 
-std::tuple<py::array, py::array, py::array> cross_entropy(const py::object& logits_, const py::object& targets_,
-                                                          const py::object& weight_, const py::object& ignore_index_,
+std::tuple<py::array, py::array, py::array> cross_entropy(const py::object& logits_,
+                                                          const py::object& targets_,
+                                                          const py::object& weight_,
+                                                          const py::object& ignore_index_,
                                                           const py::object& label_smoothing_) {
     constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
     const Array logits = Array::floats(logits_, "logits").shape({{"N"}, {"C"}}).contiguous();
     const std::int64_t n = logits.size(0), classes = logits.size(1);
     const Array targets = Array::int64(targets_, "targets").shape({{"N", n}}).contiguous();
-    const Array weight = Array::like(weight_, "weight", logits, kOptional).shape({{"C", classes}}).contiguous();
+    const Array weight =
+        Array::like(weight_, "weight", logits, kOptional).shape({{"C", classes}}).contiguous();
     const std::int64_t ignore_index = integer(ignore_index_, "ignore_index", -kMost, kMost);
     const double smoothing = finite_number(label_smoothing_, "label_smoothing");
     require(smoothing >= 0 && smoothing <= 1, "label_smoothing", "a number in [0, 1]", smoothing);
@@ -205,7 +215,8 @@ std::tuple<py::array, py::array, py::array> cross_entropy(const py::object& logi
     return {losses, weights, dlogits};
 }
 
-py::array dropout(const py::object& x_, const py::object& p_, const py::object& seed_, const py::object& offset_) {
+py::array dropout(const py::object& x_, const py::object& p_, const py::object& seed_,
+                  const py::object& offset_) {
     const Array x = Array::floats(x_, "x").contiguous();
     const double p = finite_number(p_, "p");
     require(p >= 0 && p <= 1, "p", "a number in [0, 1]", p);
@@ -213,8 +224,9 @@ py::array dropout(const py::object& x_, const py::object& p_, const py::object& 
     py::array y = new_like(x);
     by_dtype(x.dtype(), [&]<class T>() {
         Team team(threads_for(4.0 * static_cast<double>(x.size())));
-        run_released(team,
-                     [&] { layer_table<T>().dropout(x.size(), x.data<T>(), data_of<T>(y), p, seed, offset, team); });
+        run_released(team, [&] {
+            layer_table<T>().dropout(x.size(), x.data<T>(), data_of<T>(y), p, seed, offset, team);
+        });
     });
     return y;
 }
@@ -228,17 +240,19 @@ void bind_layers(py::module_& m) {
     m.def("tanh", &tanh, arg("x"), "Return tanh(x), element by element.");
     m.def("linear_forward", &linear_forward, arg("x"), arg("weight"), arg("bias"), arg("out") = py::none(),
           "Return y (N, O) = x (N, I) weight (O, I)^T + bias (O,).");
-    m.def("linear_backward", &linear_backward, arg("x"), arg("weight"), arg("dy"), arg("dweight"), arg("dbias"),
-          arg("need_dx"), "Return dx or None; dweight and dbias are added to.");
-    m.def("embedding_forward", &embedding_forward, arg("indices"), arg("weight"), "Return weight[indices] (N, D).");
+    m.def("linear_backward", &linear_backward, arg("x"), arg("weight"), arg("dy"), arg("dweight"),
+          arg("dbias"), arg("need_dx"), "Return dx or None; dweight and dbias are added to.");
+    m.def("embedding_forward", &embedding_forward, arg("indices"), arg("weight"),
+          "Return weight[indices] (N, D).");
     m.def("embedding_backward", &embedding_backward, arg("indices"), arg("dy"), arg("dweight"),
           "Add each row of dy to its row of dweight, in order.");
     m.def("layer_norm_forward", &layer_norm_forward, arg("x"), arg("weight"), arg("bias"), arg("eps"),
           "Return y (N, D), mean (N,) and 1 / sqrt(variance + eps) (N,).");
-    m.def("layer_norm_backward", &layer_norm_backward, arg("x"), arg("weight"), arg("dy"), arg("mean"), arg("rstd"),
-          arg("dweight"), arg("dbias"), "Return dx; dweight and dbias are added to.");
+    m.def("layer_norm_backward", &layer_norm_backward, arg("x"), arg("weight"), arg("dy"), arg("mean"),
+          arg("rstd"), arg("dweight"), arg("dbias"), "Return dx; dweight and dbias are added to.");
     m.def("cross_entropy", &cross_entropy, arg("logits"), arg("targets"), arg("weight"), arg("ignore_index"),
-          arg("label_smoothing"), "Return losses (N,), weights in a mean (N,) and the gradient of the sum (N, C).");
+          arg("label_smoothing"),
+          "Return losses (N,), weights in a mean (N,) and the gradient of the sum (N, C).");
     m.def("dropout", &dropout, arg("x"), arg("p"), arg("seed"), arg("offset"),
           "Return x / (1 - p) where element e of stream (seed, offset) is kept, else 0.");
 }

@@ -54,7 +54,8 @@ struct Limits {
 
 Limits measure() {
     const LayerTable<float>& table = layer_table<float>();
-    const std::int64_t l1 = cache_size(1, 32 * kKiB), l2 = cache_size(2, 512 * kKiB), l3 = cache_size(3, 8 * kMiB);
+    const std::int64_t l1 = cache_size(1, 32 * kKiB), l2 = cache_size(2, 512 * kKiB),
+                       l3 = cache_size(3, 8 * kMiB);
     const std::int64_t dram = std::clamp(2 * l3, 32 * kMiB, 128 * kMiB);
     const AlignedBuffer buffer(dram);
     auto* data = buffer.as<float>();
@@ -62,7 +63,8 @@ Limits measure() {
 
     const auto gigabytes = [&](std::int64_t bytes) {
         bytes = std::min(bytes, dram) / kKiB * kKiB;
-        return static_cast<double>(bytes) * 1e-9 / seconds_per_call([&] { return table.read(bytes / 4, data); });
+        return static_cast<double>(bytes) * 1e-9 /
+               seconds_per_call([&] { return table.read(bytes / 4, data); });
     };
     constexpr std::int64_t kRounds = 1000, kUnits = 256;
     Limits limits{};
@@ -72,7 +74,8 @@ Limits measure() {
     limits.l2 = gigabytes(l2 / 2);
     limits.l3 = gigabytes(std::max(2 * l2, l3 / 4));
     limits.dram = gigabytes(dram);
-    limits.activation_ns = 1e9 / kUnits * seconds_per_call([&] { return table.lstm_pointwise(kUnits, data); });
+    limits.activation_ns =
+        1e9 / kUnits * seconds_per_call([&] { return table.lstm_pointwise(kUnits, data); });
     return limits;
 }
 

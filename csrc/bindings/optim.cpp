@@ -29,9 +29,9 @@ double fraction_below_one(py::handle value, const char* name) {
     return number;
 }
 
-void sgd_step(const py::object& param_, const py::object& grad_, const py::object& momentum_buf_, const py::object& lr,
-              const py::object& momentum, const py::object& dampening, const py::object& weight_decay,
-              const py::object& nesterov, const py::object& first) {
+void sgd_step(const py::object& param_, const py::object& grad_, const py::object& momentum_buf_,
+              const py::object& lr, const py::object& momentum, const py::object& dampening,
+              const py::object& weight_decay, const py::object& nesterov, const py::object& first) {
     const Array param = Array::floats(param_, "param").writable();
     const Array grad = beside(param, grad_, "grad");
     const SgdOptions options{finite_number(lr, "lr"),
@@ -41,9 +41,11 @@ void sgd_step(const py::object& param_, const py::object& grad_, const py::objec
                              flag(nesterov, "nesterov"),
                              flag(first, "first")};
     const bool uses_momentum = options.momentum != 0;
-    const Array buf =
-        beside(param, momentum_buf_, "momentum_buf", uses_momentum ? kRequired : kOptional).writable().apart_from(grad);
-    require(uses_momentum || !options.nesterov, "momentum", "a number above 0 with nesterov", options.momentum);
+    const Array buf = beside(param, momentum_buf_, "momentum_buf", uses_momentum ? kRequired : kOptional)
+                          .writable()
+                          .apart_from(grad);
+    require(uses_momentum || !options.nesterov, "momentum", "a number above 0 with nesterov",
+            options.momentum);
     by_dtype(param.dtype(), [&]<class T>() {
         Team team(threads_for(static_cast<double>(param.size())));
         run_released(team, [&] {
@@ -54,13 +56,14 @@ void sgd_step(const py::object& param_, const py::object& grad_, const py::objec
 }
 
 void adam_step(const py::object& param_, const py::object& grad_, const py::object& exp_avg_,
-               const py::object& exp_avg_sq_, const py::object& lr, const py::object& beta1, const py::object& beta2,
-               const py::object& eps, const py::object& weight_decay, const py::object& decoupled,
-               const py::object& step) {
+               const py::object& exp_avg_sq_, const py::object& lr, const py::object& beta1,
+               const py::object& beta2, const py::object& eps, const py::object& weight_decay,
+               const py::object& decoupled, const py::object& step) {
     const Array param = Array::floats(param_, "param").writable();
     const Array grad = beside(param, grad_, "grad");
     const Array exp_avg = beside(param, exp_avg_, "exp_avg").writable().apart_from(grad);
-    const Array exp_avg_sq = beside(param, exp_avg_sq_, "exp_avg_sq").writable().apart_from(grad).apart_from(exp_avg);
+    const Array exp_avg_sq =
+        beside(param, exp_avg_sq_, "exp_avg_sq").writable().apart_from(grad).apart_from(exp_avg);
     const AdamOptions options{finite_number(lr, "lr"),
                               fraction_below_one(beta1, "beta1"),
                               fraction_below_one(beta2, "beta2"),
@@ -72,7 +75,8 @@ void adam_step(const py::object& param_, const py::object& grad_, const py::obje
         Team team(threads_for(2.0 * static_cast<double>(param.size())));
         run_released(team, [&] {
             layer_table<T>().adam_step(param.size(), param.mutable_data<T>(), grad.data<T>(),
-                                       exp_avg.mutable_data<T>(), exp_avg_sq.mutable_data<T>(), options, team);
+                                       exp_avg.mutable_data<T>(), exp_avg_sq.mutable_data<T>(), options,
+                                       team);
         });
     });
 }
@@ -85,7 +89,8 @@ double norm(const py::object& x_, const py::object& p_) {
     return by_dtype(x.dtype(), [&]<class T>() {
         double result = 0;
         Team team(threads_for(static_cast<double>(x.size())));
-        run_released(team, [&] { result = layer_table<T>().norm(x.size(), x.data<T>(), p, partial.data(), team); });
+        run_released(team,
+                     [&] { result = layer_table<T>().norm(x.size(), x.data<T>(), p, partial.data(), team); });
         return result;
     });
 }

@@ -13,12 +13,12 @@
 namespace fusedrnn {
 
 // Every instruction set's objects define these four.
-#define FUSEDRNN_DECLARE_TABLES(isa)              \
-    namespace isa {                               \
-    const KernelTable<float>& table_f32();        \
-    const KernelTable<double>& table_f64();       \
-    const LayerTable<float>& layers_f32();        \
-    const LayerTable<double>& layers_f64();       \
+#define FUSEDRNN_DECLARE_TABLES(isa)        \
+    namespace isa {                         \
+    const KernelTable<float>& table_f32();  \
+    const KernelTable<double>& table_f64(); \
+    const LayerTable<float>& layers_f32();  \
+    const LayerTable<double>& layers_f64(); \
     }
 FUSEDRNN_DECLARE_TABLES(avx512)
 FUSEDRNN_DECLARE_TABLES(avx2)

@@ -42,7 +42,8 @@ constexpr unsigned kXmmYmmZmmMask = 0xe6;  // and the mask registers and both pa
 
 bool cpu_has_avx2() {
     constexpr unsigned kFma = 1u << 12, kAvx = 1u << 28, kAvx2 = 1u << 5;
-    return has(static_cast<unsigned>(saved_state()), kXmmYmm) && has(cpuid(1).c, kFma | kAvx) && has(cpuid(7).b, kAvx2);
+    return has(static_cast<unsigned>(saved_state()), kXmmYmm) && has(cpuid(1).c, kFma | kAvx) &&
+           has(cpuid(7).b, kAvx2);
 }
 
 bool cpu_has_avx512() {

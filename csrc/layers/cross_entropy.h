@@ -4,10 +4,10 @@
 //   dlogits_c  = p_c ((1 - s) w_t + s/C sum_k w_k) - (1 - s) w_t [c = t] - s/C w_c
 #pragma once
 
+#include "activations.h"
 #include "layers/layer_table.h"
 #include "layers/parallel.h"
 #include "layers/row.h"
-#include "activations.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -55,7 +55,8 @@ void cross_entropy_row(const CrossEntropyArgs<T>& p, double weight_sum, std::int
     }
     p.losses[r] = static_cast<T>(loss);
     p.weights[r] = static_cast<T>(w_target);
-    const V scale = V::set(static_cast<T>((hard * w_target + smooth * weight_sum) / static_cast<double>(sum_exp)));
+    const V scale =
+        V::set(static_cast<T>((hard * w_target + smooth * weight_sum) / static_cast<double>(sum_exp)));
     const V share = V::set(static_cast<T>(smooth));
     row_vectors<T>(classes, [&](std::int64_t c, int m) {
         V v = load_up_to(dx + c, m) * scale;

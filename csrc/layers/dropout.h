@@ -10,7 +10,8 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 template <class T>
-void dropout(std::int64_t n, const T* x, T* y, double p, std::uint64_t seed, std::uint64_t offset, Team& team) {
+void dropout(std::int64_t n, const T* x, T* y, double p, std::uint64_t seed, std::uint64_t offset,
+             Team& team) {
     constexpr int kBlocks = 16;  // drawn together, so that the loop that uses them has vectors
     const std::uint64_t threshold = static_cast<std::uint64_t>(p * 4294967296.0 + 0.5);
     // p = 1 keeps nothing: no word reaches 2^32.

@@ -1,8 +1,8 @@
 // exp, sigmoid and tanh of arrays.
 #pragma once
 
-#include "layers/parallel.h"
 #include "activations.h"
+#include "layers/parallel.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 

@@ -10,18 +10,20 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 template <class T>
-void layer_norm_forward(std::int64_t n, std::int64_t dim, const T* x, const T* w, const T* b, double eps, T* y, T* mean,
-                        T* rstd, Team& team) {
+void layer_norm_forward(std::int64_t n, std::int64_t dim, const T* x, const T* w, const T* b, double eps,
+                        T* y, T* mean, T* rstd, Team& team) {
     using V = Vec<T>;
     const T per_element = dim > 0 ? T(1) / static_cast<T>(dim) : T(0);
     interruptible_blocks(team, n, rows_per_block(dim), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
             const T* row = x + r * dim;
             T* out = y + r * dim;
-            mean[r] = per_element * row_sum<T>(dim, [&](std::int64_t d, int m) { return load_up_to(row + d, m); });
+            mean[r] =
+                per_element * row_sum<T>(dim, [&](std::int64_t d, int m) { return load_up_to(row + d, m); });
             const V centre = V::set(mean[r]);
             const T squares = row_sum<T>(dim, [&](std::int64_t d, int m) {
-                const V distance = (m == V::kLanes ? V::load(row + d) : load_filled(row + d, m, mean[r])) - centre;
+                const V distance =
+                    (m == V::kLanes ? V::load(row + d) : load_filled(row + d, m, mean[r])) - centre;
                 return distance * distance;
             });
             rstd[r] = static_cast<T>(1.0 / __builtin_sqrt(static_cast<double>(per_element * squares) + eps));
@@ -48,7 +50,8 @@ void layer_norm_dx(std::int64_t dim, const T* x, const T* w, const T* dy, T mean
     const auto xhat = [&](std::int64_t d, int m) { return (load_up_to(x + d, m) - centre) * scale; };
     const V mean_g = V::set(per_element * row_sum<T>(dim, g));
     // In the lanes past the end g is 0, and so is the product.
-    const V mean_gx = V::set(per_element * row_sum<T>(dim, [&](std::int64_t d, int m) { return g(d, m) * xhat(d, m); }));
+    const V mean_gx =
+        V::set(per_element * row_sum<T>(dim, [&](std::int64_t d, int m) { return g(d, m) * xhat(d, m); }));
     row_vectors<T>(dim, [&](std::int64_t d, int m) {
         store_up_to(scale * (g(d, m) - mean_g - xhat(d, m) * mean_gx), dx + d, m);
     });
@@ -56,8 +59,8 @@ void layer_norm_dx(std::int64_t dim, const T* x, const T* w, const T* dy, T mean
 
 // Columns d to d + m of dw and db: partial sums of 64 rows keep the rounding error of long sums small.
 template <class T>
-void layer_norm_columns(std::int64_t n, std::int64_t dim, std::int64_t d, int m, const T* x, const T* dy, const T* mean,
-                        const T* rstd, T* dw, T* db) {
+void layer_norm_columns(std::int64_t n, std::int64_t dim, std::int64_t d, int m, const T* x, const T* dy,
+                        const T* mean, const T* rstd, T* dw, T* db) {
     using V = Vec<T>;
     V total_w = V::set(0), total_b = V::set(0);
     for (std::int64_t first = 0; first < n; first += 64) {

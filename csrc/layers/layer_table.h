@@ -47,26 +47,28 @@ struct LayerTable {
     void (*tanh)(std::int64_t n, const T* x, T* y, Team&);
 
     // y (n, dim): row i is row indices[i] of weight. Backward adds row i of dy to that row of dweight, in the order of i.
-    void (*embedding_forward)(std::int64_t n, std::int64_t dim, const std::int64_t* indices, const T* weight, T* y,
-                              Team&);
-    void (*embedding_backward)(std::int64_t n, std::int64_t dim, const std::int64_t* indices, const T* dy, T* dweight,
-                               Team&);
+    void (*embedding_forward)(std::int64_t n, std::int64_t dim, const std::int64_t* indices, const T* weight,
+                              T* y, Team&);
+    void (*embedding_backward)(std::int64_t n, std::int64_t dim, const std::int64_t* indices, const T* dy,
+                               T* dweight, Team&);
 
     // y (n, dim) = (x - mean) rstd w + b over rows, rstd = 1 / sqrt(variance + eps); w and b (dim) may be null.
-    void (*layer_norm_forward)(std::int64_t n, std::int64_t dim, const T* x, const T* w, const T* b, double eps, T* y,
-                               T* mean, T* rstd, Team&);
+    void (*layer_norm_forward)(std::int64_t n, std::int64_t dim, const T* x, const T* w, const T* b,
+                               double eps, T* y, T* mean, T* rstd, Team&);
     // dw and db (dim) are added to; each may be null.
-    void (*layer_norm_backward)(std::int64_t n, std::int64_t dim, const T* x, const T* w, const T* dy, const T* mean,
-                                const T* rstd, T* dx, T* dw, T* db, Team&);
+    void (*layer_norm_backward)(std::int64_t n, std::int64_t dim, const T* x, const T* w, const T* dy,
+                                const T* mean, const T* rstd, T* dx, T* dw, T* db, Team&);
 
     void (*cross_entropy)(const CrossEntropyArgs<T>&, Team&);
 
     // y (n) = x / (1 - p) where kept, else 0. Element e takes the draw (seed, offset, e).
-    void (*dropout)(std::int64_t n, const T* x, T* y, double p, std::uint64_t seed, std::uint64_t offset, Team&);
+    void (*dropout)(std::int64_t n, const T* x, T* y, double p, std::uint64_t seed, std::uint64_t offset,
+                    Team&);
 
     // One step of the optimiser on n parameters. momentum_buf is null without momentum.
     void (*sgd_step)(std::int64_t n, T* param, const T* grad, T* momentum_buf, const SgdOptions&, Team&);
-    void (*adam_step)(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_sq, const AdamOptions&, Team&);
+    void (*adam_step)(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_sq, const AdamOptions&,
+                      Team&);
 
     // (sum |x|^p)^(1/p), the maximum for p = inf; `partial` holds ceil(n / kNormBlock) values.
     double (*norm)(std::int64_t n, const T* x, double p, double* partial, Team&);
@@ -74,7 +76,8 @@ struct LayerTable {
     void (*clamp)(std::int64_t n, T* x, double lo, double hi, Team&);
 
     // For measuring limits; each returns a value that keeps the work from being optimised away.
-    double (*multiply_adds)(std::int64_t rounds, const T* values);  // `lanes` values; multiply_adds_per_round a round
+    double (*multiply_adds)(std::int64_t rounds,
+                            const T* values);  // `lanes` values; multiply_adds_per_round a round
     double (*read)(std::int64_t n, const T* x);
     double (*lstm_pointwise)(std::int64_t units, T* block);  // (6, units): gates i f g o, state c, output h
     std::int64_t multiply_adds_per_round;

@@ -6,7 +6,8 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-inline constexpr int kChains = 12;  // independent multiply-adds: their latency times the units that execute them
+inline constexpr int kChains =
+    12;  // independent multiply-adds: their latency times the units that execute them
 inline constexpr int kRepeats = 8;
 
 // Bound by the multiply-add units: no memory, no dependence between the chains.

@@ -25,7 +25,9 @@ struct SumOfPowers {
 struct Largest {
     static FUSEDRNN_INLINE double term(double a, double) { return a; }
     // NaN wins.
-    static FUSEDRNN_INLINE double join(double a, double b) { return static_cast<int>(b > a) | static_cast<int>(b != b) ? b : a; }
+    static FUSEDRNN_INLINE double join(double a, double b) {
+        return static_cast<int>(b > a) | static_cast<int>(b != b) ? b : a;
+    }
 };
 
 // a[0] joined with a[n/2], a[1] with a[n/2 + 1], and so on until one is left.
@@ -46,7 +48,8 @@ double norm_block(const T* x, std::int64_t n, double p, double scale) {
     std::int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
         for (int k = 0; k < kLanes; ++k) {
-            lanes[k] = Rule::join(lanes[k], Rule::term(__builtin_fabs(static_cast<double>(x[i + k]) * scale), p));
+            lanes[k] =
+                Rule::join(lanes[k], Rule::term(__builtin_fabs(static_cast<double>(x[i + k]) * scale), p));
         }
     }
     for (int k = 0; i < n; ++i, ++k) {
@@ -66,7 +69,9 @@ double norm_total(std::int64_t n, const T* x, double p, double scale, double* pa
 
 template <class T, class Rule>
 double power_norm(std::int64_t n, const T* x, double p, double* partial, Team& team) {
-    const auto root = [p](double total) { return p == 2 ? __builtin_sqrt(total) : __builtin_pow(total, 1 / p); };
+    const auto root = [p](double total) {
+        return p == 2 ? __builtin_sqrt(total) : __builtin_pow(total, 1 / p);
+    };
     const double total = norm_total<T, Rule>(n, x, p, 1.0, partial, team);
     if (total != total || (total > 1e-280 && total < 1e300)) return root(total);
     // Zero, or the powers overflow or underflow: relative to the largest element they do neither.

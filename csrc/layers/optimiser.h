@@ -57,7 +57,8 @@ FUSEDRNN_INLINE double power(double base, std::int64_t exponent) {
 //   m += (1 - beta1) (g - m)   v = beta2 v + (1 - beta2) g^2
 //   param -= lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
 template <class T>
-void adam_step(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_sq, const AdamOptions& o, Team& team) {
+void adam_step(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_sq, const AdamOptions& o,
+               Team& team) {
     using V = Vec<T>;
     const V shrink = V::set(static_cast<T>(o.decoupled ? 1 - o.lr * o.weight_decay : 1));
     const V decay = V::set(static_cast<T>(o.decoupled ? 0 : o.weight_decay));
@@ -79,7 +80,8 @@ void adam_step(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_s
 template <class T>
 void scale(std::int64_t n, T* x, double factor, Team& team) {
     const Vec<T> f = Vec<T>::set(static_cast<T>(factor));
-    parallel_vectors<T>(team, n, [&](std::int64_t i, int m) { store_up_to(load_up_to(x + i, m) * f, x + i, m); });
+    parallel_vectors<T>(team, n,
+                        [&](std::int64_t i, int m) { store_up_to(load_up_to(x + i, m) * f, x + i, m); });
 }
 
 // NaN stays.

@@ -44,6 +44,8 @@ void interruptible_blocks(Team& team, std::int64_t n, std::int64_t block, const 
 }
 
 // Rows of `width` elements that make a block.
-FUSEDRNN_INLINE std::int64_t rows_per_block(std::int64_t width) { return width < kBlock ? kBlock / (width + 1) + 1 : 1; }
+FUSEDRNN_INLINE std::int64_t rows_per_block(std::int64_t width) {
+    return width < kBlock ? kBlock / (width + 1) + 1 : 1;
+}
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -8,12 +8,13 @@ dx, dstate = lstm.backward(tape, dy)
 
 from fusedrnn import functional, init, optim
 from fusedrnn._core import __version__
+from fusedrnn.buffers import ParameterDict
 from fusedrnn.cells import CELLS, CellSpec
 from fusedrnn.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
 from fusedrnn.layers import Dropout, Embedding, LayerNorm, Linear
 from fusedrnn.losses import cross_entropy, mse_loss
-from fusedrnn.module import Module, ParameterDict
+from fusedrnn.module import Module
 from fusedrnn.recurrent import GRU, LSTM, RNN
 from fusedrnn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.sequences import pad, unpad

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from fusedrnn import _core
-from fusedrnn.cells import check_flag, check_number
+from fusedrnn.checks import check_flag, check_number
 from fusedrnn.module import Module, gather_modules
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.cells import Array, as_indices, check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.cells import Array
+from fusedrnn.checks import as_indices, check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.init import Noise, Seed, make_rng, torch_uniform
 from fusedrnn.module import Module
 from fusedrnn.tape import SavedTape, check_tape

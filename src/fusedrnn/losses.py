@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.cells import Array, as_indices, check_array, check_number, check_size
+from fusedrnn.cells import Array
+from fusedrnn.checks import as_indices, check_array, check_number, check_size
 
 Reduction = Literal["mean", "sum", "none"]
 

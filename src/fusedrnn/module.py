@@ -7,53 +7,16 @@ tree below it moves into one buffer pair, in depth-first order, and every view i
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from fusedrnn.cells import Array, as_array, check_flag
+from fusedrnn.buffers import Buffers, ParameterDict
+from fusedrnn.cells import Array
+from fusedrnn.checks import as_array, check_flag
 from fusedrnn.init import Noise
 
 ModuleT = TypeVar("ModuleT", bound="Module")
-
-
-class ParameterDict(dict[str, Array]):
-    """Named views into a flat buffer.
-
-    Assigning to a name copies into the view, so `m.parameters["w"] -= lr * m.grads["w"]` works; names can be
-    neither added nor removed. Copies of it are plain dictionaries.
-    """
-
-    __slots__ = ()
-
-    def __setitem__(self, name: str, value: npt.ArrayLike) -> None:
-        view = self[name]
-        if value is view:
-            return
-        value = as_array(value)
-        if value.shape not in ((), view.shape):
-            raise ValueError(f"{name}: expected shape {view.shape}, got {value.shape}")
-        np.copyto(view, value, casting="same_kind")
-
-    def __delitem__(self, name: str) -> NoReturn:
-        self._refuse()
-
-    def __ior__(self, other: Any) -> NoReturn:  # type: ignore[misc]
-        self._refuse()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError("the names of a module's parameters are fixed; assign to an existing name")
-
-    update = pop = popitem = clear = setdefault = _refuse
-
-    def _replace(self, items: Mapping[str, Array]) -> None:
-        """Point the names at other arrays, keeping the identity of this dictionary."""
-        dict.clear(self)
-        dict.update(self, items)
 
 
 class LoadResult(NamedTuple):
@@ -61,16 +24,6 @@ class LoadResult(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-class _Buffers:
-    """The flat parameters and gradients that a tree of modules shares."""
-
-    __slots__ = ("grads", "parameters")
-
-    def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
-        self.parameters = np.zeros(size, dtype)
-        self.grads = np.zeros(size, dtype)
 
 
 class Module:
@@ -89,7 +42,7 @@ class Module:
     _dtype: np.dtype[Any] | None
     _shapes: dict[str, tuple[int, ...]]
     _size: int
-    _buffers: "_Buffers"
+    _buffers: Buffers
     _start: int
     _own: ParameterDict
     _own_grads: ParameterDict
@@ -110,9 +63,9 @@ class Module:
         self.__dict__.update(
             {name: ParameterDict() for name in ("_own", "_own_grads", "_tree", "_tree_grads")}
         )
-        self._bind(_Buffers(self._size, np.float32 if dtype is None else dtype), 0)
+        self._bind(Buffers(self._size, np.float32 if dtype is None else dtype), 0)
 
-    def _bind(self, buffers: _Buffers, start: int) -> None:
+    def _bind(self, buffers: Buffers, start: int) -> None:
         """Point this module's own views at `buffers`, from `start` on."""
         self.__dict__.update(_buffers=buffers, _start=start)
         for views, flat in ((self._own, buffers.parameters), (self._own_grads, buffers.grads)):
@@ -247,7 +200,7 @@ class Module:
         for name, module in members:
             if module._dtype not in (None, dtype):
                 raise TypeError(f"{name}: expected {dtype} as the other parameters, got {module._dtype}")
-        buffers = _Buffers(sum(module._size for _, module in members), dtype)
+        buffers = Buffers(sum(module._size for _, module in members), dtype)
         offset = 0
         for _, module in members:
             old = slice(module._start, module._start + module._size)

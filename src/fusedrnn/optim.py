@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fusedrnn import _core
-from fusedrnn.cells import Array, check_array, check_flag, check_number, check_size
+from fusedrnn.cells import Array
+from fusedrnn.checks import check_array, check_flag, check_number, check_size
 from fusedrnn.module import Module, gather_modules
 
 

@@ -6,19 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.cells import (
-    CELLS,
-    Array,
-    StateLike,
-    Weights,
+from fusedrnn.cells import CELLS, Array, StateLike, Weights, gather_weights, rnn_cell
+from fusedrnn.checks import (
     check_array,
     check_flag,
     check_number,
     check_reset_after,
     check_size,
-    gather_weights,
     resolve_dtype,
-    rnn_cell,
 )
 from fusedrnn.init import Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.module import Module

@@ -9,7 +9,7 @@ from fusedrnn import _core
 from fusedrnn.cells import Array, StateLike
 
 if TYPE_CHECKING:
-    from fusedrnn.recurrent import Recurrent
+    from fusedrnn.recurrent_base import Recurrent
 
 StateT = TypeVar("StateT")
 

@@ -1,0 +1,58 @@
+"""The flat arrays that hold the parameters and gradients of a tree of modules, and named views into them."""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.cells import Array
+from fusedrnn.checks import as_array
+
+
+class Buffers:
+    """The flat parameters and gradients that a tree of modules shares."""
+
+    __slots__ = ("grads", "parameters")
+
+    def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
+        self.parameters = np.zeros(size, dtype)
+        self.grads = np.zeros(size, dtype)
+
+
+class ParameterDict(dict[str, Array]):
+    """Named views into a flat buffer.
+
+    Assigning to a name copies into the view, so `m.parameters["w"] -= lr * m.grads["w"]` works; names can be
+    neither added nor removed. Copies of it are plain dictionaries.
+    """
+
+    __slots__ = ()
+
+    def __setitem__(self, name: str, value: npt.ArrayLike) -> None:
+        view = self[name]
+        if value is view:
+            return
+        value = as_array(value)
+        if value.shape not in ((), view.shape):
+            raise ValueError(f"{name}: expected shape {view.shape}, got {value.shape}")
+        np.copyto(view, value, casting="same_kind")
+
+    def __delitem__(self, name: str) -> NoReturn:
+        self._refuse()
+
+    def __ior__(self, other: Any) -> NoReturn:  # type: ignore[misc]
+        self._refuse()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("the names of a module's parameters are fixed; assign to an existing name")
+
+    update = pop = popitem = clear = setdefault = _refuse
+
+    def _replace(self, items: Mapping[str, Array]) -> None:
+        """Point the names at other arrays, keeping the identity of this dictionary."""
+        dict.clear(self)
+        dict.update(self, items)

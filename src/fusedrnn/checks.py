@@ -1,0 +1,98 @@
+"""Checks of arguments that modules, cells and optimisers share: each returns its argument or raises.
+
+The message is `name: expected (symbolic = actual), got ...`; TypeError for a kind or dtype, ValueError for a
+value or shape. The arrays of a call into the kernels are checked there.
+"""
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.cells import Array
+
+
+def as_array(value: Any) -> Array:
+    """Return an array or a tensor of another library as a NumPy array, off its gradient tape and device."""
+    for method in ("detach", "cpu"):
+        if hasattr(value, method):
+            value = getattr(value, method)()
+    return np.asarray(value)
+
+
+def as_indices(name: str, array: Array) -> npt.NDArray[np.int64]:
+    """Return an array of any integer dtype as 1-D contiguous int64, or raise TypeError."""
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.int64).reshape(-1)
+
+
+def resolve_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return float32 or float64 as a dtype.
+
+    Raises:
+        TypeError: anything else.
+    """
+    try:
+        found = np.dtype(dtype) if dtype is not None else None
+    except TypeError:
+        found = None
+    # None first: NumPy takes it for float64 in comparisons.
+    if found is None or found not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return found
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return a boolean argument as bool, or raise TypeError."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {value!r}")
+    return bool(value)
+
+
+def check_size(name: str, value: int, minimum: int = 1) -> int:
+    """Return an integer argument as int, or raise TypeError (kind) or ValueError (below the minimum)."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = None
+    if size is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if size < minimum:
+        raise ValueError(f"{name}: expected an int >= {minimum}, got {size}")
+    return size
+
+
+def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> float:
+    """Return a real argument in [low, high] as float, or raise TypeError (kind) or ValueError (range)."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    number = float(value)
+    if not low <= number <= high:
+        raise ValueError(f"{name}: expected a number in [{low}, {high}], got {number}")
+    return number
+
+
+def check_array(
+    name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], symbols: str = ""
+) -> Array:
+    """Return an array argument, or raise TypeError (not an array, dtype) or ValueError (shape)."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+    if value.shape != shape:
+        symbols = f"{symbols} = " if symbols else ""
+        raise ValueError(f"{name}: expected shape {symbols}{shape}, got {value.shape}")
+    return value
+
+
+def check_reset_after(reset_after: bool) -> None:
+    """Refuse the GRU whose reset gate acts before the matrix product."""
+    if not check_flag("reset_after", reset_after):
+        raise ValueError(
+            "reset_after: expected True, got False; only the form with the reset gate after the matrix "
+            "product is built, and the two forms do not share weights"
+        )

@@ -1,0 +1,370 @@
+"""The base of RNN, LSTM and GRU: layers, directions and sequence options around the compiled kernels."""
+
+import warnings
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import _core
+from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, Weights, gather_weights
+from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
+from fusedrnn.module import Module
+from fusedrnn.sequences import as_lengths
+from fusedrnn.stream import Stream
+from fusedrnn.tape import Drop, RecurrentTape, check_tape
+
+StateT = TypeVar("StateT")
+_BOOL = np.dtype(np.bool_)
+
+# One layer and direction: its row in the state arrays, weights, gradients, packed weights, direction and
+# the columns of the layer's output that it writes (None: all).
+_Part = tuple[int, Weights, Weights, _core.WeightCache, bool, slice | None]
+
+
+class Recurrent(Module, Generic[StateT]):
+    """Stacked, possibly bidirectional recurrent network; the base of RNN, LSTM and GRU.
+
+    Shapes, with D = 2 if bidirectional else 1 and Hout = proj_size or hidden_size:
+        x: (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; of the module's dtype.
+        y: (T, B, D*Hout), laid out as x.
+        state: h (num_layers*D, B, Hout), and c (num_layers*D, B, H) for an LSTM; no B for one sequence.
+
+    Args:
+        input_size: I >= 0.
+        hidden_size: H >= 1.
+        num_layers: layers stacked on each other.
+        bias: whether there are biases.
+        batch_first: x and y are (B, T, ...); states are not affected.
+        dropout: probability of dropping an output between layers, in training mode.
+        bidirectional: run each layer in both directions and join their outputs.
+        dtype: "float32" or "float64".
+        seed: int, numpy.random.Generator or None, for initialisation and dropout.
+        init: "default" or "torch", see `fusedrnn.init.recurrent_layer`.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
+
+    Paper: dropout between layers: Zaremba, Sutskever and Vinyals 2014, arXiv:1409.2329v5.
+    """
+
+    _derived = Module._derived | {"_plan"}
+    _plan: list[list[_Part]]
+    _dtype: np.dtype[Any]
+    _noise: Noise
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int,
+        dtype: npt.DTypeLike,
+        seed: Seed,
+        init: str,
+        forget_bias: float,
+    ) -> None:
+        super().__init__()
+        self._spec = CELLS[cell]
+        self.input_size = check_size("input_size", input_size, 0)
+        self.hidden_size = check_size("hidden_size", hidden_size)
+        self.num_layers = check_size("num_layers", num_layers)
+        self.bias = check_flag("bias", bias)
+        self.batch_first = check_flag("batch_first", batch_first)
+        self.dropout = check_number("dropout", dropout, 0.0, 1.0)
+        self.bidirectional = check_flag("bidirectional", bidirectional)
+        self.proj_size = check_size("proj_size", proj_size, 0)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size: expected an int < hidden_size = {hidden_size}, got {proj_size}")
+        if self.dropout and self.num_layers == 1:
+            warnings.warn("dropout: acts between layers, so it does nothing with num_layers=1", stacklevel=3)
+        method, forget = check_method(init), check_number("forget_bias", forget_bias, -np.inf)
+        found, rng = resolve_dtype(dtype), make_rng(seed)
+        out_size = self.proj_size or self.hidden_size
+        directions = 2 if self.bidirectional else 1
+        self._rows = self.num_layers * directions
+        self._widths = (out_size, self.hidden_size)[: self._spec.states]
+        self._out_size = directions * out_size
+        shapes = {}
+        for layer in range(self.num_layers):
+            inputs = self._out_size if layer else self.input_size
+            for suffix in self._suffixes(layer):
+                part = self._spec.parameter_shapes(inputs, self.hidden_size, self.bias, self.proj_size)
+                shapes.update({name + suffix: shape for name, shape in part.items()})
+        self._declare(shapes, found)
+        for layer in range(self.num_layers):
+            for suffix in self._suffixes(layer):
+                arrays = self._select(self._own, suffix)
+                recurrent_layer(self._spec, arrays, method, forget_bias=forget, rng=rng)
+        self._noise = Noise(rng)
+
+    def _suffixes(self, layer: int) -> list[str]:
+        """Return what PyTorch appends to the parameter names of a layer, for each direction."""
+        return [f"_l{layer}", f"_l{layer}_reverse"][: 2 if self.bidirectional else 1]
+
+    @staticmethod
+    def _select(arrays: dict[str, Array], suffix: str) -> dict[str, Array]:
+        """Return the arrays of one layer and direction under their names without the suffix."""
+        return {name: arrays[name + suffix] for name in PARAMETER_NAMES if name + suffix in arrays}
+
+    def _rebind(self) -> None:
+        plan = []
+        width = self._widths[0]
+        for layer in range(self.num_layers):
+            parts = []
+            for direction, suffix in enumerate(self._suffixes(layer)):
+                weights = gather_weights(self._select(self._own, suffix))
+                grads = gather_weights(self._select(self._own_grads, suffix))
+                columns = slice(direction * width, (direction + 1) * width) if self.bidirectional else None
+                cache = _core.WeightCache()
+                row = len(self._suffixes(layer)) * layer + direction
+                parts.append((row, weights, grads, cache, direction == 1, columns))
+            plan.append(parts)
+        self.__dict__["_plan"] = plan
+
+    def __call__(
+        self,
+        x: Array,
+        state: StateLike | None = None,
+        lengths: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        reset_state: StateLike | None = None,
+    ) -> tuple[Array, StateT]:
+        """Return (y, final state) and keep no tape. Arguments and results as `forward`, but y is writable."""
+        y, final, _, _, _ = self._run(x, state, lengths, resets, reset_state, False)
+        return y, final
+
+    def forward(
+        self,
+        x: Array,
+        state: StateLike | None = None,
+        lengths: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        reset_state: StateLike | None = None,
+    ) -> tuple[Array, StateT, RecurrentTape]:
+        """Run the network and keep what `backward` needs, in training and evaluation mode alike.
+
+        Args:
+            x: (T, B, I), (B, T, I) with batch_first, or (T, I).
+            state: the initial state, h or (h, c), or None for zeros.
+            lengths: (B,) of an integer dtype, in any order, each in 0..T. Outputs past the end are 0; the
+                final state is the state after the last valid step, for length 0 the initial state.
+            resets: (T, B) bool, laid out as x. Where true, the state is replaced before step t reads it; the
+                reverse direction treats the same positions as borders.
+            reset_state: what resets put in place of the state: zeros if None, else arrays shaped as the
+                state, with or without the batch axis. A constant: it gets no gradient.
+
+        Returns:
+            y, the final state, and the tape. y is read-only, because the tape refers to it; copy it to change
+            it. The tape refers to x and state too: leave them as they are until backward is done.
+
+        Raises:
+            TypeError: an argument of the wrong kind or dtype.
+            ValueError: an argument of the wrong shape, or lengths out of range.
+        """
+        y, final, layers, drops, between = self._run(x, state, lengths, resets, reset_state, True)
+        y.flags.writeable = False
+        return y, final, RecurrentTape(self, y.shape, cast(list[_core.LayerTape], layers), drops, between)
+
+    def _run(
+        self,
+        x: Array,
+        state: StateLike | None,
+        lengths: npt.ArrayLike | None,
+        resets: npt.ArrayLike | None,
+        reset_state: StateLike | None,
+        save: bool,
+    ) -> tuple[Array, Any, list[_core.LayerTape | None], list[Drop | None], int]:
+        """Return y, the final state, kernel tapes, dropout of each layer, and bytes of the arrays between."""
+        shape = x.shape if isinstance(x, np.ndarray) else ()
+        single = len(shape) == 2
+        if not (single or len(shape) == 3) or shape[-1] != self.input_size:
+            raise self._input_error(x)
+        dtype, out_size = self._dtype, self._out_size
+        y = np.empty((*shape[:-1], out_size), dtype)
+        steps, target = x, y
+        if single or self.batch_first:
+            steps, target = self._time_major(x, single), self._time_major(y, single)
+        seq_len, batch, _ = steps.shape
+        states = None if state is None else self._split_state("state", state, batch, single)
+        ends = None if lengths is None else as_lengths(lengths)
+        borders = None
+        if resets is not None:
+            borders = check_array("resets", np.asarray(resets), shape[:-1], _BOOL)
+            borders = self._time_major(borders, single)
+        replacement = None
+        if reset_state is not None:
+            if resets is None:
+                raise ValueError("reset_state: expected None without resets")
+            replacement = self._split_reset_state(reset_state, batch)
+        rows = self._rows
+        finals = [np.empty((rows, batch, width), dtype) for width in self._widths]
+        tapes: list[_core.LayerTape | None] = []
+        drops: list[Drop | None] = []
+        between = 0
+        for layer, parts in enumerate(self._plan, 1):
+            last = layer == self.num_layers
+            out = target if last else np.empty((seq_len, batch, out_size), dtype)
+            for row, weights, _, cache, reverse, columns in parts:
+                _, _, tape = _core.forward(
+                    self._spec.name,
+                    steps,
+                    weights,
+                    None if states is None else _row(states, row),
+                    lengths=ends,
+                    resets=borders,
+                    reset_state=None if replacement is None else _row(replacement, row),
+                    reverse=reverse,
+                    save=save,
+                    cache=cache,
+                    out=out if columns is None else out[..., columns],
+                    state_out=tuple([final[row] for final in finals]),
+                )
+                tapes.append(tape)
+            steps = out
+            drop = None
+            if not last:
+                between += out.nbytes
+                if self.training and self.dropout:
+                    drop = self._noise.take(self.dropout)
+                    steps = _core.dropout(out, *drop)
+                    between += steps.nbytes
+            drops.append(drop)
+        if single:
+            finals = [final[:, 0] for final in finals]
+        return y, self._spec.pack_state(finals), tapes, drops, between
+
+    def _time_major(self, array: Array, single: bool) -> Array:
+        """Return the time-major view (T, B, ...) of an array in the caller's layout."""
+        if single:
+            return array[:, None]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+    def _split_state(
+        self, name: str, state: StateLike, batch: int, single: bool = False
+    ) -> tuple[Array | None, ...]:
+        """Return the checked state arrays as (num_layers*D, B, width) views."""
+        parts = self._spec.unpack_state(name, state)
+        dtype = self._dtype
+        for index, width in enumerate(self._widths):
+            part = parts[index]
+            shape = (self._rows, width) if single else (self._rows, batch, width)
+            # Checked here without a call when all is well: this runs at every step of a loop over time.
+            if part is None or (isinstance(part, np.ndarray) and part.shape == shape and part.dtype == dtype):
+                continue
+            symbols = "(num_layers*D, H)" if single else "(num_layers*D, B, H)"
+            check_array(name + self._spec.state_labels[index], part, shape, dtype, symbols)
+        return tuple([None if part is None else part[:, None] for part in parts]) if single else parts
+
+    def _split_reset_state(self, state: StateLike, batch: int) -> tuple[Array, ...]:
+        """Return the checked replacement states, (num_layers*D, width) or (num_layers*D, B, width)."""
+        parts = self._spec.unpack_state("reset_state", state)
+        for label, part, width in zip(self._spec.state_labels, parts, self._widths, strict=True):
+            each = isinstance(part, np.ndarray) and part.ndim == 3
+            leading = (self._rows, batch) if each else (self._rows,)
+            symbols = "(num_layers*D, B, H)" if each else "(num_layers*D, H)"
+            check_array("reset_state" + label, part, (*leading, width), self._dtype, symbols)
+        return parts
+
+    def _input_error(self, x: Any) -> Exception:
+        """Say what is wrong with x."""
+        if not isinstance(x, np.ndarray):
+            return TypeError(f"x: expected a numpy.ndarray of {self._dtype}, got {type(x).__name__}")
+        order = "B, T" if self.batch_first else "T, B"
+        return ValueError(
+            f"x: expected shape ({order}, I) or (T, I) with I = {self.input_size}, got {x.shape}"
+        )
+
+    def backward(
+        self,
+        tape: RecurrentTape,
+        dy: Array | None = None,
+        dstate: StateLike | None = None,
+        *,
+        need_dx: bool = True,
+    ) -> tuple[Array | Any, StateT]:
+        """Add the gradients of the parameters to `grads`; return (dx, dstate) of the input and initial state.
+
+        Args:
+            tape: from `forward` of this module; usable again.
+            dy: gradient of y, in its shape and dtype, or None for zeros if dstate is given.
+            dstate: gradient of the final state, h or (h, c), each array or None for zeros.
+            need_dx: False leaves out the gradient of x, and dx is None.
+
+        Raises:
+            TypeError: an argument of the wrong kind or dtype.
+            ValueError: an argument of the wrong shape, neither dy nor dstate, or the tape of another module.
+        """
+        tape = check_tape(tape, self, RecurrentTape)
+        if dy is None and dstate is None:
+            raise ValueError("dy: expected an array unless dstate is given, got None for both")
+        shape = tape.shape
+        single = len(shape) == 2
+        seq_len, batch = tape.layers[0].seq_len, tape.layers[0].batch
+        flow = None
+        if dy is not None:
+            flow = self._time_major(check_array("dy", dy, shape, self._dtype), single)
+        dfinals = None if dstate is None else self._split_state("dstate", dstate, batch, single)
+        dstarts = [np.empty((self._rows, batch, width), self._dtype) for width in self._widths]
+        dx: Array | None = None
+        for layer in reversed(range(self.num_layers)):
+            if layer:
+                target = np.empty((seq_len, batch, self._out_size), self._dtype)
+            elif need_dx:
+                dx = np.empty((*shape[:-1], self.input_size), self._dtype)
+                target = self._time_major(dx, single)
+            for row, _, grads, _, reverse, columns in self._plan[layer]:
+                _, parts, _ = _core.backward(
+                    tape.layers[row],
+                    flow if flow is None or columns is None else flow[..., columns],
+                    None if dfinals is None else _row(dfinals, row),
+                    dparams=grads,
+                    need_dx=layer > 0 or need_dx,
+                    dx=target if layer > 0 or need_dx else None,
+                    accumulate_dx=reverse,
+                )
+                for dstart, part in zip(dstarts, parts, strict=True):
+                    dstart[row] = part
+            drop = tape.dropout[layer - 1] if layer else None
+            flow = target if drop is None else _core.dropout(target, *drop)
+        if single:
+            dstarts = [dstart[:, 0] for dstart in dstarts]
+        return dx, self._spec.pack_state(dstarts)
+
+    def stream(self, batch_size: int = 1) -> Stream[StateT]:
+        """Return a `Stream` that runs this network one step at a time, without dropout.
+
+        Raises:
+            TypeError: batch_size is not an int.
+            ValueError: the network is bidirectional, or batch_size is below 1.
+        """
+        if self.bidirectional:
+            raise ValueError(
+                "stream: expected bidirectional=False: the reverse direction starts from the end"
+            )
+        return Stream(self, check_size("batch_size", batch_size))
+
+    def _extra_repr(self) -> str:
+        given = {
+            "proj_size": (self.proj_size, 0),
+            "num_layers": (self.num_layers, 1),
+            "bias": (self.bias, True),
+            "batch_first": (self.batch_first, False),
+            "dropout": (self.dropout, 0.0),
+            "bidirectional": (self.bidirectional, False),
+            "dtype": (str(self._dtype), "float32"),
+        }
+        options = [f"{name}={value}" for name, (value, default) in given.items() if value != default]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *options])
+
+
+def _row(arrays: tuple[Array | None, ...], row: int) -> tuple[Array | None, ...]:
+    """Return the entries of one layer and direction."""
+    return tuple([None if array is None else array[row] for array in arrays])
