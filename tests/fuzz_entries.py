@@ -63,12 +63,13 @@ def random_array(rng: np.random.Generator) -> Any:
             (2**40, 3, 4),
             (3, 2**40, 4),
             (2**40, 0, 4),
-            (0, 2**62, 4),
+            (0, 2**40, 4),
             (2**40,),
             (2**33, 2**20),
             (2**24, 2**24, 6),
         ]
-        array = np.broadcast_to(np.zeros((), dtype), huge[rng.integers(len(huge))])
+        wide = dtype if dtype.itemsize <= 8 else np.dtype("f8")
+        array = np.broadcast_to(np.zeros((), wide), huge[rng.integers(len(huge))])
     return array
 
 
@@ -147,6 +148,8 @@ def main(seed: int) -> None:
     for name in make_entries():
         for i in range(ROUNDS):
             entry = make_entries()[name]
+            if i > 9 and not entry.arguments:
+                break
             valid = list(entry.arguments.values()) or [None]
             arguments = dict(entry.arguments)
             if i % 3 == 0:

@@ -249,8 +249,8 @@ def test_enormous_sizes() -> None:
         x = np.broadcast_to(np.zeros((1, 1, 1)), shape)
         with pytest.raises((MemoryError, ValueError)):
             fr.functional.forward("lstm", x, params)
-    empty = np.broadcast_to(np.zeros((1, 1, 1)), (2**40, 1, 1))[:, :0]
-    assert _core.forward("lstm", empty, params)[0].shape == (2**40, 0, 4)
+    many = np.broadcast_to(np.zeros((1, 1, 1)), (100_000, 1, 1))[:, :0]
+    assert _core.forward("lstm", many, params)[0].shape == (100_000, 0, 4)
 
 
 def test_long_sequences() -> None:

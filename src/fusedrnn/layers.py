@@ -15,18 +15,18 @@ from fusedrnn.tape import SavedTape, check_tape
 
 
 def _as_rows(name: str, x: Any, trailing: tuple[int, ...]) -> Array:
-    """Return x (..., *trailing) as a C-contiguous (N, D) array, a view if x is contiguous itself."""
+    """Return x (..., *trailing) as a contiguous and aligned (N, D) array, a view if x is both itself."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name}: expected a numpy.ndarray, got {type(x).__name__}")
     split = x.ndim - len(trailing)
     if split < 0 or x.shape[split:] != trailing:
         raise ValueError(f"{name}: expected shape (..., {', '.join(map(str, trailing))}), got {x.shape}")
-    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:split]), math.prod(trailing))
+    return np.require(x, requirements=["C", "A"]).reshape(math.prod(x.shape[:split]), math.prod(trailing))
 
 
 def _copied(x: Array, rows: Array) -> int:
     """Return the bytes of `rows` that x does not already hold."""
-    return 0 if x.flags.c_contiguous else rows.nbytes
+    return 0 if x.flags.c_contiguous and x.flags.aligned else rows.nbytes
 
 
 class Linear(Module):

@@ -198,7 +198,8 @@ class Module:
         """Copy the tree's parameters and gradients into a new buffer pair."""
         dtype = self.dtype
         for name, module in members:
-            if module._dtype not in (None, dtype):
+            # None apart: NumPy takes it for float64 in comparisons.
+            if module._dtype is not None and module._dtype != dtype:
                 raise TypeError(f"{name}: expected {dtype} as the other parameters, got {module._dtype}")
         buffers = Buffers(sum(module._size for _, module in members), dtype)
         offset = 0
