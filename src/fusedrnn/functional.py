@@ -132,7 +132,7 @@ def sigmoid(x: npt.ArrayLike) -> Array:
     Raises:
         TypeError: another dtype.
     """
-    return _core.sigmoid(np.asarray(x, order="C"))
+    return _core.sigmoid(np.require(x, requirements=["C", "A"]))
 
 
 def tanh(x: npt.ArrayLike) -> Array:
@@ -141,7 +141,7 @@ def tanh(x: npt.ArrayLike) -> Array:
     Raises:
         TypeError: another dtype.
     """
-    return _core.tanh(np.asarray(x, order="C"))
+    return _core.tanh(np.require(x, requirements=["C", "A"]))
 
 
 def _weights(params: Params) -> tuple[Weights, list[str] | None]:
