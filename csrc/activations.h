@@ -25,21 +25,24 @@ struct ExpConstants<float> {
     static constexpr float low = -88.0f, high = 88.8f;  // 2^n is 0 below, inf above
     static constexpr float tanh_high = 9.1f;            // tanh rounds to 1 from 9.02 on
     static constexpr int degree = 5;                    // relative error 2^-31.9
-    static constexpr float q[degree + 1] = {0.50000000444002836f,  0.16666666369052549f,  0.041666359818771964f,
-                                            0.0083333895288295106f, 0.0013940720127785084f, 0.00019845908053931178f};
+    static constexpr float q[degree + 1] = {0.50000000444002836f,   0.16666666369052549f,
+                                            0.041666359818771964f,  0.0083333895288295106f,
+                                            0.0013940720127785084f, 0.00019845908053931178f};
 };
 
 template <>
 struct ExpConstants<double> {
     static constexpr double log2e = 1.44269504088896340735992468100;
-    static constexpr double ln2_hi = 6.93145751953125e-1, ln2_lo = 1.42860682030941723212e-6;  // 20 significant bits
+    static constexpr double ln2_hi = 6.93145751953125e-1,
+                            ln2_lo = 1.42860682030941723212e-6;  // 20 significant bits
     static constexpr double low = -709.0, high = 709.9;
     static constexpr double tanh_high = 19.1;
     static constexpr int degree = 11;  // relative error 2^-68
     static constexpr double q[degree + 1] = {
-        0.4999999999999999999,    0.16666666666666666686,  0.041666666666666691314,  0.0083333333333333123679,
-        0.0013888888888872200188, 0.0001984126984134309555, 0.000024801587349634230226, 2.7557319117361447695e-6,
-        2.7557252229195330647e-7, 2.505216764470573594e-8, 2.0921499131768205738e-9, 1.605981201189134886e-10};
+        0.4999999999999999999,      0.16666666666666666686,   0.041666666666666691314,
+        0.0083333333333333123679,   0.0013888888888872200188, 0.0001984126984134309555,
+        0.000024801587349634230226, 2.7557319117361447695e-6, 2.7557252229195330647e-7,
+        2.505216764470573594e-8,    2.0921499131768205738e-9, 1.605981201189134886e-10};
 };
 
 // n and expm1(r) of the reduction.

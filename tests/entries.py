@@ -67,7 +67,7 @@ def _forward(cell: str, proj: int = 0) -> Entry:
         "reverse": False,
         "save": True,
         "cache": _core.WeightCache(),
-        "out": np.empty((T, B, proj or H)),
+        "out": np.zeros((T, B, proj or H)),
         "state_out": _state(cell, proj),
     }
     optional = frozenset({"state", "lengths", "resets", "reset_state", "cache", "out", "state_out"})
@@ -85,7 +85,7 @@ def _backward(cell: str, proj: int = 0) -> Entry:
         "dstate": _state(cell, proj),
         "dparams": tuple(None if p is None else np.zeros_like(p) for p in params),
         "need_dx": True,
-        "dx": np.empty((T, B, I)),
+        "dx": np.zeros((T, B, I)),
         "accumulate_dx": False,
     }
     return Entry(
@@ -105,149 +105,151 @@ def _stream_new() -> Entry:
 
 
 def _normed() -> tuple[Array, Array, Array]:
-    return _core.layer_norm_forward(_draw(B, H), _draw(H), _draw(H), 1e-5)
+    y, mean, rstd = _core.layer_norm_forward(_draw(B, H), _draw(H), _draw(H), 1e-5)
+    return y, mean, rstd
 
 
 def _optimiser(names: tuple[str, ...], numbers: dict[str, Any]) -> dict[str, Any]:
     return {**{name: np.abs(_draw(9)) for name in names}, **numbers}
 
 
-def make_entries() -> dict[str, Entry]:
-    """Fresh entries with fresh arrays, by name: the compiled name, then a variant after a colon."""
-    x, y = _draw(B, I), _draw(B, H)
-    weight, bias = _draw(H, I), _draw(H)
-    stream = _stream()
-    _, mean, rstd = _normed()
-    indices = np.array([0, 4, 4, 2])
-    adam = {
-        "lr": 0.1,
-        "beta1": 0.9,
-        "beta2": 0.99,
-        "eps": 1e-8,
-        "weight_decay": 0.1,
-        "decoupled": True,
-        "step": 1,
-    }
-    sgd = {
-        "lr": 0.1,
-        "momentum": 0.9,
-        "dampening": 0.0,
-        "weight_decay": 0.1,
-        "nesterov": False,
-        "first": False,
-    }
-    every = frozenset({"x"})
-    return {
-        "forward:lstm": _forward("lstm"),
-        "forward:projected": _forward("lstm", P),
-        "forward:gru": _forward("gru"),
-        "forward:rnn_tanh": _forward("rnn_tanh"),
-        "forward:rnn_relu": _forward("rnn_relu"),
-        "backward:lstm": _backward("lstm"),
-        "backward:projected": _backward("lstm", P),
-        "backward:gru": _backward("gru"),
-        "Stream": _stream_new(),
-        "Stream:call": Entry(stream, {"x": x}),
-        "Stream:get_state": Entry(stream.get_state, {}),
-        "Stream:set_state": Entry(stream.set_state, {"state": [_state("lstm", 0)]}),
-        "Stream:reset": Entry(
-            stream.reset,
-            {"rows": np.array([1, 2])},
-            optional=frozenset({"rows"}),
-            unbound=frozenset({"rows"}),
-        ),
-        "Stream:refresh": Entry(stream.refresh, {"layers": [_params(4, 0)]}),
-        "WeightCache": Entry(_core.WeightCache, {}),
-        "get_num_threads": Entry(_core.get_num_threads, {}),
-        "set_num_threads": Entry(_core.set_num_threads, {"n": 1}),
-        "config": Entry(_core.config, {}),
-        "measure_limits": Entry(_core.measure_limits, {}),
-        "exp": Entry(_core.exp, {"x": x}, unbound=every),
-        "sigmoid": Entry(_core.sigmoid, {"x": x}, unbound=every),
-        "tanh": Entry(_core.tanh, {"x": x}, unbound=every),
-        "linear_forward": Entry(
-            _core.linear_forward,
-            {"x": x, "weight": weight, "bias": bias, "out": np.empty((B, H))},
-            frozenset({"out"}),
-            frozenset({"bias", "out"}),
-            frozenset({"x", "weight"}),
-        ),
-        "linear_backward": Entry(
-            _core.linear_backward,
-            {"x": x, "weight": weight, "dy": y, "dweight": _draw(H, I), "dbias": _draw(H), "need_dx": True},
-            frozenset({"dweight", "dbias"}),
-            frozenset({"dbias"}),
-            frozenset({"x", "weight"}),
-        ),
-        "embedding_forward": Entry(
-            _core.embedding_forward,
-            {"indices": indices, "weight": _draw(5, H)},
-            free=frozenset({"weight"}),
-            unbound=frozenset({"indices", "weight"}),
-        ),
-        "embedding_backward": Entry(
-            _core.embedding_backward,
-            {"indices": indices, "dy": _draw(4, H), "dweight": _draw(5, H)},
-            frozenset({"dweight"}),
-            free=frozenset({"indices", "dy", "dweight"}),
-            unbound=frozenset({"dweight"}),
-        ),
-        "layer_norm_forward": Entry(
-            _core.layer_norm_forward,
-            {"x": y, "weight": _draw(H), "bias": _draw(H), "eps": 1e-5},
-            optional=frozenset({"weight", "bias"}),
-            free=frozenset({"x"}),
-            open_axes=frozenset({("x", (), 0)}),
-        ),
-        "layer_norm_backward": Entry(
-            _core.layer_norm_backward,
-            {
-                "x": y,
-                "weight": _draw(H),
-                "dy": _draw(B, H),
-                "mean": mean,
-                "rstd": rstd,
-                "dweight": _draw(H),
-                "dbias": _draw(H),
-            },
-            frozenset({"dweight", "dbias"}),
-            frozenset({"weight", "dweight", "dbias"}),
-            frozenset({"x"}),
-        ),
-        "cross_entropy": Entry(
-            _core.cross_entropy,
-            {
-                "logits": y,
-                "targets": np.array([0, 5, -100]),
-                "weight": np.abs(_draw(H)),
-                "ignore_index": -100,
-                "label_smoothing": 0.1,
-            },
-            optional=frozenset({"weight"}),
-            free=frozenset({"logits"}),
-        ),
-        "dropout": Entry(_core.dropout, {"x": x, "p": 0.5, "seed": 1, "offset": 0}, unbound=every),
-        "sgd_step": Entry(
-            _core.sgd_step,
-            _optimiser(("param", "grad", "momentum_buf"), sgd),
-            frozenset({"param", "momentum_buf"}),
-            frozenset({"momentum_buf"}),
-            frozenset({"param"}),
-        ),
-        "adam_step": Entry(
-            _core.adam_step,
-            _optimiser(("param", "grad", "exp_avg", "exp_avg_sq"), adam),
-            frozenset({"param", "exp_avg", "exp_avg_sq"}),
-            free=frozenset({"param"}),
-        ),
-        "norm": Entry(_core.norm, {"x": x, "p": 2.0}, unbound=every),
-        "scale_": Entry(_core.scale_, {"x": x.copy(), "factor": 0.5}, every, unbound=every),
-        "clamp_": Entry(_core.clamp_, {"x": x.copy(), "lo": -0.1, "hi": 0.1}, every, unbound=every),
-    }
+SGD = {
+    "lr": 0.1,
+    "momentum": 0.9,
+    "dampening": 0.0,
+    "weight_decay": 0.1,
+    "nesterov": False,
+    "first": False,
+}
+ADAM = {
+    "lr": 0.1,
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "decoupled": True,
+    "step": 1,
+}
+X = frozenset({"x"})
 
+# Makers of fresh entries with fresh arrays, by name: the compiled name, then a variant after a colon.
+ENTRIES: dict[str, Callable[[], Entry]] = {
+    "forward:lstm": lambda: _forward("lstm"),
+    "forward:projected": lambda: _forward("lstm", P),
+    "forward:gru": lambda: _forward("gru"),
+    "forward:rnn_tanh": lambda: _forward("rnn_tanh"),
+    "forward:rnn_relu": lambda: _forward("rnn_relu"),
+    "backward:lstm": lambda: _backward("lstm"),
+    "backward:projected": lambda: _backward("lstm", P),
+    "backward:gru": lambda: _backward("gru"),
+    "Stream": _stream_new,
+    "Stream:call": lambda: Entry(_stream(), {"x": _draw(B, I)}),
+    "Stream:get_state": lambda: Entry(_stream().get_state, {}),
+    "Stream:set_state": lambda: Entry(_stream().set_state, {"state": [_state("lstm", 0)]}),
+    "Stream:reset": lambda: Entry(
+        _stream().reset,
+        {"rows": np.array([1, 2])},
+        optional=frozenset({"rows"}),
+        unbound=frozenset({"rows"}),
+    ),
+    "Stream:refresh": lambda: Entry(_stream().refresh, {"layers": [_params(4, 0)]}),
+    "WeightCache": lambda: Entry(_core.WeightCache, {}),
+    "get_num_threads": lambda: Entry(_core.get_num_threads, {}),
+    "set_num_threads": lambda: Entry(_core.set_num_threads, {"n": 1}),
+    "config": lambda: Entry(_core.config, {}),
+    "measure_limits": lambda: Entry(_core.measure_limits, {}),
+    "exp": lambda: Entry(_core.exp, {"x": _draw(B, I)}, unbound=X),
+    "sigmoid": lambda: Entry(_core.sigmoid, {"x": _draw(B, I)}, unbound=X),
+    "tanh": lambda: Entry(_core.tanh, {"x": _draw(B, I)}, unbound=X),
+    "linear_forward": lambda: Entry(
+        _core.linear_forward,
+        {"x": _draw(B, I), "weight": _draw(H, I), "bias": _draw(H), "out": np.zeros((B, H))},
+        frozenset({"out"}),
+        frozenset({"bias", "out"}),
+        frozenset({"x", "weight"}),
+    ),
+    "linear_backward": lambda: Entry(
+        _core.linear_backward,
+        {
+            "x": _draw(B, I),
+            "weight": _draw(H, I),
+            "dy": _draw(B, H),
+            "dweight": _draw(H, I),
+            "dbias": _draw(H),
+            "need_dx": True,
+        },
+        frozenset({"dweight", "dbias"}),
+        frozenset({"dbias"}),
+        frozenset({"x", "weight"}),
+    ),
+    "embedding_forward": lambda: Entry(
+        _core.embedding_forward,
+        {"indices": np.array([0, 4, 4, 2]), "weight": _draw(5, H)},
+        free=frozenset({"weight"}),
+        unbound=frozenset({"indices", "weight"}),
+    ),
+    "embedding_backward": lambda: Entry(
+        _core.embedding_backward,
+        {"indices": np.array([0, 4, 4, 2]), "dy": _draw(4, H), "dweight": _draw(5, H)},
+        frozenset({"dweight"}),
+        free=frozenset({"indices", "dy", "dweight"}),
+        unbound=frozenset({"dweight"}),
+    ),
+    "layer_norm_forward": lambda: Entry(
+        _core.layer_norm_forward,
+        {"x": _draw(B, H), "weight": _draw(H), "bias": _draw(H), "eps": 1e-5},
+        optional=frozenset({"weight", "bias"}),
+        free=frozenset({"x"}),
+        open_axes=frozenset({("x", (), 0)}),
+    ),
+    "layer_norm_backward": lambda: Entry(
+        _core.layer_norm_backward,
+        {
+            "x": _draw(B, H),
+            "weight": _draw(H),
+            "dy": _draw(B, H),
+            "mean": _normed()[1],
+            "rstd": _normed()[2],
+            "dweight": _draw(H),
+            "dbias": _draw(H),
+        },
+        frozenset({"dweight", "dbias"}),
+        frozenset({"weight", "dweight", "dbias"}),
+        frozenset({"x"}),
+    ),
+    "cross_entropy": lambda: Entry(
+        _core.cross_entropy,
+        {
+            "logits": _draw(B, H),
+            "targets": np.array([0, 5, -100]),
+            "weight": np.abs(_draw(H)),
+            "ignore_index": -100,
+            "label_smoothing": 0.1,
+        },
+        optional=frozenset({"weight"}),
+        free=frozenset({"logits"}),
+    ),
+    "dropout": lambda: Entry(_core.dropout, {"x": _draw(B, I), "p": 0.5, "seed": 1, "offset": 0}, unbound=X),
+    "sgd_step": lambda: Entry(
+        _core.sgd_step,
+        _optimiser(("param", "grad", "momentum_buf"), SGD),
+        frozenset({"param", "momentum_buf"}),
+        frozenset({"momentum_buf"}),
+        frozenset({"param"}),
+    ),
+    "adam_step": lambda: Entry(
+        _core.adam_step,
+        _optimiser(("param", "grad", "exp_avg", "exp_avg_sq"), ADAM),
+        frozenset({"param", "exp_avg", "exp_avg_sq"}),
+        free=frozenset({"param"}),
+    ),
+    "norm": lambda: Entry(_core.norm, {"x": _draw(B, I), "p": 2.0}, unbound=X),
+    "scale_": lambda: Entry(_core.scale_, {"x": _draw(B, I), "factor": 0.5}, X, unbound=X),
+    "clamp_": lambda: Entry(_core.clamp_, {"x": _draw(B, I), "lo": -0.1, "hi": 0.1}, X, unbound=X),
+}
 
 # Callables of the compiled module that an entry above stands for, and those without arguments to get wrong.
-COVERED = {name.split(":")[0] for name in make_entries()} | {"LayerTape"}
+COVERED = {name.split(":")[0] for name in ENTRIES} | {"LayerTape"}
 
 
 def arrays_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Array]]:

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from entries import Entry, arrays_in, make_entries, replaced
+from entries import ENTRIES, Entry, arrays_in, replaced
 
 from fusedrnn import _core
 
@@ -140,40 +140,37 @@ def attempt(name: str, entry: Entry, arguments: dict[str, Any]) -> bool:
     return False
 
 
+def disturbed(rng: np.random.Generator, entry: Entry, i: int) -> dict[str, Any]:
+    """By turns garbage for all arguments, one argument nearly right, and two; now and then one too many."""
+    valid = list(entry.arguments.values()) or [None]
+    arguments = dict(entry.arguments)
+    if i % 3 == 0:
+        arguments = {key: garbage(rng, valid) for key in arguments}
+    else:
+        for key in [str(key) for key in rng.permutation(list(arguments))][: i % 3]:
+            arguments[key] = mutated(rng, arguments[key], valid)
+    if i % 10 == 9:
+        arguments["surplus"] = None
+    return arguments
+
+
 def main(seed: int) -> None:
     limit = 6 * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     rng = np.random.default_rng(seed)
     calls = raised = 0
-    for name in make_entries():
-        for i in range(ROUNDS):
-            entry = make_entries()[name]
-            if i > 9 and not entry.arguments:
-                break
-            valid = list(entry.arguments.values()) or [None]
-            arguments = dict(entry.arguments)
-            if i % 3 == 0:
-                arguments = {key: garbage(rng, valid) for key in arguments}
-            else:
-                for key in (
-                    rng.choice(list(arguments), size=min(len(arguments), i % 3), replace=False)
-                    if arguments
-                    else ()
-                ):
-                    arguments[str(key)] = mutated(rng, arguments[str(key)], valid)
-            if i % 10 == 9:
-                arguments[f"surplus_{i}"] = None
+    for name, make in ENTRIES.items():
+        for i in range(ROUNDS if make().arguments else 10):
+            entry = make()
+            arguments = disturbed(rng, entry, i)
             # Named before the call, so that a crash shows what was on its way.
-            print(
-                name,
-                i,
-                {k: getattr(v, "shape", None) or type(v).__name__ for k, v in arguments.items()},
-                flush=True,
-            )
+            kinds = {key: getattr(value, "shape", type(value).__name__) for key, value in arguments.items()}
+            print(name, i, kinds, flush=True)
             raised += attempt(name, entry, arguments)
             calls += 1
         _core.set_num_threads(1)
-    for name, entry in make_entries().items():
+    for name, make in ENTRIES.items():
+        entry = make()
         assert not attempt(name, entry, entry.arguments), name
     print(f"done: {calls} calls, {raised} raised")
 

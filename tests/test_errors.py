@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from entries import COVERED, arrays_in, make_entries, name_of, replaced
+from entries import COVERED, ENTRIES, arrays_in, name_of, replaced
 from support import Array, assert_ran, make_module, random_problem, run_python
 
 import fusedrnn as fr
@@ -19,7 +19,8 @@ Case = tuple[str, str, tuple[Any, ...]]  # entry, argument, path inside the argu
 
 def array_cases() -> Iterator[Case]:
     """Every array that any compiled entry takes."""
-    for name, entry in make_entries().items():
+    for name, make in ENTRIES.items():
+        entry = make()
         for argument, value in entry.arguments.items():
             for path, _ in arrays_in(value):
                 yield name, argument, path
@@ -37,7 +38,7 @@ NAMED = re.compile(r"\b(\w+)(?:\[\d+\])*: expected .+, got .+")
 def refuse(case: Case, new: Callable[[Array], Any], kind: type[Exception], free: bool = True) -> None:
     """The call with one array exchanged raises `kind`, names the argument, and changes none of its arrays."""
     name, argument, path = case
-    entry = make_entries()[name]
+    entry = ENTRIES[name]()
     value = entry.arguments[argument]
     old = dict(arrays_in(value))[path]
     arguments = {**entry.arguments, argument: replaced(value, path, new(old))}
@@ -60,7 +61,8 @@ def test_every_entry_is_covered() -> None:
     """A new compiled function or class has to be added to entries.py."""
     public = {name for name in dir(_core) if not name.startswith("_") and callable(getattr(_core, name))}
     assert public == COVERED
-    for name, entry in make_entries().items():
+    for name, make in ENTRIES.items():
+        entry = make()
         entry.call()
         methods = {m for m in dir(_core.Stream) if not m.startswith("_")}
         assert name != "Stream" or methods == {"get_state", "set_state", "reset", "refresh"}
@@ -69,12 +71,12 @@ def test_every_entry_is_covered() -> None:
 @pytest.mark.parametrize("case", ARRAYS, ids=identity)
 def test_wrong_dtype(case: Case) -> None:
     name, argument, path = case
-    old = dict(arrays_in(make_entries()[name].arguments[argument]))[path]
+    old = dict(arrays_in(ENTRIES[name]().arguments[argument]))[path]
     kinds = ["f2", "c16", "O", "U1", ">f8" if old.dtype.kind == "f" else "f8", "u1"]
     if old.dtype.kind == "f":
         kinds += ["i8", "?"]
         floats = [
-            a for v in make_entries()[name].arguments.values() for _, a in arrays_in(v) if a.dtype.kind == "f"
+            a for v in ENTRIES[name]().arguments.values() for _, a in arrays_in(v) if a.dtype.kind == "f"
         ]
         if len(floats) > 1:
             kinds.append("f4")
@@ -89,7 +91,7 @@ def test_not_an_array(case: Case) -> None:
     for value in ("x", 3, 1.5, object(), [[1.0, 2.0]], {}):
         refuse(case, lambda a, v=value: v, TypeError, free=False)  # type: ignore[misc]
     name, argument, path = case
-    entry = make_entries()[name]
+    entry = ENTRIES[name]()
     # None stands for "not given" where that is possible: whole arguments, states in part, biases, gradients.
     inside = argument in ("state", "dstate", "reset_state", "state_out", "dparams") or path[-1:] in (
         (2,),
@@ -100,13 +102,11 @@ def test_not_an_array(case: Case) -> None:
         refuse(case, lambda a: None, TypeError, free=False)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in ARRAYS if c[1] not in make_entries()[c[0]].unbound], ids=identity
-)
+@pytest.mark.parametrize("case", [c for c in ARRAYS if c[1] not in ENTRIES[c[0]]().unbound], ids=identity)
 def test_wrong_shape(case: Case) -> None:
     """Every axis one too long and one too short, one axis too many and one too few."""
     name, argument, path = case
-    entry = make_entries()[name]
+    entry = ENTRIES[name]()
     old = dict(arrays_in(entry.arguments[argument]))[path]
     axes = [k for k in range(old.ndim) if (argument, path, k) not in entry.open_axes]
     for axis in axes:
@@ -116,7 +116,7 @@ def test_wrong_shape(case: Case) -> None:
     refuse(case, lambda a: np.array(a.reshape(-1)[0]), ValueError)
 
 
-@pytest.mark.parametrize("case", [c for c in ARRAYS if c[1] in make_entries()[c[0]].written], ids=identity)
+@pytest.mark.parametrize("case", [c for c in ARRAYS if c[1] in ENTRIES[c[0]]().written], ids=identity)
 def test_read_only_target(case: Case) -> None:
     def frozen(a: Array) -> Array:
         copy = a.copy()
@@ -204,7 +204,7 @@ SCALARS: list[tuple[str, str, Any, type[Exception]]] = [
 
 @pytest.mark.parametrize(("name", "argument", "value", "kind"), SCALARS, ids=lambda v: str(v)[:20])
 def test_bad_values(name: str, argument: str, value: Any, kind: type[Exception]) -> None:
-    entry = make_entries()[name]
+    entry = ENTRIES[name]()
     held = [(a, a.tobytes()) for v in entry.arguments.values() for _, a in arrays_in(v)]
     with pytest.raises(kind, match=rf"\b{argument}\b|weight_ih") as caught:
         entry.call(**{argument: value})
@@ -213,9 +213,9 @@ def test_bad_values(name: str, argument: str, value: Any, kind: type[Exception])
         assert a.tobytes() == content
 
 
-@pytest.mark.parametrize("name", list(make_entries()))
+@pytest.mark.parametrize("name", list(ENTRIES))
 def test_surplus_and_missing_arguments(name: str) -> None:
-    entry = make_entries()[name]
+    entry = ENTRIES[name]()
     with pytest.raises(TypeError):
         entry.call(surplus=1)
     if entry.arguments and name not in ("Stream:reset",):
@@ -227,7 +227,7 @@ def test_classes_without_a_constructor() -> None:
     with pytest.raises(TypeError):
         _core.LayerTape()
     with pytest.raises((TypeError, AttributeError)):
-        make_entries()["backward:lstm"].arguments["tape"].seq_len = 3
+        ENTRIES["backward:lstm"]().arguments["tape"].seq_len = 3
 
 
 def test_message_format() -> None:

@@ -150,7 +150,7 @@ def test_layer_norm_of_one_value() -> None:
 
 
 def test_layer_norm_far_from_zero() -> None:
-    """The variance does not cancel in rows whose mean, 8192, is far above their spread, nor in constant rows."""
+    """The variance does not cancel with a mean of 8192 far above the spread, nor in constant rows."""
     layer = fr.LayerNorm(64)
     half = np.round(normal(4, 32) * 256) / 256
     x = 8192.0 + np.concatenate([half, -half], axis=1)

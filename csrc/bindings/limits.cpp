@@ -7,6 +7,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/run.h"
 #include "cpu/kernels.h"
 #include "layers/layer_table.h"
 
@@ -81,10 +82,7 @@ Limits measure() {
 
 py::dict measure_limits() {
     Limits limits{};
-    {
-        const py::gil_scoped_release released;
-        limits = measure();
-    }
+    without_gil([&] { limits = measure(); });
     py::dict result;
     result["isa"] = kernels().isa;
     result["peak_gflops_f32"] = limits.gflops;
@@ -100,7 +98,7 @@ py::dict measure_limits() {
 
 void bind_limits(py::module_& m) {
     m.def("measure_limits", &measure_limits,
-          "Measure one thread's peak float32 rate, read bandwidths and time per LSTM unit; about 0.2 s.");
+          "Measure one thread's peak float32 rate, read bandwidths and time per LSTM unit; below a second.");
 }
 
 }  // namespace fusedrnn

@@ -1,8 +1,9 @@
 // forward, backward and their tape for one layer and direction: checks, then one plain problem struct for the kernels.
+#include "bindings/recurrent.h"
+
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
-#include "bindings/recurrent.h"
 #include "bindings/run.h"
 #include "cpu/partition.h"
 
@@ -22,13 +23,13 @@ const CellTraits& traits_of(int cell) { return kernel_table<float>().cells[cell]
 
 py::object item_of(py::handle sequence, const char* name, py::ssize_t size, py::ssize_t i) {
     if (!PyTuple_Check(sequence.ptr()) && !PyList_Check(sequence.ptr())) {
-        throw py::type_error(std::string(name) + ": expected a tuple of " + std::to_string(size) + " arrays, got " +
-                             Py_TYPE(sequence.ptr())->tp_name);
+        throw py::type_error(std::string(name) + ": expected a tuple of " + std::to_string(size) +
+                             " arrays, got " + Py_TYPE(sequence.ptr())->tp_name);
     }
     const py::ssize_t got = PySequence_Fast_GET_SIZE(sequence.ptr());
     if (got != size) {
-        throw py::value_error(std::string(name) + ": expected a tuple of " + std::to_string(size) + " arrays, got " +
-                              std::to_string(got));
+        throw py::value_error(std::string(name) + ": expected a tuple of " + std::to_string(size) +
+                              " arrays, got " + std::to_string(got));
     }
     return py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(sequence.ptr(), i));
 }
@@ -52,9 +53,10 @@ WeightArrays WeightArrays::read(int cell, py::handle params, const Array& x) {
     w.dims.projected = w.w_hr.given();
     w.dims.P = w.dims.projected ? w.w_hr.size(0) : w.dims.H;
     if (w.dims.projected && (cell != kCell_lstm || w.dims.P == 0)) {
-        throw py::value_error("weight_hr: expected None, or shape (P, H) with P >= 1 and the cell lstm, got shape (" +
-                              std::to_string(w.dims.P) + ", " + std::to_string(w.dims.H) + ") and the cell " +
-                              traits_of(cell).name);
+        throw py::value_error(
+            "weight_hr: expected None, or shape (P, H) with P >= 1 and the cell lstm, got shape (" +
+            std::to_string(w.dims.P) + ", " + std::to_string(w.dims.H) + ") and the cell " +
+            traits_of(cell).name);
     }
     w.w_hh = Array::like(item_of(params, "params", 5, 1), "weight_hh", x);
     w.w_hh.shape({{g, rows}, {w.dims.projected ? "P" : "H", w.dims.P}}).made_contiguous();
@@ -115,7 +117,8 @@ struct Outputs {
     Array y, final[kMaxStates];
 };
 
-Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int states, const CallArrays& in) {
+Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int states,
+                     const CallArrays& in) {
     Outputs o;
     const Axis width{dims.projected ? "P" : "H", dims.P};
     const DType dtype = in.x.dtype();
@@ -188,9 +191,10 @@ py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const O
                           save ? py::cast(std::static_pointer_cast<LayerTape>(tape)) : py::none());
 }
 
-py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state, py::handle lengths,
-                  py::handle resets, py::handle reset_state, bool reverse, bool save, WeightCache* cache,
-                  py::handle out, py::handle state_out) {
+py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state,
+                  py::handle lengths, py::handle resets, py::handle reset_state, py::handle reverse_flag,
+                  py::handle save_flag, WeightCache* cache, py::handle out, py::handle state_out) {
+    const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save");
     const int cell = cell_by_name(cell_name);
     const int states = traits_of(cell).states;
     CallArrays in;
@@ -214,8 +218,8 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
     std::vector<std::int64_t> checked;
     if (ends.given()) checked = checked_indices(ends, w.dims.T + 1, "T + 1");
     const Outputs outputs = make_outputs(out, state_out, w.dims, states, in);
-    auto timetable =
-        std::make_shared<const Timetable>(w.dims.T, w.dims.B, ends.given() ? checked.data() : nullptr, reverse);
+    auto timetable = std::make_shared<const Timetable>(w.dims.T, w.dims.B,
+                                                       ends.given() ? checked.data() : nullptr, reverse);
     return by_dtype(in.x.dtype(), [&]<class T>() {
         return forward_typed<T>(cell, w, in, outputs, std::move(timetable), save, cache);
     });
@@ -235,7 +239,8 @@ std::vector<Array> gradient_arrays(py::handle dparams, const LayerTape& tape) {
         if (!dparams.is_none()) {
             grads[i] = Array::like(item_of(dparams, "dparams", 5, i), names[i], tape.arrays.x, kOptional);
             if (grads[i].given() && !present[i]) {
-                throw py::value_error(std::string(names[i]) + ": expected None, because the forward call had no such " +
+                throw py::value_error(std::string(names[i]) +
+                                      ": expected None, because the forward call had no such " +
                                       "parameter, got an array");
             }
             grads[i].shape(shapes[i]).writable();
@@ -277,15 +282,18 @@ void backward_typed(const LayerTape& base, const BackwardArrays& a) {
         problem.dfinal[k] = a.dfinal[k].data<T>();
         problem.dinitial[k] = a.dinitial[k].mutable_data<T>();
     }
-    problem.dparams = {a.grads[0].mutable_data<T>(), a.grads[1].mutable_data<T>(), a.grads[2].mutable_data<T>(),
-                       a.grads[3].mutable_data<T>(), a.grads[4].mutable_data<T>()};
+    problem.dparams = {a.grads[0].mutable_data<T>(), a.grads[1].mutable_data<T>(),
+                       a.grads[2].mutable_data<T>(), a.grads[3].mutable_data<T>(),
+                       a.grads[4].mutable_data<T>()};
     Team team(recurrent_threads(tape.dims, kernels.traits.gates, true));
     const AlignedBuffer workspace(kernels.backward_workspace(tape.dims, team.size()));
     run_released(team, [&] { kernels.backward(problem, team, workspace.data()); });
 }
 
-py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::handle dstate, py::handle dparams,
-                   bool need_dx, py::handle dx, bool accumulate_dx) {
+py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::handle dstate,
+                   py::handle dparams, py::handle need_dx_flag, py::handle dx, py::handle accumulate_flag) {
+    const bool need_dx = flag(need_dx_flag, "need_dx"),
+               accumulate_dx = flag(accumulate_flag, "accumulate_dx");
     if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
     const Dims& d = tape->dims;
     const Array& x = tape->arrays.x;
@@ -295,7 +303,8 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
     a.dy = Array::like(dy, "dy", x, kOptional);
     a.dy.shape({{"T", d.T}, {"B", d.B}, {d.projected ? "P" : "H", d.P}}).made_rows();
     for (int k = 0; k < states; ++k) {
-        if (!dstate.is_none()) a.dfinal[k] = read_state(item_of(dstate, "dstate", states, k), "dstate", k, d, x);
+        if (!dstate.is_none())
+            a.dfinal[k] = read_state(item_of(dstate, "dstate", states, k), "dstate", k, d, x);
     }
     a.grads = gradient_arrays(dparams, *tape);
     if (!dx.is_none()) {
@@ -347,18 +356,20 @@ void bind_recurrent(py::module_& m) {
         .def_property_readonly("batch", [](const LayerTape& t) { return t.dims.B; })
         .def_property_readonly("input_size", [](const LayerTape& t) { return t.dims.I; })
         .def_property_readonly("hidden_size", [](const LayerTape& t) { return t.dims.H; })
-        .def_property_readonly("proj_size", [](const LayerTape& t) { return t.dims.projected ? t.dims.P : 0; })
+        .def_property_readonly("proj_size",
+                               [](const LayerTape& t) { return t.dims.projected ? t.dims.P : 0; })
         .def_property_readonly("cell", [](const LayerTape& t) { return traits_of(t.cell).name; })
         .def_property_readonly("dtype", [](const LayerTape& t) { return t.arrays.x.object().dtype(); })
         .def_property_readonly("reverse", [](const LayerTape& t) { return t.timetable->reverse(); });
 
-    m.def("forward", &forward, py::arg("cell"), py::arg("x"), py::arg("params"), py::arg("state") = py::none(),
-          py::kw_only(), py::arg("lengths") = py::none(), py::arg("resets") = py::none(),
-          py::arg("reset_state") = py::none(), py::arg("reverse") = false, py::arg("save") = false,
-          py::arg("cache") = py::none(), py::arg("out") = py::none(), py::arg("state_out") = py::none());
+    m.def("forward", &forward, py::arg("cell"), py::arg("x"), py::arg("params"),
+          py::arg("state") = py::none(), py::kw_only(), py::arg("lengths") = py::none(),
+          py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
+          py::arg("save") = false, py::arg("cache") = py::none(), py::arg("out") = py::none(),
+          py::arg("state_out") = py::none());
     m.def("backward", &backward, py::arg("tape"), py::arg("dy") = py::none(), py::arg("dstate") = py::none(),
-          py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true, py::arg("dx") = py::none(),
-          py::arg("accumulate_dx") = false);
+          py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true,
+          py::arg("dx") = py::none(), py::arg("accumulate_dx") = false);
 }
 
 }  // namespace fusedrnn

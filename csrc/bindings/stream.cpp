@@ -10,7 +10,7 @@ namespace fusedrnn {
 namespace {
 
 class Stream {
-   public:
+  public:
     static std::shared_ptr<Stream> make(const std::string& cell, py::handle layers, std::int64_t batch_size);
     virtual ~Stream() = default;
     virtual py::object call(py::handle x) = 0;
@@ -22,7 +22,7 @@ class Stream {
 
 template <class T>
 class TypedStream : public Stream {
-   public:
+  public:
     TypedStream(int cell, std::vector<WeightArrays>&& layers, std::int64_t batch, DType dtype)
         : cell_(cell),
           kernels_(kernel_table<T>().cells[cell]),
@@ -37,7 +37,8 @@ class TypedStream : public Stream {
             threads_ = std::max(threads_, recurrent_threads(layer.dims, kernels_.traits.gates, false));
             for (int parity = 0; parity < 2; ++parity) {
                 for (int k = 0; k < kernels_.traits.states; ++k) {
-                    const std::int64_t n = checked_product({batch, state_width(layer.dims, k), std::int64_t{sizeof(T)}});
+                    const std::int64_t n =
+                        checked_product({batch, state_width(layer.dims, k), std::int64_t{sizeof(T)}});
                     layer.state[parity][k] = AlignedBuffer(n);
                     std::memset(layer.state[parity][k].data(), 0, static_cast<std::size_t>(n));
                 }
@@ -46,7 +47,8 @@ class TypedStream : public Stream {
         }
         std::int64_t bytes = 0;  // the team may turn out to be the caller alone
         for (const Layer& layer : layers_) {
-            for (const int n : {1, threads_}) bytes = std::max(bytes, kernels_.forward_workspace(layer.dims, n));
+            for (const int n : {1, threads_})
+                bytes = std::max(bytes, kernels_.forward_workspace(layer.dims, n));
         }
         workspace_ = AlignedBuffer(bytes);
         pack(layers);
@@ -91,7 +93,8 @@ class TypedStream : public Stream {
             py::tuple states(kernels_.traits.states);
             for (int k = 0; k < kernels_.traits.states; ++k) {
                 py::array copy = new_array(dtype_, {batch_, state_width(layer.dims, k)});
-                std::memcpy(copy.mutable_data(), layer.state[parity_][k].data(), static_cast<std::size_t>(copy.nbytes()));
+                std::memcpy(copy.mutable_data(), layer.state[parity_][k].data(),
+                            static_cast<std::size_t>(copy.nbytes()));
                 states[k] = copy;
             }
             all.append(states);
@@ -106,7 +109,8 @@ class TypedStream : public Stream {
             const py::object one = item_of(state, "state", static_cast<py::ssize_t>(layers_.size()),
                                            static_cast<py::ssize_t>(i));
             for (int k = 0; k < states; ++k) {
-                given.push_back(read_state(item_of(one, "state", states, k), "state", k, layers_[i].dims, reference_));
+                given.push_back(
+                    read_state(item_of(one, "state", states, k), "state", k, layers_[i].dims, reference_));
             }
         }
         for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -145,7 +149,8 @@ class TypedStream : public Stream {
         for (std::size_t i = 0; i < layers_.size(); ++i) {
             const bool same = read.size() == layers_.size() && read[i].dims.I == layers_[i].dims.I &&
                               read[i].dims.H == layers_[i].dims.H && read[i].dims.P == layers_[i].dims.P;
-            if (!same) throw py::value_error("layers: expected the sizes that the stream was made with, got others");
+            if (!same)
+                throw py::value_error("layers: expected the sizes that the stream was made with, got others");
         }
         pack(read);
         prepare();
@@ -167,15 +172,18 @@ class TypedStream : public Stream {
                 inputs = read.back().dims.P;
             } else {
                 const Array w = Array::floats(item_of(params, "params", 5, 0), "weight_ih");
-                if (w.ndim() != 2) throw py::value_error("weight_ih: expected 2 dimensions, got " + std::to_string(w.ndim()));
+                if (w.ndim() != 2)
+                    throw py::value_error("weight_ih: expected 2 dimensions, got " +
+                                          std::to_string(w.ndim()));
                 inputs = w.size(1);
             }
-            read.push_back(WeightArrays::read(cell, params, Array::floats(new_array(dtype, {0, inputs}), "x")));
+            read.push_back(
+                WeightArrays::read(cell, params, Array::floats(new_array(dtype, {0, inputs}), "x")));
         }
         return read;
     }
 
-   private:
+  private:
     struct Layer {
         Dims dims;
         std::shared_ptr<const WeightBlock<T>> weights;
@@ -185,7 +193,8 @@ class TypedStream : public Stream {
 
     void pack(const std::vector<WeightArrays>& arrays) {
         for (std::size_t i = 0; i < layers_.size(); ++i) {
-            layers_[i].weights = pack_weights<T>(cell_, arrays[i].dims, arrays[i].template pointers<T>(), false, Digest{});
+            layers_[i].weights =
+                pack_weights<T>(cell_, arrays[i].dims, arrays[i].template pointers<T>(), false, Digest{});
         }
         reference_ = Array::floats(new_array(dtype_, {0}), "the weights");
     }
@@ -237,11 +246,14 @@ class TypedStream : public Stream {
     int parity_ = 0;
 };
 
-std::shared_ptr<Stream> Stream::make(const std::string& cell_name, py::handle layers, std::int64_t batch_size) {
+std::shared_ptr<Stream> Stream::make(const std::string& cell_name, py::handle layers,
+                                     std::int64_t batch_size) {
     const int cell = cell_by_name(cell_name);
-    if (batch_size < 1) throw py::value_error("batch_size: expected at least 1, got " + std::to_string(batch_size));
+    if (batch_size < 1)
+        throw py::value_error("batch_size: expected at least 1, got " + std::to_string(batch_size));
     DType dtype = DType::float32;
-    if ((py::isinstance<py::list>(layers) || py::isinstance<py::tuple>(layers)) && PySequence_Size(layers.ptr()) > 0) {
+    if ((py::isinstance<py::list>(layers) || py::isinstance<py::tuple>(layers)) &&
+        PySequence_Size(layers.ptr()) > 0) {
         const py::object first = item_of(layers, "layers", PySequence_Size(layers.ptr()), 0);
         dtype = Array::floats(item_of(first, "params", 5, 0), "weight_ih").dtype();
     }

@@ -11,10 +11,14 @@
 namespace fusedrnn {
 
 class Timetable {
-   public:
+  public:
     // `lengths` holds `batch` values in [0, seq_len], or is null: all rows are seq_len long.
     Timetable(std::int64_t seq_len, std::int64_t batch, const std::int64_t* lengths, bool reverse)
-        : order_(batch), length_(batch, seq_len), active_(seq_len + 1, batch), offset_(seq_len + 1), reverse_(reverse) {
+        : order_(batch),
+          length_(batch, seq_len),
+          active_(seq_len + 1, batch),
+          offset_(seq_len + 1),
+          reverse_(reverse) {
         std::iota(order_.begin(), order_.end(), std::int64_t{0});
         active_[seq_len] = 0;
         if (lengths != nullptr) {
@@ -41,7 +45,7 @@ class Timetable {
                                          sizeof(std::int64_t));
     }
 
-   private:
+  private:
     std::vector<std::int64_t> order_, length_, active_, offset_;
     bool reverse_;
 };

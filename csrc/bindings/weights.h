@@ -52,7 +52,7 @@ Digest digest_of(int cell, const Dims& d, const Params<const T>& params) {
 
 // Keeps the last packing and packs again when the arrays' contents, the sizes or the cell changed.
 class WeightCache {
-   public:
+  public:
     template <class T>
     std::shared_ptr<const WeightBlock<T>> get(int cell, const Dims& dims, const Params<const T>& params,
                                               bool backward) {
@@ -72,9 +72,10 @@ class WeightCache {
         return (f32_ ? f32_->memory.bytes() : 0) + (f64_ ? f64_->memory.bytes() : 0);
     }
 
-   private:
+  private:
     template <class T>
-    static bool fits(const WeightBlock<T>& held, int cell, const Dims& d, bool backward, const Digest& digest) {
+    static bool fits(const WeightBlock<T>& held, int cell, const Dims& d, bool backward,
+                     const Digest& digest) {
         return held.cell == cell && held.dims.I == d.I && held.dims.H == d.H && held.dims.P == d.P &&
                held.dims.projected == d.projected && (held.backward || !backward) &&
                std::memcmp(&held.digest, &digest, sizeof digest) == 0;

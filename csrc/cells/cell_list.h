@@ -13,8 +13,8 @@
 // part through the matmul, dgh W_hh, is the driver's.
 #pragma once
 
-#define FUSEDRNN_CELLS(X)  \
-    X(lstm, Lstm)          \
-    X(gru, Gru)            \
-    X(rnn_tanh, RnnTanh)   \
+#define FUSEDRNN_CELLS(X) \
+    X(lstm, Lstm)         \
+    X(gru, Gru)           \
+    X(rnn_tanh, RnnTanh)  \
     X(rnn_relu, RnnRelu)

@@ -26,8 +26,8 @@ struct Gru {
     }
 
     template <class V>
-    static FUSEDRNN_INLINE void backward(const V (&saved)[4], const V (&s)[1], const V (&ds_next)[1], V (&dgx)[3],
-                                         V (&dgh)[3], V (&ds)[1]) {
+    static FUSEDRNN_INLINE void backward(const V (&saved)[4], const V (&s)[1], const V (&ds_next)[1],
+                                         V (&dgx)[3], V (&dgh)[3], V (&ds)[1]) {
         const V one = V::set(1);
         const V r = saved[0], z = saved[1], n = saved[2], gh_n = saved[3];
         const V dh = ds_next[0];

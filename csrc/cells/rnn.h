@@ -17,8 +17,8 @@ struct RnnTanh {
     }
 
     template <class V>
-    static FUSEDRNN_INLINE void backward(const V (&saved)[1], const V (&)[1], const V (&ds_next)[1], V (&da)[1],
-                                         V (&ds)[1]) {
+    static FUSEDRNN_INLINE void backward(const V (&saved)[1], const V (&)[1], const V (&ds_next)[1],
+                                         V (&da)[1], V (&ds)[1]) {
         da[0] = ds_next[0] * (V::set(1) - saved[0] * saved[0]);
         ds[0] = V::set(0);
     }
@@ -34,8 +34,8 @@ struct RnnRelu {
     }
 
     template <class V>
-    static FUSEDRNN_INLINE void backward(const V (&saved)[1], const V (&)[1], const V (&ds_next)[1], V (&da)[1],
-                                         V (&ds)[1]) {
+    static FUSEDRNN_INLINE void backward(const V (&saved)[1], const V (&)[1], const V (&ds_next)[1],
+                                         V (&da)[1], V (&ds)[1]) {
         // Where h' is not positive it is 0 or NaN: the product gives 0 and keeps the NaN.
         da[0] = select(less(V::set(0), saved[0]), ds_next[0], ds_next[0] * saved[0]);
         ds[0] = V::set(0);

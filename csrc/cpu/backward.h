@@ -22,7 +22,7 @@ struct BackwardPlan {
     T *zero, *carry, *dgx[2], *dgh[2], *dhidden;
     struct Member {
         T *acc, *columns;
-        const T** a_rows;           // the rows of a product
+        const T** a_rows;            // the rows of a product
         const T **x_rows, **h_rows;  // inputs and previous hidden states of a whole block
         const T** state_rows;
     };
@@ -57,7 +57,7 @@ struct BackwardPlan {
 
 template <class Cell, class T>
 class Backward {
-   public:
+  public:
     static constexpr int G = Cell::kGates, S = Cell::kStates;
     static constexpr std::int64_t L = Vec<T>::kLanes;
     using V = Vec<T>;
@@ -96,7 +96,7 @@ class Backward {
         }
     }
 
-   private:
+  private:
     // Where the gate gradients of step t are: in which of the two buffers, from which row on. t = -1: no such step.
     struct Place {
         std::int64_t t;
@@ -108,7 +108,9 @@ class Backward {
     std::int64_t time_of(std::int64_t step, std::int64_t total) const {
         return p_.schedule.reverse ? step : total - 1 - step;
     }
-    PreviousStates<Cell, T> previous() const { return PreviousStates<Cell, T>(p_, plan_.zero, p_.states, true); }
+    PreviousStates<Cell, T> previous() const {
+        return PreviousStates<Cell, T>(p_, plan_.zero, p_.states, true);
+    }
     std::int64_t row_of(std::int64_t position) const { return p_.schedule.order[position]; }
     T* gradient(T* const* buffers, const Place& place, std::int64_t panel, std::int64_t position) const {
         return buffers[place.buffer] + (panel * plan_.block_rows + place.row + position) * G * L;
@@ -129,15 +131,17 @@ class Backward {
             for (int k = 0; k < S; ++k) {
                 const std::int64_t width = k == 0 ? p_.dims.P : p_.dims.H;
                 const std::int64_t at = row_of(position) * width;
-                copy_or_zero(p_.dfinal[k] == nullptr ? nullptr : p_.dfinal[k] + at, p_.dinitial[k] + at, width);
+                copy_or_zero(p_.dfinal[k] == nullptr ? nullptr : p_.dfinal[k] + at, p_.dinitial[k] + at,
+                             width);
             }
         }
     }
 
     // acc = (gate gradients of the step at `place`) W_hh for n rows from r on: output panels u and following.
-    void recurrent_product(const Part& part, Member& m, const Place& place, std::int64_t u, std::int64_t count,
-                           std::int64_t r, std::int64_t n) {
-        for (std::int64_t i = 0; i < n; ++i) m.a_rows[i] = gradient(plan_.dgh, place, 0, part.position(r + i));
+    void recurrent_product(const Part& part, Member& m, const Place& place, std::int64_t u,
+                           std::int64_t count, std::int64_t r, std::int64_t n) {
+        for (std::int64_t i = 0; i < n; ++i)
+            m.a_rows[i] = gradient(plan_.dgh, place, 0, part.position(r + i));
         GemmArgs<T> args{};
         args.a = m.a_rows;
         args.n = n;
@@ -218,7 +222,8 @@ class Backward {
                                        std::int64_t position, V dh, bool continues, bool cut) {
         const std::int64_t unit = panel * L, valid = p_.dims.H - unit, active = p_.schedule.active[here.t];
         V saved[Cell::kSaved], s[S], ds_next[S], ds[S], dgh[G];
-        const T* from = p_.saved + (p_.schedule.offset[here.t] * plan_.panels + panel * active) * Cell::kSaved * L;
+        const T* from =
+            p_.saved + (p_.schedule.offset[here.t] * plan_.panels + panel * active) * Cell::kSaved * L;
         for (int k = 0; k < Cell::kSaved; ++k) saved[k] = V::load(from + (position * Cell::kSaved + k) * L);
         s[0] = Cell::kDirectHidden ? load_part(m.state_rows[i * S] + unit, valid) : V::set(0);
         ds_next[0] = dh;
@@ -242,8 +247,8 @@ class Backward {
     }
 
     // With a projection: first the gradient of the output, kept for dW_hr, then through W_hr into the cell.
-    void project_gradients(const Part& part, Member& m, const Place& later, const Place& here, std::int64_t rows,
-                           std::int64_t continuing) {
+    void project_gradients(const Part& part, Member& m, const Place& later, const Place& here,
+                           std::int64_t rows, std::int64_t continuing) {
         const PreviousStates<Cell, T> previous_states = previous();
         const std::int64_t at_once = panels_at_once<1>(rows);
         for (std::int64_t r = 0; r < rows; r += kRowGroup) {
@@ -263,7 +268,8 @@ class Backward {
                     }
                 }
             }
-            for (std::int64_t i = 0; i < n; ++i) m.a_rows[i] = projected_gradient(here, 0, part.position(r + i));
+            for (std::int64_t i = 0; i < n; ++i)
+                m.a_rows[i] = projected_gradient(here, 0, part.position(r + i));
             for (std::int64_t u = 0; u < plan_.panels; u += at_once) {
                 GemmArgs<T> args{};
                 args.a = m.a_rows;
@@ -283,8 +289,8 @@ class Backward {
                         const std::int64_t position = part.position(i);
                         const bool cut =
                             i < continuing && previous_states.is_cut(later.t, row_of(position), position);
-                        cell_backward(m, here, u + v, i, position, V::load(m.acc + (v * kRowGroup + i - r) * L),
-                                      i < continuing, cut);
+                        cell_backward(m, here, u + v, i, position,
+                                      V::load(m.acc + (v * kRowGroup + i - r) * L), i < continuing, cut);
                     }
                 }
             }
@@ -315,9 +321,11 @@ class Backward {
                 recurrent_product(part, m, here, u, count, r, n);
                 for (std::int64_t v = 0; v < count; ++v) {
                     for (std::int64_t i = r; i < r + n; ++i) {
-                        const std::int64_t position = part.position(i), b = row_of(position), unit = (u + v) * L;
+                        const std::int64_t position = part.position(i), b = row_of(position),
+                                           unit = (u + v) * L;
                         V dh = V::load(m.acc + (v * kRowGroup + i - r) * L);
-                        if constexpr (Cell::kDirectHidden) dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
+                        if constexpr (Cell::kDirectHidden)
+                            dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
                         if (previous_states.is_cut(here.t, b, position)) dh = V::set(0);
                         store_part(dh, p_.dinitial[0] + b * p_.dims.P + unit, p_.dims.P - unit);
                     }
@@ -328,7 +336,8 @@ class Backward {
                 const bool cut = previous_states.is_cut(here.t, b, position);
                 for (int k = 1; k < S; ++k) {
                     for (std::int64_t j = part.panels.begin; j < part.panels.end; ++j) {
-                        const V ds = cut ? V::set(0) : V::load(plan_.carry + (position * S + k) * hp_ + j * L);
+                        const V ds =
+                            cut ? V::set(0) : V::load(plan_.carry + (position * S + k) * hp_ + j * L);
                         store_part(ds, p_.dinitial[k] + b * p_.dims.H + j * L, p_.dims.H - j * L);
                     }
                 }
@@ -358,11 +367,13 @@ class Backward {
         const std::int64_t columns_x = panels_of<T>(p_.dims.I), columns_h = panels_of<T>(p_.dims.P);
         const Range mine = share(columns_x + columns_h, team_.size(), member);
         if (p_.dparams.w_ih != nullptr) {
-            const OuterArgs<T> args{dgx, a_panel, G, p_.dims.H, m.x_rows, rows, p_.dims.I, p_.dparams.w_ih, m.columns};
+            const OuterArgs<T> args{dgx,       a_panel,         G,        p_.dims.H, m.x_rows, rows,
+                                    p_.dims.I, p_.dparams.w_ih, m.columns};
             outer<T>(args, smaller(mine.begin, columns_x), smaller(mine.end, columns_x));
         }
         if (p_.dparams.w_hh != nullptr) {
-            const OuterArgs<T> args{dgh, a_panel, G, p_.dims.H, m.h_rows, rows, p_.dims.P, p_.dparams.w_hh, m.columns};
+            const OuterArgs<T> args{dgh,       a_panel,         G,        p_.dims.H, m.h_rows, rows,
+                                    p_.dims.P, p_.dparams.w_hh, m.columns};
             outer<T>(args, larger(mine.begin - columns_x, 0), larger(mine.end - columns_x, 0));
         }
         const Range bias = share(plan_.panels, team_.size(), member);
@@ -370,7 +381,8 @@ class Backward {
             sum_rows<T, G>(dgx, a_panel, rows, p_.dims.H, p_.dparams.b_ih, nullptr, bias.begin, bias.end);
             sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, p_.dparams.b_hh, nullptr, bias.begin, bias.end);
         } else {
-            sum_rows<T, G>(dgx, a_panel, rows, p_.dims.H, p_.dparams.b_ih, p_.dparams.b_hh, bias.begin, bias.end);
+            sum_rows<T, G>(dgx, a_panel, rows, p_.dims.H, p_.dparams.b_ih, p_.dparams.b_hh, bias.begin,
+                           bias.end);
         }
         if (p_.dims.projected && p_.dparams.w_hr != nullptr) projection_gradients(m, member, q, end);
     }
@@ -426,8 +438,8 @@ class Backward {
                 m.a_rows[n++] = p_.hidden + (p_.schedule.offset[t] + position) * hp_;
             }
         }
-        const OuterArgs<T> args{plan_.dhidden, plan_.block_rows * L, 1,        p_.dims.P,
-                                m.a_rows,      n,                    p_.dims.H, p_.dparams.w_hr, m.columns};
+        const OuterArgs<T> args{plan_.dhidden, plan_.block_rows * L, 1,        p_.dims.P, m.a_rows, n,
+                                p_.dims.H,     p_.dparams.w_hr,      m.columns};
         const Range mine = share(panels_of<T>(p_.dims.H), team_.size(), member);
         outer<T>(args, mine.begin, mine.end);
     }
@@ -451,7 +463,8 @@ std::int64_t backward_workspace(const Dims& dims, int threads) {
 template <class Cell, class T>
 void backward(const BackwardProblem<T>& problem, Team& team, void* workspace) {
     Backward<Cell, T> driver(problem, team, workspace);
-    team.run([](void* context, int member) { static_cast<Backward<Cell, T>*>(context)->run_member(member); }, &driver);
+    team.run([](void* context, int member) { static_cast<Backward<Cell, T>*>(context)->run_member(member); },
+             &driver);
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -6,7 +6,8 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-inline constexpr std::int64_t kInputBlockBytes = 192 * 1024;  // of projected inputs: they stay in the L2 cache
+inline constexpr std::int64_t kInputBlockBytes =
+    192 * 1024;  // of projected inputs: they stay in the L2 cache
 
 // Sizes and pieces of the workspace of one call.
 template <class Cell, class T>
@@ -28,7 +29,8 @@ struct ForwardPlan {
         const bool rows = recurrent_split(d, threads) == Split::kRows;
         member_rows = rows ? (d.B + threads - 1) / threads : d.B;
         member_panels = rows ? panels : (panels + threads - 1) / threads;
-        const std::int64_t step_bytes = larger(1, member_rows * member_panels * G * L * std::int64_t{sizeof(T)});
+        const std::int64_t step_bytes =
+            larger(1, member_rows * member_panels * G * L * std::int64_t{sizeof(T)});
         steps = larger(1, smaller(d.T, kInputBlockBytes / step_bytes));
         block_rows = steps * member_rows;
     }
@@ -51,7 +53,7 @@ struct ForwardPlan {
 
 template <class Cell, class T>
 class Forward {
-   public:
+  public:
     static constexpr int G = Cell::kGates, S = Cell::kStates;
     static constexpr std::int64_t L = Vec<T>::kLanes;
     using V = Vec<T>;
@@ -86,7 +88,7 @@ class Forward {
         store_final(part);
     }
 
-   private:
+  private:
     std::int64_t time_of(std::int64_t step, std::int64_t total) const {
         return p_.schedule.reverse ? total - 1 - step : step;
     }
@@ -111,7 +113,8 @@ class Forward {
     }
 
     // gx = x W_ih^T + b for all rows of steps [s, end): [panel][row][G][L].
-    void project_inputs(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t s, std::int64_t end) {
+    void project_inputs(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t s,
+                        std::int64_t end) {
         std::int64_t n = 0;
         const std::int64_t total = longest(p_.dims, p_.schedule);
         for (std::int64_t step = s; step < end; ++step) {
@@ -137,8 +140,8 @@ class Forward {
         gemm<T, G>(args);
     }
 
-    void run_step(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t, std::int64_t rows,
-                  std::int64_t block_row) {
+    void run_step(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
+                  std::int64_t rows, std::int64_t block_row) {
         const PreviousStates<Cell, T> previous_states = previous();
         for (std::int64_t i = 0; i < rows; ++i) {
             const T* found[S];
@@ -156,7 +159,8 @@ class Forward {
                 recurrent_product(part, m, u, count, r, n, block_row);
                 for (std::int64_t v = u; v < u + count; ++v) {
                     const T* acc = m.acc + (v - u) * kRowGroup * G * L;
-                    apply_cell(part, m, t, v, r, n, acc, m.gx + (v * plan_.block_rows + block_row + r) * G * L);
+                    apply_cell(part, m, t, v, r, n, acc,
+                               m.gx + (v * plan_.block_rows + block_row + r) * G * L);
                 }
             }
         }
@@ -197,13 +201,13 @@ class Forward {
     }
 
     // The cell for n rows of one panel (v counts from the member's first).
-    void apply_cell(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t, std::int64_t v,
-                    std::int64_t r, std::int64_t n, const T* acc, const T* gx) {
+    void apply_cell(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
+                    std::int64_t v, std::int64_t r, std::int64_t n, const T* acc, const T* gx) {
         const std::int64_t panel = part.panels.begin + v, unit = panel * L, valid = p_.dims.H - unit;
         const std::int64_t active = p_.schedule.active[t];
-        T* saved = p_.saved == nullptr
-                       ? nullptr
-                       : p_.saved + (p_.schedule.offset[t] * plan_.panels + panel * active) * Cell::kSaved * L;
+        T* saved = p_.saved == nullptr ? nullptr
+                                       : p_.saved + (p_.schedule.offset[t] * plan_.panels + panel * active) *
+                                                        Cell::kSaved * L;
         for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
             V gates[G], s[S], s_next[S], keep[Cell::kSaved];
             for (int g = 0; g < G; ++g) gates[g] = V::load(acc + g * L);
@@ -227,13 +231,15 @@ class Forward {
                 for (int k = 1; k < S; ++k) s_next[k].store(to + (k - 1) * hp_);
             }
             if (saved != nullptr) {
-                for (int k = 0; k < Cell::kSaved; ++k) keep[k].store(saved + (position * Cell::kSaved + k) * L);
+                for (int k = 0; k < Cell::kSaved; ++k)
+                    keep[k].store(saved + (position * Cell::kSaved + k) * L);
             }
         }
     }
 
     // y = hidden W_hr^T.
-    void project_hidden(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t, std::int64_t rows) {
+    void project_hidden(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
+                        std::int64_t rows) {
         const std::int64_t panels = panels_of<T>(p_.dims.P), at_once = panels_at_once<1>(rows);
         for (std::int64_t u = 0; u < panels; u += at_once) {
             const std::int64_t count = smaller(at_once, panels - u);
@@ -302,7 +308,8 @@ std::int64_t forward_workspace(const Dims& dims, int threads) {
 template <class Cell, class T>
 void forward(const ForwardProblem<T>& problem, Team& team, void* workspace) {
     Forward<Cell, T> driver(problem, team, workspace);
-    team.run([](void* context, int member) { static_cast<Forward<Cell, T>*>(context)->run_member(member); }, &driver);
+    team.run([](void* context, int member) { static_cast<Forward<Cell, T>*>(context)->run_member(member); },
+             &driver);
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

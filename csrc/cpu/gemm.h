@@ -25,7 +25,8 @@ struct GemmArgs {
     const T* b;  // panel u at b + u * b_panel
     std::int64_t b_panel;
     std::int64_t panels;
-    const T* init;  // accumulators of row r, panel u start from init + u * init_panel + r * init_row; null: from 0
+    const T*
+        init;  // accumulators of row r, panel u start from init + u * init_panel + r * init_row; null: from 0
     std::int64_t init_panel, init_row;
     T* out;  // and end at out + u * out_panel + r * out_row
     std::int64_t out_panel, out_row;
@@ -170,7 +171,8 @@ void gemm(const GemmArgs<T>& p) {
     const bool chunked = p.chunks > 1;
     const std::int64_t unit = chunked ? p.chunk_len : 1;
     const std::int64_t units = chunked ? p.chunks : p.chunk_len;
-    const std::int64_t most = kPanelBlockBytes / (unit * k_bytes) > 0 ? kPanelBlockBytes / (unit * k_bytes) : 1;
+    const std::int64_t most =
+        kPanelBlockBytes / (unit * k_bytes) > 0 ? kPanelBlockBytes / (unit * k_bytes) : 1;
     const std::int64_t blocks = (units + most - 1) / most;
     for (std::int64_t u = 0; u < p.panels; ++u) {
         std::int64_t first = 0;

@@ -77,7 +77,8 @@ struct ForwardProblem {
     Sequence<T> y;
     const T* initial[kMaxStates];  // (B, P), (B, H); null is zero
     T* final[kMaxStates];          // the same shapes; may be the arrays in `initial` for a single step
-    const T* reset[kMaxStates];    // what a reset puts in place of the state: row b at b * reset_stride; null is zero
+    const T* reset
+        [kMaxStates];  // what a reset puts in place of the state: row b at b * reset_stride; null is zero
     std::int64_t reset_stride[kMaxStates];
     // The tape, null in inference. Rows by compact index.
     T* saved;   // per step [H/L][active][kSaved][L]
@@ -95,12 +96,12 @@ struct BackwardProblem {
     const T* reset[kMaxStates];
     std::int64_t reset_stride[kMaxStates];
     const T *saved, *states, *hidden;
-    Sequence<const T> dy;            // data null: zero
-    const T* dfinal[kMaxStates];     // null: zero
+    Sequence<const T> dy;         // data null: zero
+    const T* dfinal[kMaxStates];  // null: zero
     T* dinitial[kMaxStates];
-    Sequence<T> dx;                  // data null: not wanted
+    Sequence<T> dx;  // data null: not wanted
     bool accumulate_dx;
-    Params<T> dparams;               // added to; null where not wanted
+    Params<T> dparams;  // added to; null where not wanted
 };
 
 template <class T>
@@ -120,10 +121,10 @@ template <class T>
 struct DenseKernels {
     // y (N, O) = x (N, I) W^T + b, and its gradients; dw and db are added to, dx may be null.
     std::int64_t (*linear_workspace)(std::int64_t n, std::int64_t in, std::int64_t out, int threads);
-    void (*linear_forward)(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w, const T* b, T* y,
-                           Team&, void* workspace);
-    void (*linear_backward)(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w, const T* dy,
-                            T* dx, T* dw, T* db, Team&, void* workspace);
+    void (*linear_forward)(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w,
+                           const T* b, T* y, Team&, void* workspace);
+    void (*linear_backward)(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w,
+                            const T* dy, T* dx, T* dw, T* db, Team&, void* workspace);
 };
 
 inline constexpr int kDigestLanes = 64;

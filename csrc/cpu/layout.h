@@ -64,7 +64,7 @@ FUSEDRNN_INLINE void copy_or_zero(const T* from, T* to, std::int64_t n) {
 // Hands out 64-byte aligned pieces of one block. On a null base it only counts, so that one function both sizes a
 // workspace and lays it out.
 class Arena {
-   public:
+  public:
     explicit Arena(void* base) : base_(static_cast<std::byte*>(base)) {}
     template <class U>
     U* take(std::int64_t n) {
@@ -74,7 +74,7 @@ class Arena {
     }
     std::int64_t used() const { return used_; }
 
-   private:
+  private:
     std::byte* base_;
     std::int64_t used_ = 0;
 };

@@ -42,8 +42,8 @@ struct Linear {
     }
 
     // c (rows of this member, width) = a (K values a row, in chunks) times the packed panels.
-    void product(Member& m, Range rows, std::int64_t chunks, std::int64_t chunk_len, std::int64_t chunk_stride,
-                 const T* init, std::int64_t width, T* c) {
+    void product(Member& m, Range rows, std::int64_t chunks, std::int64_t chunk_len,
+                 std::int64_t chunk_stride, const T* init, std::int64_t width, T* c) {
         const std::int64_t count = panels_of<T>(width), at_once = panels_at_once<1>(kRowGroup);
         for (std::int64_t u = 0; u < count; u += at_once) {
             for (std::int64_t r = rows.begin; r < rows.end; r += kRowGroup) {
@@ -145,15 +145,17 @@ void run_linear(Linear<T>& layer, void* workspace, bool backward) {
     layer.take_shared(arena);
     layer.members = static_cast<std::byte*>(workspace) + arena.used();
     if (backward) {
-        layer.team->run([](void* c, int member) { static_cast<Linear<T>*>(c)->backward_member(member); }, &layer);
+        layer.team->run([](void* c, int member) { static_cast<Linear<T>*>(c)->backward_member(member); },
+                        &layer);
     } else {
-        layer.team->run([](void* c, int member) { static_cast<Linear<T>*>(c)->forward_member(member); }, &layer);
+        layer.team->run([](void* c, int member) { static_cast<Linear<T>*>(c)->forward_member(member); },
+                        &layer);
     }
 }
 
 template <class T>
-void linear_forward(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w, const T* b, T* y,
-                    Team& team, void* workspace) {
+void linear_forward(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w, const T* b,
+                    T* y, Team& team, void* workspace) {
     Linear<T> layer{};
     layer.n = n, layer.in = in, layer.out = out;
     layer.x = x, layer.w = w, layer.b = b, layer.y = y, layer.team = &team;
@@ -161,8 +163,8 @@ void linear_forward(std::int64_t n, std::int64_t in, std::int64_t out, const T* 
 }
 
 template <class T>
-void linear_backward(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w, const T* dy, T* dx,
-                     T* dw, T* db, Team& team, void* workspace) {
+void linear_backward(std::int64_t n, std::int64_t in, std::int64_t out, const T* x, const T* w, const T* dy,
+                     T* dx, T* dw, T* db, Team& team, void* workspace) {
     Linear<T> layer{};
     layer.n = n, layer.in = in, layer.out = out;
     layer.x = x, layer.w = w, layer.dy = dy, layer.dx = dx, layer.dw = dw, layer.db = db, layer.team = &team;

@@ -12,13 +12,13 @@ inline constexpr std::int64_t kOuterBlockBytes = 24 * 1024;
 
 template <class T>
 struct OuterArgs {
-    const T* a;                 // panel j, row k, gate g, lane l at a + j * a_panel + (k * G + g) * L + l
+    const T* a;  // panel j, row k, gate g, lane l at a + j * a_panel + (k * G + g) * L + l
     std::int64_t a_panel;
     std::int64_t gates, units;  // G, H
     const T* const* x;          // `rows` rows of `columns` values
     std::int64_t rows, columns;
-    T* dw;                      // (G*H, columns)
-    T* buffer;                  // rows * kOuterPanels * L
+    T* dw;      // (G*H, columns)
+    T* buffer;  // rows * kOuterPanels * L
 };
 
 // Adds rows k of one tile: R consecutive lanes of A, the first `valid` of which are units, times U vectors.
@@ -83,8 +83,8 @@ void outer_columns(const OuterArgs<T>& p, std::int64_t column) {
             for (std::int64_t g = 0; g < p.gates; ++g) {
                 for (std::int64_t unit = j * L; unit < smaller((j + 1) * L, p.units); unit += R) {
                     T* dw = p.dw + (g * p.units + unit) * p.columns + column;
-                    outer_tile<T, R, U>(a + g * L + (unit - j * L), p.gates * L, p.buffer + k0 * U * L, count, dw,
-                                        p.columns, p.units - unit, width);
+                    outer_tile<T, R, U>(a + g * L + (unit - j * L), p.gates * L, p.buffer + k0 * U * L, count,
+                                        dw, p.columns, p.units - unit, width);
                 }
             }
         }

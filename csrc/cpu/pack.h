@@ -40,8 +40,9 @@ void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64
         for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
             for (std::int64_t g = 0; g < gates; ++g) {
                 for (std::int64_t unit = j * L; unit < (j + 1) * L; ++unit) {
-                    const V v = unit < units ? load_part(w + (g * units + unit) * n_size + column, n_size - column)
-                                             : V::set(0);
+                    const V v = unit < units
+                                    ? load_part(w + (g * units + unit) * n_size + column, n_size - column)
+                                    : V::set(0);
                     v.store(out);
                     out += L;
                 }

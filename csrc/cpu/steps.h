@@ -8,7 +8,8 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-inline constexpr std::int64_t kRowGroup = 32;  // rows whose accumulators stay in the L1 cache between matmul and cell
+inline constexpr std::int64_t kRowGroup =
+    32;  // rows whose accumulators stay in the L1 cache between matmul and cell
 
 // Positions first, first + stride, ... of the batch (in the order of the schedule) and a range of unit panels.
 struct Part {
@@ -16,7 +17,9 @@ struct Part {
     Range panels;
 
     // How many of the first `active` positions are this member's.
-    std::int64_t rows(std::int64_t active) const { return active <= first ? 0 : (active - first - 1) / stride + 1; }
+    std::int64_t rows(std::int64_t active) const {
+        return active <= first ? 0 : (active - first - 1) / stride + 1;
+    }
     std::int64_t position(std::int64_t i) const { return first + i * stride; }
 };
 
@@ -37,11 +40,10 @@ constexpr std::int64_t accumulator_vectors() {
     return kRowGroup * G * tile_panels<G>(1);
 }
 
-
 // Looks up the state before step t of row b at position p. `Problem` is a ForwardProblem or a BackwardProblem.
 template <class Cell, class T>
 class PreviousStates {
-   public:
+  public:
     template <class Problem>
     PreviousStates(const Problem& problem, const T* zero, const T* states, bool states_by_row)
         : dims_(problem.dims),
@@ -79,7 +81,8 @@ class PreviousStates {
             const std::int64_t before = schedule_.reverse ? t + 1 : t - 1;
             out[0] = y_.row(before, b);
             const std::int64_t row = states_by_row_ ? schedule_.offset[before] + p : p;
-            for (int k = 1; k < Cell::kStates; ++k) out[k] = states_ + row * row_size_ + (k - 1) * padded<T>(dims_.H);
+            for (int k = 1; k < Cell::kStates; ++k)
+                out[k] = states_ + row * row_size_ + (k - 1) * padded<T>(dims_.H);
         } else {
             for (int k = 0; k < Cell::kStates; ++k) {
                 out[k] = initial_[k] == nullptr ? zero_ : initial_[k] + b * (k == 0 ? dims_.P : dims_.H);
@@ -87,7 +90,7 @@ class PreviousStates {
         }
     }
 
-   private:
+  private:
     const Dims& dims_;
     const Schedule& schedule_;
     Sequence<const T> y_;
@@ -96,7 +99,8 @@ class PreviousStates {
     std::int64_t reset_stride_[Cell::kStates];
     const T* zero_;
     const T* states_;
-    bool states_by_row_;  // by compact row (a tape) or by position (one state a row, overwritten by each step)
+    bool
+        states_by_row_;  // by compact row (a tape) or by position (one state a row, overwritten by each step)
     std::int64_t row_size_;
 };
 

@@ -11,7 +11,7 @@ class ThreadPool;
 // Holds the pool's workers for one call. Construction asks for `wanted` members including the caller; `size` says how
 // many there are (1 where the pool is busy with another call). The caller is member 0.
 class Team {
-   public:
+  public:
     explicit Team(int wanted);
     ~Team();
     Team(const Team&) = delete;
@@ -30,7 +30,7 @@ class Team {
     }
     bool was_cancelled() const { return stop_.load(); }
 
-   private:
+  private:
     void poll();
 
     int size_;

@@ -32,12 +32,12 @@ void pause() {
 
 // Flushes denormals while it lives: a denormal operand costs a hundred cycles and more.
 class FlushDenormals {
-   public:
+  public:
 #if defined(__SSE2__)
     FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ and DAZ
     ~FlushDenormals() { _mm_setcsr(saved_); }
 
-   private:
+  private:
     unsigned saved_;
 #elif defined(__aarch64__)
     FlushDenormals() {
@@ -46,7 +46,7 @@ class FlushDenormals {
     }
     ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
 
-   private:
+  private:
     std::uint64_t saved_;
 #endif
 };
@@ -74,7 +74,7 @@ std::atomic<InterruptCheck> interrupt_check{nullptr};
 void set_interrupt_check(InterruptCheck check) { interrupt_check.store(check); }
 
 class ThreadPool {
-   public:
+  public:
     void grow(int workers);
     void start(int size, void (*fn)(void*, int), void* context);
     void finish();
@@ -82,7 +82,7 @@ class ThreadPool {
     std::mutex in_use;
     Flag arrived[kMaxThreads];  // the barrier: the round that each member has reached
 
-   private:
+  private:
     void work(int member, std::uint64_t seen);
 
     std::mutex mutex_;
@@ -167,7 +167,8 @@ int cgroup_limit() {
         if (std::fscanf(f, "%ld %ld", &quota, &period) != 2) quota = -1;
         std::fclose(f);
     }
-    return quota > 0 && period > 0 ? static_cast<int>(std::max(1L, (quota + period - 1) / period)) : kMaxThreads;
+    return quota > 0 && period > 0 ? static_cast<int>(std::max(1L, (quota + period - 1) / period))
+                                   : kMaxThreads;
 }
 
 std::atomic<int> num_threads{0};

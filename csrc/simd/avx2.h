@@ -12,7 +12,8 @@ inline constexpr int kRegisters = 16;
 template <class T>
 struct Vec;
 
-alignas(64) inline constexpr std::int32_t kTail32[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+alignas(64) inline constexpr std::int32_t kTail32[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                                         0,  0,  0,  0,  0,  0,  0,  0};
 alignas(64) inline constexpr std::int64_t kTail64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
 
 template <>
@@ -96,7 +97,8 @@ FUSEDRNN_INLINE VecD round(VecD a) {
     return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 FUSEDRNN_INLINE VecD pow2n(VecD n) {
-    const __m256i biased = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v)), _mm256_set1_epi64x(1023));
+    const __m256i biased =
+        _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v)), _mm256_set1_epi64x(1023));
     return {_mm256_castsi256_pd(_mm256_slli_epi64(biased, 52))};
 }
 FUSEDRNN_INLINE __m256d less(VecD a, VecD b) { return _mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ); }

@@ -34,8 +34,8 @@ class Settings:
 
     batch: int = 32
     steps: int = 64
-    lr: float = 5e-3
-    epochs: int = 8
+    lr: float = 8e-3
+    epochs: int = 5
     clip: float = 1.0
     patience: int = 4
     valid_fraction: float = 0.1
