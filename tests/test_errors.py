@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from entries import COVERED, ENTRIES, arrays_in, name_of, replaced
-from support import Array, assert_ran, make_module, random_problem, run_python
+from support import Array, assert_ran, random_problem, run_python
 
 import fusedrnn as fr
 from fusedrnn import _core
@@ -124,6 +124,46 @@ def test_read_only_target(case: Case) -> None:
         return copy
 
     refuse(case, frozen, ValueError)
+
+
+def overlapping_pairs() -> Iterator[tuple[Case, Case]]:
+    """Every array that is written to, with every other array of the same call and dtype."""
+    for name, make in ENTRIES.items():
+        entry = make()
+        found = [(a, p, old) for a, v in entry.arguments.items() for p, old in arrays_in(v)]
+        for a, p, old in found:
+            for b, q, other in found:
+                if a in entry.written and (a, p) != (b, q) and old.dtype == other.dtype:
+                    yield (name, a, p), (name, b, q)
+
+
+@pytest.mark.parametrize("pair", list(overlapping_pairs()), ids=lambda pair: " ".join(map(identity, pair)))
+def test_overlap(pair: tuple[Case, Case]) -> None:
+    """A target whose last element is the first of another argument: refused, or written as if alone."""
+    (name, a, p), (_, b, q) = pair
+    entry, alone = ENTRIES[name](), ENTRIES[name]()
+    first, second = dict(arrays_in(entry.arguments[a]))[p], dict(arrays_in(entry.arguments[b]))[q]
+    memory = np.concatenate([first.reshape(-1), second.reshape(-1)[1:]])
+    # The element in common has one value, in the call without an overlap as well.
+    first.reshape(-1)[-1] = second.reshape(-1)[0]
+    memory[first.size - 1] = second.reshape(-1)[0]
+    target = memory[: first.size].reshape(first.shape)
+    arguments = dict(entry.arguments)
+    arguments[a] = replaced(arguments[a], p, target)
+    arguments[b] = replaced(arguments[b], q, memory[first.size - 1 :].reshape(second.shape))
+    before = memory.copy()
+    message = ""
+    try:
+        entry.function(**arguments)
+    except ValueError as error:
+        message = str(error)
+    if message:
+        assert "overlap" in message
+        assert np.array_equal(memory, before)
+    else:
+        alone.call(**{a: replaced(alone.arguments[a], p, first)})
+        assert b not in entry.written
+        assert np.array_equal(target, first)
 
 
 SCALARS: list[tuple[str, str, Any, type[Exception]]] = [
@@ -261,121 +301,6 @@ def test_long_sequences() -> None:
     assert abs(y[-1, 0, 0] - y[65_536, 0, 0]) < 1e-6
     dx = fr.functional.backward(tape, np.broadcast_to(np.float32(1.0), y.shape)).x
     assert np.isfinite(dx).all() and abs(dx[500_000, 0, 0] - dx[70_000, 0, 0]) < 1e-6
-
-
-def module() -> Any:
-    return make_module("lstm", 3, 5)
-
-
-X = np.zeros((4, 2, 3))
-STATE = (np.zeros((1, 2, 5)), np.zeros((1, 2, 5)))
-
-PUBLIC: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "input_size_negative": (lambda: fr.LSTM(-1, 5), ValueError, "input_size"),
-    "input_size_kind": (lambda: fr.LSTM("3", 5), TypeError, "input_size"),  # type: ignore[arg-type]
-    "hidden_size_zero": (lambda: fr.LSTM(3, 0), ValueError, "hidden_size"),
-    "hidden_size_float": (lambda: fr.LSTM(3, 5.0), TypeError, "hidden_size"),  # type: ignore[arg-type]
-    "num_layers_zero": (lambda: fr.GRU(3, 5, 0), ValueError, "num_layers"),
-    "proj_size": (lambda: fr.LSTM(3, 5, proj_size=5), ValueError, "proj_size"),
-    "proj_size_negative": (lambda: fr.LSTM(3, 5, proj_size=-1), ValueError, "proj_size"),
-    "dropout": (lambda: fr.LSTM(3, 5, 2, dropout=1.5), ValueError, "dropout"),
-    "dropout_nan": (lambda: fr.LSTM(3, 5, 2, dropout=float("nan")), ValueError, "dropout"),
-    "dropout_kind": (lambda: fr.LSTM(3, 5, 2, dropout="a"), TypeError, "dropout"),  # type: ignore[arg-type]
-    "dtype": (lambda: fr.LSTM(3, 5, dtype="float16"), TypeError, "dtype"),
-    "dtype_unknown": (lambda: fr.LSTM(3, 5, dtype="double precision"), TypeError, "dtype"),
-    "seed": (lambda: fr.LSTM(3, 5, seed="a"), TypeError, "seed"),  # type: ignore[arg-type]
-    "seed_negative": (lambda: fr.LSTM(3, 5, seed=-1), ValueError, "seed"),
-    "nonlinearity": (lambda: fr.RNN(3, 5, nonlinearity="gelu"), ValueError, "nonlinearity"),
-    "bias_kind": (lambda: fr.LSTM(3, 5, bias=None), TypeError, "bias"),  # type: ignore[arg-type]
-    "reset_after": (lambda: fr.GRU(3, 5, reset_after=False), ValueError, "reset_after"),
-    "x_features": (lambda: module()(X[..., :2]), ValueError, "x"),
-    "x_rank": (lambda: module()(X[0, 0]), ValueError, "x"),
-    "x_dtype": (lambda: module()(X.astype("float32")), TypeError, "x"),
-    "x_list": (lambda: module()(X.tolist()), TypeError, "x"),
-    "x_none": (lambda: module()(None), TypeError, "x"),
-    "state_shape": (lambda: module()(X, (STATE[0][:, :1], STATE[1])), ValueError, "state"),
-    "state_bare": (lambda: module()(X, STATE[0]), TypeError, "state"),
-    "state_long": (lambda: module()(X, (*STATE, STATE[0])), ValueError, "state"),
-    "state_dtype": (lambda: module()(X, (STATE[0].astype("f4"), STATE[1])), TypeError, "state"),
-    "state_layers": (lambda: module()(X, (np.zeros((2, 2, 5)), STATE[1])), ValueError, "state"),
-    "lengths_shape": (lambda: module()(X, lengths=[1, 2, 3]), ValueError, "lengths"),
-    "lengths_long": (lambda: module()(X, lengths=[1, 5]), ValueError, "lengths"),
-    "lengths_negative": (lambda: module()(X, lengths=[1, -1]), ValueError, "lengths"),
-    "lengths_float": (lambda: module()(X, lengths=[1.0, 2.0]), TypeError, "lengths"),
-    "resets_shape": (lambda: module()(X, resets=np.zeros((2, 4), bool)), ValueError, "resets"),
-    "resets_dtype": (lambda: module()(X, resets=np.zeros((4, 2), np.uint8)), TypeError, "resets"),
-    "reset_state": (
-        lambda: module()(X, resets=np.zeros((4, 2), bool), reset_state=(np.zeros((1, 4)),) * 2),
-        ValueError,
-        "reset_state",
-    ),
-    "tape_none": (lambda: module().backward(None, X), TypeError, "tape"),
-    "tape_other": (
-        lambda: module().backward(module().forward(X)[2], np.zeros((4, 2, 5))),
-        ValueError,
-        "tape",
-    ),
-    "functional_cell": (lambda: fr.functional.forward("elman", X, (None,) * 5), ValueError, "cell"),
-    "functional_params": (lambda: fr.functional.forward("lstm", X, None), TypeError, "params"),  # type: ignore[arg-type]
-    "functional_tape": (lambda: fr.functional.backward(None, X), TypeError, "tape"),  # type: ignore[arg-type]
-    "linear_x": (lambda: fr.Linear(3, 4, dtype="float64")(np.zeros((2, 5))), ValueError, "x"),
-    "linear_dtype": (lambda: fr.Linear(3, 4)(np.zeros((2, 3))), TypeError, "x"),
-    "linear_size": (lambda: fr.Linear(3, -4), ValueError, "out_features"),
-    "embedding_indices": (lambda: fr.Embedding(3, 4)(np.array([3])), ValueError, "indices"),
-    "embedding_dtype": (lambda: fr.Embedding(3, 4)(np.array([0.0])), TypeError, "indices"),
-    "dropout_p": (lambda: fr.Dropout(-0.5), ValueError, "p"),
-    "layer_norm": (lambda: fr.LayerNorm(4)(np.zeros((2, 3), np.float32)), ValueError, "x"),
-    "cross_entropy_targets": (
-        lambda: fr.cross_entropy(np.zeros((2, 3)), np.array([0, 3])),
-        ValueError,
-        "targets",
-    ),
-    "cross_entropy_shape": (lambda: fr.cross_entropy(np.zeros((2, 3)), np.array([0])), ValueError, "targets"),
-    "cross_entropy_kind": (lambda: fr.cross_entropy(np.zeros((2, 3)), np.zeros(2)), TypeError, "targets"),
-    "cross_entropy_reduction": (
-        lambda: fr.cross_entropy(np.zeros((2, 3)), np.array([0, 1]), reduction="max"),
-        ValueError,
-        "reduction",
-    ),
-    "mse_shape": (lambda: fr.mse_loss(np.zeros(3), np.zeros(4)), ValueError, "target"),
-    "mse_dtype": (lambda: fr.mse_loss(np.zeros(3), np.zeros(3, np.float32)), TypeError, "target"),
-    "sgd_lr": (lambda: fr.optim.SGD(module(), lr=-1.0), ValueError, "lr"),
-    "sgd_nesterov": (lambda: fr.optim.SGD(module(), lr=0.1, nesterov=True), ValueError, "nesterov"),
-    "adam_betas": (lambda: fr.optim.Adam(module(), betas=(1.0, 0.9)), ValueError, "betas"),
-    "adam_eps": (lambda: fr.optim.Adam(module(), eps=-1.0), ValueError, "eps"),
-    "adam_decay": (lambda: fr.optim.AdamW(module(), weight_decay=-1.0), ValueError, "weight_decay"),
-    "optimiser_kind": (lambda: fr.optim.Adam("module"), TypeError, "modules"),  # type: ignore[arg-type]
-    "clip_norm": (lambda: fr.clip_grad_norm(module(), -1.0), ValueError, "max_norm"),
-    "clip_value": (lambda: fr.clip_grad_value(module(), -1.0), ValueError, "clip_value"),
-    "pad_empty": (lambda: fr.pad([]), ValueError, "sequences"),
-    "pad_shape": (lambda: fr.pad([np.zeros((2, 3)), np.zeros((2, 4))]), ValueError, "sequences"),
-    "unpad_lengths": (lambda: fr.unpad(np.zeros((2, 3)), np.array([1, 2, 3])), ValueError, "lengths"),
-    "num_threads": (lambda: fr.set_num_threads(0), ValueError, "n"),
-    "sigmoid_kind": (lambda: fr.functional.sigmoid(np.zeros(3, np.int64)), TypeError, "x"),
-}
-
-
-@pytest.mark.parametrize(("call", "kind", "name"), PUBLIC.values(), ids=PUBLIC)
-def test_public_errors(call: Callable[[], Any], kind: type[Exception], name: str) -> None:
-    with pytest.raises(kind, match=rf"\b{name}\b"):
-        call()
-
-
-@pytest.mark.parametrize("what", ["dy", "dstate"])
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_relu"])
-def test_failed_backward_changes_no_gradient(cell: str, what: str) -> None:
-    """Two layers, two directions: a refusal comes before the first gradient is added."""
-    layer = make_module(cell, 3, 5, 2, bidirectional=True)
-    y, state, tape = layer.forward(X)
-    bad = {"dy": np.ones_like(y)[..., :-1]} if what == "dy" else {"dy": np.ones_like(y)}
-    if what == "dstate":
-        wrong = np.ones((4, 2, 4))
-        bad["dstate"] = (state[0], wrong) if cell == "lstm" else wrong
-    with pytest.raises(ValueError, match=what):
-        layer.backward(tape, **bad)
-    with pytest.raises(TypeError, match="dy"):
-        layer.backward(tape, np.ones(y.shape, np.float32))
-    assert not layer.flat_grads.any()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 
+from pathlib import Path
+
+import numpy as np
 import pytest
-from support import assert_ran, run_python
+from isa_results import results
+from support import DTYPES, assert_ran, run_python
+from tolerances import assert_close
 
 import fusedrnn as fr
 
@@ -45,6 +50,22 @@ def test_unknown_isa(isa: str) -> None:
     message = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
     assert "FUSEDRNN_ISA" in message and isa.strip() in message and "scalar" in message
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_isas_agree(isa: str, tmp_path: Path) -> None:
+    """Every ISA that can run here gives the outputs and gradients of the one in use, to the usual tolerance."""
+    config = fr.config()
+    if isa not in config["isas_built"] or isa not in config["isas_supported"]:
+        isa = "scalar"
+    for dtype in DTYPES:
+        target = tmp_path / f"{dtype}.npz"
+        assert_ran(run_python("isa_results.py", dtype, str(target), FUSEDRNN_ISA=isa))
+        with np.load(target) as theirs:
+            ours = results(dtype)
+            assert set(theirs) == {*ours, "isa"} and str(theirs["isa"]) == isa
+            for name, array in ours.items():
+                assert_close(theirs[name], array, "gradient", name)
 
 
 def test_default_is_the_best_supported() -> None:

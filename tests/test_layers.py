@@ -119,6 +119,7 @@ def test_embedding_repeats_are_summed() -> None:
 def test_layer_norm(shape: tuple[int, ...], dtype: str, affine: str) -> None:
     torch = pytest.importorskip("torch")
     options = {"elementwise_affine": affine != "none", "bias": affine == "both"}
+    torch.manual_seed(0)
     theirs = torch.nn.LayerNorm(shape[-1], dtype=getattr(torch, dtype), **options)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, 1.0, 0.5)

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import (
     CELLS,
+    LAYOUTS,
     MODULE_CELLS,
     Array,
     bare,
@@ -190,6 +193,37 @@ def test_reset_state(cell: str, per_row: bool, reverse: bool, dtype: str) -> Non
     grads = fr.functional.backward(tape, problem.dy, problem.dstate)
     dx, dstate, dparams = reference.backward(want_tape, problem.dy, problem.dstate)
     assert_close(grads.x, dx, "gradient", "dx")
+    for a, b in zip((*state, *states_of(grads.state)), (*want_state, *dstate), strict=True):
+        assert_close(a, b, "state")
+    for a, b in zip(grads.params[:4], dparams[:4], strict=True):
+        assert_close(a, b, "gradient")
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_any_problem(data: st.DataObject) -> None:
+    """Any cell, sizes (zero among them), lengths, resets, reset state, direction and memory layout."""
+    cell = data.draw(st.sampled_from(CELLS))
+    seq_len, batch, inputs = (data.draw(st.integers(0, n)) for n in (9, 9, 12))
+    hidden = data.draw(st.integers(1, 40))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    options: dict[str, Any] = {"reverse": data.draw(st.booleans())}
+    if data.draw(st.booleans()):
+        options["lengths"] = rng.integers(0, seq_len + 1, batch)
+    if data.draw(st.booleans()):
+        options["resets"] = rng.random((seq_len, batch)) < data.draw(st.sampled_from([0.1, 0.5, 1.0]))
+        if data.draw(st.booleans()):
+            states = reference.CELLS[cell].states
+            options["reset_state"] = tuple(rng.normal(size=(batch, hidden)) for _ in range(states))
+    lay = data.draw(st.sampled_from(list(LAYOUTS.values())))
+    problem = random_problem(cell, (seq_len, batch, inputs, hidden), **options)
+    problem = problem.with_(x=lay(problem.x), dy=lay(problem.dy))
+    y, state, tape = problem.run()
+    want_y, want_state, want_tape = problem.run_reference()
+    assert_close(y, want_y, "output")
+    grads = fr.functional.backward(tape, problem.dy, problem.dstate)
+    dx, dstate, dparams = reference.backward(want_tape, problem.dy, problem.dstate)
+    assert_close(grads.x, dx, "gradient")
     for a, b in zip((*state, *states_of(grads.state)), (*want_state, *dstate), strict=True):
         assert_close(a, b, "state")
     for a, b in zip(grads.params[:4], dparams[:4], strict=True):

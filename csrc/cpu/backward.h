@@ -46,7 +46,8 @@ struct BackwardPlan {
     Member take_member(const Dims& d, Arena& arena) const {
         Member m;
         m.acc = arena.template take<T>(accumulator_vectors<1>() * L);
-        m.columns = arena.template take<T>(block_rows * kOuterPanels * L);
+        m.columns = arena.template take<T>(block_rows *
+                                           larger(padded<T>(d.I), larger(padded<T>(d.H), padded<T>(d.P))));
         m.a_rows = arena.template take<const T*>(larger(block_rows, d.B));
         m.x_rows = arena.template take<const T*>(block_rows);
         m.h_rows = arena.template take<const T*>(block_rows);

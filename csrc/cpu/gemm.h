@@ -14,8 +14,9 @@ namespace fusedrnn::FUSEDRNN_ISA {
 // Vector accumulators of a tile: what the register file holds beside the operands.
 inline constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;
 
-// Panels larger than this leave the L1 cache between two row tiles; K is then cut into blocks.
-inline constexpr std::int64_t kPanelBlockBytes = 20 * 1024;
+// Panels much larger than this leave the L1 cache between two row tiles; K is then cut into blocks. Tiles of 32 registers
+// take so few bytes for each multiplication that the L2 cache can feed them.
+inline constexpr std::int64_t kPanelBlockBytes = (kRegisters == 32 ? 96 : 20) * 1024;
 
 template <class T>
 struct GemmArgs {
@@ -161,7 +162,9 @@ template <class T, int G>
 void gemm(const GemmArgs<T>& p) {
     constexpr int L = Vec<T>::kLanes;
     if (p.n == 0 || p.panels == 0) return;
-    const std::int64_t k_bytes = G * L * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t rows = p.n < tile_rows<G>() ? p.n : tile_rows<G>();
+    const std::int64_t group = tile_panels<G>(static_cast<int>(rows));
+    const std::int64_t k_bytes = group * G * L * static_cast<std::int64_t>(sizeof(T));
     const std::int64_t k_total = p.chunks * p.chunk_len;
     if (p.n <= tile_rows<G>() || k_total * k_bytes <= kPanelBlockBytes * 3 / 2) {
         gemm_block<T, G>(p, 0);
@@ -174,12 +177,12 @@ void gemm(const GemmArgs<T>& p) {
     const std::int64_t most =
         kPanelBlockBytes / (unit * k_bytes) > 0 ? kPanelBlockBytes / (unit * k_bytes) : 1;
     const std::int64_t blocks = (units + most - 1) / most;
-    for (std::int64_t u = 0; u < p.panels; ++u) {
+    for (std::int64_t u = 0; u < p.panels; u += group) {
         std::int64_t first = 0;
         for (std::int64_t block = 0; block < blocks; ++block) {
             const std::int64_t count = (units - first) / (blocks - block);
             GemmArgs<T> part = p;
-            part.panels = 1;
+            part.panels = u + group <= p.panels ? group : p.panels - u;
             part.b = p.b + u * p.b_panel + first * unit * G * L;
             part.out = p.out + u * p.out_panel;
             if (block == 0) {
@@ -187,6 +190,7 @@ void gemm(const GemmArgs<T>& p) {
             } else {
                 part.init = part.out;
                 part.init_row = p.out_row;
+                part.init_panel = p.out_panel;
             }
             (chunked ? part.chunks : part.chunk_len) = count;
             gemm_block<T, G>(part, chunked ? first * p.chunk_stride : first);

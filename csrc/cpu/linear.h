@@ -31,7 +31,7 @@ struct Linear {
         bias = arena.take<T>(padded<T>(out));
     }
     Member take_member(Arena& arena) const {
-        return {arena.take<T>(accumulator_vectors<1>() * L), arena.take<T>(n * kOuterPanels * L),
+        return {arena.take<T>(accumulator_vectors<1>() * L), arena.take<T>(n * padded<T>(in)),
                 arena.take<const T*>(n)};
     }
     Member member_piece(int member) const {

@@ -7,8 +7,8 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-inline constexpr int kOuterPanels = 3;  // vectors of X columns in a tile
-inline constexpr std::int64_t kOuterBlockBytes = 24 * 1024;
+inline constexpr int kOuterPanels = 3;                // vectors of X columns in a tile
+inline constexpr std::int64_t kOuterBlockRows = 192;  // a tile's share of X and A stays in the L1 cache
 
 template <class T>
 struct OuterArgs {
@@ -61,52 +61,58 @@ void outer_tile(const T* a, std::int64_t a_row, const T* x, std::int64_t rows, T
     }
 }
 
-// U vectors of columns from `column` on: X packed once, then every tile of A, in blocks of rows that fit the L1 cache.
-template <class T, int U>
-void outer_columns(const OuterArgs<T>& p, std::int64_t column) {
-    using V = Vec<T>;
-    constexpr int L = V::kLanes;
-    constexpr int kWanted = kAccumulators / kOuterPanels;
-    constexpr int R = L % kWanted == 0 ? kWanted : (L % 4 == 0 ? 4 : 1);
-    const std::int64_t width = smaller(U * L, p.columns - column);
-    for (std::int64_t k = 0; k < p.rows; ++k) {
-#pragma GCC unroll 16
-        for (int u = 0; u < U; ++u) {
-            load_part(p.x[k] + column + u * L, width - u * L).store(p.buffer + (k * U + u) * L);
-        }
-    }
-    const std::int64_t block = larger(1, kOuterBlockBytes / (U * L * static_cast<std::int64_t>(sizeof(T))));
-    for (std::int64_t k0 = 0; k0 < p.rows; k0 += block) {
-        const std::int64_t count = smaller(block, p.rows - k0);
-        for (std::int64_t j = 0; j < panels_of<T>(p.units); ++j) {
-            const T* a = p.a + j * p.a_panel + k0 * p.gates * L;
-            for (std::int64_t g = 0; g < p.gates; ++g) {
-                for (std::int64_t unit = j * L; unit < smaller((j + 1) * L, p.units); unit += R) {
-                    T* dw = p.dw + (g * p.units + unit) * p.columns + column;
-                    outer_tile<T, R, U>(a + g * L + (unit - j * L), p.gates * L, p.buffer + k0 * U * L, count,
-                                        dw, p.columns, p.units - unit, width);
-                }
+// The vectors [first, last) of columns, packed in groups of kOuterPanels vectors, a narrower group last.
+template <class T>
+void pack_columns_of(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
+    constexpr int L = Vec<T>::kLanes;
+    for (std::int64_t v = first; v < last; v += kOuterPanels) {
+        const std::int64_t count = smaller(kOuterPanels, last - v);
+        T* to = p.buffer + (v - first) * p.rows * L;
+        for (std::int64_t k = 0; k < p.rows; ++k) {
+            for (std::int64_t u = 0; u < count; ++u, to += L) {
+                load_part(p.x[k] + (v + u) * L, p.columns - (v + u) * L).store(to);
             }
         }
     }
 }
 
-// The columns of vectors [first, last) of X.
+// Every tile of panel j against U packed vectors of columns, in blocks of rows.
+template <class T, int U>
+void outer_panel(const OuterArgs<T>& p, std::int64_t j, std::int64_t vector, const T* x) {
+    constexpr int L = Vec<T>::kLanes;
+    constexpr int kWanted = kAccumulators / kOuterPanels;
+    constexpr int R = L % kWanted == 0 ? kWanted : (L % 4 == 0 ? 4 : 1);
+    const std::int64_t column = vector * L, width = smaller(U * L, p.columns - column);
+    const T* a = p.a + j * p.a_panel;
+    for (std::int64_t k = 0; k < p.rows; k += kOuterBlockRows) {
+        const std::int64_t count = smaller(kOuterBlockRows, p.rows - k);
+        for (std::int64_t g = 0; g < p.gates; ++g) {
+            for (std::int64_t unit = j * L; unit < smaller((j + 1) * L, p.units); unit += R) {
+                outer_tile<T, R, U>(a + (k * p.gates + g) * L + (unit - j * L), p.gates * L, x + k * U * L,
+                                    count, p.dw + (g * p.units + unit) * p.columns + column, p.columns,
+                                    p.units - unit, width);
+            }
+        }
+    }
+}
+
+// The columns of vectors [first, last) of X. A's panels are the outer loop: each is read from far away once.
 template <class T>
 void outer(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
     constexpr int L = Vec<T>::kLanes;
-    if (p.rows == 0) return;
-    while (first < last) {
-        const std::int64_t left = last - first;
-        if (left >= 3) {
-            outer_columns<T, 3>(p, first * L);
-            first += 3;
-        } else if (left == 2) {
-            outer_columns<T, 2>(p, first * L);
-            first += 2;
-        } else {
-            outer_columns<T, 1>(p, first * L);
-            first += 1;
+    if (p.rows == 0 || first >= last) return;
+    pack_columns_of(p, first, last);
+    for (std::int64_t j = 0; j < panels_of<T>(p.units); ++j) {
+        for (std::int64_t v = first; v < last; v += kOuterPanels) {
+            const T* x = p.buffer + (v - first) * p.rows * L;
+            const std::int64_t count = last - v;
+            if (count >= 3) {
+                outer_panel<T, 3>(p, j, v, x);
+            } else if (count == 2) {
+                outer_panel<T, 2>(p, j, v, x);
+            } else {
+                outer_panel<T, 1>(p, j, v, x);
+            }
         }
     }
 }

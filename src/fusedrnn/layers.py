@@ -326,7 +326,7 @@ class Dropout(Module):
         y = x
         if self.training and self.p:
             drop = self._noise.take(self.p)
-            y = _core.dropout(np.asarray(x, order="C"), *drop)
+            y = _core.dropout(np.require(x, requirements=["C", "A"]), *drop)
         return y, SavedTape(self, y.shape, (drop, x.dtype), 0)
 
     def backward(self, tape: SavedTape, dy: Array) -> Array:
@@ -339,7 +339,7 @@ class Dropout(Module):
         tape = check_tape(tape, self, SavedTape)
         drop, dtype = tape.saved
         check_array("dy", dy, tape.shape, dtype)
-        return dy if drop is None else _core.dropout(np.asarray(dy, order="C"), *drop)
+        return dy if drop is None else _core.dropout(np.require(dy, requirements=["C", "A"]), *drop)
 
     def _extra_repr(self) -> str:
         return f"p={self.p}"
