@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +53,7 @@ def test_unknown_isa(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_isas_agree(isa: str, tmp_path: Path) -> None:
-    """Every ISA that can run here gives the outputs and gradients of the one in use, to the usual tolerance."""
+    """Every ISA that can run here gives the results of the one in use, to the usual tolerance."""
     config = fr.config()
     if isa not in config["isas_built"] or isa not in config["isas_supported"]:
         isa = "scalar"

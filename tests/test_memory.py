@@ -14,15 +14,15 @@ def used():
         return int(f.read().split()[0]) * resource.getpagesize()
 
 fr.set_num_threads(2)
-lstm = fr.LSTM(16, 128, 2, bidirectional=True, seed=0)
+lstm = fr.LSTM(16, 64, 2, bidirectional=True, seed=0)
 x = np.random.default_rng(0).normal(size=(200, 32, 16)).astype("float32")
-state = tuple(np.zeros((4, 32, 128), "float32") for _ in range(2))
+state = tuple(np.zeros((4, 32, 64), "float32") for _ in range(2))
 want, _, tape = lstm.forward(x[:4], tuple(s.copy() for s in state))
-dy = np.ones((200, 32, 256), "float32")
+dy = np.ones((200, 32, 128), "float32")
 before = [a.tobytes() for a in (x, dy, *state, lstm.flat_parameters)]
 failed = passed = 0
 ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
-for megabytes in range(0, 400, 4):
+for megabytes in range(0, 60, 4):
     lstm.zero_grad()
     resource.setrlimit(resource.RLIMIT_AS, (used() + megabytes * 2**20, ceiling))
     step = "forward"
@@ -38,29 +38,43 @@ for megabytes in range(0, 400, 4):
         resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
     y = final = kept = None
     assert [a.tobytes() for a in (x, dy, *state, lstm.flat_parameters)] == before
-assert failed > 5 and passed > 5, (failed, passed)
+assert failed > 2 and passed > 2, (failed, passed)
 assert np.array_equal(lstm(x[:4], state)[0], want)
 """
 
 LEAKS = """
-import gc, resource
+import ctypes, gc, resource
 import numpy as np
 import fusedrnn as fr
 from entries import ENTRIES
 
-def resident():
+libc = ctypes.CDLL(None)
+FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in FIELDS.split()]
+
+exact = hasattr(libc, "mallinfo2")
+if exact:
+    libc.mallinfo2.restype = Mallinfo
+
+def in_use():
+    # Where the C library does not count, the resident set has to do: it grows by fragmentation, too.
     gc.collect()
+    if exact:
+        info = libc.mallinfo2()
+        return info.uordblks + info.hblkhd
     with open("/proc/self/statm", encoding="ascii") as f:
         return int(f.read().split()[1]) * resource.getpagesize()
 
 def everything():
     module = fr.GRU(16, 64, 2, bidirectional=True, seed=0)
-    x = np.ones((100, 16, 16), "float32")
+    x = np.ones((20, 16, 16), "float32")
     for _ in range(3):
         y, _, tape = module.forward(x)
         module.backward(tape, np.ones_like(y))
         try:
-            module.backward(tape, np.ones((100, 16, 3), "float32"))
+            module.backward(tape, np.ones((20, 16, 3), "float32"))
         except ValueError:
             pass
     fr.LSTM(16, 256, seed=0).stream(4)(np.ones((4, 16), "float32"))
@@ -68,25 +82,25 @@ def everything():
         if name == "measure_limits":
             continue
         entry = make()
-        for _ in range(20):
+        for _ in range(3):
             entry.call()
-            try:
-                entry.call(surplus=1)
-            except TypeError:
-                pass
+        try:
+            entry.call(surplus=1)
+        except TypeError:
+            pass
 
 for _ in range(5):
     everything()
-start = resident()
-for _ in range(25):
+start = in_use()
+for _ in range(15):
     everything()
-# Each round allocates tens of megabytes: one lost tape, cache or stream per round would show.
-assert resident() - start < 8 * 2**20, (start, resident())
+# A round allocates megabytes in hundreds of pieces; one small object lost in each would show.
+assert in_use() - start < (20_000 if exact else 64 * 2**20), (start, in_use())
 """
 
 
 def test_out_of_memory() -> None:
-    """At any limit a call finishes or raises MemoryError with its inputs unchanged; afterwards all is well."""
+    """At any limit a call finishes or raises MemoryError, its inputs unchanged; afterwards all is well."""
     assert_ran(run_python("-c", LIMITED))
 
 

@@ -1,4 +1,4 @@
-"""Bad arguments to the public API: the right exception, with the argument's name, before anything is written."""
+"""Bad arguments to the public API: the right exception, with the argument's name, and nothing is written."""
 
 from __future__ import annotations
 

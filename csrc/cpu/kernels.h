@@ -47,7 +47,9 @@ template <class T>
 struct Sequence {
     T* data;
     std::int64_t t_stride, b_stride;
-    T* row(std::int64_t t, std::int64_t b) const { return data + t * t_stride + b * b_stride; }
+    [[gnu::always_inline]] T* row(std::int64_t t, std::int64_t b) const {
+        return data + t * t_stride + b * b_stride;
+    }
 };
 
 // The weights of one layer and direction as the user holds them; null where absent.

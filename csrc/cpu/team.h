@@ -17,14 +17,15 @@ class Team {
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
-    int size() const { return size_; }
+    // Inlined without fail: the kernels' objects must not export a copy made of their own instructions.
+    [[gnu::always_inline]] int size() const { return size_; }
     // Runs fn(context, member) on every member and returns when all are done. Each member flushes denormals to zero
     // meanwhile and gets its floating-point state back afterwards.
     void run(void (*fn)(void* context, int member), void* context);
     // Waits for all members; false once the call was cancelled.
     bool barrier(int member);
     // Says whether to stop. Member 0 asks the interrupt check, at most every few milliseconds.
-    bool cancelled(int member) {
+    [[gnu::always_inline]] bool cancelled(int member) {
         if (member == 0 && --countdown_ == 0) poll();
         return stop_.load(std::memory_order_relaxed);
     }
