@@ -215,7 +215,7 @@ def test_layouts() -> None:
 @pytest.mark.parametrize("cell", MODULE_CELLS)
 def test_steps_do_not_allocate(cell: str, batch: int) -> None:
     """No object and no byte stays behind after 400 steps, and no step ever holds one that matters."""
-    module = make_module(cell, 8, 256, 2, dtype="float32")
+    module = make_module(cell, 8, 256, 2, dtype="float32", init="torch")
     step = module.stream(batch_size=batch)
     x = sequence(8, 1, batch, "float32")[0]
 
