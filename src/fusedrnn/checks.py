@@ -22,11 +22,18 @@ def as_array(value: Any) -> Array:
     return np.asarray(value)
 
 
-def as_indices(name: str, array: Array) -> npt.NDArray[np.int64]:
-    """Return an array of any integer dtype as 1-D contiguous int64, or raise TypeError."""
+def as_int64(name: str, array: Array) -> npt.NDArray[np.int64]:
+    """Return an array of any integer dtype as contiguous int64; refuse another dtype, and values past int64."""
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.int64).reshape(-1)
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name}: expected values below 2**63, got {array.max()}")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def as_indices(name: str, array: Array) -> npt.NDArray[np.int64]:
+    """Return an array of any integer dtype as 1-D contiguous int64."""
+    return as_int64(name, array).reshape(-1)
 
 
 def resolve_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.cells import Array
+from fusedrnn.checks import as_int64
 
 
 def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -16,9 +17,9 @@ def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
         TypeError: not of an integer dtype.
     """
     array = np.asarray(lengths)
-    if array.dtype.kind not in "iu" and (array.size or isinstance(lengths, np.ndarray)):
-        raise TypeError(f"lengths: expected an integer dtype, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    if not array.size and not isinstance(lengths, np.ndarray):
+        return np.empty(array.shape, np.int64)  # an empty list has no dtype of its own
+    return as_int64("lengths", array)
 
 
 def pad(

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.cells import Array, StateLike
+from fusedrnn.checks import as_int64
 
 if TYPE_CHECKING:
     from fusedrnn.recurrent_base import Recurrent
@@ -83,9 +84,7 @@ class Stream(Generic[StateT]):
             if array.shape != (self.batch_size,):
                 raise ValueError(f"rows: expected shape (B,) = ({self.batch_size},), got {array.shape}")
             return np.flatnonzero(array).astype(np.int64)
-        if array.dtype.kind not in "iu" and array.size:
-            raise TypeError(f"rows: expected integers or bools, got {array.dtype}")
-        return array.astype(np.int64)
+        return as_int64("rows", array) if array.size else np.empty(0, np.int64)
 
     def refresh(self) -> None:
         """Read the module's weights again; the state stays."""
