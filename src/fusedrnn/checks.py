@@ -23,7 +23,7 @@ def as_array(value: Any) -> Array:
 
 
 def as_int64(name: str, array: Array) -> npt.NDArray[np.int64]:
-    """Return an array of any integer dtype as contiguous int64; refuse another dtype, and values past int64."""
+    """Return an array of any integer dtype as contiguous int64; refuse others, and values past int64."""
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
