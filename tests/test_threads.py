@@ -277,23 +277,37 @@ def test_fork() -> None:
     assert_ran(run_python("-W", "ignore", "-c", FORK, timeout=120))
 
 
-def test_exit_with_running_threads() -> None:
-    """The interpreter ends cleanly while daemon threads are inside a call."""
-    code = """
-import threading, time
+EXIT = """
+import sys, threading, time
 import numpy as np
 import fusedrnn as fr
+
 fr.set_num_threads(2)
 lstm = fr.LSTM(8, 64, seed=0)
 x = np.zeros((400, 4, 8), "float32")
-def work():
+
+def inference():
+    lstm(x)
+
+def training():
+    y, _, tape = lstm.forward(x)
+    lstm.backward(tape, np.ones_like(y))
+
+def forever(call):
     while True:
-        lstm(x)
+        call()
+
 for _ in range(3):
-    threading.Thread(target=work, daemon=True).start()
-time.sleep(0.2)
+    threading.Thread(target=forever, args=[globals()[sys.argv[1]]], daemon=True).start()
+time.sleep(0.1)
 """
-    assert_ran(run_python("-c", code, timeout=60))
+
+
+@pytest.mark.parametrize("call", ["inference", "training"])
+def test_exit_with_running_threads(call: str) -> None:
+    """The interpreter ends cleanly while daemon threads are inside calls, wherever in them they are."""
+    for _ in range(6):
+        assert_ran(run_python("-c", EXIT, call, timeout=60))
 
 
 INTERRUPT = """
