@@ -2,6 +2,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <exception>
@@ -10,18 +11,28 @@
 
 namespace fusedrnn {
 
-// Calls f() without the GIL. Not a scope guard: Python before 3.14 ends a daemon thread that asks for the GIL while the
-// interpreter shuts down by unwinding its stack, and unwinding out of a destructor would abort the process.
+// Takes the GIL back. While the interpreter shuts down, Python before 3.14 ends a daemon thread that asks for the GIL by
+// unwinding its stack: destructors would then drop references without the GIL. Such a thread sleeps here instead until the
+// process is gone, as it does in later versions.
+inline void take_gil(PyThreadState* state) {
+    try {
+        PyEval_RestoreThread(state);
+    } catch (...) {
+        for (;;) ::pause();
+    }
+}
+
+// Calls f() without the GIL.
 template <class F>
 void without_gil(F&& f) {
     PyThreadState* const state = PyEval_SaveThread();
     try {
         f();
     } catch (const std::exception&) {
-        PyEval_RestoreThread(state);
+        take_gil(state);
         throw;
     }
-    PyEval_RestoreThread(state);
+    take_gil(state);
 }
 
 // The kernels' work: without the GIL, and if it was interrupted, what the signal handler raised.
