@@ -74,8 +74,8 @@ FUSEDRNN_INLINE V exp_nonpositive(V x) {
     using C = ExpConstants<typename V::Scalar>;
     V n, p;
     reduce_exp(max(V::set(C::low), x), n, p);
-    const V s = pow2n(n);
-    return fma(p, s, s);
+    // Not fma(p, s, s): without a fused multiply-add, p s would underflow where the result does not.
+    return (V::set(1) + p) * pow2n(n);
 }
 
 // num / sum where sum = 1 + small was rounded and dropped `lost`: 1 / sum is near enough to 1 to correct with it.
