@@ -76,6 +76,13 @@ def _forward(cell: str, proj: int = 0) -> Entry:
     )
 
 
+def _lookup_forward(cell: str) -> Entry:
+    entry = _forward(cell)
+    entry.arguments |= {"x": _draw(7, I), "indices": np.arange(T * B).reshape(T, B) % 7}
+    # Without them x has to have three axes.
+    return Entry(_core.forward, entry.arguments, entry.written, entry.optional, entry.free | {"indices"})
+
+
 def _backward(cell: str, proj: int = 0) -> Entry:
     params = _params(int(_core.cells[cell]["gates"]), proj)
     tape = _core.forward(cell, _draw(T, B, I), params, _state(cell, proj), save=True)[2]
@@ -91,6 +98,13 @@ def _backward(cell: str, proj: int = 0) -> Entry:
     return Entry(
         _core.backward, arguments, frozenset({"dparams", "dx"}), frozenset({"dy", "dstate", "dparams", "dx"})
     )
+
+
+def _lookup_backward(cell: str) -> Entry:
+    entry = _backward(cell)
+    tape = _lookup_forward(cell).call(out=None, state_out=None)[2]
+    entry.arguments |= {"tape": tape, "dx": np.zeros((7, I))}
+    return entry
 
 
 def _stream() -> Any:
@@ -139,9 +153,11 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "forward:gru": lambda: _forward("gru"),
     "forward:rnn_tanh": lambda: _forward("rnn_tanh"),
     "forward:rnn_relu": lambda: _forward("rnn_relu"),
+    "forward:lookup": lambda: _lookup_forward("gru"),
     "backward:lstm": lambda: _backward("lstm"),
     "backward:projected": lambda: _backward("lstm", P),
     "backward:gru": lambda: _backward("gru"),
+    "backward:lookup": lambda: _lookup_backward("gru"),
     "Stream": _stream_new,
     "Stream:call": lambda: Entry(_stream(), {"x": _draw(B, I)}),
     "Stream:get_state": lambda: Entry(_stream().get_state, {}),

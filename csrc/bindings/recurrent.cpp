@@ -91,19 +91,37 @@ Array read_reset_state(py::handle value, int k, const Dims& dims, const Array& l
     return a;
 }
 
+// A (T, B, n) array, or a table (V, n) whose row v is row(0, v).
 template <class T>
 Sequence<const T> sequence(const Array& a) {
-    return {a.data<T>(), a.stride(0), a.stride(1)};
+    return {a.data<T>(), a.ndim() == 3 ? a.stride(0) : 0, a.stride(a.ndim() - 2)};
 }
 template <class T>
 Sequence<T> writable_sequence(const Array& a) {
-    return {a.mutable_data<T>(), a.stride(0), a.stride(1)};
+    return {a.mutable_data<T>(), a.ndim() == 3 ? a.stride(0) : 0, a.stride(a.ndim() - 2)};
+}
+
+// x (T, B, I), or a table (V, I) with indices (T, B) into it; sets T, B and V.
+void read_inputs(py::handle indices, CallArrays& in, Dims& dims) {
+    const Array index = Array::int64(indices, "indices", kOptional);
+    if (!index.given()) {
+        dims.T = in.x.size(0);
+        dims.B = in.x.size(1);
+        return;
+    }
+    Array rows = index;
+    rows.shape({{"T"}, {"B"}}).made_contiguous();
+    dims.T = rows.size(0);
+    dims.B = rows.size(1);
+    dims.V = in.x.size(0);
+    in.index = std::make_shared<const std::vector<std::int64_t>>(checked_indices(rows, dims.V, "V"));
 }
 
 template <class Problem, class T>
 void set_call(Problem& problem, const CallArrays& arrays, const Timetable& timetable, int states) {
     problem.schedule = timetable.view(arrays.resets.data<std::uint8_t>());
     problem.x = sequence<T>(arrays.x);
+    if (arrays.index != nullptr) problem.index = arrays.index->data();
     for (int k = 0; k < states; ++k) {
         problem.initial[k] = arrays.initial[k].data<T>();
         problem.reset[k] = arrays.reset[k].data<T>();
@@ -192,17 +210,18 @@ py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const O
 }
 
 py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state,
-                  py::handle lengths, py::handle resets, py::handle reset_state, py::handle reverse_flag,
-                  py::handle save_flag, WeightCache* cache, py::handle out, py::handle state_out) {
+                  py::handle indices, py::handle lengths, py::handle resets, py::handle reset_state,
+                  py::handle reverse_flag, py::handle save_flag, WeightCache* cache, py::handle out,
+                  py::handle state_out) {
     const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save");
     const int cell = cell_by_name(cell_name);
     const int states = traits_of(cell).states;
     CallArrays in;
     in.x = Array::floats(x, "x");
-    in.x.shape({{"T"}, {"B"}, {"I"}}).made_rows();
+    in.x.shape(indices.is_none() ? std::vector<Axis>{{"T"}, {"B"}, {"I"}} : std::vector<Axis>{{"V"}, {"I"}})
+        .made_rows();
     WeightArrays w = WeightArrays::read(cell, params, in.x);
-    w.dims.T = in.x.size(0);
-    w.dims.B = in.x.size(1);
+    read_inputs(indices, in, w.dims);
     for (int k = 0; k < states; ++k) {
         if (!state.is_none()) {
             in.initial[k] = read_state(item_of(state, "state", states, k), "state", k, w.dims, in.x);
@@ -310,12 +329,16 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
     if (!dx.is_none()) {
         if (!need_dx) throw py::value_error("dx: expected None with need_dx=False, got an array");
         a.dx = Array::like(dx, "dx", x);
-        a.dx.shape({{"T", d.T}, {"B", d.B}, {"I", d.I}}).writable_rows();
+        a.dx.shape(x.ndim() == 2 ? std::vector<Axis>{{"V", d.V}, {"I", d.I}}
+                                 : std::vector<Axis>{{"T", d.T}, {"B", d.B}, {"I", d.I}})
+            .writable_rows();
         a.dx.apart_from(x).apart_from(a.dy).apart_from(tape->arrays.y);
         for (const Array& grad : a.grads) a.dx.apart_from(grad);
     } else if (need_dx) {
         if (accumulate_dx) throw py::value_error("accumulate_dx: expected False without dx, got True");
-        a.dx = Array::like(new_array(tape->dtype, {d.T, d.B, d.I}), "dx", x);
+        a.dx = Array::like(
+            x.ndim() == 2 ? new_array(tape->dtype, {d.V, d.I}) : new_array(tape->dtype, {d.T, d.B, d.I}),
+            "dx", x);
     }
     for (Array& grad : a.grads) {
         grad.apart_from(a.dy);
@@ -363,10 +386,10 @@ void bind_recurrent(py::module_& m) {
         .def_property_readonly("reverse", [](const LayerTape& t) { return t.timetable->reverse(); });
 
     m.def("forward", &forward, py::arg("cell"), py::arg("x"), py::arg("params"),
-          py::arg("state") = py::none(), py::kw_only(), py::arg("lengths") = py::none(),
-          py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
-          py::arg("save") = false, py::arg("cache") = py::none(), py::arg("out") = py::none(),
-          py::arg("state_out") = py::none());
+          py::arg("state") = py::none(), py::kw_only(), py::arg("indices") = py::none(),
+          py::arg("lengths") = py::none(), py::arg("resets") = py::none(),
+          py::arg("reset_state") = py::none(), py::arg("reverse") = false, py::arg("save") = false,
+          py::arg("cache") = py::none(), py::arg("out") = py::none(), py::arg("state_out") = py::none());
     m.def("backward", &backward, py::arg("tape"), py::arg("dy") = py::none(), py::arg("dstate") = py::none(),
           py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true,
           py::arg("dx") = py::none(), py::arg("accumulate_dx") = false);

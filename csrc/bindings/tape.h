@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "bindings/arrays.h"
 #include "bindings/timetable.h"
@@ -12,6 +13,7 @@ namespace fusedrnn {
 // The arrays of a call that forward and backward read. The tape keeps them alive; it does not copy them.
 struct CallArrays {
     Array x, y, resets;
+    std::shared_ptr<const std::vector<std::int64_t>> index;  // a copy; null where x is a sequence
     Array initial[kMaxStates], reset[kMaxStates];
 };
 
@@ -25,6 +27,9 @@ struct LayerTape {
         std::int64_t copies = arrays.x.copied_bytes() + arrays.resets.copied_bytes();
         for (int k = 0; k < kMaxStates; ++k) {
             copies += arrays.initial[k].copied_bytes() + arrays.reset[k].copied_bytes();
+        }
+        if (arrays.index != nullptr) {
+            copies += static_cast<std::int64_t>(arrays.index->size() * sizeof(std::int64_t));
         }
         return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes() + copies;
     }

@@ -1,60 +1,11 @@
 // Backward over a whole sequence, in blocks of steps: the sweep through a block gives the gate gradients, each panel of
 // units going from the recurrent product through the cell's backward while it is in the L1 cache; then the gradients of
-// the inputs and weights follow as large products over all rows of the block.
-//
-// Blocks and the order of rows depend on the problem alone, never on the threads: so do the results.
+// the inputs and weights follow as large products over all rows of the block (gradients.h).
 #pragma once
 
-#include "cpu/outer.h"
-#include "cpu/steps.h"
+#include "cpu/gradients.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
-
-inline constexpr std::int64_t kGradientBlockRows = 384;
-
-// Sizes and pieces of the workspace of one call.
-template <class Cell, class T>
-struct BackwardPlan {
-    static constexpr std::int64_t G = Cell::kGates, L = Vec<T>::kLanes;
-    std::int64_t panels, p_panels, steps, block_rows;
-    // Shared by all members. Gate gradients are [panel][row][G][L], twice: a block's first step needs the last of the
-    // block before it.
-    T *zero, *carry, *dgx[2], *dgh[2], *dhidden;
-    struct Member {
-        T *acc, *columns;
-        const T** a_rows;            // the rows of a product
-        const T **x_rows, **h_rows;  // inputs and previous hidden states of a whole block
-        const T** state_rows;
-    };
-
-    explicit BackwardPlan(const Dims& d) {
-        panels = panels_of<T>(d.H);
-        p_panels = panels_of<T>(d.P);
-        steps = larger(1, smaller(d.T, kGradientBlockRows / larger(1, d.B)));
-        block_rows = steps * d.B;
-    }
-    void take_shared(const Dims& d, Arena& arena) {
-        const std::int64_t gradients = panels * block_rows * G * L;
-        zero = arena.template take<T>(larger(padded<T>(d.H), padded<T>(d.P)));
-        carry = arena.template take<T>(d.B * Cell::kStates * padded<T>(d.H));
-        for (int i = 0; i < 2; ++i) {
-            dgx[i] = arena.template take<T>(gradients);
-            dgh[i] = Cell::kSplitGates ? arena.template take<T>(gradients) : dgx[i];
-        }
-        dhidden = arena.template take<T>(d.projected ? p_panels * block_rows * L : 0);
-    }
-    Member take_member(const Dims& d, Arena& arena) const {
-        Member m;
-        m.acc = arena.template take<T>(accumulator_vectors<1>() * L);
-        m.columns = arena.template take<T>(block_rows *
-                                           larger(padded<T>(d.I), larger(padded<T>(d.H), padded<T>(d.P))));
-        m.a_rows = arena.template take<const T*>(larger(block_rows, d.B));
-        m.x_rows = arena.template take<const T*>(block_rows);
-        m.h_rows = arena.template take<const T*>(block_rows);
-        m.state_rows = arena.template take<const T*>(d.B * Cell::kStates);
-        return m;
-    }
-};
 
 template <class Cell, class T>
 class Backward {
@@ -65,7 +16,12 @@ class Backward {
     using Member = typename BackwardPlan<Cell, T>::Member;
 
     Backward(const BackwardProblem<T>& problem, Team& team, void* workspace)
-        : p_(problem), team_(team), plan_(problem.dims), arena_(workspace), hp_(padded<T>(problem.dims.H)) {
+        : p_(problem),
+          team_(team),
+          plan_(problem.dims),
+          gradients_(problem, plan_, team),
+          arena_(workspace),
+          hp_(padded<T>(problem.dims.H)) {
         plan_.take_shared(p_.dims, arena_);
         fill_zero(plan_.zero, larger(padded<T>(p_.dims.H), padded<T>(p_.dims.P)));
     }
@@ -77,6 +33,7 @@ class Backward {
         const Part part = part_of(p_.dims, plan_.panels, team_.size(), member);
         const bool by_units = part.stride == 1 && team_.size() > 1;
         clear_padding(member);
+        if (p_.dims.V > 0) gradients_.clear_table(member);
         pass_through_empty_rows(member);
         const std::int64_t total = longest(p_.dims, p_.schedule);
         Place later{-1, 0, 0}, here{0, 0, 0};
@@ -84,7 +41,7 @@ class Backward {
             const std::int64_t end = smaller(q + plan_.steps, total);
             here.row = 0;
             for (std::int64_t step = q; step < end; ++step) {
-                here.t = time_of(step, total);
+                here.t = sweep_time(p_.schedule, step, total);
                 sweep_step(part, m, later, here);
                 if (by_units ? !team_.barrier(member) : team_.cancelled(member)) return;
                 finish_rows(part, m, here);
@@ -92,9 +49,10 @@ class Backward {
                 here.row += p_.schedule.active[here.t];
             }
             if (!team_.barrier(member)) return;
-            block_gradients(m, member, q, end, here);
+            gradients_.add_block(m, member, q, end, here.buffer);
             here.buffer ^= 1;
         }
+        if (p_.dims.V > 0 && team_.barrier(member)) gradients_.add_table(m, member);
     }
 
   private:
@@ -105,10 +63,6 @@ class Backward {
         std::int64_t row;
     };
 
-    // Steps are taken against the direction of the forward pass.
-    std::int64_t time_of(std::int64_t step, std::int64_t total) const {
-        return p_.schedule.reverse ? step : total - 1 - step;
-    }
     PreviousStates<Cell, T> previous() const {
         return PreviousStates<Cell, T>(p_, plan_.zero, p_.states, true);
     }
@@ -118,7 +72,7 @@ class Backward {
     }
 
     void clear_padding(int member) {
-        if (p_.dx.data == nullptr || p_.accumulate_dx) return;
+        if (p_.dx.data == nullptr || p_.accumulate_dx || p_.dims.V > 0) return;
         for (std::int64_t position = member; position < p_.dims.B; position += team_.size()) {
             for (std::int64_t t = p_.schedule.length[position]; t < p_.dims.T; ++t) {
                 fill_zero(p_.dx.row(t, row_of(position)), p_.dims.I);
@@ -346,108 +300,10 @@ class Backward {
         }
     }
 
-    // dx, dW and db from the steps [q, end) of the sweep, whose gate gradients fill rows [0, here.row).
-    void block_gradients(Member& m, int member, std::int64_t q, std::int64_t end, const Place& here) {
-        const std::int64_t total = longest(p_.dims, p_.schedule), rows = here.row;
-        const PreviousStates<Cell, T> previous_states = previous();
-        std::int64_t n = 0;
-        for (std::int64_t step = q; step < end; ++step) {
-            const std::int64_t t = time_of(step, total);
-            for (std::int64_t position = 0; position < p_.schedule.active[t]; ++position) {
-                const T* found[S];
-                previous_states.find(t, position, found);
-                m.h_rows[n] = found[0];
-                m.x_rows[n] = p_.x.row(t, row_of(position));
-                ++n;
-            }
-        }
-        input_gradients(m, member, q, here);
-        const T* dgx = plan_.dgx[here.buffer];
-        const T* dgh = plan_.dgh[here.buffer];
-        const std::int64_t a_panel = plan_.block_rows * G * L;
-        const std::int64_t columns_x = panels_of<T>(p_.dims.I), columns_h = panels_of<T>(p_.dims.P);
-        const Range mine = share(columns_x + columns_h, team_.size(), member);
-        if (p_.dparams.w_ih != nullptr) {
-            const OuterArgs<T> args{dgx,       a_panel,         G,        p_.dims.H, m.x_rows, rows,
-                                    p_.dims.I, p_.dparams.w_ih, m.columns};
-            outer<T>(args, smaller(mine.begin, columns_x), smaller(mine.end, columns_x));
-        }
-        if (p_.dparams.w_hh != nullptr) {
-            const OuterArgs<T> args{dgh,       a_panel,         G,        p_.dims.H, m.h_rows, rows,
-                                    p_.dims.P, p_.dparams.w_hh, m.columns};
-            outer<T>(args, larger(mine.begin - columns_x, 0), larger(mine.end - columns_x, 0));
-        }
-        const Range bias = share(plan_.panels, team_.size(), member);
-        if constexpr (Cell::kSplitGates) {
-            sum_rows<T, G>(dgx, a_panel, rows, p_.dims.H, p_.dparams.b_ih, nullptr, bias.begin, bias.end);
-            sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, p_.dparams.b_hh, nullptr, bias.begin, bias.end);
-        } else {
-            sum_rows<T, G>(dgx, a_panel, rows, p_.dims.H, p_.dparams.b_ih, p_.dparams.b_hh, bias.begin,
-                           bias.end);
-        }
-        if (p_.dims.projected && p_.dparams.w_hr != nullptr) projection_gradients(m, member, q, end);
-    }
-
-    // dx = dgx W_ih for this member's share of the block's rows.
-    void input_gradients(Member& m, int member, std::int64_t q, const Place& here) {
-        if (p_.dx.data == nullptr || p_.dims.I == 0) return;
-        const std::int64_t total = longest(p_.dims, p_.schedule);
-        const Range mine = share(here.row, team_.size(), member);
-        const std::int64_t panels = panels_of<T>(p_.dims.I), at_once = panels_at_once<1>(kRowGroup);
-        for (std::int64_t row = mine.begin; row < mine.end; ++row) {
-            m.a_rows[row] = plan_.dgx[here.buffer] + row * G * L;
-        }
-        for (std::int64_t u = 0; u < panels; u += at_once) {
-            std::int64_t step = q, step_row = 0;  // the step that a row belongs to, and the step's first row
-            for (std::int64_t r = mine.begin; r < mine.end; r += kRowGroup) {
-                GemmArgs<T> args{};
-                args.a = m.a_rows + r;
-                args.n = smaller(kRowGroup, mine.end - r);
-                args.chunks = plan_.panels;
-                args.chunk_len = G * L;
-                args.chunk_stride = plan_.block_rows * G * L;
-                args.b_panel = plan_.panels * G * L * L;
-                args.b = p_.weights.w_ih_t + u * args.b_panel;
-                args.panels = smaller(at_once, panels - u);
-                args.out = m.acc;
-                args.out_panel = kRowGroup * L;
-                args.out_row = L;
-                gemm<T, 1>(args);
-                for (std::int64_t i = 0; i < args.n; ++i) {
-                    while (r + i - step_row >= p_.schedule.active[time_of(step, total)]) {
-                        step_row += p_.schedule.active[time_of(step++, total)];
-                    }
-                    T* dx = p_.dx.row(time_of(step, total), row_of(r + i - step_row));
-                    for (std::int64_t v = 0; v < args.panels; ++v) {
-                        const std::int64_t column = (u + v) * L, valid = p_.dims.I - column;
-                        V value = V::load(m.acc + (v * kRowGroup + i) * L);
-                        if (p_.accumulate_dx) value = value + load_part(dx + column, valid);
-                        store_part(value, dx + column, valid);
-                    }
-                }
-            }
-        }
-    }
-
-    // dW_hr += (gradient of the output)^T hidden.
-    void projection_gradients(Member& m, int member, std::int64_t q, std::int64_t end) {
-        const std::int64_t total = longest(p_.dims, p_.schedule);
-        std::int64_t n = 0;
-        for (std::int64_t step = q; step < end; ++step) {
-            const std::int64_t t = time_of(step, total);
-            for (std::int64_t position = 0; position < p_.schedule.active[t]; ++position) {
-                m.a_rows[n++] = p_.hidden + (p_.schedule.offset[t] + position) * hp_;
-            }
-        }
-        const OuterArgs<T> args{plan_.dhidden, plan_.block_rows * L, 1,        p_.dims.P, m.a_rows, n,
-                                p_.dims.H,     p_.dparams.w_hr,      m.columns};
-        const Range mine = share(panels_of<T>(p_.dims.H), team_.size(), member);
-        outer<T>(args, mine.begin, mine.end);
-    }
-
     const BackwardProblem<T>& p_;
     Team& team_;
     BackwardPlan<Cell, T> plan_;
+    Gradients<Cell, T> gradients_;
     Arena arena_;
     std::int64_t hp_;
 };

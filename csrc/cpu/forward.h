@@ -16,6 +16,7 @@ struct ForwardPlan {
     std::int64_t panels, member_rows, member_panels, steps, block_rows;
     // Shared by all members.
     T *zero, *states, *hidden;
+    T* table_gx;  // projected rows of the table: [panel][V][G][L]
     // One piece a member.
     struct Member {
         T *gx, *acc;
@@ -32,12 +33,13 @@ struct ForwardPlan {
         const std::int64_t step_bytes =
             larger(1, member_rows * member_panels * G * L * std::int64_t{sizeof(T)});
         steps = larger(1, smaller(d.T, kInputBlockBytes / step_bytes));
-        block_rows = steps * member_rows;
+        block_rows = larger(1, steps * member_rows);
     }
     void take_shared(const Dims& d, Arena& arena) {
         zero = arena.template take<T>(larger(padded<T>(d.H), padded<T>(d.P)));
         states = arena.template take<T>(d.B * (Cell::kStates - 1) * padded<T>(d.H));
         hidden = arena.template take<T>(d.projected ? d.B * padded<T>(d.H) : 0);
+        table_gx = arena.template take<T>(panels * d.V * G * L);
     }
     Member take_member(Arena& arena) const {
         Member m;
@@ -71,6 +73,10 @@ class Forward {
         for (int i = 0; i <= member; ++i) m = plan_.take_member(arena);
         const Part part = part_of(p_.dims, plan_.panels, team_.size(), member);
         clear_padding(part, member);
+        if (p_.dims.V > 0) {
+            project_table(m, share(plan_.panels, team_.size(), member));
+            if (team_.size() > 1 && !team_.barrier(member)) return;
+        }
         const std::int64_t total = longest(p_.dims, p_.schedule);
         for (std::int64_t s = 0; s < total; s += plan_.steps) {
             const std::int64_t end = smaller(s + plan_.steps, total);
@@ -112,7 +118,35 @@ class Forward {
         }
     }
 
-    // gx = x W_ih^T + b for all rows of steps [s, end): [panel][row][G][L].
+    // gx = x W_ih^T + b for n rows, `panels`: [panel][row][G][L] with room for `out_rows` rows in each panel.
+    void input_product(const T* const* rows, std::int64_t n, Range panels, T* out, std::int64_t out_rows) {
+        GemmArgs<T> args{};
+        args.a = rows;
+        args.n = n;
+        args.chunks = 1;
+        args.chunk_len = p_.dims.I;
+        args.b = p_.weights.w_ih + panels.begin * p_.dims.I * G * L;
+        args.b_panel = p_.dims.I * G * L;
+        args.panels = panels.end - panels.begin;
+        args.init = p_.weights.b_x + panels.begin * G * L;
+        args.init_panel = G * L;
+        args.out = out;
+        args.out_panel = out_rows * G * L;
+        args.out_row = G * L;
+        gemm<T, G>(args);
+    }
+
+    // Every row of the table once: a sequence longer than the table needs no other product with W_ih.
+    void project_table(typename ForwardPlan<Cell, T>::Member& m, Range panels) {
+        const std::int64_t rows = p_.dims.V;
+        for (std::int64_t v = 0; v < rows; v += plan_.block_rows) {
+            const std::int64_t n = smaller(plan_.block_rows, rows - v);
+            for (std::int64_t i = 0; i < n; ++i) m.x_rows[i] = p_.x.row(0, v + i);
+            input_product(m.x_rows, n, panels, plan_.table_gx + (panels.begin * rows + v) * G * L, rows);
+        }
+    }
+
+    // gx for all rows of steps [s, end).
     void project_inputs(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t s,
                         std::int64_t end) {
         std::int64_t n = 0;
@@ -121,23 +155,22 @@ class Forward {
             const std::int64_t t = time_of(step, total);
             const std::int64_t rows = part.rows(p_.schedule.active[t]);
             for (std::int64_t i = 0; i < rows; ++i) {
-                m.x_rows[n++] = p_.x.row(t, p_.schedule.order[part.position(i)]);
+                const std::int64_t b = p_.schedule.order[part.position(i)];
+                m.x_rows[n++] =
+                    p_.dims.V == 0 ? p_.x.row(t, b) : plan_.table_gx + p_.index[t * p_.dims.B + b] * G * L;
             }
         }
-        GemmArgs<T> args{};
-        args.a = m.x_rows;
-        args.n = n;
-        args.chunks = 1;
-        args.chunk_len = p_.dims.I;
-        args.b = p_.weights.w_ih + part.panels.begin * p_.dims.I * G * L;
-        args.b_panel = p_.dims.I * G * L;
-        args.panels = part.panels.end - part.panels.begin;
-        args.init = p_.weights.b_x + part.panels.begin * G * L;
-        args.init_panel = G * L;
-        args.out = m.gx;
-        args.out_panel = plan_.block_rows * G * L;
-        args.out_row = G * L;
-        gemm<T, G>(args);
+        if (p_.dims.V == 0) {
+            input_product(m.x_rows, n, part.panels, m.gx, plan_.block_rows);
+            return;
+        }
+        for (std::int64_t panel = part.panels.begin; panel < part.panels.end; ++panel) {
+            const std::int64_t offset = panel * p_.dims.V * G * L;
+            T* to = m.gx + (panel - part.panels.begin) * plan_.block_rows * G * L;
+            for (std::int64_t i = 0; i < n; ++i, to += G * L) {
+                for (int g = 0; g < G; ++g) V::load(m.x_rows[i] + offset + g * L).store(to + g * L);
+            }
+        }
     }
 
     void run_step(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,

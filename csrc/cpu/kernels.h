@@ -25,9 +25,10 @@ struct CellTraits {
     bool split_gates;
 };
 
-// Sizes of one layer and direction. P is the width of the hidden state: H, or the projection's size.
+// Sizes of one layer and direction. P is the width of the hidden state: H, or the projection's size. V: inputs are looked
+// up in a table of V rows; 0: they are a sequence.
 struct Dims {
-    std::int64_t T, B, I, H, P;
+    std::int64_t T, B, I, H, P, V;
     bool projected;
 };
 
@@ -75,7 +76,8 @@ struct ForwardProblem {
     Dims dims;
     Schedule schedule;
     Packed<T> weights;
-    Sequence<const T> x;
+    Sequence<const T> x;        // where inputs are looked up the table: row v is x.row(0, v)
+    const std::int64_t* index;  // (T, B): which row of the table each input is
     Sequence<T> y;
     const T* initial[kMaxStates];  // (B, P), (B, H); null is zero
     T* final[kMaxStates];          // the same shapes; may be the arrays in `initial` for a single step
@@ -94,6 +96,7 @@ struct BackwardProblem {
     Schedule schedule;
     Packed<T> weights;
     Sequence<const T> x, y;
+    const std::int64_t* index;
     const T* initial[kMaxStates];
     const T* reset[kMaxStates];
     std::int64_t reset_stride[kMaxStates];
@@ -101,7 +104,7 @@ struct BackwardProblem {
     Sequence<const T> dy;         // data null: zero
     const T* dfinal[kMaxStates];  // null: zero
     T* dinitial[kMaxStates];
-    Sequence<T> dx;  // data null: not wanted
+    Sequence<T> dx;  // laid out as x; data null: not wanted
     bool accumulate_dx;
     Params<T> dparams;  // added to; null where not wanted
 };

@@ -13,6 +13,7 @@ from fusedrnn.cells import CELLS, CellSpec
 from fusedrnn.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
 from fusedrnn.layers import Dropout, Embedding, LayerNorm, Linear
+from fusedrnn.lookup import Lookup
 from fusedrnn.losses import cross_entropy, mse_loss
 from fusedrnn.module import Module
 from fusedrnn.recurrent import GRU, LSTM, RNN
@@ -33,6 +34,7 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "Linear",
+    "Lookup",
     "Module",
     "ParameterDict",
     "RNNCell",

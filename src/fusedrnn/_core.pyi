@@ -70,6 +70,7 @@ def forward(
     params: _Params,
     state: _StateLike | None = None,
     *,
+    indices: _Int64 | None = None,
     lengths: _Int64 | None = None,
     resets: _Bool | None = None,
     reset_state: _StateLike | None = None,

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.cells import PARAMETER_NAMES, Array, CellSpec, StateLike, Weights, gather_weights, resolve_cell
+from fusedrnn.lookup import Lookup, kernel_gradient, kernel_inputs
 from fusedrnn.sequences import as_lengths
 
 Params = Mapping[str, Array] | Sequence[Array | None]
@@ -22,13 +23,21 @@ class FunctionalTape:
         nbytes: bytes that stay allocated because of this tape alone, without the arrays the caller holds.
     """
 
-    __slots__ = ("_layer", "_names", "_spec", "nbytes")
+    __slots__ = ("_layer", "_names", "_spec", "_x", "nbytes")
 
-    def __init__(self, spec: CellSpec, layer: _core.LayerTape, names: list[str] | None) -> None:
+    def __init__(
+        self,
+        spec: CellSpec,
+        x: Array | Lookup,
+        layer: _core.LayerTape,
+        names: list[str] | None,
+        copied: int,
+    ) -> None:
         self._spec = spec
+        self._x = x
         self._layer = layer
         self._names = names
-        self.nbytes = layer.nbytes
+        self.nbytes = layer.nbytes + copied
 
     def __repr__(self) -> str:
         layer = self._layer
@@ -37,7 +46,7 @@ class FunctionalTape:
 
 
 class Gradients(NamedTuple):
-    """What `backward` returns: x (T, B, I) or None, state as given to forward, params named as given."""
+    """What `backward` returns: x as given to forward (of a Lookup the table) or None, state, params."""
 
     x: Array | None
     state: Any
@@ -46,7 +55,7 @@ class Gradients(NamedTuple):
 
 def forward(
     cell: str | CellSpec,
-    x: Array,
+    x: Array | Lookup,
     params: Params,
     state: StateLike | None = None,
     *,
@@ -59,7 +68,7 @@ def forward(
 
     Args:
         cell: "lstm", "gru", "rnn_tanh", "rnn_relu", or a CellSpec.
-        x: (T, B, I), float32 or float64; every other float array has the same dtype.
+        x: (T, B, I), float32 or float64, or a `Lookup` of this shape; every other float array has its dtype.
         params: {"weight_ih": (G*H, I), "weight_hh": (G*H, Hout), "bias_ih": (G*H,), "bias_hh": (G*H,),
             "weight_hr": (P, H)}, or a sequence in this order. Biases and weight_hr (LSTM only) may be None
             or left out.
@@ -80,11 +89,13 @@ def forward(
     weights, names = _weights(params)
     if reset_state is not None and resets is None:
         raise ValueError("reset_state: expected None without resets")
+    inputs, indices = kernel_inputs(x)
     y, final, layer = _core.forward(
         spec.name,
-        x,
+        inputs,
         weights,
         None if state is None else spec.unpack_state("state", state),
+        indices=indices,
         lengths=None if lengths is None else as_lengths(lengths),
         resets=resets,
         reset_state=None if reset_state is None else spec.unpack_state("reset_state", reset_state),
@@ -93,7 +104,8 @@ def forward(
     )
     assert layer is not None
     y.flags.writeable = False
-    return y, spec.pack_state(final), FunctionalTape(spec, layer, names)
+    copied = inputs.nbytes if indices is None and inputs is not x else 0
+    return y, spec.pack_state(final), FunctionalTape(spec, x, layer, names, copied)
 
 
 def backward(
@@ -121,6 +133,8 @@ def backward(
     spec = tape._spec
     final = None if dstate is None else spec.unpack_state("dstate", dstate)
     dx, start, grads = _core.backward(tape._layer, dy, final, need_dx=need_dx)
+    if dx is not None:
+        dx = kernel_gradient(tape._x, dx)
     named = dict(zip(PARAMETER_NAMES, grads, strict=True))
     params = grads if tape._names is None else {name: named[name] for name in tape._names}
     return Gradients(dx, spec.pack_state(start), params)

@@ -10,6 +10,7 @@ from fusedrnn import _core
 from fusedrnn.cells import Array
 from fusedrnn.checks import as_indices, check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.init import Noise, Seed, make_rng, torch_uniform
+from fusedrnn.lookup import Lookup
 from fusedrnn.module import Module
 from fusedrnn.tape import SavedTape, check_tape
 
@@ -176,18 +177,37 @@ class Embedding(Module):
         y = _core.embedding_forward(flat, self._own["weight"])
         return y.reshape(*array.shape, self.embedding_dim), flat
 
-    def backward(self, tape: SavedTape, dy: Array) -> None:
+    def lookup(self, indices: npt.ArrayLike) -> Lookup:
+        """Return weight[indices] for a recurrent layer, without copying the rows; see `Lookup`.
+
+        `backward` takes it as the tape, with the layer's dx.
+
+        Raises:
+            TypeError: indices are not integers.
+        """
+        return Lookup(self._own["weight"], indices, owner=self)
+
+    def backward(self, tape: SavedTape | Lookup, dy: Array) -> None:
         """Add to the gradient of weight; there is no gradient of the indices.
+
+        Args:
+            tape: from `forward`, or what `lookup` returned.
+            dy: gradient of y (..., D), or of weight (V, D) as the layer returns it that was given a lookup.
 
         Raises:
             TypeError: dy is not an array of the module's dtype.
-            ValueError: dy has not the shape of y, or the tape is another module's.
+            ValueError: dy has the wrong shape, or the tape is another module's.
         """
-        tape = check_tape(tape, self, SavedTape)
-        check_array("dy", dy, tape.shape, self._dtype)
         grad = self._own_grads["weight"]
         kept = None if self.padding_idx is None else grad[self.padding_idx].copy()
-        _core.embedding_backward(tape.saved[0], _as_rows("dy", dy, (self.embedding_dim,)), grad)
+        if isinstance(tape, Lookup):
+            if tape._owner is not self:
+                raise ValueError(f"tape: expected a lookup of this {self!r}, got one of {tape._owner!r}")
+            grad += check_array("dy", dy, grad.shape, self._dtype, "(V, D)")
+        else:
+            tape = check_tape(tape, self, SavedTape)
+            check_array("dy", dy, tape.shape, self._dtype)
+            _core.embedding_backward(tape.saved[0], _as_rows("dy", dy, (self.embedding_dim,)), grad)
         if kept is not None:
             grad[self.padding_idx] = kept
 

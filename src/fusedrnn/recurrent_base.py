@@ -10,6 +10,7 @@ from fusedrnn import _core
 from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, Weights, gather_weights
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
+from fusedrnn.lookup import Lookup, kernel_gradient, kernel_inputs
 from fusedrnn.module import Module
 from fusedrnn.sequences import as_lengths
 from fusedrnn.stream import Stream
@@ -131,7 +132,7 @@ class Recurrent(Module, Generic[StateT]):
 
     def __call__(
         self,
-        x: Array,
+        x: Array | Lookup,
         state: StateLike | None = None,
         lengths: npt.ArrayLike | None = None,
         resets: npt.ArrayLike | None = None,
@@ -143,7 +144,7 @@ class Recurrent(Module, Generic[StateT]):
 
     def forward(
         self,
-        x: Array,
+        x: Array | Lookup,
         state: StateLike | None = None,
         lengths: npt.ArrayLike | None = None,
         resets: npt.ArrayLike | None = None,
@@ -152,7 +153,7 @@ class Recurrent(Module, Generic[StateT]):
         """Run the network and keep what `backward` needs, in training and evaluation mode alike.
 
         Args:
-            x: (T, B, I), (B, T, I) with batch_first, or (T, I).
+            x: (T, B, I), (B, T, I) with batch_first, or (T, I); or a `Lookup` of such a shape.
             state: the initial state, h or (h, c), or None for zeros.
             lengths: (B,) of an integer dtype, in any order, each in 0..T. Outputs past the end are 0; the
                 final state is the state after the last valid step, for length 0 the initial state.
@@ -171,11 +172,13 @@ class Recurrent(Module, Generic[StateT]):
         """
         y, final, layers, drops, between = self._run(x, state, lengths, resets, reset_state, True)
         y.flags.writeable = False
-        return y, final, RecurrentTape(self, y.shape, cast(list[_core.LayerTape], layers), drops, between)
+        lookup = x if isinstance(x, Lookup) else None
+        kernel_tapes = cast(list[_core.LayerTape], layers)
+        return y, final, RecurrentTape(self, y.shape, kernel_tapes, drops, between, lookup)
 
     def _run(
         self,
-        x: Array,
+        x: Array | Lookup,
         state: StateLike | None,
         lengths: npt.ArrayLike | None,
         resets: npt.ArrayLike | None,
@@ -183,16 +186,21 @@ class Recurrent(Module, Generic[StateT]):
         save: bool,
     ) -> tuple[Array, Any, list[_core.LayerTape | None], list[Drop | None], int]:
         """Return y, the final state, kernel tapes, dropout of each layer, and bytes of the arrays between."""
-        shape = x.shape if isinstance(x, np.ndarray) else ()
+        shape = x.shape if isinstance(x, (np.ndarray, Lookup)) else ()
         single = len(shape) == 2
         if not (single or len(shape) == 3) or shape[-1] != self.input_size:
             raise self._input_error(x)
         dtype, out_size = self._dtype, self._out_size
         y = np.empty((*shape[:-1], out_size), dtype)
-        steps, target = x, y
+        (steps, indices), target = kernel_inputs(x), y
+        between = steps.nbytes if indices is None and steps is not x else 0
         if single or self.batch_first:
-            steps, target = self._time_major(x, single), self._time_major(y, single)
-        seq_len, batch, _ = steps.shape
+            target = self._time_major(y, single)
+            if indices is None:
+                steps = self._time_major(steps, single)
+            else:
+                indices = self._time_major(indices, single)
+        seq_len, batch, _ = target.shape
         states = None if state is None else self._split_state("state", state, batch, single)
         ends = None if lengths is None else as_lengths(lengths)
         borders = None
@@ -208,7 +216,6 @@ class Recurrent(Module, Generic[StateT]):
         finals = [np.empty((rows, batch, width), dtype) for width in self._widths]
         tapes: list[_core.LayerTape | None] = []
         drops: list[Drop | None] = []
-        between = 0
         for layer, parts in enumerate(self._plan, 1):
             last = layer == self.num_layers
             out = target if last else np.empty((seq_len, batch, out_size), dtype)
@@ -218,6 +225,7 @@ class Recurrent(Module, Generic[StateT]):
                     steps,
                     weights,
                     None if states is None else _row(states, row),
+                    indices=indices,
                     lengths=ends,
                     resets=borders,
                     reset_state=None if replacement is None else _row(replacement, row),
@@ -228,7 +236,7 @@ class Recurrent(Module, Generic[StateT]):
                     state_out=tuple([final[row] for final in finals]),
                 )
                 tapes.append(tape)
-            steps = out
+            steps, indices = out, None
             drop = None
             if not last:
                 between += out.nbytes
@@ -275,7 +283,7 @@ class Recurrent(Module, Generic[StateT]):
 
     def _input_error(self, x: Any) -> Exception:
         """Say what is wrong with x."""
-        if not isinstance(x, np.ndarray):
+        if not isinstance(x, (np.ndarray, Lookup)):
             return TypeError(f"x: expected a numpy.ndarray of {self._dtype}, got {type(x).__name__}")
         order = "B, T" if self.batch_first else "T, B"
         return ValueError(
@@ -296,7 +304,8 @@ class Recurrent(Module, Generic[StateT]):
             tape: from `forward` of this module; usable again.
             dy: gradient of y, in its shape and dtype, or None for zeros if dstate is given.
             dstate: gradient of the final state, h or (h, c), each array or None for zeros.
-            need_dx: False leaves out the gradient of x, and dx is None.
+            need_dx: False leaves out the gradient of x, and dx is None. The gradient of a `Lookup` is that of
+                its table, (V, I).
 
         Raises:
             TypeError: an argument of the wrong kind or dtype.
@@ -314,9 +323,12 @@ class Recurrent(Module, Generic[StateT]):
         dfinals = None if dstate is None else self._split_state("dstate", dstate, batch, single)
         dstarts = [np.empty((self._rows, batch, width), self._dtype) for width in self._widths]
         dx: Array | None = None
+        lookup = tape.lookup
         for layer in reversed(range(self.num_layers)):
             if layer:
                 target = np.empty((seq_len, batch, self._out_size), self._dtype)
+            elif need_dx and lookup is not None and lookup.pays:
+                dx = target = np.empty(lookup.table.shape, self._dtype)
             elif need_dx:
                 dx = np.empty((*shape[:-1], self.input_size), self._dtype)
                 target = self._time_major(dx, single)
@@ -336,6 +348,8 @@ class Recurrent(Module, Generic[StateT]):
             flow = target if drop is None else _core.dropout(target, *drop)
         if single:
             dstarts = [dstart[:, 0] for dstart in dstarts]
+        if dx is not None and lookup is not None:
+            dx = kernel_gradient(lookup, dx)
         return dx, self._spec.pack_state(dstarts)
 
     def stream(self, batch_size: int = 1) -> Stream[StateT]:

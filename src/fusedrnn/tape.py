@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fusedrnn import _core
 
 if TYPE_CHECKING:
+    from fusedrnn.lookup import Lookup
     from fusedrnn.module import Module
 
 TapeT = TypeVar("TapeT", bound="Tape")
@@ -55,10 +56,11 @@ class RecurrentTape(Tape):
     Attributes:
         layers: the kernel tapes, directions of layer 0 first.
         dropout: for each layer, (p, seed, offset) of the dropout on its output, or None.
+        lookup: the input if it was a Lookup, else None.
         shape: shape of the output.
     """
 
-    __slots__ = ("dropout", "layers", "shape")
+    __slots__ = ("dropout", "layers", "lookup", "shape")
 
     def __init__(
         self,
@@ -67,9 +69,11 @@ class RecurrentTape(Tape):
         layers: list[_core.LayerTape],
         dropout: list[Drop | None],
         between: int,
+        lookup: "Lookup | None" = None,
     ) -> None:
         super().__init__(owner, sum([layer.nbytes for layer in layers]) + between)
         self.shape = shape
+        self.lookup = lookup
         self.layers = tuple(layers)
         self.dropout = tuple(dropout)
 

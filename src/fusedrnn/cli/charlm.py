@@ -73,16 +73,16 @@ class CharLM(fr.Module):
 
     def __call__(self, codes: Codes, state: Any = None) -> tuple[Array, Any]:
         """Return the logits (T, B, V) and the state after `codes` (T, B)."""
-        y, state = self.rnn(self.embedding(codes), state)
+        y, state = self.rnn(self.embedding.lookup(codes), state)
         return self.output(self.dropout(y)), state
 
     def forward(self, codes: Codes, state: Any = None) -> tuple[Array, Any, Tape]:
         """Return the logits (T, B, V), the state after `codes` (T, B), and the tape."""
-        x, embedding_tape = self.embedding.forward(codes)
+        x = self.embedding.lookup(codes)
         y, state, rnn_tape = self.rnn.forward(x, state)
         dropped, dropout_tape = self.dropout.forward(y)
         logits, output_tape = self.output.forward(dropped)
-        return logits, state, Tape(embedding_tape, rnn_tape, dropout_tape, output_tape)
+        return logits, state, Tape(x, rnn_tape, dropout_tape, output_tape)
 
     def backward(self, tape: Tape, dlogits: Array) -> None:
         """Add to the gradients; none flows into the state before the window (truncated backpropagation)."""

@@ -1,0 +1,234 @@
+// The gradients of inputs and weights, as large products over all rows of a block of steps, once the sweep through the
+// block has left their gate gradients.
+//
+// Blocks and the order of rows depend on the problem alone, never on the threads: so do the results.
+#pragma once
+
+#include "cpu/outer.h"
+#include "cpu/steps.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+inline constexpr std::int64_t kGradientBlockRows = 384;
+
+// Sizes and pieces of the workspace of one backward call.
+template <class Cell, class T>
+struct BackwardPlan {
+    static constexpr std::int64_t G = Cell::kGates, L = Vec<T>::kLanes;
+    std::int64_t panels, p_panels, steps, block_rows;
+    // Shared by all members. Gate gradients are [panel][row][G][L], twice: a block's first step needs the last of the
+    // block before it.
+    T *zero, *carry, *dgx[2], *dgh[2], *dhidden;
+    T* table_gates;  // the sums of dgx over the places where a row of the table was looked up: [panel][V][G][L]
+    struct Member {
+        T *acc, *columns;
+        const T** a_rows;            // the rows of a product
+        const T **x_rows, **h_rows;  // inputs and previous hidden states of a whole block
+        T** dx_rows;                 // where the inputs' gradients go
+        std::int64_t* indices;       // of the rows of a block in the table of inputs
+        const T** state_rows;
+    };
+
+    explicit BackwardPlan(const Dims& d) {
+        panels = panels_of<T>(d.H);
+        p_panels = panels_of<T>(d.P);
+        steps = larger(1, smaller(d.T, kGradientBlockRows / larger(1, d.B)));
+        block_rows = larger(1, steps * d.B);
+    }
+    void take_shared(const Dims& d, Arena& arena) {
+        const std::int64_t gradients = panels * block_rows * G * L;
+        zero = arena.template take<T>(larger(padded<T>(d.H), padded<T>(d.P)));
+        carry = arena.template take<T>(d.B * Cell::kStates * padded<T>(d.H));
+        for (int i = 0; i < 2; ++i) {
+            dgx[i] = arena.template take<T>(gradients);
+            dgh[i] = Cell::kSplitGates ? arena.template take<T>(gradients) : dgx[i];
+        }
+        dhidden = arena.template take<T>(d.projected ? p_panels * block_rows * L : 0);
+        table_gates = arena.template take<T>(panels * d.V * G * L);
+    }
+    Member take_member(const Dims& d, Arena& arena) const {
+        Member m;
+        m.acc = arena.template take<T>(accumulator_vectors<1>() * L);
+        m.columns = arena.template take<T>(block_rows *
+                                           larger(padded<T>(d.I), larger(padded<T>(d.H), padded<T>(d.P))));
+        m.a_rows = arena.template take<const T*>(block_rows);
+        m.x_rows = arena.template take<const T*>(block_rows);
+        m.h_rows = arena.template take<const T*>(block_rows);
+        m.dx_rows = arena.template take<T*>(block_rows);
+        m.indices = arena.template take<std::int64_t>(block_rows);
+        m.state_rows = arena.template take<const T*>(d.B * Cell::kStates);
+        return m;
+    }
+};
+
+// The time of a step of the sweep, which goes against the direction of the forward pass.
+inline std::int64_t sweep_time(const Schedule& schedule, std::int64_t step, std::int64_t total) {
+    return schedule.reverse ? step : total - 1 - step;
+}
+
+template <class Cell, class T>
+class Gradients {
+  public:
+    static constexpr int G = Cell::kGates, S = Cell::kStates;
+    static constexpr std::int64_t L = Vec<T>::kLanes;
+    using Plan = BackwardPlan<Cell, T>;
+    using Member = typename Plan::Member;
+
+    Gradients(const BackwardProblem<T>& problem, const Plan& plan, Team& team)
+        : p_(problem), plan_(plan), team_(team) {}
+
+    // Before the first block: nothing has been looked up yet.
+    void clear_table(int member) {
+        const Range panels = share(plan_.panels, team_.size(), member);
+        const std::int64_t size = p_.dims.V * G * L;
+        fill_zero(plan_.table_gates + panels.begin * size, (panels.end - panels.begin) * size);
+    }
+
+    // Adds the steps [begin, end) of the sweep, whose gate gradients stand in one of the two buffers.
+    void add_block(Member& m, int member, std::int64_t begin, std::int64_t end, int buffer) {
+        const std::int64_t rows = find_rows(m, begin, end), a_panel = plan_.block_rows * G * L;
+        const T* dgx = plan_.dgx[buffer];
+        const T* dgh = plan_.dgh[buffer];
+        // Columns of dW_ih, then of dW_hh; none of dW_ih where the table's rows bring them in the end.
+        const std::int64_t inputs = p_.dims.V == 0 ? panels_of<T>(p_.dims.I) : 0;
+        const Range mine = share(inputs + panels_of<T>(p_.dims.P), team_.size(), member);
+        if (p_.dims.V == 0) {
+            input_gradients(m, member, dgx, a_panel, rows,
+                            {smaller(mine.begin, inputs), smaller(mine.end, inputs)});
+        } else {
+            add_to_table(m, member, dgx, rows);
+        }
+        if (p_.dparams.w_hh != nullptr) {
+            const OuterArgs<T> args{dgh,       a_panel,         G,        p_.dims.H, m.h_rows, rows,
+                                    p_.dims.P, p_.dparams.w_hh, m.columns};
+            outer<T>(args, larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0));
+        }
+        const Range bias = share(plan_.panels, team_.size(), member);
+        if constexpr (Cell::kSplitGates) {
+            sum_rows<T, G>(dgx, a_panel, rows, p_.dims.H, p_.dparams.b_ih, nullptr, bias.begin, bias.end);
+            sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, p_.dparams.b_hh, nullptr, bias.begin, bias.end);
+        } else {
+            sum_rows<T, G>(dgx, a_panel, rows, p_.dims.H, p_.dparams.b_ih, p_.dparams.b_hh, bias.begin,
+                           bias.end);
+        }
+        if (p_.dims.projected && p_.dparams.w_hr != nullptr) projection_gradients(m, member, begin, end);
+    }
+
+    // After the last block and a barrier: what all blocks together say of the table and of W_ih.
+    void add_table(Member& m, int member) {
+        const Range columns = share(panels_of<T>(p_.dims.I), team_.size(), member);
+        for (std::int64_t v = 0; v < p_.dims.V; v += plan_.block_rows) {
+            const std::int64_t rows = smaller(plan_.block_rows, p_.dims.V - v);
+            for (std::int64_t i = 0; i < rows; ++i) {
+                m.x_rows[i] = p_.x.row(0, v + i);
+                if (p_.dx.data != nullptr) m.dx_rows[i] = p_.dx.row(0, v + i);
+            }
+            input_gradients(m, member, plan_.table_gates + v * G * L, p_.dims.V * G * L, rows, columns);
+        }
+    }
+
+  private:
+    // Finds what the rows of a block read in the forward pass, in the order of the gate gradients; returns their number.
+    std::int64_t find_rows(Member& m, std::int64_t begin, std::int64_t end) const {
+        const std::int64_t total = longest(p_.dims, p_.schedule);
+        const PreviousStates<Cell, T> previous_states(p_, plan_.zero, p_.states, true);
+        std::int64_t n = 0;
+        for (std::int64_t step = begin; step < end; ++step) {
+            const std::int64_t t = sweep_time(p_.schedule, step, total);
+            for (std::int64_t position = 0; position < p_.schedule.active[t]; ++position, ++n) {
+                const std::int64_t b = p_.schedule.order[position];
+                const T* found[S];
+                previous_states.find(t, position, found);
+                m.h_rows[n] = found[0];
+                if (p_.dims.V > 0) {
+                    m.indices[n] = p_.index[t * p_.dims.B + b];
+                    continue;
+                }
+                m.x_rows[n] = p_.x.row(t, b);
+                if (p_.dx.data != nullptr) m.dx_rows[n] = p_.dx.row(t, b);
+            }
+        }
+        return n;
+    }
+
+    void add_to_table(const Member& m, int member, const T* dgx, std::int64_t rows) {
+        const Range panels = share(plan_.panels, team_.size(), member);
+        for (std::int64_t j = panels.begin; j < panels.end; ++j) {
+            const T* from = dgx + j * plan_.block_rows * G * L;
+            T* table = plan_.table_gates + j * p_.dims.V * G * L;
+            for (std::int64_t k = 0; k < rows; ++k, from += G * L) {
+                T* to = table + m.indices[k] * G * L;
+                for (int g = 0; g < G; ++g) {
+                    (Vec<T>::load(to + g * L) + Vec<T>::load(from + g * L)).store(to + g * L);
+                }
+            }
+        }
+    }
+
+    // From the gradients of gx for `rows` rows, [panel][row][G][L]: dx for this member's share of the rows, and the given
+    // columns of dW_ih.
+    void input_gradients(Member& m, int member, const T* gates, std::int64_t a_panel, std::int64_t rows,
+                         Range columns) {
+        if (p_.dx.data != nullptr && p_.dims.I > 0) {
+            back_through_inputs(m, gates, a_panel, share(rows, team_.size(), member));
+        }
+        if (p_.dparams.w_ih == nullptr) return;
+        const OuterArgs<T> args{gates,     a_panel,         G,        p_.dims.H, m.x_rows, rows,
+                                p_.dims.I, p_.dparams.w_ih, m.columns};
+        outer<T>(args, columns.begin, columns.end);
+    }
+
+    // dx = dgx W_ih.
+    void back_through_inputs(Member& m, const T* gates, std::int64_t a_panel, Range rows) {
+        const std::int64_t panels = panels_of<T>(p_.dims.I), at_once = panels_at_once<1>(kRowGroup);
+        for (std::int64_t row = rows.begin; row < rows.end; ++row) m.a_rows[row] = gates + row * G * L;
+        for (std::int64_t u = 0; u < panels; u += at_once) {
+            for (std::int64_t r = rows.begin; r < rows.end; r += kRowGroup) {
+                GemmArgs<T> args{};
+                args.a = m.a_rows + r;
+                args.n = smaller(kRowGroup, rows.end - r);
+                args.chunks = plan_.panels;
+                args.chunk_len = G * L;
+                args.chunk_stride = a_panel;
+                args.b_panel = plan_.panels * G * L * L;
+                args.b = p_.weights.w_ih_t + u * args.b_panel;
+                args.panels = smaller(at_once, panels - u);
+                args.out = m.acc;
+                args.out_panel = kRowGroup * L;
+                args.out_row = L;
+                gemm<T, 1>(args);
+                for (std::int64_t i = 0; i < args.n; ++i) {
+                    for (std::int64_t v = 0; v < args.panels; ++v) {
+                        const std::int64_t column = (u + v) * L, valid = p_.dims.I - column;
+                        T* dx = m.dx_rows[r + i] + column;
+                        Vec<T> value = Vec<T>::load(m.acc + (v * kRowGroup + i) * L);
+                        if (p_.accumulate_dx) value = value + load_part(dx, valid);
+                        store_part(value, dx, valid);
+                    }
+                }
+            }
+        }
+    }
+
+    // dW_hr += (gradient of the output)^T hidden.
+    void projection_gradients(Member& m, int member, std::int64_t begin, std::int64_t end) {
+        const std::int64_t total = longest(p_.dims, p_.schedule), hidden_row = padded<T>(p_.dims.H);
+        std::int64_t n = 0;
+        for (std::int64_t step = begin; step < end; ++step) {
+            const std::int64_t t = sweep_time(p_.schedule, step, total);
+            for (std::int64_t position = 0; position < p_.schedule.active[t]; ++position) {
+                m.a_rows[n++] = p_.hidden + (p_.schedule.offset[t] + position) * hidden_row;
+            }
+        }
+        const OuterArgs<T> args{plan_.dhidden, plan_.block_rows * L, 1,        p_.dims.P, m.a_rows, n,
+                                p_.dims.H,     p_.dparams.w_hr,      m.columns};
+        const Range mine = share(panels_of<T>(p_.dims.H), team_.size(), member);
+        outer<T>(args, mine.begin, mine.end);
+    }
+
+    const BackwardProblem<T>& p_;
+    const Plan& plan_;
+    Team& team_;
+};
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

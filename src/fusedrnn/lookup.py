@@ -1,0 +1,102 @@
+"""Lookup: inputs that are rows of a table, as an embedding gives them, without a copy of the rows."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import _core
+from fusedrnn.cells import Array
+from fusedrnn.checks import as_indices
+
+if TYPE_CHECKING:
+    from fusedrnn.module import Module
+
+Indices = npt.NDArray[np.int64]
+
+
+class Lookup:
+    """x = table[indices], as input of RNN, LSTM, GRU and `functional.forward`.
+
+    A recurrent layer multiplies each row of the table by W_ih once, instead of every place of the sequence,
+    and adds up the gate gradients of equal indices before it multiplies them. Outputs are bitwise those of
+    `table[indices]`; the gradient of x is that of the table.
+
+    Attributes:
+        table: (V, I), float32 or float64. Referred to, not copied.
+        indices: (T, B), laid out as the layer wants x, int64, each in 0..V-1.
+        shape, ndim, dtype: of table[indices].
+
+    Raises:
+        TypeError: table is not an array, or indices are not integers.
+        ValueError: table has not two axes.
+    """
+
+    __slots__ = ("_owner", "indices", "table")
+
+    def __init__(self, table: Array, indices: npt.ArrayLike, *, owner: "Module | None" = None) -> None:
+        if not isinstance(table, np.ndarray):
+            raise TypeError(f"table: expected a numpy.ndarray, got {type(table).__name__}")
+        if table.ndim != 2:
+            raise ValueError(f"table: expected shape (V, I), got {table.shape}")
+        given = np.asarray(indices)
+        self.table = table
+        self.indices: Indices = as_indices("indices", given).reshape(given.shape)
+        self._owner = owner
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of table[indices]."""
+        return (*self.indices.shape, self.table.shape[1])
+
+    @property
+    def ndim(self) -> int:
+        """Axes of table[indices]."""
+        return self.indices.ndim + 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The table's."""
+        return self.table.dtype
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("copy: expected None or True: the rows are copied out of the table, got False")
+        rows = self.rows()
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def rows(self) -> Array:
+        """Return table[indices] as a new array.
+
+        Raises:
+            ValueError: an index outside 0..V-1.
+        """
+        table = np.require(self.table, requirements=["C", "A"])
+        return _core.embedding_forward(self.indices.reshape(-1), table).reshape(self.shape)
+
+    @property
+    def pays(self) -> bool:
+        """Whether the table is so small beside the sequence that kernels should look rows up themselves."""
+        return 2 * len(self.table) <= self.indices.size
+
+    def table_gradient(self, drows: Array) -> Array:
+        """Return the gradient of the table (V, I) for that of table[indices]."""
+        gradient = np.zeros(self.table.shape, self.table.dtype)
+        rows = np.ascontiguousarray(drows).reshape(-1, self.table.shape[1])
+        _core.embedding_backward(self.indices.reshape(-1), rows, gradient)
+        return gradient
+
+    def __repr__(self) -> str:
+        return f"Lookup(table={self.table.shape}, indices={self.indices.shape}, dtype={self.dtype})"
+
+
+def kernel_inputs(x: Array | Lookup) -> tuple[Array, Indices | None]:
+    """Return x as kernels take it: an array and None, or a table and the indices of its rows."""
+    if not isinstance(x, Lookup):
+        return x, None
+    return (x.table, x.indices) if x.pays else (x.rows(), None)
+
+
+def kernel_gradient(x: Array | Lookup, dx: Array) -> Array:
+    """Return the gradient of x from that of what `kernel_inputs` made of it."""
+    return x.table_gradient(dx) if isinstance(x, Lookup) and not x.pays else dx
