@@ -78,9 +78,11 @@ def _forward(cell: str, proj: int = 0) -> Entry:
 
 def _lookup_forward(cell: str) -> Entry:
     entry = _forward(cell)
-    entry.arguments |= {"x": _draw(7, I), "indices": np.arange(T * B).reshape(T, B) % 7}
-    # Without them x has to have three axes.
-    return Entry(_core.forward, entry.arguments, entry.written, entry.optional, entry.free | {"indices"})
+    entry.arguments |= {"x": _draw(7, I), "indices": np.arange(T * B).reshape(T, B) % 6}
+    entry.optional |= {"indices"}  # where x has three axes
+    entry.free |= {"indices"}
+    entry.open_axes |= {("x", (), 0)}
+    return entry
 
 
 def _backward(cell: str, proj: int = 0) -> Entry:
