@@ -1,5 +1,9 @@
 #include "bindings/arrays.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -312,12 +316,18 @@ std::vector<std::int64_t> checked_indices(const Array& indices, std::int64_t lim
 }
 
 AlignedBuffer::AlignedBuffer(std::int64_t bytes) : bytes_(bytes) {
-    constexpr std::int64_t kAlignment = 64;
-    if (bytes < 0 || bytes > std::numeric_limits<std::int64_t>::max() - kAlignment) throw std::bad_alloc();
-    const std::int64_t rounded =
-        std::max<std::int64_t>((bytes + kAlignment - 1) / kAlignment, 1) * kAlignment;
-    data_ = std::aligned_alloc(kAlignment, static_cast<std::size_t>(rounded));
+    constexpr std::int64_t kCacheLine = 64, kHugePage = 2 << 20;
+    if (bytes < 0 || bytes > std::numeric_limits<std::int64_t>::max() - kHugePage) throw std::bad_alloc();
+    // A large tape is new memory in every call: 13 MB in small pages took 5 ms to map, a fifth of the forward pass.
+    const bool large = bytes >= 2 * kHugePage;
+    const std::int64_t unit = large ? kHugePage : kCacheLine;
+    const auto rounded =
+        static_cast<std::size_t>(std::max<std::int64_t>((bytes + unit - 1) / unit, 1) * unit);
+    data_ = std::aligned_alloc(static_cast<std::size_t>(unit), rounded);
     if (data_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (large) madvise(data_, rounded, MADV_HUGEPAGE);  // advice: without huge pages all works as well
+#endif
 }
 
 AlignedBuffer::~AlignedBuffer() { std::free(data_); }

@@ -103,19 +103,17 @@ class Gradients {
                                     p_.dims.P, p_.dparams.w_hh, m.columns};
             outer<T>(args, larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0));
         }
-        const Range bias = share(plan_.panels, team_.size(), member);
+        if (p_.dims.V == 0) input_bias_gradients(member, dgx, a_panel, rows);
         if constexpr (Cell::kSplitGates) {
-            sum_rows<T, G>(dgx, a_panel, rows, p_.dims.H, p_.dparams.b_ih, nullptr, bias.begin, bias.end);
+            const Range bias = share(plan_.panels, team_.size(), member);
             sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, p_.dparams.b_hh, nullptr, bias.begin, bias.end);
-        } else {
-            sum_rows<T, G>(dgx, a_panel, rows, p_.dims.H, p_.dparams.b_ih, p_.dparams.b_hh, bias.begin,
-                           bias.end);
         }
         if (p_.dims.projected && p_.dparams.w_hr != nullptr) projection_gradients(m, member, begin, end);
     }
 
-    // After the last block and a barrier: what all blocks together say of the table and of W_ih.
+    // After the last block and a barrier: what all blocks together say of the table, of W_ih and of the bias beside it.
     void add_table(Member& m, int member) {
+        input_bias_gradients(member, plan_.table_gates, p_.dims.V * G * L, p_.dims.V);
         const Range columns = share(panels_of<T>(p_.dims.I), team_.size(), member);
         for (std::int64_t v = 0; v < p_.dims.V; v += plan_.block_rows) {
             const std::int64_t rows = smaller(plan_.block_rows, p_.dims.V - v);
@@ -176,6 +174,13 @@ class Gradients {
         const OuterArgs<T> args{gates,     a_panel,         G,        p_.dims.H, m.x_rows, rows,
                                 p_.dims.I, p_.dparams.w_ih, m.columns};
         outer<T>(args, columns.begin, columns.end);
+    }
+
+    // db_ih from the same, and db_hh where the gates are not split.
+    void input_bias_gradients(int member, const T* gates, std::int64_t a_panel, std::int64_t rows) {
+        const Range panels = share(plan_.panels, team_.size(), member);
+        sum_rows<T, G>(gates, a_panel, rows, p_.dims.H, p_.dparams.b_ih,
+                       Cell::kSplitGates ? nullptr : p_.dparams.b_hh, panels.begin, panels.end);
     }
 
     // dx = dgx W_ih.
