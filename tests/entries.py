@@ -66,6 +66,7 @@ def _forward(cell: str, proj: int = 0) -> Entry:
         "reset_state": _state(cell, proj),
         "reverse": False,
         "save": True,
+        "recompute": False,
         "cache": _core.WeightCache(),
         "out": np.zeros((T, B, proj or H)),
         "state_out": _state(cell, proj),

@@ -55,19 +55,23 @@ SHAPES = [
     (4, 40, 7, 33),
     (3, 67, 20, 5),
     (40, 8, 16, 64),
+    (60, 20, 5, 35),  # several blocks of gradients
 ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("cell", CELLS)
-def test_same_bits_for_every_thread_count(cell: str, shape: tuple[int, int, int, int], dtype: str) -> None:
+@pytest.mark.parametrize(("cell", "proj"), [*((cell, 0) for cell in CELLS), ("lstm", 4)])
+def test_same_bits_for_every_thread_count(
+    cell: str, proj: int, shape: tuple[int, int, int, int], dtype: str
+) -> None:
     rng = np.random.default_rng(0)
-    plain = random_problem(cell, shape, dtype)
+    plain = random_problem(cell, shape, dtype, proj=proj)
     masked = random_problem(
         cell,
         shape,
         dtype,
+        proj=proj,
         lengths=random_lengths(rng, *shape[:2]),
         resets=rng.random(shape[:2]) < 0.2,
         reverse=True,

@@ -1,9 +1,5 @@
 #include "bindings/arrays.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -313,32 +309,6 @@ std::vector<std::int64_t> checked_indices(const Array& indices, std::int64_t lim
                               std::to_string(i));
     }
     return copy;
-}
-
-AlignedBuffer::AlignedBuffer(std::int64_t bytes) : bytes_(bytes) {
-    constexpr std::int64_t kCacheLine = 64, kHugePage = 2 << 20;
-    if (bytes < 0 || bytes > std::numeric_limits<std::int64_t>::max() - kHugePage) throw std::bad_alloc();
-    // A large tape is new memory in every call: 13 MB in small pages took 5 ms to map, a fifth of the forward pass.
-    const bool large = bytes >= 2 * kHugePage;
-    const std::int64_t unit = large ? kHugePage : kCacheLine;
-    const auto rounded =
-        static_cast<std::size_t>(std::max<std::int64_t>((bytes + unit - 1) / unit, 1) * unit);
-    data_ = std::aligned_alloc(static_cast<std::size_t>(unit), rounded);
-    if (data_ == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    if (large) madvise(data_, rounded, MADV_HUGEPAGE);  // advice: without huge pages all works as well
-#endif
-}
-
-AlignedBuffer::~AlignedBuffer() { std::free(data_); }
-
-AlignedBuffer::AlignedBuffer(AlignedBuffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
 }
 
 }  // namespace fusedrnn

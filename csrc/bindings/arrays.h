@@ -113,25 +113,4 @@ void require(bool ok, const char* name, const std::string& expected, double valu
 std::vector<std::int64_t> checked_indices(const Array& indices, std::int64_t limit, const char* limit_symbol,
                                           const std::int64_t* allowed = nullptr);
 
-// Uninitialised memory aligned to 64 bytes; std::bad_alloc (MemoryError) where there is none.
-class AlignedBuffer {
-  public:
-    AlignedBuffer() = default;
-    explicit AlignedBuffer(std::int64_t bytes);
-    ~AlignedBuffer();
-    AlignedBuffer(AlignedBuffer&& other) noexcept;
-    AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;
-
-    void* data() const { return data_; }
-    template <class T>
-    T* as() const {
-        return static_cast<T*>(data_);
-    }
-    std::int64_t bytes() const { return bytes_; }
-
-  private:
-    void* data_ = nullptr;
-    std::int64_t bytes_ = 0;
-};
-
 }  // namespace fusedrnn

@@ -7,6 +7,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/buffer.h"
 #include "bindings/run.h"
 #include "cpu/kernels.h"
 #include "layers/layer_table.h"

@@ -166,7 +166,8 @@ Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int
 
 template <class T>
 py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const Outputs& out,
-                        std::shared_ptr<const Timetable> timetable, bool save, WeightCache* cache) {
+                        std::shared_ptr<const Timetable> timetable, bool save, bool recompute,
+                        WeightCache* cache) {
     const RecurrentKernels<T>& kernels = kernel_table<T>().cells[cell];
     const int states = kernels.traits.states;
     const Params<const T> params = w.pointers<T>();
@@ -186,7 +187,9 @@ py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const O
         tape = std::make_shared<TypedTape<T>>(cell, w.dims, in.x.dtype(), timetable);
         const std::int64_t lanes = kernel_table<T>().lanes, item = sizeof(T);
         const std::int64_t padded = (w.dims.H + lanes - 1) / lanes * lanes, rows = timetable->rows();
-        tape->saved = AlignedBuffer(checked_product({rows, padded, kernels.traits.saved, item}));
+        if (!recompute) {
+            tape->saved = AlignedBuffer(checked_product({rows, padded, kernels.traits.saved, item}));
+        }
         if (states > 1) tape->states = AlignedBuffer(checked_product({rows, padded, states - 1, item}));
         if (w.dims.projected) tape->hidden = AlignedBuffer(checked_product({rows, padded, item}));
         problem.saved = tape->saved.template as<T>();
@@ -211,9 +214,10 @@ py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const O
 
 py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state,
                   py::handle indices, py::handle lengths, py::handle resets, py::handle reset_state,
-                  py::handle reverse_flag, py::handle save_flag, WeightCache* cache, py::handle out,
-                  py::handle state_out) {
-    const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save");
+                  py::handle reverse_flag, py::handle save_flag, py::handle recompute_flag,
+                  WeightCache* cache, py::handle out, py::handle state_out) {
+    const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
+               recompute = flag(recompute_flag, "recompute");
     const int cell = cell_by_name(cell_name);
     const int states = traits_of(cell).states;
     CallArrays in;
@@ -240,7 +244,7 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
     auto timetable = std::make_shared<const Timetable>(w.dims.T, w.dims.B,
                                                        ends.given() ? checked.data() : nullptr, reverse);
     return by_dtype(in.x.dtype(), [&]<class T>() {
-        return forward_typed<T>(cell, w, in, outputs, std::move(timetable), save, cache);
+        return forward_typed<T>(cell, w, in, outputs, std::move(timetable), save, recompute, cache);
     });
 }
 
@@ -305,7 +309,8 @@ void backward_typed(const LayerTape& base, const BackwardArrays& a) {
                        a.grads[2].mutable_data<T>(), a.grads[3].mutable_data<T>(),
                        a.grads[4].mutable_data<T>()};
     Team team(recurrent_threads(tape.dims, kernels.traits.gates, true));
-    const AlignedBuffer workspace(kernels.backward_workspace(tape.dims, team.size()));
+    const AlignedBuffer workspace(
+        kernels.backward_workspace(tape.dims, problem.saved == nullptr, team.size()));
     run_released(team, [&] { kernels.backward(problem, team, workspace.data()); });
 }
 
@@ -389,7 +394,8 @@ void bind_recurrent(py::module_& m) {
           py::arg("state") = py::none(), py::kw_only(), py::arg("indices") = py::none(),
           py::arg("lengths") = py::none(), py::arg("resets") = py::none(),
           py::arg("reset_state") = py::none(), py::arg("reverse") = false, py::arg("save") = false,
-          py::arg("cache") = py::none(), py::arg("out") = py::none(), py::arg("state_out") = py::none());
+          py::arg("recompute") = false, py::arg("cache") = py::none(), py::arg("out") = py::none(),
+          py::arg("state_out") = py::none());
     m.def("backward", &backward, py::arg("tape"), py::arg("dy") = py::none(), py::arg("dstate") = py::none(),
           py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true,
           py::arg("dx") = py::none(), py::arg("accumulate_dx") = false);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "bindings/buffer.h"
 #include "bindings/timetable.h"
 #include "bindings/weights.h"
 

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "bindings/arrays.h"
+#include "bindings/buffer.h"
 #include "cpu/kernels.h"
 
 namespace fusedrnn {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/gradients.h"
+#include "cpu/recompute.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -18,8 +19,9 @@ class Backward {
     Backward(const BackwardProblem<T>& problem, Team& team, void* workspace)
         : p_(problem),
           team_(team),
-          plan_(problem.dims),
+          plan_(problem.dims, problem.saved == nullptr),
           gradients_(problem, plan_, team),
+          recompute_(problem, plan_),
           arena_(workspace),
           hp_(padded<T>(problem.dims.H)) {
         plan_.take_shared(p_.dims, arena_);
@@ -29,7 +31,11 @@ class Backward {
     void run_member(int member) {
         Arena arena = arena_;
         Member m{};
-        for (int i = 0; i <= member; ++i) m = plan_.take_member(p_.dims, arena);
+        typename Recompute<Cell, T>::Member again{};
+        for (int i = 0; i <= member; ++i) {
+            m = plan_.take_member(p_.dims, arena);
+            again = Recompute<Cell, T>::take_member(plan_, arena);
+        }
         const Part part = part_of(p_.dims, plan_.panels, team_.size(), member);
         const bool by_units = part.stride == 1 && team_.size() > 1;
         clear_padding(member);
@@ -40,6 +46,7 @@ class Backward {
         for (std::int64_t q = 0; q < total; q += plan_.steps) {
             const std::int64_t end = smaller(q + plan_.steps, total);
             here.row = 0;
+            if (plan_.recompute) recompute_.run(part, again, q, end);
             for (std::int64_t step = q; step < end; ++step) {
                 here.t = sweep_time(p_.schedule, step, total);
                 sweep_step(part, m, later, here);
@@ -177,8 +184,10 @@ class Backward {
                                        std::int64_t position, V dh, bool continues, bool cut) {
         const std::int64_t unit = panel * L, valid = p_.dims.H - unit, active = p_.schedule.active[here.t];
         V saved[Cell::kSaved], s[S], ds_next[S], ds[S], dgh[G];
-        const T* from =
-            p_.saved + (p_.schedule.offset[here.t] * plan_.panels + panel * active) * Cell::kSaved * L;
+        // A tape has the rows of all steps, recomputing those of the block.
+        const std::int64_t before = plan_.recompute ? here.row : p_.schedule.offset[here.t];
+        const T* from = (plan_.recompute ? plan_.saved : p_.saved) +
+                        (before * plan_.panels + panel * active) * Cell::kSaved * L;
         for (int k = 0; k < Cell::kSaved; ++k) saved[k] = V::load(from + (position * Cell::kSaved + k) * L);
         s[0] = Cell::kDirectHidden ? load_part(m.state_rows[i * S] + unit, valid) : V::set(0);
         ds_next[0] = dh;
@@ -252,7 +261,7 @@ class Backward {
         }
     }
     T* projected_gradient(const Place& place, std::int64_t panel, std::int64_t position) const {
-        return plan_.dhidden + (panel * plan_.block_rows + place.row + position) * L;
+        return plan_.dhidden[place.buffer] + (panel * plan_.block_rows + place.row + position) * L;
     }
 
     // The gradient of the initial state, for the rows whose first step was `here`.
@@ -304,16 +313,20 @@ class Backward {
     Team& team_;
     BackwardPlan<Cell, T> plan_;
     Gradients<Cell, T> gradients_;
+    Recompute<Cell, T> recompute_;
     Arena arena_;
     std::int64_t hp_;
 };
 
 template <class Cell, class T>
-std::int64_t backward_workspace(const Dims& dims, int threads) {
-    BackwardPlan<Cell, T> plan(dims);
+std::int64_t backward_workspace(const Dims& dims, bool recompute, int threads) {
+    BackwardPlan<Cell, T> plan(dims, recompute);
     Arena arena(nullptr);
     plan.take_shared(dims, arena);
-    for (int member = 0; member < threads; ++member) plan.take_member(dims, arena);
+    for (int member = 0; member < threads; ++member) {
+        plan.take_member(dims, arena);
+        Recompute<Cell, T>::take_member(plan, arena);
+    }
     return arena.used();
 }
 

@@ -118,31 +118,14 @@ class Forward {
         }
     }
 
-    // gx = x W_ih^T + b for n rows, `panels`: [panel][row][G][L] with room for `out_rows` rows in each panel.
-    void input_product(const T* const* rows, std::int64_t n, Range panels, T* out, std::int64_t out_rows) {
-        GemmArgs<T> args{};
-        args.a = rows;
-        args.n = n;
-        args.chunks = 1;
-        args.chunk_len = p_.dims.I;
-        args.b = p_.weights.w_ih + panels.begin * p_.dims.I * G * L;
-        args.b_panel = p_.dims.I * G * L;
-        args.panels = panels.end - panels.begin;
-        args.init = p_.weights.b_x + panels.begin * G * L;
-        args.init_panel = G * L;
-        args.out = out;
-        args.out_panel = out_rows * G * L;
-        args.out_row = G * L;
-        gemm<T, G>(args);
-    }
-
     // Every row of the table once: a sequence longer than the table needs no other product with W_ih.
     void project_table(typename ForwardPlan<Cell, T>::Member& m, Range panels) {
         const std::int64_t rows = p_.dims.V;
         for (std::int64_t v = 0; v < rows; v += plan_.block_rows) {
             const std::int64_t n = smaller(plan_.block_rows, rows - v);
             for (std::int64_t i = 0; i < n; ++i) m.x_rows[i] = p_.x.row(0, v + i);
-            input_product(m.x_rows, n, panels, plan_.table_gx + (panels.begin * rows + v) * G * L, rows);
+            input_product<Cell, T>(p_.dims, p_.weights, m.x_rows, n, panels,
+                                   plan_.table_gx + (panels.begin * rows + v) * G * L, rows);
         }
     }
 
@@ -161,7 +144,7 @@ class Forward {
             }
         }
         if (p_.dims.V == 0) {
-            input_product(m.x_rows, n, part.panels, m.gx, plan_.block_rows);
+            input_product<Cell, T>(p_.dims, p_.weights, m.x_rows, n, part.panels, m.gx, plan_.block_rows);
             return;
         }
         for (std::int64_t panel = part.panels.begin; panel < part.panels.end; ++panel) {
@@ -189,7 +172,10 @@ class Forward {
             const std::int64_t count = smaller(at_once, panels - u);
             for (std::int64_t r = 0; r < rows; r += kRowGroup) {
                 const std::int64_t n = smaller(kRowGroup, rows - r);
-                recurrent_product(part, m, u, count, r, n, block_row);
+                const std::int64_t first = part.panels.begin + u;
+                hidden_product<Cell, T>(p_.dims, p_.weights, m.h_rows + r, n, {first, first + count},
+                                        m.gx + (u * plan_.block_rows + block_row + r) * G * L,
+                                        plan_.block_rows, m.acc, kRowGroup);
                 for (std::int64_t v = u; v < u + count; ++v) {
                     const T* acc = m.acc + (v - u) * kRowGroup * G * L;
                     apply_cell(part, m, t, v, r, n, acc,
@@ -207,32 +193,6 @@ class Forward {
         return plan_.hidden + position * hp_;
     }
 
-    // acc = (gx, or the recurrent bias where gates are split) + h W_hh^T for n rows from r on, panels u and following.
-    void recurrent_product(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t u,
-                           std::int64_t count, std::int64_t r, std::int64_t n, std::int64_t block_row) {
-        const std::int64_t panel = part.panels.begin + u;
-        GemmArgs<T> args{};
-        args.a = m.h_rows + r;
-        args.n = n;
-        args.chunks = 1;
-        args.chunk_len = p_.dims.P;
-        args.b = p_.weights.w_hh + panel * p_.dims.P * G * L;
-        args.b_panel = p_.dims.P * G * L;
-        args.panels = count;
-        if constexpr (Cell::kSplitGates) {
-            args.init = p_.weights.b_h + panel * G * L;
-            args.init_panel = G * L;
-        } else {
-            args.init = m.gx + (u * plan_.block_rows + block_row + r) * G * L;
-            args.init_panel = plan_.block_rows * G * L;
-            args.init_row = G * L;
-        }
-        args.out = m.acc;
-        args.out_panel = kRowGroup * G * L;
-        args.out_row = G * L;
-        gemm<T, G>(args);
-    }
-
     // The cell for n rows of one panel (v counts from the member's first).
     void apply_cell(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
                     std::int64_t v, std::int64_t r, std::int64_t n, const T* acc, const T* gx) {
@@ -242,21 +202,8 @@ class Forward {
                                        : p_.saved + (p_.schedule.offset[t] * plan_.panels + panel * active) *
                                                         Cell::kSaved * L;
         for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
-            V gates[G], s[S], s_next[S], keep[Cell::kSaved];
-            for (int g = 0; g < G; ++g) gates[g] = V::load(acc + g * L);
-            if constexpr (Cell::kDirectHidden) {
-                s[0] = load_part(m.state_rows[i * S] + unit, valid);
-            } else {
-                s[0] = V::set(0);
-            }
-            for (int k = 1; k < S; ++k) s[k] = load_part(m.state_rows[i * S + k] + unit, valid);
-            if constexpr (Cell::kSplitGates) {
-                V from_x[G];
-                for (int g = 0; g < G; ++g) from_x[g] = V::load(gx + g * L);
-                Cell::forward(from_x, gates, s, s_next, keep);
-            } else {
-                Cell::forward(gates, s, s_next, keep);
-            }
+            V s_next[S], keep[Cell::kSaved];
+            cell_forward<Cell, T>(acc, gx, m.state_rows + i * S, unit, valid, s_next, keep);
             const std::int64_t position = part.position(i);
             store_part(s_next[0], m.y_rows[i] + unit, valid);
             if constexpr (S > 1) {

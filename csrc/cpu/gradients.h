@@ -15,11 +15,13 @@ inline constexpr std::int64_t kGradientBlockRows = 384;
 template <class Cell, class T>
 struct BackwardPlan {
     static constexpr std::int64_t G = Cell::kGates, L = Vec<T>::kLanes;
+    bool recompute;
     std::int64_t panels, p_panels, steps, block_rows;
-    // Shared by all members. Gate gradients are [panel][row][G][L], twice: a block's first step needs the last of the
-    // block before it.
-    T *zero, *carry, *dgx[2], *dgh[2], *dhidden;
+    // Shared by all members. Gate gradients are [panel][row][G][L], and with a projection gradients of the output
+    // [panel][row][L]. Twice: the next block's sweep begins while other members still read this block's.
+    T *zero, *carry, *dgx[2], *dgh[2], *dhidden[2];
     T* table_gates;  // the sums of dgx over the places where a row of the table was looked up: [panel][V][G][L]
+    T* saved;        // what the cells of a block keep, where the tape does not have it; laid out as the tape
     struct Member {
         T *acc, *columns;
         const T** a_rows;            // the rows of a product
@@ -29,7 +31,7 @@ struct BackwardPlan {
         const T** state_rows;
     };
 
-    explicit BackwardPlan(const Dims& d) {
+    BackwardPlan(const Dims& d, bool recompute) : recompute(recompute) {
         panels = panels_of<T>(d.H);
         p_panels = panels_of<T>(d.P);
         steps = larger(1, smaller(d.T, kGradientBlockRows / larger(1, d.B)));
@@ -42,9 +44,10 @@ struct BackwardPlan {
         for (int i = 0; i < 2; ++i) {
             dgx[i] = arena.template take<T>(gradients);
             dgh[i] = Cell::kSplitGates ? arena.template take<T>(gradients) : dgx[i];
+            dhidden[i] = arena.template take<T>(d.projected ? p_panels * block_rows * L : 0);
         }
-        dhidden = arena.template take<T>(d.projected ? p_panels * block_rows * L : 0);
         table_gates = arena.template take<T>(panels * d.V * G * L);
+        saved = arena.template take<T>(recompute ? panels * block_rows * Cell::kSaved * L : 0);
     }
     Member take_member(const Dims& d, Arena& arena) const {
         Member m;
@@ -108,7 +111,8 @@ class Gradients {
             const Range bias = share(plan_.panels, team_.size(), member);
             sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, p_.dparams.b_hh, nullptr, bias.begin, bias.end);
         }
-        if (p_.dims.projected && p_.dparams.w_hr != nullptr) projection_gradients(m, member, begin, end);
+        if (p_.dims.projected && p_.dparams.w_hr != nullptr)
+            projection_gradients(m, member, begin, end, plan_.dhidden[buffer]);
     }
 
     // After the last block and a barrier: what all blocks together say of the table, of W_ih and of the bias beside it.
@@ -216,7 +220,7 @@ class Gradients {
     }
 
     // dW_hr += (gradient of the output)^T hidden.
-    void projection_gradients(Member& m, int member, std::int64_t begin, std::int64_t end) {
+    void projection_gradients(Member& m, int member, std::int64_t begin, std::int64_t end, const T* dhidden) {
         const std::int64_t total = longest(p_.dims, p_.schedule), hidden_row = padded<T>(p_.dims.H);
         std::int64_t n = 0;
         for (std::int64_t step = begin; step < end; ++step) {
@@ -225,8 +229,8 @@ class Gradients {
                 m.a_rows[n++] = p_.hidden + (p_.schedule.offset[t] + position) * hidden_row;
             }
         }
-        const OuterArgs<T> args{plan_.dhidden, plan_.block_rows * L, 1,        p_.dims.P, m.a_rows, n,
-                                p_.dims.H,     p_.dparams.w_hr,      m.columns};
+        const OuterArgs<T> args{dhidden,   plan_.block_rows * L, 1,        p_.dims.P, m.a_rows, n,
+                                p_.dims.H, p_.dparams.w_hr,      m.columns};
         const Range mine = share(panels_of<T>(p_.dims.H), team_.size(), member);
         outer<T>(args, mine.begin, mine.end);
     }

@@ -100,9 +100,9 @@ struct BackwardProblem {
     const T* initial[kMaxStates];
     const T* reset[kMaxStates];
     std::int64_t reset_stride[kMaxStates];
-    const T *saved, *states, *hidden;
-    Sequence<const T> dy;         // data null: zero
-    const T* dfinal[kMaxStates];  // null: zero
+    const T *saved, *states, *hidden;  // saved null: computed again
+    Sequence<const T> dy;              // data null: zero
+    const T* dfinal[kMaxStates];       // null: zero
     T* dinitial[kMaxStates];
     Sequence<T> dx;  // laid out as x; data null: not wanted
     bool accumulate_dx;
@@ -118,7 +118,7 @@ struct RecurrentKernels {
     // Bytes of workspace, aligned to 64, for a team of the given size.
     std::int64_t (*forward_workspace)(const Dims&, int threads);
     void (*forward)(const ForwardProblem<T>&, Team&, void* workspace);
-    std::int64_t (*backward_workspace)(const Dims&, int threads);
+    std::int64_t (*backward_workspace)(const Dims&, bool recompute, int threads);
     void (*backward)(const BackwardProblem<T>&, Team&, void* workspace);
 };
 

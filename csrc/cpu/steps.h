@@ -104,4 +104,73 @@ class PreviousStates {
     std::int64_t row_size_;
 };
 
+// gx = x W_ih^T + b for n rows of inputs: [panel][row][G][L], with room for `out_rows` rows in each panel.
+template <class Cell, class T>
+void input_product(const Dims& d, const Packed<T>& weights, const T* const* rows, std::int64_t n,
+                   Range panels, T* out, std::int64_t out_rows) {
+    constexpr std::int64_t vectors = Cell::kGates * Vec<T>::kLanes;
+    GemmArgs<T> args{};
+    args.a = rows;
+    args.n = n;
+    args.chunks = 1;
+    args.chunk_len = d.I;
+    args.b = weights.w_ih + panels.begin * d.I * vectors;
+    args.b_panel = d.I * vectors;
+    args.panels = panels.end - panels.begin;
+    args.init = weights.b_x + panels.begin * vectors;
+    args.init_panel = vectors;
+    args.out = out;
+    args.out_panel = out_rows * vectors;
+    args.out_row = vectors;
+    gemm<T, Cell::kGates>(args);
+}
+
+// (gx, or the recurrent bias where gates are split) + h W_hh^T for n rows of h, laid out as the result of input_product.
+template <class Cell, class T>
+void hidden_product(const Dims& d, const Packed<T>& weights, const T* const* rows, std::int64_t n,
+                    Range panels, const T* gx, std::int64_t gx_rows, T* out, std::int64_t out_rows) {
+    constexpr std::int64_t vectors = Cell::kGates * Vec<T>::kLanes;
+    GemmArgs<T> args{};
+    args.a = rows;
+    args.n = n;
+    args.chunks = 1;
+    args.chunk_len = d.P;
+    args.b = weights.w_hh + panels.begin * d.P * vectors;
+    args.b_panel = d.P * vectors;
+    args.panels = panels.end - panels.begin;
+    if constexpr (Cell::kSplitGates) {
+        args.init = weights.b_h + panels.begin * vectors;
+        args.init_panel = vectors;
+    } else {
+        args.init = gx;
+        args.init_panel = gx_rows * vectors;
+        args.init_row = vectors;
+    }
+    args.out = out;
+    args.out_panel = out_rows * vectors;
+    args.out_row = vectors;
+    gemm<T, Cell::kGates>(args);
+}
+
+// The cell for one row and the units from `unit` on, the first `valid` of which there are. `acc` is what hidden_product
+// gave, gx what input_product gave (read where gates are split), `state` the rows of the state before the step.
+template <class Cell, class T>
+FUSEDRNN_INLINE void cell_forward(const T* acc, const T* gx, const T* const* state, std::int64_t unit,
+                                  std::int64_t valid, Vec<T> (&s_next)[Cell::kStates],
+                                  Vec<T> (&keep)[Cell::kSaved]) {
+    using V = Vec<T>;
+    constexpr int G = Cell::kGates, S = Cell::kStates, L = V::kLanes;
+    V gates[G], s[S];
+    for (int g = 0; g < G; ++g) gates[g] = V::load(acc + g * L);
+    s[0] = Cell::kDirectHidden ? load_part(state[0] + unit, valid) : V::set(0);
+    for (int k = 1; k < S; ++k) s[k] = load_part(state[k] + unit, valid);
+    if constexpr (Cell::kSplitGates) {
+        V from_x[G];
+        for (int g = 0; g < G; ++g) from_x[g] = V::load(gx + g * L);
+        Cell::forward(from_x, gates, s, s_next, keep);
+    } else {
+        Cell::forward(gates, s, s_next, keep);
+    }
+}
+
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -76,6 +76,7 @@ def forward(
     reset_state: _StateLike | None = None,
     reverse: bool = False,
     save: bool = False,
+    recompute: bool = False,
     cache: WeightCache | None = None,
     out: _Array | None = None,
     state_out: _State | None = None,

@@ -63,6 +63,7 @@ def forward(
     resets: npt.NDArray[np.bool_] | None = None,
     reset_state: StateLike | None = None,
     reverse: bool = False,
+    recompute: bool = False,
 ) -> tuple[Array, Any, FunctionalTape]:
     """Run one layer in one direction. The equations are in `fusedrnn.CELLS[cell].equations`.
 
@@ -77,6 +78,7 @@ def forward(
         resets: (T, B) bool; where true, the state is replaced before step t reads it.
         reset_state: what resets put there, shaped as the state with or without B; None for zeros.
         reverse: run from the last step to the first.
+        recompute: the tape leaves out the gates, and backward computes them once more.
 
     Returns:
         y (T, B, Hout), read-only because the tape refers to it; the final state; the tape.
@@ -101,6 +103,7 @@ def forward(
         reset_state=None if reset_state is None else spec.unpack_state("reset_state", reset_state),
         reverse=reverse,
         save=True,
+        recompute=recompute,
     )
     assert layer is not None
     y.flags.writeable = False

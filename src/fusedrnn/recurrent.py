@@ -37,6 +37,7 @@ class RNN(Recurrent[Array]):
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
         init: str = "default",
+        recompute: bool = False,
     ) -> None:
         super().__init__(
             rnn_cell(nonlinearity),
@@ -52,6 +53,7 @@ class RNN(Recurrent[Array]):
             seed,
             init,
             0.0,
+            recompute,
         )
         self.nonlinearity = nonlinearity
 
@@ -94,6 +96,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         seed: Seed = None,
         init: str = "default",
         forget_bias: float = 1.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__(
             "lstm",
@@ -109,6 +112,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             seed,
             init,
             forget_bias,
+            recompute,
         )
 
 
@@ -143,6 +147,7 @@ class GRU(Recurrent[Array]):
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
         init: str = "default",
+        recompute: bool = False,
     ) -> None:
         check_reset_after(reset_after)
         super().__init__(
@@ -159,4 +164,5 @@ class GRU(Recurrent[Array]):
             seed,
             init,
             0.0,
+            recompute,
         )
