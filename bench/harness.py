@@ -16,10 +16,16 @@ import numpy as np
 from peers import PEERS
 from problems import Limits, Problem
 
+LEAST_ROUNDS = 3
+SLOW = 20  # times the first peer's time
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure: samples of each peer, seconds of a sample, seconds of one comparison."""
+    """How long to measure: samples of each peer, seconds of a sample, seconds of one comparison.
+
+    Three samples are the least that quartiles need. A peer far behind the first gets no more.
+    """
 
     rounds: int
     sample_s: float
@@ -50,16 +56,34 @@ def measure_limits(threads: int) -> Limits | None:
         return None
     runs = [measure() for _ in range(5)]
 
-    def best_rate(name: str) -> float:
-        return max(float(run[name]) for run in runs) * threads
+    def best(name: str) -> float:
+        return max(float(run[name]) for run in runs)
 
     sizes = cache_sizes()
-    reading = [(sizes[level], best_rate(f"l{level}_gbs")) for level in (1, 2, 3) if level in sizes]
+    # Threads may share a matrix out, so that each one's part fits into its own first and second level.
+    reading = [
+        (sizes[level] * threads, best(f"l{level}_gbs") * threads) for level in (1, 2) if level in sizes
+    ]
+    if 3 in sizes:
+        far = max(best("l3_gbs"), numpy_read_gbs(max(sizes[3] // 4, 2 * sizes.get(2, 0))))
+        reading.append((sizes[3], far * threads))
+    memory = max(best("dram_gbs"), numpy_read_gbs(max(2 * sizes.get(3, 0), 32 << 20)))
     return {
-        "peak_gflops": best_rate("peak_gflops_f32"),
-        "read_gbs": [*reading, (None, best_rate("dram_gbs"))],
+        "peak_gflops": best("peak_gflops_f32") * threads,
+        "read_gbs": [*reading, (None, memory * threads)],
         "lstm_unit_ns": min(float(run["activation_ns"]) for run in runs) / threads,
     }
+
+
+def numpy_read_gbs(size: int) -> float:
+    """The rate at which NumPy finds the largest float of `size` bytes.
+
+    Its large arrays lie in large pages, where the system has them, and are read up to four times as fast
+    from beyond the second level as the small pages that `_core.measure_limits` reads.
+    """
+    array = np.ones(size // 4, np.float32)
+    array.max()
+    return size * 1e-9 / min(seconds_per_call(lambda: array.max(), 3) for _ in range(5))
 
 
 def cache_sizes() -> dict[int, int]:
@@ -100,36 +124,54 @@ def seconds_per_call(call: Callable[[], None], repeats: int) -> float:
 
 
 def sample(calls: dict[str, Callable[[], None]], plan: Plan) -> dict[str, list[float]]:
-    """Seconds a call of each peer, one sample a round, the peers taking turns and the order rotating."""
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        repeats[name] = max(1, math.ceil(plan.sample_s / seconds_per_call(call, 1)))
+    """Seconds a call of each peer, one sample a round, the peers taking turns and the order rotating.
+
+    Every call must have run before: its first time may compile or allocate.
+    """
+    single = {name: estimate(call, plan) for name, call in calls.items()}
+    repeats = {name: max(1, math.ceil(plan.sample_s / seconds)) for name, seconds in single.items()}
+    slow = SLOW * next(iter(single.values()))
+    rounds = {name: LEAST_ROUNDS if single[name] > slow else plan.rounds for name in calls}
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     gc.disable()
     start = time.perf_counter()
-    for index in range(plan.rounds):
-        if index >= 3 and time.perf_counter() - start > plan.budget_s:
+    for index in range(max(LEAST_ROUNDS, plan.rounds)):
+        if index >= LEAST_ROUNDS and time.perf_counter() - start > plan.budget_s:
             break
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            samples[name].append(seconds_per_call(calls[name], repeats[name]))
+            if index < rounds[name]:
+                samples[name].append(seconds_per_call(calls[name], repeats[name]))
     gc.enable()
     return samples
 
 
+def estimate(call: Callable[[], None], plan: Plan) -> float:
+    """About how long a call takes; more than one call where one is too short to tell."""
+    once = seconds_per_call(call, 1)
+    return once if once > plan.sample_s else seconds_per_call(call, 10)
+
+
+def joins(peer: ModuleType, problem: Problem, mode: str, named: bool) -> bool:
+    """Whether a peer takes the problem on: it can, and it was named or is not too slow for it."""
+    small = problem.flop("forward") <= getattr(peer, "LARGEST", math.inf)
+    return peer.supports(problem, mode) and (small or named)
+
+
 def compare(
-    peers: dict[str, ModuleType], problem: Problem, mode: str, plan: Plan, limits: Limits | None
+    peers: dict[str, ModuleType], problem: Problem, mode: str, plan: Plan, limits: Limits | None, named: bool
 ) -> list[dict[str, Any]]:
     """One row of results for each peer that takes the problem on."""
-    runs = {name: peer.setup(problem, mode) for name, peer in peers.items() if peer.supports(problem)}
+    runs = {
+        name: peer.setup(problem, mode) for name, peer in peers.items() if joins(peer, problem, mode, named)
+    }
     where = f"{problem.describe()} {mode}"
     check_agreement({name: run.output() for name, run in runs.items()}, problem.tolerance, where)
     samples = sample({name: run.call for name, run in runs.items()}, plan)
     medians = {name: statistics.median(times) for name, times in samples.items()}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, times in samples.items():
         q1, _, q3 = statistics.quantiles(times, n=4, method="inclusive")
         others = [median for other, median in medians.items() if other != name]

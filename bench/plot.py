@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draw a results file of run.py: the time of each peer on each shape, a panel for each cell and mode.
+"""Draw results of run.py: how many times faster than the best peer on each shape, a panel a cell and mode.
 
-usage: plot.py RESULTS.json [PICTURE.svg|.png]
+usage: plot.py RESULTS.json [RESULTS.json ...] [PICTURE.svg|.png]      a colour for each file
 """
 
 from __future__ import annotations
@@ -12,71 +12,83 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import targets
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, NullLocator
 
-COLOURS = {"fusedrnn": "#1b6ca8", "torch": "#d1603d", "numpy": "#8a8a8a"}
+COLOURS = ("#1b6ca8", "#d1603d", "#5a8f4e", "#8a5aa8")
+TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
+MODES = ("forward", "training")
 
 
 def shape_label(row: dict[str, Any]) -> str:
-    """T, B and H on three lines."""
-    return f"T {row['seq_len']}\nB {row['batch']}\nH {row['hidden_size']}"
+    """T, B and H, and I where it differs from H."""
+    inputs = "" if row["input_size"] == row["hidden_size"] else f"{row['input_size']}→"
+    return f"{row['seq_len']},{row['batch']},{inputs}{row['hidden_size']}"
 
 
-def draw_panel(axes: Any, rows: list[dict[str, Any]], peers: list[str]) -> None:
-    """A point for each peer and shape on a log axis of time, with its quartiles, and fusedrnn's ratio."""
-    labels = list(dict.fromkeys(shape_label(row) for row in rows))
-    for index, peer in enumerate(peers):
-        mine = [row for row in rows if row["peer"] == peer]
-        shift = 0.12 * (index - (len(peers) - 1) / 2)
-        x = [labels.index(shape_label(row)) + shift for row in mine]
-        y = [row["median_s"] * 1e6 for row in mine]
-        below = [(row["median_s"] - row["q1_s"]) * 1e6 for row in mine]
-        above = [(row["q3_s"] - row["median_s"]) * 1e6 for row in mine]
-        axes.errorbar(x, y, (below, above), fmt="o", markersize=5, label=peer, color=COLOURS.get(peer))
-        for at, height, row in zip(x, y, mine, strict=True):
-            speed = row["speed_over_best_other"]
-            if peer == "fusedrnn" and speed is not None:
-                text = f"{speed:.1f}x"
-                axes.annotate(
-                    text, (at, height), (0, -12), textcoords="offset points", ha="center", fontsize=7
-                )
+def speeds(result: dict[str, Any], cell: str, mode: str) -> dict[str, float]:
+    """Speed over the best peer by shape, as the targets count it."""
+    by_row = targets.speed(mode)(result)
+    rows = targets.ours(result, mode, lambda row: bool(row["cell"] == cell))
+    return {shape_label(row): by_row[targets.label(row)] for row in rows if targets.label(row) in by_row}
+
+
+def draw_panel(axes: Any, results: list[dict[str, Any]], shapes: list[str], cell: str, mode: str) -> None:
+    """Bars from the line of equal speed, upwards where we are faster."""
+    width = 0.8 / len(results)
+    for index, result in enumerate(results):
+        found = speeds(result, cell, mode)
+        x = [shapes.index(shape) + width * (index - (len(results) - 1) / 2) for shape in found]
+        heights = [value - 1 for value in found.values()]
+        threads = result["machine"]["threads"]
+        text = f"{threads} thread{'s' if threads > 1 else ''}"
+        axes.bar(x, heights, width, bottom=1, color=COLOURS[index % len(COLOURS)], label=text)
+    axes.axhline(1, color="black", linewidth=0.8)
     axes.set_yscale("log")
-    axes.margins(x=0.1, y=0.15)
-    axes.set_xticks(range(len(labels)), labels, fontsize=7)
-    axes.set_ylabel("us a call, median", fontsize=8)
+    axes.set_yticks(TICKS)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.set_xticks(range(len(shapes)), shapes, rotation=60, ha="right", rotation_mode="anchor")
+    axes.tick_params(labelsize=8)
     axes.grid(axis="y", linewidth=0.3)
     axes.set_axisbelow(True)
+    axes.set_title(f"{cell}, {mode}", fontsize=9)
 
 
 def main() -> None:
     """Read the JSON, write the picture."""
-    if len(sys.argv) not in (2, 3):
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    sources = [path for path in paths if path.suffix == ".json"]
+    pictures = [path for path in paths if path.suffix in (".svg", ".png")]
+    if not sources or len(pictures) > 1 or len(paths) != len(sources) + len(pictures):
         raise SystemExit(__doc__)
-    source = Path(sys.argv[1])
-    target = Path(sys.argv[2]) if len(sys.argv) == 3 else source.with_suffix(".svg")
-    result = json.loads(source.read_text())
-    rows, machine = result["results"], result["machine"]
+    picture = pictures[0] if pictures else sources[0].with_suffix(".svg")
+    results = [json.loads(source.read_text()) for source in sources]
+    rows = [row for result in results for row in result["results"] if row["mode"] in MODES]
+    if not rows:
+        raise SystemExit(f"plot.py: expected results of modes {' or '.join(MODES)}, got none")
     cells = list(dict.fromkeys(row["cell"] for row in rows))
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
-    peers = list(dict.fromkeys(row["peer"] for row in rows))
-    shapes = len({shape_label(row) for row in rows})
-    size = (max(4.0, 0.75 * shapes + 1.5) * len(modes), 2.6 * len(cells) + 0.9)
-    figure, panels = plt.subplots(len(cells), len(modes), figsize=size, squeeze=False, layout="constrained")
+    modes = [mode for mode in MODES if any(row["mode"] == mode for row in rows)]
+    shapes = list(dict.fromkeys(shape_label(row) for row in rows))
+    size = (4.4 * len(modes), 1.7 * len(cells) + 1.2)
+    figure, panels = plt.subplots(
+        len(cells), len(modes), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
     for i, cell in enumerate(cells):
         for j, mode in enumerate(modes):
-            draw_panel(panels[i][j], [r for r in rows if r["cell"] == cell and r["mode"] == mode], peers)
-            panels[i][j].set_title(f"{cell}, {mode}", fontsize=9)
-    panels[0][0].legend(fontsize=7)
-    versions = ", ".join(f"{peer} {machine['versions'][peer]}" for peer in peers)
-    figure.suptitle(
-        f"{machine['cpu']}, {machine['isa']}, {machine['threads']} thread(s)\n{versions}; "
-        "numbers: times faster than the fastest other",
-        fontsize=8,
-    )
-    figure.savefig(target, dpi=150)
-    print(f"saved {target}")
+            draw_panel(panels[i][j], results, shapes, cell, mode)
+    values = [v for r in results for c in cells for m in modes for v in speeds(r, c, m).values()]
+    panels[0][0].set_ylim(0.8 * min([1, *values]), 1.25 * max([1, *values]))
+    panels[0][0].legend(fontsize=8)
+    machine = results[0]["machine"]
+    peers = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k not in ("python", "fusedrnn"))
+    title = "Times faster than the best peer, by shape T,B,H or T,B,I→H"
+    figure.suptitle(f"{title}\n{machine['cpu']}, {machine['isa']}; {peers}", fontsize=9)
+    figure.savefig(picture, dpi=150)
+    print(f"saved {picture}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""What is timed: single layers over a grid of shapes, and one training step of a character language model."""
+"""What is timed: single layers over grids of shapes, streamed steps, and training steps of two models."""
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -13,6 +15,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 # Measured in the same run: "peak_gflops" of multiply-adds; "read_gbs", [(bytes that fit, rate)] from the
 # smallest cache to memory (None); "lstm_unit_ns", the pointwise part of one unit and step of an LSTM.
+# All are those of the threads together.
 Limits: TypeAlias = dict[str, Any]
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}
@@ -23,6 +26,13 @@ CPU = (
     (1, 1, 64), (1, 1, 256), (100, 1, 64), (100, 1, 128), (100, 1, 256), (100, 1, 512), (100, 8, 128),
     (100, 32, 64), (100, 32, 128), (100, 32, 256), (100, 64, 512), (50, 64, 1024),
 )  # fmt: skip
+
+# The suite "odd" takes some of these: sizes that fill neither vectors nor tiles, and I unlike H.
+ODD_SIZES = (23, 40, 100, 200, 300, 650)
+ODD_BATCHES = (1, 3, 5, 20, 50)
+ODD_LENGTHS = (7, 35, 500)
+ODD_COUNT, ODD_FLOP = 10, 3e9
+ODD_SEED = 283  # a choice with every size, batch and length in it
 
 
 @dataclass(frozen=True)
@@ -73,19 +83,39 @@ class LayerProblem:
     def floor_s(self, mode: str, limits: Limits) -> float:
         """The least time that the measured limits allow, in seconds.
 
-        max(FLOP / FMA peak, weight bytes / bandwidth) + units * activation cost. W_hh is read at every step
-        of each pass, from the smallest cache that holds it; activations are computed once, in forward.
+        max(FLOP / FMA peak, weight bytes / bandwidth) + units * activation cost. A pass reads W_hh at every
+        step, from the smallest cache that holds it, and W_ih once; training has two passes and writes the
+        gradients of both once. Activations are computed once, in forward.
         """
         passes = 2 if mode == "training" else 1
         rows = self.gates * self.hidden_size
-        weight_bytes = 4.0 * rows * self.hidden_size
-        rate = next(gbs for size, gbs in limits["read_gbs"] if size is None or weight_bytes <= size)
+        hh_bytes, ih_bytes = 4.0 * rows * self.hidden_size, 4.0 * rows * self.input_size
+        once = passes * ih_bytes + (hh_bytes + ih_bytes if mode == "training" else 0.0)
         arithmetic = self.flop(mode) / (limits["peak_gflops"] * 1e9)
-        memory = passes * self.seq_len * weight_bytes / (rate * 1e9)
+        memory = passes * self.seq_len * hh_bytes / read_rate(limits, hh_bytes)
+        memory += once / read_rate(limits, hh_bytes + ih_bytes)
         units = self.seq_len * self.batch * self.hidden_size
         # An LSTM has five activations a unit: the gates and tanh(c).
         share = {"lstm": 5, "gru": 3, "rnn_tanh": 1}[self.cell] / 5
         return max(arithmetic, memory) + units * share * limits["lstm_unit_ns"] * 1e-9
+
+
+def read_rate(limits: Limits, size: float) -> float:
+    """Bytes a second from the smallest cache that holds `size` bytes."""
+    return 1e9 * float(next(gbs for fits, gbs in limits["read_gbs"] if fits is None or size <= fits))
+
+
+@dataclass(frozen=True)
+class StreamProblem(LayerProblem):
+    """One step of one sequence after another, called from Python, the state kept between calls."""
+
+    modes: ClassVar[tuple[str, ...]] = ("stream",)
+    checked_steps: ClassVar[int] = 8
+
+    def steps(self) -> Array:
+        """Inputs (checked_steps, I) for the comparison of outputs; the same on every call."""
+        rng = np.random.default_rng(8)
+        return rng.standard_normal((self.checked_steps, self.input_size), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -140,16 +170,81 @@ class ModelProblem:
         return arithmetic + units * limits["lstm_unit_ns"] * 1e-9
 
 
-Problem: TypeAlias = LayerProblem | ModelProblem
+@dataclass(frozen=True)
+class ClassifierProblem:
+    """An update of a classifier: bidirectional LSTM, linear on the mean over time, cross-entropy, Adam."""
+
+    input_size: int = 64
+    hidden_size: int = 128
+    num_layers: int = 2
+    classes: int = 10
+    batch: int = 32
+    seq_len: int = 100
+    lr: float = 1e-3
+
+    cell: ClassVar[str] = "lstm"
+    modes: ClassVar[tuple[str, ...]] = ("step",)
+    tolerance: ClassVar[float] = 1e-4
+    checked_steps: ClassVar[int] = 5
+
+    def describe(self) -> dict[str, Any]:
+        """The fields that identify the problem in the results."""
+        return {"cell": "bi-lstm", **asdict(self)}
+
+    def layer_inputs(self) -> list[int]:
+        """The input size of each layer."""
+        return [self.input_size] + [2 * self.hidden_size] * (self.num_layers - 1)
+
+    def data(self) -> dict[str, Array]:
+        """x (T, B, I), labels (B,) int64, and the parameters by name; the same on every call."""
+        rng = np.random.default_rng(7)
+        hidden, rows, bound = self.hidden_size, 4 * self.hidden_size, self.hidden_size**-0.5
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, inputs in enumerate(self.layer_inputs()):
+            for suffix in (f"l{layer}", f"l{layer}_reverse"):
+                shapes[f"weight_ih_{suffix}"] = (rows, inputs)
+                shapes[f"weight_hh_{suffix}"] = (rows, hidden)
+                shapes[f"bias_ih_{suffix}"] = shapes[f"bias_hh_{suffix}"] = (rows,)
+        shapes["linear_weight"] = (self.classes, 2 * hidden)
+        shapes["linear_bias"] = (self.classes,)
+        data: dict[str, Array] = {
+            name: rng.uniform(-bound, bound, shape).astype(np.float32) for name, shape in shapes.items()
+        }
+        data["x"] = rng.standard_normal((self.seq_len, self.batch, self.input_size), dtype=np.float32)
+        return {**data, "labels": rng.integers(0, self.classes, self.batch)}
+
+    def flop(self, mode: str) -> float:
+        """Floating-point operations of the LSTM's products, forward and backward."""
+        products = sum(8 * self.hidden_size * (inputs + self.hidden_size) for inputs in self.layer_inputs())
+        return 6.0 * self.seq_len * self.batch * products
+
+    def floor_s(self, mode: str, limits: Limits) -> float:
+        """The least time that the FMA peak and the activations allow, in seconds."""
+        units = self.seq_len * self.batch * 2 * self.num_layers * self.hidden_size
+        return self.flop(mode) / (limits["peak_gflops"] * 1e9) + units * limits["lstm_unit_ns"] * 1e-9
+
+
+Problem: TypeAlias = LayerProblem | ModelProblem | ClassifierProblem
+
+
+def odd_shapes() -> list[tuple[int, int, int, int]]:
+    """A fixed choice of (T, B, I, H) whose training call stays below ODD_FLOP in every cell."""
+    every = itertools.product(ODD_LENGTHS, ODD_BATCHES, ODD_SIZES, ODD_SIZES)
+    small = [shape for shape in every if LayerProblem("lstm", *shape).flop("training") <= ODD_FLOP]
+    return sorted(random.Random(ODD_SEED).sample(small, ODD_COUNT))
 
 
 def suite(name: str, cells: Iterable[str] | None = None) -> list[Problem]:
     """The problems of a suite, for all cells or for those named."""
     if name == "model":
-        return [ModelProblem()]
-    shapes = {"quick": QUICK, "cpu": CPU}[name]
-    return [
-        LayerProblem(cell, seq_len, batch, hidden, hidden)
-        for cell in cells or GATES
-        for seq_len, batch, hidden in shapes
-    ]
+        return [ModelProblem(), ClassifierProblem()]
+    cells = list(cells or GATES)
+    if name == "features":
+        # H = 8 shows what a call costs, through the step object and through the module.
+        streams = [StreamProblem(cell, 1, 1, hidden, hidden) for cell in cells for hidden in (8, 64, 256)]
+        return [*streams, *(LayerProblem(cell, 1, 1, 8, 8) for cell in cells)]
+    if name == "odd":
+        shapes = odd_shapes()
+    else:
+        shapes = [(T, B, H, H) for T, B, H in {"quick": QUICK, "cpu": CPU}[name]]
+    return [LayerProblem(cell, *shape) for cell in cells for shape in shapes]

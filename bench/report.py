@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import targets
+
 COLUMNS = (
-    ("cell", 10), ("mode", 9), ("T", 4), ("B", 3), ("I", 5), ("H", 5), ("peer", 9),
-    ("median us", 12), ("IQR us", 10), ("GFLOP/s", 8), ("tokens/s", 11), ("of limit", 8),
+    ("cell", 10), ("mode", 9), ("T", 4), ("B", 3), ("I", 5), ("H", 5), ("peer", 12),
+    ("median us", 12), ("IQR us", 10), ("GFLOP/s", 8), ("tokens/s", 11), ("of floor", 8),
     ("x best other", 12),
 )  # fmt: skip
 
@@ -41,6 +44,18 @@ def line(row: dict[str, Any]) -> str:
         "n/a" if speed is None else f"{speed:.2f}",
     )
     return " ".join(field.rjust(width) for field, (_, width) in zip(fields, COLUMNS, strict=True))
+
+
+def save(result: dict[str, Any], stem: Path) -> None:
+    """Print the targets; write everything as `stem`.json and the tables as `stem`.txt."""
+    verdicts = targets.lines(result["targets"])
+    print("\n" + "\n".join(verdicts))
+    numbers = [f"{name}: {value:.3g}" for name, value in result["features"].items()]
+    table = [header(), *map(line, result["results"])]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    stem.with_suffix(".txt").write_text("\n".join([*table, *numbers, "", *verdicts]) + "\n")
+    print(f"\nsaved {stem}.json and {stem}.txt")
 
 
 def machine(threads: int, peers: dict[str, ModuleType]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 """Time fusedrnn against its peers on one thread count, after checking that all of them compute the same.
 
 Run from anywhere with fusedrnn installed: `python bench/run.py --suite quick --threads 1`.
+Suites: quick, cpu and odd are single layers over a grid of shapes; model is the training step of two models;
+features is streaming, call overhead, padding, memory and quantized weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -18,7 +19,10 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--suite", choices=("quick", "cpu", "model"), default="quick", help="default: %(default)s"
+        "--suite",
+        choices=("quick", "cpu", "odd", "model", "features"),
+        default="quick",
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="cores and threads for all; default: %(default)s"
@@ -50,14 +54,16 @@ def pin(threads: int) -> None:
 
 
 def main() -> None:
-    """Run one suite; print its table and save it beside the JSON."""
+    """Run one suite; print its table and targets and save both beside the JSON."""
     arguments = parse_arguments()
     pin(arguments.threads)
 
     # These import NumPy and the peers, which read the affinity and the variables set above.
+    import features
     import harness
     import problems
     import report
+    import targets
 
     peers = harness.usable_peers(arguments.peers, arguments.threads)
     plan = harness.Plan(arguments.rounds, arguments.sample_ms * 1e-3, arguments.budget_s)
@@ -68,16 +74,20 @@ def main() -> None:
         for mode in problem.modes:
             if arguments.modes and mode not in arguments.modes:
                 continue
-            new = harness.compare(peers, problem, mode, plan, limits)
+            new = harness.compare(peers, problem, mode, plan, limits, named=arguments.peers is not None)
             rows += new
             for row in new:
                 print(report.line(row), flush=True)
-    result = {"machine": report.machine(arguments.threads, peers), "limits": limits, "results": rows}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"{arguments.suite}-{arguments.threads}"
-    stem.with_suffix(".json").write_text(json.dumps({"suite": arguments.suite, **result}, indent=1) + "\n")
-    stem.with_suffix(".txt").write_text("\n".join([report.header(), *map(report.line, rows)]) + "\n")
-    print(f"\nsaved {stem}.json and {stem}.txt")
+    result = {
+        "suite": arguments.suite,
+        "machine": report.machine(arguments.threads, peers),
+        "limits": limits,
+        "results": rows,
+        "features": features.measure(peers, arguments.threads, plan) if arguments.suite == "features" else {},
+    }
+    one_thread = targets.read_one_thread(arguments.out / f"{arguments.suite}-1.json", result)
+    result["targets"] = targets.evaluate(result, one_thread)
+    report.save(result, arguments.out / f"{arguments.suite}-{arguments.threads}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from problems import Array, LayerProblem, ModelProblem, Problem
+from problems import Array, ClassifierProblem, LayerProblem, ModelProblem, Problem, StreamProblem
 
 import fusedrnn as fr
 
@@ -27,7 +27,7 @@ def set_threads(n: int) -> None:
     fr.set_num_threads(n)
 
 
-def supports(problem: Problem) -> bool:
+def supports(problem: Problem, mode: str) -> bool:
     """Every problem."""
     return True
 
@@ -36,16 +36,20 @@ def setup(problem: Problem, mode: str) -> Any:
     """A run of the problem."""
     if isinstance(problem, ModelProblem):
         return Model(problem)
+    if isinstance(problem, ClassifierProblem):
+        return Classifier(problem)
+    if isinstance(problem, StreamProblem):
+        return Stream(problem)
     return Forward(problem) if mode == "forward" else Training(problem)
 
 
 class Forward:
     """Inference of one layer."""
 
-    def __init__(self, problem: LayerProblem) -> None:
+    def __init__(self, problem: LayerProblem, **options: Any) -> None:
         data = problem.data()
         kind = {"lstm": fr.LSTM, "gru": fr.GRU, "rnn_tanh": fr.RNN}[problem.cell]
-        self.module: Any = kind(problem.input_size, problem.hidden_size)
+        self.module: Any = kind(problem.input_size, problem.hidden_size, **options)
         self.module.load_state_dict({name: data[name] for name in PARAMETERS})
         self.x, self.dy = data["x"], data["dy"]
 
@@ -60,18 +64,42 @@ class Forward:
 
 
 class Training(Forward):
-    """Forward and backward of one layer, every gradient."""
+    """Forward and backward of one layer, every gradient; with lengths (B,) or resets (T, B) if given."""
+
+    def __init__(
+        self, problem: LayerProblem, lengths: Array | None = None, resets: Array | None = None, **options: Any
+    ) -> None:
+        super().__init__(problem, **options)
+        self.borders = {"lengths": lengths, "resets": resets}
 
     def call(self) -> None:
         """What is timed."""
         self.module.zero_grad()
-        self.y, _, tape = self.module.forward(self.x)
-        self.dx, _ = self.module.backward(tape, self.dy)
+        self.y, _, self.tape = self.module.forward(self.x, **self.borders)
+        self.dx, _ = self.module.backward(self.tape, self.dy)
 
     def output(self) -> dict[str, Array]:
         """y and the gradients of x, every weight and bias."""
         self.call()
         return {"y": self.y, "dx": self.dx, **{name: self.module.grads[name].copy() for name in PARAMETERS}}
+
+
+class Stream:
+    """One step at a time through the step object; of the quantized network, if a kind is given."""
+
+    def __init__(self, problem: StreamProblem, quantized: str | None = None) -> None:
+        layer = Forward(problem)
+        module = layer.module if quantized is None else layer.module.quantize(quantized)
+        self.step = module.stream()
+        self.steps, self.x = problem.steps(), layer.x[0, 0]
+
+    def call(self) -> None:
+        """What is timed."""
+        self.y = self.step(self.x)
+
+    def output(self) -> dict[str, Array]:
+        """The outputs of the first steps."""
+        return {"y": np.stack([self.step(x).copy() for x in self.steps])}
 
 
 class Model:
@@ -102,6 +130,41 @@ class Model:
         dembedded, _ = self.lstm.backward(lstm_tape, dhidden)
         self.embedding.backward(embedded, dembedded)
         fr.clip_grad_norm(self.modules, self.problem.max_norm)
+        self.optimizer.step()
+
+    def output(self) -> dict[str, Array]:
+        """The losses of the first steps."""
+        losses = []
+        for _ in range(self.problem.checked_steps):
+            self.call()
+            losses.append(float(self.loss))
+        return {"losses": np.array(losses)}
+
+
+class Classifier:
+    """Training step of the sequence classifier."""
+
+    def __init__(self, problem: ClassifierProblem) -> None:
+        data = problem.data()
+        self.problem = problem
+        self.x, self.labels = data.pop("x"), data.pop("labels")
+        head = {"weight": data.pop("linear_weight"), "bias": data.pop("linear_bias")}
+        hidden = problem.hidden_size
+        self.lstm = fr.LSTM(problem.input_size, hidden, problem.num_layers, bidirectional=True)
+        self.linear = fr.Linear(2 * hidden, problem.classes)
+        self.lstm.load_state_dict(data)
+        self.linear.load_state_dict(head)
+        self.optimizer = fr.optim.Adam([self.lstm, self.linear], lr=problem.lr)
+
+    def call(self) -> None:
+        """What is timed."""
+        hidden, _, lstm_tape = self.lstm.forward(self.x)
+        logits, linear_tape = self.linear.forward(hidden.mean(axis=0))
+        self.loss, dlogits = fr.cross_entropy(logits, self.labels)
+        self.optimizer.zero_grad()
+        dmean = self.linear.backward(linear_tape, dlogits)
+        # torch also computes the gradient of x only where it is asked for.
+        self.lstm.backward(lstm_tape, np.broadcast_to(dmean / len(hidden), hidden.shape), need_dx=False)
         self.optimizer.step()
 
     def output(self) -> dict[str, Array]:

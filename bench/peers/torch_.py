@@ -6,7 +6,7 @@ import importlib.util
 from typing import Any
 
 import numpy as np
-from problems import Array, LayerProblem, ModelProblem, Problem
+from problems import Array, ClassifierProblem, LayerProblem, ModelProblem, Problem, StreamProblem
 
 PARAMETERS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
@@ -31,7 +31,7 @@ def set_threads(n: int) -> None:
     torch.set_num_interop_threads(1)
 
 
-def supports(problem: Problem) -> bool:
+def supports(problem: Problem, mode: str) -> bool:
     """Every problem."""
     return True
 
@@ -40,6 +40,10 @@ def setup(problem: Problem, mode: str) -> Any:
     """A run of the problem."""
     if isinstance(problem, ModelProblem):
         return Model(problem)
+    if isinstance(problem, ClassifierProblem):
+        return Classifier(problem)
+    if isinstance(problem, StreamProblem):
+        return Stream(problem)
     return Forward(problem) if mode == "forward" else Training(problem)
 
 
@@ -88,6 +92,58 @@ class Training(Forward):
         return {"y": self.y.detach().numpy(), "dx": self.x.grad.numpy(), **grads}
 
 
+class PackedTraining(Training):
+    """Training on a PackedSequence: the batch sorted by length beforehand, as packing likes it best."""
+
+    def __init__(self, problem: LayerProblem, lengths: Array) -> None:
+        super().__init__(problem)
+        self.order = np.argsort(-lengths, kind="stable")
+        self.lengths = self.torch.from_numpy(lengths[self.order])
+        self.x = self.x.detach()[:, self.order].contiguous().requires_grad_()
+        self.pack, self.unpack = (
+            self.torch.nn.utils.rnn.pack_padded_sequence,
+            self.torch.nn.utils.rnn.pad_packed_sequence,
+        )
+        self.dy = self.pack(self.dy[:, self.order], self.lengths).data
+
+    def call(self) -> None:
+        """What is timed: the output stays packed."""
+        self.module.zero_grad(set_to_none=True)
+        self.x.grad = None
+        self.packed, _ = self.module(self.pack(self.x, self.lengths))
+        self.packed.data.backward(self.dy)
+
+    def output(self) -> dict[str, Array]:
+        """y and the gradients, in the order of the batch as it was."""
+        self.call()
+        back = np.argsort(self.order)
+        y, _ = self.unpack(self.packed, total_length=self.x.shape[0])
+        grads = {name: getattr(self.module, name).grad.numpy() for name in PARAMETERS}
+        return {"y": y.detach().numpy()[:, back], "dx": self.x.grad.numpy()[:, back], **grads}
+
+
+class Stream(Forward):
+    """One step at a time: the module called with T = 1 and the state it returned before."""
+
+    def __init__(self, problem: StreamProblem) -> None:
+        super().__init__(problem)
+        self.steps, self.state = self.torch.from_numpy(problem.steps()), None
+
+    def call(self) -> None:
+        """What is timed."""
+        with self.torch.inference_mode():
+            self.y, self.state = self.module(self.x, self.state)
+
+    def output(self) -> dict[str, Array]:
+        """The outputs of the first steps."""
+        outputs = []
+        for x in self.steps:
+            self.x = x.view(1, 1, -1)
+            self.call()
+            outputs.append(self.y.flatten().numpy())
+        return {"y": np.stack(outputs)}
+
+
 class Model:
     """Training step of the character language model."""
 
@@ -116,6 +172,43 @@ class Model:
         self.optimizer.zero_grad(set_to_none=True)
         self.loss.backward()
         self.torch.nn.utils.clip_grad_norm_(self.parameters, self.problem.max_norm)
+        self.optimizer.step()
+
+    def output(self) -> dict[str, Array]:
+        """The losses of the first steps."""
+        losses = []
+        for _ in range(self.problem.checked_steps):
+            self.call()
+            losses.append(self.loss.item())
+        return {"losses": np.array(losses)}
+
+
+class Classifier:
+    """Training step of the sequence classifier."""
+
+    def __init__(self, problem: ClassifierProblem) -> None:
+        import torch
+
+        self.torch = torch
+        self.problem = problem
+        data = {name: torch.from_numpy(array) for name, array in problem.data().items()}
+        self.x, self.labels = data.pop("x"), data.pop("labels")
+        head = {"weight": data.pop("linear_weight"), "bias": data.pop("linear_bias")}
+        hidden = problem.hidden_size
+        self.lstm = torch.nn.LSTM(problem.input_size, hidden, problem.num_layers, bidirectional=True)
+        self.linear = torch.nn.Linear(2 * hidden, problem.classes)
+        self.lstm.load_state_dict(data)
+        self.linear.load_state_dict(head)
+        parameters = [*self.lstm.parameters(), *self.linear.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=problem.lr)
+
+    def call(self) -> None:
+        """What is timed."""
+        hidden, _ = self.lstm(self.x)
+        logits = self.linear(hidden.mean(dim=0))
+        self.loss = self.torch.nn.functional.cross_entropy(logits, self.labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss.backward()
         self.optimizer.step()
 
     def output(self) -> dict[str, Array]:

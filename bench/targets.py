@@ -1,0 +1,245 @@
+#!/usr/bin/env python3
+"""What this project asks of its speed, evaluated from results files alone.
+
+usage: targets.py RESULTS.json [ONE_THREAD.json]     the second for what two threads bring over one
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Row: TypeAlias = dict[str, Any]
+Result: TypeAlias = dict[str, Any]
+Values: TypeAlias = dict[str, float]  # a number for each shape or feature
+
+OURS = "fusedrnn"
+TRAINERS = ("torch", "jax")
+
+
+def anywhere(row: Row) -> bool:
+    """Every row."""
+    return True
+
+
+def label(row: Row) -> str:
+    """What a row is of."""
+    sizes = ",".join(str(row[name]) for name in ("seq_len", "batch", "input_size", "hidden_size"))
+    return f"{row['cell']} {row['mode']} ({sizes})"
+
+
+def ours(result: Result, mode: str | None, where: Callable[[Row], bool]) -> list[Row]:
+    """Our rows of a mode, or of every mode."""
+    rows = result["results"]
+    return [r for r in rows if r["peer"] == OURS and mode in (None, r["mode"]) and where(r)]
+
+
+def speed(mode: str, where: Callable[[Row], bool] = anywhere) -> Callable[[Result], Values]:
+    """Times faster than the best peer; in training, than the best that trains for a living."""
+
+    def values(result: Result) -> Values:
+        found = {}
+        for row in ours(result, mode, where):
+            others = [
+                r["median_s"]
+                for r in result["results"]
+                if label(r) == label(row)
+                and r["peer"] != OURS
+                and (mode != "training" or r["peer"] in TRAINERS)
+            ]
+            if others:
+                found[label(row)] = min(others) / row["median_s"]
+        return found
+
+    return values
+
+
+def floor(where: Callable[[Row], bool]) -> Callable[[Result], Values]:
+    """The fraction of the measured limits that we reach, in every mode."""
+
+    def values(result: Result) -> Values:
+        rows = ours(result, None, where)
+        return {label(r): r["limit_fraction"] for r in rows if r["limit_fraction"] is not None}
+
+    return values
+
+
+def microseconds(mode: str, where: Callable[[Row], bool]) -> Callable[[Result], Values]:
+    """Our time of a call."""
+    return lambda result: {label(r): r["median_s"] * 1e6 for r in ours(result, mode, where)}
+
+
+def feature(*starts: str) -> Callable[[Result], Values]:
+    """The numbers of features.py whose names start so."""
+    return lambda result: {k: v for k, v in result.get("features", {}).items() if k.startswith(starts)}
+
+
+def scaling(where: Callable[[Row], bool] = anywhere) -> Callable[[Result], Values]:
+    """Our time on one thread over our time on these."""
+
+    def values(result: Result) -> Values:
+        one = result.get("one_thread")
+        times = {} if one is None else {label(r): r["median_s"] for r in ours(one, None, where)}
+        rows = ours(result, None, where)
+        return {label(r): times[label(r)] / r["median_s"] for r in rows if label(r) in times}
+
+    return values
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on each value, or on their geometric mean, of one suite on so many threads (None: any)."""
+
+    text: str
+    suite: str
+    threads: int | None
+    values: Callable[[Result], Values]
+    at_least: float | None = None
+    at_most: float | None = None
+    mean: bool = False
+
+
+def one_row(r: Row) -> bool:
+    return bool(r["batch"] == 1)
+
+
+def many_units(r: Row) -> bool:
+    return bool(r["batch"] > 1 and r["hidden_size"] >= 512)
+
+
+def many_rows(r: Row) -> bool:
+    return bool(r["batch"] >= 32 and 64 <= r["hidden_size"] <= 256)
+
+
+def hidden(size: int) -> Callable[[Row], bool]:
+    """Rows of this hidden size."""
+    return lambda r: bool(r["hidden_size"] == size)
+
+
+TARGETS = (
+    Target("forward over the best peer", "cpu", 1, speed("forward"), at_least=1.15),
+    Target("forward over the best peer", "cpu", 1, speed("forward"), at_least=2.5, mean=True),
+    Target(
+        "training, H <= 256, over the best of torch and jax", "cpu", 1,
+        speed("training", lambda r: r["hidden_size"] <= 256), at_least=1.4,
+    ),
+    Target(
+        "training, H >= 512, over the best of torch and jax", "cpu", 1,
+        speed("training", lambda r: r["hidden_size"] >= 512), at_least=1.2,
+    ),
+    Target("training over the best of torch and jax", "cpu", 1, speed("training"), at_least=4, mean=True),
+    Target("of the floor, B >= 32 and H 64..256", "cpu", 1, floor(many_rows), at_least=0.80),
+    Target("of the floor, B > 1 and H >= 512", "cpu", 1, floor(many_units), at_least=0.75),
+    Target("of the floor, B = 1", "cpu", 1, floor(one_row), at_least=0.65),
+    Target("forward over the best peer", "cpu", 2, speed("forward"), at_least=1.1),
+    Target("training over the best of torch and jax", "cpu", 2, speed("training"), at_least=1.1),
+    Target("forward over the best peer", "cpu", 2, speed("forward"), at_least=2, mean=True),
+    Target("training over the best of torch and jax", "cpu", 2, speed("training"), at_least=3, mean=True),
+    Target(
+        "two threads over one, B*H >= 4096", "cpu", 2,
+        scaling(lambda r: r["batch"] * r["hidden_size"] >= 4096), at_least=1.7,
+    ),
+    Target("two threads over one", "cpu", 2, scaling(), at_least=1),
+    Target("odd forward over the best peer", "odd", None, speed("forward"), at_least=1.1),
+    Target("odd training over the best of torch and jax", "odd", None, speed("training"), at_least=1.1),
+    Target(
+        "streamed step, H = 64, over the best peer", "features", None,
+        speed("stream", hidden(64)), at_least=8,
+    ),
+    Target(
+        "streamed step, H = 256, over the best peer", "features", None,
+        speed("stream", hidden(256)), at_least=2.2,
+    ),
+    Target(
+        "call of a step object, H = 8, us", "features", None,
+        microseconds("stream", hidden(8)), at_most=2.5,
+    ),
+    Target("call of a module, H = 8, us", "features", None, microseconds("forward", hidden(8)), at_most=6),
+    Target("lengths", "features", None, feature("time with lengths"), at_most=0.62),
+    Target("lengths, against packing", "features", None, feature("torch's packed"), at_least=3),
+    Target("resets", "features", None, feature("time with resets"), at_most=1.05),
+    Target("recomputed tape, time", "features", None, feature("recompute: time"), at_most=1.4),
+    Target("recomputed tape, memory", "features", None, feature("recompute: saved tape"), at_least=2.5),
+    Target("quantized stream over float32", "features", None, feature("quantized"), at_least=1.6),
+)  # fmt: skip
+
+
+def verdict(target: Target, values: Values) -> dict[str, Any]:
+    """How the values stand against the bound; every value that misses it."""
+    if target.mean:
+        mean = math.exp(sum(math.log(value) for value in values.values()) / len(values))
+        values = {"geometric mean": mean}
+    if target.at_least is not None:
+        bound, words, worst = target.at_least, "at least", min(values.values())
+        misses = {name: value for name, value in values.items() if not value >= bound}
+    else:
+        bound, words, worst = target.at_most or 0.0, "at most", max(values.values())
+        misses = {name: value for name, value in values.items() if not value <= bound}
+    return {
+        "target": target.text,
+        "bound": f"{words} {bound:g}" + (" (geometric mean)" if target.mean else ""),
+        "passed": not misses,
+        "worst": worst,
+        "cases": len(values),
+        "misses": misses,
+    }
+
+
+def evaluate(result: Result, one_thread: Result | None = None) -> list[dict[str, Any]]:
+    """The verdicts on one results file; targets without a measured value are left out."""
+    threads = result["machine"]["threads"]
+    result = {**result, "one_thread": one_thread}
+    verdicts = []
+    for target in TARGETS:
+        if target.suite == result["suite"] and target.threads in (None, threads):
+            values = target.values(result)
+            if values:
+                verdicts.append(verdict(target, values))
+    return verdicts
+
+
+def lines(verdicts: list[dict[str, Any]]) -> list[str]:
+    """A PASS or FAIL line for each verdict and one for each miss."""
+    text = []
+    for v in verdicts:
+        passed = v["cases"] - len(v["misses"])
+        text.append(
+            f"{'PASS' if v['passed'] else 'FAIL'}  {v['target']}: {v['bound']}; "
+            f"worst {v['worst']:.3g}, {passed} of {v['cases']} pass"
+        )
+        text += [f"        {name}: {value:.3g}" for name, value in v["misses"].items()]
+    return text
+
+
+def comparable(result: Result, other: Result) -> bool:
+    """Whether both were measured on the same processor, instruction set and commit."""
+    return all(result["machine"][name] == other["machine"][name] for name in ("cpu", "isa", "commit"))
+
+
+def read_one_thread(path: Path, result: Result) -> Result | None:
+    """The same suite's results on one thread, if they are there and comparable."""
+    if result["machine"]["threads"] == 1 or not path.exists():
+        return None
+    other: Result = json.loads(path.read_text())
+    if not comparable(result, other):
+        print(f"{path}: another processor, instruction set or commit, so no scaling")
+        return None
+    return other
+
+
+def main() -> None:
+    """Evaluate one file."""
+    if len(sys.argv) not in (2, 3):
+        raise SystemExit(__doc__)
+    result = json.loads(Path(sys.argv[1]).read_text())
+    one_thread = read_one_thread(Path(sys.argv[2]), result) if len(sys.argv) == 3 else None
+    print("\n".join(lines(evaluate(result, one_thread))))
+
+
+if __name__ == "__main__":
+    main()
