@@ -68,6 +68,7 @@ def _forward(cell: str, proj: int = 0) -> Entry:
         "save": True,
         "recompute": False,
         "cache": _core.WeightCache(),
+        "version": 1,
         "out": np.zeros((T, B, proj or H)),
         "state_out": _state(cell, proj),
     }

@@ -373,3 +373,47 @@ def test_module_basics() -> None:
     assert fr.LSTM(2, 3, dtype=np.float64).dtype == np.float64
     with pytest.raises(UserWarning, match="dropout"):
         fr.LSTM(2, 3, dropout=0.5)
+
+
+def test_no_change_of_the_weights_is_missed() -> None:
+    """Packed weights follow every way of writing to the parameters, with views handed out or not."""
+    x = np.ones((2, 3, 4), np.float32)
+
+    def fresh(module: Any) -> None:
+        """The module agrees with one that has packed nothing yet."""
+        np.testing.assert_array_equal(module(x)[0], copy.deepcopy(module)(x)[0])
+
+    lstm, other = fr.LSTM(4, 5, seed=0), fr.LSTM(4, 5, seed=1)
+    seen = [lstm(x)[0]]
+
+    def changed() -> None:
+        fresh(lstm)
+        seen.append(lstm(x)[0])
+        assert not np.array_equal(seen[-1], seen[-2])
+
+    lstm.load_state_dict(other.state_dict())
+    changed()
+    optimizer = fr.optim.SGD(lstm, lr=0.5)
+    y, _, tape = lstm.forward(x)
+    lstm.backward(tape, y)
+    optimizer.step()
+    changed()
+    held = lstm.parameters["weight_hh_l0"]
+    held += 0.1
+    changed()
+    optimizer.step()
+    changed()
+    held -= 0.1
+    changed()
+    lstm.flat_parameters[:] *= 0.5
+    changed()
+    parent = fr.Module()
+    parent.rnn = lstm
+    parent.load_state_dict({f"rnn.{name}": array for name, array in other.state_dict().items()})
+    changed()
+    parent.parameters["rnn.bias_ih_l0"][0] += 1
+    changed()
+    cell = fr.GRUCell(4, 5, seed=0)
+    before = cell(x[0])
+    cell.load_state_dict({name: 2 * array for name, array in cell.state_dict().items()})
+    assert not np.array_equal(cell(x[0]), before)

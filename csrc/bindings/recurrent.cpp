@@ -3,6 +3,8 @@
 
 #include <pybind11/stl.h>
 
+#include <limits>
+
 #include "bindings/bindings.h"
 #include "bindings/run.h"
 #include "cpu/partition.h"
@@ -167,14 +169,14 @@ Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int
 template <class T>
 py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const Outputs& out,
                         std::shared_ptr<const Timetable> timetable, bool save, bool recompute,
-                        WeightCache* cache) {
+                        WeightCache* cache, std::int64_t version) {
     const RecurrentKernels<T>& kernels = kernel_table<T>().cells[cell];
     const int states = kernels.traits.states;
     const Params<const T> params = w.pointers<T>();
     std::shared_ptr<const WeightBlock<T>> weights;
     without_gil([&] {
-        weights = cache != nullptr ? cache->get<T>(cell, w.dims, params, save)
-                                   : pack_weights<T>(cell, w.dims, params, save, Digest{});
+        weights = cache != nullptr ? cache->get<T>(cell, w.dims, params, save, version)
+                                   : pack_weights<T>(cell, w.dims, params, save, Identity{});
     });
     ForwardProblem<T> problem{};
     problem.dims = w.dims;
@@ -215,7 +217,10 @@ py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const O
 py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state,
                   py::handle indices, py::handle lengths, py::handle resets, py::handle reset_state,
                   py::handle reverse_flag, py::handle save_flag, py::handle recompute_flag,
-                  WeightCache* cache, py::handle out, py::handle state_out) {
+                  WeightCache* cache, py::handle version_number, py::handle out, py::handle state_out) {
+    const std::int64_t version = version_number.is_none() ? -1
+                                                          : integer(version_number, "version", 0,
+                                                                    std::numeric_limits<std::int64_t>::max());
     const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
                recompute = flag(recompute_flag, "recompute");
     const int cell = cell_by_name(cell_name);
@@ -244,7 +249,7 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
     auto timetable = std::make_shared<const Timetable>(w.dims.T, w.dims.B,
                                                        ends.given() ? checked.data() : nullptr, reverse);
     return by_dtype(in.x.dtype(), [&]<class T>() {
-        return forward_typed<T>(cell, w, in, outputs, std::move(timetable), save, recompute, cache);
+        return forward_typed<T>(cell, w, in, outputs, std::move(timetable), save, recompute, cache, version);
     });
 }
 
@@ -394,8 +399,8 @@ void bind_recurrent(py::module_& m) {
           py::arg("state") = py::none(), py::kw_only(), py::arg("indices") = py::none(),
           py::arg("lengths") = py::none(), py::arg("resets") = py::none(),
           py::arg("reset_state") = py::none(), py::arg("reverse") = false, py::arg("save") = false,
-          py::arg("recompute") = false, py::arg("cache") = py::none(), py::arg("out") = py::none(),
-          py::arg("state_out") = py::none());
+          py::arg("recompute") = false, py::arg("cache") = py::none(), py::arg("version") = py::none(),
+          py::arg("out") = py::none(), py::arg("state_out") = py::none());
     m.def("backward", &backward, py::arg("tape"), py::arg("dy") = py::none(), py::arg("dstate") = py::none(),
           py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true,
           py::arg("dx") = py::none(), py::arg("accumulate_dx") = false);

@@ -194,7 +194,7 @@ class TypedStream : public Stream {
     void pack(const std::vector<WeightArrays>& arrays) {
         for (std::size_t i = 0; i < layers_.size(); ++i) {
             layers_[i].weights =
-                pack_weights<T>(cell_, arrays[i].dims, arrays[i].template pointers<T>(), false, Digest{});
+                pack_weights<T>(cell_, arrays[i].dims, arrays[i].template pointers<T>(), false, Identity{});
         }
         reference_ = Array::floats(new_array(dtype_, {0}), "the weights");
     }

@@ -11,12 +11,23 @@
 
 namespace fusedrnn {
 
+// Tells whether weights are those that were packed: by a count of their changes where the caller keeps one, else by a
+// digest of all that they hold.
+struct Identity {
+    std::int64_t version = -1;
+    Digest digest{};
+
+    bool operator==(const Identity& other) const {
+        return version == other.version && std::memcmp(&digest, &other.digest, sizeof digest) == 0;
+    }
+};
+
 // Immutable once packed: tapes and concurrent calls hold it by shared_ptr while a newer one takes its place.
 template <class T>
 struct WeightBlock {
     AlignedBuffer memory;
     Packed<T> packed;
-    Digest digest;
+    Identity identity;
     Dims dims;
     int cell;
     bool backward;
@@ -24,12 +35,12 @@ struct WeightBlock {
 
 template <class T>
 std::shared_ptr<const WeightBlock<T>> pack_weights(int cell, const Dims& dims, const Params<const T>& params,
-                                                   bool backward, const Digest& digest) {
+                                                   bool backward, const Identity& identity) {
     const RecurrentKernels<T>& kernels = kernel_table<T>().cells[cell];
     auto block = std::make_shared<WeightBlock<T>>();
     block->memory = AlignedBuffer(kernels.packed_bytes(dims, backward));
     kernels.pack(dims, params, backward, block->memory.data(), block->packed);
-    block->digest = digest;
+    block->identity = identity;
     block->dims = dims;
     block->cell = cell;
     block->backward = backward;
@@ -51,19 +62,20 @@ Digest digest_of(int cell, const Dims& d, const Params<const T>& params) {
     return digest;
 }
 
-// Keeps the last packing and packs again when the arrays' contents, the sizes or the cell changed.
+// Keeps the last packing and packs again when the weights, the sizes or the cell changed. `version` below zero: not known.
 class WeightCache {
   public:
     template <class T>
     std::shared_ptr<const WeightBlock<T>> get(int cell, const Dims& dims, const Params<const T>& params,
-                                              bool backward) {
-        const Digest digest = digest_of<T>(cell, dims, params);
+                                              bool backward, std::int64_t version) {
+        const Identity identity =
+            version >= 0 ? Identity{version, {}} : Identity{-1, digest_of<T>(cell, dims, params)};
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             const auto& held = slot<T>();
-            if (held != nullptr && fits(*held, cell, dims, backward, digest)) return held;
+            if (held != nullptr && fits(*held, cell, dims, backward, identity)) return held;
         }
-        auto fresh = pack_weights<T>(cell, dims, params, backward, digest);
+        auto fresh = pack_weights<T>(cell, dims, params, backward, identity);
         const std::lock_guard<std::mutex> lock(mutex_);
         slot<T>() = fresh;
         return fresh;
@@ -76,10 +88,10 @@ class WeightCache {
   private:
     template <class T>
     static bool fits(const WeightBlock<T>& held, int cell, const Dims& d, bool backward,
-                     const Digest& digest) {
+                     const Identity& identity) {
         return held.cell == cell && held.dims.I == d.I && held.dims.H == d.H && held.dims.P == d.P &&
                held.dims.projected == d.projected && (held.backward || !backward) &&
-               std::memcmp(&held.digest, &digest, sizeof digest) == 0;
+               held.identity == identity;
     }
     template <class T>
     std::shared_ptr<const WeightBlock<T>>& slot() {

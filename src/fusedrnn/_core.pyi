@@ -78,6 +78,7 @@ def forward(
     save: bool = False,
     recompute: bool = False,
     cache: WeightCache | None = None,
+    version: int | None = None,
     out: _Array | None = None,
     state_out: _State | None = None,
 ) -> tuple[_Array, _State, LayerTape | None]: ...

@@ -11,13 +11,24 @@ from fusedrnn.checks import as_array
 
 
 class Buffers:
-    """The flat parameters and gradients that a tree of modules shares."""
+    """The flat parameters and gradients that a tree of modules shares.
 
-    __slots__ = ("grads", "parameters")
+    Attributes:
+        version: counts the changes of the parameters, so that packed copies of weights need no look at the
+            arrays; None once views were handed out, through which anyone may write at any time.
+    """
+
+    __slots__ = ("grads", "parameters", "version")
 
     def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
         self.parameters = np.zeros(size, dtype)
         self.grads = np.zeros(size, dtype)
+        self.version: int | None = 0
+
+    def changed(self) -> None:
+        """Say that the parameters have been written to."""
+        if self.version is not None:
+            self.version += 1
 
 
 class ParameterDict(dict[str, Array]):

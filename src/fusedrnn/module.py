@@ -153,6 +153,7 @@ class Module:
     def parameters(self) -> ParameterDict:
         """{dotted name: writable view into `flat_parameters`}; views go stale when the tree is extended."""
         self._gather()
+        self._buffers.version = None
         return self._tree
 
     @property
@@ -164,8 +165,9 @@ class Module:
     @property
     def flat_parameters(self) -> Array:
         """All parameters of the tree as one 1-D array of `dtype`."""
-        stop = self._gather()
-        return self._buffers.parameters[self._start : stop]
+        array = self._flat_parameters()
+        self._buffers.version = None
+        return array
 
     @property
     def flat_grads(self) -> Array:
@@ -177,6 +179,11 @@ class Module:
     def num_parameters(self) -> int:
         """Number of trainable values in the tree."""
         return sum(module._size for module in self.modules())
+
+    def _flat_parameters(self) -> Array:
+        """Return `flat_parameters` to a caller that says `_buffers.changed()` after it has written."""
+        stop = self._gather()
+        return self._buffers.parameters[self._start : stop]
 
     def _gather(self) -> int:
         """Make sure that the tree lies in one buffer pair and is listed; return where it ends."""
@@ -232,7 +239,8 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """Return {dotted name: copy of the parameter}."""
-        return {name: view.copy() for name, view in self.parameters.items()}
+        self._gather()
+        return {name: view.copy() for name, view in self._tree.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy parameters in, for instance from the state_dict of the same module in PyTorch.
@@ -250,7 +258,8 @@ class Module:
             TypeError: a value is not of a float dtype.
             ValueError: a shape differs, or `strict` and the names differ.
         """
-        parameters = self.parameters
+        self._gather()
+        parameters = self._tree
         missing = [name for name in parameters if name not in state_dict]
         unexpected = [name for name in state_dict if name not in parameters]
         if strict and (missing or unexpected):
@@ -267,6 +276,7 @@ class Module:
                 raise ValueError(f"{name}: expected shape {parameters[name].shape}, got {value.shape}")
         for name, value in values.items():
             parameters[name][...] = value
+        self._buffers.changed()
         return LoadResult(missing, unexpected)
 
     # Modes and randomness
@@ -322,6 +332,7 @@ class Module:
         self._declare(self._shapes, self._dtype)
         self._buffers.parameters[:] = values
         self._buffers.grads[:] = grads
+        self._buffers.changed()
 
     def _extra_repr(self) -> str:
         """Return what stands between the parentheses of the repr of a leaf."""

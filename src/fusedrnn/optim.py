@@ -32,7 +32,7 @@ class Optimizer:
     def _allocate(self, names: tuple[str, ...]) -> None:
         self._state_names = names
         self._state = [
-            {name: np.zeros_like(module.flat_parameters) for name in names} for module in self._modules
+            {name: np.zeros_like(module._flat_parameters()) for name in names} for module in self._modules
         ]
         self._sizes = [module.num_parameters for module in self._modules]
 
@@ -51,15 +51,19 @@ class Optimizer:
         Raises:
             ValueError: a module has other parameters than when this optimiser was made.
         """
-        arrays = [(module.flat_parameters, module.flat_grads) for module in self._modules]
+        arrays = [(module._flat_parameters(), module.flat_grads) for module in self._modules]
         for module, (parameters, _), size in zip(self._modules, arrays, self._sizes, strict=True):
             if parameters.size != size:
                 raise ValueError(
                     f"{type(module).__name__}: expected {size} parameters as when the optimiser was made, "
                     f"got {parameters.size}"
                 )
-        for (parameters, grads), state in zip(arrays, self._state, strict=True):
-            self._update(parameters, grads, state)
+        try:
+            for (parameters, grads), state in zip(arrays, self._state, strict=True):
+                self._update(parameters, grads, state)
+        finally:
+            for module in self._modules:
+                module._buffers.changed()
         self.step_count += 1
 
     def _update(self, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
@@ -75,7 +79,8 @@ class Optimizer:
         views = {}
         for number, (module, state) in enumerate(zip(self._modules, self._state, strict=True)):
             start = 0
-            for parameter, array in module.parameters.items():
+            module._gather()
+            for parameter, array in module._tree.items():
                 key = parameter if self._single else f"{number}.{parameter}"
                 views[key] = state[name][start : start + array.size].reshape(array.shape)
                 start += array.size

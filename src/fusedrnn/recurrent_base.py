@@ -237,6 +237,7 @@ class Recurrent(Module, Generic[StateT]):
                     save=save,
                     recompute=self.recompute,
                     cache=cache,
+                    version=self._buffers.version,
                     out=out if columns is None else out[..., columns],
                     state_out=tuple([final[row] for final in finals]),
                 )

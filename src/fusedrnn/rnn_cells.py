@@ -96,7 +96,13 @@ class RecurrentCell(Module, Generic[StateT]):
         steps = x[None, None] if single else x[None]
         start = None if state is None else self._batched("state", state, x.shape[:-1])
         y, final, tape = _core.forward(
-            self._spec.name, steps, self._weights, start, save=save, cache=self._cache
+            self._spec.name,
+            steps,
+            self._weights,
+            start,
+            save=save,
+            cache=self._cache,
+            version=self._buffers.version,
         )
         if single:
             final = tuple([part[0] for part in final])
