@@ -206,6 +206,7 @@ class TypedStream : public Stream {
                 Layer& layer = layers_[i];
                 ForwardProblem<T>& p = layer.problem[from];
                 p = {};
+                p.backwards = from == 1;
                 p.dims = layer.dims;
                 p.schedule = timetable_.view(nullptr);
                 p.weights = layer.weights->packed;

@@ -157,9 +157,11 @@ class Backward {
             project_gradients(part, m, later, here, rows, continuing);
             return;
         }
-        const std::int64_t panels = part.panels.end - part.panels.begin, at_once = panels_at_once<1>(rows);
-        for (std::int64_t u = 0; u < panels; u += at_once) {
-            const std::int64_t count = smaller(at_once, panels - u), first = part.panels.begin + u;
+        const PanelGroups groups(part.panels.end - part.panels.begin, panels_at_once<1>(rows),
+                                 (here.t & 1) != 0);
+        for (std::int64_t q = 0; q < groups.count(); ++q) {
+            const auto [u, end] = groups[q];
+            const std::int64_t count = end - u, first = part.panels.begin + u;
             for (std::int64_t r = 0; r < rows; r += kRowGroup) {
                 const std::int64_t n = smaller(kRowGroup, rows - r);
                 recurrent_product(part, m, later, first, count, r, larger(0, smaller(n, continuing - r)));

@@ -80,12 +80,12 @@ class Forward {
         const std::int64_t total = longest(p_.dims, p_.schedule);
         for (std::int64_t s = 0; s < total; s += plan_.steps) {
             const std::int64_t end = smaller(s + plan_.steps, total);
-            project_inputs(part, m, s, end);
+            const bool projected = project_inputs(part, m, s, end);
             std::int64_t block_row = 0;
             for (std::int64_t step = s; step < end; ++step) {
                 const std::int64_t t = time_of(step, total);
                 const std::int64_t rows = part.rows(p_.schedule.active[t]);
-                run_step(part, m, t, rows, block_row);
+                run_step(part, m, t, rows, block_row, !projected);
                 block_row += rows;
                 const bool meet = part.stride == 1 && team_.size() > 1;
                 if (meet ? !team_.barrier(member) : team_.cancelled(member)) return;
@@ -129,8 +129,8 @@ class Forward {
         }
     }
 
-    // gx for all rows of steps [s, end).
-    void project_inputs(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t s,
+    // gx for all rows of steps [s, end). A single step is left to run_step, which then reads W_ih and W_hh side by side.
+    bool project_inputs(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t s,
                         std::int64_t end) {
         std::int64_t n = 0;
         const std::int64_t total = longest(p_.dims, p_.schedule);
@@ -144,8 +144,9 @@ class Forward {
             }
         }
         if (p_.dims.V == 0) {
+            if (end - s == 1) return false;
             input_product<Cell, T>(p_.dims, p_.weights, m.x_rows, n, part.panels, m.gx, plan_.block_rows);
-            return;
+            return true;
         }
         for (std::int64_t panel = part.panels.begin; panel < part.panels.end; ++panel) {
             const std::int64_t offset = panel * p_.dims.V * G * L;
@@ -154,10 +155,11 @@ class Forward {
                 for (int g = 0; g < G; ++g) V::load(m.x_rows[i] + offset + g * L).store(to + g * L);
             }
         }
+        return true;
     }
 
     void run_step(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
-                  std::int64_t rows, std::int64_t block_row) {
+                  std::int64_t rows, std::int64_t block_row, bool project) {
         const PreviousStates<Cell, T> previous_states = previous();
         for (std::int64_t i = 0; i < rows; ++i) {
             const T* found[S];
@@ -167,16 +169,20 @@ class Forward {
             m.y_rows[i] = output_row(t, part.position(i));
         }
         const std::int64_t panels = part.panels.end - part.panels.begin;
-        const std::int64_t at_once = panels_at_once<G>(rows);
-        for (std::int64_t u = 0; u < panels; u += at_once) {
-            const std::int64_t count = smaller(at_once, panels - u);
+        const PanelGroups groups(panels, panels_at_once<G>(rows), ((t & 1) != 0) != p_.backwards);
+        for (std::int64_t q = 0; q < groups.count(); ++q) {
+            const auto [u, end] = groups[q];
+            const std::int64_t first = part.panels.begin + u, count = end - u;
             for (std::int64_t r = 0; r < rows; r += kRowGroup) {
                 const std::int64_t n = smaller(kRowGroup, rows - r);
-                const std::int64_t first = part.panels.begin + u;
+                if (project) {
+                    input_product<Cell, T>(p_.dims, p_.weights, m.x_rows + r, n, {first, first + count},
+                                           m.gx + (u * plan_.block_rows + r) * G * L, plan_.block_rows);
+                }
                 hidden_product<Cell, T>(p_.dims, p_.weights, m.h_rows + r, n, {first, first + count},
                                         m.gx + (u * plan_.block_rows + block_row + r) * G * L,
                                         plan_.block_rows, m.acc, kRowGroup);
-                for (std::int64_t v = u; v < u + count; ++v) {
+                for (std::int64_t v = u; v < end; ++v) {
                     const T* acc = m.acc + (v - u) * kRowGroup * G * L;
                     apply_cell(part, m, t, v, r, n, acc,
                                m.gx + (v * plan_.block_rows + block_row + r) * G * L);

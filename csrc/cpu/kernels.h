@@ -84,6 +84,7 @@ struct ForwardProblem {
     const T* reset
         [kMaxStates];  // what a reset puts in place of the state: row b at b * reset_stride; null is zero
     std::int64_t reset_stride[kMaxStates];
+    bool backwards;  // begin with the last panels; true in every other call of a stream
     // The tape, null in inference. Rows by compact index.
     T* saved;   // per step [H/L][active][kSaved][L]
     T* states;  // [rows][kStates - 1][H rounded up to L]: the states beyond h after each step
