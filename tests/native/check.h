@@ -1,4 +1,5 @@
-// What every part of kernel_check needs: arrays with guards around them, numbers, digests and the count of failures.
+// What every part of kernel_check needs: arrays with guards around them, numbers, digests and the count of
+// failures.
 #pragma once
 
 #include <algorithm>
@@ -37,8 +38,8 @@ class Random {
     std::uint64_t state_;
 };
 
-// Rows of numbers with NaN between and around them: what reads past a row spoils its results, what writes there is seen.
-// The first element has the alignment of its type and no more.
+// Rows of numbers with NaN between and around them: what reads past a row spoils its results, what writes
+// there is seen. The first element has the alignment of its type and no more.
 template <class T>
 class Array {
   public:

@@ -2,8 +2,9 @@
 //
 //   kernel_check ISA [N]
 //
-// N runs every N-th case only. Prints a digest of every case's results: two runs whose lines are equal gave the same
-// bits (tools/compare_kernels.py). The exit status is 0 only if all results are near to the reference.
+// N runs every N-th case only. Prints a digest of every case's results: two runs whose lines are equal gave
+// the same bits (tools/compare_kernels.py). The exit status is 0 only if all results are near to the
+// reference.
 #include <cstdlib>
 #include <exception>
 

@@ -35,7 +35,8 @@ W exact_tanh(W x) {
     return std::copysign(-std::expm1(twice) / (1 + std::exp(twice)), x);
 }
 
-// Exact values that are denormal may be flushed to zero, those beyond the largest number may be that or infinite.
+// Exact values that are denormal may be flushed to zero, those beyond the largest number may be that or
+// infinite.
 template <class T>
 double ulp_error(T got, Wide<T> exact) {
     using Limits = std::numeric_limits<T>;
@@ -82,6 +83,44 @@ void check_activation(const char* function, void (*kernel)(std::int64_t, const T
     if (!(worst <= kUlp)) report.fail(name, "ULP", worst);
     if (!y.intact()) report.fail(name, "written outside", 0);
     report.done(name, {{"y", Digest().add(y)}});
+}
+
+// NaN and infinities at every place of a vector and of its tail, with ordinary neighbours.
+template <class T>
+void check_special(const LayerTable<T>& table, Report& report) {
+    constexpr T kNan = std::numeric_limits<T>::quiet_NaN(), kInf = std::numeric_limits<T>::infinity();
+    struct Case {
+        const char* name;
+        void (*kernel)(std::int64_t, const T*, T*, Team&);
+        T at_infinity, at_minus_infinity;
+    };
+    const Case cases[] = {{"exp", table.exp, kInf, 0},
+                          {"sigmoid", table.sigmoid, 1, 0},
+                          {"tanh", table.tanh, 1, -1},
+                          {"clamp",
+                           [](std::int64_t n, const T* x, T* y, Team& team) {
+                               std::copy_n(x, n, y);
+                               layer_table<T>().clamp(n, y, -2, 3, team);
+                           },
+                           3, -2}};
+    Team team(1);
+    for (const Case& c : cases) {
+        const std::pair<T, T> pairs[] = {{kNan, kNan}, {kInf, c.at_infinity}, {-kInf, c.at_minus_infinity}};
+        for (const auto& [value, want] : pairs) {
+            for (std::int64_t place = 0; place < 19; ++place) {
+                Array<T> x = Array<T>(1, 19).fill(T(0.25)), y(1, 19);
+                x.data()[place] = value;
+                c.kernel(19, x.data(), y.data(), team);
+                for (std::int64_t i = 0; i < 19; ++i) {
+                    const T got = y.data()[i];
+                    const bool right = i != place         ? std::isfinite(got)
+                                       : std::isnan(want) ? std::isnan(got)
+                                                          : got == want;
+                    if (!right) report.fail(std::string(type_name<T>()) + " " + c.name, "special", got);
+                }
+            }
+        }
+    }
 }
 
 template <class T>
@@ -319,6 +358,7 @@ void check_layers(const KernelTable<T>& table, const LayerTable<T>& layers, Repo
         check_activation<T>("sigmoid", layers.sigmoid, exact_sigmoid<Wide<T>>, count, report);
         check_activation<T>("tanh", layers.tanh, exact_tanh<Wide<T>>, count, report);
     }
+    check_special(layers, report);
     for (const std::int64_t size : {1, 7, 8, 9, 17, 33, 259}) {
         for (const std::int64_t n : {1, 5, 41}) {
             if (report.next()) check_linear(table.dense, n, size, (size + n) % 40 + 1, report);

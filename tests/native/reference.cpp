@@ -21,8 +21,8 @@ struct Step {
     Vector a, b, raw;  // the shares of input and state in the pre-activations; h before the projection
 };
 
-// A step of one row: a, b (G*H) and the state give the next state; and the way back, from the gradients of the next
-// state to those of a, b and, apart from the matrix product, of the state.
+// A step of one row: a, b (G*H) and the state give the next state; and the way back, from the gradients of
+// the next state to those of a, b and, apart from the matrix product, of the state.
 struct Cell {
     const char* name;
     void (*step)(std::int64_t H, const Vector& a, const Vector& b, const State& s, State& next);
@@ -128,8 +128,8 @@ Vector row_or_zero(const Array<double>& a, std::int64_t row, std::int64_t width)
     return Vector(from, from + width);
 }
 
-// Whether step t of row b starts a segment in the direction of travel: resets[t] is a border between t - 1 and t, and
-// backwards a row's first step (its last in time) reads the initial state.
+// Whether step t of row b starts a segment in the direction of travel: resets[t] is a border between t - 1
+// and t, and backwards a row's first step (its last in time) reads the initial state.
 bool reads_reset(const Problem& p, std::int64_t t, std::int64_t b) {
     if (p.resets.empty()) return false;
     if (!p.reverse) return p.resets[t * p.B + b] != 0;

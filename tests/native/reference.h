@@ -1,5 +1,6 @@
-// Slow, obvious double-precision recurrent networks: one row and one step at a time, in the form of tests/reference.py.
-// Sigmoid goes through tanh, and every derivative is taken from the pre-activations, never from saved activations.
+// Slow, obvious double-precision recurrent networks: one row and one step at a time, in the form of
+// tests/reference.py. Sigmoid goes through tanh, and every derivative is taken from the pre-activations,
+// never from saved activations.
 #pragma once
 
 #include "check.h"
@@ -8,8 +9,8 @@ namespace kernel_check {
 
 using Vector = std::vector<double>;
 
-// One layer and direction, as the reference sees it. Absent arrays are not given; x, y and their gradients are (T*B, n)
-// with row t*B + b.
+// One layer and direction, as the reference sees it. Absent arrays are not given; x, y and their gradients
+// are (T*B, n) with row t*B + b.
 struct Problem {
     std::string cell;
     std::int64_t T, B, I, H, P, gates, states;

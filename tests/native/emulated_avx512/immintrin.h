@@ -1,6 +1,7 @@
-// Stands in for the compiler's immintrin.h when the AVX-512 kernels are compiled for a CPU without AVX-512: SIMDe
-// (https://github.com/simd-everywhere/simde) makes every AVX-512 intrinsic out of AVX2 ones. Five are made here, because
-// SIMDe 0.8.2 lacks the first, reads past the mask in the loads and writes zeros past it in the stores.
+// Stands in for the compiler's immintrin.h when the AVX-512 kernels are compiled for a CPU without AVX-512:
+// SIMDe (https://github.com/simd-everywhere/simde) makes every AVX-512 intrinsic out of AVX2 ones. Five are
+// made here, because SIMDe 0.8.2 lacks the first, reads past the mask in the loads and writes zeros past it
+// in the stores.
 #pragma once
 
 #include_next <immintrin.h>
@@ -63,5 +64,6 @@ EMULATED void store(double* p, unsigned mask, simde__m512d a) {
 #undef _mm512_mask_storeu_pd
 #define _mm512_mask_storeu_pd(p, mask, a) emulated_avx512::store(p, mask, a)
 
-// No register holds 64 bytes here: keep_in_register has nothing to say. The headers that it must not reach are above.
+// No register holds 64 bytes here: keep_in_register has nothing to say. The headers that it must not reach
+// are above.
 #define asm(...) static_assert(true)
