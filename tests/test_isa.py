@@ -67,6 +67,22 @@ def test_isas_agree(isa: str, tmp_path: Path) -> None:
                 assert_close(theirs[name], array, "gradient", name)
 
 
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "neon"])
+def test_vector_isas_share_bits(isa: str, tmp_path: Path) -> None:
+    """The promise of docs/isa.md: all outputs, and the gradients of cells of one gate."""
+    config = fr.config()
+    if isa not in config["isas_built"] or isa not in config["isas_supported"] or config["isa"] == "scalar":
+        pytest.skip(f"this run uses {config['isa']} and can use {config['isas_supported']}")
+    for dtype in DTYPES:
+        target = tmp_path / f"{dtype}.npz"
+        assert_ran(run_python("isa_results.py", dtype, str(target), FUSEDRNN_ISA=isa))
+        with np.load(target) as theirs:
+            shared = {k: a for k, a in results(dtype).items() if k.startswith("rnn_") or k.endswith(") 0")}
+            assert len(shared) > len(results(dtype)) / 3
+            for name, array in shared.items():
+                assert np.array_equal(theirs[name], array), name
+
+
 def test_default_is_the_best_supported() -> None:
     done = run_python("-c", SHOW, FUSEDRNN_ISA=None)
     assert_ran(done)

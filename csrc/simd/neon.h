@@ -1,0 +1,109 @@
+// NEON of AArch64: 4 floats or 2 doubles. See simd.h for the contract.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+inline constexpr int kRegisters = 32;
+
+template <class T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+    using Scalar = float;
+    using Mask = uint32x4_t;
+    static constexpr int kLanes = 4;
+    float32x4_t v;
+
+    static FUSEDRNN_INLINE Vec load(const float* p) { return {vld1q_f32(p)}; }
+    static FUSEDRNN_INLINE Vec load_n(const float* p, int n) {
+        if (n >= 4) return load(p);
+        float32x4_t v = vdupq_n_f32(0);
+        if (n > 0) v = vld1q_lane_f32(p, v, 0);
+        if (n > 1) v = vld1q_lane_f32(p + 1, v, 1);
+        if (n > 2) v = vld1q_lane_f32(p + 2, v, 2);
+        return {v};
+    }
+    static FUSEDRNN_INLINE Vec set(float x) { return {vdupq_n_f32(x)}; }
+    FUSEDRNN_INLINE void store(float* p) const { vst1q_f32(p, v); }
+    FUSEDRNN_INLINE void store_n(float* p, int n) const {
+        if (n > 0) vst1q_lane_f32(p, v, 0);
+        if (n > 1) vst1q_lane_f32(p + 1, v, 1);
+        if (n > 2) vst1q_lane_f32(p + 2, v, 2);
+        if (n > 3) vst1q_lane_f32(p + 3, v, 3);
+    }
+};
+
+template <>
+struct Vec<double> {
+    using Scalar = double;
+    using Mask = uint64x2_t;
+    static constexpr int kLanes = 2;
+    float64x2_t v;
+
+    static FUSEDRNN_INLINE Vec load(const double* p) { return {vld1q_f64(p)}; }
+    static FUSEDRNN_INLINE Vec load_n(const double* p, int n) {
+        if (n >= 2) return load(p);
+        const float64x2_t zero = vdupq_n_f64(0);
+        return {n > 0 ? vld1q_lane_f64(p, zero, 0) : zero};
+    }
+    static FUSEDRNN_INLINE Vec set(double x) { return {vdupq_n_f64(x)}; }
+    FUSEDRNN_INLINE void store(double* p) const { vst1q_f64(p, v); }
+    FUSEDRNN_INLINE void store_n(double* p, int n) const {
+        if (n > 0) vst1q_lane_f64(p, v, 0);
+        if (n > 1) vst1q_lane_f64(p + 1, v, 1);
+    }
+};
+
+using VecF = Vec<float>;
+using VecD = Vec<double>;
+
+FUSEDRNN_INLINE VecF operator+(VecF a, VecF b) { return {vaddq_f32(a.v, b.v)}; }
+FUSEDRNN_INLINE VecF operator-(VecF a, VecF b) { return {vsubq_f32(a.v, b.v)}; }
+FUSEDRNN_INLINE VecF operator*(VecF a, VecF b) { return {vmulq_f32(a.v, b.v)}; }
+FUSEDRNN_INLINE VecF operator/(VecF a, VecF b) { return {vdivq_f32(a.v, b.v)}; }
+FUSEDRNN_INLINE VecF fma(VecF a, VecF b, VecF c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+FUSEDRNN_INLINE uint32x4_t less(VecF a, VecF b) { return vcltq_f32(a.v, b.v); }
+FUSEDRNN_INLINE VecF select(uint32x4_t m, VecF a, VecF b) { return {vbslq_f32(m, a.v, b.v)}; }
+// Not vminq and vmaxq, which give NaN where either is NaN.
+FUSEDRNN_INLINE VecF min(VecF a, VecF b) { return select(less(a, b), a, b); }
+FUSEDRNN_INLINE VecF max(VecF a, VecF b) { return select(less(b, a), a, b); }
+FUSEDRNN_INLINE VecF abs(VecF a) { return {vabsq_f32(a.v)}; }
+FUSEDRNN_INLINE VecF copysign(VecF a, VecF sign) { return select(vdupq_n_u32(0x80000000u), sign, a); }
+FUSEDRNN_INLINE VecF round(VecF a) { return {vrndnq_f32(a.v)}; }
+FUSEDRNN_INLINE VecF pow2n(VecF n) {
+    const int32x4_t biased = vaddq_s32(vcvtnq_s32_f32(n.v), vdupq_n_s32(127));
+    return {vreinterpretq_f32_s32(vshlq_n_s32(biased, 23))};
+}
+FUSEDRNN_INLINE float sum(VecF a) {
+    const float32x2_t s2 = vadd_f32(vget_low_f32(a.v), vget_high_f32(a.v));
+    return vget_lane_f32(s2, 0) + vget_lane_f32(s2, 1);
+}
+FUSEDRNN_INLINE void keep_in_register(VecF& a) { asm("" : "+w"(a.v)); }
+
+FUSEDRNN_INLINE VecD operator+(VecD a, VecD b) { return {vaddq_f64(a.v, b.v)}; }
+FUSEDRNN_INLINE VecD operator-(VecD a, VecD b) { return {vsubq_f64(a.v, b.v)}; }
+FUSEDRNN_INLINE VecD operator*(VecD a, VecD b) { return {vmulq_f64(a.v, b.v)}; }
+FUSEDRNN_INLINE VecD operator/(VecD a, VecD b) { return {vdivq_f64(a.v, b.v)}; }
+FUSEDRNN_INLINE VecD fma(VecD a, VecD b, VecD c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
+FUSEDRNN_INLINE uint64x2_t less(VecD a, VecD b) { return vcltq_f64(a.v, b.v); }
+FUSEDRNN_INLINE VecD select(uint64x2_t m, VecD a, VecD b) { return {vbslq_f64(m, a.v, b.v)}; }
+FUSEDRNN_INLINE VecD min(VecD a, VecD b) { return select(less(a, b), a, b); }
+FUSEDRNN_INLINE VecD max(VecD a, VecD b) { return select(less(b, a), a, b); }
+FUSEDRNN_INLINE VecD abs(VecD a) { return {vabsq_f64(a.v)}; }
+FUSEDRNN_INLINE VecD copysign(VecD a, VecD sign) {
+    return select(vdupq_n_u64(std::uint64_t{1} << 63), sign, a);
+}
+FUSEDRNN_INLINE VecD round(VecD a) { return {vrndnq_f64(a.v)}; }
+FUSEDRNN_INLINE VecD pow2n(VecD n) {
+    const int64x2_t biased = vaddq_s64(vcvtnq_s64_f64(n.v), vdupq_n_s64(1023));
+    return {vreinterpretq_f64_s64(vshlq_n_s64(biased, 52))};
+}
+FUSEDRNN_INLINE double sum(VecD a) { return vgetq_lane_f64(a.v, 0) + vgetq_lane_f64(a.v, 1); }
+FUSEDRNN_INLINE void keep_in_register(VecD& a) { asm("" : "+w"(a.v)); }
+
+}  // namespace fusedrnn::FUSEDRNN_ISA
