@@ -43,9 +43,9 @@ void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset
     using V = Vec<T>;
     constexpr int L = V::kLanes, N = U * G;
     V acc[R][N];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int n = 0; n < N; ++n) {
             acc[r][n] = p.init == nullptr
                             ? V::set(0)
@@ -53,49 +53,54 @@ void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset
         }
     }
     const T* row[R];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int r = 0; r < R; ++r) row[r] = a[r] + a_offset;
-    const T* b = p.b;
+    // A pointer for every three panels: they reach the other two by an index, and all fit in registers.
+    constexpr int kGroups = (U + 2) / 3;
+    const T* b[kGroups];
     const std::int64_t b_panel = p.b_panel;
+#pragma GCC unroll 32
+    for (int i = 0; i < kGroups; ++i) b[i] = p.b + 3 * i * b_panel;
     for (std::int64_t c = 0; c < p.chunks; ++c) {
         for (std::int64_t k = 0; k < p.chunk_len; ++k) {
             if constexpr (R <= N) {
                 V x[R];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
                 for (int r = 0; r < R; ++r) {
                     x[r] = V::set(row[r][k]);
                     keep_in_register(x[r]);
                 }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
                 for (int n = 0; n < N; ++n) {
-                    V w = V::load(b + (n / G) * b_panel + (n % G) * L);
+                    V w = V::load(b[n / G / 3] + n / G % 3 * b_panel + (n % G) * L);
                     keep_in_register(w);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
                     for (int r = 0; r < R; ++r) acc[r][n] = fma(x[r], w, acc[r][n]);
                 }
             } else {
                 V w[N];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
                 for (int n = 0; n < N; ++n) {
-                    w[n] = V::load(b + (n / G) * b_panel + (n % G) * L);
+                    w[n] = V::load(b[n / G / 3] + n / G % 3 * b_panel + (n % G) * L);
                     keep_in_register(w[n]);
                 }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
                 for (int r = 0; r < R; ++r) {
                     V x = V::set(row[r][k]);
                     keep_in_register(x);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
                     for (int n = 0; n < N; ++n) acc[r][n] = fma(x, w[n], acc[r][n]);
                 }
             }
-            b += G * L;
+#pragma GCC unroll 32
+            for (int i = 0; i < kGroups; ++i) b[i] += G * L;
         }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int r = 0; r < R; ++r) row[r] += p.chunk_stride;
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int n = 0; n < N; ++n) {
             acc[r][n].store(p.out + (n / G) * p.out_panel + r * p.out_row + (n % G) * L);
         }
