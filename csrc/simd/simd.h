@@ -6,7 +6,7 @@
 #pragma once
 
 #ifndef FUSEDRNN_ISA
-#error "FUSEDRNN_ISA must name a header of csrc/simd (scalar, avx2, avx512)"
+#error "FUSEDRNN_ISA must name a header of csrc/simd (scalar, avx2, avx512, neon)"
 #endif
 
 #define FUSEDRNN_STRING_(x) #x

@@ -9,7 +9,7 @@ namespace {
 using namespace fusedrnn;
 
 struct Options {
-    bool reverse, bias, lengths, resets, shared_reset, initial, dy, dfinal, accumulate_dx;
+    bool reverse, bias, lengths, resets, shared_reset, initial, dy, dfinal, accumulate_dx, recompute;
     std::int64_t gap;  // elements between the rows of x, y and their gradients
 };
 
@@ -18,8 +18,8 @@ Options options_of(std::int64_t counter) {
     Random random(static_cast<std::uint64_t>(counter));
     const std::uint64_t bits = random.bits();
     const auto bit = [bits](int k) { return (bits >> k & 1) != 0; };
-    return {bit(0), bit(1) || bit(2), bit(3), bit(4),  bit(5),
-            bit(6), bit(7) || bit(8), bit(9), bit(10), bit(11) ? 3 : 0};
+    return {bit(0),           bit(1) || bit(2), bit(3),  bit(4),  bit(5),         bit(6),
+            bit(7) || bit(8), bit(9),           bit(10), bit(12), bit(11) ? 3 : 0};
 }
 
 std::string name_of(const Problem& p, const Options& o, const char* type) {
@@ -27,15 +27,10 @@ std::string name_of(const Problem& p, const Options& o, const char* type) {
     const std::pair<const char*, std::int64_t> sizes[] = {
         {"T", p.T}, {"B", p.B}, {"I", p.I}, {"H", p.H}, {"P", p.P}};
     for (const auto& [symbol, size] : sizes) text += std::string(" ") + symbol + std::to_string(size);
-    const std::pair<const char*, bool> flags[] = {{" projected", p.w_hr.given()},
-                                                  {" reverse", o.reverse},
-                                                  {" bias", o.bias},
-                                                  {" lengths", o.lengths},
-                                                  {" resets", o.resets},
-                                                  {" initial", o.initial},
-                                                  {" dy", o.dy},
-                                                  {" dfinal", o.dfinal},
-                                                  {" gap", o.gap != 0}};
+    const std::pair<const char*, bool> flags[] = {
+        {" projected", p.w_hr.given()}, {" reverse", o.reverse}, {" bias", o.bias}, {" lengths", o.lengths},
+        {" resets", o.resets},          {" initial", o.initial}, {" dy", o.dy},     {" dfinal", o.dfinal},
+        {" recompute", o.recompute},    {" gap", o.gap != 0}};
     for (const auto& [word, on] : flags) text += on ? word : "";
     return text;
 }
@@ -173,7 +168,7 @@ Results<T> run_kernels(const RecurrentKernels<T>& kernels, int lanes, const Dims
     Workspace workspace(kernels.forward_workspace(d, 1));
     kernels.forward(forward, team, workspace.as<void>());
     forward.y = sequence<T>(out.y, d.B);
-    forward.saved = saved.as<T>();
+    forward.saved = o.recompute ? nullptr : saved.as<T>();
     forward.states = kernels.traits.states > 1 ? states.as<T>() : nullptr;
     forward.hidden = d.projected ? hidden.as<T>() : nullptr;
     kernels.forward(forward, team, workspace.as<void>());
@@ -191,7 +186,7 @@ Results<T> run_kernels(const RecurrentKernels<T>& kernels, int lanes, const Dims
     }
     backward.dparams = {out.dw_ih.data(), out.dw_hh.data(), out.db_ih.data(), out.db_hh.data(),
                         out.dw_hr.data()};
-    Workspace backward_workspace(kernels.backward_workspace(d, 1));
+    Workspace backward_workspace(kernels.backward_workspace(d, o.recompute, 1));
     kernels.backward(backward, team, backward_workspace.as<void>());
     return out;
 }
@@ -247,16 +242,16 @@ void check_cells(const KernelTable<T>& table, Report& report) {
         for (const std::int64_t H : {1, 7, 8, 9, 17, 33}) {
             for (const std::int64_t B : {1, 3, 5}) {
                 for (const std::int64_t T_ : {1, 2, 3, 4}) {
-                    for (const std::int64_t I : {1, 3, 9}) run({T_, B, I, H, H, false});
+                    for (const std::int64_t I : {1, 3, 9}) run({T_, B, I, H, H, 0, false});
                     if (cell != kCell_lstm) continue;
-                    for (const std::int64_t P : {1, 5, 9}) run({T_, B, 3, H, P, true});
+                    for (const std::int64_t P : {1, 5, 9}) run({T_, B, 3, H, P, 0, true});
                 }
             }
         }
         // More than one block of steps, more than one group of rows, products cut along K.
         if (report.sampled()) continue;
-        run({6, 70, 3, 33, 33, false});
-        run({2, 9, 9, 780, 780, false});
+        run({6, 70, 3, 33, 33, 0, false});
+        run({2, 9, 9, 780, 780, 0, false});
     }
 }
 
