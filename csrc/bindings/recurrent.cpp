@@ -183,6 +183,7 @@ py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const O
     set_call<ForwardProblem<T>, T>(problem, in, *timetable, states);
     problem.weights = weights->packed;
     problem.y = writable_sequence<T>(out.y);
+    problem.backwards = cache != nullptr && cache->backwards(w.dims.T);
     for (int k = 0; k < states; ++k) problem.final[k] = out.final[k].mutable_data<T>();
     std::shared_ptr<TypedTape<T>> tape;
     if (save) {

@@ -1,6 +1,7 @@
 // Packed weights of one layer and direction, shared by every call that uses them.
 #pragma once
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -80,6 +81,10 @@ class WeightCache {
         slot<T>() = fresh;
         return fresh;
     }
+    // Whether a call of T steps should begin with the last panels: those that the call before has left in the caches.
+    bool backwards(std::int64_t seq_len) {
+        return (steps_.fetch_add(seq_len, std::memory_order_relaxed) & 1) != 0;
+    }
     std::int64_t nbytes() const {
         const std::lock_guard<std::mutex> lock(mutex_);
         return (f32_ ? f32_->memory.bytes() : 0) + (f64_ ? f64_->memory.bytes() : 0);
@@ -103,6 +108,7 @@ class WeightCache {
     }
 
     mutable std::mutex mutex_;
+    std::atomic<std::int64_t> steps_{0};
     std::shared_ptr<const WeightBlock<float>> f32_;
     std::shared_ptr<const WeightBlock<double>> f64_;
 };
