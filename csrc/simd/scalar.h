@@ -76,6 +76,28 @@ FUSEDRNN_INLINE T sum(Vec<T> a) {
 template <class T>
 FUSEDRNN_INLINE void keep_in_register(Vec<T>&) {}
 
+struct VecI {
+    std::int32_t v;
+
+    static FUSEDRNN_INLINE VecI set(std::int32_t x) { return {x}; }
+    static FUSEDRNN_INLINE VecI load_int8(const std::int8_t* p) {
+        return {static_cast<std::int32_t>(static_cast<std::uint32_t>(p[1]) << 16 |
+                                          static_cast<std::uint16_t>(p[0]))};
+    }
+};
+
+FUSEDRNN_INLINE VecI dot_pairs(VecI a, VecI b, VecI c) {
+    return {c.v + static_cast<std::int16_t>(a.v) * static_cast<std::int16_t>(b.v) +
+            (a.v >> 16) * (b.v >> 16)};
+}
+FUSEDRNN_INLINE Vec<float> to_float(VecI a) { return {static_cast<float>(a.v)}; }
+FUSEDRNN_INLINE void store_int16(Vec<float> a, std::int16_t* p) { *p = static_cast<std::int16_t>(a.v); }
+FUSEDRNN_INLINE void load_bf16(const std::uint16_t* p, Vec<float>& even, Vec<float>& odd) {
+    const std::uint32_t bits[2] = {std::uint32_t{p[0]} << 16, std::uint32_t{p[1]} << 16};
+    std::memcpy(&even.v, &bits[0], sizeof even.v);
+    std::memcpy(&odd.v, &bits[1], sizeof odd.v);
+}
+
 // Adding and subtracting 1.5 * 2^(mantissa bits) rounds to nearest even without a library call.
 FUSEDRNN_INLINE Vec<float> round(Vec<float> a) {
     volatile float shifted = a.v + 12582912.0f;

@@ -15,6 +15,7 @@ from fusedrnn.config import config, get_num_threads, set_num_threads, show_confi
 from fusedrnn.layers import Dropout, Embedding, LayerNorm, Linear
 from fusedrnn.losses import cross_entropy, mse_loss
 from fusedrnn.module import Module
+from fusedrnn.quantized import QuantizedRecurrent, QuantizedStream
 from fusedrnn.recurrent import GRU, LSTM, RNN
 from fusedrnn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.sequences import pad, unpad
@@ -35,6 +36,8 @@ __all__ = [
     "Linear",
     "Module",
     "ParameterDict",
+    "QuantizedRecurrent",
+    "QuantizedStream",
     "RNNCell",
     "Stream",
     "Tape",
