@@ -221,7 +221,9 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
 class QuantizedStream {
   public:
     QuantizedStream(std::shared_ptr<const Quantized> net, std::int64_t batch_size)
-        : net_(std::move(net)), batch_(batch_size), timetable_(1, checked_batch(*net_, batch_size), nullptr, false) {
+        : net_(std::move(net)),
+          batch_(batch_size),
+          timetable_(1, checked_batch(*net_, batch_size), nullptr, false) {
         const int states = net_->traits().states;
         layers_.resize(static_cast<std::size_t>(net_->rows()));
         std::int64_t bytes = 0;
@@ -277,8 +279,8 @@ class QuantizedStream {
         Team team(1);
         run_released(team, [&] {
             for (std::size_t i = 0; i < layers_.size(); ++i) {
-                kernels.forward(layers_[i].problem[parity_], net_->layer(static_cast<std::int64_t>(i)).weights,
-                                team, workspace_.data());
+                kernels.forward(layers_[i].problem[parity_],
+                                net_->layer(static_cast<std::int64_t>(i)).weights, team, workspace_.data());
             }
         });
         parity_ ^= 1;
@@ -339,7 +341,8 @@ class QuantizedStream {
 
     static std::int64_t checked_batch(const Quantized& net, std::int64_t batch_size) {
         if (net.directions() != 1) {
-            throw py::value_error("network: expected one direction, got 2: the reverse direction starts from the end");
+            throw py::value_error(
+                "network: expected one direction, got 2: the reverse direction starts from the end");
         }
         if (batch_size < 1) {
             throw py::value_error("batch_size: expected at least 1, got " + std::to_string(batch_size));
@@ -374,8 +377,8 @@ class QuantizedStream {
 
 void bind_quantized(py::module_& m) {
     py::class_<Quantized, std::shared_ptr<Quantized>>(m, "Quantized")
-        .def(py::init<const std::string&, py::handle, const std::string&>(), py::arg("cell"), py::arg("layers"),
-             py::arg("weights"))
+        .def(py::init<const std::string&, py::handle, const std::string&>(), py::arg("cell"),
+             py::arg("layers"), py::arg("weights"))
         .def("forward", &Quantized::forward, py::arg("x"), py::arg("out"), py::arg("state") = py::none(),
              py::kw_only(), py::arg("lengths") = py::none(), py::arg("resets") = py::none(),
              py::arg("reset_state") = py::none())

@@ -17,7 +17,8 @@ extern const QuantizedTable kQuantizedTable;
 #define FUSEDRNN_QUANTIZED(Format, Type) quantized_kernels<Format, Type>(),
 #define FUSEDRNN_BF16(name, Type) FUSEDRNN_QUANTIZED(Bf16, Type)
 #define FUSEDRNN_INT8(name, Type) FUSEDRNN_QUANTIZED(Int8, Type)
-constexpr QuantizedTable kQuantizedTable = {{{FUSEDRNN_CELLS(FUSEDRNN_BF16)}, {FUSEDRNN_CELLS(FUSEDRNN_INT8)}}};
+constexpr QuantizedTable kQuantizedTable = {
+    {{FUSEDRNN_CELLS(FUSEDRNN_BF16)}, {FUSEDRNN_CELLS(FUSEDRNN_INT8)}}};
 #undef FUSEDRNN_QUANTIZED
 #undef FUSEDRNN_BF16
 #undef FUSEDRNN_INT8

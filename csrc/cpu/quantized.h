@@ -149,9 +149,9 @@ void quantize_rows(const float* w, std::int64_t gates, std::int64_t units, std::
     for (std::int64_t unit = 0; unit < units; ++unit) {
         for (std::int64_t g = 0; g < gates; ++g) {
             Weight* to = static_cast<Weight*>(out) + unit / L * size + (g * L + unit % L) * 2;
-            const float scale =
-                Format::encode(w + (g * units + unit) * k_size, k_size,
-                               [&](std::int64_t k, Weight weight) { to[k / 2 * gates * L * 2 + k % 2] = weight; });
+            const float scale = Format::encode(
+                w + (g * units + unit) * k_size, k_size,
+                [&](std::int64_t k, Weight weight) { to[k / 2 * gates * L * 2 + k % 2] = weight; });
             if (Format::kScaled) scales[(unit / L * gates + g) * L + unit % L] = scale;
         }
     }
@@ -226,8 +226,7 @@ template <class Format, int R, int U, int G>
 void quantized_tile(const Product<Format>& p, std::int64_t row, std::int64_t panel) {
     constexpr int L = Vec<float>::kLanes, N = U * G;
     const std::int64_t w_panel = p.pairs * G * L * 2;
-    const float* init =
-        p.init == nullptr ? nullptr : p.init + panel * p.init_panel + row * p.init_row;
+    const float* init = p.init == nullptr ? nullptr : p.init + panel * p.init_panel + row * p.init_row;
     const auto init_at = [&](int r, int n) {
         return init == nullptr ? nullptr : init + (n / G) * p.init_panel + r * p.init_row + (n % G) * L;
     };
@@ -255,7 +254,8 @@ void quantized_tile(const Product<Format>& p, std::int64_t row, std::int64_t pan
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
         for (int n = 0; n < N; ++n) {
-            const float* scale = Format::kScaled ? p.w_scale + (panel + n / G) * G * L + (n % G) * L : nullptr;
+            const float* scale =
+                Format::kScaled ? p.w_scale + (panel + n / G) * G * L + (n % G) * L : nullptr;
             const float row_scale = Format::kScaled ? p.x_scale[row + r] : 1;
             Format::finish(acc[r][n], init_at(r, n), scale, row_scale)
                 .store(out + (n / G) * p.out_panel + r * p.out_row + (n % G) * L);

@@ -199,8 +199,8 @@ class QuantizedForward {
         multiply<Format, 1>(m);
         for (std::int64_t u = 0; u < m.panels; ++u) {
             for (std::int64_t i = 0; i < rows; ++i) {
-                store_part(V::load(plan_.acc + (u * rows + i) * L),
-                           p_.y.row(t, p_.schedule.order[i]) + u * L, p_.dims.P - u * L);
+                store_part(V::load(plan_.acc + (u * rows + i) * L), p_.y.row(t, p_.schedule.order[i]) + u * L,
+                           p_.dims.P - u * L);
             }
         }
     }
