@@ -24,9 +24,9 @@ struct QuantizedLayer {
     QuantizedWeights weights{};
 };
 
-// Every sum of int8 products has to fit in int32.
+// Every sum of int8 products has to fit in int32, and that of a row's magnitudes in a float's 24 bits.
 void check_sums(int format, const char* name, const char* symbol, std::int64_t size) {
-    constexpr std::int64_t kMost = ((std::int64_t{1} << 31) - 1) / (127 * 127);
+    constexpr std::int64_t kMost = 131072;
     if (format != kInt8 || size <= kMost) return;
     throw py::value_error(std::string(name) + ": expected " + symbol + " <= " + std::to_string(kMost) +
                           " for int8, got " + std::to_string(size));

@@ -1,14 +1,17 @@
 // Weights of fewer bits: how they are stored, and their product with a few rows.
 //
-// A weight (G*H, K) becomes panels as in gemm.h, with two neighbouring k side by side for each output, which is how both
-// formats are read: [H/L][K/2][G][L][2], zeros past K and H. The rows of the other factor are prepared once for all
-// panels: padded to whole pairs, and for int8 quantized too.
+// A weight (G*H, K) becomes panels as in gemm.h, but with N neighbouring k side by side for each output, as the product
+// reads them: [H/L][K/N][G][L][N], zeros past K and H. The rows of the other factor are prepared once for all panels.
 //
-//   bfloat16  the upper half of a float32, rounded to nearest even; products and sums in float32, one chain in the order
-//             of k that starts from `init`
-//   int8      a row of weights w, and a row x, become round(w / s), s = max |w| / 127; the sum over k of their products
-//             is exact in int32, and the result is init + (s_w s_x) sum. A row that is all below 1e-30 counts as zero.
-//             One with NaN or infinity has the scale NaN, and so NaN comes out.
+//   bf16  N = 2. The upper half of a float32, rounded to nearest even. Products and sums in float32: one chain in the
+//         order of k that starts from `init`.
+//   int8  N = 4. A row of weights w, or a row x, becomes round(w / s) with s = max |w| / 127. The sum over k of the
+//         products is exact in int32, and init + (s_w s_x) sum is the result. A row that is all below 1e-30 counts as
+//         zero; one with NaN or infinity has the scale NaN, which comes out.
+//
+// The instructions multiply unsigned by signed bytes, and are exact if the unsigned ones are at most 127. So x enters as
+// its magnitude, and where it is negative, w as w ^ -1 = -w - 1: then x w = |x| (w ^ -1) + |x|, and the sum over k starts
+// from the sum of those |x|.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -17,33 +20,44 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-constexpr std::int64_t pairs_of(std::int64_t k) { return (k + 1) / 2; }
+constexpr std::int64_t groups_of(std::int64_t k, std::int64_t group) { return (k + group - 1) / group; }
+
+// What a prepared row has beside its values; bf16 needs neither.
+struct RowScale {
+    float scale;
+    std::int32_t start;
+};
 
 struct Bf16 {
     using Weight = std::uint16_t;
     using Value = float;  // of a prepared row
     using V = Vec<float>;
     using Sum = V;
-    struct Pair {
+    struct Group {
         V even, odd;
     };
+    static constexpr int kGroup = 2;
     static constexpr bool kScaled = false;
 
-    static FUSEDRNN_INLINE Pair load(const Weight* p) {
-        Pair w;
+    static std::int64_t row_values(std::int64_t k) { return groups_of(k, kGroup) * kGroup; }
+    static FUSEDRNN_INLINE Group load(const Weight* p) {
+        Group w;
         load_bf16(p, w.even, w.odd);
         return w;
     }
-    static FUSEDRNN_INLINE Pair broadcast(const Value* p) { return {V::set(p[0]), V::set(p[1])}; }
-    static FUSEDRNN_INLINE Sum start(const float* init) {
+    // Group k of a prepared row.
+    static FUSEDRNN_INLINE Group broadcast(const Value* row, std::int64_t, std::int64_t k) {
+        return {V::set(row[k * 2]), V::set(row[k * 2 + 1])};
+    }
+    static FUSEDRNN_INLINE Sum start(const float* init, const RowScale&) {
         return init == nullptr ? V::set(0) : V::load(init);
     }
-    static FUSEDRNN_INLINE Sum multiply_add(const Pair& x, const Pair& w, Sum sum) {
+    static FUSEDRNN_INLINE Sum multiply_add(const Group& x, const Group& w, Sum sum) {
         return fma(x.odd, w.odd, fma(x.even, w.even, sum));
     }
-    static FUSEDRNN_INLINE V finish(Sum sum, const float*, const float*, float) { return sum; }
+    static FUSEDRNN_INLINE V finish(Sum sum, const float*, const float*, const RowScale&) { return sum; }
 
-    static void prepare(const float* row, std::int64_t n, Value* out, float*) {
+    static void prepare(const float* row, std::int64_t n, Value* out, std::int64_t, RowScale*) {
         copy(row, out, n);
         if (n % 2 != 0) out[n] = 0;
     }
@@ -65,48 +79,56 @@ struct Bf16 {
 
 struct Int8 {
     using Weight = std::int8_t;
-    using Value = std::int16_t;
+    using Value = std::int8_t;  // all magnitudes of a row, then all masks: -1 where x is negative, else 0
     using V = Vec<float>;
     using Sum = VecI;
-    using Pair = VecI;
+    struct Group {
+        VecI magnitude, mask;
+    };
+    static constexpr int kGroup = 4, L = V::kLanes;
     static constexpr bool kScaled = true;
-    static constexpr int L = V::kLanes;
 
-    static FUSEDRNN_INLINE Pair load(const Weight* p) { return VecI::load_int8(p); }
-    static FUSEDRNN_INLINE Pair broadcast(const Value* p) {
-        std::int32_t both;
-        __builtin_memcpy(&both, p, sizeof both);
-        return VecI::set(both);
+    // Whole vectors of each, so that they can be stored.
+    static std::int64_t half_row(std::int64_t k) { return groups_of(k, 16) * 16; }
+    static std::int64_t row_values(std::int64_t k) { return 2 * half_row(k); }
+    static FUSEDRNN_INLINE VecI load(const Weight* p) { return VecI::load(p); }
+    static FUSEDRNN_INLINE Group broadcast(const Value* row, std::int64_t size, std::int64_t k) {
+        std::int32_t magnitude, mask;
+        __builtin_memcpy(&magnitude, row + k * 4, 4);
+        __builtin_memcpy(&mask, row + size / 2 + k * 4, 4);
+        return {VecI::set(magnitude), VecI::set(mask)};
     }
-    static FUSEDRNN_INLINE Sum start(const float*) { return VecI::set(0); }
-    static FUSEDRNN_INLINE Sum multiply_add(const Pair& x, const Pair& w, Sum sum) {
-        return dot_pairs(x, w, sum);
+    static FUSEDRNN_INLINE Sum start(const float*, const RowScale& row) { return VecI::set(row.start); }
+    static FUSEDRNN_INLINE Sum multiply_add(const Group& x, VecI w, Sum sum) {
+        return dot4(x.magnitude, w ^ x.mask, sum);
     }
-    static FUSEDRNN_INLINE V finish(Sum sum, const float* init, const float* scale, float row_scale) {
-        return fma(V::load(scale) * V::set(row_scale), to_float(sum),
+    static FUSEDRNN_INLINE V finish(Sum sum, const float* init, const float* scale, const RowScale& row) {
+        return fma(V::load(scale) * V::set(row.scale), to_float(sum),
                    init == nullptr ? V::set(0) : V::load(init));
     }
 
-    // `out` has room for n rounded up to whole pairs; no more of it is written.
-    static void prepare(const float* row, std::int64_t n, Value* out, float* scale) {
+    // `out` has room for `size` values, at least row_values(n).
+    static void prepare(const float* row, std::int64_t n, Value* out, std::int64_t size, RowScale* scale) {
+        static_assert(16 % L == 0);
         const Scale s = scale_of(row, n);
-        *scale = s.scale;
-        std::int64_t k = 0;
-        for (; k + L <= n; k += L) store_int16(quantized(V::load(row + k), s), out + k);
-        if (k < pairs_of(n) * 2) {
-            Value last[L];
-            store_int16(quantized(load_part(row + k, n - k), s), last);
-            for (std::int64_t i = k; i < n; ++i) out[i] = last[i - k];
-            if (n % 2 != 0) out[n] = 0;
+        V below = V::set(0);
+        for (std::int64_t k = 0; k < half_row(n); k += L) {
+            const V q = quantized(load_part(row + k, larger(0, n - k)), s), minus = V::set(0) - q;
+            const auto negative = less(q, V::set(0));
+            store_int8(max(q, minus), out + k);
+            store_int8(select(negative, V::set(-1), V::set(0)), out + size / 2 + k);
+            below = below + select(negative, minus, V::set(0));
         }
+        // Exact: the sizes keep each lane below 2^24, and all of them together.
+        *scale = {s.scale, static_cast<std::int32_t>(sum(below))};
     }
     template <class Put>
     static float encode(const float* row, std::int64_t n, Put&& put) {
         const Scale s = scale_of(row, n);
         for (std::int64_t k = 0; k < n; k += L) {
             Value values[L];
-            store_int16(quantized(load_part(row + k, n - k), s), values);
-            for (std::int64_t i = k; i < smaller(k + L, n); ++i) put(i, static_cast<Weight>(values[i - k]));
+            store_int8(quantized(load_part(row + k, n - k), s), values);
+            for (std::int64_t i = k; i < smaller(k + L, n); ++i) put(i, values[i - k]);
         }
         return s.scale;
     }
@@ -142,16 +164,17 @@ template <class Format>
 void quantize_rows(const float* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, void* out,
                    float* scales) {
     constexpr int L = Vec<float>::kLanes;
+    constexpr std::int64_t N = Format::kGroup;
     using Weight = typename Format::Weight;
-    const std::int64_t panels = panels_of<float>(units), size = pairs_of(k_size) * gates * L * 2;
+    const std::int64_t panels = panels_of<float>(units), size = groups_of(k_size, N) * gates * L * N;
     fill_zero(static_cast<Weight*>(out), panels * size);
     if (Format::kScaled) fill_zero(scales, panels * gates * L);
     for (std::int64_t unit = 0; unit < units; ++unit) {
         for (std::int64_t g = 0; g < gates; ++g) {
-            Weight* to = static_cast<Weight*>(out) + unit / L * size + (g * L + unit % L) * 2;
+            Weight* to = static_cast<Weight*>(out) + unit / L * size + (g * L + unit % L) * N;
             const float scale = Format::encode(
                 w + (g * units + unit) * k_size, k_size,
-                [&](std::int64_t k, Weight weight) { to[k / 2 * gates * L * 2 + k % 2] = weight; });
+                [&](std::int64_t k, Weight weight) { to[k / N * gates * L * N + k % N] = weight; });
             if (Format::kScaled) scales[(unit / L * gates + g) * L + unit % L] = scale;
         }
     }
@@ -160,12 +183,12 @@ void quantize_rows(const float* w, std::int64_t gates, std::int64_t units, std::
 template <class Format, class Cell>
 QuantizedWeights quantized_layout(const Dims& d, Arena& arena) {
     using Weight = typename Format::Weight;
-    constexpr std::int64_t G = Cell::kGates;
+    constexpr std::int64_t G = Cell::kGates, N = Format::kGroup;
     const std::int64_t h = padded<float>(d.H), p = padded<float>(d.P);
     QuantizedWeights out{};
-    out.w_ih = arena.take<Weight>(h * G * pairs_of(d.I) * 2);
-    out.w_hh = arena.take<Weight>(h * G * pairs_of(d.P) * 2);
-    if (d.projected) out.w_hr = arena.take<Weight>(p * pairs_of(d.H) * 2);
+    out.w_ih = arena.take<Weight>(h * G * groups_of(d.I, N) * N);
+    out.w_hh = arena.take<Weight>(h * G * groups_of(d.P, N) * N);
+    if (d.projected) out.w_hr = arena.take<Weight>(p * groups_of(d.H, N) * N);
     if (Format::kScaled) {
         out.s_ih = arena.take<float>(h * G);
         out.s_hh = arena.take<float>(h * G);
@@ -198,9 +221,9 @@ void quantized_pack(const Dims& d, const Params<const float>& w, void* block, Qu
 // out = init + A W^T for n prepared rows and all panels.
 template <class Format>
 struct Product {
-    const typename Format::Value* x;  // row r at x + r * x_row
-    const float* x_scale;             // (n); int8 only
-    std::int64_t x_row, n, pairs;
+    const typename Format::Value* x;  // prepared row r at x + r * x_row
+    const RowScale* x_scale;          // (n)
+    std::int64_t x_row, n, groups;
     const typename Format::Weight* w;
     const float* w_scale;  // int8 only
     std::int64_t panels;
@@ -225,7 +248,7 @@ constexpr int quantized_tile_panels(int rows) {
 template <class Format, int R, int U, int G>
 void quantized_tile(const Product<Format>& p, std::int64_t row, std::int64_t panel) {
     constexpr int L = Vec<float>::kLanes, N = U * G;
-    const std::int64_t w_panel = p.pairs * G * L * 2;
+    const std::int64_t w_panel = p.groups * G * L * Format::kGroup;
     const float* init = p.init == nullptr ? nullptr : p.init + panel * p.init_panel + row * p.init_row;
     const auto init_at = [&](int r, int n) {
         return init == nullptr ? nullptr : init + (n / G) * p.init_panel + r * p.init_row + (n % G) * L;
@@ -234,17 +257,17 @@ void quantized_tile(const Product<Format>& p, std::int64_t row, std::int64_t pan
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) acc[r][n] = Format::start(init_at(r, n));
+        for (int n = 0; n < N; ++n) acc[r][n] = Format::start(init_at(r, n), p.x_scale[row + r]);
     }
     const typename Format::Value* x = p.x + row * p.x_row;
     const typename Format::Weight* w = p.w + panel * w_panel;
-    for (std::int64_t k = 0; k < p.pairs; ++k, x += 2, w += G * L * 2) {
-        typename Format::Pair values[R];
+    for (std::int64_t k = 0; k < p.groups; ++k, w += G * L * Format::kGroup) {
+        typename Format::Group values[R];
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) values[r] = Format::broadcast(x + r * p.x_row);
+        for (int r = 0; r < R; ++r) values[r] = Format::broadcast(x + r * p.x_row, p.x_row, k);
 #pragma GCC unroll 16
         for (int n = 0; n < N; ++n) {
-            const typename Format::Pair weights = Format::load(w + (n / G) * w_panel + (n % G) * L * 2);
+            const auto weights = Format::load(w + (n / G) * w_panel + (n % G) * L * Format::kGroup);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) acc[r][n] = Format::multiply_add(values[r], weights, acc[r][n]);
         }
@@ -256,8 +279,7 @@ void quantized_tile(const Product<Format>& p, std::int64_t row, std::int64_t pan
         for (int n = 0; n < N; ++n) {
             const float* scale =
                 Format::kScaled ? p.w_scale + (panel + n / G) * G * L + (n % G) * L : nullptr;
-            const float row_scale = Format::kScaled ? p.x_scale[row + r] : 1;
-            Format::finish(acc[r][n], init_at(r, n), scale, row_scale)
+            Format::finish(acc[r][n], init_at(r, n), scale, p.x_scale[row + r])
                 .store(out + (n / G) * p.out_panel + r * p.out_row + (n % G) * L);
         }
     }

@@ -15,15 +15,16 @@ template <class Format, class Cell>
 struct QuantizedPlan {
     static constexpr std::int64_t G = Cell::kGates, L = Vec<float>::kLanes;
     std::int64_t panels, steps, block_rows, x_row, h_row;
-    float *zero, *states, *hidden, *gx, *acc, *x_scale, *h_scale;
+    float *zero, *states, *hidden, *gx, *acc;
+    RowScale *x_scale, *h_scale;
     typename Format::Value *x, *h;
     const float** state_rows;
 
     QuantizedPlan(const Dims& d, Arena& arena) {
         const std::int64_t hp = padded<float>(d.H), pp = padded<float>(d.P);
         panels = panels_of<float>(d.H);
-        x_row = pairs_of(d.I) * 2;
-        h_row = pairs_of(larger(d.P, d.H)) * 2;
+        x_row = Format::row_values(d.I);
+        h_row = Format::row_values(larger(d.P, d.H));
         const std::int64_t step_bytes = d.B * larger(hp * G, x_row) * std::int64_t{sizeof(float)};
         steps = larger(1, smaller(d.T, kQuantizedBlockBytes / larger(1, step_bytes)));
         block_rows = steps * d.B;
@@ -32,8 +33,8 @@ struct QuantizedPlan {
         hidden = arena.take<float>(d.projected ? d.B * hp : 0);
         gx = arena.take<float>(block_rows * hp * G);
         acc = arena.take<float>(d.B * larger(hp * G, pp));
-        x_scale = arena.take<float>(block_rows);
-        h_scale = arena.take<float>(d.B);
+        x_scale = arena.take<RowScale>(block_rows);
+        h_scale = arena.take<RowScale>(d.B);
         x = arena.take<typename Format::Value>(block_rows * x_row);
         h = arena.take<typename Format::Value>(d.B * h_row);
         state_rows = arena.take<const float*>(d.B * Cell::kStates);
@@ -94,7 +95,7 @@ class QuantizedForward {
             const std::int64_t t = time_of(step, total);
             for (std::int64_t i = 0; i < p_.schedule.active[t]; ++i, ++n) {
                 Format::prepare(p_.x.row(t, p_.schedule.order[i]), p_.dims.I, plan_.x + n * plan_.x_row,
-                                plan_.x_scale + n);
+                                plan_.x_row, plan_.x_scale + n);
             }
         }
         Product<Format> m{};
@@ -102,7 +103,7 @@ class QuantizedForward {
         m.x_scale = plan_.x_scale;
         m.x_row = plan_.x_row;
         m.n = n;
-        m.pairs = pairs_of(p_.dims.I);
+        m.groups = groups_of(p_.dims.I, Format::kGroup);
         m.w = static_cast<const Weight*>(w_.w_ih);
         m.w_scale = w_.s_ih;
         m.panels = plan_.panels;
@@ -132,14 +133,15 @@ class QuantizedForward {
     // acc = (gx, or the recurrent bias where gates are split) + W_hh h: [panel][row][G][L].
     void recurrent_product(std::int64_t rows, std::int64_t block_row) {
         for (std::int64_t i = 0; i < rows; ++i) {
-            Format::prepare(plan_.state_rows[i * S], p_.dims.P, plan_.h + i * plan_.h_row, plan_.h_scale + i);
+            Format::prepare(plan_.state_rows[i * S], p_.dims.P, plan_.h + i * plan_.h_row, plan_.h_row,
+                            plan_.h_scale + i);
         }
         Product<Format> m{};
         m.x = plan_.h;
         m.x_scale = plan_.h_scale;
         m.x_row = plan_.h_row;
         m.n = rows;
-        m.pairs = pairs_of(p_.dims.P);
+        m.groups = groups_of(p_.dims.P, Format::kGroup);
         m.w = static_cast<const Weight*>(w_.w_hh);
         m.w_scale = w_.s_hh;
         m.panels = plan_.panels;
@@ -182,14 +184,15 @@ class QuantizedForward {
     // y = W_hr hidden.
     void project_hidden(std::int64_t t, std::int64_t rows) {
         for (std::int64_t i = 0; i < rows; ++i) {
-            Format::prepare(plan_.hidden + i * hp_, p_.dims.H, plan_.h + i * plan_.h_row, plan_.h_scale + i);
+            Format::prepare(plan_.hidden + i * hp_, p_.dims.H, plan_.h + i * plan_.h_row, plan_.h_row,
+                            plan_.h_scale + i);
         }
         Product<Format> m{};
         m.x = plan_.h;
         m.x_scale = plan_.h_scale;
         m.x_row = plan_.h_row;
         m.n = rows;
-        m.pairs = pairs_of(p_.dims.H);
+        m.groups = groups_of(p_.dims.H, Format::kGroup);
         m.w = static_cast<const Weight*>(w_.w_hr);
         m.w_scale = w_.s_hr;
         m.panels = panels_of<float>(p_.dims.P);

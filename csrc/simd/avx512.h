@@ -78,17 +78,17 @@ struct VecI {
     __m512i v;
 
     static FUSEDRNN_INLINE VecI set(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
-    static FUSEDRNN_INLINE VecI load_int8(const std::int8_t* p) {
-        return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-    }
+    static FUSEDRNN_INLINE VecI load(const void* p) { return {_mm512_loadu_si512(p)}; }
 };
 
-FUSEDRNN_INLINE VecI dot_pairs(VecI a, VecI b, VecI c) {
-    return {_mm512_add_epi32(c.v, _mm512_madd_epi16(a.v, b.v))};
+FUSEDRNN_INLINE VecI operator^(VecI a, VecI b) { return {_mm512_xor_si512(a.v, b.v)}; }
+FUSEDRNN_INLINE VecI dot4(VecI a, VecI b, VecI c) {
+    const __m512i pairs = _mm512_maddubs_epi16(a.v, b.v);
+    return {_mm512_add_epi32(c.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
 }
 FUSEDRNN_INLINE VecF to_float(VecI a) { return {_mm512_cvtepi32_ps(a.v)}; }
-FUSEDRNN_INLINE void store_int16(VecF a, std::int16_t* p) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a.v)));
+FUSEDRNN_INLINE void store_int8(VecF a, std::int8_t* p) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 FUSEDRNN_INLINE void load_bf16(const std::uint16_t* p, VecF& even, VecF& odd) {
     const __m512i pairs = _mm512_loadu_si512(p);

@@ -80,18 +80,22 @@ struct VecI {
     std::int32_t v;
 
     static FUSEDRNN_INLINE VecI set(std::int32_t x) { return {x}; }
-    static FUSEDRNN_INLINE VecI load_int8(const std::int8_t* p) {
-        return {static_cast<std::int32_t>(static_cast<std::uint32_t>(p[1]) << 16 |
-                                          static_cast<std::uint16_t>(p[0]))};
+    static FUSEDRNN_INLINE VecI load(const void* p) {
+        VecI a;
+        std::memcpy(&a.v, p, sizeof a.v);
+        return a;
     }
 };
 
-FUSEDRNN_INLINE VecI dot_pairs(VecI a, VecI b, VecI c) {
-    return {c.v + static_cast<std::int16_t>(a.v) * static_cast<std::int16_t>(b.v) +
-            (a.v >> 16) * (b.v >> 16)};
+FUSEDRNN_INLINE VecI operator^(VecI a, VecI b) { return {a.v ^ b.v}; }
+FUSEDRNN_INLINE VecI dot4(VecI a, VecI b, VecI c) {
+    for (int i = 0; i < 32; i += 8) {
+        c.v += static_cast<std::int8_t>(a.v >> i) * static_cast<std::int8_t>(b.v >> i);
+    }
+    return c;
 }
 FUSEDRNN_INLINE Vec<float> to_float(VecI a) { return {static_cast<float>(a.v)}; }
-FUSEDRNN_INLINE void store_int16(Vec<float> a, std::int16_t* p) { *p = static_cast<std::int16_t>(a.v); }
+FUSEDRNN_INLINE void store_int8(Vec<float> a, std::int8_t* p) { *p = static_cast<std::int8_t>(a.v); }
 FUSEDRNN_INLINE void load_bf16(const std::uint16_t* p, Vec<float>& even, Vec<float>& odd) {
     const std::uint32_t bits[2] = {std::uint32_t{p[0]} << 16, std::uint32_t{p[1]} << 16};
     std::memcpy(&even.v, &bits[0], sizeof even.v);

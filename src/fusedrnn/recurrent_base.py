@@ -361,7 +361,7 @@ class Recurrent(Module, Generic[StateT]):
 
         Raises:
             TypeError: weights is not a string, or the network is not of float32.
-            ValueError: another format, or sizes past 133144 with "int8".
+            ValueError: another format, or sizes past 131072 with "int8".
         """
         return QuantizedRecurrent(self, weights)
 
