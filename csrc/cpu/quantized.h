@@ -36,7 +36,7 @@ struct Bf16 {
     struct Group {
         V even, odd;
     };
-    static constexpr int kGroup = 2;
+    static constexpr int kGroup = 2, kAccumulators = 16;
     static constexpr bool kScaled = false;
 
     static std::int64_t row_values(std::int64_t k) { return groups_of(k, kGroup) * kGroup; }
@@ -86,6 +86,7 @@ struct Int8 {
         VecI magnitude, mask;
     };
     static constexpr int kGroup = 4, L = V::kLanes;
+    static constexpr int kAccumulators = 8;  // each waits for one short addition only
     static constexpr bool kScaled = true;
 
     // Whole vectors of each, so that they can be stored.
@@ -233,15 +234,13 @@ struct Product {
     std::int64_t out_panel, out_row;
 };
 
-// Rows of the largest tile, and the panels a tile of R rows takes: beside the accumulators, both halves of a pair of
-// weights and of each row's pair need registers.
-template <int G>
-constexpr int quantized_tile_rows() {
-    return kRegisters == 32 || G == 1 ? 4 : 2;
-}
-template <int G>
+// Rows of the largest tile, and the panels a tile of R rows takes: beside the accumulators, two registers a row for x,
+// two for a weight and one for a constant.
+inline constexpr int kQuantizedTileRows = kRegisters == 32 ? 4 : 2;
+template <class Format, int G>
 constexpr int quantized_tile_panels(int rows) {
-    const int fit = (kRegisters == 32 ? 16 : 8) / (rows * G);
+    const int left = kRegisters - 3 - 2 * rows;
+    const int fit = (left < Format::kAccumulators ? left : Format::kAccumulators) / (rows * G);
     return fit < 1 ? 1 : (fit > 8 ? 8 : fit);
 }
 
@@ -289,26 +288,25 @@ template <class Format, int G, int R = 1>
 FUSEDRNN_INLINE auto select_quantized_tile(int rows, bool wide)
     -> void (*)(const Product<Format>&, std::int64_t, std::int64_t) {
     if (rows == R) {
-        return wide ? quantized_tile<Format, R, quantized_tile_panels<G>(R), G>
+        return wide ? quantized_tile<Format, R, quantized_tile_panels<Format, G>(R), G>
                     : quantized_tile<Format, R, 1, G>;
     }
-    if constexpr (R < quantized_tile_rows<G>()) return select_quantized_tile<Format, G, R + 1>(rows, wide);
+    if constexpr (R < kQuantizedTileRows) return select_quantized_tile<Format, G, R + 1>(rows, wide);
     return nullptr;
 }
 
 // Row tiles as equal as they can be, each against a group of panels while it is in the L1 cache.
 template <class Format, int G>
 void multiply(const Product<Format>& p) {
-    constexpr int kRows = quantized_tile_rows<G>();
-    const std::int64_t tiles = (p.n + kRows - 1) / kRows;
+    const std::int64_t tiles = (p.n + kQuantizedTileRows - 1) / kQuantizedTileRows;
     if (tiles == 0) return;
-    const std::int64_t group = quantized_tile_panels<G>(static_cast<int>((p.n + tiles - 1) / tiles));
+    const std::int64_t group = quantized_tile_panels<Format, G>(static_cast<int>((p.n + tiles - 1) / tiles));
     for (std::int64_t u = 0; u < p.panels; u += group) {
         const std::int64_t end = smaller(u + group, p.panels);
         std::int64_t row = 0;
         for (std::int64_t tile = 0; tile < tiles; ++tile) {
             const int rows = static_cast<int>((p.n - row) / (tiles - tile));
-            const std::int64_t wide = quantized_tile_panels<G>(rows);
+            const std::int64_t wide = quantized_tile_panels<Format, G>(rows);
             for (std::int64_t v = u; v < end;) {
                 const bool is_wide = v + wide <= end;
                 select_quantized_tile<Format, G>(rows, is_wide)(p, row, v);
