@@ -117,39 +117,35 @@ class Quantized {
 // What gives float32 its name in errors.
 Array float32_reference() { return Array::floats(new_array(DType::float32, {0}), "the weights"); }
 
-// The states of all layers and directions: (rows, B, width) each, or none.
+// The states of all layers and directions, (rows, B, width) each or none; replacements also without the batch.
 struct States {
-    Array k[kMaxStates];
+    Array all[kMaxStates];
 
     static States read(py::handle value, const std::string& name, const Quantized& net, std::int64_t batch,
-                       bool batch_optional) {
+                       bool replacements) {
         States s;
         if (value.is_none()) return s;
         const int states = net.traits().states;
         for (int k = 0; k < states; ++k) {
-            s.k[k] = Array::like(item_of(value, name.c_str(), states, k),
-                                 name + "[" + std::to_string(k) + "]", float32_reference(), kOptional);
+            Array& a = s.all[k];
+            a = Array::like(item_of(value, name.c_str(), states, k), name + "[" + std::to_string(k) + "]",
+                            float32_reference(), kOptional);
             const Axis rows{"num_layers*D", net.rows()};
             const Axis width{k == 0 && net.dims().projected ? "P" : "H", state_width(net.dims(), k)};
-            if (batch_optional && s.k[k].given() && s.k[k].ndim() == 2) {
-                s.k[k].shape({rows, width});
+            if (replacements && a.given() && a.ndim() == 2) {
+                a.shape({rows, width});
             } else {
-                s.k[k].shape({rows, {"B", batch}, width});
+                a.shape({rows, {"B", batch}, width});
             }
-            s.k[k].made_contiguous();
+            a.made_contiguous();
         }
         return s;
     }
-    // The part of one layer and direction; null where not given.
+    // What belongs to one layer and direction; null where not given.
     const float* part(int k, std::int64_t row) const {
-        const std::int64_t rows = k_given(k) ? k_size(k) : 1;
-        return k_given(k) ? this->k[k].data<float>() + row * (this->k[k].size() / rows) : nullptr;
+        return all[k].given() ? all[k].data<float>() + row * (all[k].size() / all[k].size(0)) : nullptr;
     }
-    bool per_batch(int k) const { return k_given(k) && this->k[k].ndim() == 3; }
-
-  private:
-    bool k_given(int i) const { return k[i].given(); }
-    std::int64_t k_size(int i) const { return k[i].size(0); }
+    bool has_batch(int k) const { return all[k].given() && all[k].ndim() == 3; }
 };
 
 py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handle state, py::handle lengths,
@@ -168,7 +164,7 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
     if (ends.given()) checked = checked_indices(ends, seq_len + 1, "T + 1");
     Array out = Array::like(out_value, "out", x);
     out.shape({{"T", seq_len}, {"B", batch}, {"D*H", width}}).writable_rows().apart_from(x);
-    for (int k = 0; k < states; ++k) out.apart_from(initial.k[k]).apart_from(replacement.k[k]);
+    for (int k = 0; k < states; ++k) out.apart_from(initial.all[k]).apart_from(replacement.all[k]);
 
     py::tuple final(states);
     float* finals[kMaxStates] = {};
@@ -203,7 +199,7 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
             p.initial[k] = initial.part(k, row);
             p.final[k] = finals[k] + row * batch * state_width(dims(), k);
             p.reset[k] = replacement.part(k, row);
-            p.reset_stride[k] = replacement.per_batch(k) ? state_width(dims(), k) : 0;
+            p.reset_stride[k] = replacement.has_batch(k) ? state_width(dims(), k) : 0;
         }
         bytes = std::max(bytes, kernels().workspace(p.dims));
     }

@@ -1,17 +1,18 @@
 // Weights of fewer bits: how they are stored, and their product with a few rows.
 //
-// A weight (G*H, K) becomes panels as in gemm.h, but with N neighbouring k side by side for each output, as the product
-// reads them: [H/L][K/N][G][L][N], zeros past K and H. The rows of the other factor are prepared once for all panels.
+// A weight (G*H, K) becomes panels as in gemm.h, but with N neighbouring k side by side for each output, as the
+// product reads them: [H/L][K/N][G][L][N], zeros past K and H. The rows of the other factor are prepared once for
+// all panels.
 //
-//   bf16  N = 2. The upper half of a float32, rounded to nearest even. Products and sums in float32: one chain in the
-//         order of k that starts from `init`.
-//   int8  N = 4. A row of weights w, or a row x, becomes round(w / s) with s = max |w| / 127. The sum over k of the
-//         products is exact in int32, and init + (s_w s_x) sum is the result. A row that is all below 1e-30 counts as
-//         zero; one with NaN or infinity has the scale NaN, which comes out.
+//   bf16  N = 2. The upper half of a float32, rounded to nearest even. Products and sums in float32: one chain in
+//         the order of k that starts from `init`.
+//   int8  N = 4. A row of weights w, or a row x, becomes round(w / s) with s = max |w| / 127. The sum over k of
+//         the products is exact in int32, and init + (s_w s_x) sum is the result. A row that is all below 1e-30
+//         counts as zero; one with NaN or infinity has the scale NaN and gives NaN.
 //
-// The instructions multiply unsigned by signed bytes, and are exact if the unsigned ones are at most 127. So x enters as
-// its magnitude, and where it is negative, w as w ^ -1 = -w - 1: then x w = |x| (w ^ -1) + |x|, and the sum over k starts
-// from the sum of those |x|.
+// The instructions multiply unsigned by signed bytes, and are exact if the unsigned ones are at most 127. So x
+// enters as its magnitude, and where it is negative, w as w ^ -1 = -w - 1: then x w = |x| (w ^ -1) + |x|, and the
+// sum over k starts from the sum of those |x|.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -234,8 +235,8 @@ struct Product {
     std::int64_t out_panel, out_row;
 };
 
-// Rows of the largest tile, and the panels a tile of R rows takes: beside the accumulators, two registers a row for x,
-// two for a weight and one for a constant.
+// Rows of the largest tile, and the panels a tile of R rows takes: beside the accumulators, two registers a row
+// for x, two for a weight and one for a constant.
 inline constexpr int kQuantizedTileRows = kRegisters == 32 ? 4 : 2;
 template <class Format, int G>
 constexpr int quantized_tile_panels(int rows) {

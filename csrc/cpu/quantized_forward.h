@@ -1,5 +1,5 @@
-// Inference over a sequence with weights of fewer bits: the steps of forward.h for few rows, without a tape, by one
-// thread. States, resets and lengths are those of every forward call (steps.h).
+// Inference over a sequence with weights of fewer bits: the steps of forward.h for few rows, without a tape, by
+// one thread. States, resets and lengths are those of every forward call (steps.h).
 #pragma once
 
 #include "cpu/quantized.h"

@@ -65,7 +65,7 @@ class Stream:
     def refresh(self, layers: list[_Params]) -> None: ...
 
 class Quantized:
-    """Layers of one or two directions with their weights in "bf16" or "int8", for inference; never changes."""
+    """Layers of one or two directions with weights in "bf16" or "int8", for inference. Never changes."""
 
     def __init__(self, cell: str, layers: list[list[_Params]], weights: str) -> None: ...
     # States are (num_layers*D, B, width); returns the final ones. `out` (T, B, D*Hout) is written.

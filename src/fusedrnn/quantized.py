@@ -21,10 +21,10 @@ WEIGHT_FORMATS = ("bf16", "int8")
 class QuantizedRecurrent(Generic[StateT]):
     """An RNN, LSTM or GRU with weights of 16 or 8 bits, for inference; made by `lstm.quantize(weights)`.
 
-    It holds a copy of the weights: what happens to the float32 network later does not reach it. Shapes, states,
-    lengths and resets are those of the network it was made from, all arrays are float32. Biases, states and the
-    equations of the cell stay in float32; a call is run by one thread. It never changes, so that threads may
-    share it. docs/quantized.md has the scheme and what accuracy to expect.
+    It holds a copy of the weights: what happens to the float32 network later does not reach it. Shapes,
+    states, lengths and resets are those of the network it was made from; all arrays are float32. Biases,
+    states and the equations of the cell stay in float32. One thread runs a call. Nothing in it changes, so
+    that threads may share it. docs/quantized.md has the scheme and what accuracy to expect.
 
     Attributes:
         weights: "bf16" or "int8".
@@ -77,8 +77,8 @@ class QuantizedRecurrent(Generic[StateT]):
             state: the initial state, h or (h, c), or None for zeros.
             lengths: (B,) of an integer dtype, each in 0..T; outputs past the end are 0.
             resets: (T, B) bool, laid out as x: where true, the state is replaced before step t reads it.
-            reset_state: what resets put in place of the state: zeros if None, else arrays shaped as the state,
-                with or without the batch axis.
+            reset_state: what resets put in place of the state: zeros if None, else arrays shaped as the
+                state (num_layers*D, B, H), with or without the batch axis.
 
         Returns:
             y (T, B, D*Hout), laid out as x, and the final state.
@@ -160,8 +160,8 @@ class QuantizedRecurrent(Generic[StateT]):
 class QuantizedStream(Generic[StateT]):
     """A quantized network that remembers its state: `y_t = step(x_t)`; made by `QuantizedRecurrent.stream`.
 
-    Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives, bit for bit. A
-    stream serves one thread at a time.
+    Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives, bit for
+    bit. A stream serves one thread at a time.
 
     Attributes:
         batch_size: B.
