@@ -343,7 +343,7 @@ def test_unusual_values(weights: str) -> None:
     network = fr.RNN(20, 17, seed=1).quantize(weights)
     x = np.random.default_rng(0).normal(size=(2, 5, 20)).astype(np.float32)
     y = network(x)[0]
-    x[0, 0], x[0, 1], x[0, 2, 3], x[0, 3, 19] = 0, 1e-36, np.nan, np.inf
+    x[0, 0], x[0, 1], x[0, 2, 3], x[0, 3, 19] = 0, 1e-32, np.nan, np.inf
     got = network(x)[0]
     assert np.array_equal(got[:, 4], y[:, 4])
     assert np.isfinite(got[:, :2]).all() and not got[0, 0].any() and got[0, 1].any() == (weights == "bf16")
