@@ -122,6 +122,41 @@ def _stream_new() -> Entry:
     )
 
 
+def _single(value: Any) -> Any:
+    """The same arrays in float32."""
+    if isinstance(value, tuple):
+        return tuple(None if item is None else item.astype("f4") for item in value)
+    return value.astype("f4")
+
+
+def _quantized() -> Any:
+    return _core.Quantized("lstm", [[_single(_params(4, 0))]], "int8")
+
+
+def _quantized_new(weights: str) -> Entry:
+    arguments = {"cell": "lstm", "layers": [[_single(_params(4, 0))]], "weights": weights}
+    open_axes = frozenset({("layers", (0, 0, 0), 1)})
+    return Entry(_core.Quantized, arguments, free=frozenset({"layers"}), open_axes=open_axes)
+
+
+def _quantized_forward(weights: str, proj: int = 0) -> Entry:
+    network = _core.Quantized("lstm", [[_single(_params(4, proj))]], weights)
+    arguments = {
+        "x": _single(_draw(T, B, I)),
+        "out": np.zeros((T, B, proj or H), np.float32),
+        "state": tuple(a[None] for a in _single(_state("lstm", proj))),
+        "lengths": np.array([5, 0, 2]),
+        "resets": np.zeros((T, B), bool),
+        "reset_state": tuple(a[None] for a in _single(_state("lstm", proj))),
+    }
+    optional = frozenset({"state", "lengths", "resets", "reset_state"})
+    return Entry(network.forward, arguments, frozenset({"out"}), optional, frozenset({"x"}))
+
+
+def _quantized_stream() -> Any:
+    return _core.QuantizedStream(_quantized(), B)
+
+
 def _normed() -> tuple[Array, Array, Array]:
     y, mean, rstd = _core.layer_norm_forward(_draw(B, H), _draw(H), _draw(H), 1e-5)
     return y, mean, rstd
@@ -173,6 +208,24 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
         unbound=frozenset({"rows"}),
     ),
     "Stream:refresh": lambda: Entry(_stream().refresh, {"layers": [_params(4, 0)]}),
+    "Quantized:bf16": lambda: _quantized_new("bf16"),
+    "Quantized:int8": lambda: _quantized_new("int8"),
+    "Quantized:forward:bf16": lambda: _quantized_forward("bf16"),
+    "Quantized:forward:int8": lambda: _quantized_forward("int8", P),
+    "QuantizedStream": lambda: Entry(_core.QuantizedStream, {"network": _quantized(), "batch_size": B}),
+    "QuantizedStream:call": lambda: Entry(_quantized_stream(), {"x": _single(_draw(B, I))}),
+    "QuantizedStream:get_state": lambda: Entry(_quantized_stream().get_state, {}),
+    "QuantizedStream:set_state": lambda: Entry(
+        _quantized_stream().set_state,
+        {"state": tuple(a[None] for a in _single(_state("lstm", 0)))},
+        optional=frozenset({"state"}),
+    ),
+    "QuantizedStream:reset": lambda: Entry(
+        _quantized_stream().reset,
+        {"rows": np.array([1, 2])},
+        optional=frozenset({"rows"}),
+        unbound=frozenset({"rows"}),
+    ),
     "WeightCache": lambda: Entry(_core.WeightCache, {}),
     "get_num_threads": lambda: Entry(_core.get_num_threads, {}),
     "set_num_threads": lambda: Entry(_core.set_num_threads, {"n": 1}),

@@ -11,6 +11,7 @@ PYBIND11_MODULE(core, m, pybind11::mod_gil_not_used()) {
     fusedrnn::bind_config(m);
     fusedrnn::bind_recurrent(m);
     fusedrnn::bind_stream(m);
+    fusedrnn::bind_quantized(m);
     fusedrnn::bind_layers(m);
     fusedrnn::bind_optim(m);
     fusedrnn::bind_limits(m);

@@ -133,6 +133,29 @@ struct DenseKernels {
                             const T* dy, T* dx, T* dw, T* db, Team&, void* workspace);
 };
 
+enum WeightFormat : int { kBf16, kInt8, kWeightFormats };
+
+// The weights of one layer and direction in fewer bits, N = 2 (bf16) or 4 (int8) of them together (see
+// quantized.h); null where absent.
+struct QuantizedWeights {
+    void *w_ih, *w_hh, *w_hr;   // [H/L][I/N][G][L][N], [H/L][P/N][G][L][N], [P/L][H/N][L][N]
+    float *s_ih, *s_hh, *s_hr;  // int8: the scales of their rows, [H/L][G][L], [H/L][G][L], [P/L][L]
+    float *b_x, *b_h;           // [H/L][G][L], as in Packed
+};
+
+struct QuantizedKernels {
+    // Bytes of the packed weights; pack() sets the pointers into `block`, aligned to 64, and fills it.
+    std::int64_t (*packed_bytes)(const Dims&);
+    void (*pack)(const Dims&, const Params<const float>&, void* block, QuantizedWeights& out);
+    // Inference by one thread: the tape and the float32 weights of the problem are not looked at.
+    std::int64_t (*workspace)(const Dims&);
+    void (*forward)(const ForwardProblem<float>&, const QuantizedWeights&, Team&, void* workspace);
+};
+
+struct QuantizedTable {
+    QuantizedKernels formats[kWeightFormats][kCellCount];
+};
+
 inline constexpr int kDigestLanes = 64;
 struct Digest {
     std::uint32_t lanes[kDigestLanes];
@@ -145,6 +168,7 @@ struct KernelTable {
     void (*fingerprint)(const void* data, std::int64_t bytes, Digest& digest);
     RecurrentKernels<T> cells[kCellCount];
     DenseKernels<T> dense;
+    const QuantizedTable* quantized;  // float32 only, else null
 };
 
 template <class T>

@@ -23,6 +23,8 @@ constexpr RecurrentKernels<T> recurrent_kernels(const char* name) {
             backward<Cell, T>};
 }
 
+extern const QuantizedTable kQuantizedTable;  // kernels_quantized.cpp
+
 template <class T>
 constexpr KernelTable<T> make_table() {
     return {Vec<T>::kLanes,
@@ -32,7 +34,8 @@ constexpr KernelTable<T> make_table() {
                 FUSEDRNN_CELLS(FUSEDRNN_TABLE_ROW)
 #undef FUSEDRNN_TABLE_ROW
             },
-            {linear_workspace<T>, linear_forward<T>, linear_backward<T>}};
+            {linear_workspace<T>, linear_forward<T>, linear_backward<T>},
+            sizeof(T) == sizeof(float) ? &kQuantizedTable : nullptr};
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -81,6 +81,32 @@ FUSEDRNN_INLINE float sum(VecF a) {
 }
 FUSEDRNN_INLINE void keep_in_register(VecF& a) { asm("" : "+x"(a.v)); }
 
+struct VecI {
+    __m256i v;
+
+    static FUSEDRNN_INLINE VecI set(std::int32_t x) { return {_mm256_set1_epi32(x)}; }
+    static FUSEDRNN_INLINE VecI load(const void* p) {
+        return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
+    }
+};
+
+FUSEDRNN_INLINE VecI operator^(VecI a, VecI b) { return {_mm256_xor_si256(a.v, b.v)}; }
+FUSEDRNN_INLINE VecI dot4(VecI a, VecI b, VecI c) {
+    const __m256i pairs = _mm256_maddubs_epi16(a.v, b.v);
+    return {_mm256_add_epi32(c.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+FUSEDRNN_INLINE VecF to_float(VecI a) { return {_mm256_cvtepi32_ps(a.v)}; }
+FUSEDRNN_INLINE void store_int8(VecF a, std::int8_t* p) {
+    const __m256i n = _mm256_cvtps_epi32(a.v);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+FUSEDRNN_INLINE void load_bf16(const std::uint16_t* p, VecF& even, VecF& odd) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even.v = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    odd.v = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+}
+
 FUSEDRNN_INLINE VecD operator+(VecD a, VecD b) { return {_mm256_add_pd(a.v, b.v)}; }
 FUSEDRNN_INLINE VecD operator-(VecD a, VecD b) { return {_mm256_sub_pd(a.v, b.v)}; }
 FUSEDRNN_INLINE VecD operator*(VecD a, VecD b) { return {_mm256_mul_pd(a.v, b.v)}; }

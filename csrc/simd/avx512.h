@@ -74,6 +74,28 @@ FUSEDRNN_INLINE float sum(VecF a) {
 }
 FUSEDRNN_INLINE void keep_in_register(VecF& a) { asm("" : "+v"(a.v)); }
 
+struct VecI {
+    __m512i v;
+
+    static FUSEDRNN_INLINE VecI set(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
+    static FUSEDRNN_INLINE VecI load(const void* p) { return {_mm512_loadu_si512(p)}; }
+};
+
+FUSEDRNN_INLINE VecI operator^(VecI a, VecI b) { return {_mm512_xor_si512(a.v, b.v)}; }
+FUSEDRNN_INLINE VecI dot4(VecI a, VecI b, VecI c) {
+    const __m512i pairs = _mm512_maddubs_epi16(a.v, b.v);
+    return {_mm512_add_epi32(c.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+}
+FUSEDRNN_INLINE VecF to_float(VecI a) { return {_mm512_cvtepi32_ps(a.v)}; }
+FUSEDRNN_INLINE void store_int8(VecF a, std::int8_t* p) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+FUSEDRNN_INLINE void load_bf16(const std::uint16_t* p, VecF& even, VecF& odd) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    even.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    odd.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536)));
+}
+
 FUSEDRNN_INLINE VecD operator+(VecD a, VecD b) { return {_mm512_add_pd(a.v, b.v)}; }
 FUSEDRNN_INLINE VecD operator-(VecD a, VecD b) { return {_mm512_sub_pd(a.v, b.v)}; }
 FUSEDRNN_INLINE VecD operator*(VecD a, VecD b) { return {_mm512_mul_pd(a.v, b.v)}; }

@@ -76,6 +76,32 @@ FUSEDRNN_INLINE T sum(Vec<T> a) {
 template <class T>
 FUSEDRNN_INLINE void keep_in_register(Vec<T>&) {}
 
+struct VecI {
+    std::int32_t v;
+
+    static FUSEDRNN_INLINE VecI set(std::int32_t x) { return {x}; }
+    static FUSEDRNN_INLINE VecI load(const void* p) {
+        VecI a;
+        std::memcpy(&a.v, p, sizeof a.v);
+        return a;
+    }
+};
+
+FUSEDRNN_INLINE VecI operator^(VecI a, VecI b) { return {a.v ^ b.v}; }
+FUSEDRNN_INLINE VecI dot4(VecI a, VecI b, VecI c) {
+    for (int i = 0; i < 32; i += 8) {
+        c.v += static_cast<std::int8_t>(a.v >> i) * static_cast<std::int8_t>(b.v >> i);
+    }
+    return c;
+}
+FUSEDRNN_INLINE Vec<float> to_float(VecI a) { return {static_cast<float>(a.v)}; }
+FUSEDRNN_INLINE void store_int8(Vec<float> a, std::int8_t* p) { *p = static_cast<std::int8_t>(a.v); }
+FUSEDRNN_INLINE void load_bf16(const std::uint16_t* p, Vec<float>& even, Vec<float>& odd) {
+    const std::uint32_t bits[2] = {std::uint32_t{p[0]} << 16, std::uint32_t{p[1]} << 16};
+    std::memcpy(&even.v, &bits[0], sizeof even.v);
+    std::memcpy(&odd.v, &bits[1], sizeof odd.v);
+}
+
 // Adding and subtracting 1.5 * 2^(mantissa bits) rounds to nearest even without a library call.
 FUSEDRNN_INLINE Vec<float> round(Vec<float> a) {
     volatile float shifted = a.v + 12582912.0f;

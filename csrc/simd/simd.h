@@ -26,5 +26,13 @@
 //   less(a, b), select(m,a,b)  lane-wise a < b; m ? a : b
 //   sum(a)                     all lanes, pairwise: lane l with lane l + kLanes/2, and so on
 //   keep_in_register(a)        stops the compiler from folding a load into each of its uses
-// and kRegisters, the number of vector registers.
+// and kRegisters, the number of vector registers. For weights of fewer bits, with L = Vec<float>::kLanes, each
+// header also defines
+//   VecI                       L int32, or four int8 in each of them
+//   VecI::set, VecI::load      broadcast of an int32; unaligned, all lanes
+//   a ^ b                      bitwise
+//   dot4(a, b, c)              c + the four products of a lane's bytes, a of 0..127, b of -128..127; exact
+//   to_float(a)                Vec<float>, rounded to nearest even
+//   store_int8(a, p)           the L lanes of a Vec<float>, integral and in -127..127
+//   load_bf16(p, even, odd)    2 L bfloat16 at p, their even and their odd elements as two Vec<float>
 #include FUSEDRNN_STRING(FUSEDRNN_ISA.h)

@@ -16,6 +16,7 @@ from fusedrnn.layers import Dropout, Embedding, LayerNorm, Linear
 from fusedrnn.lookup import Lookup
 from fusedrnn.losses import cross_entropy, mse_loss
 from fusedrnn.module import Module
+from fusedrnn.quantized import QuantizedRecurrent, QuantizedStream
 from fusedrnn.recurrent import GRU, LSTM, RNN
 from fusedrnn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.sequences import pad, unpad
@@ -37,6 +38,8 @@ __all__ = [
     "Lookup",
     "Module",
     "ParameterDict",
+    "QuantizedRecurrent",
+    "QuantizedStream",
     "RNNCell",
     "Stream",
     "Tape",

@@ -64,6 +64,33 @@ class Stream:
     def reset(self, rows: _Int64 | None = None) -> None: ...
     def refresh(self, layers: list[_Params]) -> None: ...
 
+class Quantized:
+    """Layers of one or two directions with weights in "bf16" or "int8", for inference. Never changes."""
+
+    def __init__(self, cell: str, layers: list[list[_Params]], weights: str) -> None: ...
+    # States are (num_layers*D, B, width); returns the final ones. `out` (T, B, D*Hout) is written.
+    def forward(
+        self,
+        x: _Array,
+        out: _Array,
+        state: _StateLike | None = None,
+        *,
+        lengths: _Int64 | None = None,
+        resets: _Bool | None = None,
+        reset_state: _StateLike | None = None,
+    ) -> _State: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class QuantizedStream:
+    """One step at a time of a `Quantized` of one direction, with the state kept inside."""
+
+    def __init__(self, network: Quantized, batch_size: int) -> None: ...
+    def __call__(self, x: _Array) -> _Array: ...
+    def get_state(self) -> _State: ...
+    def set_state(self, state: _StateLike | None) -> None: ...
+    def reset(self, rows: _Int64 | None) -> None: ...
+
 def forward(
     cell: str,
     x: _Array,

@@ -12,6 +12,7 @@ from fusedrnn.checks import check_array, check_flag, check_number, check_size, r
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.lookup import Lookup, kernel_gradient, kernel_inputs
 from fusedrnn.module import Module
+from fusedrnn.quantized import QuantizedRecurrent
 from fusedrnn.sequences import as_lengths
 from fusedrnn.stream import Stream
 from fusedrnn.tape import Drop, RecurrentTape, check_tape
@@ -370,6 +371,19 @@ class Recurrent(Module, Generic[StateT]):
                 "stream: expected bidirectional=False: the reverse direction starts from the end"
             )
         return Stream(self, check_size("batch_size", batch_size))
+
+    def quantize(self, weights: str) -> QuantizedRecurrent[StateT]:
+        """Return a copy of this network for inference, with its weights in fewer bits.
+
+        Args:
+            weights: "bf16" (half the bytes, errors of 2^-9 a weight) or "int8" (a quarter of the bytes, with
+                inputs and h rounded to int8 too); see docs/quantized.md.
+
+        Raises:
+            TypeError: weights is not a string, or the network is not of float32.
+            ValueError: another format, or sizes past 131072 with "int8".
+        """
+        return QuantizedRecurrent(self, weights)
 
     def _extra_repr(self) -> str:
         given = {

@@ -1,0 +1,394 @@
+// Networks with weights of fewer bits: packing, the sequence call and the stream. Inference only.
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "bindings/recurrent.h"
+#include "bindings/run.h"
+
+namespace fusedrnn {
+namespace {
+
+constexpr const char* kFormatNames[kWeightFormats] = {"bf16", "int8"};
+
+int format_by_name(const std::string& name) {
+    for (int i = 0; i < kWeightFormats; ++i) {
+        if (name == kFormatNames[i]) return i;
+    }
+    throw py::value_error("weights: expected one of bf16, int8, got '" + name + "'");
+}
+
+// One layer and direction.
+struct QuantizedLayer {
+    Dims dims{};
+    AlignedBuffer memory;
+    QuantizedWeights weights{};
+};
+
+// Every sum of int8 products has to fit in int32, and that of a row's magnitudes in a float's 24 bits.
+void check_sums(int format, const char* name, const char* symbol, std::int64_t size) {
+    constexpr std::int64_t kMost = 131072;
+    if (format != kInt8 || size <= kMost) return;
+    throw py::value_error(std::string(name) + ": expected " + symbol + " <= " + std::to_string(kMost) +
+                          " for int8, got " + std::to_string(size));
+}
+
+// Immutable: calls and streams of any thread share it.
+class Quantized {
+  public:
+    Quantized(const std::string& cell, py::handle layers, const std::string& weights)
+        : cell_(cell_by_name(cell)), format_(format_by_name(weights)) {
+        const py::ssize_t count = length_of(layers, "a list of layers");
+        std::int64_t inputs = -1;
+        for (py::ssize_t i = 0; i < count; ++i) {
+            const py::object parts = item_of(layers, "layers", count, i);
+            const py::ssize_t directions = length_of(parts, "a list of directions in each layer");
+            if (directions > 2 || (i > 0 && directions != directions_)) {
+                throw py::value_error("layers: expected 1 or 2 directions, as many in each layer, got " +
+                                      std::to_string(directions));
+            }
+            directions_ = static_cast<int>(directions);
+            for (py::ssize_t d = 0; d < directions; ++d) {
+                const py::object params = item_of(parts, "layers", directions, d);
+                if (inputs < 0) inputs = inputs_of(params);
+                add(params, inputs);
+            }
+            inputs = directions * dims().P;
+        }
+    }
+
+    int cell() const { return cell_; }
+    const CellTraits& traits() const { return traits_of(cell_); }
+    const QuantizedKernels& kernels() const {
+        return kernel_table<float>().quantized->formats[format_][cell_];
+    }
+    // The layer's I, H and P; every layer and direction has the H and P of the first.
+    const Dims& dims() const { return layers_.front().dims; }
+    int directions() const { return directions_; }
+    std::int64_t rows() const { return static_cast<std::int64_t>(layers_.size()); }
+    const QuantizedLayer& layer(std::int64_t row) const { return layers_[static_cast<std::size_t>(row)]; }
+    std::int64_t nbytes() const {
+        std::int64_t bytes = 0;
+        for (const QuantizedLayer& layer : layers_) bytes += layer.memory.bytes();
+        return bytes;
+    }
+
+    py::tuple forward(py::handle x, py::handle out, py::handle state, py::handle lengths, py::handle resets,
+                      py::handle reset_state) const;
+
+  private:
+    static py::ssize_t length_of(py::handle sequence, const char* expected) {
+        if (!py::isinstance<py::list>(sequence) && !py::isinstance<py::tuple>(sequence)) {
+            throw py::type_error("layers: expected " + std::string(expected) + ", got " +
+                                 Py_TYPE(sequence.ptr())->tp_name);
+        }
+        const py::ssize_t count = PySequence_Size(sequence.ptr());
+        if (count == 0) throw py::value_error("layers: expected " + std::string(expected) + ", got none");
+        return count;
+    }
+    static std::int64_t inputs_of(py::handle params) {
+        const Array w = Array::floats(item_of(params, "params", 5, 0), "weight_ih");
+        if (w.ndim() != 2) {
+            throw py::value_error("weight_ih: expected 2 dimensions, got " + std::to_string(w.ndim()));
+        }
+        return w.size(1);
+    }
+    void add(py::handle params, std::int64_t inputs) {
+        const Array input = Array::floats(new_array(DType::float32, {0, inputs}), "the input");
+        const WeightArrays w = WeightArrays::read(cell_, params, input);
+        check_sums(format_, "weight_ih", "I", w.dims.I);
+        check_sums(format_, "weight_hh", "H", w.dims.H);
+        if (!layers_.empty() && (w.dims.H != dims().H || w.dims.P != dims().P)) {
+            throw py::value_error("weight_hh: expected H, P = " + std::to_string(dims().H) + ", " +
+                                  std::to_string(dims().P) + " as in the first layer, got " +
+                                  std::to_string(w.dims.H) + ", " + std::to_string(w.dims.P));
+        }
+        QuantizedLayer layer;
+        layer.dims = w.dims;
+        layer.memory = AlignedBuffer(kernels().packed_bytes(w.dims));
+        const Params<const float> pointers = w.pointers<float>();
+        without_gil([&] { kernels().pack(w.dims, pointers, layer.memory.data(), layer.weights); });
+        layers_.push_back(std::move(layer));
+    }
+
+    int cell_, format_, directions_ = 0;
+    std::vector<QuantizedLayer> layers_;  // layer by layer, its directions side by side
+};
+
+// What gives float32 its name in errors.
+Array float32_reference() { return Array::floats(new_array(DType::float32, {0}), "the weights"); }
+
+// The states of all layers and directions, (rows, B, width) each or none; replacements also without the batch.
+struct States {
+    Array all[kMaxStates];
+
+    static States read(py::handle value, const std::string& name, const Quantized& net, std::int64_t batch,
+                       bool replacements) {
+        States s;
+        if (value.is_none()) return s;
+        const int states = net.traits().states;
+        for (int k = 0; k < states; ++k) {
+            Array& a = s.all[k];
+            a = Array::like(item_of(value, name.c_str(), states, k), name + "[" + std::to_string(k) + "]",
+                            float32_reference(), kOptional);
+            const Axis rows{"num_layers*D", net.rows()};
+            const Axis width{k == 0 && net.dims().projected ? "P" : "H", state_width(net.dims(), k)};
+            if (replacements && a.given() && a.ndim() == 2) {
+                a.shape({rows, width});
+            } else {
+                a.shape({rows, {"B", batch}, width});
+            }
+            a.made_contiguous();
+        }
+        return s;
+    }
+    // What belongs to one layer and direction; null where not given.
+    const float* part(int k, std::int64_t row) const {
+        return all[k].given() ? all[k].data<float>() + row * (all[k].size() / all[k].size(0)) : nullptr;
+    }
+    bool has_batch(int k) const { return all[k].given() && all[k].ndim() == 3; }
+};
+
+py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handle state, py::handle lengths,
+                             py::handle resets_value, py::handle reset_state) const {
+    const int states = traits().states;
+    Array x = Array::like(x_value, "x", float32_reference());
+    x.shape({{"T"}, {"B"}, {"I", dims().I}}).made_rows();
+    const std::int64_t seq_len = x.size(0), batch = x.size(1), width = directions_ * dims().P;
+    const States initial = States::read(state, "state", *this, batch, false);
+    const States replacement = States::read(reset_state, "reset_state", *this, batch, true);
+    Array resets = Array::boolean(resets_value, "resets", kOptional);
+    resets.shape({{"T", seq_len}, {"B", batch}}).made_contiguous();
+    Array ends = Array::int64(lengths, "lengths", kOptional);
+    ends.shape({{"B", batch}}).made_contiguous();
+    std::vector<std::int64_t> checked;
+    if (ends.given()) checked = checked_indices(ends, seq_len + 1, "T + 1");
+    Array out = Array::like(out_value, "out", x);
+    out.shape({{"T", seq_len}, {"B", batch}, {"D*H", width}}).writable_rows().apart_from(x);
+    for (int k = 0; k < states; ++k) out.apart_from(initial.all[k]).apart_from(replacement.all[k]);
+
+    py::tuple final(states);
+    float* finals[kMaxStates] = {};
+    for (int k = 0; k < states; ++k) {
+        py::array made = new_array(DType::float32, {rows(), batch, state_width(dims(), k)});
+        finals[k] = static_cast<float*>(made.mutable_data());
+        final[k] = made;
+    }
+    const std::int64_t* valid = ends.given() ? checked.data() : nullptr;
+    const Timetable timetables[2] = {{seq_len, batch, valid, false}, {seq_len, batch, valid, true}};
+    // A layer reads the output of the one below, from one of two buffers, and writes the other.
+    AlignedBuffer between[2];
+    const std::int64_t layers = rows() / directions_;
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(2, layers - 1); ++i) {
+        between[i] = AlignedBuffer(checked_product({seq_len, batch, width, std::int64_t{sizeof(float)}}));
+    }
+    std::int64_t bytes = 0;
+    std::vector<ForwardProblem<float>> problems(layers_.size());
+    for (std::int64_t row = 0; row < rows(); ++row) {
+        ForwardProblem<float>& p = problems[static_cast<std::size_t>(row)];
+        const std::int64_t i = row / directions_, direction = row % directions_;
+        p.dims = layer(row).dims;
+        p.dims.T = seq_len;
+        p.dims.B = batch;
+        p.schedule = timetables[direction].view(resets.data<std::uint8_t>());
+        p.x = i == 0 ? Sequence<const float>{x.data<float>(), x.stride(0), x.stride(1)}
+                     : Sequence<const float>{between[(i - 1) % 2].as<float>(), batch * width, width};
+        p.y = i == layers - 1 ? Sequence<float>{out.mutable_data<float>(), out.stride(0), out.stride(1)}
+                              : Sequence<float>{between[i % 2].as<float>(), batch * width, width};
+        p.y.data += direction * dims().P;
+        for (int k = 0; k < states; ++k) {
+            p.initial[k] = initial.part(k, row);
+            p.final[k] = finals[k] + row * batch * state_width(dims(), k);
+            p.reset[k] = replacement.part(k, row);
+            p.reset_stride[k] = replacement.has_batch(k) ? state_width(dims(), k) : 0;
+        }
+        bytes = std::max(bytes, kernels().workspace(p.dims));
+    }
+    const AlignedBuffer workspace(bytes);
+    Team team(1);
+    run_released(team, [&] {
+        for (std::size_t i = 0; i < problems.size() && !team.was_cancelled(); ++i) {
+            kernels().forward(problems[i], layers_[i].weights, team, workspace.data());
+        }
+    });
+    return final;
+}
+
+// One step at a time: everything a step needs is prepared here, so that a call allocates nothing.
+class QuantizedStream {
+  public:
+    QuantizedStream(std::shared_ptr<const Quantized> net, std::int64_t batch_size)
+        : net_(std::move(net)),
+          batch_(batch_size),
+          timetable_(1, checked_batch(*net_, batch_size), nullptr, false) {
+        const int states = net_->traits().states;
+        layers_.resize(static_cast<std::size_t>(net_->rows()));
+        std::int64_t bytes = 0;
+        for (std::size_t i = 0; i < layers_.size(); ++i) {
+            Dims dims = net_->layer(static_cast<std::int64_t>(i)).dims;
+            dims.T = 1;
+            dims.B = batch_;
+            for (auto& side : layers_[i].state) {
+                for (int k = 0; k < states; ++k) {
+                    side[k] = AlignedBuffer(
+                        checked_product({batch_, state_width(dims, k), std::int64_t{sizeof(float)}}));
+                    std::memset(side[k].data(), 0, static_cast<std::size_t>(side[k].bytes()));
+                }
+            }
+            for (int from = 0; from < 2; ++from) {
+                ForwardProblem<float>& p = layers_[i].problem[from];
+                const int to = 1 - from;
+                p.dims = dims;
+                p.schedule = timetable_.view(nullptr);
+                if (i > 0) p.x = {layers_[i - 1].state[to][0].as<float>(), 0, dims.I};
+                p.y = {layers_[i].state[to][0].as<float>(), 0, dims.P};
+                for (int k = 0; k < states; ++k) {
+                    p.initial[k] = layers_[i].state[from][k].as<float>();
+                    p.final[k] = layers_[i].state[to][k].as<float>();
+                }
+            }
+            bytes = std::max(bytes, net_->kernels().workspace(dims));
+        }
+        workspace_ = AlignedBuffer(bytes);
+        y_ = new_array(DType::float32, {batch_, net_->dims().P});
+        std::memset(y_.mutable_data(), 0, static_cast<std::size_t>(y_.nbytes()));
+        if (batch_ == 1) y_row_ = y_.attr("__getitem__")(0);
+    }
+
+    py::object call(py::handle x) {
+        const std::int64_t inputs = net_->dims().I;
+        bool single = false;
+        const float* data = direct_input(x, single);
+        Array checked;
+        if (data == nullptr) {
+            checked = Array::like(x, "x", reference_);
+            single = batch_ == 1 && checked.ndim() == 1;
+            if (single) {
+                checked.shape({{"I", inputs}});
+            } else {
+                checked.shape({{"B", batch_}, {"I", inputs}});
+            }
+            checked.made_contiguous();
+            data = checked.data<float>();
+        }
+        layers_.front().problem[parity_].x = {data, batch_ * inputs, inputs};
+        const QuantizedKernels& kernels = net_->kernels();
+        Team team(1);
+        run_released(team, [&] {
+            for (std::size_t i = 0; i < layers_.size(); ++i) {
+                kernels.forward(layers_[i].problem[parity_],
+                                net_->layer(static_cast<std::int64_t>(i)).weights, team, workspace_.data());
+            }
+        });
+        parity_ ^= 1;
+        std::memcpy(y_.mutable_data(), layers_.back().state[parity_][0].data(),
+                    static_cast<std::size_t>(y_.nbytes()));
+        return single ? y_row_ : y_;
+    }
+
+    py::tuple get_state() const {
+        py::tuple all(net_->traits().states);
+        for (int k = 0; k < net_->traits().states; ++k) {
+            py::array copy = new_array(DType::float32, {net_->rows(), batch_, state_width(net_->dims(), k)});
+            auto* to = static_cast<char*>(copy.mutable_data());
+            for (const Layer& layer : layers_) {
+                const AlignedBuffer& from = layer.state[parity_][k];
+                std::memcpy(to, from.data(), static_cast<std::size_t>(from.bytes()));
+                to += from.bytes();
+            }
+            all[k] = copy;
+        }
+        return all;
+    }
+
+    void set_state(py::handle state) {
+        const States given = States::read(state, "state", *net_, batch_, false);
+        for (std::size_t i = 0; i < layers_.size(); ++i) {
+            for (int k = 0; k < net_->traits().states; ++k) {
+                const AlignedBuffer& to = layers_[i].state[parity_][k];
+                const float* from = given.part(k, static_cast<std::int64_t>(i));
+                if (from != nullptr) {
+                    std::memcpy(to.data(), from, static_cast<std::size_t>(to.bytes()));
+                } else {
+                    std::memset(to.data(), 0, static_cast<std::size_t>(to.bytes()));
+                }
+            }
+        }
+    }
+
+    void reset(py::handle rows) {
+        if (rows.is_none()) return set_state(py::none());
+        Array array = Array::int64(rows, "rows");
+        array.shape({{"n"}}).made_contiguous();
+        for (const std::int64_t b : checked_indices(array, batch_, "B")) {
+            for (Layer& layer : layers_) {
+                for (int k = 0; k < net_->traits().states; ++k) {
+                    const std::int64_t width = state_width(net_->dims(), k);
+                    std::fill_n(layer.state[parity_][k].as<float>() + b * width, width, 0.0f);
+                }
+            }
+        }
+    }
+
+  private:
+    struct Layer {
+        AlignedBuffer state[2][kMaxStates];  // the step reads one and writes the other
+        ForwardProblem<float> problem[2]{};  // from state[i] to state[1 - i]
+    };
+
+    static std::int64_t checked_batch(const Quantized& net, std::int64_t batch_size) {
+        if (net.directions() != 1) {
+            throw py::value_error(
+                "network: expected one direction, got 2: the reverse direction starts from the end");
+        }
+        if (batch_size < 1) {
+            throw py::value_error("batch_size: expected at least 1, got " + std::to_string(batch_size));
+        }
+        return batch_size;
+    }
+
+    // The data of the usual input, without the general checks; null for anything that needs them.
+    const float* direct_input(py::handle x, bool& single) const {
+        if (!py::isinstance<py::array>(x)) return nullptr;
+        const auto& a = reinterpret_cast<const py::array&>(x);
+        constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
+        if (!a.dtype().equal(y_.dtype()) || (a.flags() & kPlain) != kPlain) return nullptr;
+        const std::int64_t inputs = net_->dims().I;
+        single = a.ndim() == 1 && batch_ == 1 && a.shape(0) == inputs;
+        if (!single && !(a.ndim() == 2 && a.shape(0) == batch_ && a.shape(1) == inputs)) return nullptr;
+        return static_cast<const float*>(a.data());
+    }
+
+    std::shared_ptr<const Quantized> net_;
+    std::int64_t batch_;
+    Timetable timetable_;
+    std::vector<Layer> layers_;
+    AlignedBuffer workspace_;
+    py::array y_;
+    py::object y_row_;
+    Array reference_ = float32_reference();
+    int parity_ = 0;
+};
+
+}  // namespace
+
+void bind_quantized(py::module_& m) {
+    py::class_<Quantized, std::shared_ptr<Quantized>>(m, "Quantized")
+        .def(py::init<const std::string&, py::handle, const std::string&>(), py::arg("cell"),
+             py::arg("layers"), py::arg("weights"))
+        .def("forward", &Quantized::forward, py::arg("x"), py::arg("out"), py::arg("state") = py::none(),
+             py::kw_only(), py::arg("lengths") = py::none(), py::arg("resets") = py::none(),
+             py::arg("reset_state") = py::none())
+        .def_property_readonly("nbytes", &Quantized::nbytes);
+    py::class_<QuantizedStream, std::shared_ptr<QuantizedStream>>(m, "QuantizedStream")
+        .def(py::init([](const std::shared_ptr<Quantized>& network, std::int64_t batch_size) {
+                 if (network == nullptr) throw py::type_error("network: expected a Quantized, got None");
+                 return std::make_shared<QuantizedStream>(network, batch_size);
+             }),
+             py::arg("network"), py::arg("batch_size"))
+        .def("__call__", &QuantizedStream::call, py::arg("x"))
+        .def("get_state", &QuantizedStream::get_state)
+        .def("set_state", &QuantizedStream::set_state, py::arg("state"))
+        .def("reset", &QuantizedStream::reset, py::arg("rows"));
+}
+
+}  // namespace fusedrnn

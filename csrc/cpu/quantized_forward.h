@@ -1,0 +1,253 @@
+// Inference over a sequence with weights of fewer bits: the steps of forward.h for few rows, without a tape, by
+// one thread. States, resets and lengths are those of every forward call (steps.h).
+#pragma once
+
+#include "cpu/quantized.h"
+#include "cpu/steps.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+inline constexpr std::int64_t kQuantizedBlockBytes =
+    128 * 1024;  // of projected inputs, and of prepared x: they stay in the L2 cache
+
+// The workspace of one call. On an arena without memory it only counts.
+template <class Format, class Cell>
+struct QuantizedPlan {
+    static constexpr std::int64_t G = Cell::kGates, L = Vec<float>::kLanes;
+    std::int64_t panels, steps, block_rows, x_row, h_row;
+    float *zero, *states, *hidden, *gx, *acc;
+    RowScale *x_scale, *h_scale;
+    typename Format::Value *x, *h;
+    const float** state_rows;
+
+    QuantizedPlan(const Dims& d, Arena& arena) {
+        const std::int64_t hp = padded<float>(d.H), pp = padded<float>(d.P);
+        panels = panels_of<float>(d.H);
+        x_row = Format::row_values(d.I);
+        h_row = Format::row_values(larger(d.P, d.H));
+        const std::int64_t step_bytes = d.B * larger(hp * G, x_row) * std::int64_t{sizeof(float)};
+        steps = larger(1, smaller(d.T, kQuantizedBlockBytes / larger(1, step_bytes)));
+        block_rows = steps * d.B;
+        zero = arena.take<float>(larger(hp, pp));
+        states = arena.take<float>(d.B * (Cell::kStates - 1) * hp);
+        hidden = arena.take<float>(d.projected ? d.B * hp : 0);
+        gx = arena.take<float>(block_rows * hp * G);
+        acc = arena.take<float>(d.B * larger(hp * G, pp));
+        x_scale = arena.take<RowScale>(block_rows);
+        h_scale = arena.take<RowScale>(d.B);
+        x = arena.take<typename Format::Value>(block_rows * x_row);
+        h = arena.take<typename Format::Value>(d.B * h_row);
+        state_rows = arena.take<const float*>(d.B * Cell::kStates);
+    }
+};
+
+template <class Format, class Cell>
+class QuantizedForward {
+  public:
+    static constexpr int G = Cell::kGates, S = Cell::kStates;
+    static constexpr std::int64_t L = Vec<float>::kLanes;
+    using V = Vec<float>;
+    using Weight = typename Format::Weight;
+
+    QuantizedForward(const ForwardProblem<float>& problem, const QuantizedWeights& weights, Arena arena)
+        : p_(problem), w_(weights), plan_(problem.dims, arena), hp_(padded<float>(problem.dims.H)) {
+        fill_zero(plan_.zero, larger(hp_, padded<float>(p_.dims.P)));
+    }
+
+    void run(Team& team) {
+        clear_padding();
+        const std::int64_t total = longest(p_.dims, p_.schedule);
+        for (std::int64_t s = 0; s < total; s += plan_.steps) {
+            const std::int64_t end = smaller(s + plan_.steps, total);
+            project_inputs(s, end, total);
+            std::int64_t block_row = 0;
+            for (std::int64_t step = s; step < end; ++step) {
+                const std::int64_t t = time_of(step, total);
+                run_step(t, block_row);
+                block_row += p_.schedule.active[t];
+                if (team.cancelled(0)) return;
+            }
+        }
+        store_final();
+    }
+
+  private:
+    std::int64_t time_of(std::int64_t step, std::int64_t total) const {
+        return p_.schedule.reverse ? total - 1 - step : step;
+    }
+    float* state_out(std::int64_t position, int k) const {
+        return plan_.states + (position * (S - 1) + k - 1) * hp_;
+    }
+
+    // Outputs past the end of a row are zero.
+    void clear_padding() {
+        for (std::int64_t position = 0; position < p_.dims.B; ++position) {
+            for (std::int64_t t = p_.schedule.length[position]; t < p_.dims.T; ++t) {
+                fill_zero(p_.y.row(t, p_.schedule.order[position]), p_.dims.P);
+            }
+        }
+    }
+
+    // gx = W_ih x + b_x for all rows of steps [s, end): [panel][row][G][L].
+    void project_inputs(std::int64_t s, std::int64_t end, std::int64_t total) {
+        std::int64_t n = 0;
+        for (std::int64_t step = s; step < end; ++step) {
+            const std::int64_t t = time_of(step, total);
+            for (std::int64_t i = 0; i < p_.schedule.active[t]; ++i, ++n) {
+                Format::prepare(p_.x.row(t, p_.schedule.order[i]), p_.dims.I, plan_.x + n * plan_.x_row,
+                                plan_.x_row, plan_.x_scale + n);
+            }
+        }
+        Product<Format> m{};
+        m.x = plan_.x;
+        m.x_scale = plan_.x_scale;
+        m.x_row = plan_.x_row;
+        m.n = n;
+        m.groups = groups_of(p_.dims.I, Format::kGroup);
+        m.w = static_cast<const Weight*>(w_.w_ih);
+        m.w_scale = w_.s_ih;
+        m.panels = plan_.panels;
+        m.init = w_.b_x;
+        m.init_panel = G * L;
+        m.out = plan_.gx;
+        m.out_panel = plan_.block_rows * G * L;
+        m.out_row = G * L;
+        multiply<Format, G>(m);
+    }
+
+    void run_step(std::int64_t t, std::int64_t block_row) {
+        const std::int64_t rows = p_.schedule.active[t];
+        const PreviousStates<Cell, float> previous(p_, plan_.zero, plan_.states, false);
+        for (std::int64_t i = 0; i < rows; ++i) {
+            const float* found[S];
+            previous.find(t, i, found);
+            for (int k = 0; k < S; ++k) plan_.state_rows[i * S + k] = found[k];
+        }
+        recurrent_product(rows, block_row);
+        for (std::int64_t u = 0; u < plan_.panels; ++u) {
+            for (std::int64_t i = 0; i < rows; ++i) apply_cell(t, u, i, rows, block_row);
+        }
+        if (p_.dims.projected) project_hidden(t, rows);
+    }
+
+    // acc = (gx, or the recurrent bias where gates are split) + W_hh h: [panel][row][G][L].
+    void recurrent_product(std::int64_t rows, std::int64_t block_row) {
+        for (std::int64_t i = 0; i < rows; ++i) {
+            Format::prepare(plan_.state_rows[i * S], p_.dims.P, plan_.h + i * plan_.h_row, plan_.h_row,
+                            plan_.h_scale + i);
+        }
+        Product<Format> m{};
+        m.x = plan_.h;
+        m.x_scale = plan_.h_scale;
+        m.x_row = plan_.h_row;
+        m.n = rows;
+        m.groups = groups_of(p_.dims.P, Format::kGroup);
+        m.w = static_cast<const Weight*>(w_.w_hh);
+        m.w_scale = w_.s_hh;
+        m.panels = plan_.panels;
+        if constexpr (Cell::kSplitGates) {
+            m.init = w_.b_h;
+            m.init_panel = G * L;
+        } else {
+            m.init = plan_.gx + block_row * G * L;
+            m.init_panel = plan_.block_rows * G * L;
+            m.init_row = G * L;
+        }
+        m.out = plan_.acc;
+        m.out_panel = rows * G * L;
+        m.out_row = G * L;
+        multiply<Format, G>(m);
+    }
+
+    // The cell for the units of panel u in row i.
+    void apply_cell(std::int64_t t, std::int64_t u, std::int64_t i, std::int64_t rows,
+                    std::int64_t block_row) {
+        const std::int64_t unit = u * L, valid = p_.dims.H - unit;
+        const float* acc = plan_.acc + (u * rows + i) * G * L;
+        V gates[G], s[S], s_next[S], saved[Cell::kSaved];
+        for (int g = 0; g < G; ++g) gates[g] = V::load(acc + g * L);
+        s[0] = Cell::kDirectHidden ? load_part(plan_.state_rows[i * S] + unit, valid) : V::set(0);
+        for (int k = 1; k < S; ++k) s[k] = load_part(plan_.state_rows[i * S + k] + unit, valid);
+        if constexpr (Cell::kSplitGates) {
+            const float* gx = plan_.gx + (u * plan_.block_rows + block_row + i) * G * L;
+            V from_x[G];
+            for (int g = 0; g < G; ++g) from_x[g] = V::load(gx + g * L);
+            Cell::forward(from_x, gates, s, s_next, saved);
+        } else {
+            Cell::forward(gates, s, s_next, saved);
+        }
+        float* y = p_.dims.projected ? plan_.hidden + i * hp_ : p_.y.row(t, p_.schedule.order[i]);
+        store_part(s_next[0], y + unit, valid);
+        for (int k = 1; k < S; ++k) s_next[k].store(state_out(i, k) + unit);
+    }
+
+    // y = W_hr hidden.
+    void project_hidden(std::int64_t t, std::int64_t rows) {
+        for (std::int64_t i = 0; i < rows; ++i) {
+            Format::prepare(plan_.hidden + i * hp_, p_.dims.H, plan_.h + i * plan_.h_row, plan_.h_row,
+                            plan_.h_scale + i);
+        }
+        Product<Format> m{};
+        m.x = plan_.h;
+        m.x_scale = plan_.h_scale;
+        m.x_row = plan_.h_row;
+        m.n = rows;
+        m.groups = groups_of(p_.dims.H, Format::kGroup);
+        m.w = static_cast<const Weight*>(w_.w_hr);
+        m.w_scale = w_.s_hr;
+        m.panels = panels_of<float>(p_.dims.P);
+        m.out = plan_.acc;
+        m.out_panel = rows * L;
+        m.out_row = L;
+        multiply<Format, 1>(m);
+        for (std::int64_t u = 0; u < m.panels; ++u) {
+            for (std::int64_t i = 0; i < rows; ++i) {
+                store_part(V::load(plan_.acc + (u * rows + i) * L), p_.y.row(t, p_.schedule.order[i]) + u * L,
+                           p_.dims.P - u * L);
+            }
+        }
+    }
+
+    // The state after each row's last step; the initial state where there was none.
+    void store_final() {
+        for (std::int64_t i = 0; i < p_.dims.B; ++i) {
+            const std::int64_t b = p_.schedule.order[i], length = p_.schedule.length[i];
+            for (int k = 0; k < S; ++k) {
+                const std::int64_t width = k == 0 ? p_.dims.P : p_.dims.H;
+                const float* from = p_.initial[k] == nullptr ? nullptr : p_.initial[k] + b * width;
+                if (length > 0) {
+                    from = k == 0 ? p_.y.row(p_.schedule.reverse ? 0 : length - 1, b) : state_out(i, k);
+                }
+                copy_or_zero(from, p_.final[k] + b * width, width);
+            }
+        }
+    }
+
+    const ForwardProblem<float>& p_;
+    const QuantizedWeights& w_;
+    QuantizedPlan<Format, Cell> plan_;
+    std::int64_t hp_;
+};
+
+template <class Format, class Cell>
+std::int64_t quantized_workspace(const Dims& dims) {
+    Arena arena(nullptr);
+    const QuantizedPlan<Format, Cell> plan(dims, arena);
+    return arena.used();
+}
+
+template <class Format, class Cell>
+void quantized_forward(const ForwardProblem<float>& problem, const QuantizedWeights& weights, Team& team,
+                       void* workspace) {
+    struct Context {
+        QuantizedForward<Format, Cell> driver;
+        Team& team;
+    } context{{problem, weights, Arena(workspace)}, team};
+    team.run(
+        [](void* c, int member) {
+            if (member == 0) static_cast<Context*>(c)->driver.run(static_cast<Context*>(c)->team);
+        },
+        &context);
+}
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

@@ -1,0 +1,224 @@
+"""QuantizedRecurrent: a recurrent network for inference with its weights in bfloat16 or int8."""
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import _core
+from fusedrnn.cells import Array, StateLike
+from fusedrnn.checks import as_int64, check_array, check_size
+from fusedrnn.sequences import as_lengths
+
+if TYPE_CHECKING:
+    from fusedrnn.recurrent_base import Recurrent
+
+StateT = TypeVar("StateT")
+
+WEIGHT_FORMATS = ("bf16", "int8")
+
+
+class QuantizedRecurrent(Generic[StateT]):
+    """An RNN, LSTM or GRU with weights of 16 or 8 bits, for inference; made by `lstm.quantize(weights)`.
+
+    It holds a copy of the weights: what happens to the float32 network later does not reach it. Shapes,
+    states, lengths and resets are those of the network it was made from; all arrays are float32. Biases,
+    states and the equations of the cell stay in float32. One thread runs a call. Nothing in it changes, so
+    that threads may share it. docs/quantized.md has the scheme and what accuracy to expect.
+
+    Attributes:
+        weights: "bf16" or "int8".
+        input_size, hidden_size, num_layers, bias, batch_first, bidirectional, proj_size: as in the network.
+    """
+
+    def __init__(self, module: "Recurrent[StateT]", weights: str) -> None:
+        if not isinstance(weights, str):
+            raise TypeError(f"weights: expected 'bf16' or 'int8', got {weights!r}")
+        if weights not in WEIGHT_FORMATS:
+            raise ValueError(f"weights: expected 'bf16' or 'int8', got {weights!r}")
+        if module.dtype != np.float32:
+            raise TypeError(f"quantize: expected a network of float32, got {module.dtype}")
+        self.weights = weights
+        self.input_size = module.input_size
+        self.hidden_size = module.hidden_size
+        self.num_layers = module.num_layers
+        self.bias = module.bias
+        self.batch_first = module.batch_first
+        self.bidirectional = module.bidirectional
+        self.proj_size = module.proj_size
+        self._spec = module._spec
+        self._rows, self._widths, self._out_size = module._rows, module._widths, module._out_size
+        self._origin = repr(module)
+        layers = [[part[1] for part in parts] for parts in module._plan]
+        self._core = _core.Quantized(self._spec.name, layers, weights)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of inputs, outputs and states: float32."""
+        return np.dtype(np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights, with biases, scales and padding to whole vectors."""
+        return self._core.nbytes
+
+    def __call__(
+        self,
+        x: Array,
+        state: StateLike | None = None,
+        lengths: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        reset_state: StateLike | None = None,
+    ) -> tuple[Array, StateT]:
+        """Run the network over whole sequences, without dropout.
+
+        Args:
+            x: (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; float32.
+            state: the initial state, h or (h, c), or None for zeros.
+            lengths: (B,) of an integer dtype, each in 0..T; outputs past the end are 0.
+            resets: (T, B) bool, laid out as x: where true, the state is replaced before step t reads it.
+            reset_state: what resets put in place of the state: zeros if None, else arrays shaped as the
+                state (num_layers*D, B, H), with or without the batch axis.
+
+        Returns:
+            y (T, B, D*Hout), laid out as x, and the final state.
+
+        Raises:
+            TypeError: an argument of the wrong kind or dtype.
+            ValueError: an argument of the wrong shape, or lengths out of range.
+        """
+        shape = x.shape if isinstance(x, np.ndarray) else ()
+        single = len(shape) == 2
+        if not (single or len(shape) == 3) or shape[-1] != self.input_size:
+            raise self._input_error(x)
+        y = np.empty((*shape[:-1], self._out_size), np.float32)
+        steps = self._time_major(x, single)
+        batch = steps.shape[1]
+        borders = None
+        if resets is not None:
+            borders = check_array("resets", np.asarray(resets), shape[:-1], np.dtype(np.bool_))
+            borders = self._time_major(borders, single)
+        elif reset_state is not None:
+            raise ValueError("reset_state: expected None without resets")
+        finals = self._core.forward(
+            steps,
+            self._time_major(y, single),
+            None if state is None else self._split("state", state, batch, single),
+            lengths=None if lengths is None else as_lengths(lengths),
+            resets=borders,
+            reset_state=None if reset_state is None else self._spec.unpack_state("reset_state", reset_state),
+        )
+        if single:
+            finals = tuple([final[:, 0] for final in finals])
+        final: StateT = self._spec.pack_state(finals)
+        return y, final
+
+    def stream(self, batch_size: int = 1) -> "QuantizedStream[StateT]":
+        """Return a `QuantizedStream` that runs this network one step at a time.
+
+        Raises:
+            TypeError: batch_size is not an int.
+            ValueError: the network is bidirectional, or batch_size is below 1.
+        """
+        if self.bidirectional:
+            raise ValueError(
+                "stream: expected bidirectional=False: the reverse direction starts from the end"
+            )
+        return QuantizedStream(self, check_size("batch_size", batch_size))
+
+    def _time_major(self, array: Array, single: bool) -> Array:
+        """Return the time-major view (T, B, ...) of an array in the caller's layout."""
+        if single:
+            return array[:, None]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+    def _split(
+        self, name: str, state: StateLike, batch: int, single: bool = False
+    ) -> tuple[Array | None, ...]:
+        """Return the checked state arrays as (num_layers*D, B, width) views."""
+        parts = self._spec.unpack_state(name, state)
+        symbols = "(num_layers*D, H)" if single else "(num_layers*D, B, H)"
+        for label, part, width in zip(self._spec.state_labels, parts, self._widths, strict=True):
+            if part is not None:
+                shape = (self._rows, width) if single else (self._rows, batch, width)
+                check_array(name + label, part, shape, self.dtype, symbols)
+        return tuple([None if part is None else part[:, None] for part in parts]) if single else parts
+
+    def _input_error(self, x: Any) -> Exception:
+        """Say what is wrong with x."""
+        if not isinstance(x, np.ndarray):
+            return TypeError(f"x: expected a numpy.ndarray of float32, got {type(x).__name__}")
+        order = "B, T" if self.batch_first else "T, B"
+        return ValueError(
+            f"x: expected shape ({order}, I) or (T, I) with I = {self.input_size}, got {x.shape}"
+        )
+
+    def __repr__(self) -> str:
+        return f"QuantizedRecurrent({self._origin}, weights={self.weights})"
+
+
+class QuantizedStream(Generic[StateT]):
+    """A quantized network that remembers its state: `y_t = step(x_t)`; made by `QuantizedRecurrent.stream`.
+
+    Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives, bit for
+    bit. A stream serves one thread at a time.
+
+    Attributes:
+        batch_size: B.
+    """
+
+    __slots__ = ("_call", "_core", "_network", "batch_size")
+
+    def __init__(self, network: QuantizedRecurrent[StateT], batch_size: int) -> None:
+        self._network = network
+        self.batch_size = batch_size
+        self._core = _core.QuantizedStream(network._core, batch_size)
+        self._call = self._core.__call__
+
+    def __call__(self, x: Array) -> Array:
+        """Advance by one step and return the output of the last layer.
+
+        Args:
+            x: (B, I), or (I,) if batch_size is 1; float32.
+
+        Returns:
+            (B, Hout), or (Hout,) if x has no batch axis. The next call overwrites it: copy it to keep it.
+
+        Raises:
+            TypeError: x is not an array of float32.
+            ValueError: x has another shape.
+        """
+        return self._call(x)
+
+    @property
+    def state(self) -> StateT:
+        """A copy of the state, h or (h, c), each (num_layers, B, ...) as a call takes it; can be set."""
+        state: StateT = self._network._spec.pack_state(self._core.get_state())
+        return state
+
+    @state.setter
+    def state(self, value: StateLike) -> None:
+        self._core.set_state(self._network._split("state", value, self.batch_size))
+
+    def reset(self, rows: npt.ArrayLike | None = None) -> None:
+        """Set the state to zero.
+
+        Args:
+            rows: which sequences of the batch, by number, or as a bool array (B,); None for all.
+
+        Raises:
+            TypeError: rows are neither integers nor bools.
+            ValueError: a row outside the batch.
+        """
+        self._core.reset(None if rows is None else self._numbers(rows))
+
+    def _numbers(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        array = np.atleast_1d(np.asarray(rows))
+        if array.dtype == np.bool_:
+            if array.shape != (self.batch_size,):
+                raise ValueError(f"rows: expected shape (B,) = ({self.batch_size},), got {array.shape}")
+            return np.flatnonzero(array).astype(np.int64)
+        return as_int64("rows", array) if array.size else np.empty(0, np.int64)
+
+    def __repr__(self) -> str:
+        return f"QuantizedStream({self._network!r}, batch_size={self.batch_size})"
