@@ -85,6 +85,34 @@ FUSEDRNN_INLINE float sum(VecF a) {
 }
 FUSEDRNN_INLINE void keep_in_register(VecF& a) { asm("" : "+w"(a.v)); }
 
+struct VecI {
+    int32x4_t v;
+
+    static FUSEDRNN_INLINE VecI set(std::int32_t x) { return {vdupq_n_s32(x)}; }
+    static FUSEDRNN_INLINE VecI load(const void* p) {
+        return {vreinterpretq_s32_s8(vld1q_s8(static_cast<const std::int8_t*>(p)))};
+    }
+};
+
+FUSEDRNN_INLINE VecI operator^(VecI a, VecI b) { return {veorq_s32(a.v, b.v)}; }
+FUSEDRNN_INLINE VecI dot4(VecI a, VecI b, VecI c) {
+    const int8x16_t x = vreinterpretq_s8_s32(a.v), y = vreinterpretq_s8_s32(b.v);
+    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(y)));
+    const int32x4_t high = vpaddlq_s16(vmull_high_s8(x, y));
+    return {vaddq_s32(c.v, vpaddq_s32(low, high))};
+}
+FUSEDRNN_INLINE VecF to_float(VecI a) { return {vcvtq_f32_s32(a.v)}; }
+FUSEDRNN_INLINE void store_int8(VecF a, std::int8_t* p) {
+    const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(a.v));
+    const std::int32_t bytes = vget_lane_s32(vreinterpret_s32_s8(vqmovn_s16(vcombine_s16(words, words))), 0);
+    __builtin_memcpy(p, &bytes, sizeof bytes);
+}
+FUSEDRNN_INLINE void load_bf16(const std::uint16_t* p, VecF& even, VecF& odd) {
+    const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(p));
+    even.v = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
+    odd.v = vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000u)));
+}
+
 FUSEDRNN_INLINE VecD operator+(VecD a, VecD b) { return {vaddq_f64(a.v, b.v)}; }
 FUSEDRNN_INLINE VecD operator-(VecD a, VecD b) { return {vsubq_f64(a.v, b.v)}; }
 FUSEDRNN_INLINE VecD operator*(VecD a, VecD b) { return {vmulq_f64(a.v, b.v)}; }
