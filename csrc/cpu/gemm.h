@@ -107,7 +107,8 @@ void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset
     }
 }
 
-// Rows of the largest tile, and the panels that a tile of R rows takes at once.
+// Rows of the largest tile, and the most panels that a tile of R rows takes at once.
+inline constexpr int kMostPanels = 8;
 template <int G>
 constexpr int tile_rows() {
     return G == 1 ? (kRegisters == 32 ? 8 : 6) : kAccumulators / G;
@@ -115,50 +116,53 @@ constexpr int tile_rows() {
 template <int G>
 constexpr int tile_panels(int rows) {
     const int fit = kAccumulators / (rows * G);
-    return fit < 1 ? 1 : (fit > 8 ? 8 : fit);
+    return fit < 1 ? 1 : (fit > kMostPanels ? kMostPanels : fit);
 }
 
-template <class T, int G, int R = 1>
-FUSEDRNN_INLINE MicroKernel<T> select_micro_kernel(int rows, bool wide) {
-    if (rows == R) return wide ? micro_kernel<T, R, tile_panels<G>(R), G> : micro_kernel<T, R, 1, G>;
-    if constexpr (R < tile_rows<G>()) return select_micro_kernel<T, G, R + 1>(rows, wide);
-    return nullptr;
-}
+// Every tile, by its rows and panels.
+template <class T, int G>
+class MicroKernels {
+  public:
+    constexpr MicroKernels() { fill<1, 1>(); }
+    MicroKernel<T> operator()(std::int64_t rows, std::int64_t panels) const {
+        return kernels_[rows - 1][panels - 1];
+    }
 
-// One block of k: row tiles as equal as they can be, each against groups of panels.
+  private:
+    template <int R, int U>
+    constexpr void fill() {
+        kernels_[R - 1][U - 1] = micro_kernel<T, R, U, G>;
+        if constexpr (U < tile_panels<G>(R)) {
+            fill<R, U + 1>();
+        } else if constexpr (R < tile_rows<G>()) {
+            fill<R + 1, 1>();
+        }
+    }
+    MicroKernel<T> kernels_[tile_rows<G>()][kMostPanels]{};
+};
+
+// One block of k: row tiles and groups of panels as equal as they can be.
 template <class T, int G>
 void gemm_block(const GemmArgs<T>& p, std::int64_t a_offset) {
+    static constexpr MicroKernels<T, G> kernels;
     constexpr int kRows = tile_rows<G>();
     const std::int64_t tiles = (p.n + kRows - 1) / kRows;
+    const std::int64_t wide = tile_panels<G>(static_cast<int>((p.n + tiles - 1) / tiles));
+    const std::int64_t groups = (p.panels + wide - 1) / wide;
     std::int64_t u = 0;
-    while (u < p.panels) {
-        std::int64_t done = 1;
+    for (std::int64_t group = 0; group < groups; ++group) {
+        const std::int64_t panels = (p.panels - u) / (groups - group);
         std::int64_t r = 0;
         for (std::int64_t tile = 0; tile < tiles; ++tile) {
-            const int rows = static_cast<int>((p.n - r) / (tiles - tile));
-            if (tile == 0) {
-                const int largest = static_cast<int>((p.n + tiles - 1) / tiles);
-                const int group = tile_panels<G>(largest);
-                done = u + group <= p.panels ? group : 1;
-            }
+            const std::int64_t rows = (p.n - r) / (tiles - tile);
             GemmArgs<T> part = p;
             part.b += u * p.b_panel;
             if (part.init != nullptr) part.init += u * p.init_panel + r * p.init_row;
             part.out += u * p.out_panel + r * p.out_row;
-            const int wide = tile_panels<G>(rows);
-            std::int64_t v = 0;
-            while (v < done) {
-                const bool is_wide = v + wide <= done;
-                select_micro_kernel<T, G>(rows, is_wide)(part, p.a + r, a_offset);
-                const std::int64_t step = is_wide ? wide : 1;
-                part.b += step * p.b_panel;
-                if (part.init != nullptr) part.init += step * p.init_panel;
-                part.out += step * p.out_panel;
-                v += step;
-            }
+            kernels(rows, panels)(part, p.a + r, a_offset);
             r += rows;
         }
-        u += done;
+        u += panels;
     }
 }
 

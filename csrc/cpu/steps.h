@@ -40,20 +40,20 @@ constexpr std::int64_t accumulator_vectors() {
     return kRowGroup * G * tile_panels<G>(1);
 }
 
-// The panels of a member in groups of `at_once`, every other step from the far end: the weights that a step reads first
+// The panels of a member in equal groups of `at_once` or fewer, every other step from the far end: the weights that a step reads first
 // are then those that the caches still hold from the step before.
 class PanelGroups {
   public:
     PanelGroups(std::int64_t panels, std::int64_t at_once, bool backwards)
-        : panels_(panels), at_once_(at_once), backwards_(backwards) {}
-    std::int64_t count() const { return (panels_ + at_once_ - 1) / at_once_; }
+        : panels_(panels), count_((panels + at_once - 1) / at_once), backwards_(backwards) {}
+    std::int64_t count() const { return count_; }
     Range operator[](std::int64_t q) const {
-        const std::int64_t begin = (backwards_ ? count() - 1 - q : q) * at_once_;
-        return {begin, smaller(begin + at_once_, panels_)};
+        if (backwards_) q = count_ - 1 - q;
+        return {panels_ * q / count_, panels_ * (q + 1) / count_};
     }
 
   private:
-    std::int64_t panels_, at_once_;
+    std::int64_t panels_, count_;
     bool backwards_;
 };
 
