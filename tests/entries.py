@@ -226,6 +226,12 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
         optional=frozenset({"rows"}),
         unbound=frozenset({"rows"}),
     ),
+    "PlainCall": lambda: Entry(
+        _core.PlainCall,
+        {"cell": "lstm", "params": _params(4, P), "cache": _core.WeightCache()},
+        free=frozenset({"params"}),
+        open_axes=frozenset({("params", (0,), 1)}),
+    ),
     "WeightCache": lambda: Entry(_core.WeightCache, {}),
     "get_num_threads": lambda: Entry(_core.get_num_threads, {}),
     "set_num_threads": lambda: Entry(_core.set_num_threads, {"n": 1}),

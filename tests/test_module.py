@@ -417,3 +417,32 @@ def test_no_change_of_the_weights_is_missed() -> None:
     before = cell(x[0])
     cell.load_state_dict({name: 2 * array for name, array in cell.state_dict().items()})
     assert not np.array_equal(cell(x[0]), before)
+
+
+@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_plain_calls_equal_general_ones(cell: str, dtype: str) -> None:
+    """A call without options takes a short cut; any option leads past it."""
+    module = make_module(cell, 5, 9, dtype=dtype)
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 5), (4, 3, 5), (1, 1, 5), (0, 3, 5), (4, 0, 5)):
+        x = rng.standard_normal(shape).astype(dtype)
+        state = None
+        for _ in range(2):
+            lengths = np.full(shape[1], shape[0])
+            expected, expected_state = module(x, state, lengths=lengths)
+            y, found = module(x, state)
+            np.testing.assert_array_equal(y, expected)
+            assert y.flags.writeable
+            assert type(found) is type(expected_state)
+            for got, want in zip(states_of(found), states_of(expected_state), strict=True):
+                np.testing.assert_array_equal(got, want)
+            # Arrays that have to be copied first, and a state of another kind of sequence.
+            np.testing.assert_array_equal(module(np.asfortranarray(x), state)[0], expected)
+            if isinstance(state, tuple):
+                np.testing.assert_array_equal(module(x, list(state))[0], expected)
+            state = found
+    with pytest.raises(TypeError):
+        module(x.astype("float16"))
+    with pytest.raises(ValueError, match=r"^state"):
+        module(np.zeros((1, 2, 5), dtype), state)

@@ -9,10 +9,11 @@ namespace fusedrnn {
 // there.
 void configure();
 
-void bind_config(pybind11::module_& m);     // threads, what this build and machine have
-void bind_recurrent(pybind11::module_& m);  // forward, backward and their tape
-void bind_stream(pybind11::module_& m);     // one step at a time
-void bind_quantized(pybind11::module_& m);  // inference with weights of fewer bits
+void bind_config(pybind11::module_& m);      // threads, what this build and machine have
+void bind_recurrent(pybind11::module_& m);   // forward, backward and their tape
+void bind_plain_call(pybind11::module_& m);  // forward of one layer without a tape, for small calls
+void bind_stream(pybind11::module_& m);      // one step at a time
+void bind_quantized(pybind11::module_& m);   // inference with weights of fewer bits
 void bind_layers(pybind11::module_& m);  // activations, linear, embedding, layer norm, cross-entropy, dropout
 void bind_optim(pybind11::module_& m);   // SGD, Adam, norm, scale_, clamp_
 void bind_limits(pybind11::module_& m);  // what the machine can do at most

@@ -10,6 +10,7 @@ PYBIND11_MODULE(core, m, pybind11::mod_gil_not_used()) {
     options.disable_function_signatures();
     fusedrnn::bind_config(m);
     fusedrnn::bind_recurrent(m);
+    fusedrnn::bind_plain_call(m);
     fusedrnn::bind_stream(m);
     fusedrnn::bind_quantized(m);
     fusedrnn::bind_layers(m);

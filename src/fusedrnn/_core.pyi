@@ -32,6 +32,10 @@ class WeightCache:
     @property
     def nbytes(self) -> int: ...
 
+class PlainCall:
+    def __init__(self, cell: str, params: _Params, cache: WeightCache) -> None: ...
+    def __call__(self, x: Any, state: Any, version: int | None) -> tuple[_Array, Any] | None: ...
+
 class LayerTape:
     """What backward of one layer and direction needs. `nbytes` leaves out x, y, weights and states."""
 

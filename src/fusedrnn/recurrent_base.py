@@ -54,8 +54,9 @@ class Recurrent(Module, Generic[StateT]):
     Paper: dropout between layers: Zaremba, Sutskever and Vinyals 2014, arXiv:1409.2329v5.
     """
 
-    _derived = Module._derived | {"_plan"}
+    _derived = Module._derived | {"_plan", "_plain"}
     _plan: list[list[_Part]]
+    _plain: _core.PlainCall | None
     _dtype: np.dtype[Any]
     _noise: Noise
 
@@ -134,6 +135,11 @@ class Recurrent(Module, Generic[StateT]):
                 parts.append((row, weights, grads, cache, direction == 1, columns))
             plan.append(parts)
         self.__dict__["_plan"] = plan
+        plain = None
+        if self.num_layers == 1 and not self.bidirectional:
+            _, weights, _, cache, _, _ = plan[0][0]
+            plain = _core.PlainCall(self._spec.name, weights, cache)
+        self.__dict__["_plain"] = plain
 
     def __call__(
         self,
@@ -144,6 +150,11 @@ class Recurrent(Module, Generic[StateT]):
         reset_state: StateLike | None = None,
     ) -> tuple[Array, StateT]:
         """Return (y, final state) and keep no tape. Arguments and results as `forward`, but y is writable."""
+        plain = None if self.batch_first else self._plain
+        if plain is not None and lengths is None and resets is None and reset_state is None:
+            found = plain(x, state, self._buffers.version)
+            if found is not None:
+                return cast(tuple[Array, StateT], found)
         y, final, _, _, _ = self._run(x, state, lengths, resets, reset_state, False)
         return y, final
 

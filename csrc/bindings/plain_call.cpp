@@ -1,0 +1,137 @@
+// The call that a loop over single steps makes: one layer and direction, arrays as the kernels want them, nothing kept.
+// Everything that does not change between such calls is prepared beforehand.
+#include <limits>
+#include <mutex>
+
+#include "bindings/bindings.h"
+#include "bindings/recurrent.h"
+#include "bindings/run.h"
+#include "cpu/partition.h"
+
+namespace fusedrnn {
+namespace {
+
+class PlainCall {
+  public:
+    PlainCall(const std::string& cell, py::handle params, std::shared_ptr<WeightCache> cache)
+        : cell_(cell_by_name(cell)), cache_(std::move(cache)) {
+        if (cache_ == nullptr) throw py::type_error("cache: expected a WeightCache, got None");
+        Array like = Array::floats(item_of(params, "params", 5, 0), "weight_ih");
+        like.shape({{std::to_string(traits_of(cell_).gates) + "*H"}, {"I"}});
+        weights_ = WeightArrays::read(cell_, params, like);
+        for (const Array* array :
+             {&weights_.w_ih, &weights_.w_hh, &weights_.b_ih, &weights_.b_hh, &weights_.w_hr}) {
+            if (array->copied_bytes() == 0) continue;
+            throw py::value_error(array->name() + ": expected a C-contiguous array, got another layout");
+        }
+        dtype_ = like.dtype();
+        dtype_object_ = like.object().dtype();
+    }
+
+    // (y, final state), or None for arguments that only the general call takes or refuses.
+    py::object call(py::handle x, py::handle state, std::int64_t version) {
+        return by_dtype(dtype_, [&]<class T>() { return call_typed<T>(x, state, version); });
+    }
+
+  private:
+    template <class T>
+    py::object call_typed(py::handle x, py::handle state, std::int64_t version) {
+        const RecurrentKernels<T>& kernels = kernel_table<T>().cells[cell_];
+        const int states = kernels.traits.states;
+        const py::array* inputs = plain(x);
+        if (inputs == nullptr || inputs->shape(2) != weights_.dims.I) return py::none();
+        ForwardProblem<T> problem{};
+        problem.dims = weights_.dims;
+        problem.dims.T = inputs->shape(0);
+        problem.dims.B = inputs->shape(1);
+        const Dims& d = problem.dims;
+        problem.x = {static_cast<const T*>(inputs->data()), d.B * d.I, d.I};
+        if (!state.is_none() && !read_state(state, states, problem)) return py::none();
+        const std::shared_ptr<const Timetable> timetable = timetable_of(d.T, d.B);
+        problem.schedule = timetable->view(nullptr);
+        py::array y = new_array(dtype_, {d.T, d.B, d.P});
+        problem.y = {static_cast<T*>(y.mutable_data()), d.B * d.P, d.P};
+        py::tuple final(states);
+        for (int k = 0; k < states; ++k) {
+            py::array array = new_array(dtype_, {1, d.B, state_width(d, k)});
+            problem.final[k] = static_cast<T*>(array.mutable_data());
+            final[k] = std::move(array);
+        }
+        problem.backwards = cache_->backwards(d.T);
+        Team team(recurrent_threads(d, kernels.traits.gates, false));
+        const AlignedBuffer workspace(kernels.forward_workspace(d, team.size()));
+        std::shared_ptr<const WeightBlock<T>> weights;
+        run_released(team, [&] {
+            weights = cache_->get<T>(cell_, d, weights_.pointers<T>(), false, version);
+            problem.weights = weights->packed;
+            kernels.forward(problem, team, workspace.data());
+        });
+        return py::make_tuple(std::move(y), states == 1 ? py::object(final[0]) : py::object(final));
+    }
+
+    // The last one again if the sizes are the same. Locked: calls may run at once.
+    std::shared_ptr<const Timetable> timetable_of(std::int64_t seq_len, std::int64_t batch) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (timetable_ == nullptr || seq_len_ != seq_len || batch_ != batch) {
+            timetable_ = std::make_shared<const Timetable>(seq_len, batch, nullptr, false);
+            seq_len_ = seq_len;
+            batch_ = batch;
+        }
+        return timetable_;
+    }
+
+    // A (., ., .) array of the layer's dtype that needs no copy, else null.
+    const py::array* plain(py::handle value) const {
+        constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
+        if (!py::isinstance<py::array>(value)) return nullptr;
+        const auto* array = reinterpret_cast<const py::array*>(&value);
+        if (array->ndim() != 3 || (array->flags() & kPlain) != kPlain) return nullptr;
+        return array->dtype().equal(dtype_object_) ? array : nullptr;
+    }
+
+    // h, or the tuple (h, c), each (1, B, width).
+    template <class T>
+    bool read_state(py::handle state, int states, ForwardProblem<T>& problem) const {
+        if (states > 1 && (!PyTuple_CheckExact(state.ptr()) || PyTuple_GET_SIZE(state.ptr()) != states))
+            return false;
+        for (int k = 0; k < states; ++k) {
+            const py::handle part = states == 1 ? state : py::handle(PyTuple_GET_ITEM(state.ptr(), k));
+            const py::array* array = plain(part);
+            if (array == nullptr || array->shape(0) != 1 || array->shape(1) != problem.dims.B ||
+                array->shape(2) != state_width(problem.dims, k)) {
+                return false;
+            }
+            problem.initial[k] = static_cast<const T*>(array->data());
+        }
+        return true;
+    }
+
+    int cell_;
+    std::shared_ptr<WeightCache> cache_;
+    WeightArrays weights_;
+    DType dtype_;
+    py::object dtype_object_;
+    std::mutex mutex_;
+    std::shared_ptr<const Timetable> timetable_;
+    std::int64_t seq_len_ = -1, batch_ = -1;
+};
+
+}  // namespace
+
+void bind_plain_call(py::module_& m) {
+    py::class_<PlainCall>(m, "PlainCall")
+        .def(py::init<const std::string&, py::handle, std::shared_ptr<WeightCache>>(), py::arg("cell"),
+             py::arg("params"), py::arg("cache"))
+        .def(
+            "__call__",
+            [](PlainCall& self, py::handle x, py::handle state, py::handle version) {
+                const std::int64_t number =
+                    version.is_none()
+                        ? -1
+                        : integer(version, "version", 0, std::numeric_limits<std::int64_t>::max());
+                return self.call(x, state, number);
+            },
+            py::arg("x"), py::arg("state"), py::arg("version"));
+}
+
+}  // namespace fusedrnn
