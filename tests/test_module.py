@@ -446,3 +446,25 @@ def test_plain_calls_equal_general_ones(cell: str, dtype: str) -> None:
         module(x.astype("float16"))
     with pytest.raises(ValueError, match=r"^state"):
         module(np.zeros((1, 2, 5), dtype), state)
+
+
+@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_plain_training_equals_the_general_one(cell: str, recompute: bool) -> None:
+    module = make_module(cell, 5, 9, dtype="float64")
+    module.recompute = recompute
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 5), (4, 3, 5), (0, 3, 5), (4, 0, 5)):
+        x = rng.standard_normal(shape)
+        state = module(rng.standard_normal((1, shape[1], 5)))[1]
+        results = []
+        for options in ({"lengths": np.full(shape[1], shape[0])}, {}):
+            module.zero_grad()
+            y, final, tape = module.forward(x, state, **options)
+            assert not y.flags.writeable
+            dx, dstate = module.backward(tape, np.ones_like(y), final)
+            grads = [grad.copy() for grad in module.grads.values()]
+            results.append([y, *states_of(final), dx, *states_of(dstate), *grads])
+        for want, got in zip(*results, strict=True):
+            np.testing.assert_array_equal(got, want)
+        assert module.backward(tape, np.ones_like(y), need_dx=False)[0] is None

@@ -89,18 +89,17 @@ AlignedBuffer::AlignedBuffer(std::int64_t bytes) : bytes_(bytes) {
     if (bytes < 0 || bytes > std::numeric_limits<std::int64_t>::max() - kHugePage) throw std::bad_alloc();
     std::tie(data_, capacity_) = spares().take(bytes);
     if (data_ != nullptr) return;
-    const std::int64_t unit = bytes >= 2 * kHugePage ? kHugePage : kCacheLine;
-    capacity_ = std::max<std::int64_t>((bytes + unit - 1) / unit, 1) * unit;
-    const auto alignment = static_cast<std::size_t>(unit), size = static_cast<std::size_t>(capacity_);
-    data_ = std::aligned_alloc(alignment, size);
-    if (data_ == nullptr) {
+    capacity_ = std::max<std::int64_t>((bytes + kCacheLine - 1) / kCacheLine, 1) * kCacheLine;
+    const bool large = bytes >= 2 * kHugePage;
+    const auto alignment = static_cast<std::size_t>(large ? kHugePage : kCacheLine);
+    const auto size = static_cast<std::size_t>(capacity_);
+    if (posix_memalign(&data_, alignment, size) != 0) {
         spares().clear();
-        data_ = std::aligned_alloc(alignment, size);
+        if (posix_memalign(&data_, alignment, size) != 0) throw std::bad_alloc();
     }
-    if (data_ == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
     // Advice: without huge pages all works as well.
-    if (unit == kHugePage) madvise(data_, size, MADV_HUGEPAGE);
+    if (large) madvise(data_, size, MADV_HUGEPAGE);
 #endif
 }
 

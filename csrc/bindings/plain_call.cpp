@@ -1,4 +1,4 @@
-// The call that a loop over single steps makes: one layer and direction, arrays as the kernels want them, nothing kept.
+// The call that a loop over small inputs makes: one layer and direction, arrays as the kernels want them, no options.
 // Everything that does not change between such calls is prepared beforehand.
 #include <limits>
 #include <mutex>
@@ -28,14 +28,14 @@ class PlainCall {
         dtype_object_ = like.object().dtype();
     }
 
-    // (y, final state), or None for arguments that only the general call takes or refuses.
-    py::object call(py::handle x, py::handle state, std::int64_t version) {
-        return by_dtype(dtype_, [&]<class T>() { return call_typed<T>(x, state, version); });
+    // (y, final state, tape or None), or None for arguments that only the general call takes or refuses.
+    py::object call(py::handle x, py::handle state, std::int64_t version, bool save, bool recompute) {
+        return by_dtype(dtype_, [&]<class T>() { return call_typed<T>(x, state, version, save, recompute); });
     }
 
   private:
     template <class T>
-    py::object call_typed(py::handle x, py::handle state, std::int64_t version) {
+    py::object call_typed(py::handle x, py::handle state, std::int64_t version, bool save, bool recompute) {
         const RecurrentKernels<T>& kernels = kernel_table<T>().cells[cell_];
         const int states = kernels.traits.states;
         const py::array* inputs = plain(x);
@@ -58,15 +58,27 @@ class PlainCall {
             final[k] = std::move(array);
         }
         problem.backwards = cache_->backwards(d.T);
+        std::shared_ptr<TypedTape<T>> tape;
+        if (save) {
+            tape = make_tape<T>(cell_, dtype_, timetable, weights_.pointers<T>(), recompute, problem);
+            tape->arrays.x = Array::like(x, "x", weights_.w_ih);
+            tape->arrays.y = Array::like(y, "y", weights_.w_ih);
+            for (int k = 0; k < states && !state.is_none(); ++k) {
+                const py::handle part = states == 1 ? state : py::handle(PyTuple_GET_ITEM(state.ptr(), k));
+                tape->arrays.initial[k] = Array::like(part, "state", weights_.w_ih);
+            }
+        }
         Team team(recurrent_threads(d, kernels.traits.gates, false));
         const AlignedBuffer workspace(kernels.forward_workspace(d, team.size()));
         std::shared_ptr<const WeightBlock<T>> weights;
         run_released(team, [&] {
-            weights = cache_->get<T>(cell_, d, weights_.pointers<T>(), false, version);
+            weights = cache_->get<T>(cell_, d, weights_.pointers<T>(), save, version);
             problem.weights = weights->packed;
             kernels.forward(problem, team, workspace.data());
         });
-        return py::make_tuple(std::move(y), states == 1 ? py::object(final[0]) : py::object(final));
+        if (save) tape->weights = weights;
+        return py::make_tuple(std::move(y), states == 1 ? py::object(final[0]) : py::object(final),
+                              save ? py::cast(std::static_pointer_cast<LayerTape>(tape)) : py::none());
     }
 
     // The last one again if the sizes are the same. Locked: calls may run at once.
@@ -124,14 +136,15 @@ void bind_plain_call(py::module_& m) {
              py::arg("params"), py::arg("cache"))
         .def(
             "__call__",
-            [](PlainCall& self, py::handle x, py::handle state, py::handle version) {
+            [](PlainCall& self, py::handle x, py::handle state, py::handle version, bool save,
+               bool recompute) {
                 const std::int64_t number =
                     version.is_none()
                         ? -1
                         : integer(version, "version", 0, std::numeric_limits<std::int64_t>::max());
-                return self.call(x, state, number);
+                return self.call(x, state, number, save, recompute);
             },
-            py::arg("x"), py::arg("state"), py::arg("version"));
+            py::arg("x"), py::arg("state"), py::arg("version"), py::arg("save"), py::arg("recompute"));
 }
 
 }  // namespace fusedrnn

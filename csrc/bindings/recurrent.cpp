@@ -187,20 +187,8 @@ py::tuple forward_typed(int cell, const WeightArrays& w, CallArrays& in, const O
     for (int k = 0; k < states; ++k) problem.final[k] = out.final[k].mutable_data<T>();
     std::shared_ptr<TypedTape<T>> tape;
     if (save) {
-        tape = std::make_shared<TypedTape<T>>(cell, w.dims, in.x.dtype(), timetable);
-        const std::int64_t lanes = kernel_table<T>().lanes, item = sizeof(T);
-        const std::int64_t padded = (w.dims.H + lanes - 1) / lanes * lanes, rows = timetable->rows();
-        if (!recompute) {
-            tape->saved = AlignedBuffer(checked_product({rows, padded, kernels.traits.saved, item}));
-        }
-        if (states > 1) tape->states = AlignedBuffer(checked_product({rows, padded, states - 1, item}));
-        if (w.dims.projected) tape->hidden = AlignedBuffer(checked_product({rows, padded, item}));
-        problem.saved = tape->saved.template as<T>();
-        problem.states = tape->states.template as<T>();
-        problem.hidden = tape->hidden.template as<T>();
+        tape = make_tape<T>(cell, in.x.dtype(), timetable, params, recompute, problem);
         tape->weights = weights;
-        tape->has_bias_ih = params.b_ih != nullptr;
-        tape->has_bias_hh = params.b_hh != nullptr;
         in.y = out.y;
         tape->arrays = in;
     }

@@ -34,7 +34,9 @@ class WeightCache:
 
 class PlainCall:
     def __init__(self, cell: str, params: _Params, cache: WeightCache) -> None: ...
-    def __call__(self, x: Any, state: Any, version: int | None) -> tuple[_Array, Any] | None: ...
+    def __call__(
+        self, x: Any, state: Any, version: int | None, save: bool, recompute: bool
+    ) -> tuple[_Array, Any, LayerTape | None] | None: ...
 
 class LayerTape:
     """What backward of one layer and direction needs. `nbytes` leaves out x, y, weights and states."""

@@ -150,11 +150,10 @@ class Recurrent(Module, Generic[StateT]):
         reset_state: StateLike | None = None,
     ) -> tuple[Array, StateT]:
         """Return (y, final state) and keep no tape. Arguments and results as `forward`, but y is writable."""
-        plain = None if self.batch_first else self._plain
-        if plain is not None and lengths is None and resets is None and reset_state is None:
-            found = plain(x, state, self._buffers.version)
-            if found is not None:
-                return cast(tuple[Array, StateT], found)
+        if lengths is None and resets is None and reset_state is None and not self.batch_first:
+            plain = self._plain and self._plain(x, state, self._buffers.version, False, False)
+            if plain:
+                return plain[0], plain[1]
         y, final, _, _, _ = self._run(x, state, lengths, resets, reset_state, False)
         return y, final
 
@@ -186,6 +185,12 @@ class Recurrent(Module, Generic[StateT]):
             TypeError: an argument of the wrong kind or dtype.
             ValueError: an argument of the wrong shape, or lengths out of range.
         """
+        if lengths is None and resets is None and reset_state is None and not self.batch_first:
+            plain = self._plain and self._plain(x, state, self._buffers.version, True, self.recompute)
+            if plain:
+                y, final, layer = plain
+                y.flags.writeable = False
+                return y, final, RecurrentTape(self, y.shape, [cast(_core.LayerTape, layer)], [None], 0)
         y, final, layers, drops, between = self._run(x, state, lengths, resets, reset_state, True)
         y.flags.writeable = False
         lookup = x if isinstance(x, Lookup) else None
@@ -339,8 +344,14 @@ class Recurrent(Module, Generic[StateT]):
         if dy is not None:
             flow = self._time_major(check_array("dy", dy, shape, self._dtype), single)
         dfinals = None if dstate is None else self._split_state("dstate", dstate, batch, single)
+        if self._plain is not None and tape.lookup is None and not single and not self.batch_first:
+            final = None if dfinals is None else _row(dfinals, 0)
+            dx, parts, _ = _core.backward(
+                tape.layers[0], flow, final, dparams=self._plan[0][0][2], need_dx=need_dx
+            )
+            return dx, self._spec.pack_state([part[None] for part in parts])
         dstarts = [np.empty((self._rows, batch, width), self._dtype) for width in self._widths]
-        dx: Array | None = None
+        dx = None
         lookup = tape.lookup
         for layer in reversed(range(self.num_layers)):
             if layer:
