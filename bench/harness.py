@@ -17,6 +17,7 @@ from peers import PEERS
 from problems import Limits, Problem
 
 LEAST_ROUNDS = 3
+SETTLE_S = 0.02  # idle threads of the peer before may spin for some milliseconds more
 SLOW = 20  # times the first peer's time
 
 
@@ -143,6 +144,9 @@ def sample(calls: dict[str, Callable[[], None]], plan: Plan) -> dict[str, list[f
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
             if index < rounds[name]:
+                time.sleep(SETTLE_S)
+                if repeats[name] > 1:
+                    calls[name]()
                 samples[name].append(seconds_per_call(calls[name], repeats[name]))
     gc.enable()
     return samples

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/partition.h"
 #include "simd/simd.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -60,6 +61,23 @@ FUSEDRNN_INLINE void copy_or_zero(const T* from, T* to, std::int64_t n) {
         copy(from, to, n);
     }
 }
+
+// Panels in equal groups of `at_once` or fewer, backwards on demand: where every other pass over weights goes backwards,
+// it begins with those that the caches still hold from the pass before.
+class PanelGroups {
+  public:
+    PanelGroups(std::int64_t panels, std::int64_t at_once, bool backwards)
+        : panels_(panels), count_((panels + at_once - 1) / at_once), backwards_(backwards) {}
+    std::int64_t count() const { return count_; }
+    Range operator[](std::int64_t q) const {
+        if (backwards_) q = count_ - 1 - q;
+        return {panels_ * q / count_, panels_ * (q + 1) / count_};
+    }
+
+  private:
+    std::int64_t panels_, count_;
+    bool backwards_;
+};
 
 // Hands out 64-byte aligned pieces of one block. On a null base it only counts, so that one function both sizes a
 // workspace and lays it out.

@@ -61,16 +61,16 @@ void outer_tile(const T* a, std::int64_t a_row, const T* x, std::int64_t rows, T
     }
 }
 
-// The vectors [first, last) of columns, packed in groups of kOuterPanels vectors, a narrower group last.
+// The vectors [first, last) of columns, packed group by group.
 template <class T>
 void pack_columns_of(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
     constexpr int L = Vec<T>::kLanes;
-    for (std::int64_t v = first; v < last; v += kOuterPanels) {
-        const std::int64_t count = smaller(kOuterPanels, last - v);
-        T* to = p.buffer + (v - first) * p.rows * L;
+    const PanelGroups groups(last - first, kOuterPanels, false);
+    T* to = p.buffer;
+    for (std::int64_t q = 0; q < groups.count(); ++q) {
         for (std::int64_t k = 0; k < p.rows; ++k) {
-            for (std::int64_t u = 0; u < count; ++u, to += L) {
-                load_part(p.x[k] + (v + u) * L, p.columns - (v + u) * L).store(to);
+            for (std::int64_t v = first + groups[q].begin; v < first + groups[q].end; ++v, to += L) {
+                load_part(p.x[k] + v * L, p.columns - v * L).store(to);
             }
         }
     }
@@ -102,16 +102,17 @@ void outer(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
     constexpr int L = Vec<T>::kLanes;
     if (p.rows == 0 || first >= last) return;
     pack_columns_of(p, first, last);
+    const PanelGroups groups(last - first, kOuterPanels, false);
     for (std::int64_t j = 0; j < panels_of<T>(p.units); ++j) {
-        for (std::int64_t v = first; v < last; v += kOuterPanels) {
-            const T* x = p.buffer + (v - first) * p.rows * L;
-            const std::int64_t count = last - v;
-            if (count >= 3) {
-                outer_panel<T, 3>(p, j, v, x);
-            } else if (count == 2) {
-                outer_panel<T, 2>(p, j, v, x);
+        for (std::int64_t q = 0; q < groups.count(); ++q) {
+            const auto [begin, end] = groups[q];
+            const T* x = p.buffer + begin * p.rows * L;
+            if (end - begin == 3) {
+                outer_panel<T, 3>(p, j, first + begin, x);
+            } else if (end - begin == 2) {
+                outer_panel<T, 2>(p, j, first + begin, x);
             } else {
-                outer_panel<T, 1>(p, j, v, x);
+                outer_panel<T, 1>(p, j, first + begin, x);
             }
         }
     }

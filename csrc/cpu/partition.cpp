@@ -7,8 +7,8 @@ namespace {
 
 // Below this a second thread costs more than it brings: waking it takes 5 to 50 microseconds.
 constexpr double kFlopsPerThread = 1.5e6;
-// A barrier takes 0.1 to 1 microseconds; a step split by units must be worth several.
-constexpr double kStepFlopsPerThread = 2.5e5;
+// A barrier takes 0.1 to 0.3 microseconds where both threads run; with one row a step of so many operations takes 1.
+constexpr double kStepFlopsPerThread = 2.5e4;
 constexpr std::int64_t kRowsPerThread = 4;
 
 }  // namespace

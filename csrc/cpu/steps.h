@@ -40,23 +40,6 @@ constexpr std::int64_t accumulator_vectors() {
     return kRowGroup * G * tile_panels<G>(1);
 }
 
-// The panels of a member in equal groups of `at_once` or fewer, every other step from the far end: the weights that a step reads first
-// are then those that the caches still hold from the step before.
-class PanelGroups {
-  public:
-    PanelGroups(std::int64_t panels, std::int64_t at_once, bool backwards)
-        : panels_(panels), count_((panels + at_once - 1) / at_once), backwards_(backwards) {}
-    std::int64_t count() const { return count_; }
-    Range operator[](std::int64_t q) const {
-        if (backwards_) q = count_ - 1 - q;
-        return {panels_ * q / count_, panels_ * (q + 1) / count_};
-    }
-
-  private:
-    std::int64_t panels_, count_;
-    bool backwards_;
-};
-
 // Looks up the state before step t of row b at position p. `Problem` is a ForwardProblem or a BackwardProblem.
 template <class Cell, class T>
 class PreviousStates {
