@@ -74,7 +74,7 @@ def machine(threads: int, peers: dict[str, ModuleType]) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: peer.version() for name, peer in peers.items()},
         },
-        "system": platform.platform(),
+        "system": platform.system(),
         "commit": commit(),
         "load_average": os.getloadavg()[0],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -51,6 +51,8 @@ def pin(threads: int) -> None:
     os.sched_setaffinity(0, cores[:threads])
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FUSEDRNN_NUM_THREADS"):
         os.environ[name] = str(threads)
+    # Idle threads of NumPy's OpenBLAS spin for 2^26 cycles by default, through the turns of the other peers.
+    os.environ["OPENBLAS_THREAD_TIMEOUT"] = "20"
 
 
 def main() -> None:
