@@ -92,8 +92,8 @@ class PlainCall {
         return timetable_;
     }
 
-    // A (., ., .) array of the layer's dtype that needs no copy, else null.
-    const py::array* plain(py::handle value) const {
+    // `value` as a (., ., .) array of the layer's dtype that needs no copy, else null.
+    const py::array* plain(const py::handle& value) const {
         constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
         if (!py::isinstance<py::array>(value)) return nullptr;
         const auto* array = reinterpret_cast<const py::array*>(&value);
