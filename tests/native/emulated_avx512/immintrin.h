@@ -1,7 +1,7 @@
 // Stands in for the compiler's immintrin.h when the AVX-512 kernels are compiled for a CPU without AVX-512:
-// SIMDe (https://github.com/simd-everywhere/simde) makes every AVX-512 intrinsic out of AVX2 ones. Five are
-// made here, because SIMDe 0.8.2 lacks the first, reads past the mask in the loads and writes zeros past it
-// in the stores.
+// SIMDe (https://github.com/simd-everywhere/simde) makes every AVX-512 intrinsic out of AVX2 ones. Six are
+// made here, because SIMDe 0.8.2 lacks the first two, reads past the mask in the loads and writes zeros past
+// it in the stores.
 #pragma once
 
 #include_next <immintrin.h>
@@ -23,6 +23,13 @@ EMULATED simde__m512i cvtpd_epi64(simde__m512d a) {
     simde_mm512_storeu_pd(from, a);
     for (int i = 0; i < 8; ++i) to[i] = _mm_cvtsd_si64(_mm_set_sd(from[i]));
     return simde_mm512_loadu_si512(to);
+}
+EMULATED simde__m128i cvtepi32_epi8(simde__m512i a) {
+    int from[16];
+    signed char to[16];
+    simde_mm512_storeu_si512(from, a);
+    for (int i = 0; i < 16; ++i) to[i] = static_cast<signed char>(from[i]);
+    return simde_mm_loadu_si128(to);
 }
 EMULATED simde__m512 load(unsigned mask, const float* p) {
     float lanes[16];
@@ -55,6 +62,8 @@ EMULATED void store(double* p, unsigned mask, simde__m512d a) {
 
 #undef _mm512_cvtpd_epi64
 #define _mm512_cvtpd_epi64(a) emulated_avx512::cvtpd_epi64(a)
+#undef _mm512_cvtepi32_epi8
+#define _mm512_cvtepi32_epi8(a) emulated_avx512::cvtepi32_epi8(a)
 #undef _mm512_maskz_loadu_ps
 #define _mm512_maskz_loadu_ps(mask, p) emulated_avx512::load(mask, p)
 #undef _mm512_maskz_loadu_pd
