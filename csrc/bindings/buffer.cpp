@@ -117,4 +117,6 @@ AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {
     return *this;
 }
 
+void require_memory(std::int64_t bytes) { const AlignedBuffer probe(bytes); }
+
 }  // namespace fusedrnn

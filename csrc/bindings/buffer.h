@@ -29,4 +29,8 @@ class AlignedBuffer {
     std::int64_t bytes_ = 0, capacity_ = 0;
 };
 
+// std::bad_alloc where there is no such block. Asked before a container of the standard library is made from a size that
+// came from outside: with the sanitizers its allocation ends the process instead.
+void require_memory(std::int64_t bytes);
+
 }  // namespace fusedrnn

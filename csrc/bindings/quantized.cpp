@@ -343,6 +343,7 @@ class QuantizedStream {
         if (batch_size < 1) {
             throw py::value_error("batch_size: expected at least 1, got " + std::to_string(batch_size));
         }
+        require_memory(checked_product({batch_size, kTimetableBytes}));
         return batch_size;
     }
 

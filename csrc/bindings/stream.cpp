@@ -252,6 +252,7 @@ std::shared_ptr<Stream> Stream::make(const std::string& cell_name, py::handle la
     const int cell = cell_by_name(cell_name);
     if (batch_size < 1)
         throw py::value_error("batch_size: expected at least 1, got " + std::to_string(batch_size));
+    require_memory(checked_product({batch_size, kTimetableBytes}));
     DType dtype = DType::float32;
     if ((py::isinstance<py::list>(layers) || py::isinstance<py::tuple>(layers)) &&
         PySequence_Size(layers.ptr()) > 0) {

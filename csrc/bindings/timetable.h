@@ -10,6 +10,9 @@
 
 namespace fusedrnn {
 
+// Of one step, for each row of the batch.
+inline constexpr std::int64_t kTimetableBytes = 2 * sizeof(std::int64_t);
+
 class Timetable {
   public:
     // `lengths` holds `batch` values in [0, seq_len], or is null: all rows are seq_len long.
