@@ -29,6 +29,7 @@ from support import (
 )
 
 import fusedrnn as fr
+from fusedrnn import _core
 
 
 def digest(*arrays: Any) -> str:
@@ -107,6 +108,75 @@ def test_same_bits_for_stacks(cell: str) -> None:
                 )
             )
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, True), (2, True), (2, False), (5, False)])
+@pytest.mark.parametrize("cell", MODULE_CELLS)
+def test_same_bits_for_calls_at_once(cell: str, layers: int, bidirectional: bool, masked: bool) -> None:
+    """One row is too little for a team: directions and layers run on a thread each."""
+    seq_len = 300
+    module = make_module(cell, 20, 64, layers, bidirectional=bidirectional, dtype="float32")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(seq_len, 2, 20)).astype("float32")
+    options: dict[str, Any] = {}
+    if masked:
+        options = {"lengths": [seq_len - 7, seq_len // 2], "resets": rng.random(x.shape[:2]) < 0.1}
+    dy = rng.normal(size=(seq_len, 2, module(x)[0].shape[-1])).astype("float32")
+    seen = set()
+    for n in (1, 2, 3, 2, 1):
+        with num_threads(n):
+            module.zero_grad()
+            y, state, tape = module.forward(x, **options)
+            dx, dstate = module.backward(tape, dy)
+            inference, final = module(x, **options)
+            assert np.array_equal(inference, y)
+            assert digest(*states_of(final)) == digest(*states_of(state))
+            seen.add(digest(y, *states_of(state), dx, *states_of(dstate), *module.grads.values()))
+    assert len(seen) == 1
+
+
+def calls_of(count: int, **changes: Any) -> list[Any]:
+    """Forward calls of one LSTM layer on inputs of their own, each large enough for a thread."""
+    problems = [random_problem("lstm", (200, 1, 24, 64), "float32", seed=i) for i in range(count)]
+    return [_core.ForwardCall("lstm", p.x, p.params, p.state, **changes) for p in problems]
+
+
+def test_calls_run_once() -> None:
+    calls = calls_of(2)
+    with pytest.raises(ValueError, match="calls: expected different calls, got one twice"):
+        _core.run_calls([calls[0], calls[0]])
+    results = _core.run_calls(calls)
+    assert [y.shape for y, _, _ in results] == [(200, 1, 64)] * 2
+    with pytest.raises(ValueError, match="calls: expected calls that have not run, got one that has"):
+        _core.run_calls(calls[:1])
+    assert _core.run_calls([]) == []
+
+
+def test_calls_that_share_an_output_run_in_turn() -> None:
+    """The last of two calls that write the same array has the say, as if they had been made one by one."""
+    out = np.zeros((200, 1, 64), "float32")
+    with num_threads(2):
+        _core.run_calls(calls_of(2, out=out))
+        want = _core.run_calls(calls_of(2))[1][0]
+    assert np.array_equal(out, want)
+
+
+def test_a_call_follows_another() -> None:
+    """A call whose input is the output of the one before waits for its steps."""
+    first = random_problem("lstm", (400, 1, 64, 64), "float32")
+    weights = random_problem("gru", (1, 1, 64, 64), "float32").params
+    want = None
+    for n in (1, 2, 2, 2, 3):
+        between, out = (np.full((400, 1, 64), np.nan, "float32") for _ in range(2))
+        calls = [
+            _core.ForwardCall("lstm", first.x, first.params, out=between),
+            _core.ForwardCall("gru", between, weights, out=out),
+        ]
+        with num_threads(n):
+            _core.run_calls(calls)
+        want = out if want is None else want
+        assert np.array_equal(out, want)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -339,8 +409,12 @@ def seconds(steps):
 # The fastest of several: a disturbed estimate would make the call too short.
 each = min(seconds(10) for _ in range(8)) / 10
 # Long enough to be interrupted for certain, short enough for the memory of the tape.
+steps = min(int(10.0 / each), 20_000)
 if phase == "forward":
-    call = lambda: forward(min(int(10.0 / each), 20_000))
+    call = lambda: forward(steps)
+elif phase == "directions":
+    both = fr.LSTM(1, hidden, bidirectional=True, seed=0)
+    call = lambda: both(np.ones((steps, batch, 1), "float32"))
 else:
     y, _, tape = forward(min(int(3.0 / each), 10_000))
     dy = np.broadcast_to(np.float32(1.0), y.shape)
@@ -359,7 +433,10 @@ print("usable", bool(np.isfinite(y).all() and np.isfinite(small.flat_grads).all(
 """
 
 
-@pytest.mark.parametrize(("cell", "phase"), [("lstm", "forward"), ("gru", "forward"), ("lstm", "backward")])
+@pytest.mark.parametrize(
+    ("cell", "phase"),
+    [("lstm", "forward"), ("gru", "forward"), ("lstm", "backward"), ("lstm", "directions")],
+)
 def test_ctrl_c(cell: str, phase: str) -> None:
     """SIGINT ends a long call with KeyboardInterrupt within a second, and the library stays usable."""
     with subprocess.Popen(

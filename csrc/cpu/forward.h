@@ -25,7 +25,8 @@ struct ForwardPlan {
         T** y_rows;
     };
 
-    ForwardPlan(const Dims& d, int threads) {
+    // `following`: its inputs come from a call that runs meanwhile.
+    ForwardPlan(const Dims& d, int threads, bool following = false) {
         panels = panels_of<T>(d.H);
         const bool rows = recurrent_split(d, threads) == Split::kRows;
         member_rows = rows ? (d.B + threads - 1) / threads : d.B;
@@ -33,6 +34,7 @@ struct ForwardPlan {
         const std::int64_t step_bytes =
             larger(1, member_rows * member_panels * G * L * std::int64_t{sizeof(T)});
         steps = larger(1, smaller(d.T, kInputBlockBytes / step_bytes));
+        if (following) steps = smaller(steps, following_steps(d.T));
         block_rows = larger(1, steps * member_rows);
     }
     void take_shared(const Dims& d, Arena& arena) {
@@ -61,7 +63,10 @@ class Forward {
     using V = Vec<T>;
 
     Forward(const ForwardProblem<T>& problem, Team& team, void* workspace)
-        : p_(problem), team_(team), plan_(problem.dims, team.size()), arena_(workspace) {
+        : p_(problem),
+          team_(team),
+          plan_(problem.dims, team.size(), problem.input_progress != nullptr),
+          arena_(workspace) {
         plan_.take_shared(p_.dims, arena_);
         fill_zero(plan_.zero, larger(padded<T>(p_.dims.H), padded<T>(p_.dims.P)));
         hp_ = padded<T>(p_.dims.H);
@@ -80,6 +85,7 @@ class Forward {
         const std::int64_t total = longest(p_.dims, p_.schedule);
         for (std::int64_t s = 0; s < total; s += plan_.steps) {
             const std::int64_t end = smaller(s + plan_.steps, total);
+            if (p_.input_progress != nullptr && !team_.wait(*p_.input_progress, end, member)) return;
             const bool projected = project_inputs(part, m, s, end);
             std::int64_t block_row = 0;
             for (std::int64_t step = s; step < end; ++step) {
@@ -89,14 +95,19 @@ class Forward {
                 block_row += rows;
                 const bool meet = part.stride == 1 && team_.size() > 1;
                 if (meet ? !team_.barrier(member) : team_.cancelled(member)) return;
+                publish(step + 1);
             }
         }
+        publish(p_.dims.T);
         store_final(part);
     }
 
   private:
     std::int64_t time_of(std::int64_t step, std::int64_t total) const {
         return p_.schedule.reverse ? total - 1 - step : step;
+    }
+    void publish(std::int64_t steps) {
+        if (p_.output_progress != nullptr) p_.output_progress->steps.store(steps, std::memory_order_release);
     }
     const T* states() const { return p_.states != nullptr ? p_.states : plan_.states; }
     T* states_out(std::int64_t t, std::int64_t position) const {

@@ -84,6 +84,9 @@ struct ForwardProblem {
     const T* reset
         [kMaxStates];  // what a reset puts in place of the state: row b at b * reset_stride; null is zero
     std::int64_t reset_stride[kMaxStates];
+    // Where x is another call's y and both run at once, or null: steps of x that are there, steps of y that are.
+    const Progress* input_progress;
+    Progress* output_progress;
     bool backwards;  // begin with the last panels; true in every other call of a stream
     // The tape, null in inference. Rows by compact index.
     T* saved;   // per step [H/L][active][kSaved][L]

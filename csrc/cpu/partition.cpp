@@ -10,6 +10,17 @@ constexpr double kFlopsPerThread = 1.5e6;
 // A barrier takes 0.1 to 0.3 microseconds where both threads run; with one row a step of so many operations takes 1.
 constexpr double kStepFlopsPerThread = 2.5e4;
 constexpr std::int64_t kRowsPerThread = 4;
+// What a team that splits the rows makes of its members' time; one that splits the units loses a barrier in every step,
+// in which one thread would do so many operations.
+constexpr double kRowsEfficiency = 0.95, kBarrierFlops = 1.6e4;
+// A call that follows another begins this part of the sequence later.
+constexpr std::int64_t kFollowingBlocks = 12;
+
+double step_flops(const Dims& d, int gates) { return 2.0 * d.B * gates * d.H * d.P; }
+
+double call_flops(const Dims& d, int gates, bool backward) {
+    return (step_flops(d, gates) + 2.0 * d.B * gates * d.H * d.I) * d.T * (backward ? 2.0 : 1.0);
+}
 
 }  // namespace
 
@@ -19,15 +30,48 @@ Split recurrent_split(const Dims& d, int threads) {
 }
 
 int recurrent_threads(const Dims& d, int gates, bool backward) {
-    const double step = 2.0 * d.B * gates * d.H * d.P;
-    const double total = (step + 2.0 * d.B * gates * d.H * d.I) * d.T * (backward ? 2.0 : 1.0);
+    const double total = call_flops(d, gates, backward);
     int n = static_cast<int>(std::min<double>(get_num_threads(), total / kFlopsPerThread));
     if (n <= 1) return 1;
     if (recurrent_split(d, n) == Split::kUnits) {
         if (d.B >= 2 * kRowsPerThread) return static_cast<int>(d.B / kRowsPerThread);
-        n = static_cast<int>(std::min<double>(n, step / kStepFlopsPerThread));
+        n = static_cast<int>(std::min<double>(n, step_flops(d, gates) / kStepFlopsPerThread));
     }
     return std::max(1, n);
+}
+
+int concurrent_members(const CallCost* calls, int count, bool following) {
+    double total = 0, longest = 0, in_turn = 0;
+    for (int i = 0; i < count; ++i) {
+        const auto& [dims, gates, backward] = calls[i];
+        const double flops = call_flops(dims, gates, backward);
+        const int team = recurrent_threads(dims, gates, backward);
+        total += flops;
+        longest = std::max(longest, flops);
+        if (team == 1) {
+            in_turn += flops;
+        } else if (recurrent_split(dims, team) == Split::kRows) {
+            in_turn += flops / (team * kRowsEfficiency);
+        } else {
+            in_turn += flops / team + static_cast<double>(dims.T) * kBarrierFlops;
+        }
+    }
+    const double worth = std::min<double>(count, total / kFlopsPerThread);
+    const int members = static_cast<int>(std::min<double>(get_num_threads(), worth));
+    if (members <= 1) return 1;
+    double at_once = 0;
+    for (int m = 0; m < members; ++m) {
+        double mine = following ? m * longest / kFollowingBlocks : 0;
+        for (int i = m; i < count; i += members) {
+            mine += call_flops(calls[i].dims, calls[i].gates, calls[i].backward);
+        }
+        at_once = std::max(at_once, mine);
+    }
+    return at_once < in_turn ? members : 1;
+}
+
+std::int64_t following_steps(std::int64_t seq_len) {
+    return std::max<std::int64_t>(1, seq_len / kFollowingBlocks);
 }
 
 int dense_threads(double flops) {

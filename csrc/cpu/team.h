@@ -3,16 +3,24 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 
 namespace fusedrnn {
 
 class ThreadPool;
+
+// How far a call has come, for another that reads its output meanwhile: so many steps of it are written.
+struct alignas(128) Progress {
+    std::atomic<std::int64_t> steps{0};
+};
 
 // Holds the pool's workers for one call. Construction asks for `wanted` members including the caller; `size` says how
 // many there are (1 where the pool is busy with another call). The caller is member 0.
 class Team {
   public:
     explicit Team(int wanted);
+    // Member `member` of a running team on its own, for a call of its own; it stops when the team is to stop.
+    Team(Team& whole, int member);
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
@@ -26,17 +34,21 @@ class Team {
     bool barrier(int member);
     // Says whether to stop. Member 0 asks the interrupt check, at most every few milliseconds.
     [[gnu::always_inline]] bool cancelled(int member) {
-        if (member == 0 && --countdown_ == 0) poll();
-        return stop_.load(std::memory_order_relaxed);
+        if (member == asking_ && --countdown_ == 0) poll();
+        return stop_->load(std::memory_order_relaxed);
     }
-    bool was_cancelled() const { return stop_.load(); }
+    // Waits until so many steps are there; false once the call was cancelled.
+    bool wait(const Progress& progress, std::int64_t steps, int member);
+    bool was_cancelled() const { return stop_->load(); }
 
   private:
     void poll();
 
     int size_;
     ThreadPool* pool_ = nullptr;
-    std::atomic<bool> stop_{false};
+    std::atomic<bool> stopped_{false};
+    std::atomic<bool>* stop_ = &stopped_;  // of the whole team
+    int asking_ = 0;                       // the member that asks the interrupt check; -1: another team's
     int countdown_ = 1, interval_ = 1;
     std::chrono::steady_clock::time_point last_poll_;
 };

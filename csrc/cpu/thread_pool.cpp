@@ -77,7 +77,7 @@ class ThreadPool {
   public:
     void grow(int workers);
     void start(int size, void (*fn)(void*, int), void* context);
-    void finish();
+    bool finished() const { return running_.load(std::memory_order_acquire) == 0; }
 
     std::mutex in_use;
     Flag arrived[kMaxThreads];  // the barrier: the round that each member has reached
@@ -123,11 +123,6 @@ void ThreadPool::start(int size, void (*fn)(void*, int), void* context) {
         epoch_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
-}
-
-void ThreadPool::finish() {
-    int spins = 0;
-    while (running_.load(std::memory_order_acquire) != 0) spin(spins);
 }
 
 void ThreadPool::grow(int workers) {
@@ -211,6 +206,8 @@ Team::Team(int wanted) : size_(1) {
     size_ = std::min(wanted, kMaxThreads);
 }
 
+Team::Team(Team& whole, int member) : size_(1), stop_(whole.stop_), asking_(member == 0 ? 0 : -1) {}
+
 Team::~Team() {
     if (pool_ != nullptr) pool_->in_use.unlock();
 }
@@ -221,7 +218,11 @@ void Team::run(void (*fn)(void*, int), void* context) {
         FlushDenormals flush;
         fn(context, 0);
     }
-    if (pool_ != nullptr) pool_->finish();
+    int spins = 0;
+    while (pool_ != nullptr && !pool_->finished()) {
+        spin(spins);
+        cancelled(0);  // the others may have longer calls to finish
+    }
 }
 
 bool Team::barrier(int member) {
@@ -233,9 +234,18 @@ bool Team::barrier(int member) {
     for (int other = 0; other < size_; ++other) {
         int spins = 0;
         while (arrived[other].value.load(std::memory_order_acquire) < round) {
-            if (stop_.load(std::memory_order_relaxed)) return false;
+            if (stop_->load(std::memory_order_relaxed)) return false;
             spin(spins);
         }
+    }
+    return true;
+}
+
+bool Team::wait(const Progress& progress, std::int64_t steps, int member) {
+    int spins = 0;
+    while (progress.steps.load(std::memory_order_acquire) < steps) {
+        if (cancelled(member)) return false;
+        spin(spins);
     }
     return true;
 }
@@ -247,7 +257,7 @@ void Team::poll() {
         if (elapsed < std::chrono::milliseconds(5) && interval_ < 4096) interval_ *= 2;
         if (elapsed > std::chrono::milliseconds(40)) interval_ = std::max(1, interval_ / 8);
         const InterruptCheck check = interrupt_check.load();
-        if (elapsed > std::chrono::milliseconds(2) && check != nullptr && check()) stop_.store(true);
+        if (elapsed > std::chrono::milliseconds(2) && check != nullptr && check()) stop_->store(true);
     }
     last_poll_ = now;
     countdown_ = interval_;

@@ -1,6 +1,6 @@
 """Types of the compiled module. It checks every argument; see csrc/bindings for what each call refuses."""
 
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,47 @@ class QuantizedStream:
     def set_state(self, state: _StateLike | None) -> None: ...
     def reset(self, rows: _Int64 | None) -> None: ...
 
+class LayerCall:
+    """A call of the kernels for one layer and direction, checked and ready to run once."""
+
+class ForwardCall(LayerCall):
+    """The call `forward`."""
+
+    def __init__(
+        self,
+        cell: str,
+        x: _Array,
+        params: _Params,
+        state: _StateLike | None = None,
+        *,
+        indices: _Int64 | None = None,
+        lengths: _Int64 | None = None,
+        resets: _Bool | None = None,
+        reset_state: _StateLike | None = None,
+        reverse: bool = False,
+        save: bool = False,
+        recompute: bool = False,
+        cache: WeightCache | None = None,
+        version: int | None = None,
+        out: _Array | None = None,
+        state_out: _State | None = None,
+    ) -> None: ...
+
+class BackwardCall(LayerCall):
+    """The call `backward`."""
+
+    def __init__(
+        self,
+        tape: LayerTape,
+        dy: _Array | None = None,
+        dstate: _StateLike | None = None,
+        *,
+        dparams: _Grads | None = None,
+        need_dx: bool = True,
+        dx: _Array | None = None,
+        accumulate_dx: bool = False,
+    ) -> None: ...
+
 def forward(
     cell: str,
     x: _Array,
@@ -125,6 +166,10 @@ def backward(
     dx: _Array | None = None,
     accumulate_dx: bool = False,
 ) -> tuple[_Array | None, _State, _Grads]: ...
+@overload
+def run_calls(calls: list[ForwardCall]) -> list[tuple[_Array, _State, LayerTape | None]]: ...
+@overload
+def run_calls(calls: list[BackwardCall]) -> list[tuple[_Array | None, _State, _Grads]]: ...
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def config() -> dict[str, Any]: ...

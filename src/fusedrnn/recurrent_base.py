@@ -233,15 +233,14 @@ class Recurrent(Module, Generic[StateT]):
             if resets is None:
                 raise ValueError("reset_state: expected None without resets")
             replacement = self._split_reset_state(reset_state, batch)
-        rows = self._rows
-        finals = [np.empty((rows, batch, width), dtype) for width in self._widths]
-        tapes: list[_core.LayerTape | None] = []
+        finals = [np.empty((self._rows, batch, width), dtype) for width in self._widths]
         drops: list[Drop | None] = []
+        calls, results = [], []
         for layer, parts in enumerate(self._plan, 1):
             last = layer == self.num_layers
             out = target if last else np.empty((seq_len, batch, out_size), dtype)
             for row, weights, _, cache, reverse, columns in parts:
-                _, _, tape = _core.forward(
+                call = _core.ForwardCall(
                     self._spec.name,
                     steps,
                     weights,
@@ -258,16 +257,21 @@ class Recurrent(Module, Generic[StateT]):
                     out=out if columns is None else out[..., columns],
                     state_out=tuple([final[row] for final in finals]),
                 )
-                tapes.append(tape)
+                calls.append(call)
             steps, indices = out, None
             drop = None
-            if not last:
-                between += out.nbytes
-                if self.training and self.dropout:
-                    drop = self._noise.take(self.dropout)
-                    steps = _core.dropout(out, *drop)
-                    between += steps.nbytes
+            between += 0 if last else out.nbytes
+            dropping = not last and self.training and self.dropout > 0
+            # A layer begins before the one below has ended, unless it needs that end or dropout in between.
+            if last or dropping or self.bidirectional:
+                results += _core.run_calls(calls)
+                calls = []
+            if dropping:
+                drop = self._noise.take(self.dropout)
+                steps = _core.dropout(out, *drop)
+                between += steps.nbytes
             drops.append(drop)
+        tapes = [tape for _, _, tape in results]
         if single:
             finals = [final[:, 0] for final in finals]
         return y, self._spec.pack_state(finals), tapes, drops, between
@@ -361,8 +365,8 @@ class Recurrent(Module, Generic[StateT]):
             elif need_dx:
                 dx = np.empty((*shape[:-1], self.input_size), self._dtype)
                 target = self._time_major(dx, single)
-            for row, _, grads, _, reverse, columns in self._plan[layer]:
-                _, parts, _ = _core.backward(
+            calls = [
+                _core.BackwardCall(
                     tape.layers[row],
                     flow if flow is None or columns is None else flow[..., columns],
                     None if dfinals is None else _row(dfinals, row),
@@ -371,8 +375,11 @@ class Recurrent(Module, Generic[StateT]):
                     dx=target if layer > 0 or need_dx else None,
                     accumulate_dx=reverse,
                 )
-                for dstart, part in zip(dstarts, parts, strict=True):
-                    dstart[row] = part
+                for row, _, grads, _, reverse, columns in self._plan[layer]
+            ]
+            for part, (_, parts, _) in zip(self._plan[layer], _core.run_calls(calls), strict=True):
+                for dstart, start in zip(dstarts, parts, strict=True):
+                    dstart[part[0]] = start
             drop = tape.dropout[layer - 1] if layer else None
             flow = target if drop is None else _core.dropout(target, *drop)
         if single:

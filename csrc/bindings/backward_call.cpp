@@ -1,0 +1,184 @@
+// backward of one layer and direction: its checks, the arrays of the gradients, and one plain problem struct for the kernels.
+#include "bindings/backward_call.h"
+
+namespace fusedrnn {
+namespace {
+
+// The gradients of the parameters: the caller's arrays, or new ones at zero.
+std::vector<Array> gradient_arrays(py::handle dparams, const LayerTape& tape) {
+    const Dims& d = tape.dims;
+    const std::int64_t rows = traits_of(tape.cell).gates * d.H;
+    const std::string g = std::to_string(traits_of(tape.cell).gates) + "*H", p = d.projected ? "P" : "H";
+    const std::vector<Axis> shapes[5] = {
+        {{g, rows}, {"I", d.I}}, {{g, rows}, {p, d.P}}, {{g, rows}}, {{g, rows}}, {{"P", d.P}, {"H", d.H}}};
+    const char* names[5] = {"dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", "dweight_hr"};
+    const bool present[5] = {true, true, tape.has_bias_ih, tape.has_bias_hh, d.projected};
+    std::vector<Array> grads(5);
+    for (int i = 0; i < 5; ++i) {
+        if (!dparams.is_none()) {
+            grads[i] = Array::like(item_of(dparams, "dparams", 5, i), names[i], tape.arrays.x, kOptional);
+            if (grads[i].given() && !present[i]) {
+                throw py::value_error(std::string(names[i]) +
+                                      ": expected None, because the forward call had no such " +
+                                      "parameter, got an array");
+            }
+            grads[i].shape(shapes[i]).writable();
+            grads[i].apart_from(tape.arrays.x).apart_from(tape.arrays.y);
+            for (int j = 0; j < i; ++j) grads[i].apart_from(grads[j]);
+        } else if (present[i]) {
+            std::vector<std::int64_t> sizes;
+            for (const Axis& axis : shapes[i]) sizes.push_back(axis.size);
+            py::array zeros = new_array(tape.dtype, sizes);
+            std::memset(zeros.mutable_data(), 0, static_cast<std::size_t>(zeros.nbytes()));
+            grads[i] = Array::like(zeros, names[i], tape.arrays.x);
+        }
+    }
+    return grads;
+}
+
+}  // namespace
+
+template <class T>
+class TypedBackwardCall final : public BackwardCall {
+  public:
+    TypedBackwardCall(std::shared_ptr<LayerTape> tape, Arrays&& arrays)
+        : BackwardCall(std::move(tape), std::move(arrays)) {
+        const auto& typed = static_cast<const TypedTape<T>&>(*tape_);
+        const Arrays& a = arrays_;
+        const int states = kernels().traits.states;
+        problem_.dims = typed.dims;
+        set_call<BackwardProblem<T>, T>(problem_, typed.arrays, *typed.timetable, states);
+        problem_.weights = typed.weights->packed;
+        problem_.y = sequence<T>(typed.arrays.y);
+        problem_.saved = typed.saved.template as<T>();
+        problem_.states = typed.states.template as<T>();
+        problem_.hidden = typed.hidden.template as<T>();
+        if (a.dy.given()) problem_.dy = sequence<T>(a.dy);
+        if (a.dx.given()) problem_.dx = writable_sequence<T>(a.dx);
+        problem_.accumulate_dx = a.accumulate_dx;
+        for (int k = 0; k < states; ++k) {
+            problem_.dfinal[k] = a.dfinal[k].data<T>();
+            problem_.dinitial[k] = a.dinitial[k].mutable_data<T>();
+        }
+        problem_.dparams = {a.grads[0].mutable_data<T>(), a.grads[1].mutable_data<T>(),
+                            a.grads[2].mutable_data<T>(), a.grads[3].mutable_data<T>(),
+                            a.grads[4].mutable_data<T>()};
+    }
+
+    CallCost cost() const override { return {problem_.dims, kernels().traits.gates, true}; }
+    std::int64_t workspace(int threads) const override {
+        return kernels().backward_workspace(problem_.dims, problem_.saved == nullptr, threads);
+    }
+    void run(Team& team, void* workspace) override { kernels().backward(problem_, team, workspace); }
+
+    void part() override {
+        if (!problem_.accumulate_dx) return;
+        const Dims& d = problem_.dims;
+        addend_ = AlignedBuffer(checked_product({rows(), d.I, sizeof(T)}));
+        sum_ = problem_.dx;
+        problem_.dx = {addend_.as<T>(), d.V > 0 ? 0 : d.B * d.I, d.I};
+        problem_.accumulate_dx = false;
+    }
+
+    void join(int member, int members) override {
+        if (addend_.data() == nullptr) return;
+        const Dims& d = problem_.dims;
+        const std::int64_t batch = d.V > 0 ? d.V : d.B;
+        const Range mine = share(rows(), members, member);
+        for (std::int64_t i = mine.begin; i < mine.end; ++i) {
+            T* to = sum_.row(i / batch, i % batch);
+            const T* from = addend_.as<T>() + i * d.I;
+            for (std::int64_t k = 0; k < d.I; ++k) to[k] = from[k] + to[k];
+        }
+    }
+
+  private:
+    const RecurrentKernels<T>& kernels() const { return kernel_table<T>().cells[tape_->cell]; }
+    // Of dx: of the sequence, or of the table.
+    std::int64_t rows() const {
+        const Dims& d = problem_.dims;
+        return d.V > 0 ? d.V : d.T * d.B;
+    }
+
+    BackwardProblem<T> problem_{};
+    AlignedBuffer addend_;
+    Sequence<T> sum_{};
+};
+
+py::tuple BackwardCall::result() const {
+    const int states = traits_of(tape_->cell).states;
+    py::tuple start(states), grads(5);
+    for (int k = 0; k < states; ++k) start[k] = arrays_.dinitial[k].object();
+    for (int i = 0; i < 5; ++i) grads[i] = arrays_.grads[i].object_or_none();
+    return py::make_tuple(arrays_.dx.object_or_none(), start, grads);
+}
+
+bool BackwardCall::independent(const LayerCall& call) const {
+    const auto* other = dynamic_cast<const BackwardCall*>(&call);
+    if (other == nullptr) return false;
+    const auto writes_to = [](const BackwardCall& a, const BackwardCall& b) {
+        const Arrays &mine = a.arrays_, &theirs = b.arrays_;
+        std::vector<const Array*> written{&mine.dx};
+        for (const Array& grad : mine.grads) written.push_back(&grad);
+        for (const Array* array : written) {
+            const CallArrays& saved = b.tape_->arrays;
+            bool shared = array->shares_memory(theirs.dy) || array->shares_memory(saved.x) ||
+                          array->shares_memory(saved.y) || array->shares_memory(saved.resets);
+            for (int k = 0; k < kMaxStates; ++k) {
+                shared = shared || array->shares_memory(theirs.dfinal[k]) ||
+                         array->shares_memory(saved.initial[k]) || array->shares_memory(saved.reset[k]);
+            }
+            for (const Array& grad : theirs.grads) shared = shared || array->shares_memory(grad);
+            if (shared) return true;
+        }
+        return mine.dx.shares_memory(theirs.dx) && !mine.accumulate_dx && !theirs.accumulate_dx;
+    };
+    return !writes_to(*this, *other) && !writes_to(*other, *this);
+}
+
+std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape>& tape, py::handle dy,
+                                                 py::handle dstate, py::handle dparams,
+                                                 py::handle need_dx_flag, py::handle dx,
+                                                 py::handle accumulate_flag) {
+    const bool need_dx = flag(need_dx_flag, "need_dx"),
+               accumulate_dx = flag(accumulate_flag, "accumulate_dx");
+    if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
+    const Dims& d = tape->dims;
+    const Array& x = tape->arrays.x;
+    const int states = traits_of(tape->cell).states;
+    Arrays a;
+    a.accumulate_dx = accumulate_dx;
+    a.dy = Array::like(dy, "dy", x, kOptional);
+    a.dy.shape({{"T", d.T}, {"B", d.B}, {d.projected ? "P" : "H", d.P}}).made_rows();
+    for (int k = 0; k < states; ++k) {
+        if (!dstate.is_none())
+            a.dfinal[k] = read_state(item_of(dstate, "dstate", states, k), "dstate", k, d, x);
+    }
+    a.grads = gradient_arrays(dparams, *tape);
+    if (!dx.is_none()) {
+        if (!need_dx) throw py::value_error("dx: expected None with need_dx=False, got an array");
+        a.dx = Array::like(dx, "dx", x);
+        a.dx.shape(x.ndim() == 2 ? std::vector<Axis>{{"V", d.V}, {"I", d.I}}
+                                 : std::vector<Axis>{{"T", d.T}, {"B", d.B}, {"I", d.I}})
+            .writable_rows();
+        a.dx.apart_from(x).apart_from(a.dy).apart_from(tape->arrays.y);
+        for (const Array& grad : a.grads) a.dx.apart_from(grad);
+    } else if (need_dx) {
+        if (accumulate_dx) throw py::value_error("accumulate_dx: expected False without dx, got True");
+        a.dx = Array::like(
+            x.ndim() == 2 ? new_array(tape->dtype, {d.V, d.I}) : new_array(tape->dtype, {d.T, d.B, d.I}),
+            "dx", x);
+    }
+    for (Array& grad : a.grads) {
+        grad.apart_from(a.dy);
+        for (int k = 0; k < states; ++k) grad.apart_from(a.dfinal[k]);
+    }
+    for (int k = 0; k < states; ++k) {
+        a.dinitial[k] = Array::like(new_array(tape->dtype, {d.B, state_width(d, k)}), "dstate", x);
+    }
+    return by_dtype(tape->dtype, [&]<class T>() -> std::shared_ptr<BackwardCall> {
+        return std::make_shared<TypedBackwardCall<T>>(tape, std::move(a));
+    });
+}
+
+}  // namespace fusedrnn

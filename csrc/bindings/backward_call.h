@@ -1,0 +1,30 @@
+#pragma once
+
+#include "bindings/layer_call.h"
+
+namespace fusedrnn {
+
+class BackwardCall : public LayerCall {
+  public:
+    static std::shared_ptr<BackwardCall> make(const std::shared_ptr<LayerTape>& tape, py::handle dy,
+                                              py::handle dstate, py::handle dparams, py::handle need_dx,
+                                              py::handle dx, py::handle accumulate_dx);
+
+    py::tuple result() const override;
+    bool independent(const LayerCall& other) const override;
+
+  protected:
+    struct Arrays {
+        Array dy, dx, dfinal[kMaxStates], dinitial[kMaxStates];
+        std::vector<Array> grads;
+        bool accumulate_dx;
+    };
+
+    BackwardCall(std::shared_ptr<LayerTape> tape, Arrays&& arrays)
+        : tape_(std::move(tape)), arrays_(std::move(arrays)) {}
+
+    std::shared_ptr<LayerTape> tape_;
+    Arrays arrays_;
+};
+
+}  // namespace fusedrnn

@@ -1,0 +1,220 @@
+// forward of one layer and direction: its checks, its outputs and tape, and one plain problem struct for the kernels.
+#include "bindings/forward_call.h"
+
+#include <limits>
+
+#include "bindings/run.h"
+
+namespace fusedrnn {
+namespace {
+
+// A replacement state: one row for all, or one each.
+Array read_reset_state(py::handle value, int k, const Dims& dims, const Array& like) {
+    Array a = Array::like(value, "reset_state[" + std::to_string(k) + "]", like, kOptional);
+    if (!a.given()) return a;
+    const Axis last{k == 0 && dims.projected ? "P" : "H", state_width(dims, k)};
+    if (a.ndim() == 1) {
+        a.shape({last});
+    } else {
+        a.shape({{"B", dims.B}, last});
+    }
+    a.made_contiguous();
+    return a;
+}
+
+// x (T, B, I), or a table (V, I) with indices (T, B) into it; sets T, B and V.
+void read_inputs(py::handle indices, CallArrays& in, Dims& dims) {
+    const Array index = Array::int64(indices, "indices", kOptional);
+    if (!index.given()) {
+        dims.T = in.x.size(0);
+        dims.B = in.x.size(1);
+        return;
+    }
+    Array rows = index;
+    rows.shape({{"T"}, {"B"}}).made_contiguous();
+    dims.T = rows.size(0);
+    dims.B = rows.size(1);
+    dims.V = in.x.size(0);
+    in.index = std::make_shared<const std::vector<std::int64_t>>(checked_indices(rows, dims.V, "V"));
+}
+
+// Arrays a forward call writes.
+struct Outputs {
+    Array y, final[kMaxStates];
+};
+
+Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int states,
+                     const CallArrays& in) {
+    Outputs o;
+    const Axis width{dims.projected ? "P" : "H", dims.P};
+    const DType dtype = in.x.dtype();
+    if (out.is_none()) {
+        o.y = Array::like(new_array(dtype, {dims.T, dims.B, dims.P}), "out", in.x);
+        o.y.writable_rows();
+    } else {
+        o.y = Array::like(out, "out", in.x);
+        o.y.shape({{"T", dims.T}, {"B", dims.B}, width}).writable_rows();
+        o.y.apart_from(in.x);
+        for (int k = 0; k < states; ++k) o.y.apart_from(in.initial[k]).apart_from(in.reset[k]);
+    }
+    for (int k = 0; k < states; ++k) {
+        const std::string name = "state_out[" + std::to_string(k) + "]";
+        if (state_out.is_none()) {
+            o.final[k] = Array::like(new_array(dtype, {dims.B, state_width(dims, k)}), name, in.x);
+            continue;
+        }
+        o.final[k] = Array::like(item_of(state_out, "state_out", states, k), name, in.x);
+        o.final[k].shape({{"B", dims.B}, {k == 0 ? width.symbol : "H", state_width(dims, k)}}).writable();
+        o.final[k].apart_from(in.x).apart_from(o.y);
+        for (int j = 0; j < states; ++j) o.final[k].apart_from(in.initial[j]).apart_from(in.reset[j]);
+        if (k > 0) o.final[k].apart_from(o.final[0]);
+    }
+    return o;
+}
+
+// A checked call, before its element type is known.
+struct Request {
+    int cell;
+    WeightArrays weights;
+    CallArrays in;
+    Outputs out;
+    std::shared_ptr<const Timetable> timetable;
+    bool save, recompute;
+    WeightCache* cache;
+    std::int64_t version;
+};
+
+template <class T>
+class TypedForwardCall final : public ForwardCall {
+  public:
+    explicit TypedForwardCall(Request&& r) : cell_(r.cell) {
+        const Dims& dims = r.weights.dims;
+        const int states = kernels().traits.states;
+        const Params<const T> params = r.weights.pointers<T>();
+        without_gil([&] {
+            weights_ = r.cache != nullptr ? r.cache->get<T>(cell_, dims, params, r.save, r.version)
+                                          : pack_weights<T>(cell_, dims, params, r.save, Identity{});
+        });
+        in_ = std::move(r.in);
+        y_ = std::move(r.out.y);
+        timetable_ = std::move(r.timetable);
+        problem_.dims = dims;
+        set_call<ForwardProblem<T>, T>(problem_, in_, *timetable_, states);
+        problem_.weights = weights_->packed;
+        problem_.y = writable_sequence<T>(y_);
+        problem_.backwards = r.cache != nullptr && r.cache->backwards(dims.T);
+        for (int k = 0; k < states; ++k) {
+            final_[k] = std::move(r.out.final[k]);
+            problem_.final[k] = final_[k].template mutable_data<T>();
+        }
+        if (!r.save) return;
+        tape_ = make_tape<T>(cell_, in_.x.dtype(), timetable_, params, r.recompute, problem_);
+        tape_->weights = weights_;
+        tape_->arrays = in_;
+        tape_->arrays.y = y_;
+    }
+
+    CallCost cost() const override { return {problem_.dims, kernels().traits.gates, false}; }
+    std::int64_t workspace(int threads) const override {
+        return kernels().forward_workspace(problem_.dims, threads);
+    }
+    void run(Team& team, void* workspace) override { kernels().forward(problem_, team, workspace); }
+
+    void follow(LayerCall& before) override {
+        auto& producer = static_cast<TypedForwardCall&>(before);
+        problem_.input_progress = producer.problem_.output_progress = &producer.progress_;
+    }
+
+    py::tuple result() const override {
+        py::tuple final(kernels().traits.states);
+        for (std::size_t k = 0; k < final.size(); ++k) final[k] = final_[k].object();
+        return py::make_tuple(y_.object(), std::move(final),
+                              tape_ ? py::cast(std::static_pointer_cast<LayerTape>(tape_)) : py::none());
+    }
+
+  private:
+    const RecurrentKernels<T>& kernels() const { return kernel_table<T>().cells[cell_]; }
+
+    int cell_;
+    std::shared_ptr<const WeightBlock<T>> weights_;
+    std::shared_ptr<TypedTape<T>> tape_;
+    ForwardProblem<T> problem_{};
+};
+
+}  // namespace
+
+bool ForwardCall::independent(const LayerCall& call) const {
+    const auto* other = dynamic_cast<const ForwardCall*>(&call);
+    if (other == nullptr) return false;
+    const auto writes_to = [](const ForwardCall& a, const ForwardCall& b) {
+        for (const Array* written : {&a.y_, &a.final_[0], &a.final_[1]}) {
+            if (written->shares_memory(b.in_.x) || written->shares_memory(b.in_.resets) ||
+                written->shares_memory(b.y_)) {
+                return true;
+            }
+            for (int k = 0; k < kMaxStates; ++k) {
+                if (written->shares_memory(b.in_.initial[k]) || written->shares_memory(b.in_.reset[k]) ||
+                    written->shares_memory(b.final_[k])) {
+                    return true;
+                }
+            }
+        }
+        return false;
+    };
+    return !writes_to(*this, *other) && !writes_to(*other, *this);
+}
+
+bool ForwardCall::follows(const LayerCall& call) const {
+    const auto* before = dynamic_cast<const ForwardCall*>(&call);
+    if (before == nullptr || timetable_->reverse() || before->timetable_->reverse()) return false;
+    const Array &x = in_.x, &y = before->y_;
+    return in_.index == nullptr && x.dtype() == y.dtype() && x.object().data() == y.object().data() &&
+           x.sizes() == y.sizes() && x.stride(0) == y.stride(0) && x.stride(1) == y.stride(1);
+}
+
+std::shared_ptr<ForwardCall> ForwardCall::make(const std::string& cell_name, py::handle x, py::handle params,
+                                               py::handle state, py::handle indices, py::handle lengths,
+                                               py::handle resets, py::handle reset_state,
+                                               py::handle reverse_flag, py::handle save_flag,
+                                               py::handle recompute_flag, WeightCache* cache,
+                                               py::handle version_number, py::handle out,
+                                               py::handle state_out) {
+    const std::int64_t version = version_number.is_none() ? -1
+                                                          : integer(version_number, "version", 0,
+                                                                    std::numeric_limits<std::int64_t>::max());
+    const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
+               recompute = flag(recompute_flag, "recompute");
+    const int cell = cell_by_name(cell_name);
+    const int states = traits_of(cell).states;
+    CallArrays in;
+    in.x = Array::floats(x, "x");
+    in.x.shape(indices.is_none() ? std::vector<Axis>{{"T"}, {"B"}, {"I"}} : std::vector<Axis>{{"V"}, {"I"}})
+        .made_rows();
+    WeightArrays w = WeightArrays::read(cell, params, in.x);
+    read_inputs(indices, in, w.dims);
+    for (int k = 0; k < states; ++k) {
+        if (!state.is_none()) {
+            in.initial[k] = read_state(item_of(state, "state", states, k), "state", k, w.dims, in.x);
+        }
+        if (!reset_state.is_none()) {
+            in.reset[k] = read_reset_state(item_of(reset_state, "reset_state", states, k), k, w.dims, in.x);
+        }
+    }
+    in.resets = Array::boolean(resets, "resets", kOptional);
+    in.resets.shape({{"T", w.dims.T}, {"B", w.dims.B}}).made_contiguous();
+    Array ends = Array::int64(lengths, "lengths", kOptional);
+    ends.shape({{"B", w.dims.B}}).made_contiguous();
+    std::vector<std::int64_t> checked;
+    if (ends.given()) checked = checked_indices(ends, w.dims.T + 1, "T + 1");
+    Outputs outputs = make_outputs(out, state_out, w.dims, states, in);
+    auto timetable = std::make_shared<const Timetable>(w.dims.T, w.dims.B,
+                                                       ends.given() ? checked.data() : nullptr, reverse);
+    const DType dtype = in.x.dtype();
+    Request request{cell,      std::move(w), std::move(in), std::move(outputs), std::move(timetable), save,
+                    recompute, cache,        version};
+    return by_dtype(dtype, [&]<class T>() -> std::shared_ptr<ForwardCall> {
+        return std::make_shared<TypedForwardCall<T>>(std::move(request));
+    });
+}
+
+}  // namespace fusedrnn

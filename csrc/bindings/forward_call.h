@@ -1,0 +1,25 @@
+#pragma once
+
+#include "bindings/layer_call.h"
+
+namespace fusedrnn {
+
+class ForwardCall : public LayerCall {
+  public:
+    static std::shared_ptr<ForwardCall> make(const std::string& cell, py::handle x, py::handle params,
+                                             py::handle state, py::handle indices, py::handle lengths,
+                                             py::handle resets, py::handle reset_state, py::handle reverse,
+                                             py::handle save, py::handle recompute, WeightCache* cache,
+                                             py::handle version, py::handle out, py::handle state_out);
+
+    bool independent(const LayerCall& other) const override;
+    bool follows(const LayerCall& before) const override;
+
+  protected:
+    CallArrays in_;
+    Array y_, final_[kMaxStates];
+    std::shared_ptr<const Timetable> timetable_;
+    Progress progress_;
+};
+
+}  // namespace fusedrnn

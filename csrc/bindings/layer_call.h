@@ -1,0 +1,64 @@
+// A call of the kernels for one layer and direction, checked and ready to run, and how several of them share the threads.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "bindings/recurrent.h"
+#include "cpu/partition.h"
+
+namespace fusedrnn {
+
+// A call that runs once. Making it checks every argument, makes the arrays it returns and packs the weights.
+class LayerCall {
+  public:
+    virtual ~LayerCall() = default;
+
+    virtual CallCost cost() const = 0;
+    // Bytes of workspace for a team of so many, and the kernels themselves, to be called without the GIL.
+    virtual std::int64_t workspace(int threads) const = 0;
+    virtual void run(Team& team, void* workspace) = 0;
+    // (y, final state, tape) or (dx, dstate, dparams).
+    virtual py::tuple result() const = 0;
+
+    // Whether nothing that one of the two writes is read or written by the other, but for what join() is for.
+    virtual bool independent(const LayerCall& other) const = 0;
+    // Whether x is the output of `before`, step for step; follow() makes run() wait for it.
+    virtual bool follows(const LayerCall&) const { return false; }
+    virtual void follow(LayerCall& before) { static_cast<void>(before); }
+    // Before running beside other calls: what is to be added to an array that they write goes to memory of its own.
+    virtual void part() {}
+    // Afterwards: adds it. A team's share each.
+    virtual void join(int member, int members) { static_cast<void>(member), static_cast<void>(members); }
+
+    bool started = false;
+};
+
+// A (T, B, n) array, or a table (V, n) whose row v is row(0, v).
+template <class T>
+Sequence<const T> sequence(const Array& a) {
+    return {a.data<T>(), a.ndim() == 3 ? a.stride(0) : 0, a.stride(a.ndim() - 2)};
+}
+template <class T>
+Sequence<T> writable_sequence(const Array& a) {
+    return {a.mutable_data<T>(), a.ndim() == 3 ? a.stride(0) : 0, a.stride(a.ndim() - 2)};
+}
+
+template <class Problem, class T>
+void set_call(Problem& problem, const CallArrays& arrays, const Timetable& timetable, int states) {
+    problem.schedule = timetable.view(arrays.resets.data<std::uint8_t>());
+    problem.x = sequence<T>(arrays.x);
+    if (arrays.index != nullptr) problem.index = arrays.index->data();
+    for (int k = 0; k < states; ++k) {
+        problem.initial[k] = arrays.initial[k].data<T>();
+        problem.reset[k] = arrays.reset[k].data<T>();
+        const bool per_row = arrays.reset[k].given() && arrays.reset[k].ndim() == 2;
+        problem.reset_stride[k] = per_row ? state_width(problem.dims, k) : 0;
+    }
+}
+
+// Runs each call on a team of its own, one after another, or, where the cost model says so and none stands in another's
+// way, all at the same time on a thread each.
+void run_calls(const std::vector<std::shared_ptr<LayerCall>>& calls);
+
+}  // namespace fusedrnn
