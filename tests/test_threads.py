@@ -137,8 +137,9 @@ def test_same_bits_for_calls_at_once(cell: str, layers: int, bidirectional: bool
 
 
 def calls_of(count: int, **changes: Any) -> list[Any]:
-    """Forward calls of one LSTM layer on inputs of their own, each large enough for a thread."""
-    problems = [random_problem("lstm", (200, 1, 24, 64), "float32", seed=i) for i in range(count)]
+    """Forward calls of one LSTM layer on inputs of their own, each worth a thread, the first the longest."""
+    sizes = [600] + [24] * (count - 1)
+    problems = [random_problem("lstm", (200, 1, size, 64), "float32", seed=i) for i, size in enumerate(sizes)]
     return [_core.ForwardCall("lstm", p.x, p.params, p.state, **changes) for p in problems]
 
 
