@@ -195,3 +195,20 @@ def compare(
             }
         )
     return rows
+
+
+def over_one_thread(peer: ModuleType, problem: Problem, mode: str, plan: Plan, threads: int) -> float:
+    """How many times faster a peer is on `threads` threads than on one, the two taking turns."""
+    run = peer.setup(problem, mode)
+
+    def on(count: int) -> Callable[[], None]:
+        def call() -> None:
+            peer.set_threads(count)
+            run.call()
+
+        call()
+        return call
+
+    samples = sample({"all": on(threads), "one": on(1)}, plan)
+    peer.set_threads(threads)
+    return statistics.median(samples["one"]) / statistics.median(samples["all"])

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What this project asks of its speed, evaluated from results files alone.
 
-usage: targets.py RESULTS.json [ONE_THREAD.json]     the second for what two threads bring over one
+usage: targets.py RESULTS.json
 """
 
 from __future__ import annotations
@@ -80,15 +80,10 @@ def feature(*starts: str) -> Callable[[Result], Values]:
 
 
 def scaling(where: Callable[[Row], bool] = anywhere) -> Callable[[Result], Values]:
-    """Our time on one thread over our time on these."""
-
-    def values(result: Result) -> Values:
-        one = result.get("one_thread")
-        times = {} if one is None else {label(r): r["median_s"] for r in ours(one, None, where)}
-        rows = ours(result, None, where)
-        return {label(r): times[label(r)] / r["median_s"] for r in rows if label(r) in times}
-
-    return values
+    """Our time on one thread, measured in turns in the same run, over our time on all."""
+    return lambda result: {
+        label(r): r["over_one_thread"] for r in ours(result, None, where) if r.get("over_one_thread")
+    }
 
 
 @dataclass(frozen=True)
@@ -190,10 +185,9 @@ def verdict(target: Target, values: Values) -> dict[str, Any]:
     }
 
 
-def evaluate(result: Result, one_thread: Result | None = None) -> list[dict[str, Any]]:
+def evaluate(result: Result) -> list[dict[str, Any]]:
     """The verdicts on one results file; targets without a measured value are left out."""
     threads = result["machine"]["threads"]
-    result = {**result, "one_thread": one_thread}
     verdicts = []
     for target in TARGETS:
         if target.suite == result["suite"] and target.threads in (None, threads):
@@ -216,29 +210,11 @@ def lines(verdicts: list[dict[str, Any]]) -> list[str]:
     return text
 
 
-def comparable(result: Result, other: Result) -> bool:
-    """Whether both were measured on the same processor, instruction set and commit."""
-    return all(result["machine"][name] == other["machine"][name] for name in ("cpu", "isa", "commit"))
-
-
-def read_one_thread(path: Path, result: Result) -> Result | None:
-    """The same suite's results on one thread, if they are there and comparable."""
-    if result["machine"]["threads"] == 1 or not path.exists():
-        return None
-    other: Result = json.loads(path.read_text())
-    if not comparable(result, other):
-        print(f"{path}: another processor, instruction set or commit, so no scaling")
-        return None
-    return other
-
-
 def main() -> None:
     """Evaluate one file."""
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) != 2:
         raise SystemExit(__doc__)
-    result = json.loads(Path(sys.argv[1]).read_text())
-    one_thread = read_one_thread(Path(sys.argv[2]), result) if len(sys.argv) == 3 else None
-    print("\n".join(lines(evaluate(result, one_thread))))
+    print("\n".join(lines(evaluate(json.loads(Path(sys.argv[1]).read_text())))))
 
 
 if __name__ == "__main__":
