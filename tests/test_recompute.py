@@ -26,7 +26,7 @@ def _gradients(module: Any, x: Any, dy: Array, **options: Any) -> tuple[int, dic
 @pytest.mark.parametrize("kind", ["lstm", "projected", "gru", "rnn", "relu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch", [1, 5, 40])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 3])  # 2: a direction each; 3: a team for each direction
 @pytest.mark.parametrize("plain", [True, False])
 def test_same_bits(kind: str, dtype: str, batch: int, threads: int, plain: bool) -> None:
     seq_len, inputs, hidden = 23, 6, 35
