@@ -45,16 +45,25 @@ struct ExpConstants<double> {
         2.505216764470573594e-8,    2.0921499131768205738e-9, 1.605981201189134886e-10};
 };
 
+// q(r) from its i-th coefficient on. A loop over the array would need it in memory, which CUDA's devices do not have.
+template <class V, int i = 0>
+FUSEDRNN_INLINE V exp_polynomial(V r) {
+    using C = ExpConstants<typename V::Scalar>;
+    constexpr typename V::Scalar coefficient = C::q[i];
+    if constexpr (i == C::degree) {
+        return V::set(coefficient);
+    } else {
+        return fma(exp_polynomial<V, i + 1>(r), r, V::set(coefficient));
+    }
+}
+
 // n and expm1(r) of the reduction.
 template <class V>
 FUSEDRNN_INLINE void reduce_exp(V x, V& n, V& p) {
     using C = ExpConstants<typename V::Scalar>;
     n = round(x * V::set(C::log2e));
     const V r = fma(n, V::set(-C::ln2_lo), fma(n, V::set(-C::ln2_hi), x));
-    V q = V::set(C::q[C::degree]);
-#pragma GCC unroll 16
-    for (int i = C::degree - 1; i >= 0; --i) q = fma(q, r, V::set(C::q[i]));
-    p = fma(r * r, q, r);
+    p = fma(r * r, exp_polynomial(r), r);
 }
 
 template <class V>

@@ -6,12 +6,16 @@
 #pragma once
 
 #ifndef FUSEDRNN_ISA
-#error "FUSEDRNN_ISA must name a header of csrc/simd (scalar, avx2, avx512, neon)"
+#error "FUSEDRNN_ISA must name a header of csrc/simd (scalar, avx2, avx512, neon, cuda)"
 #endif
 
 #define FUSEDRNN_STRING_(x) #x
 #define FUSEDRNN_STRING(x) FUSEDRNN_STRING_(x)
+#ifdef __CUDACC__
+#define FUSEDRNN_INLINE __host__ __device__ inline __attribute__((always_inline))
+#else
 #define FUSEDRNN_INLINE inline __attribute__((always_inline))
+#endif
 
 // Each header defines, for T = float and double, `Vec<T>` with
 //   Scalar, Mask, kLanes       the element type, the result of a comparison, the number of lanes
@@ -27,7 +31,7 @@
 //   sum(a)                     all lanes, pairwise: lane l with lane l + kLanes/2, and so on
 //   keep_in_register(a)        stops the compiler from folding a load into each of its uses
 // and kRegisters, the number of vector registers. For weights of fewer bits, with L = Vec<float>::kLanes, each
-// header also defines
+// header but cuda.h also defines
 //   VecI                       L int32, or four int8 in each of them
 //   VecI::set, VecI::load      broadcast of an int32; unaligned, all lanes
 //   a ^ b                      bitwise

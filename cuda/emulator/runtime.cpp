@@ -1,0 +1,66 @@
+// The host's side of CUDA on the emulator: the device's memory is the host's, streams wait for nothing.
+#include "../runtime.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "config.h"
+#include "memory.h"
+
+namespace fusedrnn::cuda {
+
+namespace {
+
+constexpr int kErrorInvalidValue = 1;  // CUDA's cudaErrorInvalidValue
+constexpr int kErrorInvalidDevice = 101;
+
+}  // namespace
+
+int device_count() { return 1; }
+
+void set_device(int index) {
+    if (index != 0) throw Error(kErrorInvalidDevice, "emulator", "there is one device, 0", "set_device");
+}
+
+Device current_device() {
+    const emulator::Config& config = emulator::config();
+    return {"emulator", config.architecture, config.resident_blocks,
+            (config.architecture >= 90 ? 227 : 163) * 1024};
+}
+
+void* allocate(std::size_t bytes, Stream) {
+    if (bytes == 0) return nullptr;
+    void* p = nullptr;
+    if (bytes > SIZE_MAX / 2 || posix_memalign(&p, 256, bytes) != 0) throw OutOfMemory();
+    std::memset(p, emulator::config().poison ? 0xFF : 0, bytes);
+    emulator::add_allocation(p, bytes);
+    return p;
+}
+
+void free(void* p, Stream) {
+    if (p == nullptr) return;
+    if (!emulator::remove_allocation(p)) {
+        throw Error(kErrorInvalidValue, "emulator", "this memory was not allocated or is already free",
+                    "free");
+    }
+    std::free(p);
+}
+
+void copy(void* to, const void* from, std::size_t bytes, Stream) {
+    if (bytes > 0) std::memmove(to, from, bytes);
+}
+
+void fill(void* p, int byte, std::size_t bytes, Stream) {
+    if (bytes > 0) std::memset(p, byte, bytes);
+}
+
+void synchronize(Stream) {}
+
+namespace emulator {
+
+void register_memory(const void* p, std::size_t bytes) { add_allocation(p, bytes); }
+void unregister_memory(const void* p) { remove_allocation(p); }
+
+}  // namespace emulator
+
+}  // namespace fusedrnn::cuda

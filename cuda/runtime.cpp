@@ -1,0 +1,99 @@
+// The host's side of CUDA on CUDA's runtime.
+#include "runtime.h"
+
+#include <cuda_runtime_api.h>
+
+namespace fusedrnn::cuda {
+
+namespace {
+
+void check(cudaError_t error, const char* place) {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // the next call shall not report it again
+    if (error == cudaErrorMemoryAllocation) throw OutOfMemory();
+    throw Error(error, cudaGetErrorName(error), cudaGetErrorString(error), place);
+}
+
+cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+int attribute(cudaDeviceAttr which) {
+    int device = 0, value = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+    return value;
+}
+
+// More than 48 KB must be asked for, kernel by kernel.
+void allow_shared_memory(const void* kernel, int bytes) {
+    if (bytes <= 48 * 1024) return;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+          "cudaFuncSetAttribute");
+}
+
+}  // namespace
+
+int device_count() {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver) {
+        cudaGetLastError();
+        return 0;
+    }
+    check(error, "cudaGetDeviceCount");
+    return count;
+}
+
+void set_device(int index) { check(cudaSetDevice(index), "cudaSetDevice"); }
+
+Device current_device() {
+    int device = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+    return {properties.name, properties.major * 10 + properties.minor, properties.multiProcessorCount,
+            static_cast<int>(properties.sharedMemPerBlockOptin)};
+}
+
+void* allocate(std::size_t bytes, Stream stream) {
+    void* p = nullptr;
+    if (bytes > 0) check(cudaMallocAsync(&p, bytes, native(stream)), "cudaMallocAsync");
+    return p;
+}
+
+void free(void* p, Stream stream) {
+    if (p != nullptr) check(cudaFreeAsync(p, native(stream)), "cudaFreeAsync");
+}
+
+void copy(void* to, const void* from, std::size_t bytes, Stream stream) {
+    if (bytes > 0)
+        check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, native(stream)), "cudaMemcpyAsync");
+}
+
+void fill(void* p, int byte, std::size_t bytes, Stream stream) {
+    if (bytes > 0) check(cudaMemsetAsync(p, byte, bytes, native(stream)), "cudaMemsetAsync");
+}
+
+void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "cudaStreamSynchronize"); }
+
+void launch_erased(const void* kernel, const Shape& shape, Stream stream, void** arguments) {
+    allow_shared_memory(kernel, shape.shared_bytes);
+    const dim3 grid(shape.grid_x, shape.grid_y, shape.grid_z), block(shape.block);
+    const auto bytes = static_cast<std::size_t>(shape.shared_bytes);
+    if (shape.cooperative) {
+        check(cudaLaunchCooperativeKernel(kernel, grid, block, arguments, bytes, native(stream)),
+              "cudaLaunchCooperativeKernel");
+    } else {
+        check(cudaLaunchKernel(kernel, grid, block, arguments, bytes, native(stream)), "cudaLaunchKernel");
+    }
+}
+
+int resident_blocks_erased(const void* kernel, const Shape& shape) {
+    allow_shared_memory(kernel, shape.shared_bytes);
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, shape.block,
+                                                        static_cast<std::size_t>(shape.shared_bytes)),
+          "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    return blocks * attribute(cudaDevAttrMultiProcessorCount);
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,104 @@
+// The host's side of CUDA, as thin as it can be. runtime.cpp implements it on CUDA's runtime, emulator/runtime.cpp
+// (where FUSEDRNN_CUDA_EMULATOR is defined) in this process. Nothing else of the host knows which of the two it is.
+#pragma once
+
+#include <cstddef>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#ifdef FUSEDRNN_CUDA_EMULATOR
+#include "emulator/launch.h"
+#endif
+
+namespace fusedrnn::cuda {
+
+// A call that failed: CUDA's code of the error, its name, and which call it was.
+class Error : public std::runtime_error {
+  public:
+    Error(int code, const std::string& name, const std::string& text, const std::string& place)
+        : std::runtime_error(place + ": " + text + " (" + name + ")"),
+          code_(code),
+          name_(name),
+          place_(place) {}
+    int code() const noexcept { return code_; }
+    const std::string& name() const noexcept { return name_; }
+    const std::string& place() const noexcept { return place_; }
+
+  private:
+    int code_;
+    std::string name_, place_;
+};
+
+// The device has no room for what was asked.
+class OutOfMemory : public std::bad_alloc {
+  public:
+    const char* what() const noexcept override { return "the CUDA device is out of memory"; }
+};
+
+using Stream = void*;  // cudaStream_t; null is the default stream
+
+struct Shape {
+    int grid_x = 1, grid_y = 1, grid_z = 1;
+    int block = 32;            // threads, a multiple of 32
+    int shared_bytes = 0;      // dynamic shared memory of a block
+    bool cooperative = false;  // refused unless all blocks are resident at the same time
+};
+
+struct Device {
+    std::string name;
+    int architecture;  // 80 for compute capability 8.0
+    int processors;    // multiprocessors
+    int shared_bytes;  // the most that a block may ask for
+};
+
+int device_count();
+void set_device(int index);
+Device current_device();
+
+// Memory of the current device, aligned to 256 bytes, in the order of the stream. Null for 0 bytes.
+void* allocate(std::size_t bytes, Stream stream);
+void free(void* p, Stream stream);
+// Between any two of host and device. Host memory must stay as it is until the stream has come past the copy.
+void copy(void* to, const void* from, std::size_t bytes, Stream stream);
+void fill(void* p, int byte, std::size_t bytes, Stream stream);
+// Waits, and throws what went wrong on the device until now.
+void synchronize(Stream stream);
+
+#ifdef FUSEDRNN_CUDA_EMULATOR
+
+template <class... P>
+void launch(void (*kernel)(P...), const Shape& shape, Stream, const std::type_identity_t<P>&... arguments) {
+    auto body = [&] { kernel(arguments...); };
+    const emulator::Body erased{[](void* p) { (*static_cast<decltype(body)*>(p))(); }, &body};
+    emulator::launch(erased, shape, (sizeof(P) + ... + 0));
+}
+
+// Blocks of this kernel that are resident on the whole device at the same time.
+template <class... P>
+int resident_blocks(void (*)(P...), const Shape& shape) {
+    return emulator::resident_blocks(shape);
+}
+
+#else
+
+void launch_erased(const void* kernel, const Shape& shape, Stream stream, void** arguments);
+int resident_blocks_erased(const void* kernel, const Shape& shape);
+
+template <class... P>
+void launch(void (*kernel)(P...), const Shape& shape, Stream stream,
+            const std::type_identity_t<P>&... arguments) {
+    void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))..., nullptr};
+    launch_erased(reinterpret_cast<const void*>(kernel), shape, stream, pointers);
+}
+
+// Blocks of this kernel that are resident on the whole device at the same time.
+template <class... P>
+int resident_blocks(void (*kernel)(P...), const Shape& shape) {
+    return resident_blocks_erased(reinterpret_cast<const void*>(kernel), shape);
+}
+
+#endif
+
+}  // namespace fusedrnn::cuda
