@@ -16,9 +16,11 @@ std::string describe(const char* what, const void* p, int size) {
     return text;
 }
 
-Address check_global(const char* what, const void* p, int size, Site site) {
+// `alignment` 0 is that of the size.
+Address check_global(const char* what, const void* p, int size, Site site, int alignment = 0) {
     const auto address = reinterpret_cast<Address>(p);
-    if (address % static_cast<Address>(size) != 0) grid->fail("misaligned " + describe(what, p, size), site);
+    if (address % static_cast<Address>(alignment == 0 ? size : alignment) != 0)
+        grid->fail("misaligned " + describe(what, p, size), site);
     if (grid->config().check_bounds && !is_allocated(address, static_cast<std::size_t>(size))) {
         grid->fail(describe(what, p, size) + " is outside of all memory of the device", site);
     }
@@ -35,6 +37,8 @@ void check_shared(const char* what, const void* p, Site site) {
 
 Warp& own_warp() { return self->block->warps[static_cast<std::size_t>(self->place.thread / 32)]; }
 
+bool by_chance(int percent) { return static_cast<int>(grid->random() % 100) < percent; }
+
 void read_own_stores(Address address, void* to, int size) {
     self->block->stores.read(address, to, size);
     own_warp().stores.read(address, to, size);
@@ -44,7 +48,7 @@ void read_own_stores(Address address, void* to, int size) {
 void read_plain(Address address, void* to, int size) {
     int back = grid->memory.staleness(address, size, self->fresh, self->block->id);
     if (back > 0) {
-        const bool stale = static_cast<int>(grid->random() % 100) < grid->config().stale_percent;
+        const bool stale = by_chance(grid->config().stale_percent);
         back = stale ? 1 + static_cast<int>(grid->random() % static_cast<std::uint64_t>(back)) : 0;
     }
     grid->memory.read(address, to, size, back);
@@ -84,11 +88,7 @@ void release() {
 
 void land(PendingCopy& copy) {
     if (copy.written) return;
-    if (!copy.read && copy.bytes > 0) {
-        unsigned char line[16];
-        read_plain(copy.from, line, 16);
-        std::copy_n(line, copy.bytes, copy.data);
-    }
+    if (!copy.read && copy.bytes > 0) read_plain(copy.from, copy.data, copy.bytes);
     std::copy_n(copy.data, 16, copy.to);
     copy.read = copy.written = true;
 }
@@ -130,7 +130,11 @@ void load_relaxed(void* to, const void* p, int size, Site site) {
 void store(void* p, const void* from, int size, Site site) {
     const Address address = check_global("store", p, size, site);
     mark_written("store", p, size, site);
-    self->stores.store(address, from, size);
+    if (by_chance(grid->config().early_percent)) {
+        write_now(address, from, size);
+    } else {
+        self->stores.store(address, from, size);
+    }
     grid->may_switch();
 }
 
@@ -186,14 +190,12 @@ void cp_async16(void* shared, const void* global, int bytes, Site site) {
     if (bytes < 0 || bytes > 16)
         grid->fail("cp_async16: expected 0 to 16 bytes, got " + std::to_string(bytes), site);
     PendingCopy copy{static_cast<unsigned char*>(shared), 0, bytes, self->group, false, false, {}};
-    copy.from = bytes > 0 ? check_global("cp_async16", global, 16, site) : 0;
+    copy.from = bytes > 0 ? check_global("cp_async16", global, bytes, site, 16) : 0;
     // It may read at any time from now until the wait, and write at any time after that.
     if (grid->random() % 4 == 0) {
         land(copy);
     } else if (grid->random() % 2 == 0 && bytes > 0) {
-        unsigned char line[16];
-        read_plain(copy.from, line, 16);
-        std::copy_n(line, bytes, copy.data);
+        read_plain(copy.from, copy.data, bytes);
         copy.read = true;
     }
     self->copies.push_back(copy);

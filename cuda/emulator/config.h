@@ -51,6 +51,7 @@ struct Config {
     bool poison = true;        // memory nobody has written reads as NaN (bytes 0xFF), otherwise as 0
     int preempt = 16;          // one access of global memory in so many lets another thread run
     int stale_percent = 50;    // of the loads that may see an old value, those that do
+    int early_percent = 25;    // of the plain stores, those that everyone may see at once
     bool check_bounds = true;  // global accesses must lie in allocate()d or register_memory()d memory
     std::uint64_t max_turns = 400000000;  // changes of threads in one launch before it is given up
     std::vector<Omission> omit;

@@ -1,5 +1,6 @@
 // Which thread runs next, and who waits for whom.
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -26,6 +27,9 @@ constexpr int kRedZone = 128;
 constexpr unsigned char kRedByte = 0xA5;
 constexpr int kErrorLaunchFailure = 719;  // CUDA's cudaErrorLaunchFailure
 
+// Ends a thread that has failed.
+struct Failure {};
+
 std::string at(Site site) {
     const char* slash = std::strrchr(site.file, '/');
     return std::string(slash ? slash + 1 : site.file) + ":" + std::to_string(site.line);
@@ -34,7 +38,9 @@ std::string at(Site site) {
 bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
 
 std::string text(Int3 v) {
-    return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
+    char text[48];
+    std::snprintf(text, sizeof text, "(%d, %d, %d)", v.x, v.y, v.z);
+    return text;
 }
 
 // Shared memory lies between two zones that nobody may touch.
@@ -133,8 +139,13 @@ void Grid::start(Block& block) {
 }
 
 void Grid::thread_main() {
-    grid->body_.call(grid->body_.context);
-    grid->end_thread();
+    try {
+        grid->body_.call(grid->body_.context);
+        grid->end_thread();
+    } catch (const Failure&) {
+        // The others are left where they are: a kernel holds nothing that must be given back.
+    }
+    grid->change_to(nullptr, true);
 }
 
 void Grid::end_thread() {
@@ -227,12 +238,12 @@ Thread* Grid::pick() {
 
 void Grid::change_to(Thread* next, bool ends) {
     Thread* from = self;
-    if (next == from) return;
     if (++turns_ > config_.max_turns) {
         failed_ = true;
         error_ = "gave up after " + std::to_string(config_.max_turns) + " changes of threads";
         next = nullptr;
     }
+    if (next == from) return;
     if (next == nullptr) {
         Fiber::change(from->fiber, main_, ends);
     } else {
@@ -258,7 +269,7 @@ void Grid::fail(const std::string& what, Site site) {
     failed_ = true;
     error_ = what + "; block " + text(place->block) + ", thread " + std::to_string(place->thread) + ", at " +
              at(site);
-    for (;;) Fiber::change(self->fiber, main_);
+    throw Failure{};
 }
 
 // ---- waiting -------------------------------------------------------------------------------------------

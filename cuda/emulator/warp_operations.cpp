@@ -160,6 +160,7 @@ std::uint16_t f16_bits(float x) {
     if (std::isnan(x)) return 0x7FFF;
     const unsigned sign = as_unsigned(x) >> 31 << 15;
     const float magnitude = std::fabs(x);
+    if (magnitude == 0) return static_cast<std::uint16_t>(sign);
     if (magnitude >= 65520.0f) return static_cast<std::uint16_t>(sign | 0x7C00);
     int exponent = 0;
     std::frexp(magnitude, &exponent);               // magnitude = [0.5, 1) 2^exponent
