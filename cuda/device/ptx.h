@@ -245,10 +245,10 @@ FUSEDRNN_DEVICE void ldmatrix_x4_trans(unsigned (&r)[4], const void* row) {
 
 #define FUSEDRNN_MMA(name, shape_and_types)                                                    \
     FUSEDRNN_DEVICE void name(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { \
-        asm("mma.sync.aligned." shape_and_types                                                \
-            " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                 \
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                   \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));               \
+        asm volatile("mma.sync.aligned." shape_and_types                                       \
+                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"        \
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                          \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));      \
     }
 FUSEDRNN_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 FUSEDRNN_MMA(mma_f16, "m16n8k16.row.col.f32.f16.f16.f32")

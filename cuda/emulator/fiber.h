@@ -1,4 +1,5 @@
-// A thread of control with its own stack, switched to by hand.
+// A thread of control with its own stack, switched to by hand; where that is not written, or FUSEDRNN_UCONTEXT is
+// defined, by the C library.
 #pragma once
 
 #include <cstddef>

@@ -124,6 +124,21 @@ bool run_ring(void (*kernel)(Ring), int blocks, const Seen& want) {
     return good;
 }
 
+bool is_noticed(const emulator::Omission& omission, const std::function<bool()>& run) {
+    for (int s = 1; s <= kSeeds; ++s) {
+        emulator::Config config;
+        config.seed = static_cast<std::uint64_t>(s);
+        config.omit.push_back(omission);
+        emulator::set_config(config);
+        try {
+            if (!run()) return true;
+        } catch (const Error&) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // Right for every seed; wrong for some seed without any one of the calls that order it.
 void check_all_needed(const std::string& name, const std::function<bool()>& run) {
     std::vector<emulator::CallSite> sites;
@@ -134,19 +149,7 @@ void check_all_needed(const std::string& name, const std::function<bool()>& run)
     }
     expect(!sites.empty(), name + ": call sites");
     for (const emulator::CallSite& site : sites) {
-        bool noticed = false;
-        for (int s = 1; s <= kSeeds && !noticed; ++s) {
-            emulator::Config config;
-            config.seed = static_cast<std::uint64_t>(s);
-            config.omit.push_back({site.operation, site.file, site.line});
-            emulator::set_config(config);
-            try {
-                noticed = !run();
-            } catch (const Error&) {
-                noticed = true;
-            }
-        }
-        expect(noticed,
+        expect(is_noticed({site.operation, site.file, site.line}, run),
                name + " without " + emulator::name(site.operation) + " of line " + std::to_string(site.line));
     }
 }
@@ -159,6 +162,14 @@ void check_ordering() {
     };
     check_all_needed("message by add_release",
                      [&] { return run_ring(&pass_messages<How::add_release>, kBlocks, previous); });
+    const auto by_add = [&] { return run_ring(&pass_messages<How::add_release>, kBlocks, previous); };
+    const auto without = [](int nth, const char* file) {
+        return emulator::Omission{emulator::Operation::add_release, file, 0, nth};
+    };
+    expect(is_noticed(without(kRounds - 1, "memory.cpp"), by_add), "message without the last release");
+    expect(!is_noticed(without(kRounds, "memory.cpp"), by_add),
+           "message without a release that is not there");
+    expect(!is_noticed(without(-1, "other.cpp"), by_add), "message without the releases of another file");
     check_all_needed("message by store_release",
                      [&] { return run_ring(&pass_messages<How::store_release>, kBlocks, previous); });
     check_all_needed("message by fences",
@@ -196,7 +207,9 @@ FUSEDRNN_KERNEL void read_own(unsigned* x, unsigned* flag, unsigned* bad) {
     }
 }
 
-FUSEDRNN_KERNEL void race(unsigned* x) { store_relaxed(x, static_cast<unsigned>(block_index().x)); }
+FUSEDRNN_KERNEL void race(unsigned* x) {
+    store_relaxed(x, static_cast<unsigned>(block_index().x * block_threads() + thread_index()));
+}
 
 FUSEDRNN_KERNEL void access(const unsigned* p, unsigned* q, int what) {
     if (thread_index() != 5) return;
@@ -230,6 +243,32 @@ FUSEDRNN_KERNEL void copy_tail(const float* p, float* out, int bytes) {
         cp_async_commit();
         cp_async_wait<0>();
         for (int i = 0; i < 4; ++i) store(out + i, shared_memory<float>()[i]);
+    }
+}
+
+// The seed alone decides who comes last, and every block and every thread may; also of blocks that run one by one.
+void check_order() {
+    for (int resident : {1, 4}) {
+        unsigned blocks = 0, threads = 0;
+        bool repeatable = true;
+        for (int s = 1; s <= 300; ++s) {
+            emulator::Config config;
+            config.seed = static_cast<std::uint64_t>(s);
+            config.resident_blocks = resident;
+            unsigned last[2];
+            for (unsigned& each : last) {
+                Array<unsigned> x(1);
+                emulator::set_config(config);
+                launch(&race, Shape{.grid_x = 4}, nullptr, x.data());
+                each = x[0];
+            }
+            repeatable &= last[0] == last[1];
+            blocks |= 1u << (last[0] / 32);
+            threads |= 1u << (last[0] % 32);
+        }
+        expect(repeatable, "the same seed is the same order");
+        expect(blocks == 15, "every order of blocks comes with some seed");
+        expect(threads == ~0u, "every order of threads comes with some seed");
     }
 }
 
@@ -295,23 +334,7 @@ void check_access() {
         expect(bad[0] == 0 && flag[0] == 4 * 64 * 7, "own stores, seed " + std::to_string(s));
     }
 
-    // The seed alone decides who comes last, and every block may.
-    unsigned seen = 0;
-    bool repeatable = true;
-    for (int s = 1; s <= kSeeds; ++s) {
-        unsigned last[2];
-        for (unsigned& each : last) {
-            Array<unsigned> x(1);
-            seed(static_cast<std::uint64_t>(s));
-            launch(&race, Shape{.grid_x = 4}, nullptr, x.data());
-            each = x[0];
-        }
-        repeatable &= last[0] == last[1];
-        seen |= 1u << last[0];
-    }
-    expect(repeatable, "the same seed is the same order");
-    expect(seen == 15, "every order comes with some seed");
-
+    check_order();
     seed(1);
     check_bounds();
     Array<unsigned> x(4, 0);
@@ -319,13 +342,16 @@ void check_access() {
         expect_error("writing what load_constant reads", "load_constant",
                      [&] { launch(&write_constant, Shape{}, nullptr, x.data(), store_first); });
     }
-    Array<float> out(32, 0), fresh(4), tail(3, 0);
+    Array<float> out(32, 0), fresh(4), tail(4, 0);
     launch(&read_shared, Shape{.shared_bytes = 128}, nullptr, out.data());
     expect(std::isnan(out[0]) && std::isnan(out[31]) && std::isnan(fresh[3]),
            "memory nobody has written is NaN");
-    tail[0] = tail[1] = tail[2] = 1;
-    launch(&copy_tail, Shape{.shared_bytes = 16}, nullptr, tail.data(), out.data(), 12);
-    expect(out[0] == 1 && out[2] == 1 && out[3] == 0, "cp_async16 of 12 bytes");
+    tail[0] = tail[1] = tail[2] = tail[3] = 1;
+    for (std::uint64_t s = 1; s <= 10; ++s) {
+        seed(s);
+        launch(&copy_tail, Shape{.shared_bytes = 16}, nullptr, tail.data(), out.data(), 12);
+        expect(out[0] == 1 && out[2] == 1 && out[3] == 0, "cp_async16 of 12 bytes");
+    }
     launch(&copy_tail, Shape{.shared_bytes = 16}, nullptr, static_cast<const float*>(nullptr), out.data(), 0);
     expect(out[0] == 0 && out[3] == 0, "cp_async16 of no bytes");
 }

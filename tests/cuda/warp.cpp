@@ -14,9 +14,9 @@ enum class Format { bf16, f16, tf32 };
 
 constexpr int depth(Format format) { return format == Format::tf32 ? 8 : 16; }
 
-// The bits of x, which the format holds exactly.
+// The bits of x, which the format holds exactly. A product in tf32 does not look at the last 13 bits of a float.
 unsigned element_bits(Format format, float x) {
-    if (format == Format::tf32) return as_unsigned(x);
+    if (format == Format::tf32) return as_unsigned(x) | 0x1FFF;
     return (format == Format::bf16 ? to_bf16x2(x, 0) : to_f16x2(x, 0)) & 0xFFFF;
 }
 
