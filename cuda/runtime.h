@@ -1,5 +1,6 @@
-// The host's side of CUDA, as thin as it can be. runtime.cpp implements it on CUDA's runtime, emulator/runtime.cpp
-// (where FUSEDRNN_CUDA_EMULATOR is defined) in this process. Nothing else of the host knows which of the two it is.
+// The host's side of CUDA, as thin as it can be. runtime.cpp implements it on CUDA's runtime,
+// emulator/runtime.cpp (where FUSEDRNN_CUDA_EMULATOR is defined) in this process. Nothing else of the host
+// knows which of the two it is.
 #pragma once
 
 #include <cstddef>

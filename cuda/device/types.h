@@ -20,7 +20,8 @@ struct alignas(16) Vector16 {
     std::uint32_t word[4];
 };
 
-// Elements of two bytes as they lie in memory. Arithmetic is done in float: see to_float and from_float in device.h.
+// Elements of two bytes as they lie in memory. Arithmetic is done in float: see to_float and from_float in
+// device.h.
 struct bf16 {
     std::uint16_t bits;
 };

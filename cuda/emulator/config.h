@@ -1,4 +1,5 @@
-// What the emulator may be asked: its random choices, its size, and what to leave out of a kernel to see a test fail.
+// What the emulator may be asked: its random choices, its size, and what to leave out of a kernel to see a
+// test fail.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The device layer on the host: every thread of the grid is a fiber. Its contract stands in ../device/device.h. The
-// last argument of a function is where it is called, and left to its default.
+// The device layer on the host: every thread of the grid is a fiber. Its contract stands in
+// ../device/device.h. The last argument of a function is where it is called, and left to its default.
 #pragma once
 
 #include <cstring>

@@ -1,5 +1,5 @@
-// A thread of control with its own stack, switched to by hand; where that is not written, or FUSEDRNN_UCONTEXT is
-// defined, by the C library.
+// A thread of control with its own stack, switched to by hand; where that is not written, or
+// FUSEDRNN_UCONTEXT is defined, by the C library.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,8 @@ class Fiber {
     Fiber(const Fiber&) = delete;
     Fiber& operator=(const Fiber&) = delete;
 
-    // The next switch to this fiber calls entry(), which never returns. `colour` spreads stacks over cache lines.
+    // The next switch to this fiber calls entry(), which never returns. `colour` spreads stacks over cache
+    // lines.
     void prepare(void (*entry)(), unsigned colour);
     // Leaves `from`, which must be the running fiber. `ends`: it will not be switched to again.
     static void change(Fiber& from, Fiber& to, bool ends = false);

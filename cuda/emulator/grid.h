@@ -139,4 +139,7 @@ extern Place* place;  // its place
 void order_warp();  // what warp_barrier does to memory
 bool is_left_out(Operation operation, Site site);
 
+std::string text(Int3 v);
+[[noreturn]] void refuse(const std::string& what);  // throws an Error of the launch
+
 }  // namespace fusedrnn::cuda::emulator

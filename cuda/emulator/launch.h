@@ -15,8 +15,8 @@ struct Body {
     void* context;
 };
 
-// Runs the whole grid before it returns. Throws Error for what the kernel does wrong, with the block, the thread and
-// the place.
+// Runs the whole grid before it returns. Throws Error for what the kernel does wrong, with the block, the
+// thread and the place.
 void launch(const Body& body, const Shape& shape, std::size_t argument_bytes);
 int resident_blocks(const Shape& shape);
 

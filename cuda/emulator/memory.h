@@ -1,9 +1,10 @@
-// The emulator's global memory: as little is seen of what other threads write as the memory model of CUDA allows.
+// The emulator's global memory: as little is seen of what other threads write as the memory model of CUDA
+// allows.
 //
-// A plain store stays in the store buffer of its thread, or goes to memory at once; warp_barrier moves it to the
-// warp's, block_barrier to the block's, and a release or a fence writes all three to memory. A plain load looks into the
-// three buffers of its thread and then into memory as it was at some time since the thread's last acquire: a barrier
-// hands that time on.
+// A plain store stays in the store buffer of its thread, or goes to memory at once; warp_barrier moves it to
+// the warp's, block_barrier to the block's, and a release or a fence writes all three to memory. A plain load
+// looks into the three buffers of its thread and then into memory as it was at some time since the thread's
+// last acquire: a barrier hands that time on.
 #pragma once
 
 #include <cstddef>

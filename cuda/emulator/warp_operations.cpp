@@ -166,7 +166,8 @@ std::uint16_t f16_bits(float x) {
     std::frexp(magnitude, &exponent);               // magnitude = [0.5, 1) 2^exponent
     const int unit = std::max(exponent - 11, -24);  // of the last place
     const auto significand = static_cast<unsigned>(std::nearbyint(std::ldexp(magnitude, -unit)));
-    // The leading 1 of a normal number counts as one more in the exponent; rounding up may carry into it, too.
+    // The leading 1 of a normal number counts as one more in the exponent; rounding up may carry into it,
+    // too.
     const unsigned bits = (static_cast<unsigned>(unit + 24) << 10) + significand;
     return static_cast<std::uint16_t>(sign | bits);
 }

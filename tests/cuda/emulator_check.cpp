@@ -1,5 +1,5 @@
-// Checks that the emulator is as strict as it says: kernels that order their memory properly always pass, and each
-// barrier, release, acquire, fence or wait that is left out of them is noticed for some seed.
+// Checks that the emulator is as strict as it says: kernels that order their memory properly always pass, and
+// each barrier, release, acquire, fence or wait that is left out of them is noticed for some seed.
 #include <exception>
 
 #include "check.h"

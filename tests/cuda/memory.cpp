@@ -25,7 +25,8 @@ struct Ring {
 
 enum class How { add_release, store_release, fences };
 
-// Every block gives its values to the next one. Two slots: who writes one of them again knows that it was read.
+// Every block gives its values to the next one. Two slots: who writes one of them again knows that it was
+// read.
 template <How how>
 FUSEDRNN_KERNEL void pass_messages(Ring ring) {
     const int block = block_index().x, blocks = grid_size().x, thread = thread_index();
@@ -246,7 +247,8 @@ FUSEDRNN_KERNEL void copy_tail(const float* p, float* out, int bytes) {
     }
 }
 
-// The seed alone decides who comes last, and every block and every thread may; also of blocks that run one by one.
+// The seed alone decides who comes last, and every block and every thread may; also of blocks that run one by
+// one.
 void check_order() {
     for (int resident : {1, 4}) {
         unsigned blocks = 0, threads = 0;

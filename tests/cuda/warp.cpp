@@ -14,7 +14,8 @@ enum class Format { bf16, f16, tf32 };
 
 constexpr int depth(Format format) { return format == Format::tf32 ? 8 : 16; }
 
-// The bits of x, which the format holds exactly. A product in tf32 does not look at the last 13 bits of a float.
+// The bits of x, which the format holds exactly. A product in tf32 does not look at the last 13 bits of a
+// float.
 unsigned element_bits(Format format, float x) {
     if (format == Format::tf32) return as_unsigned(x) | 0x1FFF;
     return (format == Format::bf16 ? to_bf16x2(x, 0) : to_f16x2(x, 0)) & 0xFFFF;
@@ -68,8 +69,8 @@ FUSEDRNN_KERNEL void multiply(const float* a, const float* b, float* c) {
     for (int i = 0; i < 4; ++i) store(c + c_at(lane(), i).row * 8 + c_at(lane(), i).column, fragment_c[i]);
 }
 
-// The same with bf16 fragments from shared memory: a (16, 16) row by row or, transposed, column by column, and b
-// (16, 8) row by row or, transposed, column by column.
+// The same with bf16 fragments from shared memory: a (16, 16) row by row or, transposed, column by column,
+// and b (16, 8) row by row or, transposed, column by column.
 template <bool a_columns, bool b_columns>
 FUSEDRNN_KERNEL void multiply_shared(const bf16* a, const bf16* b, float* c) {
     bf16* shared_a = shared_memory<bf16>();
