@@ -72,6 +72,6 @@ void check_ordering();  // memory.cpp
 void check_access();
 void check_waiting();  // waiting.cpp
 void check_warp();     // warp.cpp
-void check_numbers();
+void check_numbers();  // numbers.cpp
 
 }  // namespace emulator_check

@@ -1,4 +1,4 @@
-// What the lanes of a warp do together: shuffles, ldmatrix, matrix products; and the formats of numbers.
+// What the lanes of a warp do together: shuffles, ldmatrix, matrix products.
 #include <cmath>
 #include <cstring>
 
@@ -198,70 +198,6 @@ void check_warp() {
                  [] { launch(&bad_row, Shape{.shared_bytes = 256}, nullptr, 256); });
     expect_error("misaligned ldmatrix", "misaligned",
                  [] { launch(&bad_row, Shape{.shared_bytes = 256}, nullptr, 8); });
-}
-
-// Between two neighbours of a format the middle goes to the even one, all else to the nearer one.
-template <class Round, class Widen>
-void check_rounding(const char* name, unsigned first, unsigned last, bool ties_away, Round round,
-                    Widen widen) {
-    bool good = true;
-    for (unsigned bits = first; bits < last; ++bits) {
-        const float low = widen(bits), high = widen(bits + 1);
-        const auto middle = static_cast<float>((double{low} + double{high}) / 2);
-        good &= round(low) == bits && round(high) == bits + 1;
-        good &= round(middle) == (ties_away || bits % 2 == 1 ? bits + 1 : bits);
-        good &= round(std::nextafter(middle, 0.0f)) == bits;
-        good &= round(std::nextafter(middle, HUGE_VALF)) == bits + 1;
-        good &= round(-low) == (bits | widen.sign) && round(-middle) == (round(middle) | widen.sign);
-    }
-    expect(good, std::string("rounding to ") + name);
-}
-
-struct WidenBf16 {
-    unsigned sign = 0x8000;
-    float operator()(unsigned bits) const { return to_float(bf16{static_cast<std::uint16_t>(bits)}); }
-};
-struct WidenF16 {
-    unsigned sign = 0x8000;
-    // Not the emulator's conversion: 2^(exponent - 25) (1024 + fraction).
-    float operator()(unsigned bits) const {
-        const unsigned exponent = bits >> 10;
-        const double fraction = bits & 1023;
-        return static_cast<float>(exponent == 0
-                                      ? fraction * 0x1p-24
-                                      : (1024 + fraction) * std::pow(2.0, static_cast<int>(exponent) - 25));
-    }
-};
-struct WidenTf32 {
-    unsigned sign = 0x80000000u >> 13;
-    float operator()(unsigned bits) const { return as_float(bits << 13); }
-};
-
-void check_numbers() {
-    check_rounding(
-        "bf16", 0, 0x7F7F, false, [](float x) { return unsigned{from_float<bf16>(x).bits}; }, WidenBf16{});
-    check_rounding(
-        "f16", 0, 0x7BFF, false, [](float x) { return unsigned{from_float<fp16>(x).bits}; }, WidenF16{});
-    // From just below 1 to above 8; the exponent matters to nothing.
-    check_rounding(
-        "tf32", 0x3F7000u * 256 >> 13, 0x410100u * 256 >> 13, true,
-        [](float x) { return round_tf32(x) >> 13; }, WidenTf32{});
-    bool good = true;
-    for (unsigned bits = 0; bits <= 0x7C00; ++bits) {
-        const auto half = static_cast<std::uint16_t>(bits);
-        good &= to_float(fp16{half}) == (bits == 0x7C00 ? HUGE_VALF : WidenF16{}(bits));
-        good &= to_float(fp16{static_cast<std::uint16_t>(half | 0x8000)}) == -to_float(fp16{half});
-    }
-    expect(good, "f16 to float");
-    const float inf = HUGE_VALF, nan = std::nanf("");
-    expect(from_float<fp16>(65519.0f).bits == 0x7BFF && from_float<fp16>(65520.0f).bits == 0x7C00,
-           "f16 overflow");
-    expect(from_float<bf16>(3.4e38f).bits == 0x7F80 && from_float<bf16>(-inf).bits == 0xFF80,
-           "bf16 overflow");
-    expect(std::isnan(to_float(from_float<fp16>(nan))) && std::isnan(to_float(from_float<bf16>(nan))) &&
-               std::isnan(as_float(round_tf32(nan))) && round_tf32(inf) == as_unsigned(inf),
-           "NaN and infinity");
-    expect(to_bf16x2(1.0f, 2.0f) == 0x40003F80 && to_f16x2(1.0f, 2.0f) == 0x40003C00, "pairs");
 }
 
 }  // namespace emulator_check
