@@ -1,0 +1,3 @@
+#include "instances/instance.h"
+
+FUSEDRNN_INSTANCE(f64)

@@ -1,0 +1,174 @@
+// What the drivers hand to the kernels. Plain data, for any compiler: a kernel knows the types of its elements (T and C
+// of problem.h), its caller does not have to.
+//
+// "Position" is a row's place in the order of descending length; `order` is null where it is the row itself.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels.h"
+#include "device/types.h"
+#include "problem.h"
+
+namespace fusedrnn::cuda {
+
+// ---- products of matrices ------------------------------------------------------------------------------
+
+// Which of A (M, K) and B (K, N) are stored with K as their last axis: A in kNT and kNN, B in kNT.
+enum class Layout : int { kNT, kNN, kTN };
+inline constexpr int kLayoutCount = 3;
+
+// C (M, N) = A B + bias, or added to C. Blocks (m, n, slice) of the grid; each slice of K has its own sum.
+struct GemmArgs {
+    const void *a, *b;    // T
+    void* c;              // C, or T in kNN
+    const void* bias[2];  // T (N); null: none
+    void* partial;        // C [slices][M][N], where there is more than one slice
+    std::int64_t m, n, k, slice;
+    std::int64_t lda, ldb, ldc;
+    bool accumulate;
+    bool vector_a, vector_b;  // whether all their rows start at multiples of 16 bytes
+};
+
+// C = the sum of the slices in their order + bias, or added to C.
+struct SumSlicesArgs {
+    const void* partial;  // C [slices][M][N]
+    void* c;              // as in GemmArgs
+    const void* bias[2];
+    std::int64_t m, n, ldc;
+    int slices;
+    bool accumulate;
+};
+
+// Sums of the columns of a (M, N) matrix, slice by slice of its rows.
+struct ColumnSumsArgs {
+    const void* a;  // T
+    void* partial;  // C [slices][N]
+    std::int64_t m, n, slice;
+};
+
+// to (N, M) = from (M, N) transposed.
+struct TransposeArgs {
+    const void* from;  // T
+    void* to;
+    std::int64_t m, n;
+};
+
+// ---- one step ------------------------------------------------------------------------------------------
+
+// Where a step finds the state before it.
+struct StateSource {
+    ConstRows y;
+    const void* initial[kMaxStates];
+    const void* reset[kMaxStates];
+    std::int64_t reset_stride[kMaxStates];
+    const std::uint8_t* resets;  // (T, B) or null
+    std::int64_t B, H, P;
+    bool reverse;
+};
+
+// A step in time. `next` is how many rows are alive at t + 1.
+struct Moment {
+    std::int64_t t, next;
+};
+
+struct StepForwardArgs {
+    const void *w_hh, *b_hh;  // b_hh: only where the gates are split; may be null
+    const void* gx;           // C [position][G*H]
+    StateSource source;
+    Moment now;
+    const void* states_before;  // C [position][kStates - 1][H]
+    const std::int64_t* order;
+    void* hidden;  // T: h after the step, at `hidden_stride` times the row, or the position
+    std::int64_t hidden_stride;
+    bool hidden_by_position;
+    void* states;  // C [position][kStates - 1][H]; may be states_before
+    void* saved;   // C [position][H][kSaved], or null
+    int rows;
+};
+
+// out (row of the batch, M) = rows (position, K) w (M, K)^T.
+struct ProjectArgs {
+    const void *w, *rows;  // T
+    void* out;             // T, at out_stride times the row
+    std::int64_t out_stride;
+    const std::int64_t* order;
+    int m, k, count;
+};
+
+struct StepBackwardArgs {
+    // The product that gives the gradient of h: `product_rows` [position][k] times `product_w` [unit][k]. Without a
+    // projection: dgh of the step later in the pass and W_hh^T; with one: the gradient of this step's output and W_hr^T.
+    const void *product_w, *product_rows;  // T
+    int k;
+    bool projected;
+    StateSource source;
+    Moment now, later;
+    const void* states_before;  // C [position][kStates - 1][H]
+    const std::int64_t* order;
+    int rows, later_rows;  // alive now and at the later step
+    const void* dy;        // T, at dy_stride times the row; null: zero
+    std::int64_t dy_stride;
+    const void* dfinal[kMaxStates];
+    void* dinitial[kMaxStates];  // of the rows that are alive at the later step and not now
+    const void* saved;           // C [position][H][kSaved]
+    void* carry;                 // C [position][kStates][H]: in, of the later step; out, of this one
+    void *dgx, *dgh;             // T [position][G*H]; the same where the gates are not split
+};
+
+// With a projection: the gradient of the output, dout (position, P) = dy + dgh (of the later step) W_hh.
+struct OutputGradientArgs {
+    const void *w_hh_t, *dgh;  // T [P][k], [position][k]
+    int k;
+    StateSource source;
+    Moment later;
+    const std::int64_t* order;
+    int rows, later_rows;
+    const void* dy;
+    std::int64_t dy_stride;
+    const void* dfinal;  // T (B, P)
+    void* dinitial;      // T (B, P)
+    void* dout;          // T [position][P]
+};
+
+// ---- rows of sequences ---------------------------------------------------------------------------------
+
+// The device's copy of a schedule (see cpu/kernels.h); null arrays where all rows are T long and stay in place.
+struct DeviceSchedule {
+    const std::int64_t *order, *active, *offset, *length;
+    std::int64_t T, B;
+};
+
+// Between a (T, B, n) array and the rows that are alive, by compact index from step `first` on. Blocks (step, rows).
+struct RowsArgs {
+    DeviceSchedule schedule;
+    std::int64_t first;
+    ConstRows from;  // gather
+    Rows to;         // scatter, clear
+    void* compact;   // T [rows][n]
+    std::int64_t n;
+    bool accumulate;  // scatter: added to `to`
+};
+
+// The hidden states before the steps, as RowsArgs gathers them.
+struct GatherHiddenArgs {
+    DeviceSchedule schedule;
+    StateSource source;
+    void* compact;  // T [rows][P]
+};
+
+// The state after each row's last step, or what was given for a row without one. Blocks (row, state).
+struct FinalStateArgs {
+    DeviceSchedule schedule;
+    ConstRows y;
+    const void* states;    // C [row][kStates - 1][H]
+    bool states_by_index;  // rows of `states` are compact indices (a tape), else positions
+    const void* initial[kMaxStates];
+    void* final[kMaxStates];
+    std::int64_t H, P;
+    int beyond;  // kStates - 1
+    bool reverse;
+    bool only_empty;  // only the rows without a step
+};
+
+}  // namespace fusedrnn::cuda

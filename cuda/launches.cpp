@@ -1,0 +1,162 @@
+#include "launches.h"
+
+#include <algorithm>
+
+namespace fusedrnn::cuda {
+
+namespace {
+
+constexpr std::int64_t kGemmThreads = 256, kRowsThreads = 256;
+// Blocks that fill the larger devices about twice. A constant, so that results do not depend on the device.
+constexpr std::int64_t kManyBlocks = 264;
+constexpr std::int64_t kLeastSliceChunks = 8;
+constexpr std::int64_t kLeastSliceRows = 128;
+constexpr std::int64_t kMostGridY = 65535;
+
+std::int64_t tiles(std::int64_t n, std::int64_t tile) { return (n + tile - 1) / tile; }
+
+}  // namespace
+
+Launcher::Slices Launcher::slices(std::int64_t m, std::int64_t n, std::int64_t k) const {
+    const std::int64_t blocks = tiles(m, entries_.gemm_tile) * tiles(n, entries_.gemm_tile);
+    const std::int64_t chunks = std::max<std::int64_t>(1, tiles(k, entries_.chunk));
+    const std::int64_t wanted =
+        std::clamp<std::int64_t>(kManyBlocks / std::max<std::int64_t>(1, blocks), 1,
+                                 std::max<std::int64_t>(1, chunks / kLeastSliceChunks));
+    const std::int64_t size = tiles(chunks, wanted);
+    return {size * entries_.chunk, static_cast<int>(tiles(chunks, size))};
+}
+
+// Fewer rows may be cut into more slices, but never into more blocks than are wanted.
+std::int64_t Launcher::partial_bytes(std::int64_t m, std::int64_t n, std::int64_t k) const {
+    const std::int64_t most = tiles(k, entries_.chunk) / kLeastSliceChunks, tile = entries_.gemm_tile;
+    return most <= 1 ? 0 : std::min(most * m * n, kManyBlocks * tile * tile) * compute_item_;
+}
+
+void Launcher::multiply(const Product& p, void* partial) const {
+    if (p.m == 0 || p.n == 0 || (p.k == 0 && p.accumulate)) return;
+    const Slices cut = slices(p.m, p.n, p.k);
+    const bool split = cut.count > 1;
+    GemmArgs args{};
+    args.a = p.a.data;
+    args.b = p.b.data;
+    args.c = p.c;
+    args.m = p.m, args.n = p.n, args.k = p.k, args.slice = cut.size;
+    args.lda = p.a.stride, args.ldb = p.b.stride, args.ldc = p.c_stride;
+    std::copy_n(p.bias, 2, args.bias);
+    args.partial = split ? partial : nullptr;
+    args.accumulate = p.accumulate;
+    args.vector_a = is_vector(p.a.data, 0, p.a.stride);
+    args.vector_b = is_vector(p.b.data, 0, p.b.stride);
+    const int layout = static_cast<int>(p.layout);
+    Shape shape;
+    shape.grid_x = static_cast<int>(tiles(p.m, entries_.gemm_tile));
+    shape.grid_y = static_cast<int>(tiles(p.n, entries_.gemm_tile));
+    shape.grid_z = cut.count;
+    shape.block = static_cast<int>(kGemmThreads);
+    start(entries_.gemm[layout], shape, args);
+    if (!split) return;
+    SumSlicesArgs sum{partial, p.c, {p.bias[0], p.bias[1]}, p.m, p.n, p.c_stride, cut.count, p.accumulate};
+    Shape sum_shape;
+    sum_shape.grid_x = static_cast<int>(p.m);
+    sum_shape.grid_y = static_cast<int>(tiles(p.n, kGemmThreads));
+    sum_shape.block = static_cast<int>(kGemmThreads);
+    start(entries_.sum_slices[layout], sum_shape, sum);
+}
+
+Launcher::Slices Launcher::column_slices(std::int64_t m, std::int64_t n) const {
+    const std::int64_t wanted =
+        std::clamp<std::int64_t>(kManyBlocks / std::max<std::int64_t>(1, tiles(n, 32)), 1,
+                                 std::max<std::int64_t>(1, m / kLeastSliceRows));
+    const std::int64_t size = std::max<std::int64_t>(1, tiles(m, wanted));
+    return {size, static_cast<int>(std::max<std::int64_t>(1, tiles(m, size)))};
+}
+
+std::int64_t Launcher::column_bytes(std::int64_t m, std::int64_t n) const {
+    return column_slices(m, n).count * n * compute_item_;
+}
+
+void Launcher::add_column_sums(const void* a, std::int64_t m, std::int64_t n, void* const (&sums)[2],
+                               void* partial) const {
+    if (m == 0 || n == 0 || (sums[0] == nullptr && sums[1] == nullptr)) return;
+    const Slices cut = column_slices(m, n);
+    Shape shape;
+    shape.grid_x = static_cast<int>(tiles(n, 32));
+    shape.grid_y = cut.count;
+    shape.block = static_cast<int>(kRowsThreads);
+    start(entries_.column_sums, shape, ColumnSumsArgs{a, partial, m, n, cut.size});
+    for (void* sum : sums) {
+        if (sum == nullptr) continue;
+        const SumSlicesArgs args{partial, sum, {nullptr, nullptr}, 1, n, n, cut.count, true};
+        Shape sum_shape;
+        sum_shape.grid_y = static_cast<int>(tiles(n, kGemmThreads));
+        sum_shape.block = static_cast<int>(kGemmThreads);
+        start(entries_.sum_slices[static_cast<int>(Layout::kTN)], sum_shape, args);
+    }
+}
+
+void Launcher::transpose(const void* from, std::int64_t m, std::int64_t n, void* to) const {
+    Shape shape;
+    shape.grid_x = static_cast<int>(tiles(m, 32));
+    shape.grid_y = static_cast<int>(tiles(n, 32));
+    shape.block = static_cast<int>(kRowsThreads);
+    start(entries_.transpose, shape, TransposeArgs{from, to, m, n});
+}
+
+void Launcher::move_rows(const Entry<RowsArgs>& entry, const RowsArgs& args, std::int64_t steps) const {
+    if (steps == 0 || args.schedule.B == 0 || args.n == 0) return;
+    Shape shape;
+    shape.grid_x = static_cast<int>(steps);
+    shape.grid_y = static_cast<int>(std::min(tiles(args.schedule.B, kRowsThreads / 32), kMostGridY));
+    shape.block = static_cast<int>(kRowsThreads);
+    start(entry, shape, args);
+}
+
+bool Launcher::is_vector(const void* data, std::int64_t k, std::int64_t stride,
+                         std::int64_t other_stride) const {
+    const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(data));
+    return (address | k * item_ | stride * item_ | other_stride * item_) % 16 == 0;
+}
+
+// Two chunks of K a warp at least: so many are on their way at the same time.
+int Launcher::step_warps(std::int64_t k, int least, int most) const {
+    const std::int64_t wanted = tiles(k, 2 * entries_.chunk);
+    return static_cast<int>(std::clamp<std::int64_t>(wanted, least, most));
+}
+
+ScheduleCopy::ScheduleCopy(const Dims& dims, const Schedule& schedule, Arena& arena)
+    : device{}, host_(schedule), uniform_(true), longest_(0), block_(nullptr) {
+    device.T = dims.T;
+    device.B = dims.B;
+    if (dims.T == 0 || dims.B == 0) return;
+    longest_ = schedule.length[0];
+    uniform_ = schedule.active[dims.T - 1] == dims.B;
+    if (uniform_) return;
+    block_ = arena.take(2 * (dims.B + dims.T + 1) * std::int64_t{sizeof(std::int64_t)});
+    if (block_ == nullptr) return;
+    std::int64_t* p = static_cast<std::int64_t*>(block_);
+    device.order = p;
+    device.length = p += dims.B;
+    device.active = p += dims.B;
+    device.offset = p += dims.T + 1;
+}
+
+void ScheduleCopy::send(Stream stream) const {
+    if (uniform_) return;
+    const auto send_one = [&](const std::int64_t* to, const std::int64_t* from, std::int64_t n) {
+        copy(const_cast<std::int64_t*>(to), from, static_cast<std::size_t>(n) * sizeof *from, stream);
+    };
+    send_one(device.order, host_.order, device.B);
+    send_one(device.length, host_.length, device.B);
+    send_one(device.active, host_.active, device.T + 1);
+    send_one(device.offset, host_.offset, device.T + 1);
+}
+
+void check_problem(const MathEntries& entries, CellId cell, const Dims& dims) {
+    if (dims.V != 0) throw std::invalid_argument("x: expected a sequence of vectors, got one of indices");
+    if (dims.projected && entries.direct_hidden[cell]) {
+        throw std::invalid_argument(std::string("proj_size: expected 0 for ") + entries.traits[cell].name);
+    }
+}
+
+}  // namespace fusedrnn::cuda
