@@ -1,0 +1,252 @@
+#include "backward.h"
+
+#include <algorithm>
+
+#include "launches.h"
+
+namespace fusedrnn::cuda {
+
+namespace {
+
+class Backward {
+  public:
+    Backward(const BackwardProblem& problem, void* workspace, Stream stream)
+        : p_(problem),
+          launcher_(problem.math, stream),
+          arena_(workspace),
+          schedule_(problem.dims, problem.schedule, arena_),
+          traits_(launcher_.entries().traits[problem.cell]) {
+        const Dims& d = p_.dims;
+        check_problem(launcher_.entries(), p_.cell, d);
+        item_ = storage_bytes(p_.math), compute_ = compute_bytes(p_.math);
+        gates_ = traits_.gates * d.H;
+        rows_ = schedule_.rows();
+        x_stride_ = matrix_stride(schedule_, p_.x.t_stride, p_.x.b_stride);
+        dx_stride_ = matrix_stride(schedule_, p_.dx.t_stride, p_.dx.b_stride);
+        w_hh_t_ = arena_.take(gates_ * d.P * item_);
+        w_hr_t_ = arena_.take(d.projected ? d.P * d.H * item_ : 0);
+        carry_ = arena_.take(d.B * traits_.states * d.H * compute_);
+        dgh_ = arena_.take(rows_ * gates_ * item_);
+        dgx_ = traits_.split_gates ? arena_.take(rows_ * gates_ * item_) : dgh_;
+        dout_ = arena_.take(d.projected ? rows_ * d.P * item_ : 0);
+        hidden_before_ = arena_.take(p_.dparams.w_hh != nullptr ? rows_ * d.P * item_ : 0);
+        x_rows_ = arena_.take(p_.dparams.w_ih != nullptr && x_stride_ == 0 ? rows_ * d.I * item_ : 0);
+        dx_rows_ = arena_.take(p_.dx.data != nullptr && dx_stride_ == 0 ? rows_ * d.I * item_ : 0);
+        partial_ = arena_.take(std::max({launcher_.partial_bytes(rows_, d.I, gates_),
+                                         launcher_.partial_bytes(gates_, d.I, rows_),
+                                         launcher_.partial_bytes(gates_, d.P, rows_),
+                                         d.projected ? launcher_.partial_bytes(d.P, d.H, rows_) : 0,
+                                         launcher_.column_bytes(rows_, gates_)}));
+    }
+
+    std::int64_t bytes() const { return arena_.used(); }
+
+    void run() {
+        const Dims& d = p_.dims;
+        if (d.B == 0) return;
+        schedule_.send(launcher_.stream());
+        pass_through_empty_rows();
+        const std::int64_t total = schedule_.longest();
+        if (total > 0) {
+            launcher_.transpose(p_.weights.w_hh, gates_, d.P, w_hh_t_);
+            if (d.projected) launcher_.transpose(p_.weights.w_hr, d.P, d.H, w_hr_t_);
+        }
+        std::int64_t later = -1;
+        for (std::int64_t step = 0; step < total; ++step) {
+            const std::int64_t t = p_.schedule.reverse ? step : total - 1 - step;
+            run_step(t, later);
+            later = t;
+        }
+        if (total > 0) run_step(-1, later);
+        input_gradients();
+        weight_gradients();
+    }
+
+  private:
+    const void* gate_gradients(std::int64_t t) const {
+        return offset_bytes(dgh_, schedule_.offset(t) * gates_ * item_);
+    }
+
+    // A row that never had a step gives its final state's gradient to its initial state.
+    void pass_through_empty_rows() {
+        if (schedule_.uniform() && p_.dims.T > 0) return;
+        FinalStateArgs args{};
+        args.schedule = schedule_.device;
+        for (int k = 0; k < kMaxStates; ++k) {
+            args.initial[k] = p_.dfinal[k];
+            args.final[k] = p_.dinitial[k];
+        }
+        args.H = p_.dims.H, args.P = p_.dims.P;
+        args.beyond = traits_.states - 1;
+        args.only_empty = true;
+        Shape shape;
+        shape.grid_x = static_cast<int>(p_.dims.B);
+        shape.block = 128;
+        launcher_.start(launcher_.entries().final_state, shape, args);
+    }
+
+    // Step t after step `later` of the sweep; -1: none. Without a t only the initial state's gradients are left.
+    void run_step(std::int64_t t, std::int64_t later) {
+        const Dims& d = p_.dims;
+        StepBackwardArgs args{};
+        args.source = state_source(p_);
+        args.order = schedule_.device.order;
+        args.rows = t < 0 ? 0 : static_cast<int>(schedule_.active(t));
+        args.later_rows = later < 0 ? 0 : static_cast<int>(schedule_.active(later));
+        if (t >= 0) args.now = schedule_.moment(t);
+        if (later >= 0) args.later = schedule_.moment(later);
+        if (t >= 0) args.dy = offset_bytes(p_.dy.data, t * p_.dy.t_stride * item_);
+        args.dy_stride = p_.dy.b_stride;
+        std::copy_n(p_.dfinal, kMaxStates, args.dfinal);
+        std::copy_n(p_.dinitial, kMaxStates, args.dinitial);
+        args.product_w = w_hh_t_;
+        args.product_rows = later < 0 ? nullptr : gate_gradients(later);
+        args.k = static_cast<int>(gates_);
+        args.carry = carry_;
+        if (t >= 0) set_tape(args, t);
+        if (d.projected) project_gradients(args, t);
+        const bool vector = launcher_.is_vector(args.product_w, args.k, args.k) &&
+                            launcher_.is_vector(args.product_rows, args.k, args.k);
+        launcher_.step(launcher_.entries().cells[p_.cell].backward, args, vector,
+                       std::max(args.rows, args.later_rows), d.H, args.k);
+    }
+
+    void set_tape(StepBackwardArgs& args, std::int64_t t) const {
+        const std::int64_t H = p_.dims.H, offset = schedule_.offset(t), beyond = traits_.states - 1;
+        const std::int64_t before = p_.schedule.reverse ? t + 1 : t - 1;
+        if (before >= 0 && before < p_.dims.T) {
+            args.states_before = offset_bytes(p_.states, schedule_.offset(before) * beyond * H * compute_);
+        }
+        args.saved = offset_bytes(p_.saved, offset * H * traits_.saved * compute_);
+        args.dgh = offset_bytes(dgh_, offset * gates_ * item_);
+        args.dgx = offset_bytes(dgx_, offset * gates_ * item_);
+    }
+
+    // First the gradient of the output, kept for dW_hr; what is left of the step is then a product of that with W_hr.
+    void project_gradients(StepBackwardArgs& args, std::int64_t t) {
+        const Dims& d = p_.dims;
+        OutputGradientArgs output{};
+        output.w_hh_t = args.product_w;
+        output.dgh = args.product_rows;
+        output.k = args.k;
+        output.source = args.source;
+        output.later = args.later;
+        output.order = args.order;
+        output.rows = args.rows, output.later_rows = args.later_rows;
+        output.dy = args.dy;
+        output.dy_stride = args.dy_stride;
+        output.dfinal = args.dfinal[0];
+        output.dinitial = args.dinitial[0];
+        output.dout = t < 0 ? nullptr : offset_bytes(dout_, schedule_.offset(t) * d.P * item_);
+        const bool vector = launcher_.is_vector(output.w_hh_t, output.k, output.k) &&
+                            launcher_.is_vector(output.dgh, output.k, output.k);
+        launcher_.step(launcher_.entries().output_gradient, output, vector,
+                       std::max(output.rows, output.later_rows), d.P, output.k);
+        args.projected = true;
+        args.product_w = w_hr_t_;
+        args.product_rows = output.dout;
+        args.k = static_cast<int>(d.P);
+    }
+
+    RowsArgs rows_args() const {
+        RowsArgs args{};
+        args.schedule = schedule_.device;
+        args.n = p_.dims.I;
+        return args;
+    }
+
+    // dx = dgx W_ih.
+    void input_gradients() {
+        if (p_.dx.data == nullptr) return;
+        const Dims& d = p_.dims;
+        const MathEntries& entries = launcher_.entries();
+        RowsArgs move = rows_args();
+        move.to = p_.dx;
+        if (!schedule_.uniform() && !p_.accumulate_dx) launcher_.move_rows(entries.clear_padding, move, d.T);
+        const bool direct = dx_stride_ != 0;
+        Product product{};
+        product.layout = Layout::kNN;
+        product.m = rows_, product.n = d.I, product.k = gates_;
+        product.a = {dgx_, gates_};
+        product.b = {p_.weights.w_ih, d.I};
+        product.c = direct ? p_.dx.data : dx_rows_;
+        product.c_stride = direct ? dx_stride_ : d.I;
+        product.accumulate = direct && p_.accumulate_dx;
+        launcher_.multiply(product, partial_);
+        if (direct) return;
+        move.compact = dx_rows_;
+        move.accumulate = p_.accumulate_dx;
+        launcher_.move_rows(entries.scatter_rows, move, schedule_.longest());
+    }
+
+    // c += a^T b over all rows.
+    void add_outer(void* c, const void* a, std::int64_t m, Matrix b, std::int64_t n) {
+        Product product{};
+        product.layout = Layout::kTN;
+        product.m = m, product.n = n, product.k = rows_;
+        product.a = {a, m};
+        product.b = b;
+        product.c = c;
+        product.c_stride = n;
+        product.accumulate = true;
+        launcher_.multiply(product, partial_);
+    }
+
+    void weight_gradients() {
+        if (rows_ == 0) return;
+        const Dims& d = p_.dims;
+        const WeightGradients& to = p_.dparams;
+        const MathEntries& entries = launcher_.entries();
+        if (to.w_ih != nullptr) {
+            Matrix x{p_.x.data, x_stride_};
+            if (x_stride_ == 0) {
+                RowsArgs args = rows_args();
+                args.from = p_.x;
+                args.compact = x_rows_;
+                launcher_.move_rows(entries.gather_rows, args, schedule_.longest());
+                x = {x_rows_, d.I};
+            }
+            add_outer(to.w_ih, dgx_, gates_, x, d.I);
+        }
+        if (to.w_hh != nullptr) {
+            gather_hidden();
+            add_outer(to.w_hh, dgh_, gates_, {hidden_before_, d.P}, d.P);
+        }
+        if (d.projected && to.w_hr != nullptr) add_outer(to.w_hr, dout_, d.P, {p_.hidden, d.H}, d.H);
+        void* const from_x[2] = {to.b_ih, traits_.split_gates ? nullptr : to.b_hh};
+        launcher_.add_column_sums(dgx_, rows_, gates_, from_x, partial_);
+        if (!traits_.split_gates) return;
+        void* const from_h[2] = {to.b_hh, nullptr};
+        launcher_.add_column_sums(dgh_, rows_, gates_, from_h, partial_);
+    }
+
+    // What the recurrent product of each row read.
+    void gather_hidden() {
+        const GatherHiddenArgs args{schedule_.device, state_source(p_), hidden_before_};
+        Shape shape;
+        shape.grid_x = static_cast<int>(schedule_.longest());
+        shape.grid_y = static_cast<int>(std::min<std::int64_t>((p_.dims.B + 7) / 8, 65535));
+        shape.block = 256;
+        launcher_.start(launcher_.entries().gather_hidden, shape, args);
+    }
+
+    const BackwardProblem& p_;
+    Launcher launcher_;
+    Arena arena_;
+    ScheduleCopy schedule_;
+    const CellTraits& traits_;
+    std::int64_t item_, compute_, gates_, rows_, x_stride_, dx_stride_;
+    void *w_hh_t_, *w_hr_t_, *carry_, *dgh_, *dgx_, *dout_, *hidden_before_, *x_rows_, *dx_rows_, *partial_;
+};
+
+}  // namespace
+
+std::int64_t backward_by_steps_workspace(const BackwardProblem& problem) {
+    return Backward(problem, nullptr, nullptr).bytes();
+}
+
+void backward_by_steps(const BackwardProblem& problem, void* workspace, Stream stream) {
+    Backward(problem, workspace, stream).run();
+}
+
+}  // namespace fusedrnn::cuda

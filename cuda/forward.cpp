@@ -1,0 +1,189 @@
+#include "forward.h"
+
+#include <algorithm>
+
+#include "launches.h"
+
+namespace fusedrnn::cuda {
+
+namespace {
+
+// Of projected inputs at a time.
+constexpr std::int64_t kInputBlockBytes = 256 << 20;
+
+class Forward {
+  public:
+    Forward(const ForwardProblem& problem, void* workspace, Stream stream)
+        : p_(problem),
+          launcher_(problem.math, stream),
+          arena_(workspace),
+          schedule_(problem.dims, problem.schedule, arena_) {
+        const Dims& d = p_.dims;
+        const MathEntries& entries = launcher_.entries();
+        check_problem(entries, p_.cell, d);
+        const std::int64_t item = storage_bytes(p_.math), compute = compute_bytes(p_.math);
+        const CellTraits& traits = entries.traits[p_.cell];
+        gates_ = traits.gates * d.H;
+        beyond_ = traits.states - 1;
+        saved_ = traits.saved;
+        const std::int64_t step_bytes = std::max<std::int64_t>(1, d.B * gates_ * compute);
+        block_steps_ =
+            std::clamp<std::int64_t>(kInputBlockBytes / step_bytes, 1, std::max<std::int64_t>(1, d.T));
+        const std::int64_t rows = block_steps_ * d.B;
+        x_stride_ = matrix_stride(schedule_, p_.x.t_stride, p_.x.b_stride);
+        gx_ = arena_.take(rows * gates_ * compute);
+        x_rows_ = arena_.take(x_stride_ != 0 ? 0 : rows * d.I * item);
+        partial_ = arena_.take(launcher_.partial_bytes(rows, gates_, d.I));
+        states_ = arena_.take(p_.states != nullptr ? 0 : d.B * beyond_ * d.H * compute);
+        hidden_ = arena_.take(d.projected && p_.hidden == nullptr ? d.B * d.H * item : 0);
+    }
+
+    std::int64_t bytes() const { return arena_.used(); }
+
+    void run() {
+        const Dims& d = p_.dims;
+        if (d.B == 0) return;
+        schedule_.send(launcher_.stream());
+        if (!schedule_.uniform()) {
+            RowsArgs args{};
+            args.schedule = schedule_.device;
+            args.to = p_.y;
+            args.n = d.P;
+            launcher_.move_rows(launcher_.entries().clear_padding, args, d.T);
+        }
+        const std::int64_t total = schedule_.longest();
+        for (std::int64_t done = 0; done < total; done += block_steps_) {
+            const std::int64_t count = std::min(block_steps_, total - done);
+            const std::int64_t first = p_.schedule.reverse ? total - done - count : done;
+            project_inputs(first, count);
+            for (std::int64_t i = 0; i < count; ++i) {
+                run_step(first, p_.schedule.reverse ? first + count - 1 - i : first + i);
+            }
+        }
+        store_final();
+    }
+
+  private:
+    // gx of the steps [first, first + count).
+    void project_inputs(std::int64_t first, std::int64_t count) {
+        const Dims& d = p_.dims;
+        const std::int64_t item = storage_bytes(p_.math);
+        Product product{};
+        product.layout = Layout::kNT;
+        product.m = schedule_.offset(first + count) - schedule_.offset(first);
+        product.n = gates_;
+        product.k = d.I;
+        if (x_stride_ != 0) {
+            product.a = {offset_bytes(p_.x.data, first * p_.x.t_stride * item), x_stride_};
+        } else {
+            RowsArgs args{};
+            args.schedule = schedule_.device;
+            args.first = first;
+            args.from = p_.x;
+            args.compact = x_rows_;
+            args.n = d.I;
+            launcher_.move_rows(launcher_.entries().gather_rows, args, count);
+            product.a = {x_rows_, d.I};
+        }
+        product.b = {p_.weights.w_ih, d.I};
+        product.c = gx_;
+        product.c_stride = gates_;
+        product.bias[0] = p_.weights.b_ih;
+        if (!launcher_.entries().traits[p_.cell].split_gates) product.bias[1] = p_.weights.b_hh;
+        launcher_.multiply(product, partial_);
+    }
+
+    // The states beyond h after step t.
+    void* states_after(std::int64_t t) const {
+        if (p_.states == nullptr) return states_;
+        return offset_bytes(p_.states, schedule_.offset(t) * beyond_ * p_.dims.H * compute_bytes(p_.math));
+    }
+
+    // Whether all rows that the recurrent product may read are fit for loads of 16 bytes.
+    bool is_vector() const {
+        const std::int64_t P = p_.dims.P;
+        return launcher_.is_vector(p_.weights.w_hh, P, P) &&
+               launcher_.is_vector(p_.y.data, P, p_.y.t_stride, p_.y.b_stride) &&
+               launcher_.is_vector(p_.initial[0], P, P) &&
+               launcher_.is_vector(p_.reset[0], P, p_.reset_stride[0]);
+    }
+
+    void run_step(std::int64_t block_first, std::int64_t t) {
+        const Dims& d = p_.dims;
+        const std::int64_t item = storage_bytes(p_.math), compute = compute_bytes(p_.math),
+                           offset = schedule_.offset(t);
+        const std::int64_t before = p_.schedule.reverse ? t + 1 : t - 1;
+        void* const y = offset_bytes(p_.y.data, t * p_.y.t_stride * item);
+        StepForwardArgs args{};
+        args.w_hh = p_.weights.w_hh;
+        args.b_hh = p_.weights.b_hh;
+        args.gx = offset_bytes(gx_, (offset - schedule_.offset(block_first)) * gates_ * compute);
+        args.source = state_source(p_);
+        args.now = schedule_.moment(t);
+        args.states_before = before >= 0 && before < d.T ? states_after(before) : nullptr;
+        args.order = schedule_.device.order;
+        args.hidden = y;
+        args.hidden_stride = p_.y.b_stride;
+        if (d.projected) {
+            args.hidden = p_.hidden == nullptr ? hidden_ : offset_bytes(p_.hidden, offset * d.H * item);
+            args.hidden_stride = d.H;
+            args.hidden_by_position = true;
+        }
+        args.states = states_after(t);
+        args.saved = offset_bytes(p_.saved, offset * d.H * saved_ * compute);
+        args.rows = static_cast<int>(schedule_.active(t));
+        const MathEntries& entries = launcher_.entries();
+        launcher_.step(entries.cells[p_.cell].forward, args, is_vector(), args.rows, d.H, d.P);
+        if (!d.projected) return;
+        ProjectArgs project{};
+        project.w = p_.weights.w_hr;
+        project.rows = args.hidden;
+        project.out = y;
+        project.out_stride = p_.y.b_stride;
+        project.order = args.order;
+        project.m = static_cast<int>(d.P);
+        project.k = static_cast<int>(d.H);
+        project.count = args.rows;
+        const bool vector =
+            launcher_.is_vector(project.w, d.H, d.H) && launcher_.is_vector(args.hidden, d.H, d.H);
+        launcher_.step(entries.project, project, vector, args.rows, d.P, d.H);
+    }
+
+    void store_final() {
+        FinalStateArgs args{};
+        args.schedule = schedule_.device;
+        args.y = {p_.y.data, p_.y.t_stride, p_.y.b_stride};
+        args.states = p_.states != nullptr ? p_.states : states_;
+        args.states_by_index = p_.states != nullptr;
+        for (int k = 0; k < kMaxStates; ++k) {
+            args.initial[k] = p_.initial[k];
+            args.final[k] = p_.final[k];
+        }
+        args.H = p_.dims.H, args.P = p_.dims.P;
+        args.beyond = static_cast<int>(beyond_);
+        args.reverse = p_.schedule.reverse;
+        Shape shape;
+        shape.grid_x = static_cast<int>(p_.dims.B);
+        shape.block = 128;
+        launcher_.start(launcher_.entries().final_state, shape, args);
+    }
+
+    const ForwardProblem& p_;
+    Launcher launcher_;
+    Arena arena_;
+    ScheduleCopy schedule_;
+    std::int64_t gates_, beyond_, saved_, block_steps_, x_stride_;
+    void *gx_, *x_rows_, *partial_, *states_, *hidden_;
+};
+
+}  // namespace
+
+std::int64_t forward_by_steps_workspace(const ForwardProblem& problem) {
+    return Forward(problem, nullptr, nullptr).bytes();
+}
+
+void forward_by_steps(const ForwardProblem& problem, void* workspace, Stream stream) {
+    Forward(problem, workspace, stream).run();
+}
+
+}  // namespace fusedrnn::cuda
