@@ -1,0 +1,102 @@
+// What every part of the CUDA kernel check needs: arrays on the device, numbers as the device stores them, and the
+// report. The arrays of numbers, the reference and its problems are those of tests/native.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+
+#include "emulator/config.h"
+#include "launches.h"
+#include "reference.h"
+
+namespace cuda_check {
+
+using fusedrnn::cuda::Math;
+using kernel_check::Array;
+using kernel_check::Digest;
+using kernel_check::Random;
+
+// How numbers are stored.
+enum class Kind { f32, f64, bf16, fp16 };
+Kind storage_kind(Math math);
+Kind compute_kind(Math math);
+// The nearest number of a kind, ties to even.
+double round_to(Kind kind, double x);
+
+// Rows of numbers on the device, all bytes 0xFF until they are written, with more of these before, between and after
+// the rows.
+class DeviceArray {
+  public:
+    DeviceArray() = default;
+    // `lead`: elements before the first row. With 0 and no gap, rows of a suitable width start at multiples of 16 bytes.
+    DeviceArray(Kind kind, std::int64_t rows, std::int64_t width, std::int64_t gap = 0,
+                std::int64_t lead = 0);
+    // A copy of an array, or nothing where that is not given.
+    DeviceArray(Kind kind, const Array<double>& from, std::int64_t gap = 0, std::int64_t lead = 0);
+    DeviceArray(DeviceArray&& other) noexcept { *this = std::move(other); }
+    DeviceArray& operator=(DeviceArray&& other) noexcept;
+    ~DeviceArray();
+
+    void* data() const;  // null where there is no array
+    std::int64_t stride() const { return stride_; }
+    std::int64_t rows() const { return rows_; }
+    Array<double> download() const;
+    // Whether everything outside of the rows is as it was.
+    bool intact() const;
+    void add_to(Digest& digest) const;
+
+  private:
+    bool is_row(std::int64_t element) const;
+
+    Kind kind_ = Kind::f32;
+    std::int64_t rows_ = 0, width_ = 0, stride_ = 0, lead_ = 0, elements_ = 0;
+    unsigned char* bytes_ = nullptr;
+};
+
+// Memory of the device without anything in it.
+class DeviceBlock {
+  public:
+    explicit DeviceBlock(std::int64_t bytes);
+    ~DeviceBlock();
+    DeviceBlock(const DeviceBlock&) = delete;
+    void* data() const { return data_; }
+
+  private:
+    void* data_;
+};
+
+// Relative errors that a mode may have: of outputs and states, and of gradients.
+struct Tolerance {
+    double forward, gradient;
+};
+Tolerance tolerance(Math math);
+
+class Report {
+  public:
+    explicit Report(int every) : every_(every) {}
+
+    // Whether to run the next case.
+    bool next() { return seen_++ % every_ == 0; }
+    void begin(Math math, const std::string& name);
+    void fail(const std::string& what, double error);
+    // ||got - want|| / (||want|| + sqrt(n) / 10) is within the tolerance and nothing was written around it: the numbers of
+    // all problems are of the order of 1, and one that happens to be small is not held to its own size.
+    void compare(const char* what, const DeviceArray& got, const Array<double>& want, bool gradient);
+    // Prints which kernels ran in which mode, the largest errors, and the failures.
+    void finish() const;
+
+    int failures() const { return failures_; }
+
+  private:
+    int every_, cases_ = 0, failures_ = 0;
+    std::int64_t seen_ = 0;
+    Math math_ = Math::ieee;
+    std::string name_;
+    double worst_[fusedrnn::cuda::kMathCount][2] = {};
+};
+
+void check_products(Report& report);
+void check_cells(Report& report);
+
+}  // namespace cuda_check

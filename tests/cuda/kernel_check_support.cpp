@@ -1,0 +1,237 @@
+#include <cmath>
+
+#include "kernel_check.h"
+
+namespace cuda_check {
+
+using namespace fusedrnn::cuda;
+
+namespace {
+
+// Launches by kernel and form, for each mode.
+std::map<std::string, std::int64_t[kMathCount]> launches;
+
+void observe(Math math, const char* kernel, const char* form) {
+    ++launches[*form == '\0' ? std::string(kernel) : std::string(kernel) + ", " + form]
+              [static_cast<int>(math)];
+}
+
+std::int64_t item(Kind kind) { return kind == Kind::f64 ? 8 : kind == Kind::f32 ? 4 : 2; }
+
+// x with so many significant bits, none of them below 2^least.
+double round_bits(double x, int bits, int least) {
+    int exponent;
+    std::frexp(x, &exponent);
+    const int unit = std::max(exponent - bits, least);
+    return std::ldexp(std::nearbyint(std::ldexp(x, -unit)), unit);
+}
+
+void encode(Kind kind, double x, unsigned char* to) {
+    if (kind == Kind::f64) {
+        std::memcpy(to, &x, sizeof x);
+        return;
+    }
+    const auto y = static_cast<float>(round_to(kind, x));
+    std::uint32_t bits;
+    std::memcpy(&bits, &y, sizeof bits);
+    if (kind == Kind::f32) {
+        std::memcpy(to, &bits, sizeof bits);
+        return;
+    }
+    std::uint16_t half = static_cast<std::uint16_t>(bits >> 16);
+    if (kind == Kind::fp16) {
+        int exponent;
+        const double mantissa = std::frexp(std::fabs(static_cast<double>(y)), &exponent);
+        half = static_cast<std::uint16_t>(std::signbit(y) ? 0x8000 : 0);
+        if (exponent > -14) {
+            half |= static_cast<std::uint16_t>(exponent + 14) << 10;
+            half |= static_cast<std::uint16_t>(std::ldexp(mantissa, 11)) & 0x3FF;
+        } else {
+            half |= static_cast<std::uint16_t>(std::ldexp(std::fabs(static_cast<double>(y)), 24));
+        }
+    }
+    std::memcpy(to, &half, sizeof half);
+}
+
+double decode(Kind kind, const unsigned char* from) {
+    if (kind == Kind::f64) {
+        double x;
+        std::memcpy(&x, from, sizeof x);
+        return x;
+    }
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, from, static_cast<std::size_t>(item(kind)));
+    if (kind == Kind::fp16) {
+        const int exponent = static_cast<int>(bits >> 10 & 31), mantissa = static_cast<int>(bits & 0x3FF);
+        const double sign = (bits & 0x8000) != 0 ? -1 : 1;
+        if (exponent == 31) return mantissa == 0 ? sign * HUGE_VAL : std::nan("");
+        return sign * std::ldexp(exponent == 0 ? mantissa : mantissa + 1024, std::max(exponent, 1) - 25);
+    }
+    if (kind == Kind::bf16) bits <<= 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return static_cast<double>(x);
+}
+
+}  // namespace
+
+Kind storage_kind(Math math) {
+    if (math == Math::bf16) return Kind::bf16;
+    if (math == Math::fp16) return Kind::fp16;
+    return compute_kind(math);
+}
+Kind compute_kind(Math math) { return math == Math::f64 ? Kind::f64 : Kind::f32; }
+
+double round_to(Kind kind, double x) {
+    switch (kind) {
+        case Kind::f32:
+            return static_cast<double>(static_cast<float>(x));
+        case Kind::bf16:
+            return round_bits(x, 8, -133);
+        case Kind::fp16:
+            return round_bits(x, 11, -24);
+        default:
+            return x;
+    }
+}
+
+// ---- arrays --------------------------------------------------------------------------------------------
+
+DeviceArray::DeviceArray(Kind kind, std::int64_t rows, std::int64_t width, std::int64_t gap,
+                         std::int64_t lead)
+    : kind_(kind),
+      rows_(rows),
+      width_(width),
+      stride_(width + gap),
+      lead_(lead),
+      elements_(lead + rows * stride_) {
+    const std::size_t bytes = static_cast<std::size_t>(std::max<std::int64_t>(1, elements_) * item(kind));
+    bytes_ = static_cast<unsigned char*>(allocate(bytes, nullptr));
+    fill(bytes_, 0xFF, bytes, nullptr);
+}
+DeviceArray::DeviceArray(Kind kind, const Array<double>& from, std::int64_t gap, std::int64_t lead) {
+    if (!from.given()) return;
+    *this = DeviceArray(kind, from.rows(), from.width(), gap, lead);
+    for (std::int64_t i = 0; i < rows_; ++i) {
+        for (std::int64_t k = 0; k < width_; ++k) {
+            unsigned char number[8];
+            encode(kind, from.row(i)[k], number);
+            copy(bytes_ + (lead_ + i * stride_ + k) * item(kind), number,
+                 static_cast<std::size_t>(item(kind)), nullptr);
+        }
+    }
+}
+DeviceArray& DeviceArray::operator=(DeviceArray&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    kind_ = other.kind_;
+    rows_ = other.rows_, width_ = other.width_, stride_ = other.stride_;
+    lead_ = other.lead_, elements_ = other.elements_;
+    return *this;
+}
+DeviceArray::~DeviceArray() { fusedrnn::cuda::free(bytes_, nullptr); }
+
+void* DeviceArray::data() const { return bytes_ == nullptr ? nullptr : bytes_ + lead_ * item(kind_); }
+
+bool DeviceArray::is_row(std::int64_t element) const {
+    return element >= lead_ && (element - lead_) % stride_ < width_;
+}
+
+Array<double> DeviceArray::download() const {
+    synchronize(nullptr);
+    Array<double> to(rows_, width_);
+    for (std::int64_t i = 0; i < rows_; ++i) {
+        for (std::int64_t k = 0; k < width_; ++k) {
+            unsigned char number[8];
+            copy(number, bytes_ + (lead_ + i * stride_ + k) * item(kind_),
+                 static_cast<std::size_t>(item(kind_)), nullptr);
+            to.row(i)[k] = decode(kind_, number);
+        }
+    }
+    return to;
+}
+
+bool DeviceArray::intact() const {
+    for (std::int64_t i = 0; i < elements_; ++i) {
+        if (is_row(i)) continue;
+        for (std::int64_t j = 0; j < item(kind_); ++j) {
+            if (bytes_[i * item(kind_) + j] != 0xFF) return false;
+        }
+    }
+    return true;
+}
+
+void DeviceArray::add_to(Digest& digest) const {
+    for (std::int64_t i = 0; i < rows_; ++i)
+        digest.add(bytes_ + (lead_ + i * stride_) * item(kind_), width_ * item(kind_));
+}
+
+DeviceBlock::DeviceBlock(std::int64_t bytes) : data_(allocate(static_cast<std::size_t>(bytes), nullptr)) {}
+DeviceBlock::~DeviceBlock() { fusedrnn::cuda::free(data_, nullptr); }
+
+// ---- report --------------------------------------------------------------------------------------------
+
+Tolerance tolerance(Math math) {
+    switch (math) {
+        case Math::ieee:
+            return {1e-5, 1e-4};
+        case Math::tf32:
+            return {2e-3, 5e-3};
+        case Math::tf32x3:
+            return {2e-5, 2e-4};
+        case Math::bf16:
+            return {1e-2, 3e-2};
+        case Math::fp16:
+            return {2e-3, 1e-2};
+        default:
+            return {1e-13, 1e-12};
+    }
+}
+
+void Report::begin(Math math, const std::string& name) {
+    launch_observer = observe;
+    ++cases_;
+    math_ = math;
+    name_ = std::string(kMathNames[static_cast<int>(math)]) + " " + name;
+}
+
+void Report::fail(const std::string& what, double error) {
+    ++failures_;
+    std::printf("FAILED %s: %s: %.3g\n", name_.c_str(), what.c_str(), error);
+}
+
+void Report::compare(const char* what, const DeviceArray& got, const Array<double>& want, bool gradient) {
+    if (got.data() == nullptr) return;
+    const Array<double> numbers = got.download();
+    double difference = 0, scale = 0;
+    for (std::int64_t i = 0; i < want.rows(); ++i) {
+        for (std::int64_t k = 0; k < want.width(); ++k) {
+            const double w = want.row(i)[k], d = numbers.row(i)[k] - w;
+            difference += d * d;
+            scale += w * w;
+        }
+    }
+    const double count = static_cast<double>(want.rows() * want.width());
+    const double error =
+        difference == 0 ? 0 : std::sqrt(difference) / (std::sqrt(scale) + 0.1 * std::sqrt(count));
+    const Tolerance limit = tolerance(math_);
+    if (!(error <= (gradient ? limit.gradient : limit.forward))) fail(what, error);
+    if (!got.intact()) fail(std::string(what) + ": written outside", 0);
+    double& worst = worst_[static_cast<int>(math_)][gradient];
+    worst = std::max(worst, error);
+}
+
+void Report::finish() const {
+    std::printf("\n%-36s", "launches");
+    for (const char* name : kMathNames) std::printf("%9s", name);
+    for (const auto& [kernel, counts] : launches) {
+        std::printf("\n%-36s", kernel.c_str());
+        for (std::int64_t count : counts) std::printf("%9lld", static_cast<long long>(count));
+    }
+    for (int gradient = 0; gradient < 2; ++gradient) {
+        std::printf("\n%-36s", gradient == 0 ? "largest error, forward" : "largest error, gradients");
+        for (int i = 0; i < kMathCount; ++i) std::printf("%9.1e", worst_[i][gradient]);
+    }
+    std::printf("\n\n%d cases, %d failures\n", cases_, failures_);
+}
+
+}  // namespace cuda_check
