@@ -34,7 +34,7 @@ std::int64_t Launcher::partial_bytes(std::int64_t m, std::int64_t n, std::int64_
 }
 
 void Launcher::multiply(const Product& p, void* partial) const {
-    if (p.m == 0 || p.n == 0 || (p.k == 0 && p.accumulate)) return;
+    if (p.m == 0 || p.n == 0) return;
     const Slices cut = slices(p.m, p.n, p.k);
     const bool split = cut.count > 1;
     GemmArgs args{};

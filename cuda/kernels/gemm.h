@@ -139,7 +139,7 @@ class Gemm {
             block_barrier();
             fill(args, i + kGemmStages - 1, chunks, k, k_end);
             const T* const a = stage(i);
-            add_chunk(a, a + FactorA::kElements, sums);
+            if (is_used(args)) add_chunk(a, a + FactorA::kElements, sums);
         }
         cp_async_wait<0>();
         store_sums(args, sums);
@@ -165,6 +165,12 @@ class Gemm {
     }
     static FUSEDRNN_DEVICE int warp_row() { return warp() % 4 * 32; }
     static FUSEDRNN_DEVICE int warp_column() { return warp() / 4 * 64; }
+
+    // Whether any of this warp's elements is one of the result.
+    static FUSEDRNN_DEVICE bool is_used(const GemmArgs& args) {
+        return !kTensor || (std::int64_t{block_index().x} * R + warp_row() < args.m &&
+                            std::int64_t{block_index().y} * R + warp_column() < args.n);
+    }
 
     static FUSEDRNN_DEVICE void fill(const GemmArgs& args, int chunk, int chunks, std::int64_t k,
                                      std::int64_t k_end) {

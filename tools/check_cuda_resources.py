@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""Compile every CUDA kernel and check the registers, stack and spills that it takes.
+
+Prints a table of the kernels of cuda/instances/*.cu for each architecture. Fails on a spill, on a stack
+frame, on a kernel that needs more registers than BUDGETS allows or that BUDGETS does not name, and on a
+name in BUDGETS that no kernel has. Static shared memory is listed; dynamic shared memory is
+the launch's (cuda/kernels/table.h).
+
+usage: check_cuda_resources.py [--nvcc PATH] [--jobs N] [--only MATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = {"sm_80": "-arch=sm_80", "sm_90a": "-gencode=arch=compute_90a,code=sm_90a"}
+MATHS = ("ieee", "tf32", "tf32x3", "bf16", "fp16", "f64")
+PLAIN_MATHS = ("ieee", "f64")
+
+# The most registers a thread may have, by kernel and form: on the tensor cores, and with plain multiply-adds
+# (0: there is no such kernel). Blocks have 256 threads: two of them share a multiprocessor up to 128 registers,
+# and 255 is all there is. Forms of a step: xN is the columns of the batch in a block, "any" is for rows of any
+# alignment.
+BUDGETS = {
+    "step_forward x8": (128, 240),
+    "step_forward x8 any": (208, 240),
+    "step_forward x32": (216, 0),
+    "step_backward x8": (128, 128),
+    "step_backward x8 any": (128, 128),
+    "step_backward x32": (128, 0),
+    "step_project x8": (128, 128),
+    "step_project x8 any": (128, 128),
+    "step_project x32": (128, 0),
+    "step_output_gradient x8": (128, 128),
+    "step_output_gradient x8 any": (128, 128),
+    "step_output_gradient x32": (128, 0),
+    "gemm NT": (192, 255),
+    "gemm NN": (224, 255),
+    "gemm TN": (224, 255),
+    "sum_slices NT": (64, 64),
+    "sum_slices NN": (64, 64),
+    "sum_slices TN": (64, 64),
+    "column_sums": (64, 64),
+    "transpose": (64, 64),
+    "gather_rows": (64, 64),
+    "gather_hidden": (64, 64),
+    "scatter_rows": (64, 64),
+    "clear_padding": (64, 64),
+    "final_state": (64, 64),
+}
+
+
+@dataclass
+class Kernel:
+    """What the assembler says of one kernel."""
+
+    math: str
+    architecture: str
+    name: str
+    cell: str
+    registers: int = 0
+    stack: int = 0
+    spills: int = 0
+    shared: int = 0
+
+    @property
+    def budget(self) -> int:
+        """The registers it may use; 0 where the table does not name it."""
+        return BUDGETS.get(self.name, (0, 0))[self.math in PLAIN_MATHS]
+
+    def problems(self) -> list[str]:
+        """What is wrong with it."""
+        found = []
+        if self.budget == 0:
+            found.append("expected a budget in BUDGETS, got none")
+        elif self.registers > self.budget:
+            found.append(f"expected at most {self.budget} registers, got {self.registers}")
+        if self.stack:
+            found.append(f"a stack frame of {self.stack} bytes")
+        if self.spills:
+            found.append(f"{self.spills} bytes of spills")
+        return found
+
+
+def compile_instance(nvcc: str, math: str, architecture: str) -> list[Kernel]:
+    """The kernels of one math mode for one architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [nvcc, "-std=c++20", "-O3", "-DFUSEDRNN_ISA=cuda"]
+        command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'cuda'}", ARCHITECTURES[architecture]]
+        command += ["-cubin", "-Xptxas", "-v", "-o", f"{folder}/kernels.cubin"]
+        command.append(str(ROOT / "cuda" / "instances" / f"{math}.cu"))
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
+    return parse(result.stdout + result.stderr, math, architecture)
+
+
+def parse(log: str, math: str, architecture: str) -> list[Kernel]:
+    """The kernels in the assembler's report."""
+    kernels: list[Kernel] = []
+    for line in log.splitlines():
+        if entry := re.search(r"Compiling entry function '(\S+)'", line):
+            kernels.append(Kernel(math, architecture, *read_symbol(entry[1])))
+        elif frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", line):
+            kernels[-1].stack = int(frame[1])
+            kernels[-1].spills = int(frame[2]) + int(frame[3])
+        elif used := re.search(r"Used (\d+) registers", line):
+            kernels[-1].registers = int(used[1])
+            shared = re.search(r"(\d+) bytes smem", line)
+            kernels[-1].shared = int(shared[1]) if shared else 0
+    return kernels
+
+
+def read_symbol(symbol: str) -> tuple[str, str]:
+    """The name and form of a kernel of fusedrnn::cuda, and its cell where it has one."""
+    text = symbol.removeprefix("_ZN8fusedrnn4cuda")
+    length = re.match(r"\d+", text)
+    if length is None or text == symbol:
+        return symbol, ""
+    start, end = length.end(), length.end() + int(length[0])
+    words, rest = [text[start:end]], text[end:]
+    if layout := re.search(r"S\d_6LayoutE(\d)E", rest):
+        words.append(("NT", "NN", "TN")[int(layout[1])])
+    elif columns := re.search(r"Li(\d+)ELb(\d)E", rest):
+        words.append(f"x{8 * int(columns[1])}")
+        if columns[2] == "0":
+            words.append("any")
+    cell = re.match(r"INS\d_(\d+)([A-Z]\w*)", rest)
+    return " ".join(words), cell[2][: int(cell[1])] if cell else ""
+
+
+def main() -> int:
+    """Compile, print the table, and say what is wrong."""
+    parser = argparse.ArgumentParser(
+        description="Check the registers, stack and spills of every CUDA kernel."
+    )
+    parser.add_argument("--nvcc", default=shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", choices=MATHS, action="append", help="math modes to look at")
+    options = parser.parse_args()
+    jobs = [(math, architecture) for math in options.only or MATHS for architecture in ARCHITECTURES]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = pool.map(lambda job: compile_instance(options.nvcc, *job), jobs)
+        kernels = [kernel for result in results for kernel in result]
+    order = {name: place for place, name in enumerate(BUDGETS)}
+    kernels.sort(key=lambda k: (order.get(k.name, -1), k.cell, MATHS.index(k.math), k.architecture))
+    print(f"{'kernel':29}{'cell':9}{'math':8}{'target':8}registers  budget  stack  spills  shared")
+    messages = []
+    for kernel in kernels:
+        label = f"{kernel.name:29}{kernel.cell:9}{kernel.math:8}{kernel.architecture:8}"
+        numbers = (kernel.registers, kernel.budget, kernel.stack, kernel.spills, kernel.shared)
+        print(label + "{:9}{:8}{:7}{:8}{:8}".format(*numbers))
+        messages += [f"{' '.join(label.split())}: {problem}" for problem in kernel.problems()]
+    missing = set(BUDGETS) - {kernel.name for kernel in kernels}
+    messages += [f"{name}: expected such a kernel, got none" for name in sorted(missing)]
+    for message in messages:
+        print(message)
+    print(f"{len(kernels)} kernels, {len(messages)} problems")
+    return 1 if messages else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
