@@ -3,8 +3,8 @@
 
 Prints a table of the kernels of cuda/instances/*.cu for each architecture. Fails on a spill, on a stack
 frame, on a kernel that needs more registers than BUDGETS allows or that BUDGETS does not name, and on a
-name in BUDGETS that no kernel has. Static shared memory is listed; dynamic shared memory is
-the launch's (cuda/kernels/table.h).
+name in BUDGETS that no kernel has. Static shared memory is listed; dynamic shared memory is the launch's
+(cuda/kernels/table.h).
 
 usage: check_cuda_resources.py [--nvcc PATH] [--jobs N] [--only MATH]
 """
@@ -28,9 +28,9 @@ MATHS = ("ieee", "tf32", "tf32x3", "bf16", "fp16", "f64")
 PLAIN_MATHS = ("ieee", "f64")
 
 # The most registers a thread may have, by kernel and form: on the tensor cores, and with plain multiply-adds
-# (0: there is no such kernel). Blocks have 256 threads: two of them share a multiprocessor up to 128 registers,
-# and 255 is all there is. Forms of a step: xN is the columns of the batch in a block, "any" is for rows of any
-# alignment.
+# (0: there is no such kernel). Blocks have 256 threads: two of them share a multiprocessor up to 128
+# registers, and 255 is all there is. Forms of a step: xN is the columns of the batch in a block, "any" is for
+# rows of any alignment.
 BUDGETS = {
     "step_forward x8": (128, 240),
     "step_forward x8 any": (208, 240),

@@ -141,7 +141,6 @@ class Gemm {
             const T* const a = stage(i);
             if (is_used(args)) add_chunk(a, a + FactorA::kElements, sums);
         }
-        cp_async_wait<0>();
         store_sums(args, sums);
     }
 

@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
         cuda_check::Report report(every);
         cuda_check::check_products(report);
         cuda_check::check_cells(report);
+        cuda_check::check_order(report);
         report.finish();
         return report.failures() == 0 ? 0 : 1;
     } catch (const std::exception& error) {

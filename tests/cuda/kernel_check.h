@@ -98,5 +98,6 @@ class Report {
 
 void check_products(Report& report);
 void check_cells(Report& report);
+void check_order(Report& report);
 
 }  // namespace cuda_check

@@ -302,7 +302,56 @@ void run_case(Math math, CellId cell, const Dims& d, const Options& o, std::int6
     }
 }
 
+// One layer with everything in it, in a mode: a digest of its results, or what went wrong.
+std::string run_layer(Math math, const emulator::Config& config) {
+    const Dims d{3, 3, 20, 24, 24, 0, false}, projected{2, 3, 20, 24, 16, 0, true};
+    const Options options{false, true, true, true, false, true, true, true, true, true, false};
+    std::string text;
+    emulator::set_config(config);
+    try {
+        for (const auto& [cell, dims] : {std::pair{fusedrnn::kCell_gru, d}, {kCell_lstm, projected}}) {
+            const Problem p = make_problem(kernel_entries(math).traits[cell], dims, options, math, 5);
+            OnDevice device(p, options, math, make_results(p, math));
+            run_training(choose_kernel({cell, math, dims, 80, 132, true}), cell, math, dims, p, options,
+                         device);
+            text += std::to_string(device.digest()) + " ";
+        }
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return text;
+}
+
 }  // namespace
+
+// Leaves out the barriers and waits of the kernels one after another: the results have to show it.
+void check_order(Report& report) {
+    constexpr std::uint64_t kSeeds = 8;
+    for (const Math math : {Math::ieee, Math::bf16}) {
+        report.begin(math, "barriers and waits");
+        emulator::Config config;
+        config.poison = false;  // a pointer that is read too early is null
+        const std::string right = run_layer(math, config);
+        const std::vector<emulator::CallSite> sites = emulator::call_sites();
+        if (sites.empty()) report.fail("no barrier was seen", 0);
+        for (const emulator::CallSite& site : sites) {
+            bool noticed = false;
+            for (std::uint64_t seed = 1; seed <= kSeeds && !noticed; ++seed) {
+                emulator::Config without = config;
+                without.seed = seed;
+                without.omit = {{site.operation, site.file, site.line, -1}};
+                noticed = run_layer(math, without) != right;
+            }
+            if (!noticed) {
+                report.fail(std::string("nothing shows without ") + emulator::name(site.operation) + " at " +
+                                site.file.substr(site.file.rfind('/') + 1) + ":" + std::to_string(site.line),
+                            0);
+            }
+        }
+        std::printf("%s: %d barriers and waits are needed\n", kMathNames[static_cast<int>(math)],
+                    static_cast<int>(sites.size()));
+    }
+}
 
 void check_cells(Report& report) {
     std::int64_t counter = 0;
@@ -323,6 +372,10 @@ void check_cells(Report& report) {
                     }
                 }
             }
+            // Nothing of something.
+            run({0, 3, 5, 17, 17, 0, false});
+            run({3, 0, 5, 17, 17, 0, false});
+            run({3, 3, 0, 17, 17, 0, false});
             // Blocks of more columns, several chunks of K for each warp, rows of whole pieces.
             run({2, 19, 8, 48, 48, 0, false});
             run({3, 20, 8, 16, 16, 0, false});
