@@ -66,7 +66,7 @@ class DeviceBlock {
     void* data_;
 };
 
-// Relative errors that a mode may have: of outputs and states, and of gradients.
+// Relative errors that a mode may have in these short problems: of outputs and states, and of gradients.
 struct Tolerance {
     double forward, gradient;
 };
@@ -83,6 +83,8 @@ class Report {
     // ||got - want|| / (||want|| + sqrt(n) / 10) is within the tolerance and nothing was written around it: the numbers of
     // all problems are of the order of 1, and one that happens to be small is not held to its own size.
     void compare(const char* what, const DeviceArray& got, const Array<double>& want, bool gradient);
+    // No kernel is left that has not run in any case.
+    void expect_all_ran();
     // Prints which kernels ran in which mode, the largest errors, and the failures.
     void finish() const;
 
