@@ -85,7 +85,8 @@ class Backward {
         launcher_.start(launcher_.entries().final_state, shape, args);
     }
 
-    // Step t after step `later` of the sweep; -1: none. Without a t only the initial state's gradients are left.
+    // Step t after step `later` of the sweep; -1: none. Without a t only the initial state's gradients are
+    // left.
     void run_step(std::int64_t t, std::int64_t later) {
         const Dims& d = p_.dims;
         StepBackwardArgs args{};
@@ -122,7 +123,8 @@ class Backward {
         args.dgx = offset_bytes(dgx_, offset * gates_ * item_);
     }
 
-    // First the gradient of the output, kept for dW_hr; what is left of the step is then a product of that with W_hr.
+    // First the gradient of the output, kept for dW_hr; what is left of the step is then a product of that
+    // with W_hr.
     void project_gradients(StepBackwardArgs& args, std::int64_t t) {
         const Dims& d = p_.dims;
         OutputGradientArgs output{};

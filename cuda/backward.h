@@ -1,5 +1,5 @@
-// Backward over a whole sequence by a launch a step: the sweep through the steps leaves the gate gradients, then the
-// gradients of the inputs and weights follow as products over all rows.
+// Backward over a whole sequence by a launch a step: the sweep through the steps leaves the gate gradients,
+// then the gradients of the inputs and weights follow as products over all rows.
 #pragma once
 
 #include "problem.h"

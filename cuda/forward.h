@@ -1,5 +1,5 @@
-// Forward over a whole sequence by a launch a step: the input projection of a block of steps as one product, then the
-// steps of the block.
+// Forward over a whole sequence by a launch a step: the input projection of a block of steps as one product,
+// then the steps of the block.
 #pragma once
 
 #include "problem.h"

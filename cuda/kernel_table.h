@@ -1,7 +1,7 @@
 // Which kernel runs a layer.
 //
-// The table in kernel_table.cpp is read from the top; the first row that can run the problem does. FUSEDRNN_CUDA_KERNEL,
-// or a caller, may name one instead, which is then used or refused with the reason.
+// The table in kernel_table.cpp is read from the top; the first row that can run the problem does.
+// FUSEDRNN_CUDA_KERNEL, or a caller, may name one instead, which is then used or refused with the reason.
 #pragma once
 
 #include <string>
@@ -40,7 +40,8 @@ struct Kernel {
 std::string reason_against(const Kernel& kernel, const Request& request);
 
 // `forced`: the name of a kernel, or null for what FUSEDRNN_CUDA_KERNEL says, or else the table. Throws
-// std::invalid_argument for an unknown name and std::runtime_error where nothing, or not what was asked for, can run.
+// std::invalid_argument for an unknown name and std::runtime_error where nothing, or not what was asked for,
+// can run.
 const Kernel& choose_kernel(const Request& request, const char* forced = nullptr);
 
 // All rows, in their order.

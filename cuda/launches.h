@@ -1,7 +1,8 @@
-// What the drivers launch: products, sums and steps with the shapes of their grids; and the workspace they share out.
+// What the drivers launch: products, sums and steps with the shapes of their grids; and the workspace they
+// share out.
 //
-// Every launch goes through Launcher, whose twin without a workspace only measures: a driver written once says how much
-// it needs and, given that, runs.
+// Every launch goes through Launcher, whose twin without a workspace only measures: a driver written once
+// says how much it needs and, given that, runs.
 #pragma once
 
 #include "kernels/table.h"
@@ -25,8 +26,8 @@ class Arena {
     std::int64_t used_ = 0;
 };
 
-// Called before every launch with the kernel's name and the form of a step's kernel, "" of others. For tests, which ask
-// what has run; null otherwise.
+// Called before every launch with the kernel's name and the form of a step's kernel, "" of others. For tests,
+// which ask what has run; null otherwise.
 using LaunchObserver = void (*)(Math math, const char* kernel, const char* form);
 inline LaunchObserver launch_observer = nullptr;
 
@@ -76,8 +77,8 @@ class Launcher {
     void transpose(const void* from, std::int64_t m, std::int64_t n, void* to) const;
     void move_rows(const Entry<RowsArgs>& entry, const RowsArgs& args, std::int64_t steps) const;
 
-    // Whether rows of k elements, the first at `data` and others at multiples of the strides, all start and end at
-    // multiples of 16 bytes.
+    // Whether rows of k elements, the first at `data` and others at multiples of the strides, all start and
+    // end at multiples of 16 bytes.
     bool is_vector(const void* data, std::int64_t k, std::int64_t stride,
                    std::int64_t other_stride = 0) const;
 

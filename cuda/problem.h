@@ -1,5 +1,5 @@
-// What the drivers get: one layer and direction, forward or backward, in memory of the device. Plain data, for any
-// compiler; the same words as in cpu/kernels.h.
+// What the drivers get: one layer and direction, forward or backward, in memory of the device. Plain data,
+// for any compiler; the same words as in cpu/kernels.h.
 //
 // Types of elements: T is the storage type of the math mode, C the type it computes in.
 //
@@ -11,8 +11,8 @@
 //   fp16       fp16     float    tensor cores
 //   f64        double   double   fused multiply-adds
 //
-// Weights, inputs, outputs, the hidden state and the gradients of all but weights are T; the states beyond h, the tape
-// and the gradients of weights and biases are C.
+// Weights, inputs, outputs, the hidden state and the gradients of all but weights are T; the states beyond h,
+// the tape and the gradients of weights and biases are C.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -50,8 +50,8 @@ struct WeightGradients {
     void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
 };
 
-// dims.V must be 0. The arrays of the schedule are the host's, and stay as they are until the stream has come past the
-// call, but `resets` is the device's.
+// dims.V must be 0. The arrays of the schedule are the host's, and stay as they are until the stream has come
+// past the call, but `resets` is the device's.
 struct ForwardProblem {
     CellId cell;
     Math math;

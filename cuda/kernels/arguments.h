@@ -1,5 +1,5 @@
-// What the drivers hand to the kernels. Plain data, for any compiler: a kernel knows the types of its elements (T and C
-// of problem.h), its caller does not have to.
+// What the drivers hand to the kernels. Plain data, for any compiler: a kernel knows the types of its
+// elements (T and C of problem.h), its caller does not have to.
 //
 // "Position" is a row's place in the order of descending length; `order` is null where it is the row itself.
 #pragma once
@@ -97,8 +97,9 @@ struct ProjectArgs {
 };
 
 struct StepBackwardArgs {
-    // The product that gives the gradient of h: `product_rows` [position][k] times `product_w` [unit][k]. Without a
-    // projection: dgh of the step later in the pass and W_hh^T; with one: the gradient of this step's output and W_hr^T.
+    // The product that gives the gradient of h: `product_rows` [position][k] times `product_w` [unit][k].
+    // Without a projection: dgh of the step later in the pass and W_hh^T; with one: the gradient of this
+    // step's output and W_hr^T.
     const void *product_w, *product_rows;  // T
     int k;
     bool projected;
@@ -133,13 +134,15 @@ struct OutputGradientArgs {
 
 // ---- rows of sequences ---------------------------------------------------------------------------------
 
-// The device's copy of a schedule (see cpu/kernels.h); null arrays where all rows are T long and stay in place.
+// The device's copy of a schedule (see cpu/kernels.h); null arrays where all rows are T long and stay in
+// place.
 struct DeviceSchedule {
     const std::int64_t *order, *active, *offset, *length;
     std::int64_t T, B;
 };
 
-// Between a (T, B, n) array and the rows that are alive, by compact index from step `first` on. Blocks (step, rows).
+// Between a (T, B, n) array and the rows that are alive, by compact index from step `first` on. Blocks (step,
+// rows).
 struct RowsArgs {
     DeviceSchedule schedule;
     std::int64_t first;

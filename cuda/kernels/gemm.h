@@ -1,11 +1,12 @@
-// Products of matrices: C = A B + bias or C += A B, in the three layouts that a layer needs (see Layout), with every
-// tail masked. Each element is one sum over K, or over a slice of K, in the order of K: results do not depend on when a
-// block runs.
+// Products of matrices: C = A B + bias or C += A B, in the three layouts that a layer needs (see Layout),
+// with every tail masked. Each element is one sum over K, or over a slice of K, in the order of K: results do
+// not depend on when a block runs.
 //
 // A block stages tiles of A and B in shared memory, three chunks of K ahead, in one of two forms:
 //   K last in memory    [row][4 pieces], the pieces of a row swapped so that eight lanes read from all banks
 //   rows last           [k][row], pieces of a line swapped likewise
-// Either way a lane gets "piece t of row g" from it, as math.h describes, and goes on as if there were one form.
+// Either way a lane gets "piece t of row g" from it, as math.h describes, and goes on as if there were one
+// form.
 #pragma once
 
 #include "kernels/arguments.h"
@@ -31,7 +32,8 @@ class StagedFactor {
   public:
     static constexpr int kElements = R * kChunk<T>;  // of a stage
 
-    // Brings elements [k, k_end) of the rows [row, rows) on their way to the stage; the rest of it becomes zero.
+    // Brings elements [k, k_end) of the rows [row, rows) on their way to the stage; the rest of it becomes
+    // zero.
     static FUSEDRNN_DEVICE void fill(T* stage, const T* from, std::int64_t stride, std::int64_t row,
                                      std::int64_t rows, std::int64_t k, std::int64_t k_end, bool vector) {
         constexpr int kPieces = kElements / kPiece<T>, kPerLine = kLast ? 4 : R / kPiece<T>;
@@ -89,8 +91,8 @@ class StagedFactor {
     }
 
   private:
-    // Where piece `part` of a line stands. Lanes that read at once differ in two rows' lowest bits and t, and without the
-    // swap would share banks.
+    // Where piece `part` of a line stands. Lanes that read at once differ in two rows' lowest bits and t, and
+    // without the swap would share banks.
     static FUSEDRNN_DEVICE int swap(int line, int part) {
         if constexpr (kLast) return part ^ (line / 2 & 3);
         if constexpr (sizeof(T) == 2) return part ^ (line / 8 * 2 + line % 2);
@@ -147,8 +149,8 @@ class Gemm {
   private:
     using FactorA = StagedFactor<T, kLayout != Layout::kTN, R>;
     using FactorB = StagedFactor<T, kLayout == Layout::kNT, R>;
-    // Tensor cores: 4 x 2 warps of 32 x 64 elements. Multiply-adds: 16 x 16 threads of kSide x kSide elements, R / kSide
-    // apart.
+    // Tensor cores: 4 x 2 warps of 32 x 64 elements. Multiply-adds: 16 x 16 threads of kSide x kSide
+    // elements, R / kSide apart.
     static constexpr bool kTensor = MathTraits<kMath>::kTensor;
     static constexpr int kSide = R / 16;
     struct TensorSums {

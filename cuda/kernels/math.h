@@ -1,9 +1,10 @@
 // What a math mode is made of: its types, and the product of fragments.
 //
-// A piece is 16 bytes of one row, so 16 / sizeof(T) neighbours along K; a chunk is the four pieces that the four lanes of
-// a quad hold of a row. With g = lane / 4 and t = lane % 4, a lane loads piece t of row g, and the words of that piece
-// serve as the registers of the fragments in an order that is the same for both factors. The sum over K does not mind
-// which of its terms an instruction calls the first, so rows go from memory into fragments as they are.
+// A piece is 16 bytes of one row, so 16 / sizeof(T) neighbours along K; a chunk is the four pieces that the
+// four lanes of a quad hold of a row. With g = lane / 4 and t = lane % 4, a lane loads piece t of row g, and
+// the words of that piece serve as the registers of the fragments in an order that is the same for both
+// factors. The sum over K does not mind which of its terms an instruction calls the first, so rows go from
+// memory into fragments as they are.
 #pragma once
 
 #include "device/device.h"
@@ -73,8 +74,8 @@ union Piece {
     T element[kPiece<T>];
 };
 
-// Elements k and following of a row of `size`; a null row is zero. kVector: the row starts at a multiple of 16 bytes, and
-// so does its end.
+// Elements k and following of a row of `size`; a null row is zero. kVector: the row starts at a multiple of
+// 16 bytes, and so does its end.
 template <bool kVector, class T>
 FUSEDRNN_DEVICE Piece<T> load_piece(const T* row, int k, int size) {
     Piece<T> piece;
@@ -137,8 +138,8 @@ FUSEDRNN_DEVICE void multiply_words(float (&c)[4], const unsigned (&low)[4], con
     }
 }
 
-// c (16, 8) += a b over a chunk of K: `low` has rows 0..7 of a, `high` rows 8..15, `b` the columns of b; c is laid out
-// as the result of an mma.
+// c (16, 8) += a b over a chunk of K: `low` has rows 0..7 of a, `high` rows 8..15, `b` the columns of b; c is
+// laid out as the result of an mma.
 template <Math kMath>
 FUSEDRNN_DEVICE void multiply(float (&c)[4], const Factor<kMath>& low, const Factor<kMath>& high,
                               const Factor<kMath>& b) {

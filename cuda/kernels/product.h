@@ -1,6 +1,6 @@
-// The product inside a step: 16 units of each of G gates times up to 8 N rows of the batch. The weights are the left
-// factor, so that a unit's gates end up in one place; the warps of a block share out K, and their sums are added in the
-// order of the warps.
+// The product inside a step: 16 units of each of G gates times up to 8 N rows of the batch. The weights are
+// the left factor, so that a unit's gates end up in one place; the warps of a block share out K, and their
+// sums are added in the order of the warps.
 #pragma once
 
 #include "kernels/math.h"
@@ -41,7 +41,8 @@ class StepProduct {
     }
     static FUSEDRNN_DEVICE RowEntry<T, C>* table() { return shared_memory<RowEntry<T, C>>(); }
 
-    // Multiplies with rows w + (gate * units + unit) * k of the weights. The table is ready, and may be read afterwards.
+    // Multiplies with rows w + (gate * units + unit) * k of the weights. The table is ready, and may be read
+    // afterwards.
     static FUSEDRNN_DEVICE void run(const T* w, int unit, int units, int k) {
         C c[G][N][4] = {};
         const int chunks = (k + kChunk<T> - 1) / kChunk<T>, warps = block_threads() / 32;
@@ -148,7 +149,8 @@ class StepProduct {
         }
     }
 
-    // Adds up the shares of a quad's lanes; lane t of it keeps columns 2t and 2t + 1, as an mma would leave them.
+    // Adds up the shares of a quad's lanes; lane t of it keeps columns 2t and 2t + 1, as an mma would leave
+    // them.
     static FUSEDRNN_DEVICE void gather_columns(const C (&shares)[2][8], C (&c)[4]) {
         const bool upper = (lane() & 2) != 0, odd = (lane() & 1) != 0;
         FUSEDRNN_UNROLL

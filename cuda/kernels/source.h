@@ -11,15 +11,16 @@ FUSEDRNN_DEVICE bool has_step_before(const StateSource& source, Moment now, int 
     return source.reverse ? p < now.next : now.t > 0;
 }
 
-// Whether a reset cuts the state of row b, at position p, on its way into the step. Going back in time, resets[t + 1] is
-// the border between t + 1 and t.
+// Whether a reset cuts the state of row b, at position p, on its way into the step. Going back in time,
+// resets[t + 1] is the border between t + 1 and t.
 FUSEDRNN_DEVICE bool is_cut(const StateSource& source, Moment now, int p, std::int64_t b) {
     if (source.resets == nullptr) return false;
     if (!source.reverse) return load_constant(source.resets + now.t * source.B + b) != 0;
     return p < now.next && load_constant(source.resets + (now.t + 1) * source.B + b) != 0;
 }
 
-// The row of state 0, T, and of the state k > 0, C; null is zero. `states_before` are those after the step before.
+// The row of state 0, T, and of the state k > 0, C; null is zero. `states_before` are those after the step
+// before.
 template <class T>
 FUSEDRNN_DEVICE const T* hidden_before(const StateSource& source, Moment now, int p, std::int64_t b) {
     if (is_cut(source, now, p, b)) {

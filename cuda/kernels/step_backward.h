@@ -1,5 +1,5 @@
-// One step backward: the product that brings the gradient of h from the later step, the cell's backward on its result,
-// the gate gradients. Blocks (tile of 8 N positions, tile of 16 units).
+// One step backward: the product that brings the gradient of h from the later step, the cell's backward on
+// its result, the gate gradients. Blocks (tile of 8 N positions, tile of 16 units).
 #pragma once
 
 #include "cells/gru.h"
@@ -11,7 +11,8 @@
 
 namespace fusedrnn::cuda {
 
-// Positions that a backward step has to look at: those alive now, and those whose first step was the later one.
+// Positions that a backward step has to look at: those alive now, and those whose first step was the later
+// one.
 template <class Args>
 FUSEDRNN_HOST_DEVICE int positions_of(const Args& args) {
     return args.rows > args.later_rows ? args.rows : args.later_rows;
@@ -173,8 +174,8 @@ FUSEDRNN_KERNEL FUSEDRNN_LAUNCH_BOUNDS(kStepThreads, 1) void step_backward(StepB
     StepBackward<Cell, kMath, N, kVector>::run(args);
 }
 
-// The gradient of the output, where there is a projection; it does not depend on the cell. Blocks (tile of 8 N positions,
-// tile of 16 outputs).
+// The gradient of the output, where there is a projection; it does not depend on the cell. Blocks (tile of 8
+// N positions, tile of 16 outputs).
 template <Math kMath, int N, bool kVector>
 FUSEDRNN_KERNEL FUSEDRNN_LAUNCH_BOUNDS(kStepThreads, 1) void step_output_gradient(OutputGradientArgs args) {
     using Product = StepProduct<kMath, 1, N, kVector>;

@@ -1,5 +1,5 @@
-// One step forward, for any cell and any sizes: the recurrent product, the cell on its result, the new state. Blocks
-// (tile of 8 N positions, tile of 16 units).
+// One step forward, for any cell and any sizes: the recurrent product, the cell on its result, the new state.
+// Blocks (tile of 8 N positions, tile of 16 units).
 #pragma once
 
 #include "cells/gru.h"
@@ -117,7 +117,8 @@ FUSEDRNN_KERNEL FUSEDRNN_LAUNCH_BOUNDS(kStepThreads, 1) void step_forward(StepFo
     StepForward<Cell, kMath, N, kVector>::run(args);
 }
 
-// The output from the hidden state, where there is a projection. Blocks (tile of 8 N positions, tile of 16 outputs).
+// The output from the hidden state, where there is a projection. Blocks (tile of 8 N positions, tile of 16
+// outputs).
 template <Math kMath, int N, bool kVector>
 FUSEDRNN_KERNEL FUSEDRNN_LAUNCH_BOUNDS(kStepThreads, 1) void step_project(ProjectArgs args) {
     using Product = StepProduct<kMath, 1, N, kVector>;

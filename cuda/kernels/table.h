@@ -1,5 +1,5 @@
-// Handles of the compiled kernels of one math mode, for hosts that do not compile kernels. A .cu file in cuda/instances
-// makes each; kernel_entries() finds them.
+// Handles of the compiled kernels of one math mode, for hosts that do not compile kernels. A .cu file in
+// cuda/instances makes each; kernel_entries() finds them.
 #pragma once
 
 #include "kernels/arguments.h"

@@ -1,5 +1,5 @@
-// What every part of the CUDA kernel check needs: arrays on the device, numbers as the device stores them, and the
-// report. The arrays of numbers, the reference and its problems are those of tests/native.
+// What every part of the CUDA kernel check needs: arrays on the device, numbers as the device stores them,
+// and the report. The arrays of numbers, the reference and its problems are those of tests/native.
 #pragma once
 
 #include <map>
@@ -24,12 +24,13 @@ Kind compute_kind(Math math);
 // The nearest number of a kind, ties to even.
 double round_to(Kind kind, double x);
 
-// Rows of numbers on the device, all bytes 0xFF until they are written, with more of these before, between and after
-// the rows.
+// Rows of numbers on the device, all bytes 0xFF until they are written, with more of these before, between
+// and after the rows.
 class DeviceArray {
   public:
     DeviceArray() = default;
-    // `lead`: elements before the first row. With 0 and no gap, rows of a suitable width start at multiples of 16 bytes.
+    // `lead`: elements before the first row. With 0 and no gap, rows of a suitable width start at multiples
+    // of 16 bytes.
     DeviceArray(Kind kind, std::int64_t rows, std::int64_t width, std::int64_t gap = 0,
                 std::int64_t lead = 0);
     // A copy of an array, or nothing where that is not given.
@@ -80,8 +81,9 @@ class Report {
     bool next() { return seen_++ % every_ == 0; }
     void begin(Math math, const std::string& name);
     void fail(const std::string& what, double error);
-    // ||got - want|| / (||want|| + sqrt(n) / 10) is within the tolerance and nothing was written around it: the numbers of
-    // all problems are of the order of 1, and one that happens to be small is not held to its own size.
+    // ||got - want|| / (||want|| + sqrt(n) / 10) is within the tolerance and nothing was written around it:
+    // the numbers of all problems are of the order of 1, and one that happens to be small is not held to its
+    // own size.
     void compare(const char* what, const DeviceArray& got, const Array<double>& want, bool gradient);
     // No kernel is left that has not run in any case.
     void expect_all_ran();

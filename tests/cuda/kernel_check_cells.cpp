@@ -65,8 +65,8 @@ Array<double> random_array(Random& random, Kind kind, std::int64_t rows, std::in
     return a;
 }
 
-// Rectifiers have no slope at 0: where rounding may take a number across it, no tolerance would do. Large biases and
-// small weights keep all of them away from there.
+// Rectifiers have no slope at 0: where rounding may take a number across it, no tolerance would do. Large
+// biases and small weights keep all of them away from there.
 void avoid_kink(Problem& p, Random& random, Kind kind) {
     p.w_ih = random_array(random, kind, p.H, p.I, 0.5 / static_cast<double>(p.I));
     p.w_hh = random_array(random, kind, p.H, p.P, 0.5 / static_cast<double>(p.P));
@@ -357,7 +357,8 @@ void check_cells(Report& report) {
     std::int64_t counter = 0;
     for (int m = 0; m < kMathCount; ++m) {
         for (int c = 0; c < kCellCount; ++c) {
-            // `plain`: all rows as long as the sequence and at multiples of 16 bytes, where the sizes allow it.
+            // `plain`: all rows as long as the sequence and at multiples of 16 bytes, where the sizes allow
+            // it.
             const auto run = [&](const Dims& d, bool plain = false) {
                 Options options = options_of(++counter);
                 if (plain) options.odd = options.lengths = false;

@@ -1,5 +1,5 @@
-// The products of matrices by themselves: every layout at sizes around the tiles, cut along K, with rows that do and do
-// not start at multiples of 16 bytes.
+// The products of matrices by themselves: every layout at sizes around the tiles, cut along K, with rows that
+// do and do not start at multiples of 16 bytes.
 #include <cmath>
 
 #include "kernel_check.h"
