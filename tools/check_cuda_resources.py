@@ -47,6 +47,10 @@ BUDGETS = {
     "gemm NT": (192, 255),
     "gemm NN": (224, 255),
     "gemm TN": (224, 255),
+    "persistent_forward narrow": (255, 255),
+    "persistent_forward wide": (255, 255),
+    "persistent_backward narrow": (255, 255),
+    "persistent_backward wide": (255, 255),
     "sum_slices NT": (64, 64),
     "sum_slices NN": (64, 64),
     "sum_slices TN": (64, 64),
@@ -92,17 +96,22 @@ class Kernel:
         return found
 
 
-def compile_instance(nvcc: str, math: str, architecture: str) -> list[Kernel]:
-    """The kernels of one math mode for one architecture."""
+def compile_instance(nvcc: str, instance: Path, architecture: str) -> list[Kernel]:
+    """The kernels of one file of cuda/instances for one architecture."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-std=c++20", "-O3", "-DFUSEDRNN_ISA=cuda"]
         command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'cuda'}", ARCHITECTURES[architecture]]
         command += ["-cubin", "-Xptxas", "-v", "-o", f"{folder}/kernels.cubin"]
-        command.append(str(ROOT / "cuda" / "instances" / f"{math}.cu"))
+        command.append(str(instance))
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
-    return parse(result.stdout + result.stderr, math, architecture)
+    return parse(result.stdout + result.stderr, math_of(instance), architecture)
+
+
+def math_of(instance: Path) -> str:
+    """The math mode of a file of cuda/instances, as bf16 of persistent_bf16.cu."""
+    return instance.stem.rsplit("_", 1)[-1]
 
 
 def parse(log: str, math: str, architecture: str) -> list[Kernel]:
@@ -131,6 +140,8 @@ def read_symbol(symbol: str) -> tuple[str, str]:
     words, rest = [text[start:end]], text[end:]
     if layout := re.search(r"S\d_6LayoutE(\d)E", rest):
         words.append(("NT", "NN", "TN")[int(layout[1])])
+    elif cells := re.search(r"Li\d+ELi(\d)E", rest):
+        words.append("narrow" if cells[1] == "1" else "wide")
     elif columns := re.search(r"Li(\d+)ELb(\d)E", rest):
         words.append(f"x{8 * int(columns[1])}")
         if columns[2] == "0":
@@ -148,7 +159,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", choices=MATHS, action="append", help="math modes to look at")
     options = parser.parse_args()
-    jobs = [(math, architecture) for math in options.only or MATHS for architecture in ARCHITECTURES]
+    instances = sorted((ROOT / "cuda" / "instances").glob("*.cu"))
+    instances = [file for file in instances if math_of(file) in (options.only or MATHS)]
+    jobs = [(instance, architecture) for instance in instances for architecture in ARCHITECTURES]
     with ThreadPoolExecutor(options.jobs) as pool:
         results = pool.map(lambda job: compile_instance(options.nvcc, *job), jobs)
         kernels = [kernel for result in results for kernel in result]

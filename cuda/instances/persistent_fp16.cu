@@ -1,0 +1,3 @@
+#include "instances/persistent_instance.h"
+
+FUSEDRNN_PERSISTENT_INSTANCE(fp16)

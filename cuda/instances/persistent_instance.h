@@ -1,0 +1,57 @@
+// The persistent kernels of one math mode, compiled and listed. Each .cu file beside this one whose name
+// begins with `persistent` is one mode.
+#pragma once
+
+#include "kernels/persistent_backward.h"
+#include "kernels/persistent_forward.h"
+
+namespace fusedrnn::cuda {
+
+// Chunks of K whose weights a warp holds for each gate, at most: what leaves no kernel short of registers.
+// Each takes 8 registers of a thread, twice that where weights are two numbers each.
+constexpr int persistent_share(Math math, int gates) {
+    if (gates == 1) return 8;
+    if (math == Math::tf32x3) return 2;
+    return gates == 3 ? (math == Math::ieee ? 5 : 6) : 4;
+}
+
+template <Math kMath>
+class PersistentInstance {
+    template <class Product, class Args>
+    static PersistentEntry<Args> entry(const char* name, void (*kernel)(Args), int share, int depth) {
+        return {{name, kernel, 0}, share, depth, Product::kStageBytes, kSumBytes<Product>};
+    }
+
+    template <class Cell, int kForm>
+    static void add(PersistentEntries& e, CellId cell, const char* forward, const char* backward) {
+        constexpr int G = Cell::kGates, share = persistent_share(kMath, G), cells = kPersistentCells[kForm];
+        e.forward[cell][kForm] = entry<PersistentProduct<kMath, G, share>>(
+            forward, &persistent_forward<Cell, kMath, share, cells>, share, 16);
+        e.backward[cell][kForm] = entry<PersistentProduct<kMath, 1, G * share>>(
+            backward, &persistent_backward<Cell, kMath, G * share, cells>, G * share, 16 * G);
+    }
+
+  public:
+    static PersistentEntries make() {
+        PersistentEntries e{};
+        e.chunk = kChunk<typename MathTraits<kMath>::T>;
+        static_assert(kPersistentForms == 2);
+#define FUSEDRNN_PERSISTENT_CELL(name, Type)                                                  \
+    add<Type, 0>(e, kCell_##name, "persistent_forward " #name, "persistent_backward " #name); \
+    add<Type, 1>(e, kCell_##name, "persistent_forward " #name, "persistent_backward " #name);
+        FUSEDRNN_CELLS(FUSEDRNN_PERSISTENT_CELL)
+#undef FUSEDRNN_PERSISTENT_CELL
+        return e;
+    }
+};
+
+}  // namespace fusedrnn::cuda
+
+// persistent_entries_<math>(), which persistent.cpp lists.
+#define FUSEDRNN_PERSISTENT_INSTANCE(math)                                               \
+    namespace fusedrnn::cuda {                                                           \
+    const PersistentEntries& persistent_entries_##math() {                               \
+        static const PersistentEntries entries = PersistentInstance<Math::math>::make(); \
+        return entries;                                                                  \
+    }                                                                                    \
+    }

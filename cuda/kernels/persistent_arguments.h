@@ -1,0 +1,82 @@
+// What the driver hands to the persistent kernels, and their handles for hosts that do not compile kernels.
+// Plain data, for any compiler.
+//
+// A launch runs many steps. Its blocks are (tile of 16 units, group of positions): a group's blocks exchange
+// what the next step multiplies, and never wait for another group.
+#pragma once
+
+#include "kernels/table.h"
+
+namespace fusedrnn::cuda {
+
+inline constexpr int kPersistentWarps = 8;  // of a block, at most
+inline constexpr int kUnitsOfBlock = 16;
+inline constexpr int kChunkBytes = 64;  // of a row: what the four lanes of a quad load at once
+
+// How a launch is cut up; plan_persistent() makes it.
+struct PersistentShape {
+    int tiles;    // blocks of a group, 16 units each
+    int groups;   // of positions
+    int columns;  // positions of a group, a multiple of 8
+    int warps;    // of a block
+    int chunks;   // of K, of the whole product
+    int share;    // of those, a warp's
+};
+
+// What the blocks of a group hand each other, all zero at first.
+struct ExchangeMemory {
+    unsigned* flags;  // [group][tiles]: the last step that a block has published
+    void* rows;       // T [group][2][columns][chunks * kChunk<T>]
+};
+
+struct PersistentForwardArgs {
+    PersistentShape shape;
+    ExchangeMemory exchange;
+    const void *w_hh, *b_hh;  // b_hh: only where the gates are split; may be null
+    StateSource source;
+    DeviceSchedule schedule;
+    std::int64_t first,
+        count;       // the steps of this launch; the ones before them, in the direction of time, are done
+    const void* gx;  // C [compact index, from step `first` on][G*H]
+    Rows y;
+    void* states;          // C [row][kStates - 1][H]
+    bool states_by_index;  // rows of `states` are compact indices (a tape), else positions
+    void* saved;           // C [compact index][H][kSaved], or null
+};
+
+struct PersistentBackwardArgs {
+    PersistentShape shape;
+    ExchangeMemory exchange;
+    const void* w_hh;
+    StateSource source;
+    DeviceSchedule schedule;
+    const void *states, *saved;  // by compact index
+    ConstRows dy;                // data null: zero
+    const void* dfinal[kMaxStates];
+    void* dinitial[kMaxStates];
+    void *dgx, *dgh;  // T [compact index][G*H]; the same where the gates are not split
+};
+
+// A thread has so many cells at most, by which there is a limit to the columns of a group.
+inline constexpr int kPersistentForms = 2;
+inline constexpr int kPersistentCells[kPersistentForms] = {1, 2};
+inline constexpr const char* kPersistentFormNames[kPersistentForms] = {"narrow", "wide"};
+
+template <class Args>
+struct PersistentEntry : Entry<Args> {
+    int most_share;    // chunks of K whose weights a warp can hold
+    int depth;         // elements of K that a block of the group writes
+    int stage_bytes;   // shared memory of a warp while weights are loaded,
+    int column_bytes;  // and for the sums of each column
+};
+
+struct PersistentEntries {
+    int chunk;  // elements of K that kernels take at once
+    PersistentEntry<PersistentForwardArgs> forward[kCellCount][kPersistentForms];
+    PersistentEntry<PersistentBackwardArgs> backward[kCellCount][kPersistentForms];
+};
+
+// Null for a math mode that has none.
+const PersistentEntries* persistent_entries(Math math);
+
+}  // namespace fusedrnn::cuda

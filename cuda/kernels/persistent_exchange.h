@@ -1,0 +1,61 @@
+// How the blocks of a group hand each other the rows that the next step multiplies.
+//
+// Each block writes the columns of its 16 units into one of two buffers and then sets its flag to the number
+// of the exchange; a warp that multiplies waits for the flags of the blocks whose units it reads, and for no
+// others. The buffer of exchange e is written again by exchange e + 2. A block gets there only after its
+// warps have, between them, seen all flags at e + 1, and a block sets that flag after its warps are done with
+// the rows of e.
+#pragma once
+
+#include "kernels/math.h"
+#include "kernels/persistent_arguments.h"
+
+namespace fusedrnn::cuda {
+
+// Polls of a flag before the launch is given up as lost: more than ten seconds, where a step takes
+// microseconds.
+inline constexpr int kMostPolls = 1 << 25;
+
+FUSEDRNN_DEVICE std::int64_t length_at(const DeviceSchedule& s, int position) {
+    return s.length == nullptr ? s.T : load_constant(s.length + position);
+}
+
+template <class T>
+class Exchange {
+  public:
+    FUSEDRNN_DEVICE Exchange(const PersistentShape& shape, const ExchangeMemory& memory)
+        : flags_(memory.flags + block_index().y * shape.tiles),
+          stride_(shape.chunks * kChunk<T>),
+          columns_(shape.columns),
+          rows_(static_cast<T*>(memory.rows) + std::int64_t{2} * block_index().y * columns_ * stride_) {}
+
+    FUSEDRNN_DEVICE int stride() const { return stride_; }
+    // The rows of an exchange; exchanges count from 1.
+    FUSEDRNN_DEVICE T* rows(int exchange) const {
+        return rows_ + static_cast<std::int64_t>(exchange % 2) * columns_ * stride_;
+    }
+
+    // By all threads of the block: what they stored into rows(exchange) is there for the group.
+    FUSEDRNN_DEVICE void publish(int exchange) const {
+        block_barrier();
+        if (thread_index() == 0) store_release(flags_ + block_index().x, static_cast<unsigned>(exchange));
+    }
+
+    // By all lanes of a warp: until the blocks [first, last) have published.
+    FUSEDRNN_DEVICE void wait(int exchange, int first, int last) const {
+        for (int block = first + lane(); block < last; block += 32) {
+            for (int polls = 0; load_acquire(flags_ + block) < static_cast<unsigned>(exchange); ++polls) {
+                if (polls == kMostPolls) trap();
+                spin_pause();
+            }
+        }
+        warp_barrier();
+    }
+
+  private:
+    unsigned* flags_;
+    int stride_, columns_;
+    T* rows_;
+};
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,244 @@
+// A product whose weights stay in registers: 16 rows of each of kTiles tiles times the rows that a group
+// exchanges. The warps of a block share out K; each leaves its sums in shared memory, where they are added in
+// the order of the warps.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/math.h"
+#include "kernels/persistent_exchange.h"
+
+namespace fusedrnn::cuda {
+
+// What of an element takes part in a product; the exchange holds it so, and no reader has to round.
+template <Math kMath, class T>
+FUSEDRNN_DEVICE T exchanged(T x) {
+    if constexpr (kMath == Math::tf32) {
+        return as_float(round_tf32(x));
+    } else {
+        return x;
+    }
+}
+
+// kShare: chunks of K, at most, of a warp.
+template <Math kMath, int kTiles, int kShare>
+class PersistentProduct {
+  public:
+    using T = typename MathTraits<kMath>::T;
+    static constexpr int kStageBytes = kUnitsOfBlock * kChunkBytes;
+    static_assert(kChunk<T> * sizeof(T) == kChunkBytes);
+
+    // The sums of one unit and column, of all tiles, and how far apart columns are: lanes that write or read
+    // at the same time are in different banks.
+    struct alignas(kTiles == 1 ? 4 : 16) Sum {
+        float tile[kTiles == 1 ? 1 : 4];
+    };
+    static constexpr int kColumn = kTiles == 1 ? 20 : 17;
+
+    FUSEDRNN_DEVICE explicit PersistentProduct(const PersistentShape& shape)
+        : first_(warp() * shape.share), share_(shape.chunks - first_), columns_(shape.columns) {
+        if (share_ > shape.share) share_ = shape.share;
+    }
+
+    // Weights::at(tile, row, k) is an element or zero. The shared memory is free again after the next
+    // barrier.
+    template <class Weights>
+    FUSEDRNN_DEVICE void load_weights(const Weights& weights) {
+        T* const stage = shared_memory<T>() + warp() * 16 * kChunk<T>;
+        FUSEDRNN_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) {
+            FUSEDRNN_UNROLL
+            for (int i = 0; i < kShare; ++i) {
+                if (i < share_) load_chunk(weights, stage, tile, i);
+            }
+        }
+    }
+
+    // The blocks of the group that write what this warp reads, `depth` elements of K each.
+    FUSEDRNN_DEVICE int first_source(int depth) const { return first_ * kChunk<T> / depth; }
+    FUSEDRNN_DEVICE int last_source(int depth, int tiles) const {
+        if (share_ <= 0) return 0;
+        const int last = ((first_ + share_) * kChunk<T> + depth - 1) / depth;
+        return last < tiles ? last : tiles;
+    }
+
+    // Multiplies with the group's rows, `stride` elements apart. The sums are there after the next barrier.
+    FUSEDRNN_DEVICE void run(const T* rows, int stride) const {
+        const int g = lane() / 4, t = lane() % 4;
+        // On the tensor cores a lane takes a piece of one of eight rows, otherwise of each of four.
+        const T* row = rows + (kTensor ? g * stride : 0) + first_ * kChunk<T> + t * kPiece<T>;
+        Sum* sums = sums_of(warp()) + (kTensor ? 2 * t : t) * kColumn + g;
+        Piece<T> b[kAhead];
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < kAhead; ++i) {
+            if (kTensor ? i < share_ : share_ > 0)
+                b[i].vector = load16(row + (kTensor ? i * kChunk<T> : i * stride));
+        }
+        FUSEDRNN_KEEP_LOOP
+        for (int column = 0; column < columns_; column += kTileColumns) {
+            const T* const next = column + kTileColumns < columns_ ? row + kTileColumns * stride : nullptr;
+            float c[kTiles][kResults];
+            if constexpr (kTensor) {
+                multiply_tile(row, next, b, c);
+            } else {
+                multiply_tile(row, next, stride, b, c);
+            }
+            FUSEDRNN_UNROLL
+            for (int i = 0; i < kResults; ++i) {
+                Sum sum{};
+                FUSEDRNN_UNROLL
+                for (int tile = 0; tile < kTiles; ++tile) sum.tile[tile] = c[tile][i];
+                sums[kTensor ? i % 2 * kColumn + i / 2 * 8 : i * 8] = sum;
+            }
+            row = next;
+            sums += kTileColumns * kColumn;
+        }
+    }
+
+    // The product for one unit of the block and column, tile by tile.
+    FUSEDRNN_DEVICE Sum sum(int column, int unit) const {
+        const Sum* from = sums_of(0) + column * kColumn + unit;
+        Sum total = *from;
+        const int warps = block_threads() / 32;
+        FUSEDRNN_UNROLL
+        for (int w = 1; w < kPersistentWarps; ++w) {
+            if (w >= warps) continue;
+            from += columns_ * kColumn;
+            FUSEDRNN_UNROLL
+            for (int tile = 0; tile < kTiles; ++tile) total.tile[tile] += from->tile[tile];
+        }
+        return total;
+    }
+
+  private:
+    // Weights as the product takes them.
+    static constexpr bool kTensor = MathTraits<kMath>::kTensor;
+    using Held = std::conditional_t<kTensor, Factor<kMath>, Piece<T>>;
+    // What is multiplied at the same time, and the results that a lane gets of it.
+    static constexpr int kTileColumns = kTensor ? 8 : 4, kResults = kTensor ? 4 : 2;
+    // Pieces of rows that are on their way at the same time.
+    static constexpr int kAhead = kTensor && kShare < 4 ? kShare : 4;
+    // Sums that one tile is spread over, so that enough products are under way at the same time.
+    static constexpr int kChains = kTiles == 1 ? 4 : 1;
+
+    FUSEDRNN_DEVICE Sum* sums_of(int w) const { return shared_memory<Sum>() + w * columns_ * kColumn; }
+
+    template <class Weights>
+    FUSEDRNN_DEVICE void load_chunk(const Weights& weights, T* stage, int tile, int i) {
+        FUSEDRNN_KEEP_LOOP
+        for (int e = lane(); e < 16 * kChunk<T>; e += 32) {
+            const int row = Weights::kAlongRows ? e % 16 : e / kChunk<T>;
+            const int k = Weights::kAlongRows ? e / 16 : e % kChunk<T>;
+            stage[row * kChunk<T> + k] = weights.at(tile, row, (first_ + i) * kChunk<T> + k);
+        }
+        warp_barrier();
+        FUSEDRNN_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const T* const from = stage + (half * 8 + lane() / 4) * kChunk<T> + lane() % 4 * kPiece<T>;
+            Piece<T> piece;
+            piece.vector = *reinterpret_cast<const Vector16*>(from);
+            if constexpr (kTensor) {
+                weights_[tile][i][half] = make_factor<kMath>(piece);
+            } else {
+                weights_[tile][i][half] = piece;
+            }
+        }
+        warp_barrier();
+    }
+
+    static FUSEDRNN_DEVICE Factor<kMath> row_factor(const Piece<T>& piece) {
+        if constexpr (kMath == Math::tf32x3) {
+            return make_factor<kMath>(piece);
+        } else {
+            return {{piece.vector.word[0], piece.vector.word[1], piece.vector.word[2], piece.vector.word[3]}};
+        }
+    }
+
+    // One tile of 8 columns. A piece makes place for the one kAhead chunks later, of the next columns after
+    // the last.
+    FUSEDRNN_DEVICE void multiply_tile(const T* row, const T* next, Piece<T> (&b)[kAhead],
+                                       float (&c)[kTiles][kResults]) const {
+        float chain[kTiles][kChains][4] = {};
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < kShare; ++i) {
+            if (i >= share_) continue;
+            const Factor<kMath> column = row_factor(b[i % kAhead]);
+            FUSEDRNN_UNROLL
+            for (int tile = 0; tile < kTiles; ++tile) {
+                multiply<kMath>(chain[tile][i % kChains], weights_[tile][i][0], weights_[tile][i][1], column);
+            }
+            if (i + kAhead < kShare && i + kAhead < share_) {
+                b[i % kAhead].vector = load16(row + (i + kAhead) * kChunk<T>);
+            } else if (next != nullptr) {
+                b[i % kAhead].vector = load16(next + i % kAhead * kChunk<T>);
+            }
+        }
+        FUSEDRNN_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) {
+            FUSEDRNN_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                c[tile][i] = chain[tile][0][i];
+                FUSEDRNN_UNROLL
+                for (int k = 1; k < kChains; ++k) c[tile][i] += chain[tile][k][i];
+            }
+        }
+    }
+
+    // The same with multiply-adds: a lane takes two units of each tile and all columns, and of K what its
+    // pieces hold. A piece makes place for that of the next chunk.
+    FUSEDRNN_DEVICE void multiply_tile(const T* row, const T* next, int stride, Piece<T> (&b)[kAhead],
+                                       float (&c)[kTiles][kResults]) const {
+        float shares[kTiles][2][kTileColumns] = {};
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < kShare; ++i) {
+            if (i >= share_) continue;
+            const T* const from = i + 1 < share_ ? row + (i + 1) * kChunk<T> : next;
+            FUSEDRNN_UNROLL
+            for (int n = 0; n < kTileColumns; ++n) {
+                add_column(i, n, b[n], shares);
+                if (from != nullptr) b[n].vector = load16(from + n * stride);
+            }
+        }
+        FUSEDRNN_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) {
+            FUSEDRNN_UNROLL
+            for (int half = 0; half < 2; ++half) c[tile][half] = gather_column(shares[tile][half]);
+        }
+    }
+
+    FUSEDRNN_DEVICE void add_column(int i, int n, const Piece<T>& b,
+                                    float (&shares)[kTiles][2][kTileColumns]) const {
+        FUSEDRNN_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) {
+            FUSEDRNN_UNROLL
+            for (int half = 0; half < 2; ++half) {
+                FUSEDRNN_UNROLL
+                for (int e = 0; e < kPiece<T>; ++e) {
+                    shares[tile][half][n] =
+                        fused(weights_[tile][i][half].element[e], b.element[e], shares[tile][half][n]);
+                }
+            }
+        }
+    }
+
+    // Adds up the shares of a quad's lanes; lane t of it keeps column t.
+    static FUSEDRNN_DEVICE float gather_column(const float (&shares)[kTileColumns]) {
+        const bool upper = (lane() & 2) != 0, odd = (lane() & 1) != 0;
+        float two[2];
+        FUSEDRNN_UNROLL
+        for (int n = 0; n < 2; ++n) {
+            const float low = shares[n], high = shares[n + 2];
+            two[n] = (upper ? high : low) + shuffle_xor(upper ? low : high, 2);
+        }
+        return (odd ? two[1] : two[0]) + shuffle_xor(odd ? two[0] : two[1], 1);
+    }
+
+    int first_, share_, columns_;
+    Held weights_[kTiles][kShare][2];
+};
+
+// Shared memory of a warp: for the weights on their way, and for the sums of a column.
+template <class Product>
+inline constexpr int kSumBytes = Product::kColumn * static_cast<int>(sizeof(typename Product::Sum));
+
+}  // namespace fusedrnn::cuda
