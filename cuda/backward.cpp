@@ -1,8 +1,10 @@
 #include "backward.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "launches.h"
+#include "persistent.h"
 
 namespace fusedrnn::cuda {
 
@@ -10,7 +12,7 @@ namespace {
 
 class Backward {
   public:
-    Backward(const BackwardProblem& problem, void* workspace, Stream stream)
+    Backward(const BackwardProblem& problem, bool persistent, void* workspace, Stream stream)
         : p_(problem),
           launcher_(problem.math, stream),
           arena_(workspace),
@@ -23,9 +25,9 @@ class Backward {
         rows_ = schedule_.rows();
         x_stride_ = matrix_stride(schedule_, p_.x.t_stride, p_.x.b_stride);
         dx_stride_ = matrix_stride(schedule_, p_.dx.t_stride, p_.dx.b_stride);
-        w_hh_t_ = arena_.take(gates_ * d.P * item_);
+        w_hh_t_ = arena_.take(persistent ? 0 : gates_ * d.P * item_);
         w_hr_t_ = arena_.take(d.projected ? d.P * d.H * item_ : 0);
-        carry_ = arena_.take(d.B * traits_.states * d.H * compute_);
+        carry_ = arena_.take(persistent ? 0 : d.B * traits_.states * d.H * compute_);
         dgh_ = arena_.take(rows_ * gates_ * item_);
         dgx_ = traits_.split_gates ? arena_.take(rows_ * gates_ * item_) : dgh_;
         dout_ = arena_.take(d.projected ? rows_ * d.P * item_ : 0);
@@ -37,6 +39,7 @@ class Backward {
                                          launcher_.partial_bytes(gates_, d.P, rows_),
                                          d.projected ? launcher_.partial_bytes(d.P, d.H, rows_) : 0,
                                          launcher_.column_bytes(rows_, gates_)}));
+        if (persistent && d.B > 0 && d.T > 0) persistent_.emplace(p_.cell, p_.math, d, true, arena_);
     }
 
     std::int64_t bytes() const { return arena_.used(); }
@@ -46,18 +49,11 @@ class Backward {
         if (d.B == 0) return;
         schedule_.send(launcher_.stream());
         pass_through_empty_rows();
-        const std::int64_t total = schedule_.longest();
-        if (total > 0) {
-            launcher_.transpose(p_.weights.w_hh, gates_, d.P, w_hh_t_);
-            if (d.projected) launcher_.transpose(p_.weights.w_hr, d.P, d.H, w_hr_t_);
+        if (persistent_) {
+            run_all_steps();
+        } else {
+            run_steps();
         }
-        std::int64_t later = -1;
-        for (std::int64_t step = 0; step < total; ++step) {
-            const std::int64_t t = p_.schedule.reverse ? step : total - 1 - step;
-            run_step(t, later);
-            later = t;
-        }
-        if (total > 0) run_step(-1, later);
         input_gradients();
         weight_gradients();
     }
@@ -83,6 +79,35 @@ class Backward {
         shape.grid_x = static_cast<int>(p_.dims.B);
         shape.block = 128;
         launcher_.start(launcher_.entries().final_state, shape, args);
+    }
+
+    void run_steps() {
+        const Dims& d = p_.dims;
+        const std::int64_t total = schedule_.longest();
+        if (total == 0) return;
+        launcher_.transpose(p_.weights.w_hh, gates_, d.P, w_hh_t_);
+        if (d.projected) launcher_.transpose(p_.weights.w_hr, d.P, d.H, w_hr_t_);
+        std::int64_t later = -1;
+        for (std::int64_t step = 0; step < total; ++step) {
+            const std::int64_t t = p_.schedule.reverse ? step : total - 1 - step;
+            run_step(t, later);
+            later = t;
+        }
+        run_step(-1, later);
+    }
+
+    // In one launch.
+    void run_all_steps() {
+        PersistentBackwardArgs args{};
+        args.w_hh = p_.weights.w_hh;
+        args.source = state_source(p_);
+        args.schedule = schedule_.device;
+        args.states = p_.states, args.saved = p_.saved;
+        args.dy = p_.dy;
+        std::copy_n(p_.dfinal, kMaxStates, args.dfinal);
+        std::copy_n(p_.dinitial, kMaxStates, args.dinitial);
+        args.dgx = dgx_, args.dgh = dgh_;
+        persistent_->backward(launcher_, args);
     }
 
     // Step t after step `later` of the sweep; -1: none. Without a t only the initial state's gradients are
@@ -239,16 +264,23 @@ class Backward {
     const CellTraits& traits_;
     std::int64_t item_, compute_, gates_, rows_, x_stride_, dx_stride_;
     void *w_hh_t_, *w_hr_t_, *carry_, *dgh_, *dgx_, *dout_, *hidden_before_, *x_rows_, *dx_rows_, *partial_;
+    std::optional<Persistent> persistent_;
 };
 
 }  // namespace
 
 std::int64_t backward_by_steps_workspace(const BackwardProblem& problem) {
-    return Backward(problem, nullptr, nullptr).bytes();
+    return Backward(problem, false, nullptr, nullptr).bytes();
+}
+std::int64_t backward_persistent_workspace(const BackwardProblem& problem) {
+    return Backward(problem, true, nullptr, nullptr).bytes();
 }
 
 void backward_by_steps(const BackwardProblem& problem, void* workspace, Stream stream) {
-    Backward(problem, workspace, stream).run();
+    Backward(problem, false, workspace, stream).run();
+}
+void backward_persistent(const BackwardProblem& problem, void* workspace, Stream stream) {
+    Backward(problem, true, workspace, stream).run();
 }
 
 }  // namespace fusedrnn::cuda

@@ -1,19 +1,18 @@
 #include "forward.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "launches.h"
+#include "persistent.h"
 
 namespace fusedrnn::cuda {
 
 namespace {
 
-// Of projected inputs at a time.
-constexpr std::int64_t kInputBlockBytes = 256 << 20;
-
 class Forward {
   public:
-    Forward(const ForwardProblem& problem, void* workspace, Stream stream)
+    Forward(const ForwardProblem& problem, bool persistent, void* workspace, Stream stream)
         : p_(problem),
           launcher_(problem.math, stream),
           arena_(workspace),
@@ -28,7 +27,7 @@ class Forward {
         saved_ = traits.saved;
         const std::int64_t step_bytes = std::max<std::int64_t>(1, d.B * gates_ * compute);
         block_steps_ =
-            std::clamp<std::int64_t>(kInputBlockBytes / step_bytes, 1, std::max<std::int64_t>(1, d.T));
+            std::clamp<std::int64_t>(input_block_bytes / step_bytes, 1, std::max<std::int64_t>(1, d.T));
         const std::int64_t rows = block_steps_ * d.B;
         x_stride_ = matrix_stride(schedule_, p_.x.t_stride, p_.x.b_stride);
         gx_ = arena_.take(rows * gates_ * compute);
@@ -36,6 +35,7 @@ class Forward {
         partial_ = arena_.take(launcher_.partial_bytes(rows, gates_, d.I));
         states_ = arena_.take(p_.states != nullptr ? 0 : d.B * beyond_ * d.H * compute);
         hidden_ = arena_.take(d.projected && p_.hidden == nullptr ? d.B * d.H * item : 0);
+        if (persistent && d.B > 0 && d.T > 0) persistent_.emplace(p_.cell, p_.math, d, false, arena_);
     }
 
     std::int64_t bytes() const { return arena_.used(); }
@@ -56,7 +56,8 @@ class Forward {
             const std::int64_t count = std::min(block_steps_, total - done);
             const std::int64_t first = p_.schedule.reverse ? total - done - count : done;
             project_inputs(first, count);
-            for (std::int64_t i = 0; i < count; ++i) {
+            if (persistent_) run_steps(first, count);
+            for (std::int64_t i = 0; i < count && !persistent_; ++i) {
                 run_step(first, p_.schedule.reverse ? first + count - 1 - i : first + i);
             }
         }
@@ -106,6 +107,22 @@ class Forward {
                launcher_.is_vector(p_.y.data, P, p_.y.t_stride, p_.y.b_stride) &&
                launcher_.is_vector(p_.initial[0], P, P) &&
                launcher_.is_vector(p_.reset[0], P, p_.reset_stride[0]);
+    }
+
+    // All of them in one launch.
+    void run_steps(std::int64_t first, std::int64_t count) {
+        PersistentForwardArgs args{};
+        args.w_hh = p_.weights.w_hh;
+        args.b_hh = p_.weights.b_hh;
+        args.source = state_source(p_);
+        args.schedule = schedule_.device;
+        args.first = first, args.count = count;
+        args.gx = gx_;
+        args.y = p_.y;
+        args.states = p_.states != nullptr ? p_.states : states_;
+        args.states_by_index = p_.states != nullptr;
+        args.saved = p_.saved;
+        persistent_->forward(launcher_, args);
     }
 
     void run_step(std::int64_t block_first, std::int64_t t) {
@@ -174,16 +191,23 @@ class Forward {
     ScheduleCopy schedule_;
     std::int64_t gates_, beyond_, saved_, block_steps_, x_stride_;
     void *gx_, *x_rows_, *partial_, *states_, *hidden_;
+    std::optional<Persistent> persistent_;
 };
 
 }  // namespace
 
 std::int64_t forward_by_steps_workspace(const ForwardProblem& problem) {
-    return Forward(problem, nullptr, nullptr).bytes();
+    return Forward(problem, false, nullptr, nullptr).bytes();
+}
+std::int64_t forward_persistent_workspace(const ForwardProblem& problem) {
+    return Forward(problem, true, nullptr, nullptr).bytes();
 }
 
 void forward_by_steps(const ForwardProblem& problem, void* workspace, Stream stream) {
-    Forward(problem, workspace, stream).run();
+    Forward(problem, false, workspace, stream).run();
+}
+void forward_persistent(const ForwardProblem& problem, void* workspace, Stream stream) {
+    Forward(problem, true, workspace, stream).run();
 }
 
 }  // namespace fusedrnn::cuda

@@ -1,5 +1,5 @@
-// Forward over a whole sequence by a launch a step: the input projection of a block of steps as one product,
-// then the steps of the block.
+// Forward over a whole sequence: the input projection of a block of steps as one product, then the steps of
+// the block, by a launch each or by one for all of them (see persistent.h).
 #pragma once
 
 #include "problem.h"
@@ -7,8 +7,14 @@
 
 namespace fusedrnn::cuda {
 
+// Of projected inputs at a time; checks make it smaller.
+inline std::int64_t input_block_bytes = 256 << 20;
+
 // Bytes of workspace, aligned to 256.
 std::int64_t forward_by_steps_workspace(const ForwardProblem& problem);
 void forward_by_steps(const ForwardProblem& problem, void* workspace, Stream stream);
+
+std::int64_t forward_persistent_workspace(const ForwardProblem& problem);
+void forward_persistent(const ForwardProblem& problem, void* workspace, Stream stream);
 
 }  // namespace fusedrnn::cuda

@@ -7,6 +7,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "kernels/table.h"
+#include "persistent.h"
 
 namespace fusedrnn::cuda {
 
@@ -21,12 +22,17 @@ namespace {
 
 constexpr std::int64_t kAny = std::numeric_limits<int>::max();
 constexpr unsigned kAllMaths = (1u << kMathCount) - 1, kAllCells = (1u << kCellCount) - 1;
+// In float64 the weights are twice as large and the products slower: nothing would be won.
+constexpr unsigned kPersistentMaths = kAllMaths & ~(1u << static_cast<int>(Math::f64));
 
 // Best first.
 constexpr Kernel kKernels[] = {
-    // name, architecture, H, B, maths, cells, projections, drivers
-    {"step", 80, kAny, kAny, kAllMaths, kAllCells, true, forward_by_steps_workspace, forward_by_steps,
-     backward_by_steps_workspace, backward_by_steps},
+    // name, architecture, H, B, maths, cells, projections, further reason, drivers
+    // With a projection each step would be two products, one after the other, with two exchanges.
+    {"persistent", 80, kAny, kAny, kPersistentMaths, kAllCells, false, reason_against_persistent,
+     forward_persistent_workspace, forward_persistent, backward_persistent_workspace, backward_persistent},
+    {"step", 80, kAny, kAny, kAllMaths, kAllCells, true, nullptr, forward_by_steps_workspace,
+     forward_by_steps, backward_by_steps_workspace, backward_by_steps},
 };
 
 std::string at_most(const char* what, std::int64_t limit, std::int64_t got) {
@@ -71,7 +77,7 @@ std::string reason_against(const Kernel& kernel, const Request& request) {
     if (d.projected && !kernel.projections) return "proj_size: expected 0, got " + std::to_string(d.P);
     if (d.H > kernel.most_hidden) return at_most("H", kernel.most_hidden, d.H);
     if (d.B > kernel.most_batch) return at_most("B", kernel.most_batch, d.B);
-    return {};
+    return kernel.further_reason == nullptr ? std::string() : kernel.further_reason(request);
 }
 
 const Kernel& choose_kernel(const Request& request, const char* forced) {

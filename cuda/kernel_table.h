@@ -30,6 +30,7 @@ struct Kernel {
     unsigned maths;  // bit 1 << math
     unsigned cells;  // bit 1 << cell
     bool projections;
+    std::string (*further_reason)(const Request&);  // what else speaks against a problem; null: nothing
     std::int64_t (*forward_workspace)(const ForwardProblem&);
     void (*forward)(const ForwardProblem&, void* workspace, Stream);
     std::int64_t (*backward_workspace)(const BackwardProblem&);

@@ -1,0 +1,142 @@
+#include "persistent.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace fusedrnn::cuda {
+
+#define FUSEDRNN_PERSISTENT_MATHS(X) X(ieee) X(tf32) X(tf32x3) X(bf16) X(fp16)
+#define FUSEDRNN_PERSISTENT_DECLARATION(math) const PersistentEntries& persistent_entries_##math();
+FUSEDRNN_PERSISTENT_MATHS(FUSEDRNN_PERSISTENT_DECLARATION)
+#undef FUSEDRNN_PERSISTENT_DECLARATION
+
+const PersistentEntries* persistent_entries(Math math) {
+#define FUSEDRNN_PERSISTENT_FIND(name) \
+    if (math == Math::name) return &persistent_entries_##name();
+    FUSEDRNN_PERSISTENT_MATHS(FUSEDRNN_PERSISTENT_FIND)
+#undef FUSEDRNN_PERSISTENT_FIND
+    return nullptr;
+}
+
+namespace {
+
+constexpr std::int64_t kMostInt = std::numeric_limits<int>::max();
+
+std::int64_t tiles_of(std::int64_t n, std::int64_t tile) { return (n + tile - 1) / tile; }
+
+// Positions of a group, at most, that the threads of a form have cells for.
+int most_columns(int form) { return kPersistentCells[form] * 32 * kPersistentWarps / kUnitsOfBlock; }
+
+struct Attempt {
+    PersistentPlan plan;
+    std::string reason;
+};
+
+// As few chunks of K to a warp as the warps allow, and no more warps than then have any.
+void share_out(PersistentShape& shape, std::int64_t chunks) {
+    shape.chunks = static_cast<int>(chunks);
+    shape.share = static_cast<int>(tiles_of(chunks, kPersistentWarps));
+    shape.warps = static_cast<int>(tiles_of(chunks, shape.share));
+}
+
+template <class Args>
+Attempt attempt(const Request& request, const PersistentEntries& entries,
+                const PersistentEntry<Args> (&forms)[kPersistentForms]) {
+    const std::int64_t H = request.dims.H, B = std::max<std::int64_t>(1, request.dims.B);
+    const std::string blocks = std::to_string(request.processors);
+    const std::int64_t tiles = tiles_of(H, kUnitsOfBlock);
+    const std::int64_t most_tiles =
+        std::int64_t{kPersistentWarps} * forms[0].most_share * entries.chunk / forms[0].depth;
+    if (tiles > most_tiles) {
+        return {{},
+                "H: expected at most " + std::to_string(most_tiles * kUnitsOfBlock) +
+                    ", whose weights fit into registers, got " + std::to_string(H)};
+    }
+    const std::int64_t most_groups = request.processors / tiles;
+    if (most_groups == 0) {
+        return {{},
+                "H: expected at most " + std::to_string(kUnitsOfBlock * request.processors) +
+                    ", 16 for each of the " + blocks + " multiprocessors, got " + std::to_string(H)};
+    }
+    const std::int64_t columns = 8 * tiles_of(tiles_of(B, 8), most_groups),
+                       most = most_columns(kPersistentForms - 1);
+    if (columns > most) {
+        return {{},
+                "B: expected at most " + std::to_string(most * most_groups) + " (groups of " +
+                    std::to_string(tiles) + " blocks on " + blocks +
+                    " multiprocessors: " + std::to_string(most_groups) + "), got " + std::to_string(B)};
+    }
+    PersistentPlan plan{};
+    while (columns > most_columns(plan.form)) ++plan.form;
+    PersistentShape& shape = plan.shape;
+    shape.tiles = static_cast<int>(tiles);
+    shape.columns = static_cast<int>(columns);
+    shape.groups = static_cast<int>(tiles_of(B, columns));
+    share_out(shape, tiles_of(tiles * forms[0].depth, entries.chunk));
+    const int threads = kUnitsOfBlock * shape.columns / kPersistentCells[plan.form];
+    shape.warps = std::max(shape.warps, static_cast<int>(tiles_of(threads, 32)));
+    return {plan, {}};
+}
+
+Attempt attempt(const Request& request) {
+    const PersistentEntries* const entries = persistent_entries(request.math);
+    const Dims& d = request.dims;
+    if (entries == nullptr) {
+        return {{}, std::string("math: not implemented for ") + kMathNames[static_cast<int>(request.math)]};
+    }
+    if (d.H < 1) return {{}, "H: expected at least 1, got 0"};
+    if (d.T >= kMostInt) return {{}, "T: expected less than 2^31, got " + std::to_string(d.T)};
+    return request.backward ? attempt(request, *entries, entries->backward[request.cell])
+                            : attempt(request, *entries, entries->forward[request.cell]);
+}
+
+}  // namespace
+
+std::string reason_against_persistent(const Request& request) {
+    Request forward = request;
+    forward.backward = false;
+    const std::string reason = attempt(forward).reason;
+    return reason.empty() && request.backward ? attempt(request).reason : reason;
+}
+
+PersistentPlan plan_persistent(const Request& request) {
+    const Attempt result = attempt(request);
+    if (!result.reason.empty()) throw std::runtime_error(result.reason);
+    return result.plan;
+}
+
+Persistent::Persistent(CellId cell, Math math, const Dims& dims, bool backward, Arena& arena)
+    : entries_(*persistent_entries(math)), cell_(cell) {
+    const Device device = current_device();
+    plan_ = plan_persistent({cell, math, dims, device.architecture, device.processors, backward});
+    const PersistentShape& shape = plan_.shape;
+    flag_bytes_ =
+        tiles_of(std::int64_t{shape.groups} * shape.tiles * std::int64_t{sizeof(unsigned)}, 256) * 256;
+    bytes_ = flag_bytes_ + std::int64_t{2} * shape.groups * shape.columns * shape.chunks * kChunkBytes;
+    exchange_ = arena.take(bytes_);
+}
+
+template <class Args>
+void Persistent::start(const Launcher& launcher, const PersistentEntry<Args>& entry, Args& args) const {
+    args.shape = plan_.shape;
+    args.exchange.flags = static_cast<unsigned*>(exchange_);
+    args.exchange.rows = offset_bytes(exchange_, flag_bytes_);
+    fill(exchange_, 0, static_cast<std::size_t>(bytes_), launcher.stream());
+    Shape shape;
+    shape.grid_x = plan_.shape.tiles;
+    shape.grid_y = plan_.shape.groups;
+    shape.block = 32 * plan_.shape.warps;
+    shape.shared_bytes = persistent_shared_bytes(entry, plan_.shape);
+    shape.cooperative = true;
+    launcher.start(entry, shape, args, kPersistentFormNames[plan_.form]);
+}
+
+void Persistent::forward(const Launcher& launcher, PersistentForwardArgs args) const {
+    start(launcher, entries_.forward[cell_][plan_.form], args);
+}
+
+void Persistent::backward(const Launcher& launcher, PersistentBackwardArgs args) const {
+    start(launcher, entries_.backward[cell_][plan_.form], args);
+}
+
+}  // namespace fusedrnn::cuda
