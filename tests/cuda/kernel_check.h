@@ -2,6 +2,7 @@
 // and the report. The arrays of numbers, the reference and its problems are those of tests/native.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -91,6 +92,7 @@ class Report {
     void finish() const;
 
     int failures() const { return failures_; }
+    const std::string& name() const { return name_; }
 
   private:
     int every_, cases_ = 0, failures_ = 0;
@@ -100,8 +102,32 @@ class Report {
     double worst_[fusedrnn::cuda::kMathCount][2] = {};
 };
 
+// How a case of a cell is run: its options and numbers by a counter, by which row of the kernel table, on what
+// device, and what the kernels leave out.
+struct CellCase {
+    Math math;
+    fusedrnn::CellId cell;
+    fusedrnn::Dims dims;
+    std::int64_t counter;
+    bool plain = false;  // rows as long as the sequence, at multiples of 16 bytes where sizes allow it
+    const char* kernel = "step";
+    const char* backward = nullptr;  // of another row; null: of the same
+    fusedrnn::cuda::emulator::Config config = {};
+};
+// Forward and backward against the reference, twice for some counters, and inference against that.
+void run_case(const CellCase& c, Report& report);
+// Of the results of forward and backward with this seed.
+std::uint64_t training_digest(const CellCase& c, std::uint64_t seed);
+
+// Leaves out the barriers and waits one after another that files with `files` in their names call: what run
+// returns, a digest of results or what went wrong, has to show it.
+using LayerRun = std::function<std::string(const fusedrnn::cuda::emulator::Config&)>;
+void check_omissions(const fusedrnn::cuda::emulator::Config& config, const char* files, const LayerRun& run,
+                     Report& report);
+
 void check_products(Report& report);
 void check_cells(Report& report);
+void check_persistent(Report& report);
 void check_order(Report& report);
 
 }  // namespace cuda_check

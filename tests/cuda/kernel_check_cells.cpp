@@ -28,12 +28,12 @@ struct Options {
 };
 
 // Bits of the counter's mixture: every option meets every size over the cases.
-Options options_of(std::int64_t counter) {
-    Random random(static_cast<std::uint64_t>(counter));
+Options options_of(const CellCase& c) {
+    Random random(static_cast<std::uint64_t>(c.counter));
     const std::uint64_t bits = random.bits();
     const auto bit = [bits](int k) { return (bits >> k & 1) != 0; };
-    return {bit(0), bit(1) || bit(2), bit(3),  bit(4),  bit(5), bit(6),
-            bit(7), bit(8) || bit(9), bit(10), bit(11), bit(12)};
+    return {bit(0),  bit(1) || bit(2), bit(3) && !c.plain, bit(4), bit(5), bit(6), bit(7), bit(8) || bit(9),
+            bit(10), bit(11),          bit(12) && !c.plain};
 }
 
 std::string name_of(const Problem& p, const Options& o) {
@@ -207,7 +207,11 @@ void run_forward(const Kernel& kernel, const ForwardProblem& call) {
     kernel.forward(call, workspace.data(), nullptr);
 }
 
-void run_training(const Kernel& kernel, CellId cell, Math math, const Dims& d, const Problem& p,
+struct Kernels {
+    const Kernel &forward, &backward;
+};
+
+void run_training(const Kernels& kernels, CellId cell, Math math, const Dims& d, const Problem& p,
                   const Options& o, OnDevice& device) {
     const Timetable timetable(d.T, d.B, o.lengths ? p.lengths.data() : nullptr, o.reverse);
     const CellTraits& traits = kernel_entries(math).traits[cell];
@@ -228,9 +232,9 @@ void run_training(const Kernel& kernel, CellId cell, Math math, const Dims& d, c
     }
     backward.dparams = {device.dw_ih.data(), device.dw_hh.data(), device.db_ih.data(), device.db_hh.data(),
                         device.dw_hr.data()};
-    run_forward(kernel, forward);
-    const DeviceBlock workspace(kernel.backward_workspace(backward));
-    kernel.backward(backward, workspace.data(), nullptr);
+    run_forward(kernels.forward, forward);
+    const DeviceBlock workspace(kernels.backward.backward_workspace(backward));
+    kernels.backward.backward(backward, workspace.data(), nullptr);
 }
 
 // Without a tape, and with the final states in place of the initial ones.
@@ -251,8 +255,7 @@ std::uint64_t digest_of(const DeviceArray& a, const DeviceArray& b, const Device
     return d.value();
 }
 
-void set_seed(std::uint64_t seed) {
-    emulator::Config config;
+void set_seed(emulator::Config config, std::uint64_t seed) {
     config.seed = seed;
     emulator::set_config(config);
 }
@@ -271,9 +274,18 @@ void compare_all(const Problem& p, const Results<double>& want, const OnDevice& 
     report.compare("dweight_hr", got.dw_hr, want.dw_hr, true);
 }
 
-void run_case(Math math, CellId cell, const Dims& d, const Options& o, std::int64_t counter, Report& report) {
-    const Kernel& kernel = choose_kernel({cell, math, d, 80, 132, true});
+Kernels kernels_of(const CellCase& c) {
+    const Request request{c.cell, c.math, c.dims, 80, c.config.resident_blocks, true};
+    return {choose_kernel(request, c.kernel),
+            choose_kernel(request, c.backward == nullptr ? c.kernel : c.backward)};
+}
+
+}  // namespace
+
+void run_case(const CellCase& c, Report& report) {
+    const auto [math, cell, d, counter, plain, name, backward, config] = c;
     const auto seed = static_cast<std::uint64_t>(counter);
+    const Options o = options_of(c);
     const Problem p = make_problem(kernel_entries(math).traits[cell], d, o, math, seed);
     report.begin(math, name_of(p, o));
     const Results<double> start = make_results(p, math);
@@ -283,24 +295,35 @@ void run_case(Math math, CellId cell, const Dims& d, const Options& o, std::int6
         report.fail("tests/native/reference.cpp knows no such cell", 0);
         return;
     }
-    set_seed(seed);
+    const Kernels kernels = kernels_of(c);
+    set_seed(config, seed);
     OnDevice device(p, o, math, start);
-    run_training(kernel, cell, math, d, p, o, device);
+    run_training(kernels, cell, math, d, p, o, device);
     compare_all(p, want, device, report);
     // The order in which blocks, warps and threads run is another one: the results are not.
-    if (counter % 4 == 0) {
-        set_seed(seed + 1);
-        OnDevice again(p, o, math, start);
-        run_training(kernel, cell, math, d, p, o, again);
-        if (again.digest() != device.digest()) report.fail("results depend on the order of threads", 0);
+    if (counter % 4 == 0 && training_digest(c, seed + 1) != device.digest()) {
+        report.fail("results depend on the order of threads", 0);
     }
+    set_seed(config, seed);
     OnDevice inference(p, o, math, start);
-    run_inference(kernel, cell, math, d, p, o, inference);
+    run_inference(kernels.forward, cell, math, d, p, o, inference);
     DeviceArray* const final = o.initial ? inference.initial : inference.final;
     if (digest_of(inference.y, final[0], final[1]) != digest_of(device.y, device.final[0], device.final[1])) {
         report.fail("results differ between inference and training", 0);
     }
 }
+
+std::uint64_t training_digest(const CellCase& c, std::uint64_t seed) {
+    const Options o = options_of(c);
+    const Problem p = make_problem(kernel_entries(c.math).traits[c.cell], c.dims, o, c.math,
+                                   static_cast<std::uint64_t>(c.counter));
+    set_seed(c.config, seed);
+    OnDevice device(p, o, c.math, make_results(p, c.math));
+    run_training(kernels_of(c), c.cell, c.math, c.dims, p, o, device);
+    return device.digest();
+}
+
+namespace {
 
 // One layer with everything in it, in a mode: a digest of its results, or what went wrong.
 std::string run_layer(Math math, const emulator::Config& config) {
@@ -312,8 +335,8 @@ std::string run_layer(Math math, const emulator::Config& config) {
         for (const auto& [cell, dims] : {std::pair{fusedrnn::kCell_gru, d}, {kCell_lstm, projected}}) {
             const Problem p = make_problem(kernel_entries(math).traits[cell], dims, options, math, 5);
             OnDevice device(p, options, math, make_results(p, math));
-            run_training(choose_kernel({cell, math, dims, 80, 132, true}), cell, math, dims, p, options,
-                         device);
+            const Kernel& step = choose_kernel({cell, math, dims, 80, 132, true}, "step");
+            run_training({step, step}, cell, math, dims, p, options, device);
             text += std::to_string(device.digest()) + " ";
         }
     } catch (const Error& error) {
@@ -324,32 +347,36 @@ std::string run_layer(Math math, const emulator::Config& config) {
 
 }  // namespace
 
-// Leaves out the barriers and waits of the kernels one after another: the results have to show it.
-void check_order(Report& report) {
+void check_omissions(const emulator::Config& config, const char* files, const LayerRun& run, Report& report) {
     constexpr std::uint64_t kSeeds = 8;
+    const std::string right = run(config);
+    int count = 0;
+    for (const emulator::CallSite& site : std::vector(emulator::call_sites())) {
+        if (site.file.find(files) == std::string::npos) continue;
+        ++count;
+        bool noticed = false;
+        for (std::uint64_t seed = 1; seed <= kSeeds && !noticed; ++seed) {
+            emulator::Config without = config;
+            without.seed = seed;
+            without.omit = {{site.operation, site.file, site.line, -1}};
+            noticed = run(without) != right;
+        }
+        if (!noticed) {
+            report.fail(std::string("nothing shows without ") + emulator::name(site.operation) + " at " +
+                            site.file.substr(site.file.rfind('/') + 1) + ":" + std::to_string(site.line),
+                        0);
+        }
+    }
+    if (count == 0) report.fail("no barrier was seen", 0);
+    std::printf("%s: %d barriers and waits are needed\n", report.name().c_str(), count);
+}
+
+void check_order(Report& report) {
     for (const Math math : {Math::ieee, Math::bf16}) {
         report.begin(math, "barriers and waits");
         emulator::Config config;
         config.poison = false;  // a pointer that is read too early is null
-        const std::string right = run_layer(math, config);
-        const std::vector<emulator::CallSite> sites = emulator::call_sites();
-        if (sites.empty()) report.fail("no barrier was seen", 0);
-        for (const emulator::CallSite& site : sites) {
-            bool noticed = false;
-            for (std::uint64_t seed = 1; seed <= kSeeds && !noticed; ++seed) {
-                emulator::Config without = config;
-                without.seed = seed;
-                without.omit = {{site.operation, site.file, site.line, -1}};
-                noticed = run_layer(math, without) != right;
-            }
-            if (!noticed) {
-                report.fail(std::string("nothing shows without ") + emulator::name(site.operation) + " at " +
-                                site.file.substr(site.file.rfind('/') + 1) + ":" + std::to_string(site.line),
-                            0);
-            }
-        }
-        std::printf("%s: %d barriers and waits are needed\n", kMathNames[static_cast<int>(math)],
-                    static_cast<int>(sites.size()));
+        check_omissions(config, "", [math](const auto& c) { return run_layer(math, c); }, report);
     }
 }
 
@@ -360,10 +387,9 @@ void check_cells(Report& report) {
             // `plain`: all rows as long as the sequence and at multiples of 16 bytes, where the sizes allow
             // it.
             const auto run = [&](const Dims& d, bool plain = false) {
-                Options options = options_of(++counter);
-                if (plain) options.odd = options.lengths = false;
+                ++counter;
                 if (report.next())
-                    run_case(static_cast<Math>(m), static_cast<CellId>(c), d, options, counter, report);
+                    run_case({static_cast<Math>(m), static_cast<CellId>(c), d, counter, plain}, report);
             };
             for (const std::int64_t H : {1, 7, 16, 17, 33}) {
                 for (const std::int64_t B : {1, 3, 9}) {

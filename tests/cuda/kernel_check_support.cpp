@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "kernel_check.h"
+#include "kernels/persistent_arguments.h"
 
 namespace cuda_check {
 
@@ -252,6 +253,11 @@ void Report::expect_all_ran() {
         expect(entries.transpose);
         expect(entries.gather_hidden);
         expect(entries.final_state);
+        const PersistentEntries* const persistent = persistent_entries(static_cast<Math>(i));
+        for (int form = 0; persistent != nullptr && form < kPersistentForms; ++form) {
+            for (const auto& entry : persistent->forward) expect(entry[form], kPersistentFormNames[form]);
+            for (const auto& entry : persistent->backward) expect(entry[form], kPersistentFormNames[form]);
+        }
     }
 }
 
