@@ -30,6 +30,32 @@ void allow_shared_memory(const void* kernel, int bytes) {
           "cudaFuncSetAttribute");
 }
 
+// A launch in clusters.
+struct Configuration {
+    Configuration(const void* kernel, const Shape& shape, Stream stream) {
+        if (shape.cluster > 8) {
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+                  "cudaFuncSetAttribute");
+        }
+        value.gridDim = dim3(static_cast<unsigned>(shape.grid_x), static_cast<unsigned>(shape.grid_y),
+                             static_cast<unsigned>(shape.grid_z));
+        value.blockDim = dim3(static_cast<unsigned>(shape.block));
+        value.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
+        value.stream = native(stream);
+        attributes[0].id = cudaLaunchAttributeClusterDimension;
+        attributes[0].val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+        attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+        attributes[1].id = cudaLaunchAttributeCooperative;
+        attributes[1].val.cooperative = 1;
+        value.attrs = attributes;
+        value.numAttrs = shape.cooperative ? 2 : 1;
+    }
+    Configuration(const Configuration&) = delete;
+
+    cudaLaunchConfig_t value{};
+    cudaLaunchAttribute attributes[2] = {};
+};
+
 }  // namespace
 
 int device_count() {
@@ -79,7 +105,10 @@ void launch_erased(const void* kernel, const Shape& shape, Stream stream, void**
     allow_shared_memory(kernel, shape.shared_bytes);
     const dim3 grid(shape.grid_x, shape.grid_y, shape.grid_z), block(shape.block);
     const auto bytes = static_cast<std::size_t>(shape.shared_bytes);
-    if (shape.cooperative) {
+    if (shape.cluster > 1) {
+        Configuration configuration(kernel, shape, stream);
+        check(cudaLaunchKernelExC(&configuration.value, kernel, arguments), "cudaLaunchKernelExC");
+    } else if (shape.cooperative) {
         check(cudaLaunchCooperativeKernel(kernel, grid, block, arguments, bytes, native(stream)),
               "cudaLaunchCooperativeKernel");
     } else {
@@ -89,6 +118,13 @@ void launch_erased(const void* kernel, const Shape& shape, Stream stream, void**
 
 int resident_blocks_erased(const void* kernel, const Shape& shape) {
     allow_shared_memory(kernel, shape.shared_bytes);
+    if (shape.cluster > 1) {
+        int clusters = 0;
+        Configuration configuration(kernel, shape, nullptr);
+        check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &configuration.value),
+              "cudaOccupancyMaxActiveClusters");
+        return clusters * shape.cluster;
+    }
     int blocks = 0;
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, shape.block,
                                                         static_cast<std::size_t>(shape.shared_bytes)),

@@ -45,6 +45,7 @@ struct Shape {
     int block = 32;            // threads, a multiple of 32
     int shared_bytes = 0;      // dynamic shared memory of a block
     bool cooperative = false;  // refused unless all blocks are resident at the same time
+    int cluster = 1;           // blocks of a cluster, along x
 };
 
 struct Device {

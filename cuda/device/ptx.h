@@ -256,3 +256,5 @@ FUSEDRNN_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef FUSEDRNN_MMA
 
 }  // namespace fusedrnn::cuda
+
+#include "cluster.h"

@@ -17,6 +17,8 @@ enum class Operation : int {
     add_release,
     fence,
     cp_async_wait,
+    cluster_barrier,
+    mbarrier_try_wait,
     count
 };
 const char* name(Operation operation);

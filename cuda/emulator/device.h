@@ -41,6 +41,17 @@ void spin_pause(Site site);
 void cp_async16(void* shared, const void* global, int bytes, Site site);
 void cp_async_commit();
 void cp_async_wait(int n, Site site);
+int cluster_rank();
+int cluster_size();
+void cluster_barrier(Site site);
+void* map_shared(void* p, int rank, Site site);
+void load_remote(void* to, void* at, int rank, int size, Site site);
+void store_remote(void* at, int rank, const void* from, int size, Site site);
+void st_async(void* at, int rank, const void* from, int size, void* mbarrier, int mbarrier_rank, Site site);
+void load16_received(void* to, const void* p, Site site);
+void mbarrier_init(void* p, int arrivals, Site site);
+void mbarrier_arrive(void* p, int bytes, Site site);
+bool mbarrier_try_wait(void* p, unsigned parity, Site site);
 void ldmatrix(unsigned* r, int matrices, bool transposed, const void* row, Site site);
 void mma_bf16(float* c, const unsigned* a, const unsigned* b, Site site);
 void mma_f16(float* c, const unsigned* a, const unsigned* b, Site site);
@@ -194,6 +205,55 @@ template <int n>
 void cp_async_wait(Site site = Site::here()) {
     static_assert(n >= 0);
     emulator::cp_async_wait(n, site);
+}
+
+// ---- clusters ------------------------------------------------------------------------------------------
+
+using Mbarrier = std::uint64_t;
+
+template <class T>
+struct Remote {
+    T* at;  // in the memory of that block
+    int rank;
+};
+
+inline int cluster_rank() { return emulator::cluster_rank(); }
+inline int cluster_size() { return emulator::cluster_size(); }
+inline void cluster_barrier(Site site = Site::here()) { emulator::cluster_barrier(site); }
+template <class T>
+Remote<T> map_shared(T* p, int rank, Site site = Site::here()) {
+    return {static_cast<T*>(emulator::map_shared(p, rank, site)), rank};
+}
+template <class T>
+T load_remote(Remote<T> from, Site site = Site::here()) {
+    static_assert(emulator::is_plain<T> && sizeof(T) >= 4);
+    T v;
+    emulator::load_remote(&v, from.at, from.rank, sizeof v, site);
+    return v;
+}
+template <class T>
+void store_remote(Remote<T> to, std::type_identity_t<T> v, Site site = Site::here()) {
+    static_assert(emulator::is_plain<T> && sizeof(T) >= 4);
+    emulator::store_remote(to.at, to.rank, &v, sizeof v, site);
+}
+template <class T>
+void st_async(Remote<T> to, std::type_identity_t<T> v, Remote<Mbarrier> mbarrier, Site site = Site::here()) {
+    static_assert(emulator::is_plain<T> && sizeof(T) >= 4);
+    emulator::st_async(to.at, to.rank, &v, sizeof v, mbarrier.at, mbarrier.rank, site);
+}
+inline Vector16 load16_received(const void* p, Site site = Site::here()) {
+    Vector16 v;
+    emulator::load16_received(&v, p, site);
+    return v;
+}
+inline void mbarrier_init(Mbarrier* p, int arrivals, Site site = Site::here()) {
+    emulator::mbarrier_init(p, arrivals, site);
+}
+inline void mbarrier_arrive(Mbarrier* p, int bytes = 0, Site site = Site::here()) {
+    emulator::mbarrier_arrive(p, bytes, site);
+}
+inline bool mbarrier_try_wait(Mbarrier* p, unsigned parity, Site site = Site::here()) {
+    return emulator::mbarrier_try_wait(p, parity, site);
 }
 
 // ---- matrices ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../device/types.h"
+#include "cluster.h"
 #include "config.h"
 #include "device.h"
 #include "fiber.h"
@@ -33,7 +34,7 @@ struct PendingCopy {
     unsigned char data[16];
 };
 
-enum class Wait { nothing, block_barrier, warp, spin, end };
+enum class Wait { nothing, block_barrier, cluster_barrier, warp, spin, end };
 
 struct Thread {
     Place place;
@@ -42,7 +43,9 @@ struct Thread {
     std::uint64_t fresh = 0;  // loads see memory as it was at this time or later
     StoreBuffer stores;
     std::vector<PendingCopy> copies;
-    int group = 0;             // of the copies not yet committed
+    int group = 0;  // of the copies not yet committed
+    std::vector<RemoteStore> remote_stores;
+    PhaseCounts waited, seen;  // of the block's mbarriers; seen: also by what this thread has met in barriers
     std::uint64_t polled = 0;  // the time of memory when this thread began to look for a change
     void* operands = nullptr;  // of the operation of the warp that it waits in
     Wait wait = Wait::nothing;
@@ -70,6 +73,11 @@ struct Block {
     std::unique_ptr<unsigned char[]> memory;  // shared memory between two red zones
     unsigned char* shared = nullptr;
     int shared_bytes = -1;
+    Cluster* cluster = nullptr;
+    int rank = 0;      // in the cluster
+    int barriers = 0;  // that all threads have come past
+    std::map<Address, Phases> mbarriers;
+    std::vector<Received> received;  // by four bytes of shared memory; empty where there has been no st_async
     int arrived = 0, ended = 0;
     Site site{"", 0};  // of the barrier that threads wait in
 };
@@ -83,6 +91,7 @@ class Grid {
 
     // ---- called by the running thread ----
     void block_barrier(Site site);
+    void cluster_barrier(Site site);
     // Waits for the 32 lanes; the last one calls function on the operands of all of them.
     void warp_operation(const char* name, WarpFunction function, void* operands, Site site);
     void spin(Site site);
@@ -92,6 +101,9 @@ class Grid {
     // Memory changed: threads that spin look again.
     void wake_spinners();
     [[noreturn]] void fail(const std::string& what, Site site);
+    // A st_async, which lands some time, and an arrival at an mbarrier.
+    void send(const Flight& flight) { flights_.push_back(flight); }
+    void arrive(Phases& mbarrier, int bytes, Site site);
     std::uint64_t random();
 
     const Config& config() const { return config_; }
@@ -101,7 +113,12 @@ class Grid {
     static void thread_main();
     std::span<const std::unique_ptr<Thread>> threads_of(const Block& block) const;
     void make_shared_memory(Block& block) const;
-    void start(Block& block);
+    void start(std::size_t first_slot);
+    void start(Block& block, int id);
+    // A random one of the flights lands; false, and the launch has failed, where it must not.
+    bool land_any();
+    void end_phase(Phases& mbarrier);
+    void check_end_of(const Block& block) const;
     void finish(Block& block);
     void end_thread();
     void let_others_run();
@@ -110,6 +127,8 @@ class Grid {
     void change_to(Thread* next, bool ends = false);
     void wait(Wait what, const char* name, Site site);
     void release_barrier(Block& block);
+    void release_barrier(Cluster& cluster);
+    std::string describe_mbarriers() const;
     std::string describe_deadlock() const;
 
     Body body_;
@@ -120,7 +139,10 @@ class Grid {
     std::uint64_t burst_;  // a block keeps running for so many changes of threads, on average
     std::uint64_t turns_ = 0;
     Fiber main_;
-    std::vector<int> pending_;                       // blocks that have not started, the next one last
+    std::vector<int> pending_;       // clusters that have not started, the next one last
+    std::vector<Cluster> clusters_;  // that run, by slot
+    std::vector<Flight> flights_;
+    std::uint64_t haste_;  // at one change of threads in so many a flight lands; 0: only when it must
     std::vector<std::pair<int, StoreBuffer>> left_;  // what blocks that have ended wrote
     std::vector<Thread*> spinning_;
     std::size_t resident_ = 0;  // of blocks_, how many this launch uses
@@ -137,6 +159,8 @@ extern Place* place;  // its place
 
 // Threads are fibers of one thread of the system: between two of these calls nothing else runs.
 void order_warp();  // what warp_barrier does to memory
+void merge_seen(std::span<const std::unique_ptr<Thread>> threads);
+void check_received(const void* p, int size, Site site);
 bool is_left_out(Operation operation, Site site);
 
 std::string text(Int3 v);

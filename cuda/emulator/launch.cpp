@@ -33,8 +33,9 @@ std::string text(Int3 v) {
 void refuse(const std::string& what) { throw Error(kErrorLaunchFailure, "emulator", what, "launch"); }
 
 const char* name(Operation operation) {
-    constexpr const char* names[] = {"block_barrier", "warp_barrier", "load_acquire", "store_release",
-                                     "add_release",   "fence",        "cp_async_wait"};
+    constexpr const char* names[] = {"block_barrier", "warp_barrier",    "load_acquire",
+                                     "store_release", "add_release",     "fence",
+                                     "cp_async_wait", "cluster_barrier", "mbarrier_try_wait"};
     return names[static_cast<int>(operation)];
 }
 
@@ -64,7 +65,9 @@ bool is_left_out(Operation operation, Site site) {
     return false;
 }
 
-int resident_blocks(const Shape&) { return current_config.resident_blocks; }
+int resident_blocks(const Shape& shape) {
+    return current_config.resident_blocks / shape.cluster * shape.cluster;
+}
 
 namespace {
 
@@ -84,10 +87,21 @@ void check_shape(const Shape& shape, std::size_t argument_bytes) {
     if (argument_bytes > 4096) {
         refuse("arguments: expected up to 4096 bytes, got " + std::to_string(argument_bytes));
     }
+    if (shape.cluster < 1 || shape.cluster > 16 || shape.grid_x % shape.cluster != 0) {
+        refuse("cluster: expected 1 to 16 blocks and a divisor of the " + std::to_string(shape.grid_x) +
+               " blocks along x, got " + std::to_string(shape.cluster));
+    }
+    if (shape.cluster > 1 && current_config.architecture < 90) {
+        refuse("cluster: expected compute capability 90 or later, got " +
+               std::to_string(current_config.architecture));
+    }
+    if (shape.cluster > current_config.resident_blocks) {
+        refuse("cluster: expected up to " + std::to_string(current_config.resident_blocks) +
+               " blocks at the same time, got " + std::to_string(shape.cluster));
+    }
     const double count = double{1} * shape.grid_x * shape.grid_y * shape.grid_z;
-    if (shape.cooperative && count > current_config.resident_blocks) {
-        refuse("cooperative launch: expected up to " + std::to_string(current_config.resident_blocks) +
-               " blocks");
+    if (shape.cooperative && count > resident_blocks(shape)) {
+        refuse("cooperative launch: expected up to " + std::to_string(resident_blocks(shape)) + " blocks");
     }
 }
 

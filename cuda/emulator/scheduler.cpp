@@ -59,8 +59,10 @@ Grid::Grid(const Body& body, const Shape& shape, const Config& config, std::uint
       random_state_(seed * 0x9E3779B97F4A7C15u + 1) {
     constexpr std::uint64_t bursts[4] = {1, 16, 256, 4096};
     burst_ = bursts[random() % 4];
-    pending_.resize(static_cast<std::size_t>(shape.grid_x) * static_cast<std::size_t>(shape.grid_y) *
-                    static_cast<std::size_t>(shape.grid_z));
+    constexpr std::uint64_t hastes[4] = {0, 1, 16, 256};
+    haste_ = hastes[random() % 4];
+    pending_.resize(static_cast<std::size_t>(shape.grid_x / shape.cluster) *
+                    static_cast<std::size_t>(shape.grid_y) * static_cast<std::size_t>(shape.grid_z));
     std::iota(pending_.begin(), pending_.end(), 0);
     for (std::size_t i = pending_.size(); i > 1; --i) std::swap(pending_[i - 1], pending_[random() % i]);
     memory.begin_launch();
@@ -95,15 +97,17 @@ void Grid::make_shared_memory(Block& block) const {
     std::memset(block.shared, config_.poison ? 0xFF : 0, bytes);
 }
 
-void Grid::start(Block& block) {
-    block.id = pending_.back();
-    pending_.pop_back();
+void Grid::start(Block& block, int id) {
+    block.id = id;
     const int x = block.id % shape_.grid_x, y = block.id / shape_.grid_x % shape_.grid_y;
     const int z = block.id / shape_.grid_x / shape_.grid_y;
     block.arrived = block.ended = 0;
     block.warps.assign(static_cast<std::size_t>(shape_.block / 32), Warp{});
     block.runnable.clear();
     block.stores.clear();
+    block.barriers = 0;
+    block.mbarriers.clear();
+    block.received.clear();
     make_shared_memory(block);
     while (static_cast<int>(block.threads.size()) < shape_.block) {
         block.threads.push_back(std::make_unique<Thread>());
@@ -117,6 +121,9 @@ void Grid::start(Block& block) {
         thread->fresh = thread->polled = 0;
         thread->stores.clear();
         thread->copies.clear();
+        thread->remote_stores.clear();
+        thread->waited.clear();
+        thread->seen.clear();
         thread->group = 0;
         std::fill(std::begin(thread->calls), std::end(thread->calls), 0);
         thread->fiber.prepare(&Grid::thread_main, static_cast<unsigned>(i));
@@ -148,6 +155,15 @@ void Grid::end_thread() {
     if (++block.ended + block.arrived == shape_.block && block.arrived > 0) {
         fail("divergent barrier: threads have ended while others wait in block_barrier", block.site);
     }
+    ++block.cluster->ended;
+    if (block.cluster->arrived > 0) {
+        fail("divergent barrier: threads have ended while others wait in cluster_barrier",
+             block.cluster->site);
+    }
+    if (!thread.remote_stores.empty()) {
+        fail("a thread has ended after a store_remote that no cluster_barrier follows",
+             thread.remote_stores.back().site);
+    }
     if (block.ended == shape_.block) {
         finished_ = &block;
         change_to(nullptr, true);
@@ -170,18 +186,21 @@ void Grid::finish(Block& block) {
         left_.emplace_back(block.id, std::move(block.stores));
         block.stores = StoreBuffer{};
     }
+    check_end_of(block);
     --live_;
+    --block.cluster->live;
 }
 
 void Grid::run() {
-    const std::size_t resident = std::min(pending_.size(), static_cast<std::size_t>(config_.resident_blocks));
-    while (blocks_.size() < resident) blocks_.push_back(std::make_unique<Block>());
-    for (std::size_t i = 0; i < resident; ++i) start(*blocks_[i]);
-    resident_ = resident;
+    const auto size = static_cast<std::size_t>(shape_.cluster);
+    clusters_.resize(std::min(pending_.size(), static_cast<std::size_t>(config_.resident_blocks) / size));
+    resident_ = clusters_.size() * size;
+    while (blocks_.size() < resident_) blocks_.push_back(std::make_unique<Block>());
+    for (std::size_t i = 0; i < resident_; i += size) start(i);
     while (live_ > 0) {
         Thread* next = pick();
         if (next == nullptr) {
-            error_ = describe_deadlock();
+            if (!failed_) error_ = describe_deadlock();
             failed_ = true;
         } else {
             self = next;
@@ -194,7 +213,9 @@ void Grid::run() {
             Block& block = *finished_;
             finished_ = nullptr;
             finish(block);
-            if (!pending_.empty()) start(block);
+            if (block.cluster->live == 0 && !pending_.empty()) {
+                start(static_cast<std::size_t>(block.cluster - clusters_.data()) * size);
+            }
         }
     }
     for (const auto& [id, stores] : left_) memory.write(stores, id);
@@ -209,6 +230,10 @@ void Grid::make_runnable(Thread& thread) {
 }
 
 Thread* Grid::pick() {
+    while (!flights_.empty() && (runnable_ == 0 || (haste_ > 0 && random() % haste_ == 0))) {
+        if (!land_any()) return nullptr;
+        if (runnable_ > 0) break;
+    }
     if (runnable_ == 0) return nullptr;
     if (blocks_[current_]->runnable.empty() || random() % burst_ == 0) {
         current_ = random() % resident_;
@@ -279,6 +304,8 @@ void Grid::block_barrier(Site site) {
 
 void Grid::release_barrier(Block& block) {
     block.arrived = 0;
+    ++block.barriers;
+    merge_seen(threads_of(block));
     std::uint64_t fresh = 0;
     for (const auto& thread : threads_of(block)) fresh = std::max(fresh, thread->fresh);
     for (Warp& each : block.warps) each.stores.move_to(block.stores);
@@ -288,17 +315,6 @@ void Grid::release_barrier(Block& block) {
         if (thread.get() != self) make_runnable(*thread);
     }
     let_others_run();
-}
-
-void order_warp() {
-    Block& block = *self->block;
-    const auto first = static_cast<std::size_t>(self->place.thread / 32 * 32);
-    std::uint64_t fresh = 0;
-    for (std::size_t i = first; i < first + 32; ++i) {
-        block.threads[i]->stores.move_to(block.warps[first / 32].stores);
-        fresh = std::max(fresh, block.threads[i]->fresh);
-    }
-    for (std::size_t i = first; i < first + 32; ++i) block.threads[i]->fresh = fresh;
 }
 
 void Grid::warp_operation(const char* name, WarpFunction function, void* operands, Site site) {
@@ -367,7 +383,8 @@ std::string Grid::describe_deadlock() const {
         out << group.threads << " thread(s) wait in " << where << ", the first of them thread "
             << group.first->place.thread << " of block " << text(group.first->place.block) << "; ";
     }
-    out << pending_.size() << " block(s) have not started (" << config_.resident_blocks << " at a time)";
+    out << describe_mbarriers() << pending_.size() * static_cast<std::size_t>(shape_.cluster)
+        << " block(s) have not started (" << config_.resident_blocks << " at a time)";
     return out.str();
 }
 

@@ -101,6 +101,18 @@ void run_mma(void* const (&lanes)[32]) {
 
 }  // namespace
 
+void order_warp() {
+    Block& block = *self->block;
+    const auto first = static_cast<std::size_t>(self->place.thread / 32 * 32);
+    merge_seen(std::span<const std::unique_ptr<Thread>>(block.threads).subspan(first, 32));
+    std::uint64_t fresh = 0;
+    for (std::size_t i = first; i < first + 32; ++i) {
+        block.threads[i]->stores.move_to(block.warps[first / 32].stores);
+        fresh = std::max(fresh, block.threads[i]->fresh);
+    }
+    for (std::size_t i = first; i < first + 32; ++i) block.threads[i]->fresh = fresh;
+}
+
 void shuffle(void* v, int size, int from, Site site) {
     if (from < 0 || from > 31)
         grid->fail("shuffle: expected a lane 0 to 31, got " + std::to_string(from), site);
@@ -124,6 +136,7 @@ void ldmatrix(unsigned* r, int matrices, bool transposed, const void* row, Site 
         if (byte < place->shared || byte + 16 > place->shared + place->shared_bytes) {
             grid->fail("a row of ldmatrix is outside of the shared memory of the block", site);
         }
+        check_received(row, 16, site);
     }
     LoadMatrix operands{r, byte};
     if (matrices == 2) {

@@ -68,10 +68,20 @@ inline void expect_error(const std::string& what, const std::string& part, const
            what + ": expected an error with '" + part + "', got '" + got + "'");
 }
 
+inline constexpr int kSeeds = 30;
+
+// Whether run() is false, or fails, for some seed without the operation.
+bool is_noticed(const emulator::Omission& omission, const std::function<bool()>& run,
+                emulator::Config config = {});
+// Right for every seed; wrong for some seed without any one of the calls that order it.
+void check_all_needed(const std::string& name, const std::function<bool()>& run,
+                      emulator::Config config = {});
+
 void check_ordering();  // memory.cpp
 void check_access();
-void check_waiting();  // waiting.cpp
-void check_warp();     // warp.cpp
-void check_numbers();  // numbers.cpp
+void check_waiting();   // waiting.cpp
+void check_warp();      // warp.cpp
+void check_clusters();  // cluster.cpp
+void check_numbers();   // numbers.cpp
 
 }  // namespace emulator_check

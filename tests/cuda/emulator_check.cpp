@@ -11,6 +11,7 @@ int main() {
         check_access();
         check_waiting();
         check_warp();
+        check_clusters();
         check_numbers();
     } catch (const std::exception& error) {
         std::printf("FAILED with an exception nobody expected: %s\n", error.what());
