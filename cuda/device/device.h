@@ -53,26 +53,27 @@
 // Clusters: blocks that run at the same time and reach each other's shared memory. Compute capability 9.0 and
 // later; before it these functions trap, and a block is a cluster of its own.
 //   int cluster_rank(), cluster_size()
-//   void cluster_barrier()       all threads of the cluster come here before any goes on; orders memory among them.
-//                                The first one says that all blocks have begun, and nobody may end while others
-//                                still reach for its shared memory
+//   void cluster_barrier()       all threads of the cluster come here before any goes on; orders memory
+//                                among them. The first one says that all blocks have begun, and nobody may
+//                                end while others still reach for its shared memory
 //   Remote<T> map_shared(T* p, int rank)
 //                                the place of p, in shared memory, in that block of the cluster
 //   T load_remote(Remote<T>), void store_remote(Remote<T>, T)
 //                                plain; ordered by a cluster_barrier
-//   Mbarrier                     8 bytes in shared memory that count phases, from 0. A phase ends once all of its
-//                                arrivals have come and as many bytes as they expect
+//   Mbarrier                     8 bytes in shared memory that count phases, from 0. A phase ends once all
+//                                of its arrivals have come and as many bytes as they expect
 //   void mbarrier_init(Mbarrier*, int arrivals)
-//                                by one thread; other threads of the block may use it after a block_barrier, other
-//                                blocks after a cluster_barrier
+//                                by one thread; other threads of the block may use it after a block_barrier,
+//                                other blocks after a cluster_barrier
 //   void mbarrier_arrive(Mbarrier*, int bytes = 0)
 //                                one arrival at the block's own mbarrier, which also expects so many bytes
 //   bool mbarrier_try_wait(Mbarrier*, unsigned parity)
-//                                whether the phase with this parity, the current one or the one before, has ended;
-//                                then what was sent to it is there for this thread. In a loop with spin_pause
+//                                whether the phase with this parity, the current one or the one before, has
+//                                ended; then what was sent to it is there for this thread. In a loop with
+//                                spin_pause
 //   void st_async(Remote<T> to, T, Remote<Mbarrier>)
-//                                T of 4, 8 or 16 bytes. They come some time, into the same block as the mbarrier,
-//                                whose current phase then counts them
+//                                T of 4, 8 or 16 bytes. They come some time, into the same block as the
+//                                mbarrier, whose current phase then counts them
 //   Vector16 load16_received(const void*)
 //                                16 bytes of the block's own shared memory, where st_async has brought them
 //

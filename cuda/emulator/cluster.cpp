@@ -1,8 +1,8 @@
 // Blocks of a cluster: their barrier, their reach into each other's shared memory, mbarriers.
 //
-// Bytes of a st_async count for an mbarrier when they land, at a random time. The memory that they go to holds, from the
-// call until then, what it held, or poison, or already the new bytes; and who reads it through load16_received or
-// ldmatrix must know that the phase has ended.
+// Bytes of a st_async count for an mbarrier when they land, at a random time. The memory that they go to
+// holds, from the call until then, what it held, or poison, or already the new bytes; and who reads it
+// through load16_received or ldmatrix must know that the phase has ended.
 #include "cluster.h"
 
 #include <algorithm>
@@ -231,7 +231,6 @@ bool Grid::land_any() {
                  std::to_string(flight.site.line);
         return false;
     };
-    if (has_ended(*flight.to)) return refuse_it("bytes come to a block that has ended");
     Phases& mbarrier = flight.to->mbarriers.at(flight.mbarrier);
     if (mbarrier.phase != flight.phase) {
         return refuse_it(

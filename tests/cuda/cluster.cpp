@@ -23,7 +23,8 @@ T spread(unsigned v) {
     return all;
 }
 
-// ---- kernels that are right; each returns what it saw in out[block][round][thread] -------------------------
+// ---- kernels that are right; each returns what it saw in out[block][round][thread]
+// -------------------------
 
 // Every thread sends to all blocks of its cluster. A block is sent round r + 2 only by those who have all of
 // round r + 1, of which its own share comes after it has read round r.
@@ -83,7 +84,8 @@ FUSEDRNN_KERNEL void meet_in_turn(unsigned* out, unsigned* slots) {
     }
 }
 
-// ---- running them ------------------------------------------------------------------------------------------
+// ---- running them
+// ------------------------------------------------------------------------------------------
 
 emulator::Config cluster_config(std::uint64_t seed = 1, int resident = 16) {
     emulator::Config config;
@@ -121,7 +123,8 @@ bool run_turns() {
     return is_next_block(out, 0);
 }
 
-// ---- kernels that are wrong --------------------------------------------------------------------------------
+// ---- kernels that are wrong
+// --------------------------------------------------------------------------------
 
 enum Wrong : int {
     kNothing,
@@ -159,7 +162,10 @@ FUSEDRNN_KERNEL void pass_on(Wrong wrong, unsigned* out) {
         mbarrier_arrive(mbarrier, bytes);
         if (wrong == kTwoArrivals) mbarrier_arrive(mbarrier, 16);
     }
-    if (wrong == kNoBarrierAfterInit) mbarrier_try_wait(mbarrier, 0);
+    if (wrong == kNoBarrierAfterInit && warp() == 0) {
+        warp_barrier();
+        mbarrier_try_wait(mbarrier, 0);
+    }
     if (wrong != kNoClusterBarrier) cluster_barrier();
     if (wrong == kEndsEarly && cluster_rank() == 1) return;
     if (wrong == kNothingComes) return;
@@ -219,7 +225,8 @@ void check_refusals() {
     expect(early || more, "bytes that nobody expects are reported as such");
 }
 
-// ---- which clusters run at the same time -------------------------------------------------------------------
+// ---- which clusters run at the same time
+// -------------------------------------------------------------------
 
 FUSEDRNN_KERNEL void visit(unsigned* visits) {
     cluster_barrier();
@@ -237,11 +244,45 @@ FUSEDRNN_KERNEL void meet_all(unsigned* count) {
 
 FUSEDRNN_KERNEL void store_and_end(bool barrier) {
     cluster_barrier();
-    const int other = (cluster_rank() + 1) % cluster_size();
-    if (cluster_rank() == 0) {
-        store_remote(map_shared(shared_memory<unsigned>() + thread_index(), other), 1u);
+    store_remote(map_shared(shared_memory<unsigned>() + thread_index(), cluster_rank()), 1u);
+    if (barrier) cluster_barrier();
+}
+
+FUSEDRNN_KERNEL void reach_for_ended() {
+    cluster_barrier();
+    for (int i = 0; i < 1000 && cluster_rank() == 0; ++i)
+        load_remote(map_shared(shared_memory<unsigned>(), 1));
+}
+
+// What stands where st_async brings 7, before its phase is waited for.
+FUSEDRNN_KERNEL void look_early(unsigned* out) {
+    auto* const mbarrier = shared_memory<Mbarrier>();
+    auto* const slot = shared_memory<unsigned>() + 4 + thread_index();
+    if (thread_index() == 0) {
+        mbarrier_init(mbarrier, 1);
+        mbarrier_arrive(mbarrier, 4 * block_threads());
     }
-    if (barrier || cluster_rank() != 0) cluster_barrier();
+    *slot = 3;
+    cluster_barrier();
+    st_async(map_shared(slot, cluster_rank()), 7u, map_shared(mbarrier, cluster_rank()));
+    store(out + thread_index(), *slot);
+    while (!mbarrier_try_wait(mbarrier, 0)) spin_pause();
+}
+
+void check_early() {
+    bool old = false, poison = false, early = false;
+    for (std::uint64_t s = 1; s <= 10; ++s) {
+        emulator::set_config(cluster_config(s));
+        Array<unsigned> out(kThreads);
+        launch(&look_early, Shape{.block = kThreads, .shared_bytes = 1024}, nullptr, out.data());
+        for (int i = 0; i < kThreads; ++i) {
+            expect(out[i] == 3 || out[i] == 7 || out[i] == ~0u, "bytes on their way");
+            old |= out[i] == 3;
+            poison |= out[i] == ~0u;
+            early |= out[i] == 7;
+        }
+    }
+    expect(old && poison && early, "bytes on their way are the old ones, poison or the new ones");
 }
 
 void check_residency() {
@@ -265,8 +306,10 @@ void check_residency() {
         });
         expect(error_of([&] { launch(&store_and_end, cluster_shape(4), nullptr, true); }).empty(),
                "a store_remote before a barrier");
-        expect(!error_of([&] { launch(&store_and_end, cluster_shape(4), nullptr, false); }).empty(),
-               "a store_remote without a barrier");
+        expect_error("a store_remote without a barrier", "store_remote that no cluster_barrier follows",
+                     [&] { launch(&store_and_end, cluster_shape(4), nullptr, false); });
+        expect_error("a load_remote from a block that has ended", "of a block that has ended",
+                     [&] { launch(&reach_for_ended, cluster_shape(4), nullptr); });
     }
     Array<unsigned> visits(12 * kThreads, 0);
     const auto attempt = [&](const Shape& shape) { launch(&visit, shape, nullptr, visits.data()); };
@@ -291,6 +334,7 @@ void check_clusters() {
     check_all_needed("16 bytes to all", [] { return run_send<Vector16>(); }, cluster_config());
     check_all_needed("store_remote", [] { return run_turns<false>(); }, cluster_config());
     check_all_needed("load_remote", [] { return run_turns<true>(); }, cluster_config());
+    check_early();
     check_refusals();
     check_residency();
 }
