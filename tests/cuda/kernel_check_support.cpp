@@ -47,7 +47,7 @@ void encode(Kind kind, double x, unsigned char* to) {
         int exponent;
         const double mantissa = std::frexp(std::fabs(static_cast<double>(y)), &exponent);
         half = static_cast<std::uint16_t>(std::signbit(y) ? 0x8000 : 0);
-        if (exponent > -14) {
+        if (exponent > -14 && mantissa > 0) {
             half |= static_cast<std::uint16_t>(exponent + 14) << 10;
             half |= static_cast<std::uint16_t>(std::ldexp(mantissa, 11)) & 0x3FF;
         } else {
