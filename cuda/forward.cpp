@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "cluster.h"
 #include "launches.h"
 #include "persistent.h"
 
@@ -10,9 +11,12 @@ namespace fusedrnn::cuda {
 
 namespace {
 
+// How steps are launched: one by one, or many at a time.
+enum class Way { steps, persistent, cluster };
+
 class Forward {
   public:
-    Forward(const ForwardProblem& problem, bool persistent, void* workspace, Stream stream)
+    Forward(const ForwardProblem& problem, Way way, void* workspace, Stream stream)
         : p_(problem),
           launcher_(problem.math, stream),
           arena_(workspace),
@@ -35,7 +39,12 @@ class Forward {
         partial_ = arena_.take(launcher_.partial_bytes(rows, gates_, d.I));
         states_ = arena_.take(p_.states != nullptr ? 0 : d.B * beyond_ * d.H * compute);
         hidden_ = arena_.take(d.projected && p_.hidden == nullptr ? d.B * d.H * item : 0);
-        if (persistent && d.B > 0 && d.T > 0) persistent_.emplace(p_.cell, p_.math, d, false, arena_);
+        if (d.B == 0 || d.T == 0) return;
+        if (way == Way::persistent) persistent_.emplace(p_.cell, p_.math, d, false, arena_);
+        if (way == Way::cluster) {
+            const Device device = current_device();
+            cluster_ = plan_cluster({p_.cell, p_.math, d, device.architecture, device.processors, false});
+        }
     }
 
     std::int64_t bytes() const { return arena_.used(); }
@@ -56,9 +65,16 @@ class Forward {
             const std::int64_t count = std::min(block_steps_, total - done);
             const std::int64_t first = p_.schedule.reverse ? total - done - count : done;
             project_inputs(first, count);
-            if (persistent_) run_steps(first, count);
-            for (std::int64_t i = 0; i < count && !persistent_; ++i) {
-                run_step(first, p_.schedule.reverse ? first + count - 1 - i : first + i);
+            if (persistent_) {
+                persistent_->forward(launcher_, many_steps<PersistentForwardArgs>(first, count));
+            } else if (cluster_) {
+                auto args = many_steps<ClusterForwardArgs>(first, count);
+                args.vector = launcher_.is_vector(args.w_hh, d.P, d.P);
+                launch_cluster_forward(launcher_, p_.cell, p_.math, *cluster_, args);
+            } else {
+                for (std::int64_t i = 0; i < count; ++i) {
+                    run_step(first, p_.schedule.reverse ? first + count - 1 - i : first + i);
+                }
             }
         }
         store_final();
@@ -110,8 +126,9 @@ class Forward {
     }
 
     // All of them in one launch.
-    void run_steps(std::int64_t first, std::int64_t count) {
-        PersistentForwardArgs args{};
+    template <class Args>
+    Args many_steps(std::int64_t first, std::int64_t count) const {
+        Args args{};
         args.w_hh = p_.weights.w_hh;
         args.b_hh = p_.weights.b_hh;
         args.source = state_source(p_);
@@ -122,7 +139,7 @@ class Forward {
         args.states = p_.states != nullptr ? p_.states : states_;
         args.states_by_index = p_.states != nullptr;
         args.saved = p_.saved;
-        persistent_->forward(launcher_, args);
+        return args;
     }
 
     void run_step(std::int64_t block_first, std::int64_t t) {
@@ -192,22 +209,29 @@ class Forward {
     std::int64_t gates_, beyond_, saved_, block_steps_, x_stride_;
     void *gx_, *x_rows_, *partial_, *states_, *hidden_;
     std::optional<Persistent> persistent_;
+    std::optional<ClusterPlan> cluster_;
 };
 
 }  // namespace
 
 std::int64_t forward_by_steps_workspace(const ForwardProblem& problem) {
-    return Forward(problem, false, nullptr, nullptr).bytes();
+    return Forward(problem, Way::steps, nullptr, nullptr).bytes();
 }
 std::int64_t forward_persistent_workspace(const ForwardProblem& problem) {
-    return Forward(problem, true, nullptr, nullptr).bytes();
+    return Forward(problem, Way::persistent, nullptr, nullptr).bytes();
+}
+std::int64_t forward_cluster_workspace(const ForwardProblem& problem) {
+    return Forward(problem, Way::cluster, nullptr, nullptr).bytes();
 }
 
 void forward_by_steps(const ForwardProblem& problem, void* workspace, Stream stream) {
-    Forward(problem, false, workspace, stream).run();
+    Forward(problem, Way::steps, workspace, stream).run();
 }
 void forward_persistent(const ForwardProblem& problem, void* workspace, Stream stream) {
-    Forward(problem, true, workspace, stream).run();
+    Forward(problem, Way::persistent, workspace, stream).run();
+}
+void forward_cluster(const ForwardProblem& problem, void* workspace, Stream stream) {
+    Forward(problem, Way::cluster, workspace, stream).run();
 }
 
 }  // namespace fusedrnn::cuda

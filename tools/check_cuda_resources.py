@@ -51,6 +51,9 @@ BUDGETS = {
     "persistent_forward wide": (255, 255),
     "persistent_backward narrow": (255, 255),
     "persistent_backward wide": (255, 255),
+    "cluster_forward x8": (200, 0),
+    "cluster_forward x16": (216, 0),
+    "cluster_forward x32": (240, 0),
     "sum_slices NT": (64, 64),
     "sum_slices NN": (64, 64),
     "sum_slices TN": (64, 64),
@@ -141,13 +144,20 @@ def read_symbol(symbol: str) -> tuple[str, str]:
     if layout := re.search(r"S\d_6LayoutE(\d)E", rest):
         words.append(("NT", "NN", "TN")[int(layout[1])])
     elif cells := re.search(r"Li\d+ELi(\d)E", rest):
+        if words == ["cluster_forward"]:
+            return f"{words[0]} x{8 * int(cells[1])}", cell_of(rest)
         words.append("narrow" if cells[1] == "1" else "wide")
     elif columns := re.search(r"Li(\d+)ELb(\d)E", rest):
         words.append(f"x{8 * int(columns[1])}")
         if columns[2] == "0":
             words.append("any")
-    cell = re.match(r"INS\d_(\d+)([A-Z]\w*)", rest)
-    return " ".join(words), cell[2][: int(cell[1])] if cell else ""
+    return " ".join(words), cell_of(rest)
+
+
+def cell_of(arguments: str) -> str:
+    """The cell that begins the mangled template arguments of a kernel, or nothing."""
+    cell = re.match(r"INS\d_(\d+)([A-Z]\w*)", arguments)
+    return cell[2][: int(cell[1])] if cell else ""
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
         cuda_check::check_products(report);
         cuda_check::check_cells(report);
         cuda_check::check_persistent(report);
+        cuda_check::check_cluster(report);
         cuda_check::check_order(report);
         if (every == 1) report.expect_all_ran();
         report.finish();

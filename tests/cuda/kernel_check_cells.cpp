@@ -94,7 +94,7 @@ Problem make_problem(const CellTraits& traits, const Dims& d, const Options& o, 
         p.b_ih = numbers(1, p.gates * d.H, 0.5);
         p.b_hh = numbers(1, p.gates * d.H, 0.5);
     }
-    if (p.cell == "rnn_relu" && tolerance(math).forward > 1e-3) avoid_kink(p, random, kind);
+    if (p.cell == "rnn_relu" && tolerance(math).forward > 1e-4) avoid_kink(p, random, kind);
     if (d.projected) p.w_hr = numbers(d.P, d.H, spread);
     for (std::int64_t k = 0; k < p.states; ++k) {
         if (o.initial) p.initial[k] = numbers(d.B, p.width(k), 1);
@@ -275,7 +275,7 @@ void compare_all(const Problem& p, const Results<double>& want, const OnDevice& 
 }
 
 Kernels kernels_of(const CellCase& c) {
-    const Request request{c.cell, c.math, c.dims, 80, c.config.resident_blocks, true};
+    const Request request{c.cell, c.math, c.dims, c.config.architecture, c.config.resident_blocks, true};
     return {choose_kernel(request, c.kernel),
             choose_kernel(request, c.backward == nullptr ? c.kernel : c.backward)};
 }

@@ -1,0 +1,105 @@
+#include "cluster.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+namespace fusedrnn::cuda {
+
+const ClusterEntries& cluster_entries_bf16();
+const ClusterEntries& cluster_entries_fp16();
+const ClusterEntries& cluster_entries_tf32();
+
+const ClusterEntries* cluster_entries(Math math) {
+    switch (math) {
+        case Math::bf16:
+            return &cluster_entries_bf16();
+        case Math::fp16:
+            return &cluster_entries_fp16();
+        case Math::tf32:
+            return &cluster_entries_tf32();
+        default:
+            return nullptr;
+    }
+}
+
+namespace {
+
+constexpr std::int64_t kMostInt = std::numeric_limits<int>::max();
+constexpr int kMostGroups = 65535;  // blocks along y
+
+std::int64_t ceil_div(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
+
+std::string at_most(const char* what, std::int64_t limit, std::int64_t got) {
+    return std::string(what) + ": expected at most " + std::to_string(limit) + ", got " + std::to_string(got);
+}
+
+struct Attempt {
+    ClusterPlan plan;
+    std::string reason;
+};
+
+// The fewest positions of a cluster that let all of them run at the same time, or else the most there are.
+int choose_form(const Entry<ClusterForwardArgs> (&forms)[kClusterForms], std::int64_t batch,
+                std::int64_t clusters) {
+    int form = 0;
+    while (form + 1 < kClusterForms && forms[form + 1].kernel != nullptr &&
+           ceil_div(batch, cluster_columns(form)) > clusters) {
+        ++form;
+    }
+    return form;
+}
+
+Attempt attempt(const Request& request) {
+    const Dims& d = request.dims;
+    if (request.architecture < 90) {
+        return {
+            {},
+            "device: expected compute capability 90 or later, got " + std::to_string(request.architecture)};
+    }
+    const ClusterEntries* const entries = cluster_entries(request.math);
+    if (entries == nullptr) {
+        return {{}, std::string("math: not implemented for ") + kMathNames[static_cast<int>(request.math)]};
+    }
+    if (d.projected) return {{}, "proj_size: expected 0, got " + std::to_string(d.P)};
+    const auto& of_tiles = entries->forward[request.cell];
+    int most_tiles = kMostClusterTiles;
+    while (of_tiles[most_tiles - 1][0].kernel == nullptr) --most_tiles;
+    const std::int64_t most_hidden = cluster_hidden(most_tiles);
+    if (d.H < 1) return {{}, "H: expected at least 1, got 0"};
+    if (d.H > most_hidden) return {{}, at_most("H", most_hidden, d.H)};
+    if (d.T >= kMostInt) return {{}, at_most("T", kMostInt - 1, d.T)};
+    ClusterPlan plan{};
+    plan.tiles = static_cast<int>(ceil_div(d.H, cluster_hidden(1)));
+    plan.blocks = static_cast<int>(ceil_div(d.H, std::int64_t{16} * plan.tiles));
+    const auto& forms = of_tiles[plan.tiles - 1];
+    plan.form = choose_form(forms, d.B, std::max(1, request.processors / plan.blocks));
+    const std::int64_t groups = ceil_div(std::max<std::int64_t>(1, d.B), cluster_columns(plan.form));
+    if (groups > kMostGroups) {
+        return {{}, at_most("B", std::int64_t{kMostGroups} * cluster_columns(plan.form), d.B)};
+    }
+    plan.groups = static_cast<int>(groups);
+    return {plan, {}};
+}
+
+}  // namespace
+
+std::string reason_against_cluster(const Request& request) { return attempt(request).reason; }
+
+ClusterPlan plan_cluster(const Request& request) {
+    const Attempt result = attempt(request);
+    if (!result.reason.empty()) throw std::runtime_error(result.reason);
+    return result.plan;
+}
+
+void launch_cluster_forward(const Launcher& launcher, CellId cell, Math math, const ClusterPlan& plan,
+                            const ClusterForwardArgs& args) {
+    Shape shape;
+    shape.grid_x = shape.cluster = plan.blocks;
+    shape.grid_y = plan.groups;
+    shape.block = cluster_threads(plan.tiles);
+    launcher.start(cluster_entries(math)->forward[cell][plan.tiles - 1][plan.form], shape, args,
+                   kClusterFormNames[plan.form]);
+}
+
+}  // namespace fusedrnn::cuda

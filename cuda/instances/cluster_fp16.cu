@@ -1,0 +1,3 @@
+#include "cluster_instance.h"
+
+FUSEDRNN_CLUSTER_INSTANCE(fp16)

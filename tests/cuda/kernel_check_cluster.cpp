@@ -1,0 +1,140 @@
+// The kernels that run by clusters: against the reference, what fits, and with what orders their exchange
+// left out.
+#include "cluster.h"
+#include "forward.h"
+#include "kernel_check.h"
+
+namespace cuda_check {
+
+using namespace fusedrnn::cuda;
+using fusedrnn::CellId;
+using fusedrnn::Dims;
+using fusedrnn::kCell_gru;
+using fusedrnn::kCell_lstm;
+using fusedrnn::kCellCount;
+
+namespace {
+
+CellCase cluster_case(Math math, int cell, const Dims& d, std::int64_t counter, int processors) {
+    CellCase c{math, static_cast<CellId>(cell), d, counter, false, "cluster"};
+    c.config.resident_blocks = processors;
+    c.config.architecture = 90;
+    return c;
+}
+
+void check_results(Report& report) {
+    std::int64_t counter = 300000;
+    for (const Math math : {Math::tf32, Math::bf16, Math::fp16}) {
+        for (int cell = 0; cell < kCellCount; ++cell) {
+            const auto run = [&](std::int64_t T, std::int64_t B, std::int64_t H, int processors) {
+                ++counter;
+                if (!report.next()) return;
+                run_case(cluster_case(math, cell, {T, B, 5, H, H, 0, false}, counter, processors), report);
+            };
+            for (const std::int64_t H : {1, 7, 16, 17, 33}) {
+                for (const std::int64_t T : {1, 2, 5}) {
+                    run(T, 1, H, 16);
+                    run(T, 9, H, 16);  // two clusters
+                    run(T, 9, H, 3);   // 16 columns
+                }
+            }
+            run(0, 3, 17, 16);
+            run(3, 0, 17, 16);
+            run(3, 20, 33, 4);  // 32 columns
+            run(3, 40, 33, 3);  // clusters one after another
+            run(4, 3, 80, 8);
+            run(3, 2, 136, 8);                          // two tiles of a block, a cluster of 5
+            if (math != Math::tf32) run(2, 2, 257, 8);  // three
+        }
+    }
+    // Every kernel.
+    for (const Math math : {Math::tf32, Math::bf16, Math::fp16}) {
+        for (int cell = 0; cell < kCellCount; ++cell) {
+            for (const std::int64_t B : {10, 20}) {
+                if (!report.next()) continue;
+                run_case(cluster_case(math, cell, {2, B, 5, 130, 130, 0, false}, ++counter, 8), report);
+            }
+        }
+    }
+}
+
+// Blocks of steps that follow each other: the results are those of one block.
+void check_blocks(Report& report) {
+    const std::int64_t usual = input_block_bytes;
+    for (int cell = 0; cell < kCellCount; ++cell) {
+        for (std::int64_t counter = 1; counter <= 8; ++counter) {
+            const CellCase c = cluster_case(Math::fp16, cell, {5, 3, 5, 17, 17, 0, false}, counter, 16);
+            report.begin(c.math, "clusters, blocks of steps, cell " + std::to_string(cell) + ", " +
+                                     std::to_string(counter));
+            const std::uint64_t want = training_digest(c, 1);
+            for (const std::int64_t steps : {1, 2}) {
+                input_block_bytes =
+                    steps * c.dims.B * c.dims.H * 4 * kernel_entries(c.math).traits[cell].gates;
+                if (training_digest(c, 1) != want) report.fail(std::to_string(steps) + " steps at a time", 0);
+                input_block_bytes = usual;
+            }
+        }
+    }
+}
+
+void check_plans(Report& report) {
+    report.begin(Math::bf16, "what fits of the cluster kernels");
+    const auto request = [](std::int64_t H, std::int64_t B, Math math, int architecture, CellId cell) {
+        return Request{cell, math, {10, B, 5, H, H, 0, false}, architecture, 132, false};
+    };
+    const auto is = [&](std::int64_t H, std::int64_t B, Math math, int architecture,
+                        const std::string& want) {
+        const std::string got = reason_against_cluster(request(H, B, math, architecture, kCell_lstm));
+        if (got != want) report.fail("expected '" + want + "', got '" + got + "'", 0);
+    };
+    is(384, 1, Math::bf16, 90, "");
+    is(256, 1000000, Math::tf32, 90, "");
+    is(385, 1, Math::fp16, 90, "H: expected at most 384, got 385");
+    is(257, 1, Math::tf32, 100, "H: expected at most 256, got 257");
+    is(0, 1, Math::bf16, 90, "H: expected at least 1, got 0");
+    is(16, 1, Math::bf16, 89, "device: expected compute capability 90 or later, got 89");
+    is(16, 1, Math::ieee, 90, "math: not implemented for ieee");
+    is(384, 524281, Math::bf16, 90, "B: expected at most 524280, got 524281");
+    const auto shape = [&](std::int64_t H, std::int64_t B, int blocks, int tiles, int form, int groups) {
+        const ClusterPlan p = plan_cluster(request(H, B, Math::bf16, 90, kCell_gru));
+        if (p.blocks == blocks && p.tiles == tiles && p.form == form && p.groups == groups) return;
+        report.fail("H " + std::to_string(H) + ", B " + std::to_string(B) + ": " + std::to_string(p.blocks) +
+                        " blocks, " + std::to_string(p.tiles) + " tiles, form " + std::to_string(p.form) +
+                        ", " + std::to_string(p.groups) + " groups",
+                    0);
+    };
+    shape(1, 1, 1, 1, 0, 1);
+    shape(128, 128, 8, 1, 0, 16);
+    shape(129, 129, 5, 2, 0, 17);
+    shape(256, 129, 8, 2, 1, 9);
+    shape(256, 257, 8, 2, 2, 9);
+    shape(256, 5000, 8, 2, 2, 157);
+    shape(384, 5000, 8, 3, 0, 625);
+}
+
+std::string run_training(CellCase c, const emulator::Config& config) {
+    c.config = config;
+    try {
+        return std::to_string(training_digest(c, config.seed));
+    } catch (const Error& error) {
+        return error.what();
+    }
+}
+
+void check_exchange(Report& report) {
+    report.begin(Math::bf16, "cluster kernels, barriers and waits");
+    const CellCase c = cluster_case(Math::bf16, kCell_lstm, {5, 2, 5, 40, 40, 0, false}, 31, 5);
+    const auto run = [&](const emulator::Config& config) { return run_training(c, config); };
+    check_omissions(c.config, "kernels/cluster_", run, report);
+}
+
+}  // namespace
+
+void check_cluster(Report& report) {
+    check_plans(report);
+    check_results(report);
+    check_blocks(report);
+    check_exchange(report);
+}
+
+}  // namespace cuda_check
