@@ -154,7 +154,7 @@ class PersistentBackward {
         const DeviceSchedule& schedule = args_.schedule;
         const Moment now{t, active_at(schedule, t + 1)};
         const std::int64_t active = active_at(schedule, t), index = offset_at(schedule, t);
-        Inputs inputs[kCells];
+        Inputs inputs[kCells] = {};
         bool cut[kCells] = {};
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
