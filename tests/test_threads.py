@@ -152,6 +152,9 @@ def test_calls_run_once() -> None:
     with pytest.raises(ValueError, match="calls: expected calls that have not run, got one that has"):
         _core.run_calls(calls[:1])
     assert _core.run_calls([]) == []
+    for wrong in (None, (), np.zeros(2), [None], [calls[0], "call"]):
+        with pytest.raises(TypeError, match="calls: expected"):
+            _core.run_calls(wrong)  # type: ignore[call-overload]
 
 
 def test_calls_that_share_an_output_run_in_turn() -> None:

@@ -71,7 +71,6 @@ void run_beside(const Calls& calls, bool chained, int members) {
 void run_calls(const Calls& calls) {
     std::vector<CallCost> costs;
     for (const auto& call : calls) {
-        if (call == nullptr) throw py::type_error("calls: expected ForwardCalls or BackwardCalls, got None");
         if (call->started) throw py::value_error("calls: expected calls that have not run, got one that has");
         for (const auto& other : calls) {
             if (&other != &call && other == call)

@@ -91,6 +91,21 @@ void bind_call(py::module_& m, const char* type, const char* function, const Ext
     m.def(function, run(&Call::make), arguments...);
 }
 
+std::vector<std::shared_ptr<LayerCall>> calls_of(py::handle given) {
+    if (!PyList_Check(given.ptr())) {
+        throw py::type_error(std::string("calls: expected a list, got ") + Py_TYPE(given.ptr())->tp_name);
+    }
+    std::vector<std::shared_ptr<LayerCall>> calls;
+    for (const py::handle item : py::reinterpret_borrow<py::list>(given)) {
+        if (!py::isinstance<LayerCall>(item)) {
+            throw py::type_error(std::string("calls: expected ForwardCalls or BackwardCalls, got ") +
+                                 Py_TYPE(item.ptr())->tp_name);
+        }
+        calls.push_back(item.cast<std::shared_ptr<LayerCall>>());
+    }
+    return calls;
+}
+
 void bind_calls(py::module_& m) {
     py::class_<LayerCall, std::shared_ptr<LayerCall>>(m, "LayerCall");
     bind_call<ForwardCall>(m, "ForwardCall", "forward", py::arg("cell"), py::arg("x"), py::arg("params"),
@@ -106,7 +121,8 @@ void bind_calls(py::module_& m) {
                             py::arg("accumulate_dx") = false);
     m.def(
         "run_calls",
-        [](const std::vector<std::shared_ptr<LayerCall>>& calls) {
+        [](py::handle given) {
+            const std::vector<std::shared_ptr<LayerCall>> calls = calls_of(given);
             run_calls(calls);
             py::list results;
             for (const auto& call : calls) results.append(call->result());
