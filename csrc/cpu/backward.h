@@ -164,6 +164,7 @@ class Backward {
             const std::int64_t count = end - u, first = part.panels.begin + u;
             for (std::int64_t r = 0; r < rows; r += kRowGroup) {
                 const std::int64_t n = smaller(kRowGroup, rows - r);
+                prefetch_cells(part, m, here, {first, first + count}, {r, r + n});
                 recurrent_product(part, m, later, first, count, r, larger(0, smaller(n, continuing - r)));
                 for (std::int64_t v = 0; v < count; ++v) {
                     const std::int64_t unit = (first + v) * L;
@@ -181,16 +182,35 @@ class Backward {
         }
     }
 
+    // What the cell kept in step `here` for one row of the batch and one panel. A tape has the rows of all steps,
+    // recomputing those of the block.
+    const T* saved_at(const Place& here, std::int64_t panel, std::int64_t position) const {
+        const std::int64_t before = plan_.recompute ? here.row : p_.schedule.offset[here.t];
+        const std::int64_t row = before * plan_.panels + panel * p_.schedule.active[here.t] + position;
+        return (plan_.recompute ? plan_.saved : p_.saved) + row * Cell::kSaved * L;
+    }
+
+    // The tape of these cells comes from far away: it is on its way while their recurrent product is computed.
+    FUSEDRNN_INLINE void prefetch_cells(const Part& part, const Member& m, const Place& here, Range panels,
+                                        Range rows) const {
+        for (std::int64_t panel = panels.begin; panel < panels.end; ++panel) {
+            for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+                const std::int64_t position = part.position(i);
+                prefetch(saved_at(here, panel, position), Cell::kSaved * L);
+                if (p_.dy.data != nullptr) prefetch(p_.dy.row(here.t, row_of(position)) + panel * L, 1);
+                for (int k = Cell::kDirectHidden ? 0 : 1; k < S; ++k)
+                    prefetch(m.state_rows[i * S + k] + panel * L, 1);
+            }
+        }
+    }
+
     // The cell's backward for one row and one panel: gate gradients out, state gradients into `carry`.
     FUSEDRNN_INLINE void cell_backward(Member& m, const Place& here, std::int64_t panel, std::int64_t i,
                                        std::int64_t position, V dh, bool continues, bool cut) {
-        const std::int64_t unit = panel * L, valid = p_.dims.H - unit, active = p_.schedule.active[here.t];
+        const std::int64_t unit = panel * L, valid = p_.dims.H - unit;
         V saved[Cell::kSaved], s[S], ds_next[S], ds[S], dgh[G];
-        // A tape has the rows of all steps, recomputing those of the block.
-        const std::int64_t before = plan_.recompute ? here.row : p_.schedule.offset[here.t];
-        const T* from = (plan_.recompute ? plan_.saved : p_.saved) +
-                        (before * plan_.panels + panel * active) * Cell::kSaved * L;
-        for (int k = 0; k < Cell::kSaved; ++k) saved[k] = V::load(from + (position * Cell::kSaved + k) * L);
+        const T* from = saved_at(here, panel, position);
+        for (int k = 0; k < Cell::kSaved; ++k) saved[k] = V::load(from + k * L);
         s[0] = Cell::kDirectHidden ? load_part(m.state_rows[i * S] + unit, valid) : V::set(0);
         ds_next[0] = dh;
         for (int k = 1; k < S; ++k) {

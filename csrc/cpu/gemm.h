@@ -107,8 +107,9 @@ void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset
     }
 }
 
-// Rows of the largest tile, and the most panels that a tile of R rows takes at once.
-inline constexpr int kMostPanels = 8;
+// Rows of the largest tile, and the most panels that a tile of R rows takes at once. Where a vector is a cache line, the
+// L2 cache feeds four panels faster than eight, and four chains are enough; shorter vectors need more of them.
+inline constexpr int kMostPanels = Vec<float>::kLanes == 16 ? 4 : 8;
 template <int G>
 constexpr int tile_rows() {
     return G == 1 ? (kRegisters == 32 ? 8 : 6) : kAccumulators / G;

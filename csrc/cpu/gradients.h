@@ -189,9 +189,10 @@ class Gradients {
 
     // dx = dgx W_ih.
     void back_through_inputs(Member& m, const T* gates, std::int64_t a_panel, Range rows) {
-        const std::int64_t panels = panels_of<T>(p_.dims.I), at_once = panels_at_once<1>(kRowGroup);
+        const PanelGroups groups(panels_of<T>(p_.dims.I), panels_at_once<1>(kRowGroup), false);
         for (std::int64_t row = rows.begin; row < rows.end; ++row) m.a_rows[row] = gates + row * G * L;
-        for (std::int64_t u = 0; u < panels; u += at_once) {
+        for (std::int64_t q = 0; q < groups.count(); ++q) {
+            const auto [u, end] = groups[q];
             for (std::int64_t r = rows.begin; r < rows.end; r += kRowGroup) {
                 GemmArgs<T> args{};
                 args.a = m.a_rows + r;
@@ -201,7 +202,7 @@ class Gradients {
                 args.chunk_stride = a_panel;
                 args.b_panel = plan_.panels * G * L * L;
                 args.b = p_.weights.w_ih_t + u * args.b_panel;
-                args.panels = smaller(at_once, panels - u);
+                args.panels = end - u;
                 args.out = m.acc;
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;

@@ -61,16 +61,24 @@ void outer_tile(const T* a, std::int64_t a_row, const T* x, std::int64_t rows, T
     }
 }
 
-// The vectors [first, last) of columns, packed group by group.
+// The vectors [first, last) of columns, packed group by group: a few rows at a time, so that each comes from far away
+// once and whole.
 template <class T>
 void pack_columns_of(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
     constexpr int L = Vec<T>::kLanes;
+    constexpr std::int64_t kRows = 4, kAhead = 3 * kRows;
     const PanelGroups groups(last - first, kOuterPanels, false);
-    T* to = p.buffer;
-    for (std::int64_t q = 0; q < groups.count(); ++q) {
-        for (std::int64_t k = 0; k < p.rows; ++k) {
-            for (std::int64_t v = first + groups[q].begin; v < first + groups[q].end; ++v, to += L) {
-                load_part(p.x[k] + v * L, p.columns - v * L).store(to);
+    for (std::int64_t r = 0; r < p.rows; r += kRows) {
+        for (std::int64_t k = r + kAhead; k < smaller(r + kAhead + kRows, p.rows); ++k) {
+            prefetch(p.x[k] + first * L, smaller(last * L, p.columns) - first * L);
+        }
+        for (std::int64_t q = 0; q < groups.count(); ++q) {
+            const auto [begin, end] = groups[q];
+            T* to = p.buffer + (begin * p.rows + r * (end - begin)) * L;
+            for (std::int64_t k = r; k < smaller(r + kRows, p.rows); ++k) {
+                for (std::int64_t v = first + begin; v < first + end; ++v, to += L) {
+                    load_part(p.x[k] + v * L, p.columns - v * L).store(to);
+                }
             }
         }
     }
