@@ -72,7 +72,7 @@ class TypedBackwardCall final : public BackwardCall {
     void run(Team& team, void* workspace) override { kernels().backward(problem_, team, workspace); }
 
     void part() override {
-        if (!problem_.accumulate_dx) return;
+        if (!problem_.accumulate_dx || problem_.dx.data == nullptr) return;
         const Dims& d = problem_.dims;
         addend_ = AlignedBuffer(checked_product({rows(), d.I, sizeof(T)}));
         sum_ = problem_.dx;

@@ -358,6 +358,7 @@ class Recurrent(Module, Generic[StateT]):
         dx = None
         lookup = tape.lookup
         for layer in reversed(range(self.num_layers)):
+            target: Any = None
             if layer:
                 target = np.empty((seq_len, batch, self._out_size), self._dtype)
             elif need_dx and lookup is not None and lookup.pays:
@@ -372,7 +373,7 @@ class Recurrent(Module, Generic[StateT]):
                     None if dfinals is None else _row(dfinals, row),
                     dparams=grads,
                     need_dx=layer > 0 or need_dx,
-                    dx=target if layer > 0 or need_dx else None,
+                    dx=target,
                     accumulate_dx=reverse,
                 )
                 for row, _, grads, _, reverse, columns in self._plan[layer]
