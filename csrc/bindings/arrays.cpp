@@ -23,12 +23,6 @@ std::string tuple_text(const std::vector<std::string>& items) {
     return text + (items.size() == 1 ? ",)" : ")");
 }
 
-std::string shape_text(const py::array& array) {
-    std::vector<std::string> items;
-    for (py::ssize_t i = 0; i < array.ndim(); ++i) items.push_back(std::to_string(array.shape(i)));
-    return tuple_text(items);
-}
-
 std::string expected_shape_text(const std::vector<Axis>& expected) {
     std::vector<std::string> symbols, sizes;
     for (const Axis& axis : expected) {
@@ -135,8 +129,8 @@ Array& Array::shape(const std::vector<Axis>& expected) {
         same = expected[i].size < 0 || expected[i].size == array_.shape(axis);
     }
     if (same) return *this;
-    throw py::value_error(name_ + ": expected shape " + expected_shape_text(expected) + ", got " +
-                          shape_text(array_));
+    throw py::value_error(name_ + ": " +
+                          shape_problem(expected, {array_.shape(), array_.shape() + array_.ndim()}));
 }
 
 Array& Array::contiguous() {
@@ -219,6 +213,12 @@ std::int64_t Array::stride(int axis) const {
 }
 
 std::vector<py::ssize_t> Array::sizes() const { return {array_.shape(), array_.shape() + array_.ndim()}; }
+
+std::string shape_problem(const std::vector<Axis>& expected, const std::vector<std::int64_t>& sizes) {
+    std::vector<std::string> got;
+    for (const std::int64_t size : sizes) got.push_back(std::to_string(size));
+    return "expected shape " + expected_shape_text(expected) + ", got " + tuple_text(got);
+}
 
 py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes) {
     const py::dtype type = dtype == DType::float32 ? py::dtype::of<float>() : py::dtype::of<double>();

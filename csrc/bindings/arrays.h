@@ -88,6 +88,9 @@ class Array {
     bool copied_ = false;
 };
 
+// "expected shape (4*H, H) = (512, 128), got (512, 64)".
+std::string shape_problem(const std::vector<Axis>& expected, const std::vector<std::int64_t>& sizes);
+
 // A new C-contiguous array; ValueError where its size does not fit in 63 bits.
 py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes);
 

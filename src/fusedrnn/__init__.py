@@ -6,7 +6,7 @@ y, state, tape = lstm.forward(x)
 dx, dstate = lstm.backward(tape, dy)
 """
 
-from fusedrnn import functional, init, optim
+from fusedrnn import cuda, functional, init, optim
 from fusedrnn._core import __version__
 from fusedrnn.buffers import ParameterDict
 from fusedrnn.cells import CELLS, CellSpec
@@ -48,6 +48,7 @@ __all__ = [
     "clip_grad_value",
     "config",
     "cross_entropy",
+    "cuda",
     "functional",
     "get_num_threads",
     "init",

@@ -6,8 +6,9 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn.backend import CPU, Backend
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_array
+from fusedrnn.checks import as_array, assign
 
 
 class Buffers:
@@ -20,9 +21,10 @@ class Buffers:
 
     __slots__ = ("grads", "parameters", "version")
 
-    def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
-        self.parameters = np.zeros(size, dtype)
-        self.grads = np.zeros(size, dtype)
+    def __init__(self, size: int, dtype: npt.DTypeLike, backend: Backend = CPU) -> None:
+        with backend.on_device():
+            self.parameters: Array = backend.xp.zeros(size, dtype)
+            self.grads: Array = backend.xp.zeros(size, dtype)
         self.version: int | None = 0
 
     def changed(self) -> None:
@@ -44,10 +46,18 @@ class ParameterDict(dict[str, Array]):
         view = self[name]
         if value is view:
             return
-        value = as_array(value)
+        # On a GPU views are CuPy's, and so may the value be.
+        value = value if isinstance(value, type(view)) else as_array(value)
         if value.shape not in ((), view.shape):
             raise ValueError(f"{name}: expected shape {view.shape}, got {value.shape}")
-        np.copyto(view, value, casting="same_kind")
+        if isinstance(view, np.ndarray):
+            np.copyto(view, value, casting="same_kind")
+        elif not np.can_cast(value.dtype, view.dtype, "same_kind"):
+            raise TypeError(f"{name}: expected a dtype that casts to {view.dtype}, got {value.dtype}")
+        elif isinstance(value, np.ndarray):
+            assign(view, np.broadcast_to(value, view.shape))
+        else:
+            view[...] = value
 
     def __delitem__(self, name: str) -> NoReturn:
         self._refuse()

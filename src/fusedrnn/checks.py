@@ -6,7 +6,7 @@ value or shape. The arrays of a call into the kernels are checked there.
 
 import math
 import operator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,17 @@ def as_array(value: Any) -> Array:
     for method in ("detach", "cpu"):
         if hasattr(value, method):
             value = getattr(value, method)()
+    if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):
+        value = value.get()
     return np.asarray(value)
+
+
+def assign(view: Any, value: Array) -> None:
+    """Copy a NumPy array into an array of its shape, NumPy's or, on a GPU, CuPy's."""
+    if isinstance(view, np.ndarray):
+        view[...] = value
+    else:
+        view.set(np.ascontiguousarray(value, dtype=view.dtype))
 
 
 def as_int64(name: str, array: Array) -> npt.NDArray[np.int64]:
@@ -83,17 +93,22 @@ def check_number(name: str, value: float, low: float = 0.0, high: float = math.i
 
 
 def check_array(
-    name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], symbols: str = ""
+    name: str,
+    value: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    symbols: str = "",
+    kind: type[Any] = np.ndarray,
 ) -> Array:
     """Return an array argument, or raise TypeError (not an array, dtype) or ValueError (shape)."""
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}")
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected a {kind.__module__}.{kind.__name__}, got {type(value).__name__}")
     if value.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
     if value.shape != shape:
         symbols = f"{symbols} = " if symbols else ""
         raise ValueError(f"{name}: expected shape {symbols}{shape}, got {value.shape}")
-    return value
+    return cast(Array, value)
 
 
 def check_reset_after(reset_after: bool) -> None:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 
-from fusedrnn import _core
 from fusedrnn.checks import check_flag, check_number
 from fusedrnn.module import Module, gather_modules
 
@@ -32,16 +31,16 @@ def clip_grad_norm(
     p = check_number("norm_type", norm_type)
     if p == 0.0:
         raise ValueError("norm_type: expected a number > 0, got 0.0")
-    grads = [item.flat_grads for item in gather_modules(modules)]
-    norms = [_core.norm(grad, p) for grad in grads]
+    grads = [(item._backend.kernels, item.flat_grads) for item in gather_modules(modules)]
+    norms = [kernels.norm(grad, p) for kernels, grad in grads]
     total = _combine(norms, p)
     if check_flag("error_if_nonfinite", error_if_nonfinite) and not math.isfinite(total):
         raise ValueError(f"gradients: expected a finite norm, got {total}")
     factor = limit / (total + 1e-6)
     # Not `factor < 1`: a NaN norm has to reach the gradients.
     if not factor >= 1.0:
-        for grad in grads:
-            _core.scale_(grad, factor)
+        for kernels, grad in grads:
+            kernels.scale_(grad, factor)
     return total
 
 
@@ -65,4 +64,4 @@ def clip_grad_value(modules: Module | Iterable[Module], clip_value: float) -> No
     """
     limit = check_number("clip_value", clip_value)
     for item in gather_modules(modules):
-        _core.clamp_(item.flat_grads, -limit, limit)
+        item._backend.kernels.clamp_(item.flat_grads, -limit, limit)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fusedrnn import _core
+from fusedrnn.cuda import loader
 
 
 def set_num_threads(n: int) -> None:
@@ -21,8 +22,8 @@ def get_num_threads() -> int:
 
 
 def config() -> dict[str, Any]:
-    """Return the version, the instruction sets built and supported, threads, CPU and compiler."""
-    return _core.config()
+    """Return version, instruction sets built and supported, threads, CPU, compiler, and CUDA's state."""
+    return {**_core.config(), "cuda": loader.describe()}
 
 
 def show_config() -> None:

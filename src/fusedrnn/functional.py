@@ -1,4 +1,8 @@
-"""Recurrent layers as plain functions: arrays in, arrays and a tape out, and no module."""
+"""Recurrent layers as plain functions: arrays in, arrays and a tape out, and no module.
+
+Arrays are NumPy's, or on a GPU PyTorch's, CuPy's, JAX's or another library's that speaks DLPack or
+`__cuda_array_interface__`; all of a call are on one device, and results are arrays of the library of x.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +12,8 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.cells import PARAMETER_NAMES, Array, CellSpec, StateLike, Weights, gather_weights, resolve_cell
+from fusedrnn.cuda import layer as cuda_layer
+from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.lookup import Lookup, kernel_gradient, kernel_inputs
 from fusedrnn.sequences import as_lengths
 
@@ -29,7 +35,7 @@ class FunctionalTape:
         self,
         spec: CellSpec,
         x: Array | Lookup,
-        layer: _core.LayerTape,
+        layer: _core.LayerTape | Any,
         names: list[str] | None,
         copied: int,
     ) -> None:
@@ -70,6 +76,7 @@ def forward(
     Args:
         cell: "lstm", "gru", "rnn_tanh", "rnn_relu", or a CellSpec.
         x: (T, B, I), float32 or float64, or a `Lookup` of this shape; every other float array has its dtype.
+            On a GPU also bfloat16 or float16, with c float32; see `fusedrnn.cuda.set_float32_mode`.
         params: {"weight_ih": (G*H, I), "weight_hh": (G*H, Hout), "bias_ih": (G*H,), "bias_hh": (G*H,),
             "weight_hr": (P, H)}, or a sequence in this order. Biases and weight_hr (LSTM only) may be None
             or left out.
@@ -86,11 +93,25 @@ def forward(
     Raises:
         TypeError: an argument of the wrong kind or dtype.
         ValueError: an unknown cell or parameter name, a wrong shape, or lengths out of range.
+        RuntimeError: arrays on different devices, or x on a GPU that cannot be used; the message says why.
     """
     spec = resolve_cell(cell)
     weights, names = _weights(params)
     if reset_state is not None and resets is None:
         raise ValueError("reset_state: expected None without resets")
+    if not isinstance(x, (np.ndarray, Lookup)) and is_device_array(x):
+        y, final, layer = cuda_layer.forward(
+            spec,
+            x,
+            weights,
+            None if state is None else spec.unpack_state("state", state),
+            lengths=lengths,
+            resets=resets,
+            reset_state=None if reset_state is None else spec.unpack_state("reset_state", reset_state),
+            reverse=reverse,
+            recompute=recompute,
+        )
+        return y, spec.pack_state(final), FunctionalTape(spec, x, layer, names, 0)
     inputs, indices = kernel_inputs(x)
     y, final, layer = _core.forward(
         spec.name,
@@ -135,9 +156,12 @@ def backward(
         raise ValueError("dy: expected an array unless dstate is given, got None for both")
     spec = tape._spec
     final = None if dstate is None else spec.unpack_state("dstate", dstate)
-    dx, start, grads = _core.backward(tape._layer, dy, final, need_dx=need_dx)
-    if dx is not None:
-        dx = kernel_gradient(tape._x, dx)
+    if isinstance(tape._layer, _core.LayerTape):
+        dx, start, grads = _core.backward(tape._layer, dy, final, need_dx=need_dx)
+        if dx is not None:
+            dx = kernel_gradient(tape._x, dx)
+    else:
+        dx, start, grads = cuda_layer.backward(tape._layer, tape._x, dy, final, need_dx)
     named = dict(zip(PARAMETER_NAMES, grads, strict=True))
     params = grads if tape._names is None else {name: named[name] for name in tape._names}
     return Gradients(dx, spec.pack_state(start), params)

@@ -1,33 +1,54 @@
 """Linear, Embedding, LayerNorm and Dropout, with PyTorch's names, shapes and meaning."""
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn import _core
+from fusedrnn.backend import CPU, Backend
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_indices, check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.checks import (
+    as_array,
+    as_indices,
+    check_array,
+    check_flag,
+    check_number,
+    check_size,
+    resolve_dtype,
+)
 from fusedrnn.init import Noise, Seed, make_rng, torch_uniform
 from fusedrnn.lookup import Lookup
 from fusedrnn.module import Module
 from fusedrnn.tape import SavedTape, check_tape
 
 
-def _as_rows(name: str, x: Any, trailing: tuple[int, ...]) -> Array:
+def _as_rows(name: str, x: Any, trailing: tuple[int, ...], backend: Backend) -> Array:
     """Return x (..., *trailing) as a contiguous and aligned (N, D) array, a view if x is both itself."""
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(x).__name__}")
+    _check_kind(name, x, backend)
     split = x.ndim - len(trailing)
     if split < 0 or x.shape[split:] != trailing:
         raise ValueError(f"{name}: expected shape (..., {', '.join(map(str, trailing))}), got {x.shape}")
-    return np.require(x, requirements=["C", "A"]).reshape(math.prod(x.shape[:split]), math.prod(trailing))
+    return _contiguous(x).reshape(math.prod(x.shape[:split]), math.prod(trailing))
+
+
+def _check_kind(name: str, x: Any, backend: Backend) -> None:
+    if not isinstance(x, backend.array):
+        kind = f"{backend.array.__module__}.{backend.array.__name__}"
+        raise TypeError(f"{name}: expected a {kind}, got {type(x).__name__}")
+
+
+def _contiguous(x: Array) -> Array:
+    """Return x as a contiguous and aligned array of its library; libraries of GPUs align what they make."""
+    if isinstance(x, np.ndarray):
+        return np.require(x, requirements=["C", "A"])
+    return x if x.flags.c_contiguous else x.copy(order="C")
 
 
 def _copied(x: Array, rows: Array) -> int:
     """Return the bytes of `rows` that x does not already hold."""
-    return 0 if x.flags.c_contiguous and x.flags.aligned else rows.nbytes
+    return 0 if x.flags.c_contiguous and getattr(x.flags, "aligned", True) else rows.nbytes
 
 
 class Linear(Module):
@@ -81,12 +102,18 @@ class Linear(Module):
             TypeError: x is not an array of the module's dtype.
             ValueError: the last axis is not I.
         """
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(x):
+            return backend.across(x, self.forward, x)
         y, rows = self._apply(x)
         return y, SavedTape(self, y.shape, (rows,), _copied(x, rows))
 
     def _apply(self, x: Array) -> tuple[Array, Array]:
-        rows = _as_rows("x", x, (self.in_features,))
-        y = _core.linear_forward(rows, self._own["weight"], self._own.get("bias"))
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(x):
+            return backend.across(x, self._apply, x)
+        rows = _as_rows("x", x, (self.in_features,), backend)
+        y = backend.kernels.linear_forward(rows, self._own["weight"], self._own.get("bias"))
         return y.reshape(*x.shape[:-1], self.out_features), rows
 
     def backward(self, tape: SavedTape, dy: Array, *, need_dx: bool = True) -> Array | Any:
@@ -97,11 +124,14 @@ class Linear(Module):
             ValueError: dy has not the shape of y, or the tape is another module's.
         """
         tape = check_tape(tape, self, SavedTape)
-        check_array("dy", dy, tape.shape, self._dtype)
-        dx = _core.linear_backward(
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(dy):
+            return backend.across(dy, partial(self.backward, need_dx=need_dx), tape, dy)
+        check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
+        dx = backend.kernels.linear_backward(
             tape.saved[0],
             self._own["weight"],
-            _as_rows("dy", dy, (self.out_features,)),
+            _as_rows("dy", dy, (self.out_features,), backend),
             self._own_grads["weight"],
             self._own_grads.get("bias"),
             need_dx,
@@ -167,14 +197,21 @@ class Embedding(Module):
             TypeError: indices are not integers.
             ValueError: an index outside 0..V-1.
         """
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(indices):
+            return backend.across(indices, self.forward, indices)
         y, flat = self._apply(indices)
-        owned = 0 if np.may_share_memory(flat, np.asarray(indices)) else flat.nbytes
+        shared = isinstance(indices, np.ndarray) and np.may_share_memory(flat, indices)
+        owned = 0 if shared else flat.nbytes
         return y, SavedTape(self, y.shape, (flat,), owned)
 
     def _apply(self, indices: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
-        array = np.asarray(indices)
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(indices):
+            return backend.across(indices, self._apply, indices)
+        array = np.asarray(indices) if backend is CPU else as_array(indices)
         flat = as_indices("indices", array)
-        y = _core.embedding_forward(flat, self._own["weight"])
+        y = backend.kernels.embedding_forward(flat, self._own["weight"])
         return y.reshape(*array.shape, self.embedding_dim), flat
 
     def lookup(self, indices: npt.ArrayLike) -> Lookup:
@@ -184,7 +221,9 @@ class Embedding(Module):
 
         Raises:
             TypeError: indices are not integers.
+            RuntimeError: the embedding is on a GPU.
         """
+        self._require_cpu("lookup")
         return Lookup(self._own["weight"], indices, owner=self)
 
     def backward(self, tape: SavedTape | Lookup, dy: Array) -> None:
@@ -198,6 +237,10 @@ class Embedding(Module):
             TypeError: dy is not an array of the module's dtype.
             ValueError: dy has the wrong shape, or the tape is another module's.
         """
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(dy):
+            backend.across(dy, self.backward, tape, dy)
+            return
         grad = self._own_grads["weight"]
         kept = None if self.padding_idx is None else grad[self.padding_idx].copy()
         if isinstance(tape, Lookup):
@@ -206,8 +249,9 @@ class Embedding(Module):
             grad += check_array("dy", dy, grad.shape, self._dtype, "(V, D)")
         else:
             tape = check_tape(tape, self, SavedTape)
-            check_array("dy", dy, tape.shape, self._dtype)
-            _core.embedding_backward(tape.saved[0], _as_rows("dy", dy, (self.embedding_dim,)), grad)
+            check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
+            rows = _as_rows("dy", dy, (self.embedding_dim,), backend)
+            backend.kernels.embedding_backward(tape.saved[0], rows, grad)
         if kept is not None:
             grad[self.padding_idx] = kept
 
@@ -272,13 +316,19 @@ class LayerNorm(Module):
             TypeError: x is not an array of the module's dtype.
             ValueError: the last axes are not normalized_shape.
         """
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(x):
+            return backend.across(x, self.forward, x)
         y, rows, mean, rstd = self._apply(x)
         return y, SavedTape(self, y.shape, (rows, mean, rstd), _copied(x, rows) + mean.nbytes + rstd.nbytes)
 
     def _apply(self, x: Array) -> tuple[Array, Array, Array, Array]:
-        rows = _as_rows("x", x, self.normalized_shape)
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(x):
+            return backend.across(x, self._apply, x)
+        rows = _as_rows("x", x, self.normalized_shape, backend)
         weight, bias = self._flat(self._own, "weight"), self._flat(self._own, "bias")
-        y, mean, rstd = _core.layer_norm_forward(rows, weight, bias, self.eps)
+        y, mean, rstd = backend.kernels.layer_norm_forward(rows, weight, bias, self.eps)
         return y.reshape(x.shape), rows, mean, rstd
 
     def backward(self, tape: SavedTape, dy: Array) -> Array:
@@ -289,18 +339,21 @@ class LayerNorm(Module):
             ValueError: dy has not the shape of y, or the tape is another module's.
         """
         tape = check_tape(tape, self, SavedTape)
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(dy):
+            return backend.across(dy, self.backward, tape, dy)
         rows, mean, rstd = tape.saved
-        check_array("dy", dy, tape.shape, rows.dtype)
-        dx = _core.layer_norm_backward(
+        check_array("dy", dy, tape.shape, rows.dtype, kind=backend.array)
+        dx = backend.kernels.layer_norm_backward(
             rows,
             self._flat(self._own, "weight"),
-            _as_rows("dy", dy, self.normalized_shape),
+            _as_rows("dy", dy, self.normalized_shape, backend),
             mean,
             rstd,
             self._flat(self._own_grads, "weight"),
             self._flat(self._own_grads, "bias"),
         )
-        return dx.reshape(tape.shape)
+        return cast(Array, dx.reshape(tape.shape))
 
     def _extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
@@ -340,13 +393,15 @@ class Dropout(Module):
         Raises:
             TypeError: x is not a float32 or float64 array.
         """
-        if not isinstance(x, np.ndarray):
-            raise TypeError(f"x: expected a numpy.ndarray, got {type(x).__name__}")
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(x):
+            return backend.across(x, self.forward, x)
+        _check_kind("x", x, backend)
         drop = None
         y = x
         if self.training and self.p:
             drop = self._noise.take(self.p)
-            y = _core.dropout(np.require(x, requirements=["C", "A"]), *drop)
+            y = backend.kernels.dropout(_contiguous(x), *drop)
         return y, SavedTape(self, y.shape, (drop, x.dtype), 0)
 
     def backward(self, tape: SavedTape, dy: Array) -> Array:
@@ -357,9 +412,12 @@ class Dropout(Module):
             ValueError: dy has not the shape of y, or the tape is another module's.
         """
         tape = check_tape(tape, self, SavedTape)
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(dy):
+            return backend.across(dy, self.backward, tape, dy)
         drop, dtype = tape.saved
-        check_array("dy", dy, tape.shape, dtype)
-        return dy if drop is None else _core.dropout(np.require(dy, requirements=["C", "A"]), *drop)
+        check_array("dy", dy, tape.shape, dtype, kind=backend.array)
+        return dy if drop is None else cast(Array, backend.kernels.dropout(_contiguous(dy), *drop))
 
     def _extra_repr(self) -> str:
         return f"p={self.p}"

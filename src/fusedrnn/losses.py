@@ -1,13 +1,15 @@
 """Losses. Each returns the loss and its gradient; there is no tape to keep."""
 
-from typing import Literal, overload
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn import _core
+from fusedrnn.backend import CPU, backend_of
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_indices, check_array, check_number, check_size
+from fusedrnn.checks import as_array, as_indices, check_array, check_number, check_size
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -46,7 +48,7 @@ def cross_entropy(
 
     Args:
         logits: (..., C), classes on the last axis, float32 or float64.
-        targets: (...) of an integer dtype, each in 0..C-1 or ignore_index.
+        targets: (...) of an integer dtype, each in 0..C-1 or ignore_index; best in host memory.
         weight: (C,) weight of each class, in the dtype of the logits.
         ignore_index: target that contributes neither loss nor gradient.
         reduction: "mean", "sum" or "none".
@@ -63,18 +65,23 @@ def cross_entropy(
     Paper: label smoothing: Szegedy et al. 2015, arXiv:1512.00567v3.
     """
     _check_reduction(reduction)
-    if not isinstance(logits, np.ndarray):
+    backend = backend_of(logits)
+    if backend is not CPU and backend.is_foreign(logits):
+        options: Any = {"reduction": reduction, "label_smoothing": label_smoothing}
+        again = partial(cross_entropy, ignore_index=ignore_index, **options)
+        return backend.across(logits, again, logits, targets, weight)
+    if not isinstance(logits, backend.array):
         raise TypeError(f"logits: expected a numpy.ndarray, got {type(logits).__name__}")
     if logits.ndim == 0:
         raise ValueError("logits: expected shape (..., C), got ()")
-    labels = np.asarray(targets)
+    labels = np.asarray(targets) if backend is CPU else as_array(targets)
     if labels.shape != logits.shape[:-1]:
         raise ValueError(f"targets: expected shape (...) = {logits.shape[:-1]}, got {labels.shape}")
     flat = as_indices("targets", labels)
-    rows = np.ascontiguousarray(logits).reshape(flat.size, logits.shape[-1])
+    rows = backend.xp.ascontiguousarray(logits).reshape(flat.size, logits.shape[-1])
     smoothing = check_number("label_smoothing", label_smoothing, 0.0, 1.0)
     ignored = check_size("ignore_index", ignore_index, -(2**63))
-    losses, weights, dlogits = _core.cross_entropy(rows, flat, weight, ignored, smoothing)
+    losses, weights, dlogits = backend.kernels.cross_entropy(rows, flat, weight, ignored, smoothing)
     gradient = dlogits.reshape(logits.shape)
     if reduction == "none":
         return losses.reshape(labels.shape), gradient
@@ -84,7 +91,7 @@ def cross_entropy(
     count = float(weights.sum(dtype=np.float64))
     if count == 0.0:
         return float("nan"), gradient
-    _core.scale_(dlogits, 1.0 / count)
+    backend.kernels.scale_(dlogits, 1.0 / count)
     return total / count, gradient
 
 
@@ -109,13 +116,18 @@ def mse_loss(pred: Array, target: Array, reduction: Reduction = "mean") -> tuple
         ValueError: shapes differ, or an unknown reduction.
     """
     _check_reduction(reduction)
-    if not isinstance(pred, np.ndarray) or pred.dtype not in (np.float32, np.float64):
-        kind = pred.dtype if isinstance(pred, np.ndarray) else type(pred).__name__
+    backend = backend_of(pred)
+    if backend is not CPU and backend.is_foreign(pred):
+        again: Callable[..., tuple[float | Array, Array]] = partial(mse_loss, reduction=reduction)
+        return backend.across(pred, again, pred, target)
+    if not isinstance(pred, backend.array) or pred.dtype not in (np.float32, np.float64):
+        kind = pred.dtype if isinstance(pred, backend.array) else type(pred).__name__
         raise TypeError(f"pred: expected a float32 or float64 numpy.ndarray, got {kind}")
-    error = np.asarray(pred - check_array("target", target, pred.shape, pred.dtype))
+    xp = backend.xp
+    error = xp.asarray(pred - check_array("target", target, pred.shape, pred.dtype, kind=backend.array))
     if reduction == "none":
         return error * error, 2.0 * error
-    total = float(np.square(error, dtype=np.float64).sum())
+    total = float(xp.square(error, dtype=xp.float64).sum())
     if reduction == "sum":
         return total, 2.0 * error
     if not error.size:

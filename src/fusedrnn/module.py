@@ -11,9 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from fusedrnn.backend import CPU, Backend, find_backend
 from fusedrnn.buffers import Buffers, ParameterDict
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, check_flag
+from fusedrnn.checks import as_array, assign, check_flag
+from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.init import Noise
 
 ModuleT = TypeVar("ModuleT", bound="Module")
@@ -39,6 +41,7 @@ class Module:
     training: bool
     _children: dict[str, "Module"]
     _noise: Noise | None
+    _backend: Backend = CPU
     _dtype: np.dtype[Any] | None
     _shapes: dict[str, tuple[int, ...]]
     _size: int
@@ -63,7 +66,7 @@ class Module:
         self.__dict__.update(
             {name: ParameterDict() for name in ("_own", "_own_grads", "_tree", "_tree_grads")}
         )
-        self._bind(Buffers(self._size, np.float32 if dtype is None else dtype), 0)
+        self._bind(Buffers(self._size, np.float32 if dtype is None else dtype, self._backend), 0)
 
     def _bind(self, buffers: Buffers, start: int) -> None:
         """Point this module's own views at `buffers`, from `start` on."""
@@ -194,27 +197,41 @@ class Module:
             together = together and module._buffers is self._buffers and module._start == offset
             offset += module._size
         if not together:
-            self._move(members)
+            for name, module in members:
+                if module._backend is not self._backend:
+                    raise RuntimeError(
+                        f"{name}: expected a module on {self.device} as the others, "
+                        f"got one on {module.device}; move them together with to()"
+                    )
+            self._move(members, self._backend)
             offset = self._buffers.parameters.size
         # Listing again without need would upset a loop over the dictionary.
         if self._layout != (self._buffers, self._start, members[1:]):
             self._list()
         return offset
 
-    def _move(self, members: list[tuple[str, "Module"]]) -> None:
-        """Copy the tree's parameters and gradients into a new buffer pair."""
+    def _move(self, members: list[tuple[str, "Module"]], backend: Backend) -> None:
+        """Copy the tree's parameters and gradients into a new buffer pair, there."""
         dtype = self.dtype
         for name, module in members:
             # None apart: NumPy takes it for float64 in comparisons.
             if module._dtype is not None and module._dtype != dtype:
                 raise TypeError(f"{name}: expected {dtype} as the other parameters, got {module._dtype}")
-        buffers = Buffers(sum(module._size for _, module in members), dtype)
+        buffers = Buffers(sum(module._size for _, module in members), dtype, backend)
         offset = 0
         for _, module in members:
             old = slice(module._start, module._start + module._size)
             new = slice(offset, offset + module._size)
-            buffers.parameters[new] = module._buffers.parameters[old]
-            buffers.grads[new] = module._buffers.grads[old]
+            for target, source in (
+                (buffers.parameters, module._buffers.parameters),
+                (buffers.grads, module._buffers.grads),
+            ):
+                if module._backend is backend:
+                    target[new] = source[old]
+                else:
+                    assign(target[new], module._backend.to_numpy(source[old]))
+            if module._backend is not backend:
+                module.__dict__["_backend"] = backend
             module._bind(buffers, offset)
             offset = new.stop
         for _, module in members:
@@ -233,14 +250,55 @@ class Module:
                 }
             )
 
+    @property
+    def device(self) -> str:
+        """Where the parameters are: "cpu", or "cuda:0" and so on."""
+        return self._backend.name
+
+    def to(self: ModuleT, device: str) -> ModuleT:
+        """Move the parameters and gradients of the whole tree; return self.
+
+        On a GPU they are CuPy arrays, and calls take arrays of PyTorch, CuPy and JAX on that GPU and return
+        the same library's; a tape refers to the parameters, too: leave them until backward is done. Views of
+        the parameters go stale. Make optimisers after the move.
+
+        Args:
+            device: "cpu", "cuda" (the first GPU) or "cuda:N".
+
+        Raises:
+            TypeError: device is not a string.
+            ValueError: another string, or a GPU that is not there.
+            RuntimeError: CUDA or CuPy is not there; the message says which.
+        """
+        backend = find_backend(device)
+        members = list(self.named_modules())
+        if any(module._backend is not backend for _, module in members):
+            self._move(members, backend)
+        return self
+
+    def _require_cpu(self, what: str) -> None:
+        """Refuse what only the CPU has."""
+        if self._backend is not CPU:
+            raise RuntimeError(f"{what}: expected a {type(self).__name__} on cpu, got one on {self.device}")
+
+    def _kind_error(self, name: str, value: Any) -> Exception:
+        """Say that an argument is not an array, or one that is elsewhere than the parameters."""
+        if self._backend is CPU and is_device_array(value):
+            return RuntimeError(
+                f"{name}: expected a numpy.ndarray as the parameters, which are on cpu, got a "
+                f"{type(value).__name__} on a GPU; see to()"
+            )
+        kind = f"{self._backend.array.__module__}.{self._backend.array.__name__}"
+        return TypeError(f"{name}: expected a {kind} of {self.dtype}, got {type(value).__name__}")
+
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
         self.flat_grads.fill(0)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return {dotted name: copy of the parameter}."""
+        """Return {dotted name: copy of the parameter}, as NumPy arrays on every device."""
         self._gather()
-        return {name: view.copy() for name, view in self._tree.items()}
+        return {name: np.array(self._backend.to_numpy(view)) for name, view in self._tree.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy parameters in, for instance from the state_dict of the same module in PyTorch.
@@ -275,7 +333,7 @@ class Module:
             if value.shape != parameters[name].shape:
                 raise ValueError(f"{name}: expected shape {parameters[name].shape}, got {value.shape}")
         for name, value in values.items():
-            parameters[name][...] = value
+            assign(parameters[name], value)
         self._buffers.changed()
         return LoadResult(missing, unexpected)
 
@@ -321,8 +379,8 @@ class Module:
         state = {name: value for name, value in self.__dict__.items() if name not in self._derived}
         own = slice(self._start, self._start + self._size)
         state["_children"] = dict(self._children)
-        state["_values"] = self._buffers.parameters[own].copy()
-        state["_grad_values"] = self._buffers.grads[own].copy()
+        state["_values"] = np.array(self._backend.to_numpy(self._buffers.parameters[own]))
+        state["_grad_values"] = np.array(self._backend.to_numpy(self._buffers.grads[own]))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -330,8 +388,8 @@ class Module:
         values, grads = state.pop("_values"), state.pop("_grad_values")
         self.__dict__.update(state)
         self._declare(self._shapes, self._dtype)
-        self._buffers.parameters[:] = values
-        self._buffers.grads[:] = grads
+        assign(self._buffers.parameters, values)
+        assign(self._buffers.grads, grads)
         self._buffers.changed()
 
     def _extra_repr(self) -> str:

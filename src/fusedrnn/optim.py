@@ -5,9 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fusedrnn import _core
 from fusedrnn.cells import Array
-from fusedrnn.checks import check_array, check_flag, check_number, check_size
+from fusedrnn.checks import as_array, assign, check_array, check_flag, check_number, check_size
 from fusedrnn.module import Module, gather_modules
 
 
@@ -31,9 +30,12 @@ class Optimizer:
 
     def _allocate(self, names: tuple[str, ...]) -> None:
         self._state_names = names
-        self._state = [
-            {name: np.zeros_like(module._flat_parameters()) for name in names} for module in self._modules
-        ]
+        self._state = []
+        for module in self._modules:
+            flat = module._flat_parameters()
+            with module._backend.on_device():
+                self._state.append({name: module._backend.xp.zeros_like(flat) for name in names})
+        self._backends = [module._backend for module in self._modules]
         self._sizes = [module.num_parameters for module in self._modules]
 
     @property
@@ -50,23 +52,31 @@ class Optimizer:
 
         Raises:
             ValueError: a module has other parameters than when this optimiser was made.
+            RuntimeError: a module has moved to another device since.
         """
         arrays = [(module._flat_parameters(), module.flat_grads) for module in self._modules]
-        for module, (parameters, _), size in zip(self._modules, arrays, self._sizes, strict=True):
+        checked = zip(self._modules, arrays, self._sizes, self._backends, strict=True)
+        for module, (parameters, _), size, backend in checked:
+            if module._backend is not backend:
+                raise RuntimeError(
+                    f"{type(module).__name__}: expected it on {backend.name} as when the optimiser was made, "
+                    f"got it on {module._backend.name}"
+                )
             if parameters.size != size:
                 raise ValueError(
                     f"{type(module).__name__}: expected {size} parameters as when the optimiser was made, "
                     f"got {parameters.size}"
                 )
         try:
-            for (parameters, grads), state in zip(arrays, self._state, strict=True):
-                self._update(parameters, grads, state)
+            for (parameters, grads), state, backend in zip(arrays, self._state, self._backends, strict=True):
+                with backend.on_device():
+                    self._update(backend.kernels, parameters, grads, state)
         finally:
             for module in self._modules:
                 module._buffers.changed()
         self.step_count += 1
 
-    def _update(self, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
+    def _update(self, kernels: Any, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
         raise TypeError("Optimizer: use SGD, Adam or AdamW")
 
     def zero_grad(self) -> None:
@@ -90,7 +100,8 @@ class Optimizer:
         """Return {"step": int, setting: value, ..., state name: {parameter name: copy}}, to save as it is."""
         settings = {name: getattr(self, name) for name in self._settings}
         arrays = {
-            name: {key: view.copy() for key, view in self._views(name).items()} for name in self._state_names
+            name: {key: np.array(as_array(view)) for key, view in self._views(name).items()}
+            for name in self._state_names
         }
         return {"step": self.step_count, **settings, **arrays}
 
@@ -111,10 +122,10 @@ class Optimizer:
         for name, views in targets.items():
             _check_names(name, tuple(views), state_dict[name])
             for key, view in views.items():
-                check_array(f"{name} {key}", state_dict[name][key], view.shape, view.dtype)
+                check_array(f"{name} {key}", as_array(state_dict[name][key]), view.shape, view.dtype)
         for name, views in targets.items():
             for key, view in views.items():
-                view[...] = state_dict[name][key]
+                assign(view, as_array(state_dict[name][key]))
         for name, value in settings.items():
             setattr(self, name, value)
         self.step_count = step
@@ -181,8 +192,8 @@ class SGD(Optimizer):
             raise ValueError("nesterov: expected momentum > 0 and dampening = 0")
         self._allocate(("momentum_buffer",) if self.momentum else ())
 
-    def _update(self, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
-        _core.sgd_step(
+    def _update(self, kernels: Any, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
+        kernels.sgd_step(
             parameters,
             grads,
             state.get("momentum_buffer"),
@@ -237,8 +248,8 @@ class Adam(Optimizer):
         self.weight_decay = check_number("weight_decay", weight_decay)
         self._allocate(("exp_avg", "exp_avg_sq"))
 
-    def _update(self, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
-        _core.adam_step(
+    def _update(self, kernels: Any, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
+        kernels.adam_step(
             parameters,
             grads,
             state["exp_avg"],

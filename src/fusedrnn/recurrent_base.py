@@ -1,14 +1,17 @@
 """The base of RNN, LSTM and GRU: layers, directions and sequence options around the compiled kernels."""
 
 import warnings
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
+from fusedrnn.backend import CPU, first_array
 from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, Weights, gather_weights
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.lookup import Lookup, kernel_gradient, kernel_inputs
 from fusedrnn.module import Module
@@ -130,13 +133,13 @@ class Recurrent(Module, Generic[StateT]):
                 weights = gather_weights(self._select(self._own, suffix))
                 grads = gather_weights(self._select(self._own_grads, suffix))
                 columns = slice(direction * width, (direction + 1) * width) if self.bidirectional else None
-                cache = _core.WeightCache()
+                cache = self._backend.kernels.WeightCache()
                 row = len(self._suffixes(layer)) * layer + direction
                 parts.append((row, weights, grads, cache, direction == 1, columns))
             plan.append(parts)
         self.__dict__["_plan"] = plan
         plain = None
-        if self.num_layers == 1 and not self.bidirectional:
+        if self.num_layers == 1 and not self.bidirectional and self._backend is CPU:
             _, weights, _, cache, _, _ = plan[0][0]
             plain = _core.PlainCall(self._spec.name, weights, cache)
         self.__dict__["_plain"] = plain
@@ -192,7 +195,8 @@ class Recurrent(Module, Generic[StateT]):
                 y.flags.writeable = False
                 return y, final, RecurrentTape(self, y.shape, [cast(_core.LayerTape, layer)], [None], 0)
         y, final, layers, drops, between = self._run(x, state, lengths, resets, reset_state, True)
-        y.flags.writeable = False
+        if isinstance(y, np.ndarray):
+            y.flags.writeable = False
         lookup = x if isinstance(x, Lookup) else None
         kernel_tapes = cast(list[_core.LayerTape], layers)
         return y, final, RecurrentTape(self, y.shape, kernel_tapes, drops, between, lookup)
@@ -207,12 +211,17 @@ class Recurrent(Module, Generic[StateT]):
         save: bool,
     ) -> tuple[Array, Any, list[_core.LayerTape | None], list[Drop | None], int]:
         """Return y, the final state, kernel tapes, dropout of each layer, and bytes of the arrays between."""
-        shape = x.shape if isinstance(x, (np.ndarray, Lookup)) else ()
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(x):
+            run = partial(self._run_on, lengths, save)
+            return backend.across(x, run, x, state, resets, reset_state)
+        xp, kernels = backend.xp, backend.kernels
+        shape = x.shape if isinstance(x, (backend.array, Lookup)) else ()
         single = len(shape) == 2
         if not (single or len(shape) == 3) or shape[-1] != self.input_size:
             raise self._input_error(x)
         dtype, out_size = self._dtype, self._out_size
-        y = np.empty((*shape[:-1], out_size), dtype)
+        y = xp.empty((*shape[:-1], out_size), dtype)
         (steps, indices), target = kernel_inputs(x), y
         between = steps.nbytes if indices is None and steps is not x else 0
         if single or self.batch_first:
@@ -223,24 +232,27 @@ class Recurrent(Module, Generic[StateT]):
                 indices = self._time_major(indices, single)
         seq_len, batch, _ = target.shape
         states = None if state is None else self._split_state("state", state, batch, single)
-        ends = None if lengths is None else as_lengths(lengths)
+        ends = None
+        if lengths is not None:
+            ends = as_lengths(lengths) if backend is CPU else host_lengths(lengths)
         borders = None
         if resets is not None:
-            borders = check_array("resets", np.asarray(resets), shape[:-1], _BOOL)
+            given = np.asarray(resets) if backend is CPU else resets
+            borders = check_array("resets", given, shape[:-1], _BOOL, kind=backend.array)
             borders = self._time_major(borders, single)
         replacement = None
         if reset_state is not None:
             if resets is None:
                 raise ValueError("reset_state: expected None without resets")
             replacement = self._split_reset_state(reset_state, batch)
-        finals = [np.empty((self._rows, batch, width), dtype) for width in self._widths]
+        finals = [xp.empty((self._rows, batch, width), dtype) for width in self._widths]
         drops: list[Drop | None] = []
         calls, results = [], []
         for layer, parts in enumerate(self._plan, 1):
             last = layer == self.num_layers
-            out = target if last else np.empty((seq_len, batch, out_size), dtype)
+            out = target if last else xp.empty((seq_len, batch, out_size), dtype)
             for row, weights, _, cache, reverse, columns in parts:
-                call = _core.ForwardCall(
+                call = kernels.ForwardCall(
                     self._spec.name,
                     steps,
                     weights,
@@ -264,17 +276,23 @@ class Recurrent(Module, Generic[StateT]):
             dropping = not last and self.training and self.dropout > 0
             # A layer begins before the one below has ended, unless it needs that end or dropout in between.
             if last or dropping or self.bidirectional:
-                results += _core.run_calls(calls)
+                results += kernels.run_calls(calls)
                 calls = []
             if dropping:
                 drop = self._noise.take(self.dropout)
-                steps = _core.dropout(out, *drop)
+                steps = kernels.dropout(out, *drop)
                 between += steps.nbytes
             drops.append(drop)
         tapes = [tape for _, _, tape in results]
         if single:
             finals = [final[:, 0] for final in finals]
         return y, self._spec.pack_state(finals), tapes, drops, between
+
+    def _run_on(
+        self, lengths: Any, save: bool, x: Array, state: Any, resets: Any, reset_state: Any
+    ) -> tuple[Array, Any, list[_core.LayerTape | None], list[Drop | None], int]:
+        """`_run` with the arrays that belong on a GPU last."""
+        return self._run(x, state, lengths, resets, reset_state, save)
 
     def _time_major(self, array: Array, single: bool) -> Array:
         """Return the time-major view (T, B, ...) of an array in the caller's layout."""
@@ -287,31 +305,31 @@ class Recurrent(Module, Generic[StateT]):
     ) -> tuple[Array | None, ...]:
         """Return the checked state arrays as (num_layers*D, B, width) views."""
         parts = self._spec.unpack_state(name, state)
-        dtype = self._dtype
+        dtype, kind = self._dtype, self._backend.array
         for index, width in enumerate(self._widths):
             part = parts[index]
             shape = (self._rows, width) if single else (self._rows, batch, width)
             # Checked here without a call when all is well: this runs at every step of a loop over time.
-            if part is None or (isinstance(part, np.ndarray) and part.shape == shape and part.dtype == dtype):
+            if part is None or (isinstance(part, kind) and part.shape == shape and part.dtype == dtype):
                 continue
             symbols = "(num_layers*D, H)" if single else "(num_layers*D, B, H)"
-            check_array(name + self._spec.state_labels[index], part, shape, dtype, symbols)
+            check_array(name + self._spec.state_labels[index], part, shape, dtype, symbols, kind)
         return tuple([None if part is None else part[:, None] for part in parts]) if single else parts
 
     def _split_reset_state(self, state: StateLike, batch: int) -> tuple[Array, ...]:
         """Return the checked replacement states, (num_layers*D, width) or (num_layers*D, B, width)."""
-        parts = self._spec.unpack_state("reset_state", state)
+        parts, kind = self._spec.unpack_state("reset_state", state), self._backend.array
         for label, part, width in zip(self._spec.state_labels, parts, self._widths, strict=True):
-            each = isinstance(part, np.ndarray) and part.ndim == 3
+            each = isinstance(part, kind) and part.ndim == 3
             leading = (self._rows, batch) if each else (self._rows,)
             symbols = "(num_layers*D, B, H)" if each else "(num_layers*D, H)"
-            check_array("reset_state" + label, part, (*leading, width), self._dtype, symbols)
+            check_array("reset_state" + label, part, (*leading, width), self._dtype, symbols, kind)
         return parts
 
     def _input_error(self, x: Any) -> Exception:
         """Say what is wrong with x."""
-        if not isinstance(x, (np.ndarray, Lookup)):
-            return TypeError(f"x: expected a numpy.ndarray of {self._dtype}, got {type(x).__name__}")
+        if not isinstance(x, (self._backend.array, Lookup)):
+            return self._kind_error("x", x)
         order = "B, T" if self.batch_first else "T, B"
         return ValueError(
             f"x: expected shape ({order}, I) or (T, I) with I = {self.input_size}, got {x.shape}"
@@ -341,12 +359,17 @@ class Recurrent(Module, Generic[StateT]):
         tape = check_tape(tape, self, RecurrentTape)
         if dy is None and dstate is None:
             raise ValueError("dy: expected an array unless dstate is given, got None for both")
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(example := first_array(dy, dstate)):
+            again = partial(self.backward, need_dx=need_dx)
+            return backend.across(example, again, tape, dy, dstate)
+        xp, kernels = backend.xp, backend.kernels
         shape = tape.shape
         single = len(shape) == 2
         seq_len, batch = tape.layers[0].seq_len, tape.layers[0].batch
         flow = None
         if dy is not None:
-            flow = self._time_major(check_array("dy", dy, shape, self._dtype), single)
+            flow = self._time_major(check_array("dy", dy, shape, self._dtype, kind=backend.array), single)
         dfinals = None if dstate is None else self._split_state("dstate", dstate, batch, single)
         if self._plain is not None and tape.lookup is None and not single and not self.batch_first:
             final = None if dfinals is None else _row(dfinals, 0)
@@ -354,20 +377,20 @@ class Recurrent(Module, Generic[StateT]):
                 tape.layers[0], flow, final, dparams=self._plan[0][0][2], need_dx=need_dx
             )
             return dx, self._spec.pack_state([part[None] for part in parts])
-        dstarts = [np.empty((self._rows, batch, width), self._dtype) for width in self._widths]
+        dstarts = [xp.empty((self._rows, batch, width), self._dtype) for width in self._widths]
         dx = None
         lookup = tape.lookup
         for layer in reversed(range(self.num_layers)):
             target: Any = None
             if layer:
-                target = np.empty((seq_len, batch, self._out_size), self._dtype)
+                target = xp.empty((seq_len, batch, self._out_size), self._dtype)
             elif need_dx and lookup is not None and lookup.pays:
                 dx = target = np.empty(lookup.table.shape, self._dtype)
             elif need_dx:
-                dx = np.empty((*shape[:-1], self.input_size), self._dtype)
+                dx = xp.empty((*shape[:-1], self.input_size), self._dtype)
                 target = self._time_major(dx, single)
             calls = [
-                _core.BackwardCall(
+                kernels.BackwardCall(
                     tape.layers[row],
                     flow if flow is None or columns is None else flow[..., columns],
                     None if dfinals is None else _row(dfinals, row),
@@ -378,11 +401,11 @@ class Recurrent(Module, Generic[StateT]):
                 )
                 for row, _, grads, _, reverse, columns in self._plan[layer]
             ]
-            for part, (_, parts, _) in zip(self._plan[layer], _core.run_calls(calls), strict=True):
+            for part, (_, parts, _) in zip(self._plan[layer], kernels.run_calls(calls), strict=True):
                 for dstart, start in zip(dstarts, parts, strict=True):
                     dstart[part[0]] = start
             drop = tape.dropout[layer - 1] if layer else None
-            flow = target if drop is None else _core.dropout(target, *drop)
+            flow = target if drop is None else kernels.dropout(target, *drop)
         if single:
             dstarts = [dstart[:, 0] for dstart in dstarts]
         if dx is not None and lookup is not None:
@@ -395,7 +418,9 @@ class Recurrent(Module, Generic[StateT]):
         Raises:
             TypeError: batch_size is not an int.
             ValueError: the network is bidirectional, or batch_size is below 1.
+            RuntimeError: the network is on a GPU.
         """
+        self._require_cpu("stream")
         if self.bidirectional:
             raise ValueError(
                 "stream: expected bidirectional=False: the reverse direction starts from the end"
@@ -412,7 +437,9 @@ class Recurrent(Module, Generic[StateT]):
         Raises:
             TypeError: weights is not a string, or the network is not of float32.
             ValueError: another format, or sizes past 131072 with "int8".
+            RuntimeError: the network is on a GPU.
         """
+        self._require_cpu("quantize")
         return QuantizedRecurrent(self, weights)
 
     def _extra_repr(self) -> str:

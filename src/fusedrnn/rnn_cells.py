@@ -1,11 +1,13 @@
 """RNNCell, LSTMCell and GRUCell: one step with PyTorch's names, on the same kernels as whole sequences."""
 
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
+from fusedrnn.backend import CPU, first_array
 from fusedrnn.cells import CELLS, Array, StateLike, Weights, gather_weights, rnn_cell
 from fusedrnn.checks import (
     check_array,
@@ -59,7 +61,7 @@ class RecurrentCell(Module, Generic[StateT]):
         self.__dict__.update(
             _weights=gather_weights(self._own),
             _weight_grads=gather_weights(self._own_grads),
-            _cache=_core.WeightCache(),
+            _cache=self._backend.kernels.WeightCache(),
         )
 
     def __call__(self, x: Array, state: StateLike | None = None) -> StateT:
@@ -88,14 +90,17 @@ class RecurrentCell(Module, Generic[StateT]):
     def _step(
         self, x: Array, state: StateLike | None, save: bool
     ) -> tuple[Any, Array, _core.LayerTape | None]:
-        if not isinstance(x, np.ndarray):
-            raise TypeError(f"x: expected a numpy.ndarray of {self._dtype}, got {type(x).__name__}")
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(x):
+            return backend.across(x, self._step, x, state, save)
+        if not isinstance(x, backend.array):
+            raise self._kind_error("x", x)
         if not 1 <= x.ndim <= 2 or x.shape[-1] != self.input_size:
             raise ValueError(f"x: expected shape (B, I) or (I,) with I = {self.input_size}, got {x.shape}")
         single = x.ndim == 1
         steps = x[None, None] if single else x[None]
         start = None if state is None else self._batched("state", state, x.shape[:-1])
-        y, final, tape = _core.forward(
+        y, final, tape = backend.kernels.forward(
             self._spec.name,
             steps,
             self._weights,
@@ -114,7 +119,8 @@ class RecurrentCell(Module, Generic[StateT]):
         symbols = "(B, H)" if leading else "(H,)"
         for label, part in zip(self._spec.state_labels, parts, strict=True):
             if part is not None:
-                check_array(name + label, part, (*leading, self.hidden_size), self._dtype, symbols)
+                shape = (*leading, self.hidden_size)
+                check_array(name + label, part, shape, self._dtype, symbols, self._backend.array)
         return parts if leading else tuple([None if part is None else part[None] for part in parts])
 
     def backward(
@@ -132,9 +138,12 @@ class RecurrentCell(Module, Generic[StateT]):
             ValueError: an argument of the wrong shape, or the tape of another module.
         """
         tape = check_tape(tape, self, RecurrentTape)
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(example := first_array(dstate)):
+            return backend.across(example, partial(self.backward, need_dx=need_dx), tape, dstate)
         leading = tape.shape[:-1]
         final = self._batched("dstate", dstate, leading)
-        dx, start, _ = _core.backward(
+        dx, start, _ = backend.kernels.backward(
             tape.layers[0], None, final, dparams=self._weight_grads, need_dx=need_dx
         )
         if dx is not None:

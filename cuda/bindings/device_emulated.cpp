@@ -1,0 +1,58 @@
+// The emulated build's device: this process's own memory, where what is asked for has happened on return.
+#include <algorithm>
+#include <mutex>
+
+#include "cuda/bindings/device.h"
+#include "emulator/config.h"
+
+namespace fusedrnn::cuda {
+namespace {
+
+std::mutex one_call;
+
+}  // namespace
+
+std::string missing() { return ""; }
+
+std::vector<DeviceInfo> devices() { return {{"emulated on the CPU", emulator::config().architecture}}; }
+
+// Arrays that call themselves CUDA arrays are taken at their word, for producers that stand in for one.
+int device_number(dlpack::Device device) {
+    if (device.type == dlpack::kCpu) return 0;
+    return device.type == dlpack::kCuda && device.id >= 0 ? device.id : -1;
+}
+
+dlpack::Device exported_device(int) { return {dlpack::kCpu, 0}; }
+
+int device_of(const void*) { return 0; }
+
+void order_streams(int, StreamNumber, StreamNumber) {}
+
+CurrentDevice::CurrentDevice(int device) : before_(device) {}
+CurrentDevice::~CurrentDevice() { static_cast<void>(before_); }
+
+// Views of one array overlap: their memory is merged first.
+CallMemory::CallMemory(std::vector<std::pair<std::uintptr_t, std::uintptr_t>> extents) {
+    one_call.lock();
+    std::sort(extents.begin(), extents.end());
+    for (const auto& [low, high] : extents) {
+        if (low == high) continue;
+        if (!extents_.empty() && low < extents_.back().second) {
+            extents_.back().second = std::max(extents_.back().second, high);
+        } else {
+            extents_.emplace_back(low, high);
+        }
+    }
+    for (const auto& [low, high] : extents_) {
+        emulator::register_memory(reinterpret_cast<const void*>(low), high - low);
+    }
+}
+
+CallMemory::~CallMemory() {
+    for (const auto& extent : extents_) {
+        emulator::unregister_memory(reinterpret_cast<const void*>(extent.first));
+    }
+    one_call.unlock();
+}
+
+}  // namespace fusedrnn::cuda

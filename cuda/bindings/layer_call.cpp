@@ -1,0 +1,155 @@
+#include "cuda/bindings/layer_call.h"
+
+#include "kernels/table.h"
+
+namespace fusedrnn::cuda {
+
+const CellTraits& traits_of(CellId cell) { return kernel_entries(Math::ieee).traits[cell]; }
+
+CellId cell_by_name(const std::string& name) {
+    std::string known;
+    for (int i = 0; i < kCellCount; ++i) {
+        const char* cell = traits_of(static_cast<CellId>(i)).name;
+        if (name == cell) return static_cast<CellId>(i);
+        known += (i == 0 ? "" : ", ") + std::string(cell);
+    }
+    throw py::value_error("cell: expected one of " + known + ", got '" + name + "'");
+}
+
+Math math_of(const Argument& x, const std::string& float32_mode) {
+    if (same_type(x.type(), kFloat64)) return Math::f64;
+    if (same_type(x.type(), kBfloat16)) return Math::bf16;
+    if (same_type(x.type(), kFloat16)) return Math::fp16;
+    if (!same_type(x.type(), kFloat32)) {
+        throw py::type_error(x.name() + ": expected dtype float32, float64, bfloat16 or float16, got " +
+                             type_name(x.type()));
+    }
+    for (const Math math : {Math::ieee, Math::tf32, Math::tf32x3}) {
+        if (float32_mode == kMathNames[static_cast<int>(math)]) return math;
+    }
+    throw py::value_error("float32_mode: expected ieee, tf32 or tf32x3, got '" + float32_mode + "'");
+}
+
+dlpack::Type compute_type(Math math) { return math == Math::f64 ? kFloat64 : kFloat32; }
+
+py::object item_of(py::handle sequence, const char* name, py::ssize_t size, py::ssize_t i) {
+    if (!PyTuple_Check(sequence.ptr()) && !PyList_Check(sequence.ptr())) {
+        throw py::type_error(std::string(name) + ": expected a tuple of " + std::to_string(size) +
+                             " arrays, got " + Py_TYPE(sequence.ptr())->tp_name);
+    }
+    const py::ssize_t got = PySequence_Fast_GET_SIZE(sequence.ptr());
+    if (got != size) {
+        throw py::value_error(std::string(name) + ": expected a tuple of " + std::to_string(size) +
+                              " arrays, got " + std::to_string(got));
+    }
+    return py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(sequence.ptr(), i));
+}
+
+std::string indexed(const char* name, int k) { return std::string(name) + "[" + std::to_string(k) + "]"; }
+
+Argument Context::make(const std::vector<std::int64_t>& sizes, dlpack::Type type, const std::string& name,
+                       const Argument& first) const {
+    py::tuple shape(sizes.size());
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+        checked_product({static_cast<std::int64_t>(type.bits / 8), sizes[i]});
+        shape[i] = sizes[i];
+    }
+    const py::object made = empty(shape, type_name(type));
+    Argument a = Argument::beside(made, name, type, first, stream);
+    std::vector<Axis> axes;
+    for (const std::int64_t size : sizes) axes.push_back({std::to_string(size), size});
+    a.shape(axes).contiguous().writable();
+    return a;
+}
+
+Argument Context::workspace(std::int64_t bytes, const Argument& first) const {
+    return make({bytes}, kUint8, "workspace", first);
+}
+
+Weights WeightArguments::pointers() const {
+    return {arrays[0].data(), arrays[1].data(), arrays[2].data(), arrays[3].data(), arrays[4].data()};
+}
+
+WeightArguments read_weights(CellId cell, py::handle params, const Argument& x, StreamNumber stream) {
+    const std::int64_t gates = traits_of(cell).gates;
+    const std::string g = std::to_string(gates) + "*H";
+    WeightArguments w;
+    for (int i = 0; i < 5; ++i) {
+        w.arrays[i] = Argument::beside(item_of(params, "params", 5, i), kParameterNames[i], x.type(), x,
+                                       stream, i < 2 ? kRequired : kOptional);
+    }
+    auto& [w_ih, w_hh, b_ih, b_hh, w_hr] = w.arrays;
+    Dims& d = w.dims;
+    d.I = x.size(2);
+    w_ih.shape({{g + " with H >= 1"}, {"I", d.I}});
+    const std::int64_t rows = w_ih.size(0);
+    if (rows == 0 || rows % gates != 0) {
+        throw py::value_error("weight_ih: expected shape (" + g + ", I) with H >= 1, got (" +
+                              std::to_string(rows) + ", " + std::to_string(d.I) + ")");
+    }
+    d.H = rows / gates;
+    w_hr.shape({{"P"}, {"H", d.H}});
+    d.projected = w_hr.given();
+    d.P = d.projected ? w_hr.size(0) : d.H;
+    if (d.projected && (cell != kCell_lstm || d.P == 0)) {
+        throw py::value_error(
+            "weight_hr: expected None, or shape (P, H) with P >= 1 and the cell lstm, got shape (" +
+            std::to_string(d.P) + ", " + std::to_string(d.H) + ") and the cell " + traits_of(cell).name);
+    }
+    w_hh.shape({{g, rows}, {d.projected ? "P" : "H", d.P}});
+    b_ih.shape({{g, rows}});
+    b_hh.shape({{g, rows}});
+    for (Argument& a : w.arrays) a.contiguous();
+    return w;
+}
+
+StateForm state_form(int k, const Dims& d, Math math, dlpack::Type storage) {
+    if (k > 0) return {d.H, "H", compute_type(math)};
+    return {d.P, d.projected ? "P" : "H", storage};
+}
+
+void read_states(py::handle state, py::handle reset_state, CellId cell, Math math, CallArguments& in,
+                 StreamNumber stream) {
+    const int states = traits_of(cell).states;
+    const Dims& d = in.weights.dims;
+    for (int k = 0; k < states; ++k) {
+        const StateForm form = state_form(k, d, math, in.x.type());
+        const Axis width{form.symbol, form.width};
+        if (!state.is_none()) {
+            in.initial[k] = Argument::beside(item_of(state, "state", states, k), indexed("state", k),
+                                             form.type, in.x, stream, kOptional);
+            in.initial[k].shape({{"B", d.B}, width}).contiguous();
+        }
+        if (!reset_state.is_none()) {
+            Argument& a = in.reset[k];
+            a = Argument::beside(item_of(reset_state, "reset_state", states, k), indexed("reset_state", k),
+                                 form.type, in.x, stream, kOptional);
+            a.shape(a.given() && a.ndim() == 1 ? std::vector<Axis>{width}
+                                               : std::vector<Axis>{{"B", d.B}, width});
+            a.contiguous();
+        }
+    }
+}
+
+std::shared_ptr<LayerTape> make_tape(CellId cell, Math math, std::shared_ptr<const Timetable> timetable,
+                                     const CallArguments& in, const Context& context) {
+    const CellTraits& traits = traits_of(cell);
+    const Dims& d = in.weights.dims;
+    const std::int64_t rows = timetable->rows();
+    auto tape = std::make_shared<LayerTape>();
+    tape->cell = cell;
+    tape->math = math;
+    tape->timetable = std::move(timetable);
+    tape->saved =
+        context.make({checked_product({rows, d.H, traits.saved})}, compute_type(math), "saved", in.x);
+    if (traits.states > 1) {
+        tape->states = context.make({checked_product({rows, d.H, traits.states - 1})}, compute_type(math),
+                                    "states", in.x);
+    }
+    if (d.projected) {
+        tape->hidden = context.make({checked_product({rows, d.H})}, in.x.type(), "hidden", in.x);
+    }
+    return tape;
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,86 @@
+// One call of a layer and direction: its checked arguments, and what it keeps for backward.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bindings/timetable.h"
+#include "cuda/bindings/argument.h"
+
+namespace fusedrnn::cuda {
+
+inline constexpr dlpack::Type kFloat32{dlpack::kFloat, 32, 1}, kFloat64{dlpack::kFloat, 64, 1},
+    kFloat16{dlpack::kFloat, 16, 1}, kBfloat16{dlpack::kBfloat, 16, 1}, kBool{dlpack::kBool, 8, 1},
+    kUint8{dlpack::kUInt, 8, 1};
+inline constexpr const char* kParameterNames[5] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh",
+                                                   "weight_hr"};
+
+const CellTraits& traits_of(CellId cell);
+CellId cell_by_name(const std::string& name);
+// The arithmetic for an input of this dtype; `float32_mode` is the caller's choice for float32.
+Math math_of(const Argument& x, const std::string& float32_mode);
+// Of states beyond h, the tape and the gradients of weights.
+dlpack::Type compute_type(Math math);
+
+// Item i of an argument that has to be a tuple or list of `size`.
+py::object item_of(py::handle sequence, const char* name, py::ssize_t size, py::ssize_t i);
+std::string indexed(const char* name, int k);
+
+// Where a call runs, and how it gets memory: empty(shape, dtype name) -> array.
+struct Context {
+    StreamNumber stream;
+    py::object empty;
+
+    Argument make(const std::vector<std::int64_t>& sizes, dlpack::Type type, const std::string& name,
+                  const Argument& first) const;
+    // Freed in the order of the stream, as its library frees whatever else this call has used there.
+    Argument workspace(std::int64_t bytes, const Argument& first) const;
+};
+
+struct WeightArguments {
+    Argument arrays[5];  // as kParameterNames
+    Dims dims{};         // I, H and P; the others are the call's
+
+    Weights pointers() const;
+};
+
+WeightArguments read_weights(CellId cell, py::handle params, const Argument& x, StreamNumber stream);
+
+// State k of a call: h in the dtype of x, c in that of the computation.
+struct StateForm {
+    std::int64_t width;
+    std::string symbol;
+    dlpack::Type type;
+};
+
+StateForm state_form(int k, const Dims& dims, Math math, dlpack::Type storage);
+
+// What forward and backward both read; the tape keeps it.
+struct CallArguments {
+    WeightArguments weights;
+    Argument x, y, resets, initial[kMaxStates], reset[kMaxStates];
+};
+
+// Reads the initial and the replacement states into `in`, whose x and dims are set.
+void read_states(py::handle state, py::handle reset_state, CellId cell, Math math, CallArguments& in,
+                 StreamNumber stream);
+
+// What one forward call of a layer and direction keeps for its backward.
+struct LayerTape {
+    CellId cell;
+    Math math;
+    std::shared_ptr<const Timetable> timetable;
+    CallArguments arguments;
+    Argument saved, states, hidden;
+
+    const Dims& dims() const { return arguments.weights.dims; }
+    std::int64_t nbytes() const {
+        return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes();
+    }
+};
+
+std::shared_ptr<LayerTape> make_tape(CellId cell, Math math, std::shared_ptr<const Timetable> timetable,
+                                     const CallArguments& in, const Context& context);
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,13 @@
+// The compiled module of the GPU part: a table of contents.
+#include "cuda/bindings/bindings.h"
+
+PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
+    m.doc() = "CUDA kernels of fusedrnn and the checks of their arguments.";
+    m.attr("__version__") = FUSEDRNN_VERSION;
+    pybind11::options options;
+    options.disable_function_signatures();
+    fusedrnn::cuda::bind_errors(m);
+    fusedrnn::cuda::bind_device(m);
+    fusedrnn::cuda::bind_array(m);
+    fusedrnn::cuda::bind_recurrent(m);
+}

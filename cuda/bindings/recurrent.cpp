@@ -1,0 +1,300 @@
+// forward and backward of one layer and direction on a device: checks, then one plain problem struct for the
+// drivers. The twin of csrc/bindings/recurrent.cpp.
+#include <pybind11/stl.h>
+
+#include <map>
+#include <mutex>
+
+#include "cuda/bindings/bindings.h"
+#include "cuda/bindings/layer_call.h"
+#include "kernel_table.h"
+#include "runtime.h"
+
+namespace fusedrnn::cuda {
+namespace {
+
+template <class Problem>
+void set_call(Problem& problem, CellId cell, Math math, const CallArguments& a, const Timetable& timetable) {
+    problem.cell = cell;
+    problem.math = math;
+    problem.dims = a.weights.dims;
+    problem.schedule = timetable.view(static_cast<const std::uint8_t*>(a.resets.data()));
+    problem.weights = a.weights.pointers();
+    problem.x = a.x.as_const_rows();
+    for (int k = 0; k < traits_of(cell).states; ++k) {
+        problem.initial[k] = a.initial[k].data();
+        problem.reset[k] = a.reset[k].data();
+        const bool per_row = a.reset[k].given() && a.reset[k].ndim() == 2;
+        problem.reset_stride[k] = per_row ? a.reset[k].size(1) : 0;
+    }
+}
+
+// Of a device, asked once: the driver takes long to answer.
+Device facts_of(int device) {
+    static std::mutex mutex;
+    static std::map<int, Device> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(device);
+    if (found != known.end()) return found->second;
+    const CurrentDevice current(device);
+    return known.emplace(device, current_device()).first->second;
+}
+
+template <class Problem>
+const Kernel& kernel_for(const Problem& problem, int device, bool backward) {
+    const Device facts = facts_of(device);
+    return choose_kernel(
+        {problem.cell, problem.math, problem.dims, facts.architecture, facts.processors, backward});
+}
+
+using Extents = std::vector<std::pair<std::uintptr_t, std::uintptr_t>>;
+
+void add_extents(Extents& extents, const CallArguments& a) {
+    for (const Argument& array : a.weights.arrays) extents.push_back(array.extent());
+    for (const Argument* array : {&a.x, &a.y, &a.resets}) extents.push_back(array->extent());
+    for (int k = 0; k < kMaxStates; ++k) {
+        extents.push_back(a.initial[k].extent());
+        extents.push_back(a.reset[k].extent());
+    }
+}
+
+// Runs a driver on the device and stream of the call, without the GIL.
+template <class F>
+void run(int device, Extents extents, F&& driver) {
+    const py::gil_scoped_release released;
+    const CallMemory memory(std::move(extents));
+    const CurrentDevice current(device);
+    if (kEmulated) set_device(device);  // arrays may claim to be on others than the one there is
+    driver();
+}
+
+// Arrays a forward call writes: the caller's, or new ones.
+struct Outputs {
+    Argument y, final[kMaxStates];
+};
+
+Outputs make_outputs(py::handle out, py::handle state_out, CellId cell, Math math, const CallArguments& in,
+                     const Context& context) {
+    const int states = traits_of(cell).states;
+    const Dims& d = in.weights.dims;
+    Outputs o;
+    // All that was given is checked before memory is asked for.
+    if (!out.is_none()) {
+        o.y = Argument::beside(out, "out", in.x.type(), in.x, context.stream);
+        o.y.shape({{"T", d.T}, {"B", d.B}, {d.projected ? "P" : "H", d.P}}).rows().writable();
+        o.y.apart_from(in.x);
+        for (int k = 0; k < states; ++k) o.y.apart_from(in.initial[k]).apart_from(in.reset[k]);
+    }
+    for (int k = 0; k < states && !state_out.is_none(); ++k) {
+        const StateForm form = state_form(k, d, math, in.x.type());
+        Argument& a = o.final[k];
+        a = Argument::beside(item_of(state_out, "state_out", states, k), indexed("state_out", k), form.type,
+                             in.x, context.stream);
+        a.shape({{"B", d.B}, {form.symbol, form.width}}).contiguous().writable();
+        a.apart_from(in.x).apart_from(o.y);
+        for (int j = 0; j < states; ++j) a.apart_from(in.initial[j]).apart_from(in.reset[j]);
+        if (k > 0) a.apart_from(o.final[0]);
+    }
+    if (out.is_none()) o.y = context.make({d.T, d.B, d.P}, in.x.type(), "y", in.x);
+    for (int k = 0; k < states && state_out.is_none(); ++k) {
+        const StateForm form = state_form(k, d, math, in.x.type());
+        o.final[k] = context.make({d.B, form.width}, form.type, indexed("state", k), in.x);
+    }
+    return o;
+}
+
+py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state,
+                  py::handle lengths, py::handle resets, py::handle reset_state, py::handle reverse_flag,
+                  py::handle save_flag, const std::string& float32_mode, const py::object& empty,
+                  StreamNumber stream, py::handle out, py::handle state_out) {
+    const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save");
+    const CellId cell = cell_by_name(cell_name);
+    const int states = traits_of(cell).states;
+    const Context context{stream, empty};
+    CallArguments in;
+    in.x = Argument::first(x, "x", stream);
+    const Math math = math_of(in.x, float32_mode);
+    in.x.shape({{"T"}, {"B"}, {"I"}}).rows();
+    in.weights = read_weights(cell, params, in.x, stream);
+    Dims& d = in.weights.dims;
+    d.T = in.x.size(0);
+    d.B = in.x.size(1);
+    read_states(state, reset_state, cell, math, in, stream);
+    in.resets = Argument::beside(resets, "resets", kBool, in.x, stream, kOptional);
+    in.resets.shape({{"T", d.T}, {"B", d.B}}).contiguous();
+    Array ends = Array::int64(lengths, "lengths", kOptional);
+    ends.shape({{"B", d.B}}).made_contiguous();
+    std::vector<std::int64_t> checked;
+    if (ends.given()) checked = checked_indices(ends, d.T + 1, "T + 1");
+    auto timetable =
+        std::make_shared<const Timetable>(d.T, d.B, ends.given() ? checked.data() : nullptr, reverse);
+    const Outputs outputs = make_outputs(out, state_out, cell, math, in, context);
+    in.y = outputs.y;
+    ForwardProblem problem{};
+    set_call(problem, cell, math, in, *timetable);
+    problem.y = outputs.y.as_rows();
+    Extents extents;
+    add_extents(extents, in);
+    for (int k = 0; k < states; ++k) {
+        problem.final[k] = outputs.final[k].data();
+        extents.push_back(outputs.final[k].extent());
+    }
+    std::shared_ptr<LayerTape> tape;
+    if (save) {
+        tape = make_tape(cell, math, timetable, in, context);
+        tape->arguments = in;
+        problem.saved = tape->saved.data();
+        problem.states = tape->states.data();
+        problem.hidden = tape->hidden.data();
+        for (const Argument* a : {&tape->saved, &tape->states, &tape->hidden}) extents.push_back(a->extent());
+    }
+    const Kernel& kernel = kernel_for(problem, in.x.device(), false);
+    const Argument workspace = context.workspace(kernel.forward_workspace(problem), in.x);
+    extents.push_back(workspace.extent());
+    run(in.x.device(), std::move(extents),
+        [&] { kernel.forward(problem, workspace.data(), native_stream(stream)); });
+    py::tuple final(states);
+    for (int k = 0; k < states; ++k) final[k] = outputs.final[k].object();
+    return py::make_tuple(outputs.y.object(), std::move(final), save ? py::cast(tape) : py::none());
+}
+
+// The gradients of the parameters: the caller's arrays, or new ones; `fresh` says which have to be zeroed.
+std::vector<Argument> gradient_arguments(py::handle dparams, const LayerTape& tape, const Context& context) {
+    const CallArguments& in = tape.arguments;
+    const Dims& d = tape.dims();
+    const std::int64_t rows = traits_of(tape.cell).gates * d.H;
+    const std::string g = std::to_string(traits_of(tape.cell).gates) + "*H", p = d.projected ? "P" : "H";
+    const std::vector<Axis> shapes[5] = {
+        {{g, rows}, {"I", d.I}}, {{g, rows}, {p, d.P}}, {{g, rows}}, {{g, rows}}, {{"P", d.P}, {"H", d.H}}};
+    const dlpack::Type type = compute_type(tape.math);
+    std::vector<Argument> grads(5);
+    for (int i = 0; i < 5; ++i) {
+        const std::string name = "d" + std::string(kParameterNames[i]);
+        const bool present = in.weights.arrays[i].given();
+        if (dparams.is_none()) {
+            std::vector<std::int64_t> sizes;
+            for (const Axis& axis : shapes[i]) sizes.push_back(axis.size);
+            if (present) grads[i] = context.make(sizes, type, name, in.x);
+            continue;
+        }
+        grads[i] =
+            Argument::beside(item_of(dparams, "dparams", 5, i), name, type, in.x, context.stream, kOptional);
+        if (grads[i].given() && !present) {
+            throw py::value_error(name + ": expected None, because the forward call had no such " +
+                                  "parameter, got an array");
+        }
+        grads[i].shape(shapes[i]).contiguous().writable().apart_from(in.x).apart_from(in.y);
+        for (int j = 0; j < i; ++j) grads[i].apart_from(grads[j]);
+    }
+    return grads;
+}
+
+// The gradient of the input: the caller's array, or a new one, or none.
+Argument input_gradient(py::handle dx, bool need_dx, bool accumulate_dx, const LayerTape& tape,
+                        const Argument& flow, const std::vector<Argument>& grads, const Context& context) {
+    const CallArguments& in = tape.arguments;
+    const Dims& d = tape.dims();
+    Argument out;
+    if (!dx.is_none()) {
+        if (!need_dx) throw py::value_error("dx: expected None with need_dx=False, got an array");
+        out = Argument::beside(dx, "dx", in.x.type(), in.x, context.stream);
+        out.shape({{"T", d.T}, {"B", d.B}, {"I", d.I}}).rows().writable();
+        out.apart_from(in.x).apart_from(flow).apart_from(in.y);
+        for (const Argument& grad : grads) out.apart_from(grad);
+    } else if (need_dx) {
+        if (accumulate_dx) throw py::value_error("accumulate_dx: expected False without dx, got True");
+        out = context.make({d.T, d.B, d.I}, in.x.type(), "dx", in.x);
+    }
+    return out;
+}
+
+py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::handle dstate,
+                   py::handle dparams, py::handle need_dx_flag, py::handle dx, py::handle accumulate_flag,
+                   const py::object& empty, StreamNumber stream) {
+    const bool need_dx = flag(need_dx_flag, "need_dx"),
+               accumulate_dx = flag(accumulate_flag, "accumulate_dx");
+    if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
+    const Context context{stream, empty};
+    const CallArguments& in = tape->arguments;
+    const Dims& d = tape->dims();
+    const int states = traits_of(tape->cell).states;
+    const dlpack::Type type = in.x.type();
+    Argument flow = Argument::beside(dy, "dy", type, in.x, stream, kOptional);
+    flow.shape({{"T", d.T}, {"B", d.B}, {d.projected ? "P" : "H", d.P}}).rows();
+    Argument dfinal[kMaxStates], dinitial[kMaxStates];
+    for (int k = 0; k < states; ++k) {
+        if (dstate.is_none()) continue;
+        const StateForm form = state_form(k, d, tape->math, type);
+        dfinal[k] = Argument::beside(item_of(dstate, "dstate", states, k), indexed("dstate", k), form.type,
+                                     in.x, stream, kOptional);
+        dfinal[k].shape({{"B", d.B}, {form.symbol, form.width}}).contiguous();
+    }
+    std::vector<Argument> grads = gradient_arguments(dparams, *tape, context);
+    for (Argument& grad : grads) {
+        grad.apart_from(flow);
+        for (int k = 0; k < states; ++k) grad.apart_from(dfinal[k]);
+    }
+    const Argument out = input_gradient(dx, need_dx, accumulate_dx, *tape, flow, grads, context);
+    BackwardProblem problem{};
+    set_call(problem, tape->cell, tape->math, in, *tape->timetable);
+    problem.y = in.y.as_const_rows();
+    problem.saved = tape->saved.data();
+    problem.states = tape->states.data();
+    problem.hidden = tape->hidden.data();
+    problem.dy = flow.as_const_rows();
+    problem.dx = out.as_rows();
+    problem.accumulate_dx = accumulate_dx;
+    problem.dparams = {grads[0].data(), grads[1].data(), grads[2].data(), grads[3].data(), grads[4].data()};
+    Extents extents{flow.extent(), out.extent(), tape->saved.extent(), tape->states.extent(),
+                    tape->hidden.extent()};
+    add_extents(extents, in);
+    py::tuple start(states), gradients(5);
+    for (int k = 0; k < states; ++k) {
+        const StateForm form = state_form(k, d, tape->math, type);
+        dinitial[k] = context.make({d.B, form.width}, form.type, indexed("dstate", k), in.x);
+        problem.dfinal[k] = dfinal[k].data();
+        problem.dinitial[k] = dinitial[k].data();
+        extents.push_back(dfinal[k].extent());
+        extents.push_back(dinitial[k].extent());
+        start[k] = dinitial[k].object();
+    }
+    for (int i = 0; i < 5; ++i) {
+        extents.push_back(grads[i].extent());
+        gradients[i] = grads[i].object_or_none();
+    }
+    const Kernel& kernel = kernel_for(problem, in.x.device(), true);
+    const Argument workspace = context.workspace(kernel.backward_workspace(problem), in.x);
+    extents.push_back(workspace.extent());
+    run(in.x.device(), std::move(extents), [&] {
+        for (const Argument& grad : grads) {
+            if (dparams.is_none() && grad.bytes() > 0) {
+                fill(grad.data(), 0, static_cast<std::size_t>(grad.bytes()), native_stream(stream));
+            }
+        }
+        kernel.backward(problem, workspace.data(), native_stream(stream));
+    });
+    return py::make_tuple(out.object_or_none(), start, gradients);
+}
+
+}  // namespace
+
+void bind_recurrent(py::module_& m) {
+    py::class_<LayerTape, std::shared_ptr<LayerTape>>(m, "LayerTape")
+        .def_property_readonly("nbytes", &LayerTape::nbytes)
+        .def_property_readonly("seq_len", [](const LayerTape& t) { return t.dims().T; })
+        .def_property_readonly("batch", [](const LayerTape& t) { return t.dims().B; })
+        .def_property_readonly("device", [](const LayerTape& t) { return t.arguments.x.device(); })
+        .def_property_readonly("math",
+                               [](const LayerTape& t) { return kMathNames[static_cast<int>(t.math)]; });
+    m.def("forward", &forward, py::arg("cell"), py::arg("x"), py::arg("params"),
+          py::arg("state") = py::none(), py::kw_only(), py::arg("lengths") = py::none(),
+          py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
+          py::arg("save") = false, py::arg("float32_mode") = "ieee", py::arg("empty"),
+          py::arg("stream") = kLegacyStream, py::arg("out") = py::none(), py::arg("state_out") = py::none());
+    m.def("backward", &backward, py::arg("tape"), py::arg("dy") = py::none(), py::arg("dstate") = py::none(),
+          py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true,
+          py::arg("dx") = py::none(), py::arg("accumulate_dx") = false, py::arg("empty"),
+          py::arg("stream") = kLegacyStream);
+}
+
+}  // namespace fusedrnn::cuda

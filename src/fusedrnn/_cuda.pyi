@@ -1,0 +1,93 @@
+"""Types of the compiled module of the GPU part; see cuda/bindings for what each call refuses.
+
+It is not part of every build: `fusedrnn.cuda.loader` imports it. Arrays are those of any library that speaks
+DLPack or `__cuda_array_interface__`; streams are numbered as in those protocols.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+__version__: str
+emulated: bool
+targets: str
+
+class Array:
+    """An array in device memory, made by this module or a view of another library's."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...  # in elements
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+class LayerTape:
+    """What backward of one layer and direction needs. It refers to x, y, the states and the weights."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def math(self) -> str: ...
+
+def missing() -> str: ...
+def devices() -> list[tuple[str, int]]: ...
+def synchronize(device: int, stream: int) -> None: ...
+def empty(shape: list[int] | tuple[int, ...], dtype: str, device: int = 0, stream: int = 1) -> Array: ...
+def view(array: Any, stream: int = 1) -> Array: ...
+def from_capsule(capsule: object) -> Array: ...
+
+# `empty` makes the arrays of a call that are not given: (shape, dtype name) -> array.
+def forward(
+    cell: str,
+    x: Any,
+    params: tuple[Any, ...],
+    state: tuple[Any, ...] | None = None,
+    *,
+    lengths: Any = None,
+    resets: Any = None,
+    reset_state: tuple[Any, ...] | None = None,
+    reverse: bool = False,
+    save: bool = False,
+    float32_mode: str = "ieee",
+    empty: Callable[[tuple[int, ...], str], Any],
+    stream: int = 1,
+    out: Any = None,
+    state_out: tuple[Any, ...] | None = None,
+) -> tuple[Any, tuple[Any, ...], LayerTape | None]: ...
+def backward(
+    tape: LayerTape,
+    dy: Any = None,
+    dstate: tuple[Any, ...] | None = None,
+    *,
+    dparams: tuple[Any, ...] | None = None,
+    need_dx: bool = True,
+    dx: Any = None,
+    accumulate_dx: bool = False,
+    empty: Callable[[tuple[int, ...], str], Any],
+    stream: int = 1,
+) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]: ...

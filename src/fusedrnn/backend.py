@@ -1,0 +1,97 @@
+"""Where the arrays of a module live, and the compiled functions that work on them there."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fusedrnn import _core
+from fusedrnn.cells import Array
+from fusedrnn.cuda.libraries import is_device_array, library_of
+
+ResultT = TypeVar("ResultT")
+
+
+class Backend:
+    """The CPU, and the base of a GPU's backend (`fusedrnn.cuda.backend`).
+
+    Attributes:
+        name: "cpu", or "cuda:0" and so on.
+        xp: the array library of the parameters, NumPy or CuPy.
+        array: its array type.
+        kernels: functions named and called as those of `fusedrnn._core`.
+    """
+
+    def __init__(self, name: str, xp: Any, kernels: Any) -> None:
+        self.name = name
+        self.xp = xp
+        self.array: type[Any] = xp.ndarray
+        self.kernels = kernels
+
+    def to_numpy(self, array: Any) -> Array:
+        """Return an array of this backend as a NumPy array."""
+        return np.asarray(array)
+
+    def is_foreign(self, x: object) -> bool:
+        """Return whether x is another library's array on a GPU, which `across` takes."""
+        return False
+
+    def across(self, example: Any, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """Call with the arrays of another library, and return its results as arrays of that library.
+
+        Args:
+            example: one of them; its library's stream is used.
+            call: a function of this backend's arrays.
+            arguments: what to call it with; arrays in tuples and lists are found, too.
+        """
+        raise TypeError(f"x: expected a {self.xp.__name__}.ndarray, got {type(example).__name__}")
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Return a context in which new arrays are made on this device."""
+        return nullcontext()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return find_backend, (self.name,)
+
+
+CPU = Backend("cpu", np, _core)
+
+
+def first_array(*values: Any) -> Any:
+    """Return the first of some arguments that is given, looking into tuples and lists; None if none is."""
+    for value in values:
+        found = first_array(*value) if isinstance(value, (tuple, list)) else value
+        if found is not None:
+            return found
+    return None
+
+
+def backend_of(x: object) -> Backend:
+    """Return the backend of the GPU that an array is on; the CPU for everything else."""
+    if isinstance(x, np.ndarray) or not is_device_array(x):
+        return CPU
+    return find_backend(f"cuda:{library_of(x).device}")
+
+
+def find_backend(device: object) -> Backend:
+    """Return the backend of "cpu", "cuda" (the first GPU) or "cuda:N".
+
+    Raises:
+        TypeError: not a string.
+        ValueError: another string, or a GPU that is not there.
+        RuntimeError: CUDA or CuPy is not there; the message says which.
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"device: expected a string, got {type(device).__name__}")
+    kind, colon, number = device.partition(":")
+    if device == "cpu":
+        return CPU
+    if kind != "cuda" or (colon and not (number.isascii() and number.isdigit())):
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    from fusedrnn.cuda.backend import cuda_backend
+
+    return cuda_backend(int(number or 0))

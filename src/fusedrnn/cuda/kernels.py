@@ -1,0 +1,306 @@
+"""What a GPU's backend offers in place of `fusedrnn._core`: functions with the same names and arguments.
+
+The recurrent layers are compiled kernels; everything else is written once in elementwise operations and
+products of the array library, CuPy.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.cuda import loader
+from fusedrnn.cuda.layer import host_lengths
+from fusedrnn.cuda.libraries import library_of
+from fusedrnn.cuda.modes import get_float32_mode
+
+
+class Kernels:
+    """The functions for the arrays of one library, `xp`, on one device."""
+
+    def __init__(self, xp: Any, number: int) -> None:
+        self._xp = xp
+        self._number = number
+
+    def WeightCache(self) -> None:
+        """Nothing is packed."""
+
+    # Recurrent layers
+
+    def forward(
+        self,
+        cell: str,
+        x: Any,
+        params: Any,
+        state: Any = None,
+        *,
+        indices: Any = None,
+        lengths: Any = None,
+        resets: Any = None,
+        reset_state: Any = None,
+        reverse: bool = False,
+        save: bool = False,
+        recompute: bool = False,
+        cache: None = None,
+        version: int | None = None,
+        out: Any = None,
+        state_out: Any = None,
+    ) -> Any:
+        """As `_core.forward`, without looked-up inputs and recomputed gates."""
+        if indices is not None:
+            raise RuntimeError("x: expected an array on a GPU, got a Lookup, which the CPU alone takes")
+        if recompute:
+            raise ValueError("recompute: expected False on a GPU, got True")
+        library = library_of(x)
+        return loader.load().forward(
+            cell,
+            x,
+            params,
+            self._contiguous(state),
+            lengths=host_lengths(lengths),
+            resets=self._contiguous(resets),
+            reset_state=self._contiguous(reset_state),
+            reverse=reverse,
+            save=save,
+            float32_mode=get_float32_mode(),
+            empty=library.empty,
+            stream=library.stream,
+            out=out,
+            state_out=state_out,
+        )
+
+    def backward(
+        self,
+        tape: Any,
+        dy: Any = None,
+        dstate: Any = None,
+        *,
+        dparams: Any = None,
+        need_dx: bool = True,
+        dx: Any = None,
+        accumulate_dx: bool = False,
+    ) -> Any:
+        """As `_core.backward`."""
+        library = library_of(dparams[0])
+        return loader.load().backward(
+            tape,
+            dy,
+            self._contiguous(dstate),
+            dparams=dparams,
+            need_dx=need_dx,
+            dx=dx,
+            accumulate_dx=accumulate_dx,
+            empty=library.empty,
+            stream=library.stream,
+        )
+
+    def ForwardCall(self, *arguments: Any, **options: Any) -> Callable[[], Any]:
+        """A call of `forward`, to be run by `run_calls`."""
+        return partial(self.forward, *arguments, **options)
+
+    def BackwardCall(self, *arguments: Any, **options: Any) -> Callable[[], Any]:
+        """A call of `backward`, to be run by `run_calls`."""
+        return partial(self.backward, *arguments, **options)
+
+    def run_calls(self, calls: list[Callable[[], Any]]) -> list[Any]:
+        """Run calls one after the other, in the caller's stream."""
+        return [call() for call in calls]
+
+    def _contiguous(self, value: Any) -> Any:
+        """Return small arrays in C order, as the CPU takes them in any."""
+        if isinstance(value, (tuple, list)):
+            return tuple([self._contiguous(item) for item in value])
+        return None if value is None else self._xp.ascontiguousarray(value)
+
+    # Layers
+
+    def linear_forward(self, x: Any, weight: Any, bias: Any) -> Any:
+        """As `_core.linear_forward`."""
+        self._check("x", x, weight)
+        y = x @ weight.T
+        if bias is not None:
+            y += bias
+        return y
+
+    def linear_backward(self, x: Any, weight: Any, dy: Any, dweight: Any, dbias: Any, need_dx: bool) -> Any:
+        """As `_core.linear_backward`."""
+        self._check("dy", dy, weight)
+        dweight += dy.T @ x
+        if dbias is not None:
+            dbias += dy.sum(axis=0)
+        return dy @ weight if need_dx else None
+
+    def layer_norm_forward(self, x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
+        """As `_core.layer_norm_forward`."""
+        if weight is not None:
+            self._check("x", x, weight)
+        mean = x.mean(axis=1)
+        centred = x - mean[:, None]
+        rstd = (1.0 / self._xp.sqrt((centred * centred).mean(axis=1) + eps)).astype(x.dtype)
+        y = centred * rstd[:, None]
+        if weight is not None:
+            y *= weight
+        if bias is not None:
+            y += bias
+        return y, mean, rstd
+
+    def layer_norm_backward(
+        self, x: Any, weight: Any, dy: Any, mean: Any, rstd: Any, dweight: Any, dbias: Any
+    ) -> Any:
+        """As `_core.layer_norm_backward`."""
+        normed = (x - mean[:, None]) * rstd[:, None]
+        if dweight is not None:
+            dweight += (dy * normed).sum(axis=0)
+        if dbias is not None:
+            dbias += dy.sum(axis=0)
+        flow = dy if weight is None else dy * weight
+        spread = flow.mean(axis=1)[:, None] + normed * (flow * normed).mean(axis=1)[:, None]
+        return (flow - spread) * rstd[:, None]
+
+    def embedding_forward(self, indices: Any, weight: Any) -> Any:
+        """As `_core.embedding_forward`, with indices in host memory."""
+        self._check_indices("indices", indices, "V", len(weight))
+        return weight[self._xp.asarray(indices)]
+
+    def embedding_backward(self, indices: Any, dy: Any, dweight: Any) -> None:
+        """As `_core.embedding_backward`: rows of one index are added in order, so that runs agree bitwise."""
+        self._check_indices("indices", indices, "V", len(dweight))
+        if not indices.size:
+            return
+        order = np.argsort(indices, kind="stable")
+        rows, starts = np.unique(indices[order], return_index=True)
+        xp = self._xp
+        dweight[xp.asarray(rows)] += xp.add.reduceat(dy[xp.asarray(order)], xp.asarray(starts), axis=0)
+
+    @staticmethod
+    def _check_indices(name: str, indices: Any, symbol: str, limit: int) -> None:
+        if indices.size and not 0 <= indices.min() <= indices.max() < limit:
+            got = f"{indices.min()}..{indices.max()}"
+            raise ValueError(f"{name}: expected values in [0, {symbol}) = [0, {limit}), got {got}")
+
+    def dropout(self, x: Any, p: float, seed: int, offset: int) -> Any:
+        """As `_core.dropout`: the same values are kept."""
+        threshold = int(p * 4294967296.0 + 0.5)
+        words = self._philox((x.size + 3) // 4, offset, seed).reshape(-1)[: x.size].reshape(x.shape)
+        scale = x.dtype.type(1.0 / (1.0 - p if p < 1.0 else 1.0))
+        return self._xp.where(words >= threshold, x * scale, x.dtype.type(0))
+
+    def _philox(self, blocks: int, stream: int, seed: int) -> Any:
+        """Return the words (blocks, 4) of Philox4x32-10, each in a uint64; see csrc/philox.h."""
+        xp, low = self._xp, 0xFFFFFFFF
+        block = xp.arange(blocks, dtype=xp.uint64)
+        counter = [block & low, block >> 32]
+        counter += [xp.full_like(block, part) for part in (stream & low, stream >> 32)]
+        keys = [seed & low, seed >> 32]
+        for _ in range(10):
+            first, second = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
+            counter = [
+                (second >> 32) ^ counter[1] ^ keys[0],
+                second & low,
+                (first >> 32) ^ counter[3] ^ keys[1],
+                first & low,
+            ]
+            keys = [(keys[0] + 0x9E3779B9) & low, (keys[1] + 0xBB67AE85) & low]
+        return xp.stack(counter, axis=1)
+
+    def cross_entropy(
+        self, logits: Any, targets: Any, weight: Any, ignore_index: int, label_smoothing: float
+    ) -> tuple[Any, Any, Any]:
+        """As `_core.cross_entropy`, with targets in host memory."""
+        xp, classes = self._xp, logits.shape[1]
+        counted = targets != ignore_index
+        self._check_indices("targets", targets[counted], "C", classes)
+        if weight is not None:
+            self._check("weight", weight, logits)
+        kept = xp.asarray(counted.astype(logits.dtype))
+        rows, columns = xp.arange(len(targets)), xp.asarray(np.where(counted, targets, 0))
+        shifted = logits - logits.max(axis=1)[:, None]
+        log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1))[:, None]
+        each = xp.ones(classes, logits.dtype) if weight is None else weight
+        weights = each[columns] * kept
+        losses = (label_smoothing - 1.0) * weights * log_p[rows, columns]
+        share = (label_smoothing / classes) * kept
+        dlogits = xp.exp(log_p) * ((1.0 - label_smoothing) * weights + share * each.sum())[:, None]
+        if label_smoothing:
+            losses -= share * (each * log_p).sum(axis=1)
+            dlogits -= share[:, None] * each
+        dlogits[rows, columns] -= (1.0 - label_smoothing) * weights
+        return losses.astype(logits.dtype), weights, dlogits.astype(logits.dtype)
+
+    # Optimisers and gradients
+
+    def sgd_step(
+        self,
+        param: Any,
+        grad: Any,
+        momentum_buf: Any,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+        first: bool,
+    ) -> None:
+        """As `_core.sgd_step`."""
+        g = grad + weight_decay * param if weight_decay else grad
+        if momentum:
+            momentum_buf[...] = g if first else momentum * momentum_buf + (1.0 - dampening) * g
+            g = g + momentum * momentum_buf if nesterov else momentum_buf
+        param -= lr * g
+
+    def adam_step(
+        self,
+        param: Any,
+        grad: Any,
+        exp_avg: Any,
+        exp_avg_sq: Any,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+        step: int,
+    ) -> None:
+        """As `_core.adam_step`."""
+        g = grad
+        if weight_decay and decoupled:
+            param *= 1.0 - lr * weight_decay
+        elif weight_decay:
+            g = grad + weight_decay * param
+        exp_avg *= beta1
+        exp_avg += (1.0 - beta1) * g
+        exp_avg_sq *= beta2
+        exp_avg_sq += (1.0 - beta2) * (g * g)
+        denominator = self._xp.sqrt(exp_avg_sq / (1.0 - beta2**step)) + eps
+        param -= (lr / (1.0 - beta1**step)) * exp_avg / denominator
+
+    def norm(self, x: Any, p: float) -> float:
+        """As `_core.norm`."""
+        if x.size == 0:
+            return 0.0
+        size = self._xp.abs(x).astype(self._xp.float64)
+        largest = float(size.max())
+        if p == math.inf or largest == 0.0 or not math.isfinite(largest):
+            return largest
+        # Relative to the largest, so that no power overflows.
+        return float(largest * float(((size / largest) ** p).sum()) ** (1.0 / p))
+
+    def scale_(self, x: Any, factor: float) -> None:
+        """As `_core.scale_`."""
+        x *= factor
+
+    def clamp_(self, x: Any, lo: float, hi: float) -> None:
+        """As `_core.clamp_`."""
+        self._xp.clip(x, lo, hi, out=x)
+
+    def _check(self, name: str, x: Any, like: Any) -> None:
+        """Refuse an array of another library or dtype than the parameters."""
+        if not isinstance(x, self._xp.ndarray):
+            raise TypeError(f"{name}: expected an array on cuda:{self._number}, got a {type(x).__name__}")
+        if x.dtype != like.dtype:
+            raise TypeError(
+                f"{name}: expected dtype {np.dtype(like.dtype)} as weight, got {np.dtype(x.dtype)}"
+            )
