@@ -43,62 +43,62 @@ if(cuda_wanted STREQUAL "OFF")
     return()
 endif()
 
-file(GLOB cuda_binding_sources CONFIGURE_DEPENDS cuda/bindings/*.cpp)
-file(GLOB cuda_host_sources CONFIGURE_DEPENDS cuda/*.cpp)
-file(GLOB_RECURSE cuda_kernel_sources CONFIGURE_DEPENDS cuda/*.cu)
-set(includes "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}\"" "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}/cuda\"")
+# ---- everything of the module but its kernels ----------------------------------------------------------
 
+file(GLOB cuda_binding_sources CONFIGURE_DEPENDS cuda/bindings/*.cpp)
 if(cuda_wanted STREQUAL "EMULATED")
-    file(GLOB emulator_sources CONFIGURE_DEPENDS cuda/emulator/*.cpp)
     list(FILTER cuda_binding_sources EXCLUDE REGEX "/device\\.cpp$")
-    list(FILTER cuda_host_sources EXCLUDE REGEX "/runtime\\.cpp$")
-    set_source_files_properties(${cuda_kernel_sources} PROPERTIES LANGUAGE CXX)
-    list(APPEND cuda_host_sources ${emulator_sources})
     set(cuda_targets "the emulator")
 else()
     list(FILTER cuda_binding_sources EXCLUDE REGEX "/device_emulated\\.cpp$")
-    # sm_90a has instructions that no other device has; every later device takes the PTX.
-    set(CMAKE_CUDA_ARCHITECTURES OFF)
+    file(GLOB cuda_driver_sources CONFIGURE_DEPENDS cuda/*.cpp)
     set(cuda_targets "sm_80, sm_90a, PTX 8.0")
-    find_package(CUDAToolkit REQUIRED)
-    set(CMAKE_CUDA_STANDARD 20)
-    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-    set(CMAKE_CUDA_EXTENSIONS OFF)
 endif()
 
-# Everything of the module but its kernels, which nvcc compiles.
-pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_binding_sources} ${cuda_host_sources}
+pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_binding_sources} ${cuda_driver_sources}
                     csrc/bindings/arrays.cpp)
 target_link_libraries(_cuda PRIVATE fusedrnn_options Threads::Threads)
-target_compile_options(_cuda PRIVATE ${includes})
+target_compile_options(_cuda PRIVATE "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}\""
+                                     "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}/cuda\"")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # GCC sees an overlap in std::string's own operator+ (GCC bug 105651).
     target_compile_options(_cuda PRIVATE -Wno-restrict)
 endif()
 target_compile_definitions(_cuda PRIVATE FUSEDRNN_ISA=cuda FUSEDRNN_VERSION="${SKBUILD_PROJECT_VERSION_FULL}"
                                          FUSEDRNN_CUDA_TARGETS="${cuda_targets}")
-if(cuda_wanted STREQUAL "EMULATED")
-    target_sources(_cuda PRIVATE ${cuda_kernel_sources})
-    target_compile_definitions(_cuda PRIVATE FUSEDRNN_CUDA_EMULATOR=1)
-else()
-    add_library(cuda_kernels OBJECT ${cuda_kernel_sources})
-    set_target_properties(cuda_kernels PROPERTIES CUDA_VISIBILITY_PRESET hidden)
-    target_compile_definitions(cuda_kernels PRIVATE FUSEDRNN_ISA=cuda)
-    target_compile_options(
-        cuda_kernels
-        PRIVATE "SHELL:-gencode arch=compute_80,code=[sm_80,compute_80]"
-                "SHELL:-gencode arch=compute_90a,code=sm_90a"
-                "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}\""
-                "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/cuda\""
-                "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/csrc\""
-                # As on the CPU: a multiply and an add become one only where the source says fma.
-                --fmad=false $<$<BOOL:${FUSEDRNN_WERROR}>:--Werror=all-warnings>)
-    target_sources(_cuda PRIVATE $<TARGET_OBJECTS:cuda_kernels>)
-    target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
-endif()
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
     set(cuda_exports "${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports_cuda.map")
     target_link_options(_cuda PRIVATE "LINKER:--version-script=${cuda_exports}")
     set_target_properties(_cuda PROPERTIES LINK_DEPENDS "${cuda_exports}")
 endif()
 install(TARGETS _cuda LIBRARY DESTINATION fusedrnn)
+
+# ---- the kernels ---------------------------------------------------------------------------------------
+
+if(cuda_wanted STREQUAL "EMULATED")
+    include(cmake/cuda_emulated.cmake)
+    target_link_libraries(_cuda PRIVATE cuda_emulated)
+    return()
+endif()
+
+find_package(CUDAToolkit REQUIRED)
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+# sm_90a has instructions that no other device has; every later device takes the PTX.
+set(CMAKE_CUDA_ARCHITECTURES OFF)
+file(GLOB cuda_kernel_sources CONFIGURE_DEPENDS cuda/instances/*.cu)
+add_library(cuda_kernels OBJECT ${cuda_kernel_sources})
+set_target_properties(cuda_kernels PROPERTIES CUDA_VISIBILITY_PRESET hidden)
+target_compile_definitions(cuda_kernels PRIVATE FUSEDRNN_ISA=cuda)
+target_compile_options(
+    cuda_kernels
+    PRIVATE "SHELL:-gencode arch=compute_80,code=[sm_80,compute_80]"
+            "SHELL:-gencode arch=compute_90a,code=sm_90a"
+            "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}\""
+            "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/cuda\""
+            "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/csrc\""
+            # As on the CPU: a multiply and an add become one only where the source says fma.
+            --fmad=false $<$<BOOL:${FUSEDRNN_WERROR}>:--Werror=all-warnings>)
+target_sources(_cuda PRIVATE $<TARGET_OBJECTS:cuda_kernels>)
+target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
