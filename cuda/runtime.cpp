@@ -3,6 +3,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <map>
+#include <mutex>
+
 namespace fusedrnn::cuda {
 
 namespace {
@@ -74,10 +77,19 @@ void set_device(int index) { check(cudaSetDevice(index), "cudaSetDevice"); }
 Device current_device() {
     int device = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
+    // Asked once of each: the driver takes long to answer.
+    static std::mutex mutex;
+    static std::map<int, Device> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(device);
+    if (found != known.end()) return found->second;
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-    return {properties.name, properties.major * 10 + properties.minor, properties.multiProcessorCount,
-            static_cast<int>(properties.sharedMemPerBlockOptin)};
+    return known
+        .emplace(device,
+                 Device{properties.name, properties.major * 10 + properties.minor,
+                        properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)})
+        .first->second;
 }
 
 void* allocate(std::size_t bytes, Stream stream) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "cuda/bindings/bindings.h"
 #include "cuda/bindings/device.h"
 #include "emulator/config.h"
 
@@ -53,6 +54,21 @@ CallMemory::~CallMemory() {
         emulator::unregister_memory(reinterpret_cast<const void*>(extent.first));
     }
     one_call.unlock();
+}
+
+void bind_emulator(pybind11::module_& m) {
+    m.def(
+        "emulate",
+        [](int architecture, int processors) {
+            const std::lock_guard<std::mutex> lock(one_call);
+            emulator::Config config = emulator::config();
+            config.architecture = architecture;
+            config.resident_blocks = processors;
+            emulator::set_config(config);
+        },
+        pybind11::arg("architecture") = emulator::Config().architecture,
+        pybind11::arg("processors") = emulator::Config().resident_blocks,
+        "Choose the device that later calls run on; without arguments, the one there was at first.");
 }
 
 }  // namespace fusedrnn::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,8 @@ struct LayerTape {
     std::shared_ptr<const Timetable> timetable;
     CallArguments arguments;
     Argument saved, states, hidden;
+    const char* kernel;                        // that ran forward
+    std::optional<std::string> forced_kernel;  // which the caller of forward named: for backward too
 
     const Dims& dims() const { return arguments.weights.dims; }
     std::int64_t nbytes() const {

@@ -2,8 +2,8 @@
 // drivers. The twin of csrc/bindings/recurrent.cpp.
 #include <pybind11/stl.h>
 
-#include <map>
-#include <mutex>
+#include <optional>
+#include <type_traits>
 
 #include "cuda/bindings/bindings.h"
 #include "cuda/bindings/layer_call.h"
@@ -29,22 +29,22 @@ void set_call(Problem& problem, CellId cell, Math math, const CallArguments& a, 
     }
 }
 
-// Of a device, asked once: the driver takes long to answer.
-Device facts_of(int device) {
-    static std::mutex mutex;
-    static std::map<int, Device> known;
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = known.find(device);
-    if (found != known.end()) return found->second;
-    const CurrentDevice current(device);
-    return known.emplace(device, current_device()).first->second;
-}
+// The kernel for a problem, and the memory it works in. `forced` as choose_kernel().
+struct Plan {
+    const Kernel& kernel;
+    std::int64_t workspace_bytes;
+};
 
 template <class Problem>
-const Kernel& kernel_for(const Problem& problem, int device, bool backward) {
-    const Device facts = facts_of(device);
-    return choose_kernel(
-        {problem.cell, problem.math, problem.dims, facts.architecture, facts.processors, backward});
+Plan plan_call(const Problem& problem, int device, const std::optional<std::string>& forced) {
+    constexpr bool backward = std::is_same_v<Problem, BackwardProblem>;
+    const CurrentDevice current(device);
+    const Device facts = current_device();
+    const Kernel& kernel = choose_kernel(
+        {problem.cell, problem.math, problem.dims, facts.architecture, facts.processors, backward},
+        forced ? forced->c_str() : nullptr);
+    if constexpr (backward) return {kernel, kernel.backward_workspace(problem)};
+    if constexpr (!backward) return {kernel, kernel.forward_workspace(problem)};
 }
 
 using Extents = std::vector<std::pair<std::uintptr_t, std::uintptr_t>>;
@@ -105,8 +105,9 @@ Outputs make_outputs(py::handle out, py::handle state_out, CellId cell, Math mat
 
 py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state,
                   py::handle lengths, py::handle resets, py::handle reset_state, py::handle reverse_flag,
-                  py::handle save_flag, const std::string& float32_mode, const py::object& empty,
-                  StreamNumber stream, py::handle out, py::handle state_out) {
+                  py::handle save_flag, const std::string& float32_mode,
+                  const std::optional<std::string>& forced, const py::object& empty, StreamNumber stream,
+                  py::handle out, py::handle state_out) {
     const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save");
     const CellId cell = cell_by_name(cell_name);
     const int states = traits_of(cell).states;
@@ -148,11 +149,15 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
         problem.hidden = tape->hidden.data();
         for (const Argument* a : {&tape->saved, &tape->states, &tape->hidden}) extents.push_back(a->extent());
     }
-    const Kernel& kernel = kernel_for(problem, in.x.device(), false);
-    const Argument workspace = context.workspace(kernel.forward_workspace(problem), in.x);
+    const Plan plan = plan_call(problem, in.x.device(), forced);
+    const Argument workspace = context.workspace(plan.workspace_bytes, in.x);
     extents.push_back(workspace.extent());
+    if (save) {
+        tape->kernel = plan.kernel.name;
+        tape->forced_kernel = forced;
+    }
     run(in.x.device(), std::move(extents),
-        [&] { kernel.forward(problem, workspace.data(), native_stream(stream)); });
+        [&] { plan.kernel.forward(problem, workspace.data(), native_stream(stream)); });
     py::tuple final(states);
     for (int k = 0; k < states; ++k) final[k] = outputs.final[k].object();
     return py::make_tuple(outputs.y.object(), std::move(final), save ? py::cast(tape) : py::none());
@@ -262,8 +267,8 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
         extents.push_back(grads[i].extent());
         gradients[i] = grads[i].object_or_none();
     }
-    const Kernel& kernel = kernel_for(problem, in.x.device(), true);
-    const Argument workspace = context.workspace(kernel.backward_workspace(problem), in.x);
+    const Plan plan = plan_call(problem, in.x.device(), tape->forced_kernel);
+    const Argument workspace = context.workspace(plan.workspace_bytes, in.x);
     extents.push_back(workspace.extent());
     run(in.x.device(), std::move(extents), [&] {
         for (const Argument& grad : grads) {
@@ -271,7 +276,7 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
                 fill(grad.data(), 0, static_cast<std::size_t>(grad.bytes()), native_stream(stream));
             }
         }
-        kernel.backward(problem, workspace.data(), native_stream(stream));
+        plan.kernel.backward(problem, workspace.data(), native_stream(stream));
     });
     return py::make_tuple(out.object_or_none(), start, gradients);
 }
@@ -279,18 +284,23 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
 }  // namespace
 
 void bind_recurrent(py::module_& m) {
+    py::list kernels;
+    for (const Kernel& kernel : kernel_list()) kernels.append(kernel.name);
+    m.attr("kernels") = py::tuple(kernels);
     py::class_<LayerTape, std::shared_ptr<LayerTape>>(m, "LayerTape")
         .def_property_readonly("nbytes", &LayerTape::nbytes)
         .def_property_readonly("seq_len", [](const LayerTape& t) { return t.dims().T; })
         .def_property_readonly("batch", [](const LayerTape& t) { return t.dims().B; })
         .def_property_readonly("device", [](const LayerTape& t) { return t.arguments.x.device(); })
         .def_property_readonly("math",
-                               [](const LayerTape& t) { return kMathNames[static_cast<int>(t.math)]; });
+                               [](const LayerTape& t) { return kMathNames[static_cast<int>(t.math)]; })
+        .def_property_readonly("kernel", [](const LayerTape& t) { return t.kernel; });
     m.def("forward", &forward, py::arg("cell"), py::arg("x"), py::arg("params"),
           py::arg("state") = py::none(), py::kw_only(), py::arg("lengths") = py::none(),
           py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
-          py::arg("save") = false, py::arg("float32_mode") = "ieee", py::arg("empty"),
-          py::arg("stream") = kLegacyStream, py::arg("out") = py::none(), py::arg("state_out") = py::none());
+          py::arg("save") = false, py::arg("float32_mode") = "ieee", py::arg("kernel") = py::none(),
+          py::arg("empty"), py::arg("stream") = kLegacyStream, py::arg("out") = py::none(),
+          py::arg("state_out") = py::none());
     m.def("backward", &backward, py::arg("tape"), py::arg("dy") = py::none(), py::arg("dstate") = py::none(),
           py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true,
           py::arg("dx") = py::none(), py::arg("accumulate_dx") = false, py::arg("empty"),

@@ -10,6 +10,7 @@ from typing import Any
 __version__: str
 emulated: bool
 targets: str
+kernels: tuple[str, ...]
 
 class Array:
     """An array in device memory, made by this module or a view of another library's."""
@@ -53,9 +54,12 @@ class LayerTape:
     def device(self) -> int: ...
     @property
     def math(self) -> str: ...
+    @property
+    def kernel(self) -> str: ...
 
 def missing() -> str: ...
 def devices() -> list[tuple[str, int]]: ...
+def emulate(architecture: int = 80, processors: int = 16) -> None: ...  # in the emulated build alone
 def synchronize(device: int, stream: int) -> None: ...
 def empty(shape: list[int] | tuple[int, ...], dtype: str, device: int = 0, stream: int = 1) -> Array: ...
 def view(array: Any, stream: int = 1) -> Array: ...
@@ -74,6 +78,7 @@ def forward(
     reverse: bool = False,
     save: bool = False,
     float32_mode: str = "ieee",
+    kernel: str | None = None,
     empty: Callable[[tuple[int, ...], str], Any],
     stream: int = 1,
     out: Any = None,

@@ -1,14 +1,22 @@
-"""CUDA: what is there, and the arithmetic of float32. Arrays on a GPU go where NumPy arrays go.
+"""CUDA: what is there, the arithmetic of float32, and which kernel runs.
 
-`fusedrnn.functional` takes arrays of PyTorch, CuPy and JAX on a GPU and returns arrays of the same library;
-modules moved by `.to("cuda")` do, too.
+Arrays on a GPU go where NumPy arrays go: `fusedrnn.functional` takes those of PyTorch, CuPy and JAX and
+returns arrays of the same library; modules moved by `.to("cuda")` do, too.
 """
 
 from fusedrnn.cuda.errors import Error
 from fusedrnn.cuda.loader import missing
-from fusedrnn.cuda.modes import get_float32_mode, set_float32_mode
+from fusedrnn.cuda.modes import get_float32_mode, get_kernel, set_float32_mode, set_kernel
 
-__all__ = ["Error", "get_float32_mode", "is_available", "missing", "set_float32_mode"]
+__all__ = [
+    "Error",
+    "get_float32_mode",
+    "get_kernel",
+    "is_available",
+    "missing",
+    "set_float32_mode",
+    "set_kernel",
+]
 
 
 def is_available() -> bool:

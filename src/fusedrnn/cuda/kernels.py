@@ -14,7 +14,7 @@ import numpy as np
 from fusedrnn.cuda import loader
 from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.cuda.libraries import library_of
-from fusedrnn.cuda.modes import get_float32_mode
+from fusedrnn.cuda.modes import get_float32_mode, get_kernel
 
 
 class Kernels:
@@ -65,6 +65,7 @@ class Kernels:
             reverse=reverse,
             save=save,
             float32_mode=get_float32_mode(),
+            kernel=get_kernel(),
             empty=library.empty,
             stream=library.stream,
             out=out,

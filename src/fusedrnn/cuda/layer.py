@@ -7,7 +7,7 @@ import numpy.typing as npt
 from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.cuda import loader
 from fusedrnn.cuda.libraries import Library, library_of
-from fusedrnn.cuda.modes import get_float32_mode
+from fusedrnn.cuda.modes import get_float32_mode, get_kernel
 from fusedrnn.sequences import as_lengths
 
 
@@ -56,6 +56,7 @@ def forward(
         reverse=reverse,
         save=True,
         float32_mode=get_float32_mode(),
+        kernel=get_kernel(),
         empty=library.empty,
         stream=library.stream,
     )

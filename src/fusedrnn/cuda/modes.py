@@ -1,18 +1,34 @@
-"""The arithmetic of float32 on a GPU."""
+"""What calls on a GPU run with: the arithmetic of float32, and the kernel of recurrent layers."""
 
 from types import TracebackType
+from typing import ClassVar
 
 FLOAT32_MODES = ("ieee", "tf32", "tf32x3")
-
-_current = "ieee"
-
-
-def get_float32_mode() -> str:
-    """Return the arithmetic of float32 arrays on a GPU: "ieee", "tf32" or "tf32x3"."""
-    return _current
+KERNELS = ("cluster", "persistent", "step")
 
 
-class set_float32_mode:
+class _Setting:
+    """A value of the process: making an object sets it, leaving its block restores the one before."""
+
+    current: ClassVar[str | None] = None
+
+    def __init__(self, value: str | None) -> None:
+        self._before = self.current
+        type(self).current = value
+
+    def __enter__(self) -> "_Setting":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        type(self).current = self._before
+
+
+class set_float32_mode(_Setting):
     """Choose the arithmetic of float32 arrays on a GPU, for the whole process.
 
     As torch.set_grad_enabled, a function that is also a context manager: `set_float32_mode("tf32")` holds
@@ -28,21 +44,40 @@ class set_float32_mode:
         ValueError: another mode.
     """
 
+    current = "ieee"
+
     def __init__(self, mode: str) -> None:
-        global _current
         if mode not in FLOAT32_MODES:
             raise ValueError(f"mode: expected one of {', '.join(FLOAT32_MODES)}, got {mode!r}")
-        self._before = _current
-        _current = mode
+        super().__init__(mode)
 
-    def __enter__(self) -> "set_float32_mode":
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        global _current
-        _current = self._before
+class set_kernel(_Setting):
+    """Name the kernel that runs recurrent layers on a GPU, for the whole process.
+
+    A function that is also a context manager, as `set_float32_mode`. The kernel named is used, or the call is
+    refused with the reason; backward uses the choice of its forward call. Results of different kernels agree
+    within the accuracy of the mode, not bit for bit.
+
+    Args:
+        name: "cluster", "persistent" or "step", or None (the default) for what the environment variable
+            FUSEDRNN_CUDA_KERNEL names, or else the first of the three that can run the call.
+
+    Raises:
+        ValueError: another name.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        if name is not None and name not in KERNELS:
+            raise ValueError(f"name: expected one of {', '.join(KERNELS)} or None, got {name!r}")
+        super().__init__(name)
+
+
+def get_float32_mode() -> str:
+    """Return the arithmetic of float32 arrays on a GPU: "ieee", "tf32" or "tf32x3"."""
+    return set_float32_mode.current
+
+
+def get_kernel() -> str | None:
+    """Return the kernel named with `set_kernel`, or None."""
+    return set_kernel.current
