@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
 """Compile every CUDA kernel and check the registers, stack and spills that it takes.
 
-Prints a table of the kernels of cuda/instances/*.cu for each architecture. Fails on a spill, on a stack
-frame, on a kernel that needs more registers than BUDGETS allows or that BUDGETS does not name, and on a
-name in BUDGETS that no kernel has. Static shared memory is listed; dynamic shared memory is the launch's
+BUILD_DIR was configured by cmake with FUSEDRNN_CUDA=ON: its commands are run again for each architecture, so
+that compiler and flags are those of the build. Fails on a spill, on a stack frame, on a kernel that needs
+more registers than BUDGETS allows or that BUDGETS does not name, and on a name in BUDGETS that no kernel has.
+
+Prints one line for each kernel and form: the most that any cell and math mode takes, and with --full (or into
+a file with --table) a line for each kernel. Shared memory is the static part; the launch adds the dynamic one
 (cuda/kernels/table.h).
 
-usage: check_cuda_resources.py [--nvcc PATH] [--jobs N] [--only MATH]
+usage: check_cuda_resources.py BUILD_DIR [--jobs N] [--only MATH] [--full] [--table FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,8 +26,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ARCHITECTURES = {"sm_80": "-arch=sm_80", "sm_90a": "-gencode=arch=compute_90a,code=sm_90a"}
 MATHS = ("ieee", "tf32", "tf32x3", "bf16", "fp16", "f64")
 PLAIN_MATHS = ("ieee", "f64")
 
@@ -99,17 +101,47 @@ class Kernel:
         return found
 
 
-def compile_instance(nvcc: str, instance: Path, architecture: str) -> list[Kernel]:
-    """The kernels of one file of cuda/instances for one architecture."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++20", "-O3", "-DFUSEDRNN_ISA=cuda"]
-        command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'cuda'}", ARCHITECTURES[architecture]]
-        command += ["-cubin", "-Xptxas", "-v", "-o", f"{folder}/kernels.cubin"]
-        command.append(str(instance))
-        result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
-    return parse(result.stdout + result.stderr, math_of(instance), architecture)
+@dataclass(frozen=True)
+class Job:
+    """A command of the build for one architecture."""
+
+    math: str
+    architecture: str
+    command: tuple[str, ...]
+    folder: str
+
+    def run(self) -> list[Kernel]:
+        """The kernels that it compiles."""
+        with tempfile.TemporaryDirectory() as output:
+            command = [*self.command, "-cubin", "-Xptxas", "-v", "-o", f"{output}/kernels.cubin"]
+            result = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
+        if result.returncode:
+            raise SystemExit(f"{shlex.join(command)}:\n{result.stdout}{result.stderr}")
+        return parse(result.stdout + result.stderr, self.math, self.architecture)
+
+
+def read_jobs(build_dir: Path, maths: list[str]) -> list[Job]:
+    """The commands of a build that compile cuda/instances/*.cu, each once for every architecture in it."""
+    jobs = []
+    for entry in json.loads((build_dir / "compile_commands.json").read_text()):
+        source = Path(entry["file"])
+        if source.suffix != ".cu" or math_of(source) not in maths:
+            continue
+        words = shlex.split(entry["command"])
+        place = words.index("-o")
+        del words[place : place + 2]
+        words.remove("-c")
+        generated = [i for i, word in enumerate(words) if word == "-gencode"]
+        codes = [words[i + 1] for i in generated]
+        for i in reversed(generated):
+            del words[i : i + 2]
+        for code in codes:
+            virtual = re.search(r"arch=(compute_\w+)", code)
+            for real in re.findall(r"\bsm_\w+", code):
+                assert virtual is not None
+                target = ("-gencode", f"arch={virtual[1]},code={real}")
+                jobs.append(Job(math_of(source), real, (*words, *target), entry["directory"]))
+    return jobs
 
 
 def math_of(instance: Path) -> str:
@@ -160,35 +192,65 @@ def cell_of(arguments: str) -> str:
     return cell[2][: int(cell[1])] if cell else ""
 
 
+def table(kernels: list[Kernel]) -> list[str]:
+    """One line for each kernel."""
+    lines = [f"{'kernel':29}{'cell':9}{'math':8}{'target':8}registers  budget  stack  spills  shared"]
+    for k in kernels:
+        numbers = f"{k.registers:9}{k.budget:8}{k.stack:7}{k.spills:8}{k.shared:8}"
+        lines.append(f"{k.name:29}{k.cell:9}{k.math:8}{k.architecture:8}{numbers}")
+    return lines
+
+
+def summary(kernels: list[Kernel]) -> list[str]:
+    """One line for each kernel and form on tensor cores ("mma") and with plain multiply-adds ("fma")."""
+    lines = [f"{'kernel':29}{'units':7}kernels  registers  budget  stack  spills  shared"]
+    groups: dict[tuple[str, str], list[Kernel]] = {}
+    for kernel in kernels:
+        units = "fma" if kernel.math in PLAIN_MATHS else "mma"
+        groups.setdefault((kernel.name, units), []).append(kernel)
+    for (name, units), members in groups.items():
+        registers, stack, spills, shared = (
+            max(values)
+            for values in zip(*((k.registers, k.stack, k.spills, k.shared) for k in members), strict=True)
+        )
+        numbers = f"{registers:11}{members[0].budget:8}{stack:7}{spills:8}{shared:8}"
+        lines.append(f"{name:29}{units:7}{len(members):7}{numbers}")
+    return lines
+
+
 def main() -> int:
     """Compile, print the table, and say what is wrong."""
     parser = argparse.ArgumentParser(
         description="Check the registers, stack and spills of every CUDA kernel."
     )
-    parser.add_argument("--nvcc", default=shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
+    parser.add_argument("build_dir", type=Path, help="configured by cmake with FUSEDRNN_CUDA=ON")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", choices=MATHS, action="append", help="math modes to look at")
+    parser.add_argument("--full", action="store_true", help="a line for each kernel")
+    parser.add_argument("--table", type=Path, help="a file for a line for each kernel")
     options = parser.parse_args()
-    instances = sorted((ROOT / "cuda" / "instances").glob("*.cu"))
-    instances = [file for file in instances if math_of(file) in (options.only or MATHS)]
-    jobs = [(instance, architecture) for instance in instances for architecture in ARCHITECTURES]
+    jobs = read_jobs(options.build_dir, options.only or list(MATHS))
+    if not jobs:
+        print(f"{options.build_dir}: no commands for CUDA: not configured with FUSEDRNN_CUDA=ON")
+        return 2
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = pool.map(lambda job: compile_instance(options.nvcc, *job), jobs)
-        kernels = [kernel for result in results for kernel in result]
+        kernels = [kernel for found in pool.map(Job.run, jobs) for kernel in found]
     order = {name: place for place, name in enumerate(BUDGETS)}
     kernels.sort(key=lambda k: (order.get(k.name, -1), k.cell, MATHS.index(k.math), k.architecture))
-    print(f"{'kernel':29}{'cell':9}{'math':8}{'target':8}registers  budget  stack  spills  shared")
-    messages = []
-    for kernel in kernels:
-        label = f"{kernel.name:29}{kernel.cell:9}{kernel.math:8}{kernel.architecture:8}"
-        numbers = (kernel.registers, kernel.budget, kernel.stack, kernel.spills, kernel.shared)
-        print(label + "{:9}{:8}{:7}{:8}{:8}".format(*numbers))
-        messages += [f"{' '.join(label.split())}: {problem}" for problem in kernel.problems()]
+    print("\n".join(table(kernels) if options.full else summary(kernels)))
+    if options.table is not None:
+        options.table.write_text("\n".join([*table(kernels), ""]))
+    messages = [
+        f"{kernel.name} {kernel.cell} {kernel.math} {kernel.architecture}: {problem}"
+        for kernel in kernels
+        for problem in kernel.problems()
+    ]
     missing = set(BUDGETS) - {kernel.name for kernel in kernels}
     messages += [f"{name}: expected such a kernel, got none" for name in sorted(missing)]
     for message in messages:
         print(message)
-    print(f"{len(kernels)} kernels, {len(messages)} problems")
+    targets = ", ".join(sorted({kernel.architecture for kernel in kernels}))
+    print(f"{len(kernels)} kernels for {targets}, {len(messages)} problems")
     return 1 if messages else 0
 
 
