@@ -4,7 +4,7 @@
 1. No VEX or EVEX instruction (AVX and everything after it) outside of the kernels of that ISA.
 2. No function that the linker may merge is defined for two ISAs, or for an ISA and the baseline: it would
    keep either copy for both.
-3. The module exports its init function and nothing else.
+3. The modules, _core and where the build has it _cuda, export their init functions and nothing else.
 
 usage: check_baseline_isa.py BUILD_DIR
 """
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-OBJECT_DIR = re.compile(r"CMakeFiles/(_core|fusedrnn_(?P<isa>\w+))\.dir/")
+OBJECT_DIR = re.compile(r"CMakeFiles/(_core|_cuda|cuda_\w+|fusedrnn_(?P<isa>\w+))\.dir/")
 BASELINE = ("baseline", "scalar")  # groups of objects that must run on every CPU
 LEGACY_PREFIXES = {0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3}
 VECTOR_PREFIXES = {0x62, 0xC4, 0xC5}  # EVEX, three-byte VEX, two-byte VEX; no other meaning in 64-bit code
@@ -84,12 +84,13 @@ def check_functions(groups: dict[str, list[Path]]) -> list[str]:
 
 
 def check_exports(module: Path) -> list[str]:
-    """One message for each symbol that the module exports beside its init function."""
+    """One message for each symbol that a module exports beside its init function."""
     command = ["nm", "--dynamic", "--defined-only", "--format=posix", str(module)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     names = {line.split()[0] for line in text.splitlines() if line.strip()}
-    messages = [f"{module.name}: exports {name}" for name in sorted(names - {"PyInit__core"})]
-    return messages if "PyInit__core" in names else [*messages, f"{module.name}: lacks PyInit__core"]
+    init = "PyInit_" + module.name.partition(".")[0]
+    messages = [f"{module.name}: exports {name}" for name in sorted(names - {init})]
+    return messages if init in names else [*messages, f"{module.name}: lacks {init}"]
 
 
 def main() -> int:
@@ -99,18 +100,20 @@ def main() -> int:
         return 2
     build_dir = Path(sys.argv[1])
     groups = objects_by_group(build_dir)
-    modules = sorted(build_dir.glob("_core*.so"))
+    modules = sorted([*build_dir.glob("_core.*.so"), *build_dir.glob("_cuda.*.so")])
+    names = [module.name.partition(".")[0] for module in modules]
     missing = [group for group in BASELINE if group not in groups]
-    if missing or len(modules) != 1:
-        print(f"{build_dir}: no objects of {missing}, {len(modules)} modules: not a finished build")
+    has_cuda = any("/_cuda.dir/" in path.as_posix() for path in groups.get("baseline", []))
+    if missing or names != ["_core", "_cuda"][: 1 + has_cuda]:
+        print(f"{build_dir}: no objects of {missing}, modules {names}: not a finished build")
         return 2
-    messages = check_exports(modules[0])
+    messages = [message for module in modules for message in check_exports(module)]
     if platform.machine() in ("x86_64", "AMD64"):
         messages += check_instructions(groups) + check_functions(groups)
     for message in messages:
         print(message)
     counts = ", ".join(f"{len(paths)} {group}" for group, paths in sorted(groups.items()))
-    print(f"{counts} objects checked, {len(messages)} problems")
+    print(f"{counts} objects and {' and '.join(names)} checked, {len(messages)} problems")
     return 1 if messages else 0
 
 
