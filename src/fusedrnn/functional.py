@@ -23,7 +23,7 @@ Params = Mapping[str, Array] | Sequence[Array | None]
 class FunctionalTape:
     """What `forward` keeps for `backward`; usable more than once.
 
-    It refers to x, state and y: do not change them before backward.
+    It refers to x, state and y, and on a GPU to the parameters, too: do not change them before backward.
 
     Attributes:
         nbytes: bytes that stay allocated because of this tape alone, without the arrays the caller holds.
@@ -81,14 +81,17 @@ def forward(
             "weight_hr": (P, H)}, or a sequence in this order. Biases and weight_hr (LSTM only) may be None
             or left out.
         state: initial h (B, Hout), or (h, c (B, H)); None for zeros.
-        lengths: (B,) of an integer dtype, each in 0..T; y is 0 past the end.
+        lengths: (B,) of an integer dtype in host memory, each in 0..T; y is 0 past the end.
         resets: (T, B) bool; where true, the state is replaced before step t reads it.
         reset_state: what resets put there, shaped as the state with or without B; None for zeros.
         reverse: run from the last step to the first.
-        recompute: the tape leaves out the gates, and backward computes them once more.
+        recompute: the tape leaves out the gates, and backward computes them once more; not on a GPU.
 
     Returns:
         y (T, B, Hout), read-only because the tape refers to it; the final state; the tape.
+
+        On a GPU nothing keeps y from being written: it and the weights must stay unchanged until backward was
+        called. The call goes into the stream of the library of x and returns before it is done.
 
     Raises:
         TypeError: an argument of the wrong kind or dtype.
