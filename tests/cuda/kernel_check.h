@@ -82,10 +82,12 @@ class Report {
     bool next() { return seen_++ % every_ == 0; }
     void begin(Math math, const std::string& name);
     void fail(const std::string& what, double error);
-    // ||got - want|| / (||want|| + sqrt(n) / 10) is within the tolerance and nothing was written around it:
-    // the numbers of all problems are of the order of 1, and one that happens to be small is not held to its
-    // own size.
-    void compare(const char* what, const DeviceArray& got, const Array<double>& want, bool gradient);
+    // ||got - want|| / max(||want||, sqrt(n * terms / 3)) is within the tolerance and nothing was written
+    // around it. Each number is a sum of `terms` numbers drawn from [-1, 1], and rounding is relative to
+    // these: where they happen to cancel, and few numbers are there to make up for it, the sum is not held
+    // to its own size but to what such sums have on average.
+    void compare(const char* what, const DeviceArray& got, const Array<double>& want, bool gradient,
+                 std::int64_t terms = 1);
     // No kernel is left that has not run in any case.
     void expect_all_ran();
     // Prints which kernels ran in which mode, the largest errors, and the failures.

@@ -177,17 +177,17 @@ DeviceBlock::~DeviceBlock() { fusedrnn::cuda::free(data_, nullptr); }
 Tolerance tolerance(Math math) {
     switch (math) {
         case Math::ieee:
-            return {1e-6, 4e-6};
+            return {5e-7, 1e-6};
         case Math::tf32:
-            return {2e-3, 5e-3};
+            return {1e-3, 3e-3};
         case Math::tf32x3:
-            return {1e-6, 8e-6};
+            return {5e-7, 1e-6};
         case Math::bf16:
-            return {6e-3, 3e-2};
+            return {6e-3, 2e-2};
         case Math::fp16:
-            return {1e-3, 6e-3};
+            return {1e-3, 3e-3};
         default:
-            return {1e-14, 1e-14};
+            return {1e-15, 2e-15};
     }
 }
 
@@ -203,7 +203,8 @@ void Report::fail(const std::string& what, double error) {
     std::printf("FAILED %s: %s: %.3g\n", name_.c_str(), what.c_str(), error);
 }
 
-void Report::compare(const char* what, const DeviceArray& got, const Array<double>& want, bool gradient) {
+void Report::compare(const char* what, const DeviceArray& got, const Array<double>& want, bool gradient,
+                     std::int64_t terms) {
     if (got.data() == nullptr) return;
     const Array<double> numbers = got.download();
     double difference = 0, scale = 0;
@@ -214,9 +215,8 @@ void Report::compare(const char* what, const DeviceArray& got, const Array<doubl
             scale += w * w;
         }
     }
-    const double count = static_cast<double>(want.rows() * want.width());
-    const double error =
-        difference == 0 ? 0 : std::sqrt(difference) / (std::sqrt(scale) + 0.1 * std::sqrt(count));
+    const double usual = static_cast<double>(want.rows() * want.width() * terms) / 3;
+    const double error = difference == 0 ? 0 : std::sqrt(difference / std::max(scale, usual));
     const Tolerance limit = tolerance(math_);
     if (!(error <= (gradient ? limit.gradient : limit.forward))) fail(what, error);
     if (!got.intact()) fail(std::string(what) + ": written outside", 0);
