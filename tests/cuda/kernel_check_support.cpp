@@ -183,7 +183,7 @@ Tolerance tolerance(Math math) {
         case Math::tf32x3:
             return {5e-7, 1e-6};
         case Math::bf16:
-            return {6e-3, 2e-2};
+            return {6e-3, 3e-2};
         case Math::fp16:
             return {1e-3, 3e-3};
         default:
