@@ -193,14 +193,14 @@ class Backward {
     // The tape of these cells comes from far away: it is on its way while their recurrent product is computed.
     FUSEDRNN_INLINE void prefetch_cells(const Part& part, const Member& m, const Place& here, Range panels,
                                         Range rows) const {
-        for (std::int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            for (std::int64_t i = rows.begin; i < rows.end; ++i) {
-                const std::int64_t position = part.position(i);
+        const std::int64_t unit = panels.begin * L, units = (panels.end - panels.begin) * L;
+        for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+            const std::int64_t position = part.position(i);
+            for (std::int64_t panel = panels.begin; panel < panels.end; ++panel)
                 prefetch(saved_at(here, panel, position), Cell::kSaved * L);
-                if (p_.dy.data != nullptr) prefetch(p_.dy.row(here.t, row_of(position)) + panel * L, 1);
-                for (int k = Cell::kDirectHidden ? 0 : 1; k < S; ++k)
-                    prefetch(m.state_rows[i * S + k] + panel * L, 1);
-            }
+            if (p_.dy.data != nullptr) prefetch(p_.dy.row(here.t, row_of(position)) + unit, units);
+            for (int k = Cell::kDirectHidden ? 0 : 1; k < S; ++k)
+                prefetch(m.state_rows[i * S + k] + unit, units);
         }
     }
 

@@ -44,11 +44,16 @@ FUSEDRNN_INLINE void store_padded(Vec<T> v, T* p, std::int64_t n) {
     }
 }
 
-// Has n elements brought near; may point anywhere. For lines too far apart for the hardware to foresee. A function of
-// nothing else has to be inline: GCC takes it for one without effects and drops its call.
+// Has the lines of n elements brought near; may point anywhere. For lines too far apart for the hardware to foresee. A
+// function of nothing else has to be inline: GCC takes it for one without effects and drops its call.
 template <class T>
 FUSEDRNN_INLINE void prefetch(const T* from, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; i += std::int64_t{64 / sizeof(T)}) __builtin_prefetch(from + i, 0, 2);
+    constexpr std::uintptr_t kLine = 64;
+    const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(from) & ~(kLine - 1);
+    const std::uintptr_t end = reinterpret_cast<std::uintptr_t>(from + n);
+    for (std::uintptr_t line = first; line < end; line += kLine) {
+        __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
+    }
 }
 
 template <class T>
