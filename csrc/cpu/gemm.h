@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "simd/simd.h"
+#include "cpu/layout.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -17,6 +17,9 @@ inline constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;
 // Panels much larger than this leave the L1 cache between two row tiles; K is then cut into blocks. Tiles of 32 registers
 // take so few bytes for each multiplication that the L2 cache can feed them.
 inline constexpr std::int64_t kPanelBlockBytes = (kRegisters == 32 ? 96 : 20) * 1024;
+
+// What the L2 cache surely holds.
+inline constexpr std::int64_t kNearBytes = 512 * 1024;
 
 template <class T>
 struct GemmArgs {
@@ -61,7 +64,12 @@ void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset
     const std::int64_t b_panel = p.b_panel;
 #pragma GCC unroll 32
     for (int i = 0; i < kGroups; ++i) b[i] = p.b + 3 * i * b_panel;
+    // Chunks of an A that the L2 cache does not hold are too far apart for the hardware to foresee the next.
+    const bool far = p.chunks * p.chunk_stride * static_cast<std::int64_t>(sizeof(T)) > kNearBytes;
     for (std::int64_t c = 0; c < p.chunks; ++c) {
+        if (far && c + 1 < p.chunks) {
+            for (int r = 0; r < R; ++r) prefetch(row[r] + p.chunk_stride, p.chunk_len);
+        }
         for (std::int64_t k = 0; k < p.chunk_len; ++k) {
             if constexpr (R <= N) {
                 V x[R];

@@ -102,7 +102,10 @@ class Gradients {
             add_to_table(m, member, dgx, rows);
         }
         if (p_.dparams.w_hh != nullptr) {
-            const OuterArgs<T> args{dgh,       a_panel,         G,        p_.dims.H, m.h_rows, rows,
+            // The first steps of a sequence, which end the sweep, may have had no state to multiply.
+            std::int64_t with_state = rows;
+            while (with_state > 0 && m.h_rows[with_state - 1] == plan_.zero) --with_state;
+            const OuterArgs<T> args{dgh,       a_panel,         G,        p_.dims.H, m.h_rows, with_state,
                                     p_.dims.P, p_.dparams.w_hh, m.columns};
             outer<T>(args, larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0));
         }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cpu/gemm.h"
-#include "cpu/layout.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -91,15 +90,23 @@ void outer_panel(const OuterArgs<T>& p, std::int64_t j, std::int64_t vector, con
     constexpr int kWanted = kAccumulators / kOuterPanels;
     constexpr int R = L % kWanted == 0 ? kWanted : (L % 4 == 0 ? 4 : 1);
     const std::int64_t column = vector * L, width = smaller(U * L, p.columns - column);
-    const T* a = p.a + j * p.a_panel;
+    const std::int64_t tiles = (smaller(L, p.units - j * L) + R - 1) / R;
+    const auto unit_of = [&](std::int64_t tile) { return j * L + tile % tiles * R; };
+    const auto sums_of = [&](std::int64_t tile) {
+        return p.dw + (tile / tiles * p.units + unit_of(tile)) * p.columns + column;
+    };
     for (std::int64_t k = 0; k < p.rows; k += kOuterBlockRows) {
         const std::int64_t count = smaller(kOuterBlockRows, p.rows - k);
-        for (std::int64_t g = 0; g < p.gates; ++g) {
-            for (std::int64_t unit = j * L; unit < smaller((j + 1) * L, p.units); unit += R) {
-                outer_tile<T, R, U>(a + (k * p.gates + g) * L + (unit - j * L), p.gates * L, x + k * U * L,
-                                    count, p.dw + (g * p.units + unit) * p.columns + column, p.columns,
-                                    p.units - unit, width);
+        for (std::int64_t tile = 0; tile < p.gates * tiles; ++tile) {
+            const std::int64_t unit = unit_of(tile);
+            // The next tile's sums come while this one multiplies.
+            if (tile + 1 < p.gates * tiles) {
+                for (int r = 0; r < R && unit_of(tile + 1) + r < p.units; ++r)
+                    prefetch(sums_of(tile + 1) + r * p.columns, width);
             }
+            const T* a = p.a + j * p.a_panel + (k * p.gates + tile / tiles) * L + (unit - j * L);
+            outer_tile<T, R, U>(a, p.gates * L, x + k * U * L, count, sums_of(tile), p.columns,
+                                p.units - unit, width);
         }
     }
 }
