@@ -4,7 +4,7 @@
 For every tile in the objects of avx2 and avx512, float and double, the innermost loop has to
 
 1. touch no stack and write no memory: accumulators that do not stay in registers cost most of the speed;
-2. multiply and add vectors of full width as often as the tile has accumulators, or a multiple of it;
+2. multiply and add vectors of the tile's lanes as often as it has accumulators, or a multiple of it;
 3. take the operands of every multiply-add from registers: loads folded into them are done again for each.
 
 usage: check_hot_loops.py BUILD_DIR
@@ -12,6 +12,7 @@ usage: check_hot_loops.py BUILD_DIR
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -22,7 +23,8 @@ TILES = re.compile(r"fusedrnn::(?P<isa>\w+)::(?P<name>micro_kernel|outer_tile)<(
 # How many different tiles each instruction set has at least (some are inlined where they are used): a renamed
 # function is not a passed check.
 LEAST_TILES = 40
-REGISTERS = {"avx2": "%ymm", "avx512": "%zmm"}
+FULL_BYTES = {"avx2": 32, "avx512": 64}
+REGISTERS = {32: "%ymm", 64: "%zmm"}
 SUFFIX = {"float": "ps", "double": "pd"}
 
 
@@ -75,11 +77,13 @@ def check_tile(name: str, body: list[Instruction]) -> list[str]:
     """What is wrong with one tile."""
     tile = TILES.search(name)
     assert tile is not None
-    dtype, *sizes = tile["arguments"].split(", ")
-    accumulators = 1
-    for size in sizes:
-        accumulators *= int(size)
-    multiply_add = re.compile(rf"vfn?m(add|sub)\d+{SUFFIX[dtype]} .*{REGISTERS[tile['isa']]}")
+    dtype, *numbers = tile["arguments"].split(", ")
+    sizes = [int(number) for number in numbers]
+    width = FULL_BYTES[tile["isa"]]
+    if tile["name"] == "micro_kernel":
+        width = sizes.pop() * (4 if dtype == "float" else 8)
+    accumulators = math.prod(sizes)
+    multiply_add = re.compile(rf"vfn?m(add|sub)\d+{SUFFIX[dtype]} .*{REGISTERS[width]}")
     frame_pointer = any(re.match(r"mov\s+%rsp,%rbp", i.text) for i in body)
     loops = [loop for loop in innermost_loops(body) if any("vfm" in i.text for i in loop)]
     if len(loops) != 1:
@@ -106,7 +110,7 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     messages = []
-    for isa in REGISTERS:
+    for isa in FULL_BYTES:
         tiles: dict[str, list[Instruction]] = {}
         for path in sorted(Path(sys.argv[1]).rglob(f"fusedrnn_{isa}.dir/**/*.o")):
             tiles.update(functions(path))

@@ -113,6 +113,7 @@ class Backward {
         args.b_panel = plan_.panels * G * L * L;
         args.b = p_.weights.w_hh_t + u * args.b_panel;
         args.panels = count;
+        args.columns = p_.dims.P - u * L;
         args.out = m.acc;
         args.out_panel = kRowGroup * L;
         args.out_row = L;
@@ -266,6 +267,7 @@ class Backward {
                 args.b_panel = plan_.p_panels * L * L;
                 args.b = p_.weights.w_hr_t + u * args.b_panel;
                 args.panels = smaller(at_once, plan_.panels - u);
+                args.columns = p_.dims.H - u * L;
                 args.out = m.acc;
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;

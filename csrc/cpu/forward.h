@@ -249,6 +249,7 @@ class Forward {
                 args.b = p_.weights.w_hr + u * p_.dims.H * L;
                 args.b_panel = p_.dims.H * L;
                 args.panels = count;
+                args.columns = p_.dims.P - u * L;
                 args.out = m.acc;
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;

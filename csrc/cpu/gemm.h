@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/layout.h"
 
@@ -29,6 +30,7 @@ struct GemmArgs {
     const T* b;  // panel u at b + u * b_panel
     std::int64_t b_panel;
     std::int64_t panels;
+    std::int64_t columns;  // that the panels have; what is past them is padding, whose result is 0
     const T*
         init;  // accumulators of row r, panel u start from init + u * init_panel + r * init_row; null: from 0
     std::int64_t init_panel, init_row;
@@ -39,12 +41,12 @@ struct GemmArgs {
 template <class T>
 using MicroKernel = void (*)(const GemmArgs<T>&, const T* const* a, std::int64_t a_offset);
 
-// R rows times U panels of G vectors, all accumulators in registers. Every index into `acc` is a constant after
+// R rows times U panels of G vectors of `Lanes` lanes, all accumulators in registers. Every index into `acc` is a constant after
 // unrolling: one that is not would put the array on the stack.
-template <class T, int R, int U, int G>
+template <class T, int R, int U, int G, int Lanes>
 void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset) {
-    using V = Vec<T>;
-    constexpr int L = V::kLanes, N = U * G;
+    using V = std::conditional_t<Lanes == Vec<T>::kLanes, Vec<T>, Narrow<T>>;
+    constexpr int L = Vec<T>::kLanes, N = U * G;
     V acc[R][N];
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
@@ -136,11 +138,14 @@ class MicroKernels {
     MicroKernel<T> operator()(std::int64_t rows, std::int64_t panels) const {
         return kernels_[rows - 1][panels - 1];
     }
+    // For a panel half of which, at least, is padding.
+    MicroKernel<T> narrow(std::int64_t rows) const { return narrow_[rows - 1]; }
 
   private:
     template <int R, int U>
     constexpr void fill() {
-        kernels_[R - 1][U - 1] = micro_kernel<T, R, U, G>;
+        kernels_[R - 1][U - 1] = micro_kernel<T, R, U, G, Vec<T>::kLanes>;
+        if constexpr (U == 1) narrow_[R - 1] = micro_kernel<T, R, 1, G, Narrow<T>::kLanes>;
         if constexpr (U < tile_panels<G>(R)) {
             fill<R, U + 1>();
         } else if constexpr (R < tile_rows<G>()) {
@@ -148,19 +153,24 @@ class MicroKernels {
         }
     }
     MicroKernel<T> kernels_[tile_rows<G>()][kMostPanels]{};
+    MicroKernel<T> narrow_[tile_rows<G>()]{};
 };
 
 // One block of k: row tiles and groups of panels as equal as they can be.
 template <class T, int G>
 void gemm_block(const GemmArgs<T>& p, std::int64_t a_offset) {
     static constexpr MicroKernels<T, G> kernels;
-    constexpr int kRows = tile_rows<G>();
+    constexpr int kRows = tile_rows<G>(), L = Vec<T>::kLanes, kNarrow = Narrow<T>::kLanes;
     const std::int64_t tiles = (p.n + kRows - 1) / kRows;
+    // With fewer accumulators than this the last panel waits for itself, and is better off with the others.
+    constexpr int kLeastAccumulators = 8;
+    const bool narrow =
+        kNarrow < L && p.columns <= (p.panels - 1) * L + kNarrow && p.n / tiles * G >= kLeastAccumulators;
+    const std::int64_t whole = p.panels - (narrow ? 1 : 0);
     const std::int64_t wide = tile_panels<G>(static_cast<int>((p.n + tiles - 1) / tiles));
-    const std::int64_t groups = (p.panels + wide - 1) / wide;
-    std::int64_t u = 0;
-    for (std::int64_t group = 0; group < groups; ++group) {
-        const std::int64_t panels = (p.panels - u) / (groups - group);
+    const std::int64_t groups = (whole + wide - 1) / wide;
+    for (std::int64_t u = 0, group = 0; u < p.panels; ++group) {
+        const std::int64_t panels = group < groups ? (whole - u) / (groups - group) : 1;
         std::int64_t r = 0;
         for (std::int64_t tile = 0; tile < tiles; ++tile) {
             const std::int64_t rows = (p.n - r) / (tiles - tile);
@@ -168,7 +178,8 @@ void gemm_block(const GemmArgs<T>& p, std::int64_t a_offset) {
             part.b += u * p.b_panel;
             if (part.init != nullptr) part.init += u * p.init_panel + r * p.init_row;
             part.out += u * p.out_panel + r * p.out_row;
-            kernels(rows, panels)(part, p.a + r, a_offset);
+            const MicroKernel<T> kernel = group < groups ? kernels(rows, panels) : kernels.narrow(rows);
+            kernel(part, p.a + r, a_offset);
             r += rows;
         }
         u += panels;
@@ -201,6 +212,7 @@ void gemm(const GemmArgs<T>& p) {
             const std::int64_t count = (units - first) / (blocks - block);
             GemmArgs<T> part = p;
             part.panels = u + group <= p.panels ? group : p.panels - u;
+            part.columns = p.columns - u * L;
             part.b = p.b + u * p.b_panel + first * unit * G * L;
             part.out = p.out + u * p.out_panel;
             if (block == 0) {

@@ -206,6 +206,7 @@ class Gradients {
                 args.b_panel = plan_.panels * G * L * L;
                 args.b = p_.weights.w_ih_t + u * args.b_panel;
                 args.panels = end - u;
+                args.columns = p_.dims.I - u * L;
                 args.out = m.acc;
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;

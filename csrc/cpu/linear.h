@@ -56,6 +56,7 @@ struct Linear {
                 args.b_panel = chunks * chunk_len * L;
                 args.b = panels + u * args.b_panel;
                 args.panels = smaller(at_once, count - u);
+                args.columns = width - u * L;
                 if (init != nullptr) {
                     args.init = init + u * L;
                     args.init_panel = L;

@@ -117,6 +117,7 @@ void input_product(const Dims& d, const Packed<T>& weights, const T* const* rows
     args.b = weights.w_ih + panels.begin * d.I * vectors;
     args.b_panel = d.I * vectors;
     args.panels = panels.end - panels.begin;
+    args.columns = d.H - panels.begin * Vec<T>::kLanes;
     args.init = weights.b_x + panels.begin * vectors;
     args.init_panel = vectors;
     args.out = out;
@@ -138,6 +139,7 @@ void hidden_product(const Dims& d, const Packed<T>& weights, const T* const* row
     args.b = weights.w_hh + panels.begin * d.P * vectors;
     args.b_panel = d.P * vectors;
     args.panels = panels.end - panels.begin;
+    args.columns = d.H - panels.begin * Vec<T>::kLanes;
     if constexpr (Cell::kSplitGates) {
         args.init = weights.b_h + panels.begin * vectors;
         args.init_panel = vectors;

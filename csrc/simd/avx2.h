@@ -53,6 +53,9 @@ struct Vec<double> {
 using VecF = Vec<float>;
 using VecD = Vec<double>;
 
+template <class T>
+using Narrow = Vec<T>;
+
 FUSEDRNN_INLINE VecF operator+(VecF a, VecF b) { return {_mm256_add_ps(a.v, b.v)}; }
 FUSEDRNN_INLINE VecF operator-(VecF a, VecF b) { return {_mm256_sub_ps(a.v, b.v)}; }
 FUSEDRNN_INLINE VecF operator*(VecF a, VecF b) { return {_mm256_mul_ps(a.v, b.v)}; }

@@ -42,6 +42,45 @@ struct Vec<double> {
     FUSEDRNN_INLINE void store_n(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
 };
 
+template <class T>
+struct Narrow;
+
+template <>
+struct Narrow<float> {
+    static constexpr int kLanes = 8;
+    __m256 v;
+
+    static FUSEDRNN_INLINE Narrow load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static FUSEDRNN_INLINE Narrow set(float x) { return {_mm256_set1_ps(x)}; }
+    FUSEDRNN_INLINE void store(float* p) const {
+        _mm256_storeu_ps(p, v);
+        _mm256_storeu_ps(p + kLanes, _mm256_setzero_ps());
+    }
+};
+template <>
+struct Narrow<double> {
+    static constexpr int kLanes = 4;
+    __m256d v;
+
+    static FUSEDRNN_INLINE Narrow load(const double* p) { return {_mm256_loadu_pd(p)}; }
+    static FUSEDRNN_INLINE Narrow set(double x) { return {_mm256_set1_pd(x)}; }
+    FUSEDRNN_INLINE void store(double* p) const {
+        _mm256_storeu_pd(p, v);
+        _mm256_storeu_pd(p + kLanes, _mm256_setzero_pd());
+    }
+};
+
+FUSEDRNN_INLINE Narrow<float> fma(Narrow<float> a, Narrow<float> b, Narrow<float> c) {
+    return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+FUSEDRNN_INLINE Narrow<double> fma(Narrow<double> a, Narrow<double> b, Narrow<double> c) {
+    return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+template <class T>
+FUSEDRNN_INLINE void keep_in_register(Narrow<T>& a) {
+    asm("" : "+v"(a.v));
+}
+
 using VecF = Vec<float>;
 using VecD = Vec<double>;
 

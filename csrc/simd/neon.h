@@ -62,6 +62,9 @@ struct Vec<double> {
 using VecF = Vec<float>;
 using VecD = Vec<double>;
 
+template <class T>
+using Narrow = Vec<T>;
+
 FUSEDRNN_INLINE VecF operator+(VecF a, VecF b) { return {vaddq_f32(a.v, b.v)}; }
 FUSEDRNN_INLINE VecF operator-(VecF a, VecF b) { return {vsubq_f32(a.v, b.v)}; }
 FUSEDRNN_INLINE VecF operator*(VecF a, VecF b) { return {vmulq_f32(a.v, b.v)}; }

@@ -76,6 +76,9 @@ FUSEDRNN_INLINE T sum(Vec<T> a) {
 template <class T>
 FUSEDRNN_INLINE void keep_in_register(Vec<T>&) {}
 
+template <class T>
+using Narrow = Vec<T>;
+
 struct VecI {
     std::int32_t v;
 

@@ -30,8 +30,10 @@
 //   less(a, b), select(m,a,b)  lane-wise a < b; m ? a : b
 //   sum(a)                     all lanes, pairwise: lane l with lane l + kLanes/2, and so on
 //   keep_in_register(a)        stops the compiler from folding a load into each of its uses
-// and kRegisters, the number of vector registers. For weights of fewer bits, with L = Vec<float>::kLanes, each
-// header but cuda.h also defines
+// and kRegisters, the number of vector registers. Each header but cuda.h also defines
+//   Narrow<T>                  a type of half the lanes, where it is multiplied and added in half the time: load, set, fma
+//                              and keep_in_register as above; store sets the lanes that it lacks to 0. Vec<T> elsewhere
+// and, for weights of fewer bits, with L = Vec<float>::kLanes,
 //   VecI                       L int32, or four int8 in each of them
 //   VecI::set, VecI::load      broadcast of an int32; unaligned, all lanes
 //   a ^ b                      bitwise
