@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from peers import PEERS
 from problems import Limits, Problem
+from targets import family
 
 LEAST_ROUNDS = 3
 SETTLE_S = 0.02  # idle threads of the peer before may spin for some milliseconds more
@@ -124,12 +125,18 @@ def seconds_per_call(call: Callable[[], None], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def sample(calls: dict[str, Callable[[], None]], plan: Plan) -> dict[str, list[float]]:
+def sample(
+    calls: dict[str, Callable[[], None]],
+    plan: Plan,
+    timer: Callable[[Callable[[], None], int], float] = seconds_per_call,
+    settle_s: float = SETTLE_S,
+) -> dict[str, list[float]]:
     """Seconds a call of each peer, one sample a round, the peers taking turns and the order rotating.
 
-    Every call must have run before: its first time may compile or allocate.
+    Every call must have run before: its first time may compile or allocate. `timer` is `seconds_per_call`, or
+    what does the same on another device.
     """
-    single = {name: estimate(call, plan) for name, call in calls.items()}
+    single = {name: estimate(call, plan, timer) for name, call in calls.items()}
     repeats = {name: max(1, math.ceil(plan.sample_s / seconds)) for name, seconds in single.items()}
     slow = SLOW * next(iter(single.values()))
     rounds = {name: LEAST_ROUNDS if single[name] > slow else plan.rounds for name in calls}
@@ -144,18 +151,20 @@ def sample(calls: dict[str, Callable[[], None]], plan: Plan) -> dict[str, list[f
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
             if index < rounds[name]:
-                time.sleep(SETTLE_S)
+                time.sleep(settle_s)
                 if repeats[name] > 1:
                     calls[name]()
-                samples[name].append(seconds_per_call(calls[name], repeats[name]))
+                samples[name].append(timer(calls[name], repeats[name]))
     gc.enable()
     return samples
 
 
-def estimate(call: Callable[[], None], plan: Plan) -> float:
+def estimate(
+    call: Callable[[], None], plan: Plan, timer: Callable[[Callable[[], None], int], float]
+) -> float:
     """About how long a call takes; more than one call where one is too short to tell."""
-    once = seconds_per_call(call, 1)
-    return once if once > plan.sample_s else seconds_per_call(call, 10)
+    once = timer(call, 1)
+    return once if once > plan.sample_s else timer(call, 10)
 
 
 def joins(peer: ModuleType, problem: Problem, mode: str, named: bool) -> bool:
@@ -174,11 +183,19 @@ def compare(
     where = f"{problem.describe()} {mode}"
     check_agreement({name: run.output() for name, run in runs.items()}, problem.tolerance, where)
     samples = sample({name: run.call for name, run in runs.items()}, plan)
+    return rows_of(problem, mode, samples, limits)
+
+
+def rows_of(
+    problem: Problem, mode: str, samples: dict[str, list[float]], limits: Limits | None
+) -> list[dict[str, Any]]:
+    """The results of one comparison, from the seconds a call of each peer."""
     medians = {name: statistics.median(times) for name, times in samples.items()}
+    floor_s = problem.floor_s(mode, limits) if limits else None
     rows: list[dict[str, Any]] = []
     for name, times in samples.items():
         q1, _, q3 = statistics.quantiles(times, n=4, method="inclusive")
-        others = [median for other, median in medians.items() if other != name]
+        others = [median for other, median in medians.items() if family(other) != family(name)]
         rows.append(
             {
                 **problem.describe(),
@@ -190,7 +207,7 @@ def compare(
                 "samples": len(times),
                 "gflops": problem.flop(mode) / medians[name] * 1e-9,
                 "tokens_per_s": problem.seq_len * problem.batch / medians[name],
-                "limit_fraction": problem.floor_s(mode, limits) / medians[name] if limits else None,
+                "limit_fraction": floor_s / medians[name] if floor_s else None,
                 "speed_over_best_other": min(others) / medians[name] if others else None,
             }
         )

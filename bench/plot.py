@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Draw results of run.py: how many times faster than the best peer on each shape, a panel a cell and mode.
 
-usage: plot.py RESULTS.json [RESULTS.json ...] [PICTURE.svg|.png]      a colour for each file
+usage: plot.py RESULTS.json [RESULTS.json ...] [PICTURE.svg|.png]
+
+A colour for each file; for each precision, where results of a GPU have several.
 """
 
 from __future__ import annotations
@@ -36,6 +38,16 @@ def speeds(result: dict[str, Any], cell: str, mode: str) -> dict[str, float]:
     return {shape_label(row): by_row[targets.label(row)] for row in rows if targets.label(row) in by_row}
 
 
+def series(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results under the name of their colour: the threads of a file, or each of its precisions."""
+    threads = result["machine"]["threads"]
+    rows = result["results"]
+    names = list(dict.fromkeys(row["precision"] for row in rows if "precision" in row))
+    if not names:
+        return [{**result, "name": f"{threads} thread{'s' if threads > 1 else ''}"}]
+    return [{**result, "name": n, "results": [r for r in rows if r["precision"] == n]} for n in names]
+
+
 def draw_panel(axes: Any, results: list[dict[str, Any]], shapes: list[str], cell: str, mode: str) -> None:
     """Bars from the line of equal speed, upwards where we are faster."""
     width = 0.8 / len(results)
@@ -43,9 +55,7 @@ def draw_panel(axes: Any, results: list[dict[str, Any]], shapes: list[str], cell
         found = speeds(result, cell, mode)
         x = [shapes.index(shape) + width * (index - (len(results) - 1) / 2) for shape in found]
         heights = [value - 1 for value in found.values()]
-        threads = result["machine"]["threads"]
-        text = f"{threads} thread{'s' if threads > 1 else ''}"
-        axes.bar(x, heights, width, bottom=1, color=COLOURS[index % len(COLOURS)], label=text)
+        axes.bar(x, heights, width, bottom=1, color=COLOURS[index % len(COLOURS)], label=result["name"])
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_yscale("log")
     axes.set_yticks(TICKS)
@@ -66,7 +76,7 @@ def main() -> None:
     if not sources or len(pictures) > 1 or len(paths) != len(sources) + len(pictures):
         raise SystemExit(__doc__)
     picture = pictures[0] if pictures else sources[0].with_suffix(".svg")
-    results = [json.loads(source.read_text()) for source in sources]
+    results = [part for source in sources for part in series(json.loads(source.read_text()))]
     rows = [row for result in results for row in result["results"] if row["mode"] in MODES]
     if not rows:
         raise SystemExit(f"plot.py: expected results of modes {' or '.join(MODES)}, got none")
@@ -86,7 +96,8 @@ def main() -> None:
     machine = results[0]["machine"]
     peers = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k not in ("python", "fusedrnn"))
     title = "Times faster than the best peer, by shape T,B,H or T,B,I→H"
-    figure.suptitle(f"{title}\n{machine['cpu']}, {machine['isa']}; {peers}", fontsize=9)
+    where = machine["device"]["name"] if "device" in machine else f"{machine['cpu']}, {machine['isa']}"
+    figure.suptitle(f"{title}\n{where}; {peers}", fontsize=9)
     figure.savefig(picture, dpi=150)
     print(f"saved {picture}")
 

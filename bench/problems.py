@@ -105,6 +105,74 @@ def read_rate(limits: Limits, size: float) -> float:
     return 1e9 * float(next(gbs for fits, gbs in limits["read_gbs"] if fits is None or size <= fits))
 
 
+# (T, B, H) of the grid on a GPU, the most informative value of each first.
+CUDA_CELLS = ("lstm", "gru", "rnn_tanh")
+CUDA_PRECISIONS = ("bf16", "fp16", "tf32", "ieee")
+CUDA_HIDDEN = (768, 1024, 256, 512, 2048, 128)
+CUDA_BATCHES = (16, 64, 1, 128)
+CUDA_STEPS = 512
+CUDA_TINY = (("ieee", 3, 2, 16), ("tf32", 3, 2, 24))
+
+# The least microseconds of a step of an LSTM in 16 bits, forward, by H and B: inferred from the latencies of
+# the exchange and the rate of the tensor cores, not measured. Between them linear in B and in log H.
+CUDA_FLOOR_US: dict[int, dict[int, float]] = {
+    256: {1: 0.40, 128: 0.65},
+    512: {1: 0.50, 128: 1.20},
+    1024: {1: 0.65, 16: 0.75, 64: 1.30, 128: 1.60},
+    2048: {1: 1.00, 128: 8.00},
+}
+
+
+@dataclass(frozen=True)
+class CudaProblem(LayerProblem):
+    """One layer on a GPU: "bf16" and "fp16" say how all arrays are stored, "tf32" and "ieee" are float32.
+
+    "stream" is one step after another, the state kept between calls.
+    """
+
+    precision: str
+
+    # Relative L2 errors against float64 that are promised: of outputs, of gradients.
+    PROMISES: ClassVar[dict[str, tuple[float, float]]] = {
+        "ieee": (1e-5, 1e-4),
+        "tf32": (2e-3, 5e-3),
+        "fp16": (2e-3, 1e-2),
+        "bf16": (1e-2, 3e-2),
+    }
+
+    def floor_s(self, mode: str, limits: Limits) -> float | None:
+        """The least time: of a streamed step that of a launch, of an LSTM in 16 bits `CUDA_FLOOR_US`."""
+        if mode == "stream":
+            return limits["launch us"] * 1e-6 if "launch us" in limits else None
+        if mode != "forward" or self.cell != "lstm" or self.precision not in ("bf16", "fp16"):
+            return None
+        at_batch = [np.interp(self.batch, list(row), list(row.values())) for row in CUDA_FLOOR_US.values()]
+        us = np.interp(np.log2(self.hidden_size), np.log2(list(CUDA_FLOOR_US)), at_batch)
+        return self.seq_len * float(us) * 1e-6
+
+
+def cuda_jobs(tiny: bool = False) -> list[tuple[CudaProblem, str]]:
+    """The grid on a GPU with its modes, the most informative first; or a few that an emulator can run."""
+    if tiny:
+        shapes = [(cell, *shape) for cell in CUDA_CELLS for shape in CUDA_TINY]
+    else:
+        # What cuDNN's persistent kernel is known for; then the sum of places in the lists decides.
+        axes = (CUDA_CELLS, CUDA_PRECISIONS, CUDA_HIDDEN, CUDA_BATCHES)
+        places = itertools.product(*(range(len(axis)) for axis in axes))
+        ordered = sorted(places, key=lambda place: (sum(place), place))
+        grid = [tuple(axis[i] for axis, i in zip(axes, place, strict=True)) for place in ordered]
+        shapes = [("lstm", "fp16", 1024, 16, 768)]
+        shapes += [(cell, precision, CUDA_STEPS, B, H) for cell, precision, H, B in grid]
+    layers = [
+        (CudaProblem(cell, T, B, H, H, precision), mode)
+        for cell, precision, T, B, H in shapes
+        for mode in LayerProblem.modes
+    ]
+    sizes = (16,) if tiny else (256, 64, 1024)
+    streams = [(CudaProblem("lstm", 1, 1, H, H, p), "stream") for H in sizes for p in ("bf16", "ieee")]
+    return [*layers[:8], *streams, *layers[8:]]
+
+
 @dataclass(frozen=True)
 class StreamProblem(LayerProblem):
     """One step of one sequence after another, called from Python, the state kept between calls."""

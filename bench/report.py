@@ -14,7 +14,7 @@ from typing import Any
 import targets
 
 COLUMNS = (
-    ("cell", 10), ("mode", 9), ("T", 4), ("B", 3), ("I", 5), ("H", 5), ("peer", 12),
+    ("cell", 13), ("mode", 9), ("T", 4), ("B", 3), ("I", 5), ("H", 5), ("peer", 19),
     ("median us", 12), ("IQR us", 10), ("GFLOP/s", 8), ("tokens/s", 11), ("of floor", 8),
     ("x best other", 12),
 )  # fmt: skip
@@ -29,7 +29,7 @@ def line(row: dict[str, Any]) -> str:
     """One line of the table."""
     fraction, speed = row["limit_fraction"], row["speed_over_best_other"]
     fields = (
-        row["cell"],
+        " ".join(filter(None, (row["cell"], row.get("precision")))),
         row["mode"],
         str(row["seq_len"]),
         str(row["batch"]),

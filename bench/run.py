@@ -3,7 +3,7 @@
 
 Run from anywhere with fusedrnn installed: `python bench/run.py --suite quick --threads 1`.
 Suites: quick, cpu and odd are single layers over a grid of shapes; model is the training step of two models;
-features is streaming, call overhead, padding, memory and quantized weights.
+features is streaming, call overhead, padding, memory and quantized weights; cuda is the grid on a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--suite",
-        choices=("quick", "cpu", "odd", "model", "features"),
+        choices=("quick", "cpu", "odd", "model", "features", "cuda"),
         default="quick",
         help="default: %(default)s",
     )
@@ -28,19 +28,29 @@ def parse_arguments() -> argparse.Namespace:
         "--threads", type=int, default=1, help="cores and threads for all; default: %(default)s"
     )
     parser.add_argument("--cells", nargs="+", choices=("lstm", "gru", "rnn_tanh"), help="default: all")
-    parser.add_argument("--modes", nargs="+", choices=("forward", "training"), help="default: both")
+    parser.add_argument(
+        "--modes", nargs="+", choices=("forward", "training", "stream"), help="default: all of the suite"
+    )
     parser.add_argument("--peers", nargs="+", help="default: all that are installed")
     parser.add_argument("--rounds", type=int, default=15, help="samples of each peer; default: %(default)s")
+    parser.add_argument("--sample-ms", type=float, help="least time of a sample; default: 20, cuda 3")
     parser.add_argument(
-        "--sample-ms", type=float, default=20.0, help="least time of a sample; default: %(default)s"
+        "--budget-s", type=float, help="fewer rounds (3 at least) past this time; default: 10, cuda 0.4"
     )
     parser.add_argument(
-        "--budget-s", type=float, default=10.0, help="fewer rounds (3 at least) past this time"
+        "--device", choices=("gpu", "emulated"), default="gpu", help="of suite cuda; default: %(default)s"
+    )
+    parser.add_argument(
+        "--total-s", type=float, default=420.0, help="time of suite cuda as a whole; default: %(default)s"
     )
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results", help="default: bench/results"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    on_gpu = arguments.suite == "cuda"
+    arguments.budget_s = arguments.budget_s or (0.4 if on_gpu else 10.0)
+    arguments.sample_ms = arguments.sample_ms or (3.0 if on_gpu else 20.0)
+    return arguments
 
 
 def pin(threads: int) -> None:
@@ -58,6 +68,11 @@ def pin(threads: int) -> None:
 def main() -> None:
     """Run one suite; print its table and targets and save both beside the JSON."""
     arguments = parse_arguments()
+    if arguments.suite == "cuda":
+        import cuda_suite
+
+        cuda_suite.run(arguments)
+        return
     pin(arguments.threads)
 
     # These import NumPy and the peers, which read the affinity and the variables set above.

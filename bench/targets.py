@@ -30,7 +30,13 @@ def anywhere(row: Row) -> bool:
 def label(row: Row) -> str:
     """What a row is of."""
     sizes = ",".join(str(row[name]) for name in ("seq_len", "batch", "input_size", "hidden_size"))
-    return f"{row['cell']} {row['mode']} ({sizes})"
+    precision = f" {row['precision']}" if "precision" in row else ""
+    return f"{row['cell']} {row['mode']}{precision} ({sizes})"
+
+
+def family(peer: str) -> str:
+    """Whose a peer is: "fusedrnn step" is one kernel of ours, "fusedrnn" what a call of ours takes."""
+    return peer.split()[0]
 
 
 def ours(result: Result, mode: str | None, where: Callable[[Row], bool]) -> list[Row]:
@@ -49,12 +55,23 @@ def speed(mode: str, where: Callable[[Row], bool] = anywhere) -> Callable[[Resul
                 r["median_s"]
                 for r in result["results"]
                 if label(r) == label(row)
-                and r["peer"] != OURS
-                and (mode != "training" or r["peer"] in TRAINERS)
+                and family(r["peer"]) != OURS
+                and (mode != "training" or "precision" in r or r["peer"] in TRAINERS)
             ]
             if others:
                 found[label(row)] = min(others) / row["median_s"]
         return found
+
+    return values
+
+
+def over(peer: str, where: Callable[[Row], bool]) -> Callable[[Result], Values]:
+    """Times faster than one peer, in every mode."""
+
+    def values(result: Result) -> Values:
+        theirs = {label(r): r["median_s"] for r in result["results"] if r["peer"] == peer}
+        rows = ours(result, None, where)
+        return {label(r): theirs[label(r)] / r["median_s"] for r in rows if label(r) in theirs}
 
     return values
 
@@ -116,6 +133,23 @@ def hidden(size: int) -> Callable[[Row], bool]:
     return lambda r: bool(r["hidden_size"] == size)
 
 
+def cudnn_persistent(r: Row) -> bool:
+    """What torch runs on cuDNN's persistent kernel: a narrow box of LSTMs in fp16."""
+    return bool(
+        r["precision"] == "fp16"
+        and r["cell"] == "lstm"
+        and r["mode"] != "stream"
+        and r["hidden_size"] % 128 == r["input_size"] % 128 == r["batch"] % 8 == 0
+        and r["hidden_size"] <= 1024
+        and r["batch"] <= 128
+    )
+
+
+def cudnn_steps(r: Row) -> bool:
+    """The precisions in which torch has no such kernel."""
+    return bool(r["precision"] != "fp16" and r["mode"] != "stream")
+
+
 TARGETS = (
     Target("forward over the best peer", "cpu", 1, speed("forward"), at_least=1.15),
     Target("forward over the best peer", "cpu", 1, speed("forward"), at_least=2.5, mean=True),
@@ -161,6 +195,22 @@ TARGETS = (
     Target("recomputed tape, time", "features", None, feature("recompute: time"), at_most=1.4),
     Target("recomputed tape, memory", "features", None, feature("recompute: saved tape"), at_least=2.5),
     Target("quantized stream over float32", "features", None, feature("quantized"), at_least=1.6),
+    Target(
+        "bf16, tf32 and ieee over torch, B <= 64 and H <= 1024", "cuda", None,
+        over("torch", lambda r: cudnn_steps(r) and r["batch"] <= 64 and r["hidden_size"] <= 1024), at_least=5,
+    ),
+    Target("bf16, tf32 and ieee over torch", "cuda", None, over("torch", cudnn_steps), at_least=1.3),
+    Target(
+        "fp16 over cuDNN's persistent kernel", "cuda", None, over("torch", cudnn_persistent), at_least=1.5,
+    ),
+    Target(
+        "over FlashRNN's fused kernel, H >= 256", "cuda", None,
+        over("flashrnn", lambda r: r["hidden_size"] >= 256), at_least=4,
+    ),
+    Target(
+        "a streamed step, of the time of a launch", "cuda", None,
+        floor(lambda r: r["mode"] == "stream"), at_least=1 / 1.3,
+    ),
 )  # fmt: skip
 
 

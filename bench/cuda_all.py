@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Everything that is done with a GPU, stage by stage, each within its time: build, check, measure.
+
+usage: cuda_all.py [STAGE...] [--out FOLDER]        all stages, in about twenty minutes
+
+Needs a driver, nvcc, torch, and pytest, hypothesis, cmake, ninja, pybind11 and scikit-build-core; no network.
+FOLDER (bench/results) gets the results, what each stage printed (cuda-all.log), and how it ended
+(cuda-all.json). A stage that fails or runs out of time does not keep the next from running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "gpu"
+BENCH = ROOT / "bench"
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+
+
+def stages(out: Path) -> dict[str, list[tuple[float, list[str]]]]:
+    """The commands of each stage, with the seconds each may take."""
+    python = sys.executable
+    soak, run = [python, str(BENCH / "cuda_soak.py")], [python, str(BENCH / "run.py"), "--suite", "cuda"]
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    peers = ["--peers", "fusedrnn", "flashrnn", "torchrl", "--total-s", "240"]
+    return {
+        "build": [
+            (300, [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index",
+                   "--upgrade", "-q", "--target", str(BUILD / "site"), "-C", f"build-dir={BUILD / 'objects'}",
+                   "-C", "cmake.define.FUSEDRNN_CUDA=ON", str(ROOT)]),
+        ],
+        "tests": [
+            (150, [python, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider",
+                   *map(str, sorted((ROOT / "tests").glob("test_cuda_*.py")))]),
+        ],
+        "sanitize": [
+            (60, [sanitizer, "--tool", tool, "--error-exitcode", "9", *soak, "tiny", "--out",
+                  tempfile.gettempdir()]) for tool in SANITIZERS
+        ],
+        "soak": [(150, [*soak, "repeats", "long", "--budget-s", "90", "--out", str(out)])],
+        "grid": [(500, [*run, "--total-s", "440", "--out", str(out)])],
+        "peers": [(300, [*run, *peers, "--out", str(out)])],
+    }  # fmt: skip
+
+
+def run_within(seconds: float, command: list[str], log: Any) -> int | str:
+    """The status of a command, whose output goes to the log; it and all it started end with its time."""
+    paths = [str(BUILD / "site"), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+        "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count()),
+    }
+    try:
+        child = subprocess.Popen(
+            command,
+            cwd=tempfile.gettempdir(),
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return str(error)
+    try:
+        return child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        return f"stopped after {seconds:g} s"
+
+
+def main() -> None:
+    """Run the stages asked for; print how each ended."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = list(stages(Path()))
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(names)}; default: all")
+    parser.add_argument("--out", type=Path, default=BENCH / "results", help="default: bench/results")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.stages) - set(names))
+    if unknown:
+        parser.error(f"expected stages of {', '.join(names)}, got {', '.join(unknown)}")
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    summary = out / "cuda-all.json"
+    done: list[dict[str, Any]] = json.loads(summary.read_text()) if summary.exists() else []
+    for stage, commands in stages(out).items():
+        if arguments.stages and stage not in arguments.stages:
+            continue
+        for seconds, command in commands:
+            with (out / "cuda-all.log").open("a") as log:
+                log.write(f"\n==== {stage}: {' '.join(command)}\n")
+                log.flush()
+                start = time.monotonic()
+                status = run_within(seconds, command, log)
+            done.append({"stage": stage, "status": status, "seconds": round(time.monotonic() - start, 1)})
+            print(done[-1], flush=True)
+            summary.write_text(json.dumps(done, indent=1) + "\n")
+    lines = (out / "cuda-all.log").read_text(errors="replace").splitlines()
+    print("\n".join(lines[-60:]))
+    sys.exit(any(entry["status"] != 0 for entry in done))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The suite "cuda" of run.py: the grid on a GPU, within a time, most informative shapes first.
+
+The measuring process writes its results after each comparison. A kernel that hangs or breaks the device takes
+that process with it: the one that started it notes which it was and starts another, which goes on behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import report
+import targets
+
+STALL_S = 120.0  # without a sign of life; some peers compile when they are first called
+LEAST_S = 5.0  # left for a process to be worth its start
+OUT_OF_TIME = "out of time"
+DEFAULT_PEERS = ("fusedrnn", "torch")  # others are measured where they are named
+SETTLE_S = 0.0  # nothing of one peer runs on when another's turn comes
+
+
+def run(arguments: Namespace) -> None:
+    """Measure the costs of the device, then the grid; print and save targets and tables."""
+    end = time.time() + arguments.total_s
+    stem = arguments.out / ("cuda" if arguments.device == "gpu" else "cuda-emulated")
+    if arguments.peers:
+        stem = stem.with_name(f"{stem.name}-peers")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path, mark = stem.with_suffix(".json"), stem.with_suffix(".running")
+    empty: dict[str, Any] = {"results": [], "failures": [], "finished": [], "features": {}}
+    machine = {"threads": arguments.threads}
+    write(path, {"suite": "cuda", "machine": machine, "limits": costs(arguments.device), **empty})
+    while time.time() < end - LEAST_S:
+        mark.write_text("{}")
+        problem = supervise(worker_command(arguments, path, end), mark, end)
+        if not problem:
+            break
+        if problem == OUT_OF_TIME:
+            break
+        failure = {**json.loads(mark.read_text()), "error": problem}
+        if "peer" not in failure:
+            raise SystemExit(f"cuda: expected a device and peers that can be imported; {problem}")
+        print(f"FAILED  {failure}", flush=True)
+        result = json.loads(path.read_text())
+        result["failures"].append(failure)
+        write(path, result)
+    mark.unlink()
+    result = json.loads(path.read_text())
+    result["targets"] = targets.evaluate(result)
+    report.save(result, stem)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Replace the file as a whole: whoever is stopped leaves the old one or the new one."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def worker_command(arguments: Namespace, path: Path, end: float) -> list[str]:
+    """This file as the process that measures."""
+    settings = {
+        "path": str(path),
+        "end": end,
+        **{name: getattr(arguments, name) for name in ("device", "peers", "cells", "modes", "rounds")},
+        "sample_s": arguments.sample_ms * 1e-3,
+        "budget_s": arguments.budget_s,
+    }
+    return [sys.executable, __file__, json.dumps(settings)]
+
+
+def supervise(command: list[str], mark: Path, end: float, stall_s: float = STALL_S) -> str:
+    """Why a process ended before its work was done; empty if it was. `mark` is new while it is well."""
+    child = subprocess.Popen(command, start_new_session=True)
+    while True:
+        try:
+            code = child.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code is not None:
+            return "" if code == 0 else f"the process ended with {code}"
+        stalled = time.time() - mark.stat().st_mtime > stall_s
+        if stalled or time.time() > end + stall_s / 4:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            return f"nothing for {stall_s:.0f} s" if stalled else OUT_OF_TIME
+
+
+def costs(device: str) -> dict[str, float]:
+    """What cuda_costs.cu measures; nothing without a GPU or a compiler for it."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if device != "gpu" or not Path(nvcc).exists():
+        print(f"cuda_costs: left out, {'no GPU' if device != 'gpu' else 'no nvcc'}")
+        return {}
+    here = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "cuda_costs")
+        code = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ("80", "90a")]
+        include = ["-Xcompiler", "-iquote", "-Xcompiler", str(here.parent / "cuda")]
+        build = [nvcc, "-std=c++20", "-O2", *code, *include, str(here / "cuda_costs.cu"), "-o", program]
+        try:
+            subprocess.run(build, check=True, timeout=180)
+            output = subprocess.run([program], check=True, capture_output=True, text=True, timeout=60).stdout
+        except subprocess.SubprocessError as error:
+            print(f"cuda_costs: {error}")
+            return {}
+    found: dict[str, float] = json.loads(output)
+    for name, value in found.items():
+        print(f"{name}: {value:g}")
+    return found
+
+
+class Worker:
+    """Measures what is neither finished nor failed yet."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        # Here, so that the process that supervises never touches the device.
+        import harness
+        from device import Device
+        from peers.cuda import CUDA_PEERS
+
+        self.settings = settings
+        self.path = Path(settings["path"])
+        self.result: dict[str, Any] = json.loads(self.path.read_text())
+        self.device = Device(settings["device"])
+        self.plan = harness.Plan(settings["rounds"], settings["sample_s"], settings["budget_s"])
+        named = settings["peers"] or [name for name in CUDA_PEERS if targets.family(name) in DEFAULT_PEERS]
+        unknown = sorted(set(named) - set(CUDA_PEERS))
+        if unknown:
+            raise SystemExit(f"--peers: expected some of {', '.join(CUDA_PEERS)}, got {', '.join(unknown)}")
+        missing = {name: CUDA_PEERS[name].missing() for name in named}
+        self.peers = {name: CUDA_PEERS[name] for name in named if not missing[name]}
+        self.result["missing"] = {name: reason for name, reason in missing.items() if reason}
+        self.result["machine"] = {
+            **report.machine(self.result["machine"]["threads"], self.peers),
+            "device": self.device.describe(),
+        }
+
+    def run(self) -> None:
+        """All jobs until the end of time."""
+        from device import query
+        from problems import cuda_jobs
+
+        print(report.header(), flush=True)
+        for problem, mode in cuda_jobs(tiny=not self.device.is_gpu):
+            if time.time() > self.settings["end"] - LEAST_S:
+                break
+            name = targets.label({**problem.describe(), "mode": mode})
+            wanted = (self.settings["cells"], self.settings["modes"])
+            if any(choice and value not in choice for choice, value in zip(wanted, (problem.cell, mode),
+                                                                           strict=True)):  # fmt: skip
+                continue
+            if name not in self.result["finished"]:
+                self.measure(problem, mode, name)
+                self.result["finished"].append(name)
+                self.result["machine"]["device after"] = query() if self.device.is_gpu else {}
+                write(self.path, self.result)
+
+    def measure(self, problem: Any, mode: str, name: str) -> None:
+        """One comparison: every peer's results against float64, then the times of those that are right."""
+        import harness
+        from cuda_data import Data
+
+        data = Data(problem, mode, self.device.torch)
+        expected = data.expected()
+        failed = {p for f in self.result["failures"] if f["of"] == name for p in f["peer"].split(", ")}
+        runs, notes = {}, {}
+        for peer_name in self.peers:
+            if peer_name in failed:
+                continue
+            self.mark(of=name, peer=peer_name)
+            try:
+                checked = self.checked(self.peers[peer_name], data, expected)
+            except Exception as error:  # of any library; the measurement goes on without it
+                self.fail(name, peer_name, f"{type(error).__name__}: {error}")
+                self.device.synchronize()  # raises if the device is lost: then this process is, too
+                continue
+            if checked is not None:
+                runs[peer_name], notes[peer_name] = checked
+        if not runs:
+            return
+        self.mark(of=name, peer=", ".join(runs))
+        calls = {peer_name: run.call for peer_name, run in runs.items()}
+        samples = harness.sample(calls, self.plan, self.device.seconds_per_call, SETTLE_S)
+        for row in harness.rows_of(problem, mode, samples, self.result["limits"] or None):
+            row.update(notes[row["peer"]])
+            if mode == "stream":
+                row["waited_s"] = self.device.waited_seconds_per_call(calls[row["peer"]], 20)
+            self.result["results"].append(row)
+            print(report.line(row), flush=True)
+
+    def checked(self, peer: Any, data: Any, expected: Any) -> tuple[Any, dict[str, Any]] | None:
+        """A run whose results are right, and its errors; None where the peer refuses the problem."""
+        from cuda_data import beyond, relative_errors
+        from peers.cuda import chosen
+
+        if peer.refusal(data):
+            return None
+        run = peer.setup(data)
+        errors = relative_errors(run.output(), expected)
+        wrong = beyond(errors, data.problem, peer.promise)
+        if wrong:
+            raise ArithmeticError(wrong)
+        note: dict[str, Any] = {"errors": errors}
+        if hasattr(peer, "kernel"):
+            note["kernel"] = chosen(data, peer.kernel)
+        return run, note
+
+    def mark(self, **what: str) -> None:
+        """Say what is done now: if it is the last thing, it was this."""
+        self.path.with_suffix(".running").write_text(json.dumps(what))
+
+    def fail(self, name: str, peer: str, error: str) -> None:
+        """Note a peer that gives no or wrong results."""
+        failure = {"of": name, "peer": peer, "error": error[:500]}
+        print(f"FAILED  {failure}", flush=True)
+        self.result["failures"].append(failure)
+        write(self.path, self.result)
+
+
+if __name__ == "__main__":
+    Worker(json.loads(sys.argv[1])).run()

@@ -1,0 +1,198 @@
+"""The scripts that measure on a GPU: what of them runs without one, on the emulator and torch's CPU."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from cuda_support import needs_emulator
+
+BENCH = Path(__file__).parent.parent / "bench"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`import_module` with bench/ on the path."""
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(BENCH))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def script(name: str, *arguments: str) -> str:
+    """What a script prints; it has to succeed."""
+    run = subprocess.run(
+        [sys.executable, str(BENCH / name), *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+@needs_emulator
+def test_the_grid_times_each_kernel_beside_torch(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    quick = ("--cells", "lstm", "gru", "--rounds", "3", "--sample-ms", "0.1", "--budget-s", "0.1")
+    script("run.py", "--suite", "cuda", "--device", "emulated", *quick, "--out", str(tmp_path))
+    result = json.loads((tmp_path / "cuda-emulated.json").read_text())
+    assert result["failures"] == []
+    assert result["missing"] == {}
+    rows = result["results"]
+    peers = {row["peer"] for row in rows}
+    assert peers == {"fusedrnn", "fusedrnn persistent", "fusedrnn step", "torch"}
+    assert {row["kernel"] for row in rows if row["peer"] == "fusedrnn"} == {"cluster", "persistent"}
+    assert {row["mode"] for row in rows} == {"forward", "training", "stream"}
+    assert all(row["samples"] == 3 and row["errors"]["y"] < 1e-2 for row in rows)
+    assert all("gradients" in row["errors"] for row in rows if row["mode"] == "training")
+    assert {verdict["cases"] for verdict in result["targets"]} == {8}  # 2 cells, 2 precisions, 2 modes
+    assert (tmp_path / "cuda-emulated.txt").read_text().count("\n") > len(rows)
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "picture.svg"
+    script("plot.py", str(tmp_path / "cuda-emulated.json"), str(picture))
+    assert "tf32" in picture.read_text() or picture.stat().st_size > 10_000
+
+
+@needs_emulator
+def test_a_peer_that_is_not_there_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "flashrnn.py").write_text("raise ImportError('left out')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    script(
+        "run.py", "--suite", "cuda", "--device", "emulated", "--peers", "fusedrnn", "flashrnn",
+        "--modes", "stream", "--rounds", "3", "--sample-ms", "0.1", "--out", str(tmp_path),
+    )  # fmt: skip
+    result = json.loads((tmp_path / "cuda-emulated-peers.json").read_text())
+    assert result["missing"] == {"flashrnn": "ImportError: left out"}
+    assert {row["peer"] for row in result["results"]} == {"fusedrnn"}
+
+
+@needs_emulator
+def test_the_soak_runs_every_kernel(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    options = ("--device", "emulated", "--repeats", "3", "--budget-s", "30", "--steps", "6")
+    script("cuda_soak.py", "tiny", "repeats", "long", *options, "--out", str(tmp_path))
+    cases = json.loads((tmp_path / "cuda-soak.json").read_text())["cases"]
+    ran = {(case["part"], case["kernel"]) for case in cases}
+    assert ran >= {(part, k) for part in ("tiny", "repeats", "long") for k in ("persistent", "step")}
+    assert {case["calls"] for case in cases if case["part"] == "repeats"} == {3}
+
+
+def test_the_grid_starts_with_what_is_known(module: Any) -> None:
+    jobs = module("problems").cuda_jobs()
+    assert len(jobs) == len(set(jobs)) == 2 * (1 + 3 * 4 * 6 * 4) + 6
+    first = [(p.cell, p.precision, p.seq_len, p.batch, p.hidden_size) for p, _ in jobs[:4:2]]
+    assert first == [("lstm", "fp16", 1024, 16, 768), ("lstm", "bf16", 512, 16, 768)]
+
+
+def test_the_floor_is_the_table_and_between(module: Any) -> None:
+    problem = module("problems").CudaProblem
+
+    def us(batch: int, hidden: int) -> float:
+        floor_s: float = problem("lstm", 10, batch, hidden, hidden, "bf16").floor_s("forward", {})
+        return floor_s * 1e5
+
+    assert us(16, 1024) == pytest.approx(0.75)
+    assert us(1, 128) == pytest.approx(0.40)
+    assert us(1, 512) < us(16, 512) < us(16, 768) < us(16, 1024)
+    at_512 = 0.50 + 0.70 * 63 / 127
+    assert us(64, 768) == pytest.approx(at_512 + (1.30 - at_512) * math.log2(1.5))
+    assert problem("lstm", 1, 1, 8, 8, "ieee").floor_s("stream", {"launch us": 2.5}) == pytest.approx(2.5e-6)
+    assert problem("gru", 10, 1, 256, 256, "bf16").floor_s("forward", {}) is None
+
+
+def test_wrong_results_are_not_timed(module: Any) -> None:
+    torch, data = pytest.importorskip("torch"), module("cuda_data")
+    problem = module("problems").CudaProblem("lstm", 2, 1, 8, 8, "bf16")
+    want = {"y": torch.ones(4), "dx": torch.ones(4), "weight": torch.ones(4)}
+    nan = torch.tensor([1.0, 1.0, 1.0, math.nan])
+    assert data.beyond(data.relative_errors(want, want), problem, 1.0) == ""
+    for name, word in (("y", "y:"), ("dx", "gradients:"), ("weight", "gradients:")):
+        for wrong in (1.1 * want[name], nan):
+            errors = data.relative_errors({**want, name: wrong}, want)
+            assert word in data.beyond(errors, problem, 1.0)
+
+
+def test_a_process_that_dies_or_hangs_is_noted(module: Any, tmp_path: Path) -> None:
+    supervise = module("cuda_suite").supervise
+    mark = tmp_path / "mark"
+
+    def said(code: str, seconds: float) -> str:
+        mark.write_text("{}")
+        text: str = supervise([sys.executable, "-c", code], mark, time.time() + seconds, stall_s=1.0)
+        return text
+
+    assert said("pass", 60) == ""
+    assert said("import sys; sys.exit(7)", 60) == "the process ended with 7"
+    assert said("import os; os.abort()", 60) == "the process ended with -6"
+    assert said("import time; time.sleep(60)", 60) == "nothing for 1 s"
+    assert said("import time; time.sleep(60)", -1) == "out of time"
+
+
+def test_stages_go_on_after_one_that_fails(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = module("cuda_all")
+    for commands in everything.stages(tmp_path).values():
+        for seconds, command in commands:
+            assert seconds <= 500
+            assert all(Path(part).exists() for part in command if part.endswith(".py"))
+    python = sys.executable
+    monkeypatch.setattr(
+        everything,
+        "stages",
+        lambda out: {
+            "build": [(20.0, [str(tmp_path / "no-such-command")]), (20.0, [python, "-c", "print('seen')"])],
+            "grid": [(0.5, [python, "-c", "import time; time.sleep(60)"])],
+        },
+    )
+    monkeypatch.setattr(sys, "argv", ["cuda_all.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        everything.main()
+    assert ended.value.code
+    entries = json.loads((tmp_path / "cuda-all.json").read_text())
+    assert [entry["stage"] for entry in entries] == ["build", "build", "grid"]
+    assert "No such file" in entries[0]["status"]
+    assert [entry["status"] for entry in entries[1:]] == [0, "stopped after 0.5 s"]
+    assert "seen" in (tmp_path / "cuda-all.log").read_text()
+
+
+def test_targets_of_a_gpu_compare_within_a_precision(module: Any) -> None:
+    targets = module("targets")
+
+    def row(peer: str, precision: str, median_s: float, **sizes: int) -> dict[str, Any]:
+        return {
+            "cell": "lstm", "mode": "forward", "seq_len": 512, "batch": 16, "input_size": 256,
+            "hidden_size": 256, "limit_fraction": None, "peer": peer, "precision": precision,
+            "median_s": median_s, **sizes,
+        }  # fmt: skip
+
+    rows = [
+        row("fusedrnn", "bf16", 1.0), row("torch", "bf16", 6.0), row("fusedrnn step", "bf16", 0.5),
+        row("fusedrnn", "fp16", 1.0), row("torch", "fp16", 1.4), row("flashrnn", "bf16", 3.0),
+        row("fusedrnn", "ieee", 1.0, batch=128), row("torch", "ieee", 2.0, batch=128),
+    ]  # fmt: skip
+    found = targets.evaluate({"suite": "cuda", "machine": {"threads": 1}, "results": rows})
+    assert [(v["worst"], v["passed"], v["cases"]) for v in found] == [
+        (6.0, True, 1), (2.0, True, 2), (1.4, False, 1), (3.0, False, 1),
+    ]  # fmt: skip
+
+
+def test_the_costs_compile(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(nvcc).exists():
+        pytest.skip("needs nvcc")
+    target = ["-std=c++20", "-O1", "-gencode=arch=compute_90a,code=sm_90a", "--Werror=all-warnings", "-cubin"]
+    include = ["-Xcompiler", "-iquote", "-Xcompiler", str(BENCH.parent / "cuda")]
+    command = [nvcc, *target, *include, str(BENCH / "cuda_costs.cu"), "-o", str(tmp_path / "costs.cubin")]
+    subprocess.run(command, check=True, timeout=200)
