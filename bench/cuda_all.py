@@ -1,7 +1,16 @@
 #!/usr/bin/env python3
 """Everything that is done with a GPU, stage by stage, each within its time: build, check, measure.
 
+A kernel that breaks the device ends the process that ran it, so each command is small.
+
 usage: cuda_all.py [STAGE...] [--out FOLDER]        all stages, in about twenty minutes
+
+build     fusedrnn, into build/gpu; the others use it
+grid      run.py --suite cuda: what exchanges and launches cost, then our kernels and torch
+tests     pytest -m gpu
+sanitize  compute-sanitizer over small calls of each kernel
+soak      repeats beside other work, bit by bit, and 100,000 steps
+peers     run.py --suite cuda against FlashRNN and TorchRL, where they are installed
 
 Needs a driver, nvcc, torch, and pytest, hypothesis, cmake, ninja, pybind11 and scikit-build-core; no network.
 FOLDER (bench/results) gets the results, what each stage printed (cuda-all.log), and how it ended
@@ -40,16 +49,20 @@ def stages(out: Path) -> dict[str, list[tuple[float, list[str]]]]:
                    "--upgrade", "-q", "--target", str(BUILD / "site"), "-C", f"build-dir={BUILD / 'objects'}",
                    "-C", "cmake.define.FUSEDRNN_CUDA=ON", str(ROOT)]),
         ],
+        "grid": [(500, [*run, "--total-s", "440", "--out", str(out)])],
         "tests": [
-            (150, [python, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider",
-                   *map(str, sorted((ROOT / "tests").glob("test_cuda_*.py")))]),
+            (90, [python, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(file)])
+            for file in sorted((ROOT / "tests").glob("test_cuda_*.py")) if "DEVICES" in file.read_text()
         ],
         "sanitize": [
-            (60, [sanitizer, "--tool", tool, "--error-exitcode", "9", *soak, "tiny", "--out",
-                  tempfile.gettempdir()]) for tool in SANITIZERS
+            (75, ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", sanitizer, "--tool", tool,
+                  "--error-exitcode", "9", *soak, "tiny", "--out", tempfile.gettempdir()])
+            for tool in SANITIZERS
         ],
-        "soak": [(150, [*soak, "repeats", "long", "--budget-s", "90", "--out", str(out)])],
-        "grid": [(500, [*run, "--total-s", "440", "--out", str(out)])],
+        "soak": [
+            (60, [*soak, part, "--kernels", kernel, "--budget-s", "30", "--out", str(out)])
+            for part in ("repeats", "long") for kernel in ("cluster", "persistent", "step")
+        ],
         "peers": [(300, [*run, *peers, "--out", str(out)])],
     }  # fmt: skip
 
@@ -101,13 +114,15 @@ def main() -> None:
     for stage, commands in stages(out).items():
         if arguments.stages and stage not in arguments.stages:
             continue
-        for seconds, command in commands:
+        for limit_s, command in commands:
             with (out / "cuda-all.log").open("a") as log:
                 log.write(f"\n==== {stage}: {' '.join(command)}\n")
                 log.flush()
                 start = time.monotonic()
-                status = run_within(seconds, command, log)
-            done.append({"stage": stage, "status": status, "seconds": round(time.monotonic() - start, 1)})
+                status = run_within(limit_s, command, log)
+            said = (out / "cuda-all.log").read_text(errors="replace").strip().splitlines()[-1]
+            seconds = round(time.monotonic() - start, 1)
+            done.append({"stage": stage, "status": status, "seconds": seconds, "said": said[:200]})
             print(done[-1], flush=True)
             summary.write_text(json.dumps(done, indent=1) + "\n")
     lines = (out / "cuda-all.log").read_text(errors="replace").splitlines()

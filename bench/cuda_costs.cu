@@ -244,6 +244,7 @@ void print_launches() {
 }  // namespace
 
 int main() {
+    std::setvbuf(stdout, nullptr, _IONBF, 0);  // an error ends the program: what is known then is out
     cudaDeviceProp device;
     check(cudaGetDeviceProperties(&device, 0), "device");
     std::printf("{\"multiprocessors\": %d", device.multiProcessorCount);

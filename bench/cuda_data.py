@@ -9,6 +9,7 @@ from problems import CudaProblem
 
 PARAMETERS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
+CHUNK = 4096  # steps of float64 at a time, whose gates have to fit into memory
 STREAMED = 8  # steps of a stream whose outputs are compared
 
 Tensors = dict[str, torch.Tensor]
@@ -56,10 +57,14 @@ class Data:
         """y, and in training the gradients of x, every weight and bias, from the same numbers in float64."""
         module = layer(self.problem, device=self.device, dtype=torch.float64)
         module.load_state_dict({name: tensor.double() for name, tensor in self.weights.items()})
-        x = self.x.double()
         if self.mode != "training":
+            ys, state = [], None
             with torch.inference_mode():
-                return {"y": module(x)[0]}
+                for part in self.x.split(CHUNK):
+                    y, state = module(part.double(), state)
+                    ys.append(y)
+                return {"y": torch.cat(ys)}
+        x = self.x.double()
         y, _ = module(x.requires_grad_())
         y.backward(self.dy.double())
         return {"y": y.detach(), "dx": x.grad, **{name: getattr(module, name).grad for name in PARAMETERS}}

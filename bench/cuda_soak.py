@@ -49,10 +49,12 @@ NOISE_SIZES = (128, 512, 1024, 2048)
 PAUSE_CYCLES = 200_000
 
 
-def runs_of(problem: CudaProblem, mode: str, device: Device) -> Iterator[tuple[str, FusedRun]]:
-    """A run on each kernel that can run the problem."""
+def runs_of(
+    problem: CudaProblem, mode: str, device: Device, kernels: list[str]
+) -> Iterator[tuple[str, FusedRun]]:
+    """A run on each of the kernels that can run the problem."""
     data = Data(problem, mode, device.torch)
-    for kernel in KERNELS:
+    for kernel in kernels:
         try:
             chosen(data, kernel)
         except RuntimeError as error:
@@ -97,7 +99,7 @@ def repeats(device: Device, options: argparse.Namespace) -> Iterator[dict[str, A
     end = time.monotonic() + options.budget_s
     for place, (cell, T, B, H, precision) in enumerate(cases):
         problem = CudaProblem(cell, T, B, H, H, precision)
-        runs = list(runs_of(problem, "training", device))
+        runs = list(runs_of(problem, "training", device, options.kernels))
         for index, (kernel, run) in enumerate(runs):
             first = {name: tensor.clone() for name, tensor in run.output().items()}
             now = time.monotonic()
@@ -120,7 +122,7 @@ def long(device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]
     for cell, B, H, precision in LONG if device.is_gpu else [("lstm", 1, 16, "ieee")]:
         problem = CudaProblem(cell, options.steps, B, H, H, precision)
         expected = Data(problem, "forward", device.torch).expected()
-        for kernel, run in runs_of(problem, "forward", device):
+        for kernel, run in runs_of(problem, "forward", device, options.kernels):
             start = time.monotonic()
             errors = relative_errors(run.output(), expected)
             device.synchronize()
@@ -138,7 +140,7 @@ def tiny(device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]
     for cell in CUDA_CELLS:
         for precision in CUDA_PRECISIONS if device.is_gpu else ("ieee",):
             problem = CudaProblem(cell, T, B, H, H, precision)
-            for kernel, run in runs_of(problem, "training", device):
+            for kernel, run in runs_of(problem, "training", device, options.kernels):
                 with fr.cuda.set_kernel(kernel), fr.cuda.set_float32_mode(float32_mode(run.data)):
                     y, _, tape = fr.functional.forward(
                         cell, run.x, run.params, lengths=lengths, resets=resets
@@ -159,6 +161,13 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="+", choices=tuple(PARTS))
     parser.add_argument("--device", choices=("gpu", "emulated"), default="gpu")
+    parser.add_argument(
+        "--kernels",
+        nargs="+",
+        choices=KERNELS,
+        default=list(KERNELS),
+        help="default: all that can run a case",
+    )
     parser.add_argument("--repeats", type=int, default=2000, help="calls of a case; default: %(default)s")
     parser.add_argument("--budget-s", type=float, default=120.0, help="of repeats; default: %(default)s")
     parser.add_argument("--steps", type=int, default=100_000, help="of long; default: %(default)s")
@@ -166,12 +175,16 @@ def main() -> None:
     options = parser.parse_args()
     device = Device(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
-    path, cases = options.out / "cuda-soak.json", []
+    path = options.out / "cuda-soak.json"
+    # Kernels may be run in processes of their own: the device is lost to a process in which one has failed.
+    before = json.loads(path.read_text())["cases"] if path.exists() else []
+    kept = [c for c in before if c["part"] not in options.parts or c["kernel"] not in options.kernels]
+    cases: list[dict[str, Any]] = []
     for part in options.parts:
         for case in PARTS[part](device, options):
             print(f"{'FAIL' if case['failed'] else 'pass'}  {case}", flush=True)
             cases.append(case)
-            path.write_text(json.dumps({"device": device.describe(), "cases": cases}, indent=1) + "\n")
+            path.write_text(json.dumps({"device": device.describe(), "cases": kept + cases}, indent=1) + "\n")
     failed = sum(bool(case["failed"]) for case in cases)
     print(f"{len(cases)} cases, {failed} failed")
     sys.exit(1 if failed or not cases else 0)

@@ -7,9 +7,7 @@ that process with it: the one that started it notes which it was and starts anot
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -42,9 +40,7 @@ def run(arguments: Namespace) -> None:
     while time.time() < end - LEAST_S:
         mark.write_text("{}")
         problem = supervise(worker_command(arguments, path, end), mark, end)
-        if not problem:
-            break
-        if problem == OUT_OF_TIME:
+        if problem in ("", OUT_OF_TIME):
             break
         failure = {**json.loads(mark.read_text()), "error": problem}
         if "peer" not in failure:
@@ -80,7 +76,7 @@ def worker_command(arguments: Namespace, path: Path, end: float) -> list[str]:
 
 def supervise(command: list[str], mark: Path, end: float, stall_s: float = STALL_S) -> str:
     """Why a process ended before its work was done; empty if it was. `mark` is new while it is well."""
-    child = subprocess.Popen(command, start_new_session=True)
+    child = subprocess.Popen(command)
     while True:
         try:
             code = child.wait(timeout=0.2)
@@ -90,7 +86,7 @@ def supervise(command: list[str], mark: Path, end: float, stall_s: float = STALL
             return "" if code == 0 else f"the process ended with {code}"
         stalled = time.time() - mark.stat().st_mtime > stall_s
         if stalled or time.time() > end + stall_s / 4:
-            os.killpg(child.pid, signal.SIGKILL)
+            child.kill()
             child.wait()
             return f"nothing for {stall_s:.0f} s" if stalled else OUT_OF_TIME
 
@@ -109,11 +105,13 @@ def costs(device: str) -> dict[str, float]:
         build = [nvcc, "-std=c++20", "-O2", *code, *include, str(here / "cuda_costs.cu"), "-o", program]
         try:
             subprocess.run(build, check=True, timeout=180)
-            output = subprocess.run([program], check=True, capture_output=True, text=True, timeout=60).stdout
+            done = subprocess.run([program], capture_output=True, text=True, timeout=120)
         except subprocess.SubprocessError as error:
             print(f"cuda_costs: {error}")
             return {}
-    found: dict[str, float] = json.loads(output)
+    print(done.stderr, end="")
+    # What came before an error counts.
+    found: dict[str, float] = json.loads((done.stdout or "{") + ("}" if done.returncode else ""))
     for name, value in found.items():
         print(f"{name}: {value:g}")
     return found
