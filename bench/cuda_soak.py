@@ -49,9 +49,7 @@ NOISE_SIZES = (128, 512, 1024, 2048)
 PAUSE_CYCLES = 200_000
 
 
-def runs_of(
-    problem: CudaProblem, mode: str, device: Device, kernels: list[str]
-) -> Iterator[tuple[str, FusedRun]]:
+def runs_of(problem: CudaProblem, mode: str, device: Device, kernels: list[str]) -> Iterator[FusedRun]:
     """A run on each of the kernels that can run the problem."""
     data = Data(problem, mode, device.torch)
     for kernel in kernels:
@@ -61,7 +59,7 @@ def runs_of(
             if "cannot run this" not in str(error):
                 raise
             continue
-        yield kernel, FusedRun(data, kernel)
+        yield FusedRun(data, kernel)
 
 
 class Noise:
@@ -100,7 +98,7 @@ def repeats(device: Device, options: argparse.Namespace) -> Iterator[dict[str, A
     for place, (cell, T, B, H, precision) in enumerate(cases):
         problem = CudaProblem(cell, T, B, H, H, precision)
         runs = list(runs_of(problem, "training", device, options.kernels))
-        for index, (kernel, run) in enumerate(runs):
+        for index, run in enumerate(runs):
             first = {name: tensor.clone() for name, tensor in run.output().items()}
             now = time.monotonic()
             share = (end - now) / (len(cases) - place) / (len(runs) - index)
@@ -112,7 +110,7 @@ def repeats(device: Device, options: argparse.Namespace) -> Iterator[dict[str, A
                 differing += not all(torch.equal(output[name], want) for name, want in first.items())
                 calls += 1
             yield {
-                "part": "repeats", **problem.describe(), "kernel": kernel, "calls": calls,
+                "part": "repeats", **problem.describe(), "kernel": run.ran, "calls": calls,
                 "failed": f"{differing} of {calls} differ" if differing or not calls else "",
             }  # fmt: skip
 
@@ -122,12 +120,12 @@ def long(device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]
     for cell, B, H, precision in LONG if device.is_gpu else [("lstm", 1, 16, "ieee")]:
         problem = CudaProblem(cell, options.steps, B, H, H, precision)
         expected = Data(problem, "forward", device.torch).expected()
-        for kernel, run in runs_of(problem, "forward", device, options.kernels):
+        for run in runs_of(problem, "forward", device, options.kernels):
             start = time.monotonic()
             errors = relative_errors(run.output(), expected)
             device.synchronize()
             yield {
-                "part": "long", **problem.describe(), "kernel": kernel, "errors": errors,
+                "part": "long", **problem.describe(), "kernel": run.ran, "errors": errors,
                 "seconds": time.monotonic() - start, "failed": beyond(errors, problem, LONG_FACTOR),
             }  # fmt: skip
 
@@ -140,15 +138,15 @@ def tiny(device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]
     for cell in CUDA_CELLS:
         for precision in CUDA_PRECISIONS if device.is_gpu else ("ieee",):
             problem = CudaProblem(cell, T, B, H, H, precision)
-            for kernel, run in runs_of(problem, "training", device, options.kernels):
-                with fr.cuda.set_kernel(kernel), fr.cuda.set_float32_mode(float32_mode(run.data)):
+            for run in runs_of(problem, "training", device, options.kernels):
+                with fr.cuda.set_kernel(run.kernel), fr.cuda.set_float32_mode(float32_mode(run.data)):
                     y, _, tape = fr.functional.forward(
                         cell, run.x, run.params, lengths=lengths, resets=resets
                     )
                     fr.functional.backward(tape, run.data.dy)
                 finite = bool(torch.isfinite(y.float()).all())
                 failed = "" if finite else "y is not finite"
-                yield {"part": "tiny", **problem.describe(), "kernel": kernel, "failed": failed}
+                yield {"part": "tiny", **problem.describe(), "kernel": tape._layer.kernel, "failed": failed}
 
 
 PARTS = {"repeats": repeats, "long": long, "tiny": tiny}

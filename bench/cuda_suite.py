@@ -199,7 +199,6 @@ class Worker:
     def checked(self, peer: Any, data: Any, expected: Any) -> tuple[Any, dict[str, Any]] | None:
         """A run whose results are right, and its errors; None where the peer refuses the problem."""
         from cuda_data import beyond, relative_errors
-        from peers.cuda import chosen
 
         if peer.refusal(data):
             return None
@@ -209,8 +208,8 @@ class Worker:
         if wrong:
             raise ArithmeticError(wrong)
         note: dict[str, Any] = {"errors": errors}
-        if hasattr(peer, "kernel"):
-            note["kernel"] = chosen(data, peer.kernel)
+        if hasattr(run, "ran"):
+            note["kernel"] = run.ran
         return run, note
 
     def mark(self, **what: str) -> None:

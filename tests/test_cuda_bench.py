@@ -53,6 +53,9 @@ def test_the_grid_times_each_kernel_beside_torch(tmp_path: Path) -> None:
     peers = {row["peer"] for row in rows}
     assert peers == {"fusedrnn", "fusedrnn persistent", "fusedrnn step", "torch"}
     assert {row["kernel"] for row in rows if row["peer"] == "fusedrnn"} == {"cluster", "persistent"}
+    assert all(
+        row["peer"] == f"fusedrnn {row['kernel']}" for row in rows if row["peer"].startswith("fusedrnn ")
+    )
     assert {row["mode"] for row in rows} == {"forward", "training", "stream"}
     assert all(row["samples"] == 3 and row["errors"]["y"] < 1e-2 for row in rows)
     assert all("gradients" in row["errors"] for row in rows if row["mode"] == "training")
@@ -202,7 +205,9 @@ def test_targets_of_a_gpu_compare_within_a_precision(module: Any) -> None:
         row("fusedrnn", "fp16", 1.0), row("torch", "fp16", 1.4), row("flashrnn", "bf16", 3.0),
         row("fusedrnn", "ieee", 1.0, batch=128), row("torch", "ieee", 2.0, batch=128),
     ]  # fmt: skip
-    found = targets.evaluate({"suite": "cuda", "machine": {"threads": 1}, "results": rows})
+    result = {"suite": "cuda", "machine": {"threads": 1}, "results": rows}
+    assert list(targets.speed("forward")(result).values()) == [3.0, 1.4, 2.0]  # our kernels are no peers
+    found = targets.evaluate(result)
     assert [(v["worst"], v["passed"], v["cases"]) for v in found] == [
         (6.0, True, 1), (2.0, True, 2), (1.4, False, 1), (3.0, False, 1),
     ]  # fmt: skip

@@ -7,6 +7,8 @@ A peer is a module with
     supports(problem, mode) -> bool
     setup(problem, mode)          a run, with `call()`, which is timed, and `output()`, a dict of arrays
     LARGEST                       FLOP of the largest forward pass it joins unless it is named; inf if absent
+
+Those of the suite "cuda" are in cuda.py.
 """
 
 from types import ModuleType

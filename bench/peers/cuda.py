@@ -91,6 +91,7 @@ class FusedRun:
         fr.cuda.set_float32_mode(self.mode)
         state = self.state if self.data.mode == "stream" else None
         self.y, self.state, tape = fr.functional.forward(self.data.problem.cell, self.x, self.params, state)
+        self.ran: str = tape._layer.kernel
         if self.data.mode == "training":
             gradients = fr.functional.backward(tape, self.data.dy)
             self.dx, self.gradients = gradients.x, gradients.params[: len(PARAMETERS)]  # no projection
