@@ -42,7 +42,7 @@ def stages(out: Path) -> dict[str, list[tuple[float, list[str]]]]:
     python = sys.executable
     soak, run = [python, str(BENCH / "cuda_soak.py")], [python, str(BENCH / "run.py"), "--suite", "cuda"]
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    peers = ["--peers", "fusedrnn", "flashrnn", "torchrl", "--total-s", "240"]
+    peers = ["--peers", "fusedrnn", "flashrnn", "torchrl", "--total-s", "400"]
     return {
         "build": [
             (300, [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index",
@@ -63,7 +63,7 @@ def stages(out: Path) -> dict[str, list[tuple[float, list[str]]]]:
             (60, [*soak, part, "--kernels", kernel, "--budget-s", "30", "--out", str(out)])
             for part in ("repeats", "long") for kernel in ("cluster", "persistent", "step")
         ],
-        "peers": [(300, [*run, *peers, "--out", str(out)])],
+        "peers": [(460, [*run, *peers, "--out", str(out)])],
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,20 +169,20 @@ class Worker:
         import harness
         from cuda_data import Data
 
-        data = Data(problem, mode, self.device.torch)
-        expected = data.expected()
         failed = {p for f in self.result["failures"] if f["of"] == name for p in f["peer"].split(", ")}
+        data = Data(problem, mode, self.device.torch)
+        able = [
+            p
+            for p in self.peers
+            if p not in failed and self.attempt(name, p, self.peers[p].refusal, data) == ""
+        ]
+        families = [{targets.family(p) for p in peers} for peers in (self.peers, able)]
+        if len(families[0]) > 1 and len(families[1]) == 1:
+            return  # nothing to compare with
+        expected = data.expected()
         runs, notes = {}, {}
-        for peer_name in self.peers:
-            if peer_name in failed:
-                continue
-            self.mark(of=name, peer=peer_name)
-            try:
-                checked = self.checked(self.peers[peer_name], data, expected)
-            except Exception as error:  # of any library; the measurement goes on without it
-                self.fail(name, peer_name, f"{type(error).__name__}: {error}")
-                self.device.synchronize()  # raises if the device is lost: then this process is, too
-                continue
+        for peer_name in able:
+            checked = self.attempt(name, peer_name, self.checked, self.peers[peer_name], data, expected)
             if checked is not None:
                 runs[peer_name], notes[peer_name] = checked
         if not runs:
@@ -196,12 +197,10 @@ class Worker:
             self.result["results"].append(row)
             print(report.line(row), flush=True)
 
-    def checked(self, peer: Any, data: Any, expected: Any) -> tuple[Any, dict[str, Any]] | None:
-        """A run whose results are right, and its errors; None where the peer refuses the problem."""
+    def checked(self, peer: Any, data: Any, expected: Any) -> tuple[Any, dict[str, Any]]:
+        """A run whose results are right, and its errors."""
         from cuda_data import beyond, relative_errors
 
-        if peer.refusal(data):
-            return None
         run = peer.setup(data)
         errors = relative_errors(run.output(), expected)
         wrong = beyond(errors, data.problem, peer.promise)
@@ -212,16 +211,22 @@ class Worker:
             note["kernel"] = run.ran
         return run, note
 
+    def attempt(self, name: str, peer: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call of a peer returns, or None where it fails."""
+        self.mark(of=name, peer=peer)
+        try:
+            return call(*arguments)
+        except Exception as error:  # of any library; the measurement goes on without it
+            failure = {"of": name, "peer": peer, "error": f"{type(error).__name__}: {error}"[:500]}
+            print(f"FAILED  {failure}", flush=True)
+            self.result["failures"].append(failure)
+            write(self.path, self.result)
+            self.device.synchronize()  # raises if the device is lost: then this process is, too
+            return None
+
     def mark(self, **what: str) -> None:
         """Say what is done now: if it is the last thing, it was this."""
         self.path.with_suffix(".running").write_text(json.dumps(what))
-
-    def fail(self, name: str, peer: str, error: str) -> None:
-        """Note a peer that gives no or wrong results."""
-        failure = {"of": name, "peer": peer, "error": error[:500]}
-        print(f"FAILED  {failure}", flush=True)
-        self.result["failures"].append(failure)
-        write(self.path, self.result)
 
 
 if __name__ == "__main__":

@@ -67,18 +67,41 @@ def test_the_grid_times_each_kernel_beside_torch(tmp_path: Path) -> None:
     assert "tf32" in picture.read_text() or picture.stat().st_size > 10_000
 
 
+# Stands for a library whose forward is wrong and whose training takes the process with it.
+BROKEN = """
+import os
+
+def lstm_triton(x, *rest, input_precision):
+    if x.requires_grad:
+        os._exit(3)
+    return x * 0, None, None, None
+"""
+
+
 @needs_emulator
-def test_a_peer_that_is_not_there_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_that_are_missing_or_broken_cost_one_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
     (tmp_path / "flashrnn.py").write_text("raise ImportError('left out')")
+    broken = tmp_path / "torchrl" / "modules" / "tensordict_module"
+    broken.mkdir(parents=True)
+    (broken / "_rnn_triton.py").write_text(BROKEN)
+    (tmp_path / "torchrl-0.dist-info").mkdir()
+    (tmp_path / "torchrl-0.dist-info" / "METADATA").write_text("Name: torchrl\nVersion: 0\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     script(
-        "run.py", "--suite", "cuda", "--device", "emulated", "--peers", "fusedrnn", "flashrnn",
-        "--modes", "stream", "--rounds", "3", "--sample-ms", "0.1", "--out", str(tmp_path),
+        "run.py", "--suite", "cuda", "--device", "emulated", "--peers", "fusedrnn", "flashrnn", "torchrl",
+        "--cells", "lstm", "--rounds", "3", "--sample-ms", "0.1", "--out", str(tmp_path),
     )  # fmt: skip
     result = json.loads((tmp_path / "cuda-emulated-peers.json").read_text())
     assert result["missing"] == {"flashrnn": "ImportError: left out"}
-    assert {row["peer"] for row in result["results"]} == {"fusedrnn"}
+    failures = [(failure["of"].split()[1], failure["peer"]) for failure in result["failures"]]
+    assert failures == [("forward", "torchrl"), ("training", "torchrl")] * 2
+    wrong, died = (result["failures"][i]["error"] for i in range(2))
+    assert wrong == "ArithmeticError: y: relative error 1, expected at most 0.0001"
+    assert died == "the process ended with 3"
+    assert [(row["mode"], row["peer"]) for row in result["results"]] == [("forward", "fusedrnn")] * 2
 
 
 @needs_emulator
@@ -157,7 +180,7 @@ def test_a_process_that_dies_or_hangs_is_noted(module: Any, tmp_path: Path) -> N
 
     assert said("pass") == ""
     assert said("import sys; sys.exit(7)") == "the process ended with 7"
-    assert said("import os; os.abort()") == "the process ended with -6"
+    assert said("import os; os.kill(os.getpid(), 9)") == "the process ended with -9"
     assert said("import time; time.sleep(90)", stall_s=1) == "nothing for 1 s"
     assert said("import time; time.sleep(90)", seconds=-30) == "out of time"
 
