@@ -191,7 +191,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """The results of one comparison, from the seconds a call of each peer."""
     medians = {name: statistics.median(times) for name, times in samples.items()}
-    floor_s = problem.floor_s(mode, limits) if limits else None
+    floor_s = None if limits is None else problem.floor_s(mode, limits)
     rows: list[dict[str, Any]] = []
     for name, times in samples.items():
         q1, _, q3 = statistics.quantiles(times, n=4, method="inclusive")

@@ -76,6 +76,12 @@ def over(peer: str, where: Callable[[Row], bool]) -> Callable[[Result], Values]:
     return values
 
 
+def errors(result: Result) -> Values:
+    """The error of each kernel of ours over what is promised."""
+    rows = [r for r in result["results"] if family(r["peer"]) == OURS and "of_promise" in r]
+    return {f"{label(r)}, {r['peer']}": r["of_promise"] for r in rows}
+
+
 def floor(where: Callable[[Row], bool]) -> Callable[[Result], Values]:
     """The fraction of the measured limits that we reach, in every mode."""
 
@@ -207,6 +213,7 @@ TARGETS = (
         "over FlashRNN's fused kernel, H >= 256", "cuda", None,
         over("flashrnn", lambda r: r["hidden_size"] >= 256), at_least=4,
     ),
+    Target("errors over their promise", "cuda", None, errors, at_most=1),
     Target(
         "a streamed step, of the time of a launch", "cuda", None,
         floor(lambda r: r["mode"] == "stream"), at_least=1 / 1.3,

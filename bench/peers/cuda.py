@@ -1,10 +1,10 @@
-"""The peers on a GPU by name, ours first. Each is an object with
+"""The peers on a GPU by name, ours first.
 
-missing() -> str              why it cannot be measured here; empty if it can
-version() -> str
-refusal(data) -> str          why it does not take the problem on; empty if it does
-setup(data)                   a run, with `call()`, which is timed, and `output()`, a dict of tensors
-promise                       times our own promise that its errors may be
+A peer is an object with
+    missing() -> str              why it cannot be measured here; empty if it can
+    version() -> str
+    refusal(data) -> str          why it does not take the problem on; empty if it does
+    setup(data)                   a run, with `call()`, which is timed, and `output()`, a dict of tensors
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ def finished(run: Any) -> Tensors:
 
 class Fused:
     """fusedrnn.functional, on the kernel that a call takes by itself, or on one that is named."""
-
-    promise = 1.0
 
     def __init__(self, kernel: str | None = None) -> None:
         self.kernel = kernel
@@ -118,8 +116,6 @@ def streamed(run: Any) -> Tensors:
 class Torch:
     """torch.nn with explicit dtypes; what it runs is cuDNN's choice."""
 
-    promise = 10.0  # cuDNN keeps c in 16 bits
-
     def missing(self) -> str:
         """Nothing."""
         return ""
@@ -142,7 +138,9 @@ class TorchRun:
 
     def __init__(self, data: Data) -> None:
         self.data = data
-        self.tf32 = data.problem.precision == "tf32"
+        # For the process: all runs that take turns have one precision.
+        tf32 = data.problem.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         self.module = layer(data.problem, device=data.device, dtype=data.dtype)
         self.module.load_state_dict(data.weights)
         self.x = data.x[:1].contiguous() if data.mode == "stream" else data.x.clone()
@@ -151,7 +149,6 @@ class TorchRun:
 
     def call(self) -> None:
         """What is timed."""
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
         if self.data.mode != "training":
             with torch.inference_mode():
                 self.y, self.state = self.module(self.x, self.state if self.data.mode == "stream" else None)
@@ -172,8 +169,6 @@ class TorchRun:
 
 class Foreign:
     """A library of recurrent layers on torch's tensors, with autograd."""
-
-    promise = 10.0
 
     def __init__(self, distribution: str, needed: str, run: type[ForeignRun]) -> None:
         self.distribution, self.needed, self.run = distribution, needed, run
@@ -220,7 +215,6 @@ class ForeignRun:
         self.data, self.training = data, data.mode == "training"
         self.x = data.x.clone().requires_grad_(self.training)
         self.params = [w.clone().requires_grad_(self.training) for w in data.weights.values()]
-        torch.backends.cuda.matmul.allow_tf32 = data.problem.precision == "tf32"
 
     def layer(self) -> torch.Tensor:
         """y (T, B, H)."""
