@@ -22,6 +22,11 @@ def layer(problem: CudaProblem, **options: Any) -> Any:
     return kind(problem.input_size, problem.hidden_size, **options)
 
 
+def set_tf32(allowed: bool) -> None:
+    """Say for the process, whose runs take turns, whether torch multiplies float32 in TF32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 class Data:
     """x (T, B, I) or of a stream (STREAMED, B, I), dy (T, B, H) and the parameters; made on the device."""
 

@@ -19,6 +19,7 @@ import json
 import random
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,16 @@ def tiny(device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]
 PARTS = {"repeats": repeats, "long": long, "tiny": tiny}
 
 
+def until_broken(part: str, device: Device, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The cases of a part; an exception is the last."""
+    try:
+        yield from PARTS[part](device, options)
+    except Exception as error:  # whatever a kernel did to the device
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error}"
+        yield {"part": part, "kernel": options.kernels[0], "failed": text[:500]}
+
+
 def main() -> None:
     """Run the parts; print and store each case."""
     parser = argparse.ArgumentParser(
@@ -179,12 +190,13 @@ def main() -> None:
     # Kernels may be run in processes of their own: the device is lost to a process in which one has failed.
     before = json.loads(path.read_text())["cases"] if path.exists() else []
     kept = [c for c in before if c["part"] not in options.parts or c["kernel"] not in options.kernels]
+    found = device.describe()
     cases: list[dict[str, Any]] = []
     for part in options.parts:
-        for case in PARTS[part](device, options):
+        for case in until_broken(part, device, options):
             print(f"{'FAIL' if case['failed'] else 'pass'}  {case}", flush=True)
             cases.append(case)
-            path.write_text(json.dumps({"device": device.describe(), "cases": kept + cases}, indent=1) + "\n")
+            path.write_text(json.dumps({"device": found, "cases": kept + cases}, indent=1) + "\n")
     failed = sum(bool(case["failed"]) for case in cases)
     print(f"{len(cases)} cases, {failed} failed")
     sys.exit(1 if failed or not cases else 0)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ LEAST_S = 5.0  # left for a process to be worth its start
 OUT_OF_TIME = "out of time"
 DEFAULT_PEERS = ("fusedrnn", "torch")  # others are measured where they are named
 WRONG = 10.0  # times the promised error: not another rounding but another result, and not timed
+EXPECTED = "float64"  # stands for a peer where what to expect cannot be computed
+QUERY_S = 20.0  # between questions to nvidia-smi, each of which takes a while
 SETTLE_S = 0.0  # nothing of one peer runs on when another's turn comes
 
 
@@ -39,14 +41,16 @@ def run(arguments: Namespace) -> None:
     empty: dict[str, Any] = {"results": [], "failures": [], "finished": [], "features": {}}
     machine = {"threads": arguments.threads}
     write(path, {"suite": "cuda", "machine": machine, "limits": costs(arguments.device), **empty})
-    while time.time() < end - LEAST_S:
+    no_start = ""
+    while time.time() < end - LEAST_S and not no_start:
         mark.write_text("{}")
         problem = supervise(worker_command(arguments, path, end), mark, end)
         if problem in ("", OUT_OF_TIME):
             break
         failure = {**json.loads(mark.read_text()), "error": problem}
         if "peer" not in failure:
-            raise SystemExit(f"cuda: expected a device and peers that can be imported; {problem}")
+            no_start = problem
+            continue
         print(f"FAILED  {failure}", flush=True)
         result = json.loads(path.read_text())
         result["failures"].append(failure)
@@ -55,6 +59,8 @@ def run(arguments: Namespace) -> None:
     result = json.loads(path.read_text())
     result["targets"] = targets.evaluate(result)
     report.save(result, stem)
+    if no_start:
+        raise SystemExit(f"cuda: expected a device and peers to compare with; {no_start}")
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
@@ -105,15 +111,16 @@ def costs(device: str) -> dict[str, float]:
         code = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ("80", "90a")]
         include = ["-Xcompiler", "-iquote", "-Xcompiler", str(here.parent / "cuda")]
         build = [nvcc, "-std=c++20", "-O2", *code, *include, str(here / "cuda_costs.cu"), "-o", program]
+        said = Path(folder) / "said"
         try:
             subprocess.run(build, check=True, timeout=180)
-            done = subprocess.run([program], capture_output=True, text=True, timeout=120)
-        except subprocess.SubprocessError as error:
+            with said.open("w") as stdout:
+                subprocess.run([program], check=True, stdout=stdout, timeout=120)
+        except (OSError, subprocess.SubprocessError) as error:
             print(f"cuda_costs: {error}")
-            return {}
-    print(done.stderr, end="")
+        text = said.read_text().rstrip() if said.exists() else ""
     # What came before an error counts.
-    found: dict[str, float] = json.loads((done.stdout or "{") + ("}" if done.returncode else ""))
+    found: dict[str, float] = json.loads(text if text.endswith("}") else (text or "{") + "}")
     for name, value in found.items():
         print(f"{name}: {value:g}")
     return found
@@ -140,6 +147,10 @@ class Worker:
         missing = {name: CUDA_PEERS[name].missing() for name in named}
         self.peers = {name: CUDA_PEERS[name] for name in named if not missing[name]}
         self.result["missing"] = {name: reason for name, reason in missing.items() if reason}
+        self.queried = time.time()
+        if len(self.families(self.peers)) < min(2, len(self.families(named))):
+            write(self.path, self.result)
+            raise SystemExit(f"nothing to compare with: {self.result['missing']}")
         self.result["machine"] = {
             **report.machine(self.result["machine"]["threads"], self.peers),
             "device": self.device.describe(),
@@ -162,25 +173,33 @@ class Worker:
             if name not in self.result["finished"]:
                 self.measure(problem, mode, name)
                 self.result["finished"].append(name)
-                self.result["machine"]["device after"] = query() if self.device.is_gpu else {}
+                if self.device.is_gpu and time.time() > self.queried + QUERY_S:
+                    self.result["machine"]["device after"] = query()
+                    self.queried = time.time()
                 write(self.path, self.result)
 
     def measure(self, problem: Any, mode: str, name: str) -> None:
         """One comparison: every peer's results against float64, then the times of those that are right."""
         import harness
-        from cuda_data import Data
+        from cuda_data import Data, set_tf32
 
         failed = {p for f in self.result["failures"] if f["of"] == name for p in f["peer"].split(", ")}
-        data = Data(problem, mode, self.device.torch)
+        if EXPECTED in failed:
+            return
+        set_tf32(problem.precision == "tf32")
+        data = self.attempt(name, EXPECTED, Data, problem, mode, self.device.torch)
+        if data is None:
+            return
         able = [
             p
             for p in self.peers
             if p not in failed and self.attempt(name, p, self.peers[p].refusal, data) == ""
         ]
-        families = [{targets.family(p) for p in peers} for peers in (self.peers, able)]
-        if len(families[0]) > 1 and len(families[1]) == 1:
+        if len(self.families(able)) < min(2, len(self.families(self.peers))):
             return  # nothing to compare with
-        expected = data.expected()
+        expected = self.attempt(name, EXPECTED, data.expected)
+        if expected is None:
+            return
         runs, notes = {}, {}
         for peer_name in able:
             checked = self.attempt(name, peer_name, self.checked, self.peers[peer_name], data, expected)
@@ -216,7 +235,9 @@ class Worker:
         """What a call of a peer returns, or None where it fails."""
         self.mark(of=name, peer=peer)
         try:
-            return call(*arguments)
+            result = call(*arguments)
+            self.device.synchronize()  # what goes wrong in it is not the next call's
+            return result
         except Exception as error:  # of any library; the measurement goes on without it
             failure = {"of": name, "peer": peer, "error": f"{type(error).__name__}: {error}"[:500]}
             print(f"FAILED  {failure}", flush=True)
@@ -224,6 +245,11 @@ class Worker:
             write(self.path, self.result)
             self.device.synchronize()  # raises if the device is lost: then this process is, too
             return None
+
+    @staticmethod
+    def families(peers: Iterable[str]) -> set[str]:
+        """Ours and those of others."""
+        return {targets.family(peer) for peer in peers}
 
     def mark(self, **what: str) -> None:
         """Say what is done now: if it is the last thing, it was this."""

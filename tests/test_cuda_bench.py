@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def test_the_grid_times_each_kernel_beside_torch(tmp_path: Path) -> None:
     assert cases["bf16, tf32 and ieee over torch"] == 8  # 2 cells, 2 precisions, 2 modes
     assert cases["errors over their promise"] == sum(row["peer"] != "torch" for row in rows)
     assert (tmp_path / "cuda-emulated.txt").read_text().count("\n") > len(rows)
-    pytest.importorskip("matplotlib")
+    if importlib.util.find_spec("matplotlib") is None:
+        return
     picture = tmp_path / "picture.svg"
     script("plot.py", str(tmp_path / "cuda-emulated.json"), str(picture))
     assert "tf32" in picture.read_text() or picture.stat().st_size > 10_000
@@ -104,6 +106,50 @@ def test_peers_that_are_missing_or_broken_cost_one_entry(
     assert wrong == "ArithmeticError: expected errors of at most 10 times the promise, got {'y': 1.0}"
     assert died == "the process ended with 3"
     assert [(row["mode"], row["peer"]) for row in result["results"]] == [("forward", "fusedrnn")] * 2
+
+
+@needs_emulator
+def test_peers_of_which_none_is_there_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "flashrnn.py").write_text("raise ImportError('left out')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    arguments = ["--suite", "cuda", "--device", "emulated", "--peers", "fusedrnn", "flashrnn"]
+    command = [sys.executable, str(BENCH / "run.py"), *arguments, "--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 1
+    assert "nothing to compare with: {'flashrnn': 'ImportError: left out'}" in run.stderr
+    result = json.loads((tmp_path / "cuda-emulated-peers.json").read_text())
+    assert (result["results"], result["missing"]) == ([], {"flashrnn": "ImportError: left out"})
+
+
+@needs_emulator
+def test_a_shape_whose_float64_fails_costs_one_entry(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, data = module("cuda_suite"), module("cuda_data")
+    path = tmp_path / "cuda.json"
+    empty: dict[str, Any] = {"limits": {}, "results": [], "failures": [], "finished": []}
+    path.write_text(json.dumps({"machine": {"threads": 1}, **empty}))
+    real = data.Data.expected
+
+    def expected(self: Any) -> Any:
+        if self.mode == "training":
+            raise MemoryError("no room")
+        return real(self)
+
+    monkeypatch.setattr(data.Data, "expected", expected)
+    settings = {
+        "path": str(path), "end": time.time() + 60, "device": "emulated", "peers": None, "cells": ["lstm"],
+        "modes": ["forward", "training"], "rounds": 3, "sample_s": 1e-4, "budget_s": 0.1,
+    }  # fmt: skip
+    suite.Worker(settings).run()
+    result = json.loads(path.read_text())
+    failed = [(f["of"].split()[1], f["peer"], f["error"]) for f in result["failures"]]
+    assert failed == [("training", "float64", "MemoryError: no room")] * 2
+    assert {row["mode"] for row in result["results"]} == {"forward"}
+    assert len(result["finished"]) == 4
 
 
 @needs_emulator
@@ -195,8 +241,12 @@ def test_stages_go_on_after_one_that_fails(
     everything = module("cuda_all")
     for commands in everything.stages(tmp_path).values():
         for seconds, command in commands:
-            assert seconds <= 500
+            assert (
+                everything.LEAST_S + everything.CLOSING_S * (everything.TOTAL_S in command) <= seconds <= 500
+            )
             assert all(Path(part).exists() for part in command if part.endswith(".py"))
+    monkeypatch.setattr(everything, "LEAST_S", 0.1)
+    monkeypatch.setattr(everything, "CLOSING_S", 0.0)
     python = sys.executable
     monkeypatch.setattr(
         everything,
@@ -204,6 +254,7 @@ def test_stages_go_on_after_one_that_fails(
         lambda out: {
             "build": [(20.0, [str(tmp_path / "no-such-command")]), (20.0, [python, "-c", "print('seen')"])],
             "grid": [(0.5, [python, "-c", "import time; time.sleep(60)"])],
+            "peers": [(60.0, [python, "-c", "import sys; print(sys.argv[1])", everything.TOTAL_S])],
         },
     )
     monkeypatch.setattr(sys, "argv", ["cuda_all.py", "--out", str(tmp_path)])
@@ -211,10 +262,19 @@ def test_stages_go_on_after_one_that_fails(
         everything.main()
     assert ended.value.code
     entries = json.loads((tmp_path / "cuda-all.json").read_text())
-    assert [entry["stage"] for entry in entries] == ["build", "build", "grid"]
+    assert [entry["stage"] for entry in entries] == ["build", "build", "grid", "peers"]
     assert "No such file" in entries[0]["status"]
-    assert [entry["status"] for entry in entries[1:]] == [0, "stopped after 0.5 s"]
-    assert entries[1]["said"] == "seen"
+    assert [entry["status"] for entry in entries[1:]] == [0, "stopped after 0.5 s", 0]
+    assert [entry["said"] for entry in entries[1::2]] == ["seen", "60"]
+    monkeypatch.setattr(sys, "argv", ["cuda_all.py", "peers", "--out", str(tmp_path), "--total-s", "0.05"])
+    with pytest.raises(SystemExit, match="True"):
+        everything.main()
+    monkeypatch.setattr(sys, "argv", ["cuda_all.py", "peers", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        everything.main()
+    assert not ended.value.code  # whatever came before
+    entries = json.loads((tmp_path / "cuda-all.json").read_text())
+    assert [entry["status"] for entry in entries[4:]] == ["left out: out of time", 0]
 
 
 def test_targets_of_a_gpu_compare_within_a_precision(module: Any) -> None:
@@ -242,7 +302,7 @@ def test_targets_of_a_gpu_compare_within_a_precision(module: Any) -> None:
 
 @needs_emulator  # of the builds that are tested, one is enough
 def test_the_costs_compile(tmp_path: Path) -> None:
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not Path(nvcc).exists():
         pytest.skip("needs nvcc")
     target = ["-std=c++20", "-O1", "-gencode=arch=compute_90a,code=sm_90a", "--Werror=all-warnings", "-cubin"]

@@ -138,9 +138,6 @@ class TorchRun:
 
     def __init__(self, data: Data) -> None:
         self.data = data
-        # For the process: all runs that take turns have one precision.
-        tf32 = data.problem.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         self.module = layer(data.problem, device=data.device, dtype=data.dtype)
         self.module.load_state_dict(data.weights)
         self.x = data.x[:1].contiguous() if data.mode == "stream" else data.x.clone()
@@ -179,7 +176,10 @@ class Foreign:
 
     def version(self) -> str:
         """Version of what is installed."""
-        return importlib.metadata.version(self.distribution)
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown"  # a folder of sources on the path
 
     def refusal(self, data: Data) -> str:
         """Of cells, precisions and modes that it lacks."""
