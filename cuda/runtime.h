@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #ifdef FUSEDRNN_CUDA_EMULATOR
+#include "emulator/config.h"
 #include "emulator/launch.h"
 #endif
 
@@ -71,7 +72,9 @@ void synchronize(Stream stream);
 #ifdef FUSEDRNN_CUDA_EMULATOR
 
 template <class... P>
-void launch(void (*kernel)(P...), const Shape& shape, Stream, const std::type_identity_t<P>&... arguments) {
+void launch(void (*kernel)(P...), const Shape& shape, Stream stream,
+            const std::type_identity_t<P>&... arguments) {
+    emulator::note_stream(stream);
     auto body = [&] { kernel(arguments...); };
     const emulator::Body erased{[](void* p) { (*static_cast<decltype(body)*>(p))(); }, &body};
     emulator::launch(erased, shape, (sizeof(P) + ... + 0));

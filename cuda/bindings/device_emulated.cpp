@@ -1,6 +1,8 @@
 // The emulated build's device: this process's own memory, where what is asked for has happened on return.
 #include <algorithm>
 #include <mutex>
+#include <set>
+#include <utility>
 
 #include "cuda/bindings/bindings.h"
 #include "cuda/bindings/device.h"
@@ -9,7 +11,8 @@
 namespace fusedrnn::cuda {
 namespace {
 
-std::mutex one_call;
+std::mutex one_call, one_order;
+std::set<std::pair<StreamNumber, StreamNumber>> orders;
 
 }  // namespace
 
@@ -27,7 +30,10 @@ dlpack::Device exported_device(int) { return {dlpack::kCpu, 0}; }
 
 int device_of(const void*) { return 0; }
 
-void order_streams(int, StreamNumber, StreamNumber) {}
+void order_streams(int, StreamNumber waiting, StreamNumber done) {
+    const std::lock_guard<std::mutex> lock(one_order);
+    if (waiting != done) orders.emplace(waiting, done);
+}
 
 CurrentDevice::CurrentDevice(int device) : before_(device) {}
 CurrentDevice::~CurrentDevice() { static_cast<void>(before_); }
@@ -69,6 +75,21 @@ void bind_emulator(pybind11::module_& m) {
         pybind11::arg("architecture") = emulator::Config().architecture,
         pybind11::arg("processors") = emulator::Config().resident_blocks,
         "Choose the device that later calls run on; without arguments, the one there was at first.");
+    m.def(
+        "take_streams",
+        [] {
+            const std::scoped_lock lock(one_call, one_order);
+            pybind11::set used, ordered;
+            for (const void* stream : emulator::take_streams()) {
+                used.add(reinterpret_cast<StreamNumber>(stream));
+            }
+            for (const auto& [waiting, done] : std::exchange(orders, {})) {
+                ordered.add(pybind11::make_tuple(waiting, done));
+            }
+            return pybind11::make_tuple(used, ordered);
+        },
+        "Return the streams that calls have worked in since the last question, and the pairs (waiting, done) "
+        "that were ordered.");
 }
 
 }  // namespace fusedrnn::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -66,6 +67,11 @@ const Config& config();
 
 // Where kernels have called these operations since set_config(): each of them is one to leave out.
 const std::vector<CallSite>& call_sites();
+
+// The streams that launches, copies and fills were given since the last question. Nothing waits for them here,
+// but a GPU would.
+std::set<const void*> take_streams();
+void note_stream(const void* stream);
 
 // Memory that kernels may use though allocate() did not make it.
 void register_memory(const void* p, std::size_t bytes);

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "config.h"
 #include "memory.h"
@@ -13,6 +14,8 @@ namespace {
 
 constexpr int kErrorInvalidValue = 1;  // CUDA's cudaErrorInvalidValue
 constexpr int kErrorInvalidDevice = 101;
+
+std::set<const void*> streams;
 
 }  // namespace
 
@@ -46,17 +49,22 @@ void free(void* p, Stream) {
     std::free(p);
 }
 
-void copy(void* to, const void* from, std::size_t bytes, Stream) {
+void copy(void* to, const void* from, std::size_t bytes, Stream stream) {
+    emulator::note_stream(stream);
     if (bytes > 0) std::memmove(to, from, bytes);
 }
 
-void fill(void* p, int byte, std::size_t bytes, Stream) {
+void fill(void* p, int byte, std::size_t bytes, Stream stream) {
+    emulator::note_stream(stream);
     if (bytes > 0) std::memset(p, byte, bytes);
 }
 
 void synchronize(Stream) {}
 
 namespace emulator {
+
+std::set<const void*> take_streams() { return std::exchange(streams, {}); }
+void note_stream(const void* stream) { streams.insert(stream); }
 
 void register_memory(const void* p, std::size_t bytes) { add_allocation(p, bytes); }
 void unregister_memory(const void* p) { remove_allocation(p); }
