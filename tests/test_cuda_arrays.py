@@ -7,116 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable
+import os
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 from cuda_support import MODULE, needs_emulator
+from producers import CPU, CUDA, WITHOUT, Interface, OldProducer, Producer, capsule_name, new_capsule
 
-import fusedrnn as fr
 from fusedrnn.cuda.libraries import is_device_array
 
 pytestmark = needs_emulator
 cuda: Any = MODULE
-
-CPU, CUDA = 1, 2
-
-
-# Capsules made by hand --------------------------------------------------------------------------------------
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class Managed(ctypes.Structure):
-    _fields_ = (("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
-
-
-class Versioned(ctypes.Structure):
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("context", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("tensor", Tensor),
-    )
-
-
-_new = ctypes.pythonapi.PyCapsule_New
-_new.restype, _new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-_name = ctypes.pythonapi.PyCapsule_GetName
-_name.restype, _name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-
-
-class Producer:
-    """An array that hands out one capsule, made from `array` and changed by `changes`."""
-
-    def __init__(
-        self, array: Any, *, versioned: bool = True, flags: int = 0, major: int = 1, **changes: Any
-    ) -> None:
-        self.array = np.ascontiguousarray(array)
-        self.deleted = 0
-        self.asked: list[dict[str, Any]] = []
-        self.shape = self.array.shape
-        self._shape = (ctypes.c_int64 * self.array.ndim)(*self.array.shape)
-        code = {"f": 2, "i": 0, "u": 1, "b": 6}[self.array.dtype.kind]
-        values = {
-            "data": self.array.ctypes.data,
-            "device_type": CPU,
-            "device_id": 0,
-            "ndim": self.array.ndim,
-            "code": code,
-            "bits": 8 * self.array.itemsize,
-            "lanes": 1,
-            "shape": ctypes.cast(self._shape, ctypes.POINTER(ctypes.c_int64)),
-            "strides": None,
-            "byte_offset": 0,
-        }
-        tensor = Tensor(**{**values, **changes})
-        self.device = (tensor.device_type, tensor.device_id)
-        self._deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._delete)
-        address = ctypes.cast(self._deleter, ctypes.c_void_p)
-        if versioned:
-            self.managed: Any = Versioned(major, 0, None, address, flags, tensor)
-        else:
-            self.managed = Managed(tensor, None, address)
-        name = b"dltensor_versioned" if versioned else b"dltensor"
-        self.capsule = _new(ctypes.addressof(self.managed), name, None)
-        self._keep_name = name
-
-    def _delete(self, _: int) -> None:
-        self.deleted += 1
-
-    def __dlpack__(self, **options: Any) -> Any:
-        self.asked.append(options)
-        return self.capsule
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.device
-
-
-class OldProducer(Producer):
-    """From before max_version."""
-
-    def __init__(self, array: Any, **changes: Any) -> None:
-        super().__init__(array, versioned=False, **changes)
-
-    def __dlpack__(self, stream: Any = None) -> Any:  # type: ignore[override]
-        return self.capsule
 
 
 VALUES = np.arange(12.0, dtype=np.float32).reshape(3, 4)
@@ -127,7 +30,7 @@ def test_capsule_is_owned_until_the_last_use(versioned: bool) -> None:
     producer = Producer(VALUES, versioned=versioned)
     array = cuda.view(producer)
     used = b"used_dltensor_versioned" if versioned else b"used_dltensor"
-    assert _name(producer.capsule) == used
+    assert capsule_name(producer.capsule) == used
     assert (array.shape, array.strides, array.dtype, array.device) == ((3, 4), (4, 1), "float32", 0)
     assert array.nbytes == VALUES.nbytes and array.ndim == 2 and not array.read_only
     again = np.from_dlpack(array)
@@ -152,11 +55,11 @@ def test_a_used_capsule_is_refused() -> None:
 
 
 def test_other_capsules_are_refused() -> None:
-    stray = _new(1, b"something", None)
+    stray = new_capsule(1, b"something", None)
     with pytest.raises(ValueError, match=r"got one named 'something'"):
         cuda.from_capsule(stray)
     with pytest.raises(ValueError, match=r"got one named ''"):
-        cuda.from_capsule(_new(1, None, None))
+        cuda.from_capsule(new_capsule(1, None, None))
     with pytest.raises(TypeError, match=r"capsule: expected a DLPack capsule, got ndarray|got numpy.ndarray"):
         cuda.from_capsule(VALUES)
 
@@ -305,10 +208,10 @@ def test_transposed_views_keep_their_strides() -> None:
 
 def test_capsules_by_version() -> None:
     array = cuda.view(VALUES.copy())
-    assert _name(array.__dlpack__()) == b"dltensor"
-    assert _name(array.__dlpack__(max_version=(0, 8))) == b"dltensor"
-    assert _name(array.__dlpack__(max_version=(1, 0))) == b"dltensor_versioned"
-    assert _name(array.__dlpack__(dl_device=(CPU, 0), copy=False)) == b"dltensor"
+    assert capsule_name(array.__dlpack__()) == b"dltensor"
+    assert capsule_name(array.__dlpack__(max_version=(0, 8))) == b"dltensor"
+    assert capsule_name(array.__dlpack__(max_version=(1, 0))) == b"dltensor_versioned"
+    assert capsule_name(array.__dlpack__(dl_device=(CPU, 0), copy=False)) == b"dltensor"
 
 
 def test_a_capsule_nobody_takes_frees_its_array() -> None:
@@ -318,6 +221,17 @@ def test_a_capsule_nobody_takes_frees_its_array() -> None:
         assert producer.deleted == 0
         del capsule
         assert producer.deleted == 1
+
+
+def test_memory_is_given_back() -> None:
+    def resident() -> int:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    size, before = 2**25, resident()
+    for _ in range(10):
+        cuda.empty([size], "uint8")
+    assert resident() - before < 4 * size
 
 
 def test_refused_exports() -> None:
@@ -353,27 +267,6 @@ def test_memory_that_is_not_there() -> None:
 # __cuda_array_interface__ -----------------------------------------------------------------------------------
 
 
-WITHOUT = object()
-
-
-class Interface:
-    """An object that only has the interface, with `changes` (WITHOUT: without that entry)."""
-
-    def __init__(self, array: Any, **changes: Any) -> None:
-        self.array = array
-        self.shape = array.shape
-        values = {
-            "shape": array.shape,
-            "typestr": array.dtype.str,
-            "data": (array.ctypes.data, False),
-            "version": 3,
-            **changes,
-        }
-        self.__cuda_array_interface__ = {
-            name: value for name, value in values.items() if value is not WITHOUT
-        }
-
-
 def test_interface_is_read() -> None:
     array = cuda.view(Interface(VALUES))
     np.testing.assert_array_equal(np.asarray(array), VALUES)
@@ -385,6 +278,20 @@ def test_interface_is_read() -> None:
     empty = cuda.view(Interface(VALUES[:0], data=(0, False), stream=None, mask=None, descr=[("", "<f4")]))
     assert empty.shape == (0, 4)
     assert cuda.view(Interface(np.ones(2, bool), stream=2)).dtype == "bool"
+
+
+def test_interface_is_owned_until_the_last_use() -> None:
+    given = Interface(VALUES.copy())
+    gone = weakref.ref(given)
+    array = cuda.view(given)
+    again = np.from_dlpack(array)
+    del given, array
+    gc.collect()
+    assert gone() is not None
+    np.testing.assert_array_equal(again, VALUES)
+    del again
+    gc.collect()
+    assert gone() is None
 
 
 BAD_INTERFACES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -423,183 +330,3 @@ def test_interface_that_is_no_dict() -> None:
     broken.__cuda_array_interface__ = 5  # type: ignore[assignment]
     with pytest.raises(TypeError, match=r"array: expected a dict in __cuda_array_interface__, got int"):
         cuda.view(broken)
-
-
-# Whole calls ------------------------------------------------------------------------------------------------
-
-
-def calls() -> tuple[Any, list[Any]]:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, 2, 4)).astype(np.float32)
-    return x, [rng.normal(size=shape).astype(np.float32) for shape in ((20, 4), (20, 5), (20,), (20,))]
-
-
-def test_objects_with_the_interface_alone() -> None:
-    x, params = calls()
-    want, _, _ = fr.functional.forward("lstm", x, params)
-    y, (_, c), tape = fr.functional.forward("lstm", Interface(x), [Interface(p) for p in params])
-    assert isinstance(y, cuda.Array)
-    np.testing.assert_allclose(np.asarray(y), want, atol=1e-6)
-    grads = fr.functional.backward(tape, y, (None, c))
-    assert isinstance(grads.x, cuda.Array)
-
-
-def test_arrays_on_different_devices() -> None:
-    x, params = calls()
-    here = {"device_type": CUDA, "device_id": 0}
-    given: list[Any] = [Producer(p, **here) for p in params]
-    given[1] = Producer(params[1], device_type=CUDA, device_id=1)
-    with pytest.raises(RuntimeError, match=r"weight_hh: expected an array on cuda:0 as x, got one on cuda:1"):
-        fr.functional.forward("lstm", Producer(x, **here), given)
-    assert all(producer.deleted == 1 for producer in given[:2])
-
-
-def test_a_failed_call_leaves_the_module_usable() -> None:
-    x, params = calls()
-    there = {"device_type": CUDA, "device_id": 1}
-    with pytest.raises(fr.cuda.Error, match=r"there is one device, 0") as caught:
-        fr.functional.forward("lstm", Producer(x, **there), [Producer(p, **there) for p in params])
-    assert (caught.value.code, caught.value.place) == (101, "set_device")
-    assert "code 101" in str(caught.value)
-    test_objects_with_the_interface_alone()
-
-
-def test_memory_for_a_call_that_is_not_there() -> None:
-    x, params = calls()
-
-    def empty(shape: tuple[int, ...], dtype: str) -> Any:
-        if dtype == "uint8":
-            raise MemoryError("no room")
-        return np.empty(shape, dtype)
-
-    with pytest.raises(MemoryError, match=r"no room"):
-        cuda.forward("lstm", x, (*params, None), empty=empty)
-    test_objects_with_the_interface_alone()
-
-
-STATE = np.zeros((2, 5), np.float32)
-
-BAD_CALLS: dict[str, tuple[Callable[[Any, list[Any]], dict[str, Any]], type[Exception], str]] = {
-    "out_read_only": (
-        lambda x, p: {"out": Producer(np.zeros((3, 2, 5), np.float32), flags=1)},
-        ValueError,
-        "out: expected a writable array, got a read-only one",
-    ),
-    "out_overlap": (
-        lambda x, p: {"out": p[1][:6].reshape(3, 2, 5), "x": p[1][1:7, :4].reshape(3, 2, 4)},
-        ValueError,
-        "out",
-    ),
-    "out_shape": (
-        lambda x, p: {"out": np.zeros((3, 2, 4), np.float32)},
-        ValueError,
-        r"out: expected shape \(T, B, H\)",
-    ),
-    "out_stride": (
-        lambda x, p: {"out": np.zeros((3, 2, 10), np.float32)[..., ::2]},
-        ValueError,
-        r"out: expected unit stride in the last axis, got strides \(20, 10, 2\) in elements",
-    ),
-    "out_dtype": (
-        lambda x, p: {"out": np.zeros((3, 2, 5))},
-        TypeError,
-        "out: expected dtype float32 as x, got float64",
-    ),
-    "state_out": (
-        lambda x, p: {"state_out": (np.zeros((2, 5), np.float32),)},
-        ValueError,
-        "state_out: expected a tuple of 2",
-    ),
-    "state_out_same": (
-        lambda x, p: {"state_out": (STATE, STATE)},
-        ValueError,
-        r"state_out\[1\]: .*overlap with state_out\[0\]",
-    ),
-    "x_stride": (
-        lambda x, p: {"x": np.zeros((3, 2, 8), np.float32)[..., ::2]},
-        ValueError,
-        "x: expected unit stride",
-    ),
-    "x_rank": (lambda x, p: {"x": x[0]}, ValueError, r"x: expected shape \(T, B, I\), got \(2, 4\)"),
-    "x_dtype": (lambda x, p: {"x": x.astype(np.int64)}, TypeError, "x: expected dtype float32, .*got int64"),
-    "x_misaligned": (
-        lambda x, p: {"x": np.frombuffer(bytes(97), np.uint8)[1:].view(np.float32).reshape(3, 2, 4)},
-        ValueError,
-        "x: expected data aligned to its 4-byte elements, got a misaligned array",
-    ),
-    "weight_none": (
-        lambda x, p: {"params": (p[0], None, None, None, None)},
-        TypeError,
-        "weight_hh: expected an array .*got None",
-    ),
-    "weight_rows": (
-        lambda x, p: {"params": (p[0][:18], p[1], None, None, None)},
-        ValueError,
-        "weight_ih: .*4\\*H",
-    ),
-    "weight_hr": (
-        lambda x, p: {"cell": "gru", "params": (p[0][:15], p[1][:15], None, None, p[1][:3])},
-        ValueError,
-        "weight_hr: expected None",
-    ),
-    "cell": (
-        lambda x, p: {"cell": "lstn"},
-        ValueError,
-        "cell: expected one of lstm, gru, rnn_tanh, rnn_relu, got 'lstn'",
-    ),
-    "mode": (
-        lambda x, p: {"float32_mode": "half"},
-        ValueError,
-        "float32_mode: expected ieee, tf32 or tf32x3, got 'half'",
-    ),
-    "state_shape": (
-        lambda x, p: {"state": (np.zeros((2, 4), np.float32), None)},
-        ValueError,
-        r"state\[0\]: expected shape \(B, H\) = \(2, 5\)",
-    ),
-    "resets_dtype": (
-        lambda x, p: {"resets": np.zeros((3, 2), np.uint8)},
-        TypeError,
-        "resets: expected dtype bool beside x of float32, got uint8",
-    ),
-    "resets_shape": (lambda x, p: {"resets": np.zeros((2, 2), bool)}, ValueError, "resets"),
-    "reset_state": (
-        lambda x, p: {"reset_state": (np.zeros(4, np.float32), None)},
-        ValueError,
-        r"reset_state\[0\]",
-    ),
-    "lengths": (lambda x, p: {"lengths": np.array([4, 1])}, ValueError, "lengths: expected values in"),
-    "save": (lambda x, p: {"save": 1}, TypeError, "save"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_CALLS)
-def test_bad_calls_are_refused_before_anything_is_written(name: str) -> None:
-    change, kind, text = BAD_CALLS[name]
-    x, params = calls()
-    arguments: dict[str, Any] = {"cell": "lstm", "x": x, "params": (*params, None), **change(x, params)}
-    with pytest.raises(kind, match=text):
-        cuda.forward(empty=lambda *_: pytest.fail("memory was asked for"), **arguments)
-
-
-def test_lengths_on_a_device_are_refused() -> None:
-    x, params = calls()
-    lengths = Producer(np.array([1, 2]), device_type=CUDA)
-    with pytest.raises(RuntimeError, match=r"lengths: expected an array in host memory"):
-        fr.functional.forward("lstm", Interface(x), [Interface(p) for p in params], lengths=lengths)  # type: ignore[arg-type]
-
-
-def test_recompute_is_refused() -> None:
-    x, params = calls()
-    with pytest.raises(ValueError, match=r"recompute: expected False on a GPU"):
-        fr.functional.forward("lstm", Interface(x), [Interface(p) for p in params], recompute=True)
-
-
-def test_kernels_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, params = calls()
-    given = (Interface(x), [Interface(p) for p in params])
-    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "step")
-    fr.functional.forward("lstm", *given)
-    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "nothing")
-    with pytest.raises(ValueError, match=r"FUSEDRNN_CUDA_KERNEL: expected .*step.*got nothing"):
-        fr.functional.forward("lstm", *given)

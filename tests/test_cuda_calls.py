@@ -1,0 +1,433 @@
+"""Whole calls of the compiled module: arrays of every kind in, and each wrong argument refused by name.
+
+On the emulated build, whose device memory is the host's: arrays here may claim any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_support import MODULE, needs_emulator
+from producers import CUDA, Interface, Producer
+
+import fusedrnn as fr
+
+pytestmark = needs_emulator
+cuda: Any = MODULE
+
+
+def calls() -> tuple[Any, list[Any]]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 2, 4)).astype(np.float32)
+    return x, [rng.normal(size=shape).astype(np.float32) for shape in ((20, 4), (20, 5), (20,), (20,))]
+
+
+def test_objects_with_the_interface_alone() -> None:
+    x, params = calls()
+    want, _, _ = fr.functional.forward("lstm", x, params)
+    y, (_, c), tape = fr.functional.forward("lstm", Interface(x), [Interface(p) for p in params])
+    assert isinstance(y, cuda.Array)
+    np.testing.assert_allclose(np.asarray(y), want, atol=1e-6)
+    grads = fr.functional.backward(tape, y, (None, c))
+    assert isinstance(grads.x, cuda.Array)
+
+
+def test_arrays_on_different_devices() -> None:
+    x, params = calls()
+    here = {"device_type": CUDA, "device_id": 0}
+    given: list[Any] = [Producer(p, **here) for p in params]
+    given[1] = Producer(params[1], device_type=CUDA, device_id=1)
+    with pytest.raises(RuntimeError, match=r"weight_hh: expected an array on cuda:0 as x, got one on cuda:1"):
+        fr.functional.forward("lstm", Producer(x, **here), given)
+    assert all(producer.deleted == 1 for producer in given[:2])
+
+
+def test_a_failed_call_leaves_the_module_usable() -> None:
+    x, params = calls()
+    there = {"device_type": CUDA, "device_id": 1}
+    with pytest.raises(fr.cuda.Error, match=r"there is one device, 0") as caught:
+        fr.functional.forward("lstm", Producer(x, **there), [Producer(p, **there) for p in params])
+    assert (caught.value.code, caught.value.place) == (101, "set_device")
+    assert "code 101" in str(caught.value)
+    test_objects_with_the_interface_alone()
+
+
+def test_memory_for_a_call_that_is_not_there() -> None:
+    x, params = calls()
+
+    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+        if dtype == "uint8":
+            raise MemoryError("no room")
+        return np.empty(shape, dtype)
+
+    with pytest.raises(MemoryError, match=r"no room"):
+        cuda.forward("lstm", x, (*params, None), empty=empty)
+    test_objects_with_the_interface_alone()
+
+
+STATE = np.zeros((2, 5), np.float32)
+
+BAD_CALLS: dict[str, tuple[Callable[[Any, list[Any]], dict[str, Any]], type[Exception], str]] = {
+    "out_read_only": (
+        lambda x, p: {"out": Producer(np.zeros((3, 2, 5), np.float32), flags=1)},
+        ValueError,
+        "out: expected a writable array, got a read-only one",
+    ),
+    "out_overlap": (
+        lambda x, p: {"out": p[1][:6].reshape(3, 2, 5), "x": p[1][1:7, :4].reshape(3, 2, 4)},
+        ValueError,
+        "out",
+    ),
+    "out_shape": (
+        lambda x, p: {"out": np.zeros((3, 2, 4), np.float32)},
+        ValueError,
+        r"out: expected shape \(T, B, H\)",
+    ),
+    "out_stride": (
+        lambda x, p: {"out": np.zeros((3, 2, 10), np.float32)[..., ::2]},
+        ValueError,
+        r"out: expected unit stride in the last axis, got strides \(20, 10, 2\) in elements",
+    ),
+    "out_dtype": (
+        lambda x, p: {"out": np.zeros((3, 2, 5))},
+        TypeError,
+        "out: expected dtype float32 as x, got float64",
+    ),
+    "state_out": (
+        lambda x, p: {"state_out": (np.zeros((2, 5), np.float32),)},
+        ValueError,
+        "state_out: expected a tuple of 2",
+    ),
+    "state_out_same": (
+        lambda x, p: {"state_out": (STATE, STATE)},
+        ValueError,
+        r"state_out\[1\]: .*overlap with state_out\[0\]",
+    ),
+    "x_stride": (
+        lambda x, p: {"x": np.zeros((3, 2, 8), np.float32)[..., ::2]},
+        ValueError,
+        "x: expected unit stride",
+    ),
+    "x_rank": (lambda x, p: {"x": x[0]}, ValueError, r"x: expected shape \(T, B, I\), got \(2, 4\)"),
+    "x_dtype": (lambda x, p: {"x": x.astype(np.int64)}, TypeError, "x: expected dtype float32, .*got int64"),
+    "x_misaligned": (
+        lambda x, p: {"x": np.frombuffer(bytes(97), np.uint8)[1:].view(np.float32).reshape(3, 2, 4)},
+        ValueError,
+        "x: expected data aligned to its 4-byte elements, got a misaligned array",
+    ),
+    "weight_none": (
+        lambda x, p: {"params": (p[0], None, None, None, None)},
+        TypeError,
+        "weight_hh: expected an array .*got None",
+    ),
+    "weight_rows": (
+        lambda x, p: {"params": (p[0][:18], p[1], None, None, None)},
+        ValueError,
+        "weight_ih: .*4\\*H",
+    ),
+    "weight_hr": (
+        lambda x, p: {"cell": "gru", "params": (p[0][:15], p[1][:15], None, None, p[1][:3])},
+        ValueError,
+        "weight_hr: expected None",
+    ),
+    "cell": (
+        lambda x, p: {"cell": "lstn"},
+        ValueError,
+        "cell: expected one of lstm, gru, rnn_tanh, rnn_relu, got 'lstn'",
+    ),
+    "mode": (
+        lambda x, p: {"float32_mode": "half"},
+        ValueError,
+        "float32_mode: expected ieee, tf32 or tf32x3, got 'half'",
+    ),
+    "state_shape": (
+        lambda x, p: {"state": (np.zeros((2, 4), np.float32), None)},
+        ValueError,
+        r"state\[0\]: expected shape \(B, H\) = \(2, 5\)",
+    ),
+    "resets_dtype": (
+        lambda x, p: {"resets": np.zeros((3, 2), np.uint8)},
+        TypeError,
+        "resets: expected dtype bool beside x of float32, got uint8",
+    ),
+    "resets_shape": (lambda x, p: {"resets": np.zeros((2, 2), bool)}, ValueError, "resets"),
+    "reset_state": (
+        lambda x, p: {"reset_state": (np.zeros(4, np.float32), None)},
+        ValueError,
+        r"reset_state\[0\]",
+    ),
+    "reset_state_stride": (
+        lambda x, p: {"reset_state": (np.zeros((5, 2), np.float32).T, None)},
+        ValueError,
+        r"reset_state\[0\]: expected a C-contiguous array",
+    ),
+    "state_stride": (
+        lambda x, p: {"state": (None, np.zeros((5, 2), np.float32).T)},
+        ValueError,
+        r"state\[1\]: expected a C-contiguous array",
+    ),
+    "c_dtype": (
+        lambda x, p: {
+            "x": x.astype(np.float16),
+            "params": (*[q.astype(np.float16) for q in p], None),
+            "state": (None, np.zeros((2, 5), np.float16)),
+        },
+        TypeError,
+        r"state\[1\]: expected dtype float32 beside x of float16, got float16",
+    ),
+    "weight_hh": (
+        lambda x, p: {"params": (p[0], p[1][:, :4].copy(), None, None, None)},
+        ValueError,
+        r"weight_hh: expected shape \(4\*H, H\) = \(20, 5\), got \(20, 4\)",
+    ),
+    "weight_stride": (
+        lambda x, p: {"params": (p[0], np.asfortranarray(p[1]), None, None, None)},
+        ValueError,
+        "weight_hh: expected a C-contiguous array",
+    ),
+    "bias_ih": (
+        lambda x, p: {"params": (*p[:2], p[2][:5], None, None)},
+        ValueError,
+        "bias_ih: expected shape",
+    ),
+    "bias_hh": (
+        lambda x, p: {"params": (*p[:2], None, p[2][:5], None)},
+        ValueError,
+        "bias_hh: expected shape",
+    ),
+    "weight_hr_shape": (
+        lambda x, p: {"params": (*p, np.zeros((3, 4), np.float32))},
+        ValueError,
+        r"weight_hr: expected shape \(P, H\) with H = 5, got \(3, 4\)|weight_hr: expected shape",
+    ),
+    "out_backwards": (  # begins where x does and goes down
+        lambda x, p: (
+            (lambda memory: {"x": memory[:3], "out": memory[2::-1, :, :5]})(np.zeros((3, 2, 6), np.float32))
+            | {"params": (np.zeros((20, 6), np.float32), p[1], None, None, None)}
+        ),
+        ValueError,
+        "out: expected memory of its own, got an overlap with x",
+    ),
+    "out_state": (
+        lambda x, p: (lambda memory: {"out": memory, "state": (memory[1], None)})(
+            np.zeros((3, 2, 5), np.float32)
+        ),
+        ValueError,
+        r"out: .*overlap with state\[0\]",
+    ),
+    "state_out_x": (
+        lambda x, p: {"state_out": (x.reshape(-1)[:10].reshape(2, 5), STATE)},
+        ValueError,
+        r"state_out\[0\]: .*overlap with x",
+    ),
+    "state_out_state": (
+        lambda x, p: {"state": (STATE, None), "state_out": (STATE, np.zeros((2, 5), np.float32))},
+        ValueError,
+        r"state_out\[0\]: .*overlap with state\[0\]",
+    ),
+    "state_out_shape": (
+        lambda x, p: {"state_out": (np.zeros((2, 4), np.float32), STATE)},
+        ValueError,
+        r"state_out\[0\]: expected shape \(B, H\) = \(2, 5\)",
+    ),
+    "lengths_shape": (lambda x, p: {"lengths": np.array([1])}, ValueError, r"lengths: expected shape \(B,\)"),
+    "lengths": (lambda x, p: {"lengths": np.array([4, 1])}, ValueError, "lengths: expected values in"),
+    "save": (lambda x, p: {"save": 1}, TypeError, "save"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls_are_refused_before_anything_is_written(name: str) -> None:
+    change, kind, text = BAD_CALLS[name]
+    x, params = calls()
+    arguments: dict[str, Any] = {"cell": "lstm", "x": x, "params": (*params, None), **change(x, params)}
+    with pytest.raises(kind, match=text):
+        cuda.forward(empty=lambda *_: pytest.fail("memory was asked for"), **arguments)
+
+
+def test_lengths_on_a_device_are_refused() -> None:
+    x, params = calls()
+    lengths = Producer(np.array([1, 2]), device_type=CUDA)
+    with pytest.raises(RuntimeError, match=r"lengths: expected an array in host memory"):
+        fr.functional.forward("lstm", Interface(x), [Interface(p) for p in params], lengths=lengths)  # type: ignore[arg-type]
+
+
+def test_recompute_is_refused() -> None:
+    x, params = calls()
+    with pytest.raises(ValueError, match=r"recompute: expected False on a GPU"):
+        fr.functional.forward("lstm", Interface(x), [Interface(p) for p in params], recompute=True)
+
+
+def test_kernels_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, params = calls()
+    given = (Interface(x), [Interface(p) for p in params])
+    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "step")
+    fr.functional.forward("lstm", *given)
+    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "nothing")
+    with pytest.raises(ValueError, match=r"FUSEDRNN_CUDA_KERNEL: expected .*step.*got nothing"):
+        fr.functional.forward("lstm", *given)
+
+
+# Backward -------------------------------------------------------------------------------------------------
+
+
+def new(*shape: int) -> Any:
+    return np.zeros(shape, np.float32)
+
+
+def gradients() -> list[Any]:
+    """For the parameters of `calls`."""
+    return [new(20, 4), new(20, 5), new(20), new(20), None]
+
+
+def gradients_with(place: int, array: Any) -> dict[str, Any]:
+    return {"dparams": [array if i == place else grad for i, grad in enumerate(gradients())]}
+
+
+MEMORY = new(3, 2, 5)
+
+BAD_BACKWARD: dict[str, tuple[Callable[[Any, Any], dict[str, Any]], type[Exception], str]] = {
+    "tape": (lambda x, y: {"tape": None}, TypeError, "tape: expected a LayerTape, got None"),
+    "dy_shape": (
+        lambda x, y: {"dy": new(3, 2, 4)},
+        ValueError,
+        r"dy: expected shape \(T, B, H\) = \(3, 2, 5\), got \(3, 2, 4\)",
+    ),
+    "dy_steps": (lambda x, y: {"dy": new(2, 2, 5)}, ValueError, "dy: expected shape"),
+    "dy_dtype": (lambda x, y: {"dy": np.zeros((3, 2, 5))}, TypeError, "dy: expected dtype float32 as x"),
+    "dy_stride": (lambda x, y: {"dy": new(3, 2, 10)[..., ::2]}, ValueError, "dy: expected unit stride"),
+    "dy_device": (
+        lambda x, y: {"dy": Producer(new(3, 2, 5), device_type=CUDA, device_id=1)},
+        RuntimeError,
+        "dy: expected an array on cuda:0 as x, got one on cuda:1",
+    ),
+    "dstate_count": (lambda x, y: {"dstate": (None,)}, ValueError, "dstate: expected a tuple of 2"),
+    "dstate_shape": (
+        lambda x, y: {"dstate": (None, new(2, 4))},
+        ValueError,
+        r"dstate\[1\]: expected shape \(B, H\) = \(2, 5\), got \(2, 4\)",
+    ),
+    "dstate_stride": (
+        lambda x, y: {"dstate": (new(5, 2).T, None)},
+        ValueError,
+        r"dstate\[0\]: .*C-contiguous",
+    ),
+    "dparams_shape": (
+        lambda x, y: gradients_with(1, new(20, 4)),
+        ValueError,
+        r"dweight_hh: expected shape \(4\*H, H\) = \(20, 5\), got \(20, 4\)",
+    ),
+    "dparams_stride": (
+        lambda x, y: gradients_with(0, new(4, 20).T),
+        ValueError,
+        "dweight_ih: expected a C-contiguous array",
+    ),
+    "dparams_read_only": (
+        lambda x, y: gradients_with(2, Producer(new(20), flags=1)),
+        ValueError,
+        "dbias_ih: expected a writable array, got a read-only one",
+    ),
+    "dparams_unasked": (
+        lambda x, y: gradients_with(4, new(5, 5)),
+        ValueError,
+        "dweight_hr: expected None, because the forward call had no such parameter, got an array",
+    ),
+    "dparams_same": (
+        lambda x, y: (lambda bias: {"dparams": [*gradients()[:2], bias, bias, None]})(new(20)),
+        ValueError,
+        "dbias_hh: .*overlap with dbias_ih",
+    ),
+    "dparams_dy": (
+        lambda x, y: {"dy": MEMORY} | gradients_with(2, MEMORY.reshape(-1)[:20]),
+        ValueError,
+        "dbias_ih: .*overlap with dy",
+    ),
+    "dparams_dstate": (
+        lambda x, y: {"dstate": (MEMORY[0], None)} | gradients_with(2, MEMORY.reshape(-1)[:20]),
+        ValueError,
+        r"dbias_ih: .*overlap with dstate\[0\]",
+    ),
+    "dparams_y": (
+        lambda x, y: gradients_with(2, y.reshape(-1)[:20]),
+        ValueError,
+        "dbias_ih: .*overlap with",
+    ),
+    "dx_unasked": (
+        lambda x, y: {"dx": new(3, 2, 4), "need_dx": False},
+        ValueError,
+        "dx: expected None with need_dx=False",
+    ),
+    "dx_shape": (
+        lambda x, y: {"dx": new(3, 2, 5)},
+        ValueError,
+        r"dx: expected shape \(T, B, I\) = \(3, 2, 4\)",
+    ),
+    "dx_x": (lambda x, y: {"dx": x}, ValueError, "dx: .*overlap with x"),
+    "dx_dy": (
+        lambda x, y: (lambda memory: {"dy": memory[..., :5], "dx": memory[..., 5:]})(new(3, 2, 9)),
+        ValueError,
+        "dx: .*overlap with dy",
+    ),
+    "accumulate": (
+        lambda x, y: {"accumulate_dx": True},
+        ValueError,
+        "accumulate_dx: expected False without dx, got True",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BACKWARD)
+def test_bad_calls_of_backward_are_refused_before_anything_is_written(name: str) -> None:
+    change, kind, text = BAD_BACKWARD[name]
+    x, params = calls()
+    y, _, tape = cuda.forward("lstm", x, (*params, None), save=True, empty=np.empty)
+    arguments: dict[str, Any] = {"tape": tape, "dy": new(3, 2, 5), "dparams": gradients(), **change(x, y)}
+    with pytest.raises(kind, match=text):
+        cuda.backward(empty=lambda *_: pytest.fail("memory was asked for"), **arguments)
+
+
+def test_a_tape_serves_again_and_gradients_add_up() -> None:
+    x, params = calls()
+    y, _, tape = cuda.forward("lstm", x, (*params, None), save=True, empty=np.empty)
+
+    def dirty(shape: tuple[int, ...], dtype: str) -> Any:
+        return np.full(shape, 255 if dtype == "uint8" else np.nan, dtype)
+
+    dx, _, grads = cuda.backward(tape, y, empty=dirty)
+    again = gradients()
+    target = dx.copy()
+    cuda.backward(tape, y, dparams=again, dx=target, accumulate_dx=True, empty=np.empty)
+    np.testing.assert_allclose(target, 2 * dx, rtol=1e-6)
+    for got, want in zip(again[:4], grads[:4], strict=True):
+        np.testing.assert_array_equal(got, want)
+    cuda.backward(tape, y, dparams=again, need_dx=False, empty=np.empty)
+    for got, want in zip(again[:4], grads[:4], strict=True):
+        np.testing.assert_allclose(got, 2 * want, rtol=1e-6)
+
+
+BAD_MEMORY: dict[str, tuple[Callable[..., Any], type[Exception], str]] = {
+    "shape": (lambda shape, dtype: np.empty(3, dtype), ValueError, "y: expected shape"),
+    "dtype": (lambda shape, dtype: np.empty(shape, np.int64), TypeError, "y: expected dtype float32"),
+    "stride": (lambda shape, dtype: np.empty(shape, dtype).T, ValueError, "y: expected"),
+    "read_only": (
+        lambda shape, dtype: Producer(np.empty(shape, dtype), flags=1),
+        ValueError,
+        "y: .*writable",
+    ),
+    "device": (
+        lambda shape, dtype: Producer(np.empty(shape, dtype), device_type=CUDA, device_id=1),
+        RuntimeError,
+        "y: expected an array on cuda:0 as x, got one on cuda:1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MEMORY)
+def test_memory_that_does_not_fit_is_refused(name: str) -> None:
+    empty, kind, text = BAD_MEMORY[name]
+    x, params = calls()
+    with pytest.raises(kind, match=text):
+        cuda.forward("lstm", x, (*params, None), empty=empty)
