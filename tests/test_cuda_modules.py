@@ -369,6 +369,27 @@ def test_moving_there_and_back(where: str) -> None:
     np.testing.assert_array_equal(module.state_dict()["weight_ih_l0"], before["weight_ih_l0"])
 
 
+def test_a_tape_of_another_device_is_refused(where: str) -> None:
+    x = np.zeros((2, 2, 3), np.float32)
+    own = library(where, "own")
+    for module in (make_module("lstm", 3, 4, dtype="float32"), make_module("gru", 3, 4, 2, dtype="float32")):
+        y, _, tape = module.forward(x)
+        module.to("cuda")
+        with pytest.raises(
+            RuntimeError, match=r"tape: expected one made on cuda:0 as the parameters, got one made on cpu"
+        ):
+            module.backward(tape, own(y))
+        y, _, tape = module.forward(own(x))
+        module.backward(tape, y)
+        module.to("cpu")
+        with pytest.raises(RuntimeError, match=r"tape: expected one made on cpu .*, got one made on cuda:0"):
+            module.backward(tape, host(y))
+    linear = fr.Linear(3, 2).to("cuda")
+    y, linear_tape = linear.forward(own(x))
+    with pytest.raises(RuntimeError, match=r"tape: expected one made on cpu .*, got one made on cuda:0"):
+        linear.to("cpu").backward(linear_tape, host(y))
+
+
 def test_copies_stay_on_their_device(where: str) -> None:
     module = make_module("gru", 3, 4).to("cuda")
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):

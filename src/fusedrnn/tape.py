@@ -16,17 +16,19 @@ class Tape:
     """What one forward call keeps for backward. It may be used for backward more than once.
 
     A tape refers to the input, the initial state and the output: do not change them before backward. The
-    parameters may change; the gradients are those of the forward call.
+    parameters may change, but not on a GPU; the gradients are those of the forward call. The module has to be
+    on the device where forward ran.
 
     Attributes:
         nbytes: bytes that stay allocated because of this tape alone: what the kernels saved and the arrays
             between layers, not the arrays that the caller holds (input, states, output) nor the parameters.
     """
 
-    __slots__ = ("_owner", "nbytes")
+    __slots__ = ("_backend", "_owner", "nbytes")
 
     def __init__(self, owner: "Module", nbytes: int) -> None:
         self._owner = owner
+        self._backend = owner._backend
         self.nbytes = nbytes
 
     def _about(self) -> str:
@@ -88,11 +90,16 @@ def check_tape(tape: object, owner: "Module", kind: type[TapeT]) -> TapeT:
     Raises:
         TypeError: not a tape.
         ValueError: the tape of another module.
+        RuntimeError: the module has moved to another device since.
     """
     if not isinstance(tape, Tape):
         raise TypeError(f"tape: expected a Tape, got {type(tape).__name__}")
     if not isinstance(tape, kind) or tape._owner is not owner:
         raise ValueError(
             f"tape: expected a tape of this {owner!r}, got one of another module, {tape._owner!r}"
+        )
+    if tape._backend is not owner._backend:
+        raise RuntimeError(
+            f"tape: expected one made on {owner.device} as the parameters, got one made on {tape._backend}"
         )
     return tape
