@@ -250,6 +250,7 @@ def test_read_only_arrays_stay_so() -> None:
     with pytest.raises(BufferError, match=r"max_version"):
         array.__dlpack__()
     assert cuda.view(array).read_only
+    assert cuda.from_capsule(array.__dlpack__(max_version=(1, 0))).read_only
     assert not np.asarray(array).flags.writeable
     assert array.__array_interface__["data"][1]
 

@@ -203,10 +203,9 @@ BAD_CALLS: dict[str, tuple[Callable[[Any, list[Any]], dict[str, Any]], type[Exce
         ValueError,
         r"weight_hr: expected shape \(P, H\) with H = 5, got \(3, 4\)|weight_hr: expected shape",
     ),
-    "out_backwards": (  # begins where x does and goes down
-        lambda x, p: (
-            (lambda memory: {"x": memory[:3], "out": memory[2::-1, :, :5]})(np.zeros((3, 2, 6), np.float32))
-            | {"params": (np.zeros((20, 6), np.float32), p[1], None, None, None)}
+    "out_backwards": (  # rows 4, 3 and 2 of what x has rows 0 to 2 of
+        lambda x, p: (lambda memory: {"x": memory[:3, :, :4], "out": memory[4:1:-1]})(
+            np.zeros((6, 2, 5), np.float32)
         ),
         ValueError,
         "out: expected memory of its own, got an overlap with x",
