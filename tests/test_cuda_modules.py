@@ -457,6 +457,40 @@ def test_refused_moves_and_calls(where: str) -> None:
         module(fr.Lookup(table, np.zeros((4, 2), int)))
 
 
+def test_small_arrays_come_in_any_order(where: str) -> None:
+    own = library(where, "own")
+    plain, moved = make_module("lstm", 3, 4), make_module("lstm", 3, 4).to("cuda")
+    rng = np.random.default_rng(0)
+    x, state, replaced, dstate = (rng.normal(size=(n, 5, w)) for n, w in ((6, 3), *((2, 4),) * 3))
+    resets = rng.random((6, 5)) < 0.3
+
+    def turned(array: Any) -> Any:
+        return own(np.asfortranarray(array))
+
+    y, _, tape = plain.forward(x, tuple(state[:, None]), None, resets, tuple(replaced[:, None]))
+    parts = [tuple(map(turned, both[:, None])) for both in (state, replaced, dstate)]
+    got_y, _, got_tape = moved.forward(own(x), parts[0], None, turned(resets), parts[1])
+    assert_same(got_y, y)
+    want = plain.backward(tape, None, tuple(dstate[:, None]))
+    assert_same(moved.backward(got_tape, None, parts[2]), want, "gradient")
+
+
+def test_refused_arrays_of_layers_and_losses(where: str) -> None:
+    own = library(where, "own")
+    wide, x = np.zeros((2, 3)), np.zeros((2, 3), np.float32)
+    norm, linear = fr.LayerNorm(3).to("cuda"), fr.Linear(3, 3).to("cuda")
+    with pytest.raises(TypeError, match=r"x: expected dtype float32 as weight, got float64"):
+        norm(own(wide))
+    with pytest.raises(TypeError, match=r"dy: expected .*float32, got .*float64"):
+        linear.backward(linear.forward(own(x))[1], own(wide))
+    if where == "numpy":
+        return
+    with pytest.raises(TypeError, match=r"weight: expected dtype float32 as logits, got float64"):
+        fr.cross_entropy(own(x), [0, 1], weight=own(wide[0]))
+    with pytest.raises(TypeError, match=r"weight: expected an array on cuda:0, got a ndarray"):
+        fr.cross_entropy(own(x), [0, 1], weight=x[0])
+
+
 def test_a_networks_own_arrays_alone(where: str) -> None:
     if where == "numpy":
         pytest.skip("NumPy's arrays are its own")

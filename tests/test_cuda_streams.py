@@ -135,6 +135,11 @@ def test_cupy_says_device_and_stream(given: int, expected: int, monkeypatch: pyt
             found.empty((1,), "float32")
 
 
+def test_a_backends_device_is_entered() -> None:
+    with pytest.raises(RuntimeError, match="no device 1"), backend.CudaBackend(1, fake_cupy).on_device():
+        pytest.fail("entered")
+
+
 class OnDevice:
     """Says where it is, and no more."""
 

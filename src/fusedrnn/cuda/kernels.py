@@ -127,7 +127,6 @@ class Kernels:
 
     def linear_backward(self, x: Any, weight: Any, dy: Any, dweight: Any, dbias: Any, need_dx: bool) -> Any:
         """As `_core.linear_backward`."""
-        self._check("dy", dy, weight)
         dweight += dy.T @ x
         if dbias is not None:
             dbias += dy.sum(axis=0)
@@ -214,7 +213,7 @@ class Kernels:
         counted = targets != ignore_index
         self._check_indices("targets", targets[counted], "C", classes)
         if weight is not None:
-            self._check("weight", weight, logits)
+            self._check("weight", weight, logits, "logits")
         kept = xp.asarray(counted.astype(logits.dtype))
         rows, columns = xp.arange(len(targets)), xp.asarray(np.where(counted, targets, 0))
         shifted = logits - logits.max(axis=1)[:, None]
@@ -297,11 +296,11 @@ class Kernels:
         """As `_core.clamp_`."""
         self._xp.clip(x, lo, hi, out=x)
 
-    def _check(self, name: str, x: Any, like: Any) -> None:
-        """Refuse an array of another library or dtype than the parameters."""
+    def _check(self, name: str, x: Any, like: Any, whose: str = "weight") -> None:
+        """Refuse an array of another library than the parameters, or of another dtype than `like`."""
         if not isinstance(x, self._xp.ndarray):
             raise TypeError(f"{name}: expected an array on cuda:{self._number}, got a {type(x).__name__}")
         if x.dtype != like.dtype:
             raise TypeError(
-                f"{name}: expected dtype {np.dtype(like.dtype)} as weight, got {np.dtype(x.dtype)}"
+                f"{name}: expected dtype {np.dtype(like.dtype)} as {whose}, got {np.dtype(x.dtype)}"
             )
