@@ -11,26 +11,36 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from cuda_support import needs_emulator
+from cuda_support import EMULATED, MODULE, needs_emulator
+
+import fusedrnn as fr
 
 BENCH = Path(__file__).parent.parent / "bench"
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`import_module` with bench/ on the path."""
-    pytest.importorskip("torch")
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`import_module` with bench/ on the path; settings of the process that scripts change are restored."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     monkeypatch.syspath_prepend(str(BENCH))
 
     def load(name: str) -> ModuleType:
         return importlib.import_module(name)
 
-    return load
+    with fr.cuda.set_kernel(None), fr.cuda.set_float32_mode("ieee"):
+        yield load
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+    if EMULATED:
+        MODULE.emulate()  # type: ignore[union-attr]
 
 
 def script(name: str, *arguments: str) -> str:
