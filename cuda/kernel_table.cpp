@@ -47,12 +47,6 @@ std::string at_most(const char* what, std::int64_t limit, std::int64_t got) {
     return std::string(what) + ": expected at most " + std::to_string(limit) + ", got " + std::to_string(got);
 }
 
-constexpr const char* kCellNames[] = {
-#define FUSEDRNN_CELL_NAME(name, Type) #name,
-    FUSEDRNN_CELLS(FUSEDRNN_CELL_NAME)
-#undef FUSEDRNN_CELL_NAME
-};
-
 std::string names() {
     std::string text;
     for (const Kernel& kernel : kKernels) text += (text.empty() ? "" : ", ") + std::string(kernel.name);

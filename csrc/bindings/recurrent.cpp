@@ -9,55 +9,22 @@
 
 namespace fusedrnn {
 
-int cell_by_name(const std::string& name) {
-    const auto& cells = kernel_table<float>().cells;
-    std::string known;
-    for (int i = 0; i < kCellCount; ++i) {
-        if (name == cells[i].traits.name) return i;
-        known += (i == 0 ? "" : ", ") + std::string(cells[i].traits.name);
-    }
-    throw py::value_error("cell: expected one of " + known + ", got '" + name + "'");
-}
-
 const CellTraits& traits_of(int cell) { return kernel_table<float>().cells[cell].traits; }
-
-py::object item_of(py::handle sequence, const char* name, py::ssize_t size, py::ssize_t i) {
-    if (!PyTuple_Check(sequence.ptr()) && !PyList_Check(sequence.ptr())) {
-        throw py::type_error(std::string(name) + ": expected a tuple of " + std::to_string(size) +
-                             " arrays, got " + Py_TYPE(sequence.ptr())->tp_name);
-    }
-    const py::ssize_t got = PySequence_Fast_GET_SIZE(sequence.ptr());
-    if (got != size) {
-        throw py::value_error(std::string(name) + ": expected a tuple of " + std::to_string(size) +
-                              " arrays, got " + std::to_string(got));
-    }
-    return py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(sequence.ptr(), i));
-}
 
 WeightArrays WeightArrays::read(int cell, py::handle params, const Array& x) {
     const std::int64_t gates = traits_of(cell).gates;
     const std::string g = std::to_string(gates) + "*H";
     WeightArrays w;
     w.w_ih = Array::like(item_of(params, "params", 5, 0), "weight_ih", x);
-    if (w.w_ih.ndim() != 2 || w.w_ih.size(0) == 0 || w.w_ih.size(0) % gates != 0) {
-        w.w_ih.shape({{g + " with H >= 1"}, {"I", x.size(x.ndim() - 1)}});
-        throw py::value_error("weight_ih: expected shape (" + g + ", I) with H >= 1, got (" +
-                              std::to_string(w.w_ih.size(0)) + ", " + std::to_string(w.w_ih.size(1)) + ")");
-    }
-    const std::int64_t rows = w.w_ih.size(0);
     w.dims.I = x.size(x.ndim() - 1);
-    w.dims.H = rows / gates;
-    w.w_ih.shape({{g, rows}, {"I", w.dims.I}}).made_contiguous();
+    w.w_ih.shape({{g + " with H >= 1"}, {"I", w.dims.I}}).made_contiguous();
+    const std::int64_t rows = w.w_ih.size(0);
+    w.dims.H = hidden_size(gates, rows, w.dims.I);
     w.w_hr = Array::like(item_of(params, "params", 5, 4), "weight_hr", x, kOptional);
     w.w_hr.shape({{"P"}, {"H", w.dims.H}}).made_contiguous();
     w.dims.projected = w.w_hr.given();
     w.dims.P = w.dims.projected ? w.w_hr.size(0) : w.dims.H;
-    if (w.dims.projected && (cell != kCell_lstm || w.dims.P == 0)) {
-        throw py::value_error(
-            "weight_hr: expected None, or shape (P, H) with P >= 1 and the cell lstm, got shape (" +
-            std::to_string(w.dims.P) + ", " + std::to_string(w.dims.H) + ") and the cell " +
-            traits_of(cell).name);
-    }
+    check_projection(cell, w.dims);
     w.w_hh = Array::like(item_of(params, "params", 5, 1), "weight_hh", x);
     w.w_hh.shape({{g, rows}, {w.dims.projected ? "P" : "H", w.dims.P}}).made_contiguous();
     w.b_ih = Array::like(item_of(params, "params", 5, 2), "bias_ih", x, kOptional);

@@ -1,14 +1,12 @@
 // Arguments that the sequence calls and the stream share.
 #pragma once
 
+#include "bindings/checks.h"
 #include "bindings/tape.h"
 
 namespace fusedrnn {
 
-int cell_by_name(const std::string& name);
 const CellTraits& traits_of(int cell);
-// Item i of an argument that has to be a tuple or list of `size`.
-py::object item_of(py::handle sequence, const char* name, py::ssize_t size, py::ssize_t i);
 
 // The checked weights of one layer and direction, contiguous, and the sizes that follow from them (T and B are not set).
 struct WeightArrays {

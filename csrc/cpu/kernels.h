@@ -16,6 +16,11 @@ enum CellId : int {
 #undef FUSEDRNN_CELL_ID
         kCellCount
 };
+inline constexpr const char* kCellNames[kCellCount] = {
+#define FUSEDRNN_CELL_NAME(name, Type) #name,
+    FUSEDRNN_CELLS(FUSEDRNN_CELL_NAME)
+#undef FUSEDRNN_CELL_NAME
+};
 
 inline constexpr int kMaxStates = 2;
 

@@ -6,16 +6,6 @@ namespace fusedrnn::cuda {
 
 const CellTraits& traits_of(CellId cell) { return kernel_entries(Math::ieee).traits[cell]; }
 
-CellId cell_by_name(const std::string& name) {
-    std::string known;
-    for (int i = 0; i < kCellCount; ++i) {
-        const char* cell = traits_of(static_cast<CellId>(i)).name;
-        if (name == cell) return static_cast<CellId>(i);
-        known += (i == 0 ? "" : ", ") + std::string(cell);
-    }
-    throw py::value_error("cell: expected one of " + known + ", got '" + name + "'");
-}
-
 Math math_of(const Argument& x, const std::string& float32_mode) {
     if (same_type(x.type(), kFloat64)) return Math::f64;
     if (same_type(x.type(), kBfloat16)) return Math::bf16;
@@ -31,19 +21,6 @@ Math math_of(const Argument& x, const std::string& float32_mode) {
 }
 
 dlpack::Type compute_type(Math math) { return math == Math::f64 ? kFloat64 : kFloat32; }
-
-py::object item_of(py::handle sequence, const char* name, py::ssize_t size, py::ssize_t i) {
-    if (!PyTuple_Check(sequence.ptr()) && !PyList_Check(sequence.ptr())) {
-        throw py::type_error(std::string(name) + ": expected a tuple of " + std::to_string(size) +
-                             " arrays, got " + Py_TYPE(sequence.ptr())->tp_name);
-    }
-    const py::ssize_t got = PySequence_Fast_GET_SIZE(sequence.ptr());
-    if (got != size) {
-        throw py::value_error(std::string(name) + ": expected a tuple of " + std::to_string(size) +
-                              " arrays, got " + std::to_string(got));
-    }
-    return py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(sequence.ptr(), i));
-}
 
 std::string indexed(const char* name, int k) { return std::string(name) + "[" + std::to_string(k) + "]"; }
 
@@ -83,19 +60,11 @@ WeightArguments read_weights(CellId cell, py::handle params, const Argument& x, 
     d.I = x.size(2);
     w_ih.shape({{g + " with H >= 1"}, {"I", d.I}});
     const std::int64_t rows = w_ih.size(0);
-    if (rows == 0 || rows % gates != 0) {
-        throw py::value_error("weight_ih: expected shape (" + g + ", I) with H >= 1, got (" +
-                              std::to_string(rows) + ", " + std::to_string(d.I) + ")");
-    }
-    d.H = rows / gates;
+    d.H = hidden_size(gates, rows, d.I);
     w_hr.shape({{"P"}, {"H", d.H}});
     d.projected = w_hr.given();
     d.P = d.projected ? w_hr.size(0) : d.H;
-    if (d.projected && (cell != kCell_lstm || d.P == 0)) {
-        throw py::value_error(
-            "weight_hr: expected None, or shape (P, H) with P >= 1 and the cell lstm, got shape (" +
-            std::to_string(d.P) + ", " + std::to_string(d.H) + ") and the cell " + traits_of(cell).name);
-    }
+    check_projection(cell, d);
     w_hh.shape({{g, rows}, {d.projected ? "P" : "H", d.P}});
     b_ih.shape({{g, rows}});
     b_hh.shape({{g, rows}});

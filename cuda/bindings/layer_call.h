@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/checks.h"
 #include "bindings/timetable.h"
 #include "cuda/bindings/argument.h"
 
@@ -18,14 +19,11 @@ inline constexpr const char* kParameterNames[5] = {"weight_ih", "weight_hh", "bi
                                                    "weight_hr"};
 
 const CellTraits& traits_of(CellId cell);
-CellId cell_by_name(const std::string& name);
 // The arithmetic for an input of this dtype; `float32_mode` is the caller's choice for float32.
 Math math_of(const Argument& x, const std::string& float32_mode);
 // Of states beyond h, the tape and the gradients of weights.
 dlpack::Type compute_type(Math math);
 
-// Item i of an argument that has to be a tuple or list of `size`.
-py::object item_of(py::handle sequence, const char* name, py::ssize_t size, py::ssize_t i);
 std::string indexed(const char* name, int k);
 
 // Where a call runs, and how it gets memory: empty(shape, dtype name) -> array.

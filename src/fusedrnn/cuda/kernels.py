@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.cuda import loader
-from fusedrnn.cuda.layer import host_lengths
+from fusedrnn.cuda.layer import call_forward
 from fusedrnn.cuda.libraries import library_of
-from fusedrnn.cuda.modes import get_float32_mode, get_kernel
 
 
 class Kernels:
@@ -53,21 +52,17 @@ class Kernels:
             raise RuntimeError("x: expected an array on a GPU, got a Lookup, which the CPU alone takes")
         if recompute:
             raise ValueError("recompute: expected False on a GPU, got True")
-        library = library_of(x)
-        return loader.load().forward(
+        return call_forward(
+            library_of(x),
             cell,
             x,
             params,
             self._contiguous(state),
-            lengths=host_lengths(lengths),
+            lengths,
             resets=self._contiguous(resets),
             reset_state=self._contiguous(reset_state),
             reverse=reverse,
             save=save,
-            float32_mode=get_float32_mode(),
-            kernel=get_kernel(),
-            empty=library.empty,
-            stream=library.stream,
             out=out,
             state_out=state_out,
         )

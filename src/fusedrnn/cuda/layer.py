@@ -28,6 +28,30 @@ def host_lengths(lengths: Any) -> npt.NDArray[Any] | None:
     return as_lengths(lengths)
 
 
+def call_forward(
+    library: Library,
+    cell: str,
+    x: Any,
+    weights: Weights,
+    state: tuple[Any, ...] | None,
+    lengths: Any,
+    **options: Any,
+) -> Any:
+    """Return what `_cuda.forward` does, with the modes and in the memory and stream of the caller."""
+    return loader.load().forward(
+        cell,
+        x,
+        weights,
+        state,
+        lengths=host_lengths(lengths),
+        float32_mode=get_float32_mode(),
+        kernel=get_kernel(),
+        empty=library.empty,
+        stream=library.stream,
+        **options,
+    )
+
+
 def forward(
     spec: CellSpec,
     x: Any,
@@ -42,23 +66,19 @@ def forward(
 ) -> tuple[Any, tuple[Any, ...], Any]:
     """Return y, the final state and the kernels' tape; arguments as `fusedrnn.functional.forward`."""
     library = library_of(x)
-    module = loader.load()
     if recompute:
         raise ValueError("recompute: expected False on a GPU, got True")
-    y, final, tape = module.forward(
+    y, final, tape = call_forward(
+        library,
         spec.name,
         x,
         weights,
         state,
-        lengths=host_lengths(lengths),
+        lengths,
         resets=resets,
         reset_state=reset_state,
         reverse=reverse,
         save=True,
-        float32_mode=get_float32_mode(),
-        kernel=get_kernel(),
-        empty=library.empty,
-        stream=library.stream,
     )
     _finish(library)
     return library.adopt(y), tuple([library.adopt(part) for part in final]), tape
