@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <optional>
 
-#include "launches.h"
+#include "inputs.h"
 #include "persistent.h"
+#include "recompute.h"
 
 namespace fusedrnn::cuda {
 
@@ -17,13 +18,17 @@ class Backward {
           launcher_(problem.math, stream),
           arena_(workspace),
           schedule_(problem.dims, problem.schedule, arena_),
-          traits_(launcher_.entries().traits[problem.cell]) {
+          traits_(launcher_.entries().traits[problem.cell]),
+          inputs_(problem,
+                  problem.dparams.w_ih != nullptr || Recompute::is_needed(problem) ? problem.dims.T : 0,
+                  launcher_, schedule_, arena_),
+          recompute_(problem, launcher_, schedule_, inputs_, arena_),
+          saved_(problem.saved) {
         const Dims& d = p_.dims;
         check_problem(launcher_.entries(), p_.cell, d);
         item_ = storage_bytes(p_.math), compute_ = compute_bytes(p_.math);
         gates_ = traits_.gates * d.H;
         rows_ = schedule_.rows();
-        x_stride_ = matrix_stride(schedule_, p_.x.t_stride, p_.x.b_stride);
         dx_stride_ = matrix_stride(schedule_, p_.dx.t_stride, p_.dx.b_stride);
         w_hh_t_ = arena_.take(persistent ? 0 : gates_ * d.P * item_);
         w_hr_t_ = arena_.take(d.projected ? d.P * d.H * item_ : 0);
@@ -31,14 +36,13 @@ class Backward {
         dgh_ = arena_.take(rows_ * gates_ * item_);
         dgx_ = traits_.split_gates ? arena_.take(rows_ * gates_ * item_) : dgh_;
         dout_ = arena_.take(d.projected ? rows_ * d.P * item_ : 0);
-        hidden_before_ = arena_.take(p_.dparams.w_hh != nullptr ? rows_ * d.P * item_ : 0);
-        x_rows_ = arena_.take(p_.dparams.w_ih != nullptr && x_stride_ == 0 ? rows_ * d.I * item_ : 0);
+        hidden_before_ = arena_.take(reads_hidden() ? rows_ * d.P * item_ : 0);
         dx_rows_ = arena_.take(p_.dx.data != nullptr && dx_stride_ == 0 ? rows_ * d.I * item_ : 0);
-        partial_ = arena_.take(std::max({launcher_.partial_bytes(rows_, d.I, gates_),
-                                         launcher_.partial_bytes(gates_, d.I, rows_),
-                                         launcher_.partial_bytes(gates_, d.P, rows_),
-                                         d.projected ? launcher_.partial_bytes(d.P, d.H, rows_) : 0,
-                                         launcher_.column_bytes(rows_, gates_)}));
+        partial_ = arena_.take(std::max(
+            {recompute_.partial_bytes(), launcher_.partial_bytes(rows_, d.I, gates_),
+             launcher_.partial_bytes(gates_, d.I, rows_), launcher_.partial_bytes(gates_, d.P, rows_),
+             d.projected ? launcher_.partial_bytes(d.P, d.H, rows_) : 0,
+             launcher_.column_bytes(rows_, gates_)}));
         if (persistent && d.B > 0 && d.T > 0) persistent_.emplace(p_.cell, p_.math, d, true, arena_);
     }
 
@@ -49,6 +53,8 @@ class Backward {
         if (d.B == 0) return;
         schedule_.send(launcher_.stream());
         pass_through_empty_rows();
+        gather_hidden();
+        if (Recompute::is_needed(p_)) saved_ = recompute_.run(hidden_before_, partial_);
         if (persistent_) {
             run_all_steps();
         } else {
@@ -102,7 +108,7 @@ class Backward {
         args.w_hh = p_.weights.w_hh;
         args.source = state_source(p_);
         args.schedule = schedule_.device;
-        args.states = p_.states, args.saved = p_.saved;
+        args.states = p_.states, args.saved = saved_;
         args.dy = p_.dy;
         std::copy_n(p_.dfinal, kMaxStates, args.dfinal);
         std::copy_n(p_.dinitial, kMaxStates, args.dinitial);
@@ -143,7 +149,7 @@ class Backward {
         if (before >= 0 && before < p_.dims.T) {
             args.states_before = offset_bytes(p_.states, schedule_.offset(before) * beyond * H * compute_);
         }
-        args.saved = offset_bytes(p_.saved, offset * H * traits_.saved * compute_);
+        args.saved = offset_bytes(saved_, offset * H * traits_.saved * compute_);
         args.dgh = offset_bytes(dgh_, offset * gates_ * item_);
         args.dgx = offset_bytes(dgx_, offset * gates_ * item_);
     }
@@ -175,19 +181,14 @@ class Backward {
         args.k = static_cast<int>(d.P);
     }
 
-    RowsArgs rows_args() const {
-        RowsArgs args{};
-        args.schedule = schedule_.device;
-        args.n = p_.dims.I;
-        return args;
-    }
-
     // dx = dgx W_ih.
     void input_gradients() {
         if (p_.dx.data == nullptr) return;
         const Dims& d = p_.dims;
         const MathEntries& entries = launcher_.entries();
-        RowsArgs move = rows_args();
+        RowsArgs move{};
+        move.schedule = schedule_.device;
+        move.n = d.I;
         move.to = p_.dx;
         if (!schedule_.uniform() && !p_.accumulate_dx) launcher_.move_rows(entries.clear_padding, move, d.T);
         const bool direct = dx_stride_ != 0;
@@ -223,22 +224,8 @@ class Backward {
         if (rows_ == 0) return;
         const Dims& d = p_.dims;
         const WeightGradients& to = p_.dparams;
-        const MathEntries& entries = launcher_.entries();
-        if (to.w_ih != nullptr) {
-            Matrix x{p_.x.data, x_stride_};
-            if (x_stride_ == 0) {
-                RowsArgs args = rows_args();
-                args.from = p_.x;
-                args.compact = x_rows_;
-                launcher_.move_rows(entries.gather_rows, args, schedule_.longest());
-                x = {x_rows_, d.I};
-            }
-            add_outer(to.w_ih, dgx_, gates_, x, d.I);
-        }
-        if (to.w_hh != nullptr) {
-            gather_hidden();
-            add_outer(to.w_hh, dgh_, gates_, {hidden_before_, d.P}, d.P);
-        }
+        if (to.w_ih != nullptr) add_outer(to.w_ih, dgx_, gates_, inputs_.rows(0, schedule_.longest()), d.I);
+        if (to.w_hh != nullptr) add_outer(to.w_hh, dgh_, gates_, {hidden_before_, d.P}, d.P);
         if (d.projected && to.w_hr != nullptr) add_outer(to.w_hr, dout_, d.P, {p_.hidden, d.H}, d.H);
         void* const from_x[2] = {to.b_ih, traits_.split_gates ? nullptr : to.b_hh};
         launcher_.add_column_sums(dgx_, rows_, gates_, from_x, partial_);
@@ -247,14 +234,13 @@ class Backward {
         launcher_.add_column_sums(dgh_, rows_, gates_, from_h, partial_);
     }
 
+    bool reads_hidden() const { return p_.dparams.w_hh != nullptr || Recompute::is_needed(p_); }
     // What the recurrent product of each row read.
     void gather_hidden() {
+        if (rows_ == 0 || !reads_hidden()) return;
         const GatherHiddenArgs args{schedule_.device, state_source(p_), hidden_before_};
-        Shape shape;
-        shape.grid_x = static_cast<int>(schedule_.longest());
-        shape.grid_y = static_cast<int>(std::min<std::int64_t>((p_.dims.B + 7) / 8, 65535));
-        shape.block = 256;
-        launcher_.start(launcher_.entries().gather_hidden, shape, args);
+        launcher_.start(launcher_.entries().gather_hidden,
+                        launcher_.rows_shape(schedule_.longest(), p_.dims.B), args);
     }
 
     const BackwardProblem& p_;
@@ -262,8 +248,11 @@ class Backward {
     Arena arena_;
     ScheduleCopy schedule_;
     const CellTraits& traits_;
-    std::int64_t item_, compute_, gates_, rows_, x_stride_, dx_stride_;
-    void *w_hh_t_, *w_hr_t_, *carry_, *dgh_, *dgx_, *dout_, *hidden_before_, *x_rows_, *dx_rows_, *partial_;
+    Inputs inputs_;
+    Recompute recompute_;
+    const void* saved_;
+    std::int64_t item_, compute_, gates_, rows_, dx_stride_;
+    void *w_hh_t_, *w_hr_t_, *carry_, *dgh_, *dgx_, *dout_, *hidden_before_, *dx_rows_, *partial_;
     std::optional<Persistent> persistent_;
 };
 

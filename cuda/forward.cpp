@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "cluster.h"
+#include "inputs.h"
 #include "launches.h"
 #include "persistent.h"
 
@@ -20,23 +21,19 @@ class Forward {
         : p_(problem),
           launcher_(problem.math, stream),
           arena_(workspace),
-          schedule_(problem.dims, problem.schedule, arena_) {
+          schedule_(problem.dims, problem.schedule, arena_),
+          gates_(launcher_.entries().traits[problem.cell].gates * problem.dims.H),
+          block_steps_(input_block_steps(problem.dims, gates_, problem.math)),
+          inputs_(problem, block_steps_, launcher_, schedule_, arena_) {
         const Dims& d = p_.dims;
         const MathEntries& entries = launcher_.entries();
         check_problem(entries, p_.cell, d);
         const std::int64_t item = storage_bytes(p_.math), compute = compute_bytes(p_.math);
         const CellTraits& traits = entries.traits[p_.cell];
-        gates_ = traits.gates * d.H;
         beyond_ = traits.states - 1;
         saved_ = traits.saved;
-        const std::int64_t step_bytes = std::max<std::int64_t>(1, d.B * gates_ * compute);
-        block_steps_ =
-            std::clamp<std::int64_t>(input_block_bytes / step_bytes, 1, std::max<std::int64_t>(1, d.T));
-        const std::int64_t rows = block_steps_ * d.B;
-        x_stride_ = matrix_stride(schedule_, p_.x.t_stride, p_.x.b_stride);
-        gx_ = arena_.take(rows * gates_ * compute);
-        x_rows_ = arena_.take(x_stride_ != 0 ? 0 : rows * d.I * item);
-        partial_ = arena_.take(launcher_.partial_bytes(rows, gates_, d.I));
+        gx_ = arena_.take(block_steps_ * d.B * gates_ * compute);
+        partial_ = arena_.take(inputs_.partial_bytes(block_steps_));
         states_ = arena_.take(p_.states != nullptr ? 0 : d.B * beyond_ * d.H * compute);
         hidden_ = arena_.take(d.projected && p_.hidden == nullptr ? d.B * d.H * item : 0);
         if (d.B == 0 || d.T == 0) return;
@@ -64,7 +61,7 @@ class Forward {
         for (std::int64_t done = 0; done < total; done += block_steps_) {
             const std::int64_t count = std::min(block_steps_, total - done);
             const std::int64_t first = p_.schedule.reverse ? total - done - count : done;
-            project_inputs(first, count);
+            inputs_.project(first, count, gx_, partial_);
             if (persistent_) {
                 persistent_->forward(launcher_, many_steps<PersistentForwardArgs>(first, count));
             } else if (cluster_) {
@@ -81,35 +78,6 @@ class Forward {
     }
 
   private:
-    // gx of the steps [first, first + count).
-    void project_inputs(std::int64_t first, std::int64_t count) {
-        const Dims& d = p_.dims;
-        const std::int64_t item = storage_bytes(p_.math);
-        Product product{};
-        product.layout = Layout::kNT;
-        product.m = schedule_.offset(first + count) - schedule_.offset(first);
-        product.n = gates_;
-        product.k = d.I;
-        if (x_stride_ != 0) {
-            product.a = {offset_bytes(p_.x.data, first * p_.x.t_stride * item), x_stride_};
-        } else {
-            RowsArgs args{};
-            args.schedule = schedule_.device;
-            args.first = first;
-            args.from = p_.x;
-            args.compact = x_rows_;
-            args.n = d.I;
-            launcher_.move_rows(launcher_.entries().gather_rows, args, count);
-            product.a = {x_rows_, d.I};
-        }
-        product.b = {p_.weights.w_ih, d.I};
-        product.c = gx_;
-        product.c_stride = gates_;
-        product.bias[0] = p_.weights.b_ih;
-        if (!launcher_.entries().traits[p_.cell].split_gates) product.bias[1] = p_.weights.b_hh;
-        launcher_.multiply(product, partial_);
-    }
-
     // The states beyond h after step t.
     void* states_after(std::int64_t t) const {
         if (p_.states == nullptr) return states_;
@@ -206,8 +174,10 @@ class Forward {
     Launcher launcher_;
     Arena arena_;
     ScheduleCopy schedule_;
-    std::int64_t gates_, beyond_, saved_, block_steps_, x_stride_;
-    void *gx_, *x_rows_, *partial_, *states_, *hidden_;
+    std::int64_t gates_, block_steps_;
+    Inputs inputs_;
+    std::int64_t beyond_, saved_;
+    void *gx_, *partial_, *states_, *hidden_;
     std::optional<Persistent> persistent_;
     std::optional<ClusterPlan> cluster_;
 };

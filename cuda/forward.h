@@ -7,9 +7,6 @@
 
 namespace fusedrnn::cuda {
 
-// Of projected inputs at a time; checks make it smaller.
-inline std::int64_t input_block_bytes = 256 << 20;
-
 // Bytes of workspace, aligned to 256.
 std::int64_t forward_by_steps_workspace(const ForwardProblem& problem);
 void forward_by_steps(const ForwardProblem& problem, void* workspace, Stream stream);

@@ -105,11 +105,15 @@ void Launcher::transpose(const void* from, std::int64_t m, std::int64_t n, void*
 
 void Launcher::move_rows(const Entry<RowsArgs>& entry, const RowsArgs& args, std::int64_t steps) const {
     if (steps == 0 || args.schedule.B == 0 || args.n == 0) return;
+    start(entry, rows_shape(steps, args.schedule.B), args);
+}
+
+Shape Launcher::rows_shape(std::int64_t steps, std::int64_t batch) const {
     Shape shape;
     shape.grid_x = static_cast<int>(steps);
-    shape.grid_y = static_cast<int>(std::min(tiles(args.schedule.B, kRowsThreads / 32), kMostGridY));
+    shape.grid_y = static_cast<int>(std::min(tiles(batch, kRowsThreads / 32), kMostGridY));
     shape.block = static_cast<int>(kRowsThreads);
-    start(entry, shape, args);
+    return shape;
 }
 
 bool Launcher::is_vector(const void* data, std::int64_t k, std::int64_t stride,

@@ -76,6 +76,8 @@ class Launcher {
                          void* partial) const;
     void transpose(const void* from, std::int64_t m, std::int64_t n, void* to) const;
     void move_rows(const Entry<RowsArgs>& entry, const RowsArgs& args, std::int64_t steps) const;
+    // The grid of kernels for which a warp takes a row of a step.
+    Shape rows_shape(std::int64_t steps, std::int64_t batch) const;
 
     // Whether rows of k elements, the first at `data` and others at multiples of the strides, all start and
     // end at multiples of 16 bytes.

@@ -80,11 +80,11 @@ struct BackwardProblem {
     const void* initial[kMaxStates];
     const void* reset[kMaxStates];
     std::int64_t reset_stride[kMaxStates];
-    const void *saved, *states, *hidden;
-    ConstRows dy;                    // data null: zero
-    const void* dfinal[kMaxStates];  // null: zero
-    void* dinitial[kMaxStates];      // null where not wanted
-    Rows dx;                         // data null: not wanted
+    const void *saved, *states, *hidden;  // saved null: computed again
+    ConstRows dy;                         // data null: zero
+    const void* dfinal[kMaxStates];       // null: zero
+    void* dinitial[kMaxStates];           // null where not wanted
+    Rows dx;                              // data null: not wanted
     bool accumulate_dx;
     WeightGradients dparams;  // added to; null where not wanted
 };

@@ -235,6 +235,7 @@ BAD_CALLS: dict[str, tuple[Callable[[Any, list[Any]], dict[str, Any]], type[Exce
     "lengths_shape": (lambda x, p: {"lengths": np.array([1])}, ValueError, r"lengths: expected shape \(B,\)"),
     "lengths": (lambda x, p: {"lengths": np.array([4, 1])}, ValueError, "lengths: expected values in"),
     "save": (lambda x, p: {"save": 1}, TypeError, "save"),
+    "recompute": (lambda x, p: {"recompute": 1}, TypeError, "recompute"),
 }
 
 
@@ -252,12 +253,6 @@ def test_lengths_on_a_device_are_refused() -> None:
     lengths = Producer(np.array([1, 2]), device_type=CUDA)
     with pytest.raises(RuntimeError, match=r"lengths: expected an array in host memory"):
         fr.functional.forward("lstm", Interface(x), [Interface(p) for p in params], lengths=lengths)  # type: ignore[arg-type]
-
-
-def test_recompute_is_refused() -> None:
-    x, params = calls()
-    with pytest.raises(ValueError, match=r"recompute: expected False on a GPU"):
-        fr.functional.forward("lstm", Interface(x), [Interface(p) for p in params], recompute=True)
 
 
 def test_kernels_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from support import CELLS, Problem, random_lengths, random_params, random_proble
 from tolerances import assert_close, relative_error
 
 import fusedrnn as fr
+from fusedrnn import _core
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
 
@@ -31,9 +32,11 @@ MODES = {
 }
 
 
-def on_device(problem: Problem, convert: Any) -> tuple[Any, Any, Any, fr.functional.Gradients]:
+def on_device(
+    problem: Problem, convert: Any, **options: Any
+) -> tuple[Any, Any, Any, fr.functional.Gradients]:
     """y, final state, tape and gradients of a problem whose arrays are converted first."""
-    options = dict(problem.options)
+    options |= problem.options
     for name in ("resets", "reset_state"):
         options[name] = convert(options.get(name))
     y, state, tape = fr.functional.forward(
@@ -90,6 +93,21 @@ def test_random_problems(cell: str, seed: int, dtype: str, device: str) -> None:
     assert_same_as_reference(problem, results)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("cell", CELLS)
+def test_recomputed_gates(cell: str, seed: int, dtype: str, device: str) -> None:
+    problem = random_case(cell, seed, dtype)
+    convert = converter("torch", device)
+    full, small = on_device(problem, convert), on_device(problem, convert, recompute=True)
+    assert_same_as_reference(problem, small)
+    np.testing.assert_array_equal(host(small[0]), host(full[0]))
+    seq_len, batch, _ = problem.x.shape
+    steps = int(np.sum(problem.options.get("lengths", seq_len * batch)))
+    gates = steps * problem.params[0].shape[0] // reference.CELLS[cell].gates * _core.cells[cell]["saved"]
+    assert full[2].nbytes - small[2].nbytes == gates * problem.x.itemsize
+
+
 @pytest.mark.parametrize("library", ["torch", "cupy", "jax", "other"])
 def test_results_are_of_the_callers_library(
     library: str, device: str, monkeypatch: pytest.MonkeyPatch
@@ -107,7 +125,8 @@ def test_results_are_of_the_callers_library(
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("mode", MODES)
-def test_modes_keep_their_promise(mode: str, cell: str, device: str) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_modes_keep_their_promise(recompute: bool, mode: str, cell: str, device: str) -> None:
     torch = pytest.importorskip("torch")
     # A seed where no sum comes so close to zero that rounding flips a relu, whose gradient jumps there.
     exact = random_problem(cell, (6, 4, 16, 24), "float32", seed=0)
@@ -125,7 +144,7 @@ def test_modes_keep_their_promise(mode: str, cell: str, device: str) -> None:
 
     with fr.cuda.set_float32_mode(mode if mode in ("tf32", "tf32x3") else "ieee"):
         y, state, tape = fr.functional.forward(
-            cell, rounded(exact.x), rounded(exact.params), states(exact.state)
+            cell, rounded(exact.x), rounded(exact.params), states(exact.state), recompute=recompute
         )
     grads = fr.functional.backward(tape, rounded(exact.dy), states(exact.dstate))
     want_y, want_state, want_tape = exact.with_(

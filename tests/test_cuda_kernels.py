@@ -42,7 +42,7 @@ def compute_9(device: str) -> Iterator[None]:
         MODULE.emulate()
 
 
-def run(problem: Problem, convert: Any, mode: str = "ieee") -> tuple[str, list[Any]]:
+def run(problem: Problem, convert: Any, mode: str = "ieee", recompute: bool = False) -> tuple[str, list[Any]]:
     """The kernel of the forward call; y, the final state and the gradients of all parameters."""
     with fr.cuda.set_float32_mode(mode):
         y, state, tape = fr.functional.forward(
@@ -50,6 +50,7 @@ def run(problem: Problem, convert: Any, mode: str = "ieee") -> tuple[str, list[A
             convert(problem.x),
             convert(problem.params),
             convert(problem.state),
+            recompute=recompute,
             **{**problem.options, "resets": convert(problem.options.get("resets"))},
         )
     grads = fr.functional.backward(tape, convert(problem.dy), convert(problem.dstate))
@@ -69,13 +70,16 @@ def expected(problem: Problem) -> list[Any]:
     ("kernel", "mode"),
     [("step", "ieee"), ("persistent", "ieee"), ("step", "tf32"), ("persistent", "tf32"), ("cluster", "tf32")],
 )
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.usefixtures("compute_9")
-def test_each_kernel_that_is_named_runs(kernel: str, mode: str, cell: str, device: str) -> None:
+def test_each_kernel_that_is_named_runs(
+    recompute: bool, kernel: str, mode: str, cell: str, device: str
+) -> None:
     resets = np.random.default_rng(0).random((4, 5)) < 0.3
     lengths = np.array([4, 2, 0, 3, 1])
     problem = random_problem(cell, (4, 5, 6, 40), "float32", lengths=lengths, resets=resets)
     with fr.cuda.set_kernel(kernel):
-        ran, results = run(problem, converter("torch", device), mode)
+        ran, results = run(problem, converter("torch", device), mode, recompute)
     assert ran == kernel
     forward, gradient = PROMISES[mode]
     first_gradient = 1 + reference.CELLS[cell].states

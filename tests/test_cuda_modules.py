@@ -134,6 +134,22 @@ def test_random_networks(cell: str, seed: int, where: str) -> None:
         assert_same(moved.grads[name], grad, "gradient")
 
 
+@pytest.mark.parametrize("cell", MODULE_CELLS)
+def test_recomputed_gates(cell: str, where: str) -> None:
+    options: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "recompute": True}
+    plain, moved = (make_module(cell, 3, 5, **options) for _ in range(2))
+    moved.to("cuda")
+    convert = library(where, "own")
+    x = np.random.default_rng(0).normal(size=(4, 3, 3)).astype(plain.dtype)
+    y, _, tape = plain.forward(x, lengths=[4, 0, 2])
+    got_y, _, got_tape = moved.forward(convert(x), lengths=[4, 0, 2])
+    assert_same(got_y, y)
+    assert_same(moved.backward(got_tape, convert(y)), plain.backward(tape, y), "gradient")
+    assert_same(host(moved.flat_grads), plain.flat_grads, "gradient")
+    moved.recompute = False
+    assert got_tape.nbytes < moved.forward(convert(x), lengths=[4, 0, 2])[2].nbytes
+
+
 def test_one_sequence_without_a_batch(where: str) -> None:
     convert = library(where, "own")
     plain, moved = make_module("gru", 3, 5), make_module("gru", 3, 5).to("cuda")
@@ -448,10 +464,6 @@ def test_refused_moves_and_calls(where: str) -> None:
     for what in (module.stream, lambda: module.quantize("bf16")):
         with pytest.raises(RuntimeError, match=r"expected a LSTM on cpu, got one on cuda:0"):
             what()
-    module.recompute = True
-    with pytest.raises(ValueError, match=r"recompute: expected False on a GPU"):
-        module(x)
-    module.recompute = False
     table = np.zeros((2, 3), np.float32)
     with pytest.raises(RuntimeError, match=r"x: expected"):
         module(fr.Lookup(table, np.zeros((4, 2), int)))

@@ -101,7 +101,7 @@ void read_states(py::handle state, py::handle reset_state, CellId cell, Math mat
 }
 
 std::shared_ptr<LayerTape> make_tape(CellId cell, Math math, std::shared_ptr<const Timetable> timetable,
-                                     const CallArguments& in, const Context& context) {
+                                     const CallArguments& in, bool recompute, const Context& context) {
     const CellTraits& traits = traits_of(cell);
     const Dims& d = in.weights.dims;
     const std::int64_t rows = timetable->rows();
@@ -109,8 +109,10 @@ std::shared_ptr<LayerTape> make_tape(CellId cell, Math math, std::shared_ptr<con
     tape->cell = cell;
     tape->math = math;
     tape->timetable = std::move(timetable);
-    tape->saved =
-        context.make({checked_product({rows, d.H, traits.saved})}, compute_type(math), "saved", in.x);
+    if (!recompute) {
+        tape->saved =
+            context.make({checked_product({rows, d.H, traits.saved})}, compute_type(math), "saved", in.x);
+    }
     if (traits.states > 1) {
         tape->states = context.make({checked_product({rows, d.H, traits.states - 1})}, compute_type(math),
                                     "states", in.x);

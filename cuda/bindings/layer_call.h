@@ -82,6 +82,6 @@ struct LayerTape {
 };
 
 std::shared_ptr<LayerTape> make_tape(CellId cell, Math math, std::shared_ptr<const Timetable> timetable,
-                                     const CallArguments& in, const Context& context);
+                                     const CallArguments& in, bool recompute, const Context& context);
 
 }  // namespace fusedrnn::cuda

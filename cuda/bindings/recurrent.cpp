@@ -105,10 +105,11 @@ Outputs make_outputs(py::handle out, py::handle state_out, CellId cell, Math mat
 
 py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state,
                   py::handle lengths, py::handle resets, py::handle reset_state, py::handle reverse_flag,
-                  py::handle save_flag, const std::string& float32_mode,
+                  py::handle save_flag, py::handle recompute_flag, const std::string& float32_mode,
                   const std::optional<std::string>& forced, const py::object& empty, StreamNumber stream,
                   py::handle out, py::handle state_out) {
-    const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save");
+    const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
+               recompute = flag(recompute_flag, "recompute");
     const CellId cell = cell_by_name(cell_name);
     const int states = traits_of(cell).states;
     const Context context{stream, empty};
@@ -142,7 +143,7 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
     }
     std::shared_ptr<LayerTape> tape;
     if (save) {
-        tape = make_tape(cell, math, timetable, in, context);
+        tape = make_tape(cell, math, timetable, in, recompute, context);
         tape->arguments = in;
         problem.saved = tape->saved.data();
         problem.states = tape->states.data();
@@ -298,9 +299,9 @@ void bind_recurrent(py::module_& m) {
     m.def("forward", &forward, py::arg("cell"), py::arg("x"), py::arg("params"),
           py::arg("state") = py::none(), py::kw_only(), py::arg("lengths") = py::none(),
           py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
-          py::arg("save") = false, py::arg("float32_mode") = "ieee", py::arg("kernel") = py::none(),
-          py::arg("empty"), py::arg("stream") = kLegacyStream, py::arg("out") = py::none(),
-          py::arg("state_out") = py::none());
+          py::arg("save") = false, py::arg("recompute") = false, py::arg("float32_mode") = "ieee",
+          py::arg("kernel") = py::none(), py::arg("empty"), py::arg("stream") = kLegacyStream,
+          py::arg("out") = py::none(), py::arg("state_out") = py::none());
     m.def("backward", &backward, py::arg("tape"), py::arg("dy") = py::none(), py::arg("dstate") = py::none(),
           py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true,
           py::arg("dx") = py::none(), py::arg("accumulate_dx") = false, py::arg("empty"),

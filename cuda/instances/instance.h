@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/gemm.h"
+#include "kernels/recompute.h"
 #include "kernels/rows.h"
 #include "kernels/step_backward.h"
 #include "kernels/step_forward.h"
@@ -49,7 +50,8 @@ class Instance {
         MathEntries e{};
 #define FUSEDRNN_CELL_TRAITS(name, Type)                                                            \
     e.traits[kCell_##name] = {#name, Type::kGates, Type::kStates, Type::kSaved, Type::kSplitGates}; \
-    e.direct_hidden[kCell_##name] = Type::kDirectHidden;
+    e.direct_hidden[kCell_##name] = Type::kDirectHidden;                                            \
+    e.cells[kCell_##name].recompute = {"recompute " #name, &recompute_cells<Type, T, C>, 0};
         FUSEDRNN_CELLS(FUSEDRNN_CELL_TRAITS)
 #undef FUSEDRNN_CELL_TRAITS
         add_form<1, false>(e, StepForm::any);

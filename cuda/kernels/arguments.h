@@ -160,6 +160,16 @@ struct GatherHiddenArgs {
     void* compact;  // T [rows][P]
 };
 
+// The cells of a block of steps once more. Rows by compact index, gates and `saved` from step `first` on.
+struct RecomputeArgs {
+    DeviceSchedule schedule;
+    std::int64_t first;
+    StateSource source;
+    const void *gx, *gh;  // C [rows][G*H]: both products, or in gx their sum where the gates are not split
+    const void* states;   // C [rows][kStates - 1][H], of all steps
+    void* saved;          // C [rows][H][kSaved]
+};
+
 // The state after each row's last step, or what was given for a row without one. Blocks (row, state).
 struct FinalStateArgs {
     DeviceSchedule schedule;

@@ -32,6 +32,7 @@ struct StepEntry : Entry<Args> {  // kernel null: there is no such form
 struct CellEntries {
     StepEntry<StepForwardArgs> forward[kStepForms];
     StepEntry<StepBackwardArgs> backward[kStepForms];
+    Entry<RecomputeArgs> recompute;
 };
 
 struct MathEntries {

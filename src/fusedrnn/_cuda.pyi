@@ -78,6 +78,7 @@ def forward(
     reset_state: tuple[Any, ...] | None = None,
     reverse: bool = False,
     save: bool = False,
+    recompute: bool = False,
     float32_mode: str = "ieee",
     kernel: str | None = None,
     empty: Callable[[tuple[int, ...], str], Any],

@@ -85,7 +85,8 @@ def forward(
         resets: (T, B) bool; where true, the state is replaced before step t reads it.
         reset_state: what resets put there, shaped as the state with or without B; None for zeros.
         reverse: run from the last step to the first.
-        recompute: the tape leaves out the gates, and backward computes them once more; not on a GPU.
+        recompute: the tape leaves out the gates, and backward computes them once more: to the same bits on the
+            CPU, within the accuracy of the arithmetic on a GPU.
 
     Returns:
         y (T, B, Hout), read-only because the tape refers to it; the final state; the tape.

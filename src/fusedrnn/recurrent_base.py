@@ -48,7 +48,8 @@ class Recurrent(Module, Generic[StateT]):
         seed: int, numpy.random.Generator or None, for initialisation and dropout.
         init: "default" or "torch", see `fusedrnn.init.recurrent_layer`.
         recompute: tapes leave out the gates, and backward computes them once more: a fifth of the memory or
-            less for about a third more time, and the same bits. May be changed at any time.
+            less for about a third more time. Gradients keep their bits on the CPU, and the accuracy of the
+            arithmetic on a GPU. May be changed at any time.
 
     Raises:
         TypeError: an argument of the wrong kind.

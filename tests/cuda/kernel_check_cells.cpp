@@ -25,7 +25,8 @@ using kernel_check::Results;
 namespace {
 
 struct Options {
-    bool reverse, bias, lengths, resets, shared_reset, reset_beyond, initial, dy, dfinal, accumulate_dx, odd;
+    bool reverse, bias, lengths, resets, shared_reset, reset_beyond, initial, dy, dfinal, accumulate_dx, odd,
+        recompute;
 };
 
 // Bits of the counter's mixture: every option meets every size over the cases.
@@ -33,8 +34,8 @@ Options options_of(const CellCase& c) {
     Random random(static_cast<std::uint64_t>(c.counter));
     const std::uint64_t bits = random.bits();
     const auto bit = [bits](int k) { return (bits >> k & 1) != 0; };
-    return {bit(0),  bit(1) || bit(2), bit(3) && !c.plain, bit(4), bit(5), bit(6), bit(7), bit(8) || bit(9),
-            bit(10), bit(11),          bit(12) && !c.plain};
+    return {bit(0),  bit(1) || bit(2), bit(3) && !c.plain,  bit(4), bit(5), bit(6), bit(7), bit(8) || bit(9),
+            bit(10), bit(11),          bit(12) && !c.plain, bit(13)};
 }
 
 std::string name_of(const Problem& p, const Options& o) {
@@ -51,7 +52,8 @@ std::string name_of(const Problem& p, const Options& o) {
                                                   {" dy", o.dy},
                                                   {" dfinal", o.dfinal},
                                                   {" accumulate", o.accumulate_dx},
-                                                  {" odd", o.odd}};
+                                                  {" odd", o.odd},
+                                                  {" recompute", o.recompute}};
     for (const auto& [word, on] : flags) text += on ? word : "";
     return text;
 }
@@ -222,7 +224,8 @@ void run_training(const Kernels& kernels, CellId cell, Math math, const Dims& d,
     auto forward = make_call<ForwardProblem>(math, cell, d, timetable, p, device);
     forward.saved = saved.data(), forward.states = states.data(), forward.hidden = hidden.data();
     auto backward = make_call<BackwardProblem>(math, cell, d, timetable, p, device);
-    backward.saved = saved.data(), backward.states = states.data(), backward.hidden = hidden.data();
+    if (o.recompute) forward.saved = nullptr;
+    backward.saved = forward.saved, backward.states = states.data(), backward.hidden = hidden.data();
     backward.dy = rows_of<ConstRows>(device.dy, d.B);
     backward.dx = rows_of<Rows>(device.dx, d.B);
     backward.accumulate_dx = o.accumulate_dx;
@@ -331,7 +334,7 @@ namespace {
 // One layer with everything in it, in a mode: a digest of its results, or what went wrong.
 std::string run_layer(Math math, const emulator::Config& config) {
     const Dims d{3, 3, 20, 24, 24, 0, false}, projected{2, 3, 20, 24, 16, 0, true};
-    const Options options{false, true, true, true, false, true, true, true, true, true, false};
+    const Options options{false, true, true, true, false, true, true, true, true, true, false, false};
     std::string text;
     emulator::set_config(config);
     try {

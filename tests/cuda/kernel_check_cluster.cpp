@@ -1,7 +1,7 @@
 // The kernels that run by clusters: against the reference, what fits, and with what orders their exchange
 // left out.
 #include "cluster.h"
-#include "forward.h"
+#include "inputs.h"
 #include "kernel_check.h"
 
 namespace cuda_check {

@@ -1,6 +1,6 @@
 // The kernels that run all steps in one launch: against the reference, within and beyond what fits on the
 // device, and with what orders their exchange left out.
-#include "forward.h"
+#include "inputs.h"
 #include "kernel_check.h"
 #include "persistent.h"
 

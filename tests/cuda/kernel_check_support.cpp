@@ -249,6 +249,7 @@ void Report::expect_all_ran() {
         for (const auto* entry : {&entries.gather_rows, &entries.scatter_rows, &entries.clear_padding}) {
             expect(*entry);
         }
+        for (const CellEntries& cell : entries.cells) expect(cell.recompute);
         expect(entries.column_sums);
         expect(entries.transpose);
         expect(entries.gather_hidden);

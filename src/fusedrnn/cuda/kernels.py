@@ -47,11 +47,9 @@ class Kernels:
         out: Any = None,
         state_out: Any = None,
     ) -> Any:
-        """As `_core.forward`, without looked-up inputs and recomputed gates."""
+        """As `_core.forward`, without looked-up inputs."""
         if indices is not None:
             raise RuntimeError("x: expected an array on a GPU, got a Lookup, which the CPU alone takes")
-        if recompute:
-            raise ValueError("recompute: expected False on a GPU, got True")
         return call_forward(
             library_of(x),
             cell,
@@ -63,6 +61,7 @@ class Kernels:
             reset_state=self._contiguous(reset_state),
             reverse=reverse,
             save=save,
+            recompute=recompute,
             out=out,
             state_out=state_out,
         )

@@ -66,8 +66,6 @@ def forward(
 ) -> tuple[Any, tuple[Any, ...], Any]:
     """Return y, the final state and the kernels' tape; arguments as `fusedrnn.functional.forward`."""
     library = library_of(x)
-    if recompute:
-        raise ValueError("recompute: expected False on a GPU, got True")
     y, final, tape = call_forward(
         library,
         spec.name,
@@ -79,6 +77,7 @@ def forward(
         reset_state=reset_state,
         reverse=reverse,
         save=True,
+        recompute=recompute,
     )
     _finish(library)
     return library.adopt(y), tuple([library.adopt(part) for part in final]), tape

@@ -1,0 +1,63 @@
+#include "recompute.h"
+
+#include <algorithm>
+
+namespace fusedrnn::cuda {
+
+Recompute::Recompute(const BackwardProblem& problem, const Launcher& launcher, const ScheduleCopy& schedule,
+                     const Inputs& inputs, Arena& arena)
+    : p_(problem),
+      launcher_(launcher),
+      schedule_(schedule),
+      inputs_(inputs),
+      traits_(launcher.entries().traits[problem.cell]),
+      gates_(traits_.gates * problem.dims.H),
+      steps_(is_needed(problem) ? input_block_steps(problem.dims, gates_, problem.math) : 0) {
+    const std::int64_t compute = compute_bytes(p_.math), block = steps_ * p_.dims.B * gates_ * compute;
+    gx_ = arena.take(block);
+    gh_ = arena.take(traits_.split_gates ? block : 0);
+    saved_ = arena.take(steps_ > 0 ? schedule_.rows() * p_.dims.H * traits_.saved * compute : 0);
+}
+
+std::int64_t Recompute::partial_bytes() const {
+    return std::max(inputs_.partial_bytes(steps_),
+                    launcher_.partial_bytes(steps_ * p_.dims.B, gates_, p_.dims.P));
+}
+
+const void* Recompute::run(const void* hidden_before, void* partial) const {
+    const std::int64_t total = schedule_.longest();
+    for (std::int64_t first = 0; first < total; first += steps_) {
+        run_block(first, std::min(steps_, total - first), hidden_before, partial);
+    }
+    return saved_;
+}
+
+void Recompute::run_block(std::int64_t first, std::int64_t count, const void* hidden_before,
+                          void* partial) const {
+    const Dims& d = p_.dims;
+    const std::int64_t offset = schedule_.offset(first);
+    const bool split = traits_.split_gates;
+    inputs_.project(first, count, gx_, partial);
+    Product product{};
+    product.layout = Layout::kNT;
+    product.m = schedule_.offset(first + count) - offset;
+    product.n = gates_;
+    product.k = d.P;
+    product.a = {offset_bytes(hidden_before, offset * d.P * storage_bytes(p_.math)), d.P};
+    product.b = {p_.weights.w_hh, d.P};
+    product.c = split ? gh_ : gx_;
+    product.c_stride = gates_;
+    product.bias[0] = split ? p_.weights.b_hh : nullptr;
+    product.accumulate = !split;
+    launcher_.multiply(product, partial);
+    RecomputeArgs args{};
+    args.schedule = schedule_.device;
+    args.first = first;
+    args.source = state_source(p_);
+    args.gx = gx_, args.gh = gh_;
+    args.states = p_.states;
+    args.saved = offset_bytes(saved_, offset * d.H * traits_.saved * compute_bytes(p_.math));
+    launcher_.start(launcher_.entries().cells[p_.cell].recompute, launcher_.rows_shape(count, d.B), args);
+}
+
+}  // namespace fusedrnn::cuda
