@@ -21,7 +21,8 @@ class Backward {
           traits_(launcher_.entries().traits[problem.cell]),
           inputs_(problem,
                   problem.dparams.w_ih != nullptr || Recompute::is_needed(problem) ? problem.dims.T : 0,
-                  launcher_, schedule_, arena_),
+                  Recompute::is_needed(problem), launcher_, schedule_, arena_),
+          sums_(problem, launcher_, schedule_, arena_),
           recompute_(problem, launcher_, schedule_, inputs_, arena_),
           saved_(problem.saved) {
         const Dims& d = p_.dims;
@@ -29,12 +30,19 @@ class Backward {
         item_ = storage_bytes(p_.math), compute_ = compute_bytes(p_.math);
         gates_ = traits_.gates * d.H;
         rows_ = schedule_.rows();
-        dx_stride_ = matrix_stride(schedule_, p_.dx.t_stride, p_.dx.b_stride);
+        const bool by_table = inputs_.by_table();
+        input_rows_ = by_table ? d.V : rows_;
+        if (d.V == 0) {
+            dx_stride_ = matrix_stride(schedule_, p_.dx.t_stride, p_.dx.b_stride);
+        } else {
+            dx_stride_ = !by_table ? 0 : d.V == 1 ? d.I : p_.dx.b_stride;
+        }
         w_hh_t_ = arena_.take(persistent ? 0 : gates_ * d.P * item_);
         w_hr_t_ = arena_.take(d.projected ? d.P * d.H * item_ : 0);
         carry_ = arena_.take(persistent ? 0 : d.B * traits_.states * d.H * compute_);
         dgh_ = arena_.take(rows_ * gates_ * item_);
         dgx_ = traits_.split_gates ? arena_.take(rows_ * gates_ * item_) : dgh_;
+        input_gates_ = by_table ? arena_.take(d.V * gates_ * item_) : dgx_;
         dout_ = arena_.take(d.projected ? rows_ * d.P * item_ : 0);
         hidden_before_ = arena_.take(reads_hidden() ? rows_ * d.P * item_ : 0);
         dx_rows_ = arena_.take(p_.dx.data != nullptr && dx_stride_ == 0 ? rows_ * d.I * item_ : 0);
@@ -50,8 +58,21 @@ class Backward {
 
     void run() {
         const Dims& d = p_.dims;
-        if (d.B == 0) return;
         schedule_.send(launcher_.stream());
+        inputs_.prepare(partial_);
+        sums_.send();
+        if (d.B > 0) sweep();
+        if (inputs_.by_table()) sums_.run(dgx_, gates_, input_gates_, gates_, false);
+        input_gradients();
+        weight_gradients();
+    }
+
+  private:
+    const void* gate_gradients(std::int64_t t) const {
+        return offset_bytes(dgh_, schedule_.offset(t) * gates_ * item_);
+    }
+
+    void sweep() {
         pass_through_empty_rows();
         gather_hidden();
         if (Recompute::is_needed(p_)) saved_ = recompute_.run(hidden_before_, partial_);
@@ -60,13 +81,6 @@ class Backward {
         } else {
             run_steps();
         }
-        input_gradients();
-        weight_gradients();
-    }
-
-  private:
-    const void* gate_gradients(std::int64_t t) const {
-        return offset_bytes(dgh_, schedule_.offset(t) * gates_ * item_);
     }
 
     // A row that never had a step gives its final state's gradient to its initial state.
@@ -181,7 +195,7 @@ class Backward {
         args.k = static_cast<int>(d.P);
     }
 
-    // dx = dgx W_ih.
+    // dx = dgx W_ih, of the sequence or, where inputs are looked up, of the table.
     void input_gradients() {
         if (p_.dx.data == nullptr) return;
         const Dims& d = p_.dims;
@@ -190,28 +204,33 @@ class Backward {
         move.schedule = schedule_.device;
         move.n = d.I;
         move.to = p_.dx;
-        if (!schedule_.uniform() && !p_.accumulate_dx) launcher_.move_rows(entries.clear_padding, move, d.T);
+        if (d.V == 0 && !schedule_.uniform() && !p_.accumulate_dx)
+            launcher_.move_rows(entries.clear_padding, move, d.T);
         const bool direct = dx_stride_ != 0;
         Product product{};
         product.layout = Layout::kNN;
-        product.m = rows_, product.n = d.I, product.k = gates_;
-        product.a = {dgx_, gates_};
+        product.m = input_rows_, product.n = d.I, product.k = gates_;
+        product.a = {input_gates_, gates_};
         product.b = {p_.weights.w_ih, d.I};
         product.c = direct ? p_.dx.data : dx_rows_;
         product.c_stride = direct ? dx_stride_ : d.I;
         product.accumulate = direct && p_.accumulate_dx;
         launcher_.multiply(product, partial_);
         if (direct) return;
+        if (d.V > 0) {
+            sums_.run(dx_rows_, d.I, p_.dx.data, p_.dx.b_stride, p_.accumulate_dx);
+            return;
+        }
         move.compact = dx_rows_;
         move.accumulate = p_.accumulate_dx;
         launcher_.move_rows(entries.scatter_rows, move, schedule_.longest());
     }
 
-    // c += a^T b over all rows.
-    void add_outer(void* c, const void* a, std::int64_t m, Matrix b, std::int64_t n) {
+    // c += a^T b over so many rows.
+    void add_outer(void* c, const void* a, std::int64_t m, Matrix b, std::int64_t n, std::int64_t rows) {
         Product product{};
         product.layout = Layout::kTN;
-        product.m = m, product.n = n, product.k = rows_;
+        product.m = m, product.n = n, product.k = rows;
         product.a = {a, m};
         product.b = b;
         product.c = c;
@@ -224,9 +243,9 @@ class Backward {
         if (rows_ == 0) return;
         const Dims& d = p_.dims;
         const WeightGradients& to = p_.dparams;
-        if (to.w_ih != nullptr) add_outer(to.w_ih, dgx_, gates_, inputs_.rows(0, schedule_.longest()), d.I);
-        if (to.w_hh != nullptr) add_outer(to.w_hh, dgh_, gates_, {hidden_before_, d.P}, d.P);
-        if (d.projected && to.w_hr != nullptr) add_outer(to.w_hr, dout_, d.P, {p_.hidden, d.H}, d.H);
+        if (to.w_ih != nullptr) add_outer(to.w_ih, input_gates_, gates_, inputs_.all(), d.I, input_rows_);
+        if (to.w_hh != nullptr) add_outer(to.w_hh, dgh_, gates_, {hidden_before_, d.P}, d.P, rows_);
+        if (d.projected && to.w_hr != nullptr) add_outer(to.w_hr, dout_, d.P, {p_.hidden, d.H}, d.H, rows_);
         void* const from_x[2] = {to.b_ih, traits_.split_gates ? nullptr : to.b_hh};
         launcher_.add_column_sums(dgx_, rows_, gates_, from_x, partial_);
         if (!traits_.split_gates) return;
@@ -249,10 +268,12 @@ class Backward {
     ScheduleCopy schedule_;
     const CellTraits& traits_;
     Inputs inputs_;
+    InputSums sums_;
     Recompute recompute_;
     const void* saved_;
-    std::int64_t item_, compute_, gates_, rows_, dx_stride_;
+    std::int64_t item_, compute_, gates_, rows_, input_rows_, dx_stride_;
     void *w_hh_t_, *w_hr_t_, *carry_, *dgh_, *dgx_, *dout_, *hidden_before_, *dx_rows_, *partial_;
+    void* input_gates_;  // dgx of input_rows_ rows: the inputs, or the table that stands for them
     std::optional<Persistent> persistent_;
 };
 

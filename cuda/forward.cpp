@@ -24,7 +24,7 @@ class Forward {
           schedule_(problem.dims, problem.schedule, arena_),
           gates_(launcher_.entries().traits[problem.cell].gates * problem.dims.H),
           block_steps_(input_block_steps(problem.dims, gates_, problem.math)),
-          inputs_(problem, block_steps_, launcher_, schedule_, arena_) {
+          inputs_(problem, block_steps_, true, launcher_, schedule_, arena_) {
         const Dims& d = p_.dims;
         const MathEntries& entries = launcher_.entries();
         check_problem(entries, p_.cell, d);
@@ -50,6 +50,7 @@ class Forward {
         const Dims& d = p_.dims;
         if (d.B == 0) return;
         schedule_.send(launcher_.stream());
+        inputs_.prepare(partial_);
         if (!schedule_.uniform()) {
             RowsArgs args{};
             args.schedule = schedule_.device;

@@ -157,7 +157,6 @@ void ScheduleCopy::send(Stream stream) const {
 }
 
 void check_problem(const MathEntries& entries, CellId cell, const Dims& dims) {
-    if (dims.V != 0) throw std::invalid_argument("x: expected a sequence of vectors, got one of indices");
     if (dims.projected && entries.direct_hidden[cell]) {
         throw std::invalid_argument(std::string("proj_size: expected 0 for ") + entries.traits[cell].name);
     }

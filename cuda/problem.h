@@ -50,15 +50,24 @@ struct WeightGradients {
     void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
 };
 
-// dims.V must be 0. The arrays of the schedule are the host's, and stay as they are until the stream has come
-// past the call, but `resets` is the device's.
+// Which rows of a table the inputs are, where dims.V > 0.
+struct Lookups {
+    const std::int64_t* index;  // (T, B)
+    // In backward. The inputs that are row v of the table, by compact index and ascending: inputs[first[v]] to
+    // inputs[first[v + 1] - 1].
+    const std::int64_t *first, *inputs;
+};
+
+// The arrays of the schedule and the lookups are the host's, and stay as they are until the stream has come past
+// the call, but `resets` is the device's.
 struct ForwardProblem {
     CellId cell;
     Math math;
     Dims dims;
     Schedule schedule;
     Weights weights;
-    ConstRows x;
+    ConstRows x;  // where inputs are looked up the table: row v at v * b_stride
+    Lookups lookups;
     Rows y;
     const void* initial[kMaxStates];  // T (B, P), C (B, H); null is zero
     void* final[kMaxStates];        // the same shapes; may be the arrays in `initial`; null where not wanted
@@ -77,6 +86,7 @@ struct BackwardProblem {
     Schedule schedule;
     Weights weights;
     ConstRows x, y;
+    Lookups lookups;
     const void* initial[kMaxStates];
     const void* reset[kMaxStates];
     std::int64_t reset_stride[kMaxStates];

@@ -236,6 +236,18 @@ BAD_CALLS: dict[str, tuple[Callable[[Any, list[Any]], dict[str, Any]], type[Exce
     "lengths": (lambda x, p: {"lengths": np.array([4, 1])}, ValueError, "lengths: expected values in"),
     "save": (lambda x, p: {"save": 1}, TypeError, "save"),
     "recompute": (lambda x, p: {"recompute": 1}, TypeError, "recompute"),
+    "table": (lambda x, p: {"indices": np.zeros((2, 2), int)}, ValueError, r"x: expected shape \(V, I\)"),
+    "indices_dtype": (
+        lambda x, p: {"x": x[0], "indices": np.zeros((2, 2))},
+        TypeError,
+        "indices: expected dtype int64",
+    ),
+    "indices_shape": (lambda x, p: {"x": x[0], "indices": np.zeros(2, int)}, ValueError, "indices: expected"),
+    "indices": (
+        lambda x, p: {"x": x[0], "indices": np.full((2, 2), 2)},
+        ValueError,
+        r"indices: expected values in \[0, V\) = \[0, 2\), got 2",
+    ),
 }
 
 

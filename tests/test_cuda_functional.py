@@ -108,6 +108,89 @@ def test_recomputed_gates(cell: str, seed: int, dtype: str, device: str) -> None
     assert full[2].nbytes - small[2].nbytes == gates * problem.x.itemsize
 
 
+class Looked:
+    """A problem whose x are random rows of a table, given to the GPU as a Lookup."""
+
+    def __init__(self, problem: Problem, rows: int) -> None:
+        rng = np.random.default_rng(rows)
+        seq_len, batch, inputs = problem.x.shape
+        self.table = rng.normal(size=(rows, inputs)).astype(problem.dtype)
+        self.indices = rng.integers(0, rows, (seq_len, batch))
+        self.problem = problem.with_(x=self.table[self.indices])
+
+    def converter(self, convert: Any) -> Any:
+        """`convert`, which makes a Lookup of x."""
+        x = self.problem.x
+        return lambda v: fr.Lookup(convert(self.table), self.indices) if v is x else convert(v)
+
+    def table_gradient(self) -> Any:
+        """What the gradient of the table should be."""
+        _, _, tape = self.problem.run_reference()
+        dx = reference.backward(tape, self.problem.dy, self.problem.dstate)[0]
+        gradient = np.zeros(self.table.shape)
+        np.add.at(gradient, self.indices, dx)
+        return gradient
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rows", [1, 4, 40])
+@pytest.mark.parametrize("cell", CELLS)
+def test_looked_up_inputs(cell: str, rows: int, seed: int, dtype: str, device: str) -> None:
+    looked, convert = Looked(random_case(cell, seed, dtype), rows), converter("torch", device)
+    given, recompute = looked.converter(convert), seed > 1
+    y, state, tape, grads = on_device(looked.problem, given, recompute=recompute)
+    assert_close(host(grads.x), looked.table_gradient(), "gradient", "dtable", dtype)
+    _, _, plain, of_rows = on_device(looked.problem, convert, recompute=recompute)
+    assert_same_as_reference(looked.problem, (y, state, tape, grads._replace(x=of_rows.x)))
+    steps = int(np.sum(looked.problem.options.get("lengths", looked.indices.size)))
+    assert tape.nbytes - plain.nbytes == 8 * (looked.indices.size + steps + rows + 1)
+
+
+@pytest.mark.parametrize("rows", [3, 60])
+@pytest.mark.parametrize("mode", ["float16", "bfloat16", "tf32"])
+def test_looked_up_inputs_in_fewer_bits(mode: str, rows: int, device: str) -> None:
+    torch = pytest.importorskip("torch")
+    storage = getattr(torch, mode) if hasattr(torch, mode) else torch.float32
+    looked = Looked(random_problem("lstm", (9, 8, 16, 24), "float32"), rows)
+    convert = looked.converter(lambda v: None if v is None else converter("torch", device)(v).to(storage))
+    problem = looked.problem.with_(state=None, dstate=None)
+    with fr.cuda.set_float32_mode("tf32" if mode == "tf32" else "ieee"):
+        y, _, tape = fr.functional.forward(
+            "lstm", convert(problem.x), [convert(p) for p in problem.params[:4]]
+        )
+    grads = fr.functional.backward(tape, convert(problem.dy))
+    looked.problem = problem
+    want_y, _, want_tape = problem.run_reference()
+    want_params = reference.backward(want_tape, problem.dy)[2]
+    # Inputs and weights are rounded here too: twice what the mode may add.
+    forward, gradient = (2 * limit for limit in MODES[mode])
+    assert relative_error(host(y), want_y) <= forward
+    assert relative_error(host(grads.x), looked.table_gradient()) <= gradient
+    for got, want in zip(grads.params[:4], want_params[:4], strict=True):
+        assert relative_error(host(got), want) <= gradient
+
+
+@pytest.mark.parametrize("rows", [2, 9])
+def test_tables_of_no_use(rows: int, device: str) -> None:
+    convert = converter("torch", device)
+    for shape in ((0, 2, 3, 4), (2, 0, 3, 4)):
+        looked = Looked(random_problem("gru", shape, "float64"), rows)
+        _, _, _, grads = on_device(looked.problem, looked.converter(convert))
+        np.testing.assert_array_equal(host(grads.x), np.zeros((rows, 3)))
+
+
+@pytest.mark.parametrize("library", ["torch", "cupy", "jax", "other"])
+def test_tables_of_each_library(library: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library == "cupy" and device == "emulated":
+        monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    convert = converter(library, device)
+    looked = Looked(random_problem("rnn_tanh", (5, 2, 4, 5), "float32"), 3)
+    _, _, _, grads = on_device(looked.problem, looked.converter(convert))
+    assert same_library(grads.x, convert(looked.table))
+    assert_close(host(grads.x), looked.table_gradient(), "gradient", "dtable", "float32")
+
+
 @pytest.mark.parametrize("library", ["torch", "cupy", "jax", "other"])
 def test_results_are_of_the_callers_library(
     library: str, device: str, monkeypatch: pytest.MonkeyPatch

@@ -237,8 +237,51 @@ def test_embedding(where: str) -> None:
     nothing = np.zeros(0, int)
     assert moved.forward(nothing)[0].shape == (0, 3)
     moved.backward(moved.forward(nothing)[1], library(where, "own")(np.zeros((0, 3), np.float32)))
-    with pytest.raises(RuntimeError, match=r"lookup: expected a Embedding on cpu, got one on cuda:0"):
-        moved.lookup(indices)
+
+
+@pytest.mark.parametrize("rows", [5, 60])
+@pytest.mark.parametrize("layout", ["time", "batch_first", "single"])
+@pytest.mark.parametrize("name", ["own", "torch"])
+def test_lookups(name: str, layout: str, rows: int, where: str) -> None:
+    convert = library(where, name)
+    rng = np.random.default_rng(0)
+    shape = {"time": (6, 4), "batch_first": (4, 6), "single": (6,)}[layout]
+    indices = rng.integers(0, 5, shape)
+    options = {"batch_first": layout == "batch_first", "bidirectional": True, "num_layers": 2}
+    results = []
+    for device in ("cpu", "cuda"):
+        embedding = fr.Embedding(rows, 3, padding_idx=2, dtype="float64", seed=1).to(device)
+        network = make_module("gru", 3, 5, **options).to(device)
+        here = convert if device == "cuda" else np.asarray
+        lookup = embedding.lookup(here(indices))
+        y, state, tape = network.forward(lookup)
+        assert_same(network(lookup)[0], host(y))
+        dx, dstate = network.backward(tape, here(np.ones(y.shape)))
+        embedding.backward(lookup, dx)
+        results.append([y, state, dstate, dx, network.flat_grads, embedding.flat_grads])
+    for got, want in zip(results[1], results[0], strict=True):
+        assert_same(got, want, "gradient")
+
+
+def test_tables_of_other_arrays(where: str) -> None:
+    rng = np.random.default_rng(0)
+    table, indices = rng.normal(size=(60, 3)), rng.integers(0, 60, (4, 2))
+    plain, moved = make_module("lstm", 3, 5), make_module("lstm", 3, 5).to("cuda")
+    y, _, tape = plain.forward(fr.Lookup(table, indices))
+    convert = library(where, "torch")
+    lookup = fr.Lookup(convert(table), indices)
+    got_y, _, got_tape = moved.forward(lookup)
+    assert_same(got_y, y)
+    assert same_library(got_y, lookup.table)
+    assert_same(moved.backward(got_tape, convert(y)), plain.backward(tape, y), "gradient")
+    np.testing.assert_array_equal(lookup.rows(), table[indices])
+    with pytest.raises(
+        RuntimeError, match=r"x: expected a numpy.ndarray as the parameters, which are on cpu"
+    ):
+        plain(lookup)
+    if where != "numpy":
+        with pytest.raises(TypeError, match=r"x: expected a cupy.ndarray of float64, got ndarray"):
+            moved(fr.Lookup(table, indices))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -464,9 +507,6 @@ def test_refused_moves_and_calls(where: str) -> None:
     for what in (module.stream, lambda: module.quantize("bf16")):
         with pytest.raises(RuntimeError, match=r"expected a LSTM on cpu, got one on cuda:0"):
             what()
-    table = np.zeros((2, 3), np.float32)
-    with pytest.raises(RuntimeError, match=r"x: expected"):
-        module(fr.Lookup(table, np.zeros((4, 2), int)))
 
 
 def test_small_arrays_come_in_any_order(where: str) -> None:

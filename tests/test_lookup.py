@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from support import states_of
 
 import fusedrnn as fr
 
@@ -16,12 +17,12 @@ T, B, I, H = 13, 4, 5, 19
 
 
 def _run(module: Any, x: Any, dy: Array, **options: Any) -> tuple[list[Array], Array, dict[str, Array]]:
-    """Outputs and final states, the gradient of the input, and those of the parameters."""
+    """Outputs, final states and the gradients of the initial ones; those of the input, and of parameters."""
     module.zero_grad()
     y, state, tape = module.forward(x, **options)
-    dx, _ = module.backward(tape, dy)
-    states = list(state) if isinstance(state, tuple) else [state]
-    return [y, *states], dx, {name: grad.copy() for name, grad in module.grads.items()}
+    dx, dstate = module.backward(tape, dy)
+    results = [y, *states_of(state), *states_of(dstate)]
+    return results, dx, {name: grad.copy() for name, grad in module.grads.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

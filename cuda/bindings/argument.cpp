@@ -106,6 +106,7 @@ ConstRows Argument::as_const_rows() const {
     if (!given_) return {};
     // Libraries give axes of one element any stride.
     const auto stride = [&](std::size_t axis) { return array_.shape[axis] <= 1 ? 0 : array_.strides[axis]; };
+    if (ndim() == 2) return {array_.data, 0, stride(0)};
     return {array_.data, stride(0), stride(1)};
 }
 

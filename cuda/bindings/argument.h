@@ -45,7 +45,7 @@ class Argument {
     std::int64_t size(int axis) const { return array_.shape[static_cast<std::size_t>(axis)]; }
     std::int64_t bytes() const { return given_ ? array_.size() * array_.itemsize() : 0; }
     void* data() const { return given_ ? array_.data : nullptr; }
-    // A (T, B, n) array.
+    // A (T, B, n) array, or (B, n).
     Rows as_rows() const;
     ConstRows as_const_rows() const;
     // First and one past the last byte that the elements occupy.

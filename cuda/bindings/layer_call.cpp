@@ -57,7 +57,7 @@ WeightArguments read_weights(CellId cell, py::handle params, const Argument& x, 
     }
     auto& [w_ih, w_hh, b_ih, b_hh, w_hr] = w.arrays;
     Dims& d = w.dims;
-    d.I = x.size(2);
+    d.I = x.size(x.ndim() - 1);
     w_ih.shape({{g + " with H >= 1"}, {"I", d.I}});
     const std::int64_t rows = w_ih.size(0);
     d.H = hidden_size(gates, rows, d.I);

@@ -9,6 +9,7 @@
 #include "bindings/checks.h"
 #include "bindings/timetable.h"
 #include "cuda/bindings/argument.h"
+#include "lookups.h"
 
 namespace fusedrnn::cuda {
 
@@ -59,6 +60,7 @@ StateForm state_form(int k, const Dims& dims, Math math, dlpack::Type storage);
 struct CallArguments {
     WeightArguments weights;
     Argument x, y, resets, initial[kMaxStates], reset[kMaxStates];
+    std::shared_ptr<const LookupTable> lookups;  // null where x is a sequence
 };
 
 // Reads the initial and the replacement states into `in`, whose x and dims are set.
@@ -77,7 +79,8 @@ struct LayerTape {
 
     const Dims& dims() const { return arguments.weights.dims; }
     std::int64_t nbytes() const {
-        return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes();
+        const std::int64_t lookups = arguments.lookups == nullptr ? 0 : arguments.lookups->nbytes();
+        return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes() + lookups;
     }
 };
 

@@ -21,6 +21,7 @@ void set_call(Problem& problem, CellId cell, Math math, const CallArguments& a, 
     problem.schedule = timetable.view(static_cast<const std::uint8_t*>(a.resets.data()));
     problem.weights = a.weights.pointers();
     problem.x = a.x.as_const_rows();
+    if (a.lookups != nullptr) problem.lookups = a.lookups->view();
     for (int k = 0; k < traits_of(cell).states; ++k) {
         problem.initial[k] = a.initial[k].data();
         problem.reset[k] = a.reset[k].data();
@@ -103,11 +104,26 @@ Outputs make_outputs(py::handle out, py::handle state_out, CellId cell, Math mat
     return o;
 }
 
+// x (T, B, I), or a table (V, I) with `indices` (T, B) into it; sets T, B and V. Returns the checked indices.
+std::vector<std::int64_t> read_inputs(const Array& indices, const Argument& x, Dims& d) {
+    if (!indices.given()) {
+        d.T = x.size(0);
+        d.B = x.size(1);
+        return {};
+    }
+    Array index = indices;
+    index.shape({{"T"}, {"B"}}).made_contiguous();
+    d.T = index.size(0);
+    d.B = index.size(1);
+    d.V = x.size(0);
+    return checked_indices(index, d.V, "V");
+}
+
 py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state,
-                  py::handle lengths, py::handle resets, py::handle reset_state, py::handle reverse_flag,
-                  py::handle save_flag, py::handle recompute_flag, const std::string& float32_mode,
-                  const std::optional<std::string>& forced, const py::object& empty, StreamNumber stream,
-                  py::handle out, py::handle state_out) {
+                  py::handle indices, py::handle lengths, py::handle resets, py::handle reset_state,
+                  py::handle reverse_flag, py::handle save_flag, py::handle recompute_flag,
+                  const std::string& float32_mode, const std::optional<std::string>& forced,
+                  const py::object& empty, StreamNumber stream, py::handle out, py::handle state_out) {
     const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
                recompute = flag(recompute_flag, "recompute");
     const CellId cell = cell_by_name(cell_name);
@@ -116,11 +132,12 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
     CallArguments in;
     in.x = Argument::first(x, "x", stream);
     const Math math = math_of(in.x, float32_mode);
-    in.x.shape({{"T"}, {"B"}, {"I"}}).rows();
+    const Array index = Array::int64(indices, "indices", kOptional);
+    in.x.shape(index.given() ? std::vector<Axis>{{"V"}, {"I"}} : std::vector<Axis>{{"T"}, {"B"}, {"I"}})
+        .rows();
     in.weights = read_weights(cell, params, in.x, stream);
     Dims& d = in.weights.dims;
-    d.T = in.x.size(0);
-    d.B = in.x.size(1);
+    std::vector<std::int64_t> looked_up = read_inputs(index, in.x, d);
     read_states(state, reset_state, cell, math, in, stream);
     in.resets = Argument::beside(resets, "resets", kBool, in.x, stream, kOptional);
     in.resets.shape({{"T", d.T}, {"B", d.B}}).contiguous();
@@ -130,6 +147,11 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
     if (ends.given()) checked = checked_indices(ends, d.T + 1, "T + 1");
     auto timetable =
         std::make_shared<const Timetable>(d.T, d.B, ends.given() ? checked.data() : nullptr, reverse);
+    if (index.given()) {
+        auto lookups = std::make_shared<LookupTable>(std::move(looked_up));
+        if (save) lookups->sort(d, *timetable);
+        in.lookups = std::move(lookups);
+    }
     const Outputs outputs = make_outputs(out, state_out, cell, math, in, context);
     in.y = outputs.y;
     ForwardProblem problem{};
@@ -200,16 +222,21 @@ Argument input_gradient(py::handle dx, bool need_dx, bool accumulate_dx, const L
                         const Argument& flow, const std::vector<Argument>& grads, const Context& context) {
     const CallArguments& in = tape.arguments;
     const Dims& d = tape.dims();
+    const std::vector<Axis> shape = in.lookups != nullptr
+                                        ? std::vector<Axis>{{"V", d.V}, {"I", d.I}}
+                                        : std::vector<Axis>{{"T", d.T}, {"B", d.B}, {"I", d.I}};
     Argument out;
     if (!dx.is_none()) {
         if (!need_dx) throw py::value_error("dx: expected None with need_dx=False, got an array");
         out = Argument::beside(dx, "dx", in.x.type(), in.x, context.stream);
-        out.shape({{"T", d.T}, {"B", d.B}, {"I", d.I}}).rows().writable();
+        out.shape(shape).rows().writable();
         out.apart_from(in.x).apart_from(flow).apart_from(in.y);
         for (const Argument& grad : grads) out.apart_from(grad);
     } else if (need_dx) {
         if (accumulate_dx) throw py::value_error("accumulate_dx: expected False without dx, got True");
-        out = context.make({d.T, d.B, d.I}, in.x.type(), "dx", in.x);
+        std::vector<std::int64_t> sizes;
+        for (const Axis& axis : shape) sizes.push_back(axis.size);
+        out = context.make(sizes, in.x.type(), "dx", in.x);
     }
     return out;
 }
@@ -297,11 +324,12 @@ void bind_recurrent(py::module_& m) {
                                [](const LayerTape& t) { return kMathNames[static_cast<int>(t.math)]; })
         .def_property_readonly("kernel", [](const LayerTape& t) { return t.kernel; });
     m.def("forward", &forward, py::arg("cell"), py::arg("x"), py::arg("params"),
-          py::arg("state") = py::none(), py::kw_only(), py::arg("lengths") = py::none(),
-          py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
-          py::arg("save") = false, py::arg("recompute") = false, py::arg("float32_mode") = "ieee",
-          py::arg("kernel") = py::none(), py::arg("empty"), py::arg("stream") = kLegacyStream,
-          py::arg("out") = py::none(), py::arg("state_out") = py::none());
+          py::arg("state") = py::none(), py::kw_only(), py::arg("indices") = py::none(),
+          py::arg("lengths") = py::none(), py::arg("resets") = py::none(),
+          py::arg("reset_state") = py::none(), py::arg("reverse") = false, py::arg("save") = false,
+          py::arg("recompute") = false, py::arg("float32_mode") = "ieee", py::arg("kernel") = py::none(),
+          py::arg("empty"), py::arg("stream") = kLegacyStream, py::arg("out") = py::none(),
+          py::arg("state_out") = py::none());
     m.def("backward", &backward, py::arg("tape"), py::arg("dy") = py::none(), py::arg("dstate") = py::none(),
           py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true,
           py::arg("dx") = py::none(), py::arg("accumulate_dx") = false, py::arg("empty"),

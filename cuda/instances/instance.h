@@ -67,6 +67,9 @@ class Instance {
         e.gather_rows = {"gather_rows", &gather_rows<T>, 0};
         e.scatter_rows = {"scatter_rows", &scatter_rows<T>, 0};
         e.clear_padding = {"clear_padding", &clear_padding<T>, 0};
+        e.look_up_inputs = {"look_up_inputs", &look_up<T>, 0};
+        e.look_up_gates = {"look_up_gates", &look_up<C>, 0};
+        e.sum_lookups = {"sum_lookups", &sum_lookups<T, C>, kRowsThreads * static_cast<int>(sizeof(C))};
         e.gather_hidden = {"gather_hidden", &gather_hidden<T>, 0};
         e.final_state = {"final_state", &final_state<T, C>, 0};
         return e;

@@ -153,6 +153,27 @@ struct RowsArgs {
     bool accumulate;  // scatter: added to `to`
 };
 
+// The rows of a table that inputs are, by compact index from step `first` on. Blocks (step, rows).
+struct LookupArgs {
+    DeviceSchedule schedule;
+    std::int64_t first;
+    const std::int64_t* index;  // (T, B)
+    const void* from;           // (V, n)
+    std::int64_t from_stride;
+    void* to;  // [rows][n]
+    std::int64_t n;
+};
+
+// to (V, n) = the sums of the rows of equal inputs, or added to it: those of row v of the table are
+// inputs[first[v]] to inputs[first[v + 1] - 1]. Blocks (row of the table, tile of 32 columns).
+struct SumLookupsArgs {
+    const std::int64_t *first, *inputs;
+    const void* from;  // T [rows][n]
+    void* to;          // T
+    std::int64_t to_stride, n;
+    bool accumulate;
+};
+
 // The hidden states before the steps, as RowsArgs gathers them.
 struct GatherHiddenArgs {
     DeviceSchedule schedule;

@@ -50,6 +50,16 @@ FUSEDRNN_KERNEL void scatter_rows(RowsArgs args) {
     });
 }
 
+template <class E>
+FUSEDRNN_KERNEL void look_up(LookupArgs args) {
+    for_rows(args.schedule, args.first, [&](std::int64_t t, int, std::int64_t b, std::int64_t row) {
+        const std::int64_t v = load_constant(args.index + t * args.schedule.B + b);
+        const E* const from = static_cast<const E*>(args.from) + v * args.from_stride;
+        E* const to = static_cast<E*>(args.to) + row * args.n;
+        for (std::int64_t i = lane(); i < args.n; i += 32) store(to + i, load_constant(from + i));
+    });
+}
+
 // Past the end of a row everything is zero.
 template <class T>
 FUSEDRNN_KERNEL void clear_padding(RowsArgs args) {
@@ -132,10 +142,19 @@ inline constexpr int transpose_shared_bytes() {
     return 32 * 33 * static_cast<int>(sizeof(T));
 }
 
+// The sums of all warps, lane by lane and in their order; of the first warp alone.
+template <class C>
+FUSEDRNN_DEVICE C add_warps(C sum) {
+    C* const sums = shared_memory<C>();
+    sums[thread_index()] = sum;
+    block_barrier();
+    for (int i = thread_index() + 32; warp() == 0 && i < block_threads(); i += 32) sum += sums[i];
+    return sum;
+}
+
 // Blocks (tile of 32 columns, slice): the warps take turns at the rows, and their sums are added in order.
 template <class T, class C>
 FUSEDRNN_KERNEL void column_sums(ColumnSumsArgs args) {
-    C* const sums = shared_memory<C>();
     const std::int64_t n = std::int64_t{block_index().x} * 32 + lane();
     const std::int64_t first = block_index().y * args.slice;
     const std::int64_t last = first + args.slice < args.m ? first + args.slice : args.m;
@@ -146,11 +165,27 @@ FUSEDRNN_KERNEL void column_sums(ColumnSumsArgs args) {
             sum += widen(load_constant(static_cast<const T*>(args.a) + m * args.n + n));
         }
     }
-    sums[thread_index()] = sum;
-    block_barrier();
+    sum = add_warps(sum);
     if (warp() != 0 || n >= args.n) return;
-    for (int w = 1; w < warps; ++w) sum += sums[w * 32 + lane()];
     store(static_cast<C*>(args.partial) + block_index().y * args.n + n, sum);
+}
+
+// Likewise, the warps taking turns at the inputs.
+template <class T, class C>
+FUSEDRNN_KERNEL void sum_lookups(SumLookupsArgs args) {
+    const std::int64_t v = block_index().x, n = std::int64_t{block_index().y} * 32 + lane();
+    const std::int64_t last = load_constant(args.first + v + 1);
+    C sum = 0;
+    for (std::int64_t i = load_constant(args.first + v) + warp(); n < args.n && i < last;
+         i += block_threads() / 32) {
+        const std::int64_t row = load_constant(args.inputs + i);
+        sum += widen(load_constant(static_cast<const T*>(args.from) + row * args.n + n));
+    }
+    sum = add_warps(sum);
+    if (warp() != 0 || n >= args.n) return;
+    T* const to = static_cast<T*>(args.to) + v * args.to_stride + n;
+    if (args.accumulate) sum += widen(load(to));
+    store(to, narrow<T>(sum));
 }
 
 }  // namespace fusedrnn::cuda

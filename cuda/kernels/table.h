@@ -48,6 +48,8 @@ struct MathEntries {
     Entry<ColumnSumsArgs> column_sums;
     Entry<TransposeArgs> transpose;
     Entry<RowsArgs> gather_rows, scatter_rows, clear_padding;
+    Entry<LookupArgs> look_up_inputs, look_up_gates;
+    Entry<SumLookupsArgs> sum_lookups;
     Entry<GatherHiddenArgs> gather_hidden;
     Entry<FinalStateArgs> final_state;
 };

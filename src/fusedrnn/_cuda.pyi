@@ -73,6 +73,7 @@ def forward(
     params: tuple[Any, ...],
     state: tuple[Any, ...] | None = None,
     *,
+    indices: Any = None,
     lengths: Any = None,
     resets: Any = None,
     reset_state: tuple[Any, ...] | None = None,

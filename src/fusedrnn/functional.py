@@ -14,7 +14,7 @@ from fusedrnn import _core
 from fusedrnn.cells import PARAMETER_NAMES, Array, CellSpec, StateLike, Weights, gather_weights, resolve_cell
 from fusedrnn.cuda import layer as cuda_layer
 from fusedrnn.cuda.libraries import is_device_array
-from fusedrnn.lookup import Lookup, kernel_gradient, kernel_inputs
+from fusedrnn.lookup import Lookup, array_of, kernel_gradient, kernel_inputs
 from fusedrnn.sequences import as_lengths
 
 Params = Mapping[str, Array] | Sequence[Array | None]
@@ -85,8 +85,8 @@ def forward(
         resets: (T, B) bool; where true, the state is replaced before step t reads it.
         reset_state: what resets put there, shaped as the state with or without B; None for zeros.
         reverse: run from the last step to the first.
-        recompute: the tape leaves out the gates, and backward computes them once more: to the same bits on the
-            CPU, within the accuracy of the arithmetic on a GPU.
+        recompute: the tape leaves out the gates, and backward computes them once more: on the CPU to the same
+            bits, on a GPU within the accuracy of the arithmetic.
 
     Returns:
         y (T, B, Hout), read-only because the tape refers to it; the final state; the tape.
@@ -103,7 +103,8 @@ def forward(
     weights, names = _weights(params)
     if reset_state is not None and resets is None:
         raise ValueError("reset_state: expected None without resets")
-    if not isinstance(x, (np.ndarray, Lookup)) and is_device_array(x):
+    given = array_of(x)
+    if not isinstance(given, np.ndarray) and is_device_array(given):
         y, final, layer = cuda_layer.forward(
             spec,
             x,

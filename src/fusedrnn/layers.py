@@ -221,9 +221,7 @@ class Embedding(Module):
 
         Raises:
             TypeError: indices are not integers.
-            RuntimeError: the embedding is on a GPU.
         """
-        self._require_cpu("lookup")
         return Lookup(self._own["weight"], indices, owner=self)
 
     def backward(self, tape: SavedTape | Lookup, dy: Array) -> None:
@@ -246,7 +244,7 @@ class Embedding(Module):
         if isinstance(tape, Lookup):
             if tape._owner is not self:
                 raise ValueError(f"tape: expected a lookup of this {self!r}, got one of {tape._owner!r}")
-            grad += check_array("dy", dy, grad.shape, self._dtype, "(V, D)")
+            grad += check_array("dy", dy, grad.shape, self._dtype, "(V, D)", backend.array)
         else:
             tape = check_tape(tape, self, SavedTape)
             check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_indices
+from fusedrnn.checks import as_array, as_indices
+from fusedrnn.cuda.libraries import is_device_array
 
 if TYPE_CHECKING:
     from fusedrnn.module import Module
@@ -19,12 +20,14 @@ class Lookup:
     """x = table[indices], as input of RNN, LSTM, GRU and `functional.forward`.
 
     A recurrent layer multiplies each row of the table by W_ih once, instead of every place of the sequence,
-    and adds up the gate gradients of equal indices before it multiplies them. Outputs are bitwise those of
-    `table[indices]`; the gradient of x is that of the table.
+    and adds up the gate gradients of equal indices before it multiplies them. Outputs are those of
+    `table[indices]`, on the CPU bitwise; the gradient of x is that of the table.
 
     Attributes:
-        table: (V, I), float32 or float64. Referred to, not copied.
-        indices: (T, B), laid out as the layer wants x, int64, each in 0..V-1.
+        table: (V, I), float32 or float64, or an array on a GPU of any dtype that layers take there. Referred
+            to, not copied.
+        indices: (T, B), laid out as the layer wants x, int64 in host memory, each in 0..V-1. Given on a GPU,
+            they are copied from there.
         shape, ndim, dtype: of table[indices].
 
     Raises:
@@ -35,11 +38,11 @@ class Lookup:
     __slots__ = ("_owner", "indices", "table")
 
     def __init__(self, table: Array, indices: npt.ArrayLike, *, owner: "Module | None" = None) -> None:
-        if not isinstance(table, np.ndarray):
+        if not isinstance(table, np.ndarray) and not is_device_array(table):
             raise TypeError(f"table: expected a numpy.ndarray, got {type(table).__name__}")
-        if table.ndim != 2:
-            raise ValueError(f"table: expected shape (V, I), got {table.shape}")
-        given = np.asarray(indices)
+        if len(table.shape) != 2:
+            raise ValueError(f"table: expected shape (V, I), got {tuple(table.shape)}")
+        given = as_array(indices)
         self.table = table
         self.indices: Indices = as_indices("indices", given).reshape(given.shape)
         self._owner = owner
@@ -47,7 +50,7 @@ class Lookup:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of table[indices]."""
-        return (*self.indices.shape, self.table.shape[1])
+        return (*self.indices.shape, int(self.table.shape[1]))
 
     @property
     def ndim(self) -> int:
@@ -66,18 +69,23 @@ class Lookup:
         return rows if dtype is None else rows.astype(dtype, copy=False)
 
     def rows(self) -> Array:
-        """Return table[indices] as a new array.
+        """Return table[indices] as a new NumPy array.
 
         Raises:
+            TypeError: the table is not of float32 or float64.
             ValueError: an index outside 0..V-1.
         """
-        table = np.require(self.table, requirements=["C", "A"])
+        table = np.require(as_array(self.table), requirements=["C", "A"])
         return _core.embedding_forward(self.indices.reshape(-1), table).reshape(self.shape)
 
     @property
     def pays(self) -> bool:
-        """Whether the table is so small beside the sequence that kernels should look rows up themselves."""
-        return 2 * len(self.table) <= self.indices.size
+        """Whether the table is so small beside the sequence that the CPU's kernels should look rows up."""
+        return 2 * int(self.table.shape[0]) <= self.indices.size
+
+    def with_table(self, table: Array) -> "Lookup":
+        """Return the same lookup in another array of these rows."""
+        return Lookup(table, self.indices, owner=self._owner)
 
     def table_gradient(self, drows: Array) -> Array:
         """Return the gradient of the table (V, I) for that of table[indices]."""
@@ -87,16 +95,26 @@ class Lookup:
         return gradient
 
     def __repr__(self) -> str:
-        return f"Lookup(table={self.table.shape}, indices={self.indices.shape}, dtype={self.dtype})"
+        return f"Lookup(table={tuple(self.table.shape)}, indices={self.indices.shape}, dtype={self.dtype})"
 
 
-def kernel_inputs(x: Array | Lookup) -> tuple[Array, Indices | None]:
+def array_of(x: Any) -> Any:
+    """Return the array in device or host memory behind an input: x, or the table of a Lookup."""
+    return x.table if isinstance(x, Lookup) else x
+
+
+def is_table(x: Array | Lookup, on_gpu: bool = False) -> bool:
+    """Return whether kernels take the table; those of a GPU always do, and decide what they multiply."""
+    return isinstance(x, Lookup) and (on_gpu or x.pays)
+
+
+def kernel_inputs(x: Array | Lookup, on_gpu: bool = False) -> tuple[Array, Indices | None]:
     """Return x as kernels take it: an array and None, or a table and the indices of its rows."""
     if not isinstance(x, Lookup):
         return x, None
-    return (x.table, x.indices) if x.pays else (x.rows(), None)
+    return (x.table, x.indices) if is_table(x, on_gpu) else (x.rows(), None)
 
 
-def kernel_gradient(x: Array | Lookup, dx: Array) -> Array:
+def kernel_gradient(x: Array | Lookup, dx: Array, on_gpu: bool = False) -> Array:
     """Return the gradient of x from that of what `kernel_inputs` made of it."""
-    return x.table_gradient(dx) if isinstance(x, Lookup) and not x.pays else dx
+    return x.table_gradient(dx) if isinstance(x, Lookup) and not is_table(x, on_gpu) else dx

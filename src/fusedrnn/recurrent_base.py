@@ -13,7 +13,7 @@ from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, Weights, ga
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
-from fusedrnn.lookup import Lookup, kernel_gradient, kernel_inputs
+from fusedrnn.lookup import Lookup, array_of, is_table, kernel_gradient, kernel_inputs
 from fusedrnn.module import Module
 from fusedrnn.quantized import QuantizedRecurrent
 from fusedrnn.sequences import as_lengths
@@ -217,13 +217,13 @@ class Recurrent(Module, Generic[StateT]):
             run = partial(self._run_on, lengths, save)
             return backend.across(x, run, x, state, resets, reset_state)
         xp, kernels = backend.xp, backend.kernels
-        shape = x.shape if isinstance(x, (backend.array, Lookup)) else ()
+        shape = x.shape if isinstance(array_of(x), backend.array) else ()
         single = len(shape) == 2
         if not (single or len(shape) == 3) or shape[-1] != self.input_size:
             raise self._input_error(x)
         dtype, out_size = self._dtype, self._out_size
         y = xp.empty((*shape[:-1], out_size), dtype)
-        (steps, indices), target = kernel_inputs(x), y
+        (steps, indices), target = kernel_inputs(x, backend is not CPU), y
         between = steps.nbytes if indices is None and steps is not x else 0
         if single or self.batch_first:
             target = self._time_major(y, single)
@@ -329,8 +329,8 @@ class Recurrent(Module, Generic[StateT]):
 
     def _input_error(self, x: Any) -> Exception:
         """Say what is wrong with x."""
-        if not isinstance(x, (self._backend.array, Lookup)):
-            return self._kind_error("x", x)
+        if not isinstance(given := array_of(x), self._backend.array):
+            return self._kind_error("x", given)
         order = "B, T" if self.batch_first else "T, B"
         return ValueError(
             f"x: expected shape ({order}, I) or (T, I) with I = {self.input_size}, got {x.shape}"
@@ -385,8 +385,8 @@ class Recurrent(Module, Generic[StateT]):
             target: Any = None
             if layer:
                 target = xp.empty((seq_len, batch, self._out_size), self._dtype)
-            elif need_dx and lookup is not None and lookup.pays:
-                dx = target = np.empty(lookup.table.shape, self._dtype)
+            elif need_dx and lookup is not None and is_table(lookup, backend is not CPU):
+                dx = target = xp.empty(tuple(lookup.table.shape), self._dtype)
             elif need_dx:
                 dx = xp.empty((*shape[:-1], self.input_size), self._dtype)
                 target = self._time_major(dx, single)
@@ -410,7 +410,7 @@ class Recurrent(Module, Generic[StateT]):
         if single:
             dstarts = [dstart[:, 0] for dstart in dstarts]
         if dx is not None and lookup is not None:
-            dx = kernel_gradient(lookup, dx)
+            dx = kernel_gradient(lookup, dx, backend is not CPU)
         return dx, self._spec.pack_state(dstarts)
 
     def stream(self, batch_size: int = 1) -> Stream[StateT]:

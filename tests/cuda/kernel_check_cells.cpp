@@ -8,6 +8,7 @@
 #include "forward.h"
 #include "kernel_check.h"
 #include "kernel_table.h"
+#include "lookups.h"
 
 namespace cuda_check {
 
@@ -27,6 +28,7 @@ namespace {
 struct Options {
     bool reverse, bias, lengths, resets, shared_reset, reset_beyond, initial, dy, dfinal, accumulate_dx, odd,
         recompute;
+    std::int64_t table;  // rows of the table that x is looked up in; 0: it is a sequence
 };
 
 // Bits of the counter's mixture: every option meets every size over the cases.
@@ -34,8 +36,20 @@ Options options_of(const CellCase& c) {
     Random random(static_cast<std::uint64_t>(c.counter));
     const std::uint64_t bits = random.bits();
     const auto bit = [bits](int k) { return (bits >> k & 1) != 0; };
-    return {bit(0),  bit(1) || bit(2), bit(3) && !c.plain,  bit(4), bit(5), bit(6), bit(7), bit(8) || bit(9),
-            bit(10), bit(11),          bit(12) && !c.plain, bit(13)};
+    const std::int64_t inputs = c.dims.T * c.dims.B, table = bit(14) ? std::min(inputs, 2L) : inputs;
+    return {bit(0),
+            bit(1) || bit(2),
+            bit(3) && !c.plain,
+            bit(4),
+            bit(5),
+            bit(6),
+            bit(7),
+            bit(8) || bit(9),
+            bit(10),
+            bit(11),
+            bit(12) && !c.plain,
+            bit(13),
+            bit(15) ? table : 0};
 }
 
 std::string name_of(const Problem& p, const Options& o) {
@@ -53,7 +67,8 @@ std::string name_of(const Problem& p, const Options& o) {
                                                   {" dfinal", o.dfinal},
                                                   {" accumulate", o.accumulate_dx},
                                                   {" odd", o.odd},
-                                                  {" recompute", o.recompute}};
+                                                  {" recompute", o.recompute},
+                                                  {" table", o.table > 0}};
     for (const auto& [word, on] : flags) text += on ? word : "";
     return text;
 }
@@ -91,6 +106,10 @@ Problem make_problem(const CellTraits& traits, const Dims& d, const Options& o, 
     const double spread = 1 / std::sqrt(static_cast<double>(d.H)),
                  spread_x = 1 / std::sqrt(static_cast<double>(d.I));
     p.x = numbers(d.T * d.B, d.I, 1);
+    // A table is the first rows of x, and input i is row i % table.
+    for (std::int64_t i = o.table; o.table > 0 && i < d.T * d.B; ++i) {
+        std::copy_n(p.x.row(i % o.table), d.I, p.x.row(i));
+    }
     p.w_ih = numbers(p.gates * d.H, d.I, spread_x);
     p.w_hh = numbers(p.gates * d.H, d.P, spread);
     if (o.bias) {
@@ -112,13 +131,13 @@ Problem make_problem(const CellTraits& traits, const Dims& d, const Options& o, 
 }
 
 // Where gradients that may be added to start from, rounded to what the device holds.
-Results<double> make_results(const Problem& p, Math math) {
+Results<double> make_results(const Problem& p, const Options& o, Math math) {
     Random random(7);
     const Kind storage = storage_kind(math), compute = compute_kind(math);
     Results<double> r;
     r.y = Array<double>(p.T * p.B, p.P);
     r.y.fill(0.0);
-    r.dx = random_array(random, storage, p.T * p.B, p.I);
+    r.dx = random_array(random, storage, o.table > 0 ? o.table : p.T * p.B, p.I);
     for (std::int64_t k = 0; k < p.states; ++k) {
         r.final[k] = Array<double>(p.B, p.width(k));
         r.dinitial[k] = Array<double>(p.B, p.width(k));
@@ -146,7 +165,7 @@ struct OnDevice {
         dy = {kind, p.dy, gap, lead};
         y = {kind, p.T * p.B, p.P, gap, lead};
         dx = o.accumulate_dx ? DeviceArray(kind, start.dx, gap, lead)
-                             : DeviceArray(kind, p.T * p.B, p.I, gap, lead);
+                             : DeviceArray(kind, start.dx.rows(), p.I, gap, lead);
         w_ih = {kind, p.w_ih, 0, lead};
         w_hh = {kind, p.w_hh, 0, lead};
         b_ih = {kind, p.b_ih, 0, lead};
@@ -214,6 +233,14 @@ struct Kernels {
     const Kernel &forward, &backward;
 };
 
+LookupTable lookups_of(const Dims& d, const Options& o) {
+    std::vector<std::int64_t> index(static_cast<std::size_t>(d.T * d.B));
+    for (std::size_t i = 0; i < index.size() && o.table > 0; ++i) {
+        index[i] = static_cast<std::int64_t>(i) % o.table;
+    }
+    return LookupTable(std::move(index));
+}
+
 void run_training(const Kernels& kernels, CellId cell, Math math, const Dims& d, const Problem& p,
                   const Options& o, OnDevice& device) {
     const Timetable timetable(d.T, d.B, o.lengths ? p.lengths.data() : nullptr, o.reverse);
@@ -222,8 +249,14 @@ void run_training(const Kernels& kernels, CellId cell, Math math, const Dims& d,
     const DeviceBlock saved(numbers * traits.saved * compute),
         states(numbers * (traits.states - 1) * compute), hidden(numbers * storage_bytes(math));
     auto forward = make_call<ForwardProblem>(math, cell, d, timetable, p, device);
+    LookupTable lookups = lookups_of(d, o);
+    forward.dims.V = o.table;
+    if (o.table > 0) lookups.sort(forward.dims, timetable);
+    forward.lookups = lookups.view();
     forward.saved = saved.data(), forward.states = states.data(), forward.hidden = hidden.data();
     auto backward = make_call<BackwardProblem>(math, cell, d, timetable, p, device);
+    backward.dims.V = o.table;
+    backward.lookups = forward.lookups;
     if (o.recompute) forward.saved = nullptr;
     backward.saved = forward.saved, backward.states = states.data(), backward.hidden = hidden.data();
     backward.dy = rows_of<ConstRows>(device.dy, d.B);
@@ -246,6 +279,9 @@ void run_inference(const Kernel& kernel, CellId cell, Math math, const Dims& d, 
                    const Options& o, OnDevice& device) {
     const Timetable timetable(d.T, d.B, o.lengths ? p.lengths.data() : nullptr, o.reverse);
     auto call = make_call<ForwardProblem>(math, cell, d, timetable, p, device);
+    const LookupTable lookups = lookups_of(d, o);
+    call.dims.V = o.table;
+    call.lookups = lookups.view();
     for (int k = 0; k < p.states; ++k)
         call.final[k] = o.initial ? device.initial[k].data() : device.final[k].data();
     run_forward(kernel, call);
@@ -270,7 +306,7 @@ void compare_all(const Problem& p, const Results<double>& want, const OnDevice& 
         report.compare("final state", got.final[k], want.final[k], false);
         report.compare("initial state's gradient", got.dinitial[k], want.dinitial[k], true);
     }
-    report.compare("dx", got.dx, want.dx, true);
+    report.compare("dx", got.dx, want.dx, true, p.T * p.B / std::max<std::int64_t>(1, want.dx.rows()) + 1);
     // Added up over all rows, to what the gradient held.
     const std::int64_t terms = 1 + std::accumulate(p.lengths.begin(), p.lengths.end(), std::int64_t{0});
     report.compare("dweight_ih", got.dw_ih, want.dw_ih, true, terms);
@@ -278,6 +314,21 @@ void compare_all(const Problem& p, const Results<double>& want, const OnDevice& 
     report.compare("dbias_ih", got.db_ih, want.db_ih, true, terms);
     report.compare("dbias_hh", got.db_hh, want.db_hh, true, terms);
     report.compare("dweight_hr", got.dw_hr, want.dw_hr, true, terms);
+}
+
+// The reference, which knows no tables: the gradients of equal inputs are added up here.
+bool reference_of(const Problem& p, const Options& o, Results<double>& want) {
+    if (!o.accumulate_dx) want.dx.fill(0.0);
+    if (o.table == 0) return reference(p, want);
+    Array<double> table = std::move(want.dx);
+    want.dx = Array<double>(p.T * p.B, p.I);
+    want.dx.fill(0.0);
+    const bool known = reference(p, want);
+    for (std::int64_t i = 0; i < p.T * p.B; ++i) {
+        for (std::int64_t k = 0; k < p.I; ++k) table.row(i % o.table)[k] += want.dx.row(i)[k];
+    }
+    want.dx = std::move(table);
+    return known;
 }
 
 Kernels kernels_of(const CellCase& c) {
@@ -294,10 +345,9 @@ void run_case(const CellCase& c, Report& report) {
     const Options o = options_of(c);
     const Problem p = make_problem(kernel_entries(math).traits[cell], d, o, math, seed);
     report.begin(math, name_of(p, o));
-    const Results<double> start = make_results(p, math);
-    Results<double> want = make_results(p, math);
-    if (!o.accumulate_dx) want.dx.fill(0.0);
-    if (!reference(p, want)) {
+    const Results<double> start = make_results(p, o, math);
+    Results<double> want = make_results(p, o, math);
+    if (!reference_of(p, o, want)) {
         report.fail("tests/native/reference.cpp knows no such cell", 0);
         return;
     }
@@ -324,7 +374,7 @@ std::uint64_t training_digest(const CellCase& c, std::uint64_t seed) {
     const Problem p = make_problem(kernel_entries(c.math).traits[c.cell], c.dims, o, c.math,
                                    static_cast<std::uint64_t>(c.counter));
     set_seed(c.config, seed);
-    OnDevice device(p, o, c.math, make_results(p, c.math));
+    OnDevice device(p, o, c.math, make_results(p, o, c.math));
     run_training(kernels_of(c), c.cell, c.math, c.dims, p, o, device);
     return device.digest();
 }
@@ -334,13 +384,13 @@ namespace {
 // One layer with everything in it, in a mode: a digest of its results, or what went wrong.
 std::string run_layer(Math math, const emulator::Config& config) {
     const Dims d{3, 3, 20, 24, 24, 0, false}, projected{2, 3, 20, 24, 16, 0, true};
-    const Options options{false, true, true, true, false, true, true, true, true, true, false, false};
+    const Options options{false, true, true, true, false, true, true, true, true, true, false, false, 0};
     std::string text;
     emulator::set_config(config);
     try {
         for (const auto& [cell, dims] : {std::pair{fusedrnn::kCell_gru, d}, {kCell_lstm, projected}}) {
             const Problem p = make_problem(kernel_entries(math).traits[cell], dims, options, math, 5);
-            OnDevice device(p, options, math, make_results(p, math));
+            OnDevice device(p, options, math, make_results(p, options, math));
             const Kernel& step = choose_kernel({cell, math, dims, 80, 132, true}, "step");
             run_training({step, step}, cell, math, dims, p, options, device);
             text += std::to_string(device.digest()) + " ";

@@ -252,6 +252,9 @@ void Report::expect_all_ran() {
         for (const CellEntries& cell : entries.cells) expect(cell.recompute);
         expect(entries.column_sums);
         expect(entries.transpose);
+        expect(entries.look_up_inputs);
+        expect(entries.look_up_gates);
+        expect(entries.sum_lookups);
         expect(entries.gather_hidden);
         expect(entries.final_state);
         const PersistentEntries* const persistent = persistent_entries(static_cast<Math>(i));

@@ -13,6 +13,7 @@ from fusedrnn.cells import Array
 from fusedrnn.cuda import loader
 from fusedrnn.cuda.kernels import Kernels
 from fusedrnn.cuda.libraries import LEGACY_STREAM, is_device_array, library_of
+from fusedrnn.lookup import Lookup, array_of
 
 
 class CudaBackend(Backend):
@@ -27,7 +28,8 @@ class CudaBackend(Backend):
         return np.asarray(array.get() if hasattr(array, "get") else array)
 
     def is_foreign(self, x: object) -> bool:
-        """Return whether x is another library's array on a GPU."""
+        """Return whether x is another library's array on a GPU, or looks rows up in one."""
+        x = array_of(x)
         return not isinstance(x, (self.array, np.ndarray)) and is_device_array(x)
 
     def on_device(self) -> AbstractContextManager[Any]:
@@ -46,7 +48,7 @@ class CudaBackend(Backend):
 
     def across(self, example: Any, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
         """Call with the arrays of another library, and return its results as arrays of that library."""
-        library = library_of(example)
+        library = library_of(array_of(example))
         if library.device != self.number:
             raise RuntimeError(
                 f"x: expected an array on {self.name} as the parameters, got cuda:{library.device}"
@@ -58,7 +60,10 @@ class CudaBackend(Backend):
             return cast(ResultT, self._each(results, library.adopt, self.array))
 
     def _take(self, array: Any) -> Any:
-        return self.xp.from_dlpack(array) if self.is_foreign(array) else array
+        if not self.is_foreign(array):
+            return array
+        found = self.xp.from_dlpack(array_of(array))
+        return array.with_table(found) if isinstance(array, Lookup) else found
 
     def _each(self, value: Any, convert: Callable[[Any], Any], kind: type[Any] = object) -> Any:
         """Return value with every `kind` in it converted, looking into tuples and lists."""

@@ -47,9 +47,7 @@ class Kernels:
         out: Any = None,
         state_out: Any = None,
     ) -> Any:
-        """As `_core.forward`, without looked-up inputs."""
-        if indices is not None:
-            raise RuntimeError("x: expected an array on a GPU, got a Lookup, which the CPU alone takes")
+        """As `_core.forward`."""
         return call_forward(
             library_of(x),
             cell,
@@ -57,6 +55,7 @@ class Kernels:
             params,
             self._contiguous(state),
             lengths,
+            indices=indices,
             resets=self._contiguous(resets),
             reset_state=self._contiguous(reset_state),
             reverse=reverse,

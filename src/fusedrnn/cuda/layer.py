@@ -8,6 +8,7 @@ from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.cuda import loader
 from fusedrnn.cuda.libraries import Library, library_of
 from fusedrnn.cuda.modes import get_float32_mode, get_kernel
+from fusedrnn.lookup import array_of, kernel_inputs
 from fusedrnn.sequences import as_lengths
 
 
@@ -65,14 +66,16 @@ def forward(
     recompute: bool,
 ) -> tuple[Any, tuple[Any, ...], Any]:
     """Return y, the final state and the kernels' tape; arguments as `fusedrnn.functional.forward`."""
-    library = library_of(x)
+    table, indices = kernel_inputs(x, on_gpu=True)
+    library = library_of(table)
     y, final, tape = call_forward(
         library,
         spec.name,
-        x,
+        table,
         weights,
         state,
         lengths,
+        indices=indices,
         resets=resets,
         reset_state=reset_state,
         reverse=reverse,
@@ -87,7 +90,7 @@ def backward(
     tape: Any, x: Any, dy: Any, dstate: tuple[Any, ...] | None, need_dx: bool
 ) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
     """Return the gradients of x (or None), of the initial state and of the parameters, of x's library."""
-    library = library_of(x)
+    library = library_of(array_of(x))
     dx, start, grads = loader.load().backward(
         tape, dy, dstate, need_dx=need_dx, empty=library.empty, stream=library.stream
     )
