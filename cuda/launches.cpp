@@ -30,10 +30,24 @@ Launcher::Slices Launcher::slices(std::int64_t m, std::int64_t n, std::int64_t k
 // Fewer rows may be cut into more slices, but never into more blocks than are wanted.
 std::int64_t Launcher::partial_bytes(std::int64_t m, std::int64_t n, std::int64_t k) const {
     const std::int64_t most = tiles(k, entries_.chunk) / kLeastSliceChunks, tile = entries_.gemm_tile;
-    return most <= 1 ? 0 : std::min(most * m * n, kManyBlocks * tile * tile) * compute_item_;
+    const std::int64_t bytes =
+        most <= 1 ? 0 : std::min(most * m * n, kManyBlocks * tile * tile) * compute_item_;
+    return cublas_ == nullptr ? bytes : std::max(bytes, cublas_->workspace_bytes());
 }
 
 void Launcher::multiply(const Product& p, void* partial) const {
+    if (cublas_ == nullptr || !cublas_->takes(math_, p)) return multiply_here(p, partial);
+    const bool biased = p.bias[0] != nullptr || p.bias[1] != nullptr;
+    if (biased) {
+        Product nothing = p;
+        nothing.k = 0;
+        multiply_here(nothing, partial);
+    }
+    if (launch_observer != nullptr) launch_observer(math_, "cublas", "");
+    cublas_->multiply(math_, p, p.accumulate || biased, stream_, partial);
+}
+
+void Launcher::multiply_here(const Product& p, void* partial) const {
     if (p.m == 0 || p.n == 0) return;
     const Slices cut = slices(p.m, p.n, p.k);
     const bool split = cut.count > 1;

@@ -5,6 +5,7 @@
 // says how much it needs and, given that, runs.
 #pragma once
 
+#include "cublas.h"
 #include "kernels/table.h"
 #include "runtime.h"
 
@@ -54,7 +55,8 @@ class Launcher {
           math_(math),
           item_(storage_bytes(math)),
           compute_item_(compute_bytes(math)),
-          stream_(stream) {}
+          stream_(stream),
+          cublas_(math == Math::tf32x3 ? nullptr : Cublas::of_current_device()) {}
 
     const MathEntries& entries() const { return entries_; }
     Stream stream() const { return stream_; }
@@ -67,9 +69,10 @@ class Launcher {
         launch(entry.kernel, shape, stream_, args);
     }
 
-    // Bytes of partial sums of a product with at most m rows, and of the sums of columns.
+    // Bytes that a product with at most m rows works in, and sums of columns do.
     std::int64_t partial_bytes(std::int64_t m, std::int64_t n, std::int64_t k) const;
     std::int64_t column_bytes(std::int64_t m, std::int64_t n) const;
+    // By cuBLAS, where there is one for it, or by our own kernel.
     void multiply(const Product& product, void* partial) const;
     // Adds the sums of the columns of a (m, n), T without gaps, to those of `sums` that are not null.
     void add_column_sums(const void* a, std::int64_t m, std::int64_t n, void* const (&sums)[2],
@@ -111,6 +114,7 @@ class Launcher {
         std::int64_t size;
         int count;
     };
+    void multiply_here(const Product& product, void* partial) const;
     Slices slices(std::int64_t m, std::int64_t n, std::int64_t k) const;
     Slices column_slices(std::int64_t m, std::int64_t n) const;
     int step_warps(std::int64_t k, int least, int most) const;
@@ -119,6 +123,7 @@ class Launcher {
     Math math_;
     std::int64_t item_, compute_item_;
     Stream stream_;
+    Cublas* cublas_;
 };
 
 // The schedule on the device and what of it matters to the host.

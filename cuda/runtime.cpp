@@ -86,9 +86,9 @@ Device current_device() {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
     return known
-        .emplace(device,
-                 Device{properties.name, properties.major * 10 + properties.minor,
-                        properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)})
+        .emplace(device, Device{properties.name, properties.major * 10 + properties.minor,
+                                properties.multiProcessorCount,
+                                static_cast<int>(properties.sharedMemPerBlockOptin), device})
         .first->second;
 }
 
@@ -112,6 +112,17 @@ void fill(void* p, int byte, std::size_t bytes, Stream stream) {
 }
 
 void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "cudaStreamSynchronize"); }
+
+RelaxedCapture::RelaxedCapture() {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+    before_ = mode;
+}
+
+RelaxedCapture::~RelaxedCapture() {
+    auto mode = static_cast<cudaStreamCaptureMode>(before_);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+}
 
 void launch_erased(const void* kernel, const Shape& shape, Stream stream, void** arguments) {
     allow_shared_memory(kernel, shape.shared_bytes);

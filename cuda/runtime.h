@@ -54,6 +54,7 @@ struct Device {
     int architecture;  // 80 for compute capability 8.0
     int processors;    // multiprocessors
     int shared_bytes;  // the most that a block may ask for
+    int index;
 };
 
 int device_count();
@@ -69,7 +70,25 @@ void fill(void* p, int byte, std::size_t bytes, Stream stream);
 // Waits, and throws what went wrong on the device until now.
 void synchronize(Stream stream);
 
+// While it lives, this thread may do what would spoil a capture of another stream, such as to allocate.
+class RelaxedCapture {
+  public:
+    RelaxedCapture();
+    ~RelaxedCapture();
+    RelaxedCapture(const RelaxedCapture&) = delete;
+    RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+  private:
+    int before_;
+};
+
 #ifdef FUSEDRNN_CUDA_EMULATOR
+
+// A call of another library that gives its own launches to the stream.
+template <class F>
+void call_library(Stream, F&& call) {
+    call();
+}
 
 template <class... P>
 void launch(void (*kernel)(P...), const Shape& shape, Stream stream,
@@ -87,6 +106,12 @@ int resident_blocks(void (*)(P...), const Shape& shape) {
 }
 
 #else
+
+// A call of another library that gives its own launches to the stream.
+template <class F>
+void call_library(Stream, F&& call) {
+    call();
+}
 
 void launch_erased(const void* kernel, const Shape& shape, Stream stream, void** arguments);
 int resident_blocks_erased(const void* kernel, const Shape& shape);

@@ -1,6 +1,7 @@
 // What the module was built for, and what this machine has.
 #include <pybind11/stl.h>
 
+#include "cublas.h"
 #include "cuda/bindings/bindings.h"
 #include "cuda/bindings/device.h"
 #include "runtime.h"
@@ -23,6 +24,9 @@ void bind_device(py::module_& m) {
             return result;
         },
         "Return (name, architecture) of each device; 90 is compute capability 9.0.");
+    m.def("offer_cublas", &offer_cublas, py::arg("files"),
+          "Name files of libcublas to look at, best first, before anything was multiplied.");
+    m.def("cublas", &describe_cublas, "Return version and file of the cuBLAS in use, or 'none (reason)'.");
     m.def(
         "synchronize",
         [](int device, StreamNumber stream) {

@@ -4,16 +4,20 @@ import importlib
 from functools import cache
 from types import ModuleType
 
+from fusedrnn.cuda import cublas
+
 
 @cache
 def find() -> ModuleType | None:
     """Return the compiled module, or None if this build has none."""
     try:
-        return importlib.import_module("fusedrnn._cuda")
+        module = importlib.import_module("fusedrnn._cuda")
     except ModuleNotFoundError as error:
         if error.name != "fusedrnn._cuda":
             raise
         return None
+    module.offer_cublas(cublas.candidates())
+    return module
 
 
 def missing() -> str:
@@ -50,4 +54,4 @@ def describe() -> str:
         f"cuda:{number} {name} ({architecture // 10}.{architecture % 10})"
         for number, (name, architecture) in enumerate(module.devices())
     ]
-    return "; ".join([built, *devices])
+    return "; ".join([built, f"cuBLAS {module.cublas()}", *devices])

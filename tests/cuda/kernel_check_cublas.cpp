@@ -1,0 +1,63 @@
+// The same products and layers with a cuBLAS, the one of fake_cublas.cpp; and libraries that cannot serve.
+#include <cstdlib>
+
+#include "kernel_check.h"
+
+namespace cuda_check {
+
+using namespace fusedrnn::cuda;
+
+namespace {
+
+// Rows that overlap, such as windows of a longer series, are none of a matrix of cuBLAS.
+void check_overlapping_rows(Report& report) {
+    report.begin(Math::ieee, "rows that overlap");
+    Product product{};
+    product.layout = Layout::kNT;
+    product.m = 4, product.n = 3, product.k = 5;
+    product.a = {nullptr, 2}, product.b = {nullptr, 5};
+    product.c_stride = 3;
+    Cublas* const cublas = Cublas::of_current_device();
+    if (cublas == nullptr || cublas->takes(Math::ieee, product)) report.fail("taken", 0);
+    product.a.stride = 5;
+    if (cublas == nullptr || !cublas->takes(Math::ieee, product)) report.fail("not taken without overlap", 0);
+}
+
+void expect_none(const char* choice, const char* failure, const char* reason, Report& report) {
+    report.begin(Math::ieee, std::string("cublas ") + choice + " " + failure);
+    setenv("FAKE_CUBLAS", failure, 1);
+    choose_cublas(choice);
+    if (Cublas::of_current_device() != nullptr) report.fail("expected none", 0);
+    const std::string text = describe_cublas();
+    if (text.rfind("none (", 0) != 0 || text.find(reason) == std::string::npos) report.fail(text, 0);
+    unsetenv("FAKE_CUBLAS");
+}
+
+}  // namespace
+
+void check_cublas(Report& report) {
+    expect_none("0", "", "FUSEDRNN_CUBLAS=0", report);
+    expect_none("/nowhere/libcublas.so", "", "/nowhere/libcublas.so", report);
+    expect_none("libm.so.6", "", "libm.so.6: has no cublasCreate_v2", report);
+    expect_none(FUSEDRNN_FAKE_CUBLAS, "no_handle", "cublasCreate: CUBLAS_STATUS_NOT_INITIALIZED (1)", report);
+    choose_cublas(FUSEDRNN_FAKE_CUBLAS);
+    check_overlapping_rows(report);
+    check_products(report);
+    for (int m = 0; m < fusedrnn::cuda::kMathCount; ++m) {
+        for (int c = 0; c < fusedrnn::kCellCount; ++c) {
+            // Rows of all lengths, and such as need no copy.
+            for (std::int64_t counter = 1; counter <= 4; ++counter) {
+                if (!report.next()) continue;
+                run_case({static_cast<Math>(m),
+                          static_cast<fusedrnn::CellId>(c),
+                          {5, 3, 20, 17, 17, 0, false},
+                          counter,
+                          counter == 4},
+                         report);
+            }
+        }
+    }
+    choose_cublas("0");
+}
+
+}  // namespace cuda_check
