@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <optional>
 
+#include "graphs.h"
 #include "inputs.h"
+#include "launches.h"
 #include "persistent.h"
 #include "recompute.h"
 
@@ -287,7 +289,8 @@ std::int64_t backward_persistent_workspace(const BackwardProblem& problem) {
 }
 
 void backward_by_steps(const BackwardProblem& problem, void* workspace, Stream stream) {
-    Backward(problem, false, workspace, stream).run();
+    Graphs::all().run(problem, workspace, backward_by_steps_workspace(problem), stream,
+                      [&](Stream on) { Backward(problem, false, workspace, on).run(); });
 }
 void backward_persistent(const BackwardProblem& problem, void* workspace, Stream stream) {
     Backward(problem, true, workspace, stream).run();

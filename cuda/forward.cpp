@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "cluster.h"
+#include "graphs.h"
 #include "inputs.h"
 #include "launches.h"
 #include "persistent.h"
@@ -196,7 +197,8 @@ std::int64_t forward_cluster_workspace(const ForwardProblem& problem) {
 }
 
 void forward_by_steps(const ForwardProblem& problem, void* workspace, Stream stream) {
-    Forward(problem, Way::steps, workspace, stream).run();
+    Graphs::all().run(problem, workspace, forward_by_steps_workspace(problem), stream,
+                      [&](Stream on) { Forward(problem, Way::steps, workspace, on).run(); });
 }
 void forward_persistent(const ForwardProblem& problem, void* workspace, Stream stream) {
     Forward(problem, Way::persistent, workspace, stream).run();

@@ -1,5 +1,6 @@
 // What the drivers get: one layer and direction, forward or backward, in memory of the device. Plain data,
-// for any compiler; the same words as in cpu/kernels.h.
+// for any compiler; the same words as in cpu/kernels.h. Equality is that of every member: equal problems are
+// launched alike (see graphs.h).
 //
 // Types of elements: T is the storage type of the math mode, C the type it computes in.
 //
@@ -32,10 +33,12 @@ inline constexpr std::int64_t compute_bytes(Math math) { return math == Math::f6
 struct Rows {
     void* data;
     std::int64_t t_stride, b_stride;
+    bool operator==(const Rows&) const = default;
 };
 struct ConstRows {
     const void* data;
     std::int64_t t_stride, b_stride;
+    bool operator==(const ConstRows&) const = default;
 };
 
 // The weights of one layer and direction as the user holds them; null where absent.
@@ -45,9 +48,11 @@ struct Weights {
     const void* b_ih;  // (G*H)
     const void* b_hh;  // (G*H)
     const void* w_hr;  // (P, H)
+    bool operator==(const Weights&) const = default;
 };
 struct WeightGradients {
     void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+    bool operator==(const WeightGradients&) const = default;
 };
 
 // Which rows of a table the inputs are, where dims.V > 0.
@@ -56,6 +61,8 @@ struct Lookups {
     // In backward. The inputs that are row v of the table, by compact index and ascending: inputs[first[v]] to
     // inputs[first[v + 1] - 1].
     const std::int64_t *first, *inputs;
+
+    bool operator==(const Lookups&) const = default;
 };
 
 // The arrays of the schedule and the lookups are the host's, and stay as they are until the stream has come past
@@ -77,6 +84,7 @@ struct ForwardProblem {
     void* saved;   // C [rows][H][kSaved]
     void* states;  // C [rows][kStates - 1][H]: the states beyond h after each step
     void* hidden;  // T [rows][H]: h before the projection
+    bool operator==(const ForwardProblem&) const = default;
 };
 
 struct BackwardProblem {
@@ -97,6 +105,7 @@ struct BackwardProblem {
     Rows dx;                              // data null: not wanted
     bool accumulate_dx;
     WeightGradients dparams;  // added to; null where not wanted
+    bool operator==(const BackwardProblem&) const = default;
 };
 
 }  // namespace fusedrnn::cuda

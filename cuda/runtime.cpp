@@ -113,6 +113,45 @@ void fill(void* p, int byte, std::size_t bytes, Stream stream) {
 
 void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "cudaStreamSynchronize"); }
 
+bool is_capturing(Stream stream) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    const cudaError_t error = cudaStreamIsCapturing(native(stream), &status);
+    if (error != cudaSuccess) cudaGetLastError();
+    // An error: the default stream, which may not even be asked while a stream is captured that waits for it.
+    return error != cudaSuccess || status != cudaStreamCaptureStatusNone;
+}
+
+// In a stream of its own, since the default stream cannot be captured.
+Graph capture(const std::function<void(Stream)>& work) {
+    const RelaxedCapture relaxed;
+    cudaStream_t stream = nullptr;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t ready = nullptr;
+    bool whole = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess &&
+                 cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed) == cudaSuccess;
+    if (whole) {
+        try {
+            work(stream);
+        } catch (const std::exception&) {
+            whole = false;
+        }
+        whole = cudaStreamEndCapture(stream, &graph) == cudaSuccess && whole;
+    }
+    if (whole && cudaGraphInstantiate(&ready, graph, 0) != cudaSuccess) ready = nullptr;
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    if (stream != nullptr) cudaStreamDestroy(stream);
+    if (ready == nullptr) cudaGetLastError();
+    return ready;
+}
+
+void launch_graph(Graph graph, Stream stream) {
+    check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), native(stream)), "cudaGraphLaunch");
+}
+
+void destroy_graph(Graph graph) {
+    if (graph != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+}
+
 RelaxedCapture::RelaxedCapture() {
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 
 #ifdef FUSEDRNN_CUDA_EMULATOR
@@ -70,6 +72,15 @@ void fill(void* p, int byte, std::size_t bytes, Stream stream);
 // Waits, and throws what went wrong on the device until now.
 void synchronize(Stream stream);
 
+// What a stream was given while it was captured: launches, copies, fills, with the arguments they had.
+using Graph = void*;
+bool is_capturing(Stream stream);
+// Of all that `work` gives to the stream it is called with, none of which runs. Null where this is impossible.
+Graph capture(const std::function<void(Stream)>& work);
+void launch_graph(Graph graph, Stream stream);
+// Runs of it that are under way come to their end.
+void destroy_graph(Graph graph);
+
 // While it lives, this thread may do what would spoil a capture of another stream, such as to allocate.
 class RelaxedCapture {
   public:
@@ -86,17 +97,18 @@ class RelaxedCapture {
 
 // A call of another library that gives its own launches to the stream.
 template <class F>
-void call_library(Stream, F&& call) {
-    call();
+void call_library(Stream stream, F&& call) {
+    emulator::submit(stream, std::forward<F>(call));
 }
 
 template <class... P>
 void launch(void (*kernel)(P...), const Shape& shape, Stream stream,
             const std::type_identity_t<P>&... arguments) {
-    emulator::note_stream(stream);
-    auto body = [&] { kernel(arguments...); };
-    const emulator::Body erased{[](void* p) { (*static_cast<decltype(body)*>(p))(); }, &body};
-    emulator::launch(erased, shape, (sizeof(P) + ... + 0));
+    emulator::submit(stream, [kernel, shape, copies = std::tuple<P...>(arguments...)] {
+        auto body = [&] { std::apply(kernel, copies); };
+        const emulator::Body erased{[](void* p) { (*static_cast<decltype(body)*>(p))(); }, &body};
+        emulator::launch(erased, shape, (sizeof(P) + ... + 0));
+    });
 }
 
 // Blocks of this kernel that are resident on the whole device at the same time.

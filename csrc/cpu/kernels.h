@@ -35,6 +35,7 @@ struct CellTraits {
 struct Dims {
     std::int64_t T, B, I, H, P, V;
     bool projected;
+    bool operator==(const Dims&) const = default;
 };
 
 // Which rows are alive at which step. Rows are taken in the order of descending length, so that those alive at step t
@@ -46,6 +47,7 @@ struct Schedule {
     const std::int64_t* length;  // (B) by position
     const std::uint8_t* resets;  // (T, B) or null
     bool reverse;
+    bool operator==(const Schedule&) const = default;
 };
 
 // A (T, B, n) array with unit stride in the last axis; the other strides count elements and may be anything.

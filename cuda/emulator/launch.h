@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 namespace fusedrnn::cuda {
 struct Shape;
@@ -19,5 +20,8 @@ struct Body {
 // thread and the place.
 void launch(const Body& body, const Shape& shape, std::size_t argument_bytes);
 int resident_blocks(const Shape& shape);
+
+// Runs work of a stream, or keeps it where the stream is captured.
+void submit(void* stream, std::function<void()> work);
 
 }  // namespace fusedrnn::cuda::emulator

@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
         cuda_check::Report report(every);
         cuda_check::check_products(report);
         cuda_check::check_cublas(report);
+        cuda_check::check_graphs(report);
         cuda_check::check_cells(report);
         cuda_check::check_persistent(report);
         cuda_check::check_cluster(report);

@@ -129,6 +129,7 @@ void check_omissions(const fusedrnn::cuda::emulator::Config& config, const char*
 
 void check_products(Report& report);
 void check_cublas(Report& report);
+void check_graphs(Report& report);
 void check_cells(Report& report);
 void check_persistent(Report& report);
 void check_cluster(Report& report);
