@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "cluster.h"
 #include "graphs.h"
 #include "inputs.h"
 #include "launches.h"
@@ -15,7 +16,7 @@ namespace {
 
 class Backward {
   public:
-    Backward(const BackwardProblem& problem, bool persistent, void* workspace, Stream stream)
+    Backward(const BackwardProblem& problem, Way way, void* workspace, Stream stream)
         : p_(problem),
           launcher_(problem.math, stream),
           arena_(workspace),
@@ -39,9 +40,9 @@ class Backward {
         } else {
             dx_stride_ = !by_table ? 0 : d.V == 1 ? d.I : p_.dx.b_stride;
         }
-        w_hh_t_ = arena_.take(persistent ? 0 : gates_ * d.P * item_);
+        w_hh_t_ = arena_.take(way == Way::steps ? gates_ * d.P * item_ : 0);
         w_hr_t_ = arena_.take(d.projected ? d.P * d.H * item_ : 0);
-        carry_ = arena_.take(persistent ? 0 : d.B * traits_.states * d.H * compute_);
+        carry_ = arena_.take(way == Way::steps ? d.B * traits_.states * d.H * compute_ : 0);
         dgh_ = arena_.take(rows_ * gates_ * item_);
         dgx_ = traits_.split_gates ? arena_.take(rows_ * gates_ * item_) : dgh_;
         input_gates_ = by_table ? arena_.take(d.V * gates_ * item_) : dgx_;
@@ -53,7 +54,12 @@ class Backward {
              launcher_.partial_bytes(gates_, d.I, rows_), launcher_.partial_bytes(gates_, d.P, rows_),
              d.projected ? launcher_.partial_bytes(d.P, d.H, rows_) : 0,
              launcher_.column_bytes(rows_, gates_)}));
-        if (persistent && d.B > 0 && d.T > 0) persistent_.emplace(p_.cell, p_.math, d, true, arena_);
+        if (d.B == 0 || d.T == 0) return;
+        if (way == Way::persistent) persistent_.emplace(p_.cell, p_.math, d, true, arena_);
+        if (way == Way::cluster) {
+            const Device device = current_device();
+            cluster_ = plan_cluster({p_.cell, p_.math, d, device.architecture, device.processors, true});
+        }
     }
 
     std::int64_t bytes() const { return arena_.used(); }
@@ -79,7 +85,9 @@ class Backward {
         gather_hidden();
         if (Recompute::is_needed(p_)) saved_ = recompute_.run(hidden_before_, partial_);
         if (persistent_) {
-            run_all_steps();
+            persistent_->backward(launcher_, all_steps<PersistentBackwardArgs>());
+        } else if (cluster_) {
+            launch_cluster_backward(launcher_, p_.cell, p_.math, *cluster_, all_steps<SweepBackwardArgs>());
         } else {
             run_steps();
         }
@@ -119,8 +127,9 @@ class Backward {
     }
 
     // In one launch.
-    void run_all_steps() {
-        PersistentBackwardArgs args{};
+    template <class Args>
+    Args all_steps() const {
+        Args args{};
         args.w_hh = p_.weights.w_hh;
         args.source = state_source(p_);
         args.schedule = schedule_.device;
@@ -129,7 +138,7 @@ class Backward {
         std::copy_n(p_.dfinal, kMaxStates, args.dfinal);
         std::copy_n(p_.dinitial, kMaxStates, args.dinitial);
         args.dgx = dgx_, args.dgh = dgh_;
-        persistent_->backward(launcher_, args);
+        return args;
     }
 
     // Step t after step `later` of the sweep; -1: none. Without a t only the initial state's gradients are
@@ -277,23 +286,30 @@ class Backward {
     void *w_hh_t_, *w_hr_t_, *carry_, *dgh_, *dgx_, *dout_, *hidden_before_, *dx_rows_, *partial_;
     void* input_gates_;  // dgx of input_rows_ rows: the inputs, or the table that stands for them
     std::optional<Persistent> persistent_;
+    std::optional<ClusterPlan> cluster_;
 };
 
 }  // namespace
 
 std::int64_t backward_by_steps_workspace(const BackwardProblem& problem) {
-    return Backward(problem, false, nullptr, nullptr).bytes();
+    return Backward(problem, Way::steps, nullptr, nullptr).bytes();
 }
 std::int64_t backward_persistent_workspace(const BackwardProblem& problem) {
-    return Backward(problem, true, nullptr, nullptr).bytes();
+    return Backward(problem, Way::persistent, nullptr, nullptr).bytes();
+}
+std::int64_t backward_cluster_workspace(const BackwardProblem& problem) {
+    return Backward(problem, Way::cluster, nullptr, nullptr).bytes();
 }
 
 void backward_by_steps(const BackwardProblem& problem, void* workspace, Stream stream) {
     Graphs::all().run(problem, workspace, backward_by_steps_workspace(problem), stream,
-                      [&](Stream on) { Backward(problem, false, workspace, on).run(); });
+                      [&](Stream on) { Backward(problem, Way::steps, workspace, on).run(); });
 }
 void backward_persistent(const BackwardProblem& problem, void* workspace, Stream stream) {
-    Backward(problem, true, workspace, stream).run();
+    Backward(problem, Way::persistent, workspace, stream).run();
+}
+void backward_cluster(const BackwardProblem& problem, void* workspace, Stream stream) {
+    Backward(problem, Way::cluster, workspace, stream).run();
 }
 
 }  // namespace fusedrnn::cuda

@@ -40,31 +40,20 @@ struct Attempt {
 };
 
 // The fewest positions of a cluster that let all of them run at the same time, or else the most there are.
-int choose_form(const Entry<ClusterForwardArgs> (&forms)[kClusterForms], std::int64_t batch,
-                std::int64_t clusters) {
+template <class Args>
+int choose_form(const Entry<Args> (&forms)[kClusterForms], std::int64_t batch, std::int64_t clusters) {
     int form = 0;
-    while (form + 1 < kClusterForms && forms[form + 1].kernel != nullptr &&
-           ceil_div(batch, cluster_columns(form)) > clusters) {
-        ++form;
+    for (int next = 1; next < kClusterForms && ceil_div(batch, cluster_columns(form)) > clusters; ++next) {
+        if (forms[next].kernel != nullptr) form = next;
     }
     return form;
 }
 
-Attempt attempt(const Request& request) {
+template <class Args>
+Attempt attempt(const Request& request, const ClusterKernels<Args>& kernels) {
     const Dims& d = request.dims;
-    if (request.architecture < 90) {
-        return {
-            {},
-            "device: expected compute capability 90 or later, got " + std::to_string(request.architecture)};
-    }
-    const ClusterEntries* const entries = cluster_entries(request.math);
-    if (entries == nullptr) {
-        return {{}, std::string("math: not implemented for ") + kMathNames[static_cast<int>(request.math)]};
-    }
-    if (d.projected) return {{}, "proj_size: expected 0, got " + std::to_string(d.P)};
-    const auto& of_tiles = entries->forward[request.cell];
     int most_tiles = kMostClusterTiles;
-    while (of_tiles[most_tiles - 1][0].kernel == nullptr) --most_tiles;
+    while (kernels[most_tiles - 1][0].kernel == nullptr) --most_tiles;
     const std::int64_t most_hidden = cluster_hidden(most_tiles);
     if (d.H < 1) return {{}, "H: expected at least 1, got 0"};
     if (d.H > most_hidden) return {{}, at_most("H", most_hidden, d.H)};
@@ -72,14 +61,37 @@ Attempt attempt(const Request& request) {
     ClusterPlan plan{};
     plan.tiles = static_cast<int>(ceil_div(d.H, cluster_hidden(1)));
     plan.blocks = static_cast<int>(ceil_div(d.H, std::int64_t{16} * plan.tiles));
-    const auto& forms = of_tiles[plan.tiles - 1];
-    plan.form = choose_form(forms, d.B, std::max(1, request.processors / plan.blocks));
+    plan.form = choose_form(kernels[plan.tiles - 1], d.B, std::max(1, request.processors / plan.blocks));
     const std::int64_t groups = ceil_div(std::max<std::int64_t>(1, d.B), cluster_columns(plan.form));
     if (groups > kMostGroups) {
         return {{}, at_most("B", std::int64_t{kMostGroups} * cluster_columns(plan.form), d.B)};
     }
     plan.groups = static_cast<int>(groups);
     return {plan, {}};
+}
+
+Attempt attempt(const Request& request) {
+    // The code for earlier devices, which later ones than 9.0 run, has none of these kernels.
+    if (request.architecture != 90) {
+        return {{}, "device: expected compute capability 90, got " + std::to_string(request.architecture)};
+    }
+    const ClusterEntries* const entries = cluster_entries(request.math);
+    if (entries == nullptr) {
+        return {{}, std::string("math: not implemented for ") + kMathNames[static_cast<int>(request.math)]};
+    }
+    if (request.dims.projected) return {{}, "proj_size: expected 0, got " + std::to_string(request.dims.P)};
+    return request.backward ? attempt(request, entries->backward[request.cell])
+                            : attempt(request, entries->forward[request.cell]);
+}
+
+template <class Args>
+void start(const Launcher& launcher, const ClusterKernels<Args>& kernels, const ClusterPlan& plan,
+           const Args& args) {
+    Shape shape;
+    shape.grid_x = shape.cluster = plan.blocks;
+    shape.grid_y = plan.groups;
+    shape.block = cluster_threads(plan.tiles);
+    launcher.start(kernels[plan.tiles - 1][plan.form], shape, args, kClusterFormNames[plan.form]);
 }
 
 }  // namespace
@@ -94,12 +106,12 @@ ClusterPlan plan_cluster(const Request& request) {
 
 void launch_cluster_forward(const Launcher& launcher, CellId cell, Math math, const ClusterPlan& plan,
                             const ClusterForwardArgs& args) {
-    Shape shape;
-    shape.grid_x = shape.cluster = plan.blocks;
-    shape.grid_y = plan.groups;
-    shape.block = cluster_threads(plan.tiles);
-    launcher.start(cluster_entries(math)->forward[cell][plan.tiles - 1][plan.form], shape, args,
-                   kClusterFormNames[plan.form]);
+    start(launcher, cluster_entries(math)->forward[cell], plan, args);
+}
+
+void launch_cluster_backward(const Launcher& launcher, CellId cell, Math math, const ClusterPlan& plan,
+                             const SweepBackwardArgs& args) {
+    start(launcher, cluster_entries(math)->backward[cell], plan, args);
 }
 
 }  // namespace fusedrnn::cuda

@@ -20,12 +20,14 @@ struct ClusterPlan {
     int groups;  // clusters
 };
 
-// Why the forward of a request does not fit, as "H: expected at most 384, got 512"; empty where it does.
+// Why a request does not fit, as "H: expected at most 384, got 512"; empty where it does.
 std::string reason_against_cluster(const Request& request);
 // How it is cut up; std::runtime_error with the reason where it does not fit.
 ClusterPlan plan_cluster(const Request& request);
 // The steps args.first and following.
 void launch_cluster_forward(const Launcher& launcher, CellId cell, Math math, const ClusterPlan& plan,
                             const ClusterForwardArgs& args);
+void launch_cluster_backward(const Launcher& launcher, CellId cell, Math math, const ClusterPlan& plan,
+                             const SweepBackwardArgs& args);
 
 }  // namespace fusedrnn::cuda

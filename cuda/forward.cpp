@@ -13,9 +13,6 @@ namespace fusedrnn::cuda {
 
 namespace {
 
-// How steps are launched: one by one, or many at a time.
-enum class Way { steps, persistent, cluster };
-
 class Forward {
   public:
     Forward(const ForwardProblem& problem, Way way, void* workspace, Stream stream)

@@ -28,14 +28,11 @@ constexpr unsigned kPersistentMaths = kAllMaths & ~(1u << static_cast<int>(Math:
 constexpr unsigned kClusterMaths = 1u << static_cast<int>(Math::bf16) | 1u << static_cast<int>(Math::fp16) |
                                    1u << static_cast<int>(Math::tf32);
 
-std::int64_t backward_after_cluster_workspace(const BackwardProblem& problem);
-void backward_after_cluster(const BackwardProblem& problem, void* workspace, Stream stream);
-
 // Best first.
 constexpr Kernel kKernels[] = {
     // name, architecture, H, B, maths, cells, projections, further reason, drivers
     {"cluster", 90, kMostClusterHidden, kAny, kClusterMaths, kAllCells, false, reason_against_cluster,
-     forward_cluster_workspace, forward_cluster, backward_after_cluster_workspace, backward_after_cluster},
+     forward_cluster_workspace, forward_cluster, backward_cluster_workspace, backward_cluster},
     // With a projection each step would be two products, one after the other, with two exchanges.
     {"persistent", 80, kAny, kAny, kPersistentMaths, kAllCells, false, reason_against_persistent,
      forward_persistent_workspace, forward_persistent, backward_persistent_workspace, backward_persistent},
@@ -51,22 +48,6 @@ std::string names() {
     std::string text;
     for (const Kernel& kernel : kKernels) text += (text.empty() ? "" : ", ") + std::string(kernel.name);
     return text;
-}
-
-// Clusters have no backward of their own: the first row after theirs that can run it does. All leave the same
-// tape.
-const Kernel& kernel_after_cluster(const BackwardProblem& p) {
-    const Device device = current_device();
-    const Request request{p.cell, p.math, p.dims, device.architecture, device.processors, true};
-    const Kernel* row = kKernels + 1;
-    while (!reason_against(*row, request).empty()) ++row;
-    return *row;
-}
-std::int64_t backward_after_cluster_workspace(const BackwardProblem& problem) {
-    return kernel_after_cluster(problem).backward_workspace(problem);
-}
-void backward_after_cluster(const BackwardProblem& problem, void* workspace, Stream stream) {
-    kernel_after_cluster(problem).backward(problem, workspace, stream);
 }
 
 }  // namespace

@@ -11,6 +11,9 @@
 
 namespace fusedrnn::cuda {
 
+// How the steps of a problem are launched: one by one, or many at a time.
+enum class Way { steps, persistent, cluster };
+
 // A problem as far as the choice depends on it.
 struct Request {
     CellId cell;

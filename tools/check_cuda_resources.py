@@ -56,6 +56,8 @@ BUDGETS = {
     "cluster_forward x8": (200, 0),
     "cluster_forward x16": (216, 0),
     "cluster_forward x32": (240, 0),
+    "cluster_backward x8": (200, 0),
+    "cluster_backward x32": (232, 0),
     "sum_slices NT": (64, 64),
     "sum_slices NN": (64, 64),
     "sum_slices TN": (64, 64),
@@ -179,7 +181,7 @@ def read_symbol(symbol: str) -> tuple[str, str]:
     if layout := re.search(r"S\d_6LayoutE(\d)E", rest):
         words.append(("NT", "NN", "TN")[int(layout[1])])
     elif cells := re.search(r"Li\d+ELi(\d)E", rest):
-        if words == ["cluster_forward"]:
+        if words[0].startswith("cluster_"):
             return f"{words[0]} x{8 * int(cells[1])}", cell_of(rest)
         words.append("narrow" if cells[1] == "1" else "wide")
     elif columns := re.search(r"Li(\d+)ELb(\d)E", rest):

@@ -5,14 +5,13 @@
 
 #include "types.h"
 
-// Code for earlier devices may hold a call that it never makes.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define FUSEDRNN_NEEDS_CLUSTERS(...) trap()
-#else
-#define FUSEDRNN_NEEDS_CLUSTERS(...) __VA_ARGS__
-#endif
-
 namespace fusedrnn::cuda {
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr bool kHasClusters = false;
+#else
+inline constexpr bool kHasClusters = true;
+#endif
 
 using Mbarrier = std::uint64_t;
 
@@ -23,33 +22,25 @@ struct Remote {
 };
 
 FUSEDRNN_DEVICE int cluster_rank() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     int r;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
     return r;
-#else
-    return 0;
-#endif
 }
 FUSEDRNN_DEVICE int cluster_size() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     int r;
     asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(r));
     return r;
-#else
-    return 1;
-#endif
 }
 FUSEDRNN_DEVICE void cluster_barrier() {
-    FUSEDRNN_NEEDS_CLUSTERS(asm volatile(
-        "barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" :: : "memory"));
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
 }
 
 template <class T>
 FUSEDRNN_DEVICE Remote<T> map_shared(T* p, int rank) {
     unsigned r = 0;
-    FUSEDRNN_NEEDS_CLUSTERS(
-        asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(shared_address(p)), "r"(rank)));
+
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(shared_address(p)), "r"(rank));
     return {r};
 }
 
@@ -58,26 +49,24 @@ namespace cluster {
 template <int bytes>
 struct Carrier;
 
-#define FUSEDRNN_CLUSTER_CARRIER(bytes, Type, letter, type)                                             \
-    template <>                                                                                         \
-    struct Carrier<bytes> {                                                                             \
-        using Bits = Type;                                                                              \
-        static FUSEDRNN_DEVICE Bits load(unsigned from) {                                               \
-            Bits v = 0;                                                                                 \
-            FUSEDRNN_NEEDS_CLUSTERS(asm volatile("ld.shared::cluster." type                             \
-                                                 " %0, [%1];" : "=" letter(v) : "r"(from) : "memory")); \
-            return v;                                                                                   \
-        }                                                                                               \
-        static FUSEDRNN_DEVICE void store(unsigned to, Bits v) {                                        \
-            FUSEDRNN_NEEDS_CLUSTERS(                                                                    \
-                asm volatile("st.shared::cluster." type " [%0], %1;" ::"r"(to), letter(v) : "memory")); \
-        }                                                                                               \
-        static FUSEDRNN_DEVICE void send(unsigned to, Bits v, unsigned mbarrier) {                      \
-            FUSEDRNN_NEEDS_CLUSTERS(                                                                    \
-                asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes." type         \
-                             " [%0], %1, [%2];" ::"r"(to),                                              \
-                             letter(v), "r"(mbarrier) : "memory"));                                     \
-        }                                                                                               \
+#define FUSEDRNN_CLUSTER_CARRIER(bytes, Type, letter, type)                                               \
+    template <>                                                                                           \
+    struct Carrier<bytes> {                                                                               \
+        using Bits = Type;                                                                                \
+        static FUSEDRNN_DEVICE Bits load(unsigned from) {                                                 \
+            Bits v = 0;                                                                                   \
+            asm volatile("ld.shared::cluster." type " %0, [%1];" : "=" letter(v) : "r"(from) : "memory"); \
+            return v;                                                                                     \
+        }                                                                                                 \
+        static FUSEDRNN_DEVICE void store(unsigned to, Bits v) {                                          \
+            asm volatile("st.shared::cluster." type " [%0], %1;" ::"r"(to), letter(v) : "memory");        \
+        }                                                                                                 \
+        static FUSEDRNN_DEVICE void send(unsigned to, Bits v, unsigned mbarrier) {                        \
+            asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes." type               \
+                         " [%0], %1, [%2];" ::"r"(to),                                                    \
+                         letter(v), "r"(mbarrier)                                                         \
+                         : "memory");                                                                     \
+        }                                                                                                 \
     }
 FUSEDRNN_CLUSTER_CARRIER(4, std::uint32_t, "r", "b32");
 FUSEDRNN_CLUSTER_CARRIER(8, std::uint64_t, "l", "b64");
@@ -88,21 +77,24 @@ struct Carrier<16> {
     using Bits = Vector16;
     static FUSEDRNN_DEVICE Bits load(unsigned from) {
         Bits v{};
-        FUSEDRNN_NEEDS_CLUSTERS(
-            asm volatile("ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.word[0]),
-                         "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3]) : "r"(from) : "memory"));
+
+        asm volatile("ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                     : "r"(from)
+                     : "memory");
         return v;
     }
     static FUSEDRNN_DEVICE void store(unsigned to, Bits v) {
-        FUSEDRNN_NEEDS_CLUSTERS(asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to),
-                                             "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),
-                                             "r"(v.word[3]) : "memory"));
+        asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.word[0]),
+                     "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+                     : "memory");
     }
     static FUSEDRNN_DEVICE void send(unsigned to, Bits v, unsigned mbarrier) {
-        FUSEDRNN_NEEDS_CLUSTERS(asm volatile(
+        asm volatile(
             "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
             "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
-            "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]), "r"(mbarrier) : "memory"));
+            "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]), "r"(mbarrier)
+            : "memory");
     }
 };
 
@@ -122,29 +114,32 @@ FUSEDRNN_DEVICE void st_async(Remote<T> to, std::type_identity_t<T> v, Remote<Mb
     using C = cluster::Carrier<sizeof(T)>;
     C::send(to.address, bit_copy<typename C::Bits>(v), mbarrier.address);
 }
-FUSEDRNN_DEVICE Vector16 load16_received(const void* p) { return *static_cast<const Vector16*>(p); }
+template <class T>
+FUSEDRNN_DEVICE T load_received(const T* p) {
+    return *p;
+}
 
 FUSEDRNN_DEVICE void mbarrier_init(Mbarrier* p, int arrivals) {
-    FUSEDRNN_NEEDS_CLUSTERS(
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(
-                         shared_address(p)),
-                     "r"(arrivals) : "memory"));
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(
+                     shared_address(p)),
+                 "r"(arrivals)
+                 : "memory");
 }
 FUSEDRNN_DEVICE void mbarrier_arrive(Mbarrier* p, int bytes = 0) {
-    FUSEDRNN_NEEDS_CLUSTERS(
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(p)),
-                     "r"(bytes) : "memory"));
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(p)), "r"(bytes)
+                 : "memory");
 }
 FUSEDRNN_DEVICE bool mbarrier_try_wait(Mbarrier* p, unsigned parity) {
     unsigned r = 0;
-    FUSEDRNN_NEEDS_CLUSTERS(
-        asm volatile("{\n\t.reg .pred p;\n\t"
-                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
-                     "selp.u32 %0, 1, 0, p;\n\t}" : "=r"(r) : "r"(shared_address(p)),
-                     "r"(parity) : "memory"));
+
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(r)
+        : "r"(shared_address(p)), "r"(parity)
+        : "memory");
     return r != 0;
 }
 
 }  // namespace fusedrnn::cuda
-
-#undef FUSEDRNN_NEEDS_CLUSTERS

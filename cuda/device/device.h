@@ -51,7 +51,7 @@
 //   [[noreturn]] void trap()     the launch fails
 //
 // Clusters: blocks that run at the same time and reach each other's shared memory. Compute capability 9.0 and
-// later; before it these functions trap, and a block is a cluster of its own.
+// later: kernels call these functions only where kHasClusters, of the device that is compiled for, says so.
 //   int cluster_rank(), cluster_size()
 //   void cluster_barrier()       all threads of the cluster come here before any goes on; orders memory
 //                                among them. The first one says that all blocks have begun, and nobody may
@@ -74,8 +74,8 @@
 //   void st_async(Remote<T> to, T, Remote<Mbarrier>)
 //                                T of 4, 8 or 16 bytes. They come some time, into the same block as the
 //                                mbarrier, whose current phase then counts them
-//   Vector16 load16_received(const void*)
-//                                16 bytes of the block's own shared memory, where st_async has brought them
+//   T load_received(const T*)    of 4, 8 or 16 bytes of the block's own shared memory, where st_async has
+//                                brought them
 //
 // Conversions, rounded to nearest even.
 //   float to_float(x)            x: bf16, fp16, float

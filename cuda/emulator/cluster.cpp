@@ -2,7 +2,7 @@
 //
 // Bytes of a st_async count for an mbarrier when they land, at a random time. The memory that they go to
 // holds, from the call until then, what it held, or poison, or already the new bytes; and who reads it
-// through load16_received or ldmatrix must know that the phase has ended.
+// through load_received or ldmatrix must know that the phase has ended.
 #include "cluster.h"
 
 #include <algorithm>
@@ -128,14 +128,16 @@ void st_async(void* at, int rank, const void* from, int size, void* mbarrier, in
     grid->may_switch();
 }
 
-void load16_received(void* to, const void* p, Site site) {
-    if (reinterpret_cast<Address>(p) % 16 != 0) grid->fail("misaligned load16_received", site);
-    if (!holds(*self->block, p, 16)) {
-        grid->fail("load16_received outside of the shared memory of the block", site);
+void load_received(void* to, const void* p, int size, Site site) {
+    if (reinterpret_cast<Address>(p) % static_cast<Address>(size) != 0) {
+        grid->fail("misaligned load_received", site);
+    }
+    if (!holds(*self->block, p, size)) {
+        grid->fail("load_received outside of the shared memory of the block", site);
     }
     grid->may_switch();
-    check_received(p, 16, site);
-    std::memcpy(to, p, 16);
+    check_received(p, size, site);
+    std::memcpy(to, p, static_cast<std::size_t>(size));
 }
 
 void check_received(const void* p, int size, Site site) {

@@ -48,7 +48,7 @@ void* map_shared(void* p, int rank, Site site);
 void load_remote(void* to, void* at, int rank, int size, Site site);
 void store_remote(void* at, int rank, const void* from, int size, Site site);
 void st_async(void* at, int rank, const void* from, int size, void* mbarrier, int mbarrier_rank, Site site);
-void load16_received(void* to, const void* p, Site site);
+void load_received(void* to, const void* p, int size, Site site);
 void mbarrier_init(void* p, int arrivals, Site site);
 void mbarrier_arrive(void* p, int bytes, Site site);
 bool mbarrier_try_wait(void* p, unsigned parity, Site site);
@@ -209,6 +209,7 @@ void cp_async_wait(Site site = Site::here()) {
 
 // ---- clusters ------------------------------------------------------------------------------------------
 
+inline constexpr bool kHasClusters = true;
 using Mbarrier = std::uint64_t;
 
 template <class T>
@@ -241,9 +242,11 @@ void st_async(Remote<T> to, std::type_identity_t<T> v, Remote<Mbarrier> mbarrier
     static_assert(emulator::is_plain<T> && sizeof(T) >= 4);
     emulator::st_async(to.at, to.rank, &v, sizeof v, mbarrier.at, mbarrier.rank, site);
 }
-inline Vector16 load16_received(const void* p, Site site = Site::here()) {
-    Vector16 v;
-    emulator::load16_received(&v, p, site);
+template <class T>
+T load_received(const T* p, Site site = Site::here()) {
+    static_assert(emulator::is_plain<T> && sizeof(T) >= 4);
+    T v;
+    emulator::load_received(&v, p, sizeof v, site);
     return v;
 }
 inline void mbarrier_init(Mbarrier* p, int arrivals, Site site = Site::here()) {

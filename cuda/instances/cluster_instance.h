@@ -2,43 +2,56 @@
 // with `cluster` is one mode.
 #pragma once
 
+#include "kernels/cluster_backward.h"
 #include "kernels/cluster_forward.h"
 
 namespace fusedrnn::cuda {
 
-// What leaves no kernel short of registers. Elements of four bytes take twice as many.
+// What leaves no kernel short of registers. Elements of four bytes take twice as many. Backward does without
+// 16 columns, since every kernel takes time to compile: batches that would be cut up so run in 32.
 constexpr int most_cluster_tiles(Math math) { return storage_bytes(math) == 2 ? kMostClusterTiles : 2; }
 constexpr int most_cluster_cells(int tiles) { return tiles < kMostClusterTiles ? 4 : 1; }
 
 template <Math kMath>
 class ClusterInstance {
+    struct Names {
+        const char *forward, *backward;
+    };
     template <class Cell, int kTiles, int kForm>
-    static void add(ClusterEntries& e, CellId cell) {
+    static void add(ClusterEntries& e, CellId cell, Names names) {
         constexpr int cells = kClusterCells[kForm];
         if constexpr (kTiles <= most_cluster_tiles(kMath) && cells <= most_cluster_cells(kTiles)) {
-            e.forward[cell][kTiles - 1][kForm] = {"cluster_forward",
-                                                  &cluster_forward<Cell, kMath, kTiles, cells>,
+            e.forward[cell][kTiles - 1][kForm] = {names.forward, &cluster_forward<Cell, kMath, kTiles, cells>,
                                                   ClusterForward<Cell, kMath, kTiles, cells>::shared_bytes()};
+            if constexpr (cells != 2) {
+                e.backward[cell][kTiles - 1][kForm] = {
+                    names.backward, &cluster_backward<Cell, kMath, kTiles, cells>,
+                    ClusterBackward<Cell, kMath, kTiles, cells>::shared_bytes()};
+            }
         }
     }
     template <class Cell, int kTiles>
-    static void add_forms(ClusterEntries& e, CellId cell) {
+    static void add_forms(ClusterEntries& e, CellId cell, Names names) {
         static_assert(kClusterForms == 3);
-        add<Cell, kTiles, 0>(e, cell);
-        add<Cell, kTiles, 1>(e, cell);
-        add<Cell, kTiles, 2>(e, cell);
+        add<Cell, kTiles, 0>(e, cell, names);
+        add<Cell, kTiles, 1>(e, cell, names);
+        add<Cell, kTiles, 2>(e, cell, names);
     }
 
   public:
     static ClusterEntries make() {
         ClusterEntries e{};
-        static_assert(kMostClusterTiles == 3);
-#define FUSEDRNN_CLUSTER_CELL(name, Type) \
-    add_forms<Type, 1>(e, kCell_##name);  \
-    add_forms<Type, 2>(e, kCell_##name);  \
-    add_forms<Type, 3>(e, kCell_##name);
+        static_assert(kMostClusterTiles == 3 && cluster_hidden(1) == 128);
+#define FUSEDRNN_CLUSTER_TILES(name, Type, tiles, H) \
+    add_forms<Type, tiles>(e, kCell_##name,          \
+                           {"cluster_forward " #name " " #H, "cluster_backward " #name " " #H});
+#define FUSEDRNN_CLUSTER_CELL(name, Type)      \
+    FUSEDRNN_CLUSTER_TILES(name, Type, 1, 128) \
+    FUSEDRNN_CLUSTER_TILES(name, Type, 2, 256) \
+    FUSEDRNN_CLUSTER_TILES(name, Type, 3, 384)
         FUSEDRNN_CELLS(FUSEDRNN_CLUSTER_CELL)
 #undef FUSEDRNN_CLUSTER_CELL
+#undef FUSEDRNN_CLUSTER_TILES
         return e;
     }
 };

@@ -19,7 +19,7 @@ template <Math kMath>
 class PersistentInstance {
     template <class Product, class Args>
     static PersistentEntry<Args> entry(const char* name, void (*kernel)(Args), int share, int depth) {
-        return {{name, kernel, 0}, share, depth, Product::kStageBytes, kSumBytes<Product>};
+        return {{name, kernel, 0}, share, depth, kStageBytes, kSumBytes<Product>};
     }
 
     template <class Cell, int kForm>

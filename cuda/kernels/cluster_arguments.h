@@ -5,25 +5,15 @@
 // positions by itself, so any number of groups may follow each other on the device.
 #pragma once
 
-#include "kernels/table.h"
+#include "kernels/sweep_arguments.h"
 
 namespace fusedrnn::cuda {
 
 inline constexpr int kClusterBlocks = 8;  // of a cluster, at most
 inline constexpr int kClusterSplits = 4;  // warps that share out K, for each tile of 16 units
 
-struct ClusterForwardArgs {
-    const void *w_hh, *b_hh;  // b_hh: only where the gates are split; may be null
-    bool vector;              // whether the rows of w_hh start and end at multiples of 16 bytes
-    StateSource source;
-    DeviceSchedule schedule;
-    std::int64_t first,
-        count;       // the steps of this launch; the ones before them, in the direction of time, are done
-    const void* gx;  // C [compact index, from step `first` on][G*H]
-    Rows y;
-    void* states;          // C [row][kStates - 1][H]
-    bool states_by_index;  // rows of `states` are compact indices (a tape), else positions
-    void* saved;           // C [compact index][H][kSaved], or null
+struct ClusterForwardArgs : SweepForwardArgs {
+    bool vector;  // whether the rows of w_hh start and end at multiples of 16 bytes
 };
 
 // Forms: tiles of 16 units of a block, by which there is a limit to H, and cells of a thread.
@@ -39,9 +29,13 @@ constexpr int cluster_hidden(int tiles) { return 16 * kClusterBlocks * tiles; }
 
 inline constexpr int kMostClusterHidden = cluster_hidden(kMostClusterTiles);
 
+// kernel null: its weights or its cells do not fit into registers, or there is a wider one in its place
+template <class Args>
+using ClusterKernels = Entry<Args>[kMostClusterTiles][kClusterForms];
+
 struct ClusterEntries {
-    // kernel null: its weights or its cells do not fit into registers
-    Entry<ClusterForwardArgs> forward[kCellCount][kMostClusterTiles][kClusterForms];
+    ClusterKernels<ClusterForwardArgs> forward[kCellCount];
+    ClusterKernels<SweepBackwardArgs> backward[kCellCount];
 };
 
 // Null for a math mode that has none.

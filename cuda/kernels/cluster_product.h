@@ -16,11 +16,12 @@ class ClusterProduct {
         cluster_hidden(kTiles);  // of the product, with zeros behind the hidden units
     // Between rows: 16 banks more, so that the lanes which read at the same time are in different ones.
     static constexpr int kStride = kDepth + kChunk<T>;
-    static constexpr int kRowBytes = kColumns * kStride * static_cast<int>(sizeof(T));
+    static constexpr int kRowElements = kColumns * kStride;
+    static constexpr int kRowBytes = kRowElements * static_cast<int>(sizeof(T));
 
     // The sums of one unit and column, of all gates, and how far apart columns are.
     struct alignas(G == 1 ? 4 : 16) Sum {
-        float gate[G == 1 ? 1 : 4];
+        float value[G == 1 ? 1 : 4];
     };
     static constexpr int kSumStride = G == 1 ? 20 : 17;
     static constexpr int kSumBytes =
@@ -55,8 +56,8 @@ class ClusterProduct {
             FUSEDRNN_UNROLL
             for (int i = 0; i < kShare; ++i) {
                 Piece<T> piece;
-                piece.vector = load16_received(row + at(i));
-                const Factor<kMath> b = make_factor<kMath>(piece);
+                piece.vector = load_received(reinterpret_cast<const Vector16*>(row + at(i)));
+                const Factor<kMath> b = row_factor<kMath>(piece);
                 FUSEDRNN_UNROLL
                 for (int g = 0; g < G; ++g) multiply<kMath>(c[g], weights_[g][i][0], weights_[g][i][1], b);
             }
@@ -64,7 +65,7 @@ class ClusterProduct {
             for (int i = 0; i < 4; ++i) {
                 Sum sum{};
                 FUSEDRNN_UNROLL
-                for (int g = 0; g < G; ++g) sum.gate[g] = c[g][i];
+                for (int g = 0; g < G; ++g) sum.value[g] = c[g][i];
                 to[(column + i % 2) * kSumStride + i / 2 * 8] = sum;
             }
         }
@@ -79,7 +80,7 @@ class ClusterProduct {
         for (int w = 1; w < kClusterSplits; ++w) {
             const Sum part = from[w * kColumns * kSumStride];
             FUSEDRNN_UNROLL
-            for (int g = 0; g < G; ++g) total.gate[g] += part.gate[g];
+            for (int g = 0; g < G; ++g) total.value[g] += part.value[g];
         }
         return total;
     }

@@ -11,11 +11,13 @@
 #include "problem.h"
 #include "simd/simd.h"
 
-// Before a loop that is rarely taken and would cost registers.
+// Before a loop that is rarely taken and would cost registers; FEW: a few loads are to be under way at once.
 #ifdef __CUDACC__
 #define FUSEDRNN_KEEP_LOOP _Pragma("unroll 1")
+#define FUSEDRNN_UNROLL_FEW _Pragma("unroll 8")
 #else
 #define FUSEDRNN_KEEP_LOOP
+#define FUSEDRNN_UNROLL_FEW
 #endif
 
 namespace fusedrnn::cuda {
@@ -116,6 +118,26 @@ FUSEDRNN_DEVICE Factor<kMath> make_factor(const Piece<T>& piece) {
         }
     }
     return f;
+}
+
+// What of an element takes part in a product; it is handed over so, and no reader has to round.
+template <Math kMath, class T>
+FUSEDRNN_DEVICE T exchanged(T x) {
+    if constexpr (kMath == Math::tf32) {
+        return as_float(round_tf32(x));
+    } else {
+        return x;
+    }
+}
+
+// Of what was exchanged().
+template <Math kMath, class T>
+FUSEDRNN_DEVICE Factor<kMath> row_factor(const Piece<T>& piece) {
+    if constexpr (kMath == Math::tf32x3) {
+        return make_factor<kMath>(piece);
+    } else {
+        return {{piece.vector.word[0], piece.vector.word[1], piece.vector.word[2], piece.vector.word[3]}};
+    }
 }
 
 template <Math kMath>

@@ -5,11 +5,12 @@
 // what the next step multiplies, and never wait for another group.
 #pragma once
 
-#include "kernels/table.h"
+#include "kernels/sweep_arguments.h"
 
 namespace fusedrnn::cuda {
 
 inline constexpr int kPersistentWarps = 8;  // of a block, at most
+inline constexpr int kPersistentThreads = 32 * kPersistentWarps;
 inline constexpr int kUnitsOfBlock = 16;
 inline constexpr int kChunkBytes = 64;  // of a row: what the four lanes of a quad load at once
 
@@ -25,36 +26,18 @@ struct PersistentShape {
 
 // What the blocks of a group hand each other, all zero at first.
 struct ExchangeMemory {
-    unsigned* flags;  // [group][tiles]: the last step that a block has published
+    unsigned* flags;  // [group][tiles]: how many exchanges a block has published
     void* rows;       // T [group][2][columns][chunks * kChunk<T>]
 };
 
-struct PersistentForwardArgs {
+struct PersistentForwardArgs : SweepForwardArgs {
     PersistentShape shape;
     ExchangeMemory exchange;
-    const void *w_hh, *b_hh;  // b_hh: only where the gates are split; may be null
-    StateSource source;
-    DeviceSchedule schedule;
-    std::int64_t first,
-        count;       // the steps of this launch; the ones before them, in the direction of time, are done
-    const void* gx;  // C [compact index, from step `first` on][G*H]
-    Rows y;
-    void* states;          // C [row][kStates - 1][H]
-    bool states_by_index;  // rows of `states` are compact indices (a tape), else positions
-    void* saved;           // C [compact index][H][kSaved], or null
 };
 
-struct PersistentBackwardArgs {
+struct PersistentBackwardArgs : SweepBackwardArgs {
     PersistentShape shape;
     ExchangeMemory exchange;
-    const void* w_hh;
-    StateSource source;
-    DeviceSchedule schedule;
-    const void *states, *saved;  // by compact index
-    ConstRows dy;                // data null: zero
-    const void* dfinal[kMaxStates];
-    void* dinitial[kMaxStates];
-    void *dgx, *dgh;  // T [compact index][G*H]; the same where the gates are not split
 };
 
 // A thread has so many cells at most, by which there is a limit to the columns of a group.

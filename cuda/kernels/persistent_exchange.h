@@ -1,14 +1,14 @@
 // How the blocks of a group hand each other the rows that the next step multiplies.
 //
-// Each block writes the columns of its 16 units into one of two buffers and then sets its flag to the number
-// of the exchange; a warp that multiplies waits for the flags of the blocks whose units it reads, and for no
-// others. The buffer of exchange e is written again by exchange e + 2. A block gets there only after its
-// warps have, between them, seen all flags at e + 1, and a block sets that flag after its warps are done with
-// the rows of e.
+// Each block writes the columns of its 16 units into one of two buffers and then sets its flag to how many
+// exchanges it has written; a warp that multiplies waits for the flags of the blocks whose units it reads,
+// and for no others. The buffer of exchange e is written again by exchange e + 2. A block gets there only after
+// its warps have, between them, seen all flags of e + 1, and a block sets that flag after its warps are done
+// with the rows of e.
 #pragma once
 
-#include "kernels/math.h"
 #include "kernels/persistent_arguments.h"
+#include "kernels/sweep.h"
 
 namespace fusedrnn::cuda {
 
@@ -16,8 +16,8 @@ namespace fusedrnn::cuda {
 // microseconds.
 inline constexpr int kMostPolls = 1 << 25;
 
-FUSEDRNN_DEVICE std::int64_t length_at(const DeviceSchedule& s, int position) {
-    return s.length == nullptr ? s.T : load_constant(s.length + position);
+FUSEDRNN_DEVICE SweepCells persistent_cells(const StateSource& source, const PersistentShape& shape) {
+    return {source.H, block_index().x, kUnitsOfBlock, shape.columns, block_threads() / kUnitsOfBlock};
 }
 
 template <class T>
@@ -30,7 +30,7 @@ class Exchange {
           rows_(static_cast<T*>(memory.rows) + std::int64_t{2} * block_index().y * columns_ * stride_) {}
 
     FUSEDRNN_DEVICE int stride() const { return stride_; }
-    // The rows of an exchange; exchanges count from 1.
+    // The rows of an exchange; exchanges count from 0.
     FUSEDRNN_DEVICE T* rows(int exchange) const {
         return rows_ + static_cast<std::int64_t>(exchange % 2) * columns_ * stride_;
     }
@@ -38,13 +38,13 @@ class Exchange {
     // By all threads of the block: what they stored into rows(exchange) is there for the group.
     FUSEDRNN_DEVICE void publish(int exchange) const {
         block_barrier();
-        if (thread_index() == 0) store_release(flags_ + block_index().x, static_cast<unsigned>(exchange));
+        if (thread_index() == 0) store_release(flags_ + block_index().x, static_cast<unsigned>(exchange) + 1);
     }
 
-    // By all lanes of a warp: until the blocks [first, last) have published.
+    // By all lanes of a warp: until the blocks [first, last) have published it.
     FUSEDRNN_DEVICE void wait(int exchange, int first, int last) const {
         for (int block = first + lane(); block < last; block += 32) {
-            for (int polls = 0; load_acquire(flags_ + block) < static_cast<unsigned>(exchange); ++polls) {
+            for (int polls = 0; load_acquire(flags_ + block) <= static_cast<unsigned>(exchange); ++polls) {
                 if (polls == kMostPolls) trap();
                 spin_pause();
             }

@@ -3,35 +3,22 @@
 // the order of the warps.
 #pragma once
 
-#include <type_traits>
-
-#include "kernels/math.h"
 #include "kernels/persistent_exchange.h"
+#include "kernels/weights.h"
 
 namespace fusedrnn::cuda {
-
-// What of an element takes part in a product; the exchange holds it so, and no reader has to round.
-template <Math kMath, class T>
-FUSEDRNN_DEVICE T exchanged(T x) {
-    if constexpr (kMath == Math::tf32) {
-        return as_float(round_tf32(x));
-    } else {
-        return x;
-    }
-}
 
 // kShare: chunks of K, at most, of a warp.
 template <Math kMath, int kTiles, int kShare>
 class PersistentProduct {
   public:
     using T = typename MathTraits<kMath>::T;
-    static constexpr int kStageBytes = kUnitsOfBlock * kChunkBytes;
     static_assert(kChunk<T> * sizeof(T) == kChunkBytes);
 
     // The sums of one unit and column, of all tiles, and how far apart columns are: lanes that write or read
     // at the same time are in different banks.
     struct alignas(kTiles == 1 ? 4 : 16) Sum {
-        float tile[kTiles == 1 ? 1 : 4];
+        float value[kTiles == 1 ? 1 : 4];
     };
     static constexpr int kColumn = kTiles == 1 ? 20 : 17;
 
@@ -40,16 +27,16 @@ class PersistentProduct {
         if (share_ > shape.share) share_ = shape.share;
     }
 
-    // Weights::at(tile, row, k) is an element or zero. The shared memory is free again after the next
-    // barrier.
+    // The shared memory is free again after the next barrier.
     template <class Weights>
     FUSEDRNN_DEVICE void load_weights(const Weights& weights) {
-        T* const stage = shared_memory<T>() + warp() * 16 * kChunk<T>;
+        T* const stage = shared_memory<T>() + warp() * kUnitsOfBlock * kChunk<T>;
         FUSEDRNN_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
             FUSEDRNN_UNROLL
             for (int i = 0; i < kShare; ++i) {
-                if (i < share_) load_chunk(weights, stage, tile, i);
+                if (i >= share_) continue;
+                load_chunk<kMath>(weights, stage, tile, (first_ + i) * kChunk<T>, weights_[tile][i]);
             }
         }
     }
@@ -87,7 +74,7 @@ class PersistentProduct {
             for (int i = 0; i < kResults; ++i) {
                 Sum sum{};
                 FUSEDRNN_UNROLL
-                for (int tile = 0; tile < kTiles; ++tile) sum.tile[tile] = c[tile][i];
+                for (int tile = 0; tile < kTiles; ++tile) sum.value[tile] = c[tile][i];
                 sums[kTensor ? i % 2 * kColumn + i / 2 * 8 : i * 8] = sum;
             }
             row = next;
@@ -105,15 +92,13 @@ class PersistentProduct {
             if (w >= warps) continue;
             from += columns_ * kColumn;
             FUSEDRNN_UNROLL
-            for (int tile = 0; tile < kTiles; ++tile) total.tile[tile] += from->tile[tile];
+            for (int tile = 0; tile < kTiles; ++tile) total.value[tile] += from->value[tile];
         }
         return total;
     }
 
   private:
-    // Weights as the product takes them.
     static constexpr bool kTensor = MathTraits<kMath>::kTensor;
-    using Held = std::conditional_t<kTensor, Factor<kMath>, Piece<T>>;
     // What is multiplied at the same time, and the results that a lane gets of it.
     static constexpr int kTileColumns = kTensor ? 8 : 4, kResults = kTensor ? 4 : 2;
     // Pieces of rows that are on their way at the same time.
@@ -123,37 +108,6 @@ class PersistentProduct {
 
     FUSEDRNN_DEVICE Sum* sums_of(int w) const { return shared_memory<Sum>() + w * columns_ * kColumn; }
 
-    template <class Weights>
-    FUSEDRNN_DEVICE void load_chunk(const Weights& weights, T* stage, int tile, int i) {
-        FUSEDRNN_KEEP_LOOP
-        for (int e = lane(); e < 16 * kChunk<T>; e += 32) {
-            const int row = Weights::kAlongRows ? e % 16 : e / kChunk<T>;
-            const int k = Weights::kAlongRows ? e / 16 : e % kChunk<T>;
-            stage[row * kChunk<T> + k] = weights.at(tile, row, (first_ + i) * kChunk<T> + k);
-        }
-        warp_barrier();
-        FUSEDRNN_UNROLL
-        for (int half = 0; half < 2; ++half) {
-            const T* const from = stage + (half * 8 + lane() / 4) * kChunk<T> + lane() % 4 * kPiece<T>;
-            Piece<T> piece;
-            piece.vector = *reinterpret_cast<const Vector16*>(from);
-            if constexpr (kTensor) {
-                weights_[tile][i][half] = make_factor<kMath>(piece);
-            } else {
-                weights_[tile][i][half] = piece;
-            }
-        }
-        warp_barrier();
-    }
-
-    static FUSEDRNN_DEVICE Factor<kMath> row_factor(const Piece<T>& piece) {
-        if constexpr (kMath == Math::tf32x3) {
-            return make_factor<kMath>(piece);
-        } else {
-            return {{piece.vector.word[0], piece.vector.word[1], piece.vector.word[2], piece.vector.word[3]}};
-        }
-    }
-
     // One tile of 8 columns. A piece makes place for the one kAhead chunks later, of the next columns after
     // the last.
     FUSEDRNN_DEVICE void multiply_tile(const T* row, const T* next, Piece<T> (&b)[kAhead],
@@ -162,7 +116,7 @@ class PersistentProduct {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kShare; ++i) {
             if (i >= share_) continue;
-            const Factor<kMath> column = row_factor(b[i % kAhead]);
+            const Factor<kMath> column = row_factor<kMath>(b[i % kAhead]);
             FUSEDRNN_UNROLL
             for (int tile = 0; tile < kTiles; ++tile) {
                 multiply<kMath>(chain[tile][i % kChains], weights_[tile][i][0], weights_[tile][i][1], column);
@@ -234,7 +188,7 @@ class PersistentProduct {
     }
 
     int first_, share_, columns_;
-    Held weights_[kTiles][kShare][2];
+    HeldWeights<kMath> weights_[kTiles][kShare][2];
 };
 
 // Shared memory of a warp: for the weights on their way, and for the sums of a column.

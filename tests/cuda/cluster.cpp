@@ -51,13 +51,9 @@ FUSEDRNN_KERNEL void send_to_all(unsigned* out) {
         while (!mbarrier_try_wait(mbarrier, static_cast<unsigned>(round / 2 % 2))) spin_pause();
         if (thread == 0 && round + 2 < kRounds) mbarrier_arrive(mbarrier, bytes);
         const T* const from = slot + (rank + 1) % size * block_threads() + (thread ^ 5);
+        const T v = load_received(from);
         unsigned words[sizeof(T) / 4];
-        if constexpr (sizeof(T) == 16) {
-            const Vector16 v = load16_received(from);
-            std::memcpy(words, &v, sizeof words);
-        } else {
-            std::memcpy(words, from, sizeof words);
-        }
+        std::memcpy(words, &v, sizeof words);
         store(out + (block * kRounds + round) * kThreads + thread, words[sizeof(T) / 4 - 1]);
     }
 }
@@ -180,7 +176,7 @@ FUSEDRNN_KERNEL void pass_on(Wrong wrong, unsigned* out) {
     st_async(to, Vector16{}, map_shared(mbarrier, wrong == kOtherMbarrier ? cluster_rank() : next));
     while (wrong != kNoWait && !mbarrier_try_wait(mbarrier, 0)) spin_pause();
     if (wrong == kWaitsTwice) mbarrier_try_wait(mbarrier, 0);
-    store(out + block_index().x * kThreads + thread, load16_received(slots + thread).word[3]);
+    store(out + block_index().x * kThreads + thread, load_received(slots + thread).word[3]);
     if (wrong == kEndsBeforeBarrier && thread == 7) return;
     cluster_barrier();
 }

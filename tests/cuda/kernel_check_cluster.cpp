@@ -31,11 +31,11 @@ void check_results(Report& report) {
                 if (!report.next()) return;
                 run_case(cluster_case(math, cell, {T, B, 5, H, H, 0, false}, counter, processors), report);
             };
-            for (const std::int64_t H : {1, 7, 16, 17, 33}) {
+            for (const std::int64_t H : {1, 15, 16, 17, 40, 64}) {
                 for (const std::int64_t T : {1, 2, 5}) {
                     run(T, 1, H, 16);
-                    run(T, 9, H, 16);  // two clusters
-                    run(T, 9, H, 3);   // 16 columns
+                    run(T, 9, H, 16);              // two clusters
+                    run(T, 9, H, H > 48 ? 4 : 3);  // 16 columns, backward 32
                 }
             }
             run(0, 3, 17, 16);
@@ -50,10 +50,26 @@ void check_results(Report& report) {
     // Every kernel.
     for (const Math math : {Math::tf32, Math::bf16, Math::fp16}) {
         for (int cell = 0; cell < kCellCount; ++cell) {
-            for (const std::int64_t B : {10, 20}) {
-                if (!report.next()) continue;
-                run_case(cluster_case(math, cell, {2, B, 5, 130, 130, 0, false}, ++counter, 8), report);
-            }
+            const auto run = [&](std::int64_t B, std::int64_t H) {
+                ++counter;
+                if (!report.next()) return;
+                run_case(cluster_case(math, cell, {3, B, 5, H, H, 0, false}, counter, 8), report);
+            };
+            run(10, 130);
+            run(20, 130);
+            if (math != Math::tf32) run(5, 257);
+        }
+    }
+}
+
+// A forward by one kernel can be followed by a backward by the other.
+void check_mixtures(Report& report) {
+    for (int cell = 0; cell < kCellCount; ++cell) {
+        for (std::int64_t counter = 1; counter <= 4; ++counter) {
+            CellCase c = cluster_case(Math::bf16, cell, {4, 9, 5, 17, 17, 0, false}, counter, 16);
+            c.kernel = counter % 2 == 0 ? "persistent" : "cluster";
+            c.backward = counter % 2 == 0 ? "cluster" : "step";
+            run_case(c, report);
         }
     }
 }
@@ -79,20 +95,25 @@ void check_blocks(Report& report) {
 
 void check_plans(Report& report) {
     report.begin(Math::bf16, "what fits of the cluster kernels");
-    const auto request = [](std::int64_t H, std::int64_t B, Math math, int architecture, CellId cell) {
-        return Request{cell, math, {10, B, 5, H, H, 0, false}, architecture, 132, false};
+    bool backward = false;
+    const auto request = [&](std::int64_t H, std::int64_t B, Math math, int architecture, CellId cell) {
+        return Request{cell, math, {10, B, 5, H, H, 0, false}, architecture, 132, backward};
     };
     const auto is = [&](std::int64_t H, std::int64_t B, Math math, int architecture,
                         const std::string& want) {
         const std::string got = reason_against_cluster(request(H, B, math, architecture, kCell_lstm));
         if (got != want) report.fail("expected '" + want + "', got '" + got + "'", 0);
     };
-    is(384, 1, Math::bf16, 90, "");
-    is(256, 1000000, Math::tf32, 90, "");
+    for (const bool way : {true, false}) {
+        backward = way;
+        is(384, 1, Math::bf16, 90, "");
+        is(256, 1000000, Math::tf32, 90, "");
+    }
     is(385, 1, Math::fp16, 90, "H: expected at most 384, got 385");
-    is(257, 1, Math::tf32, 100, "H: expected at most 256, got 257");
+    is(257, 1, Math::tf32, 90, "H: expected at most 256, got 257");
     is(0, 1, Math::bf16, 90, "H: expected at least 1, got 0");
-    is(16, 1, Math::bf16, 89, "device: expected compute capability 90 or later, got 89");
+    is(16, 1, Math::bf16, 89, "device: expected compute capability 90, got 89");
+    is(16, 1, Math::bf16, 100, "device: expected compute capability 90, got 100");
     is(16, 1, Math::ieee, 90, "math: not implemented for ieee");
     is(384, 524281, Math::bf16, 90, "B: expected at most 524280, got 524281");
     const auto shape = [&](std::int64_t H, std::int64_t B, int blocks, int tiles, int form, int groups) {
@@ -110,6 +131,10 @@ void check_plans(Report& report) {
     shape(256, 257, 8, 2, 2, 9);
     shape(256, 5000, 8, 2, 2, 157);
     shape(384, 5000, 8, 3, 0, 625);
+    backward = true;  // which has no 16 columns
+    shape(256, 128, 8, 2, 0, 16);
+    shape(256, 129, 8, 2, 2, 5);
+    shape(384, 5000, 8, 3, 0, 625);
 }
 
 std::string run_training(CellCase c, const emulator::Config& config) {
@@ -121,11 +146,17 @@ std::string run_training(CellCase c, const emulator::Config& config) {
     }
 }
 
+// Each direction by itself: what one of them does not notice the other must not hide.
 void check_exchange(Report& report) {
     report.begin(Math::bf16, "cluster kernels, barriers and waits");
-    const CellCase c = cluster_case(Math::bf16, kCell_lstm, {5, 2, 5, 40, 40, 0, false}, 31, 5);
-    const auto run = [&](const emulator::Config& config) { return run_training(c, config); };
-    check_omissions(c.config, "kernels/cluster_", run, report);
+    for (const bool forward : {true, false}) {
+        CellCase c = cluster_case(Math::bf16, kCell_lstm, {5, 2, 5, 40, 40, 0, false}, 31, 5);
+        c.kernel = forward ? "cluster" : "step";
+        c.backward = forward ? "step" : "cluster";
+        const auto run = [&](const emulator::Config& config) { return run_training(c, config); };
+        check_omissions(c.config, "kernels/cluster_", run, report);
+        if (!forward) check_omissions(c.config, "kernels/weights", run, report);
+    }
 }
 
 }  // namespace
@@ -133,6 +164,7 @@ void check_exchange(Report& report) {
 void check_cluster(Report& report) {
     check_plans(report);
     check_results(report);
+    check_mixtures(report);
     check_blocks(report);
     check_exchange(report);
 }

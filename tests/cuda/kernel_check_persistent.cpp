@@ -197,6 +197,7 @@ void check_exchange(Report& report) {
     const CellCase c = persistent_case(math, kCell_lstm, {5, 2, 5, 80, 80, 0, false}, 31, 5);
     const auto run = [&](const emulator::Config& config) { return run_training(c, config); };
     check_omissions(c.config, "kernels/persistent_", run, report);
+    check_omissions(c.config, "kernels/weights", run, report);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "kernel_check.h"
+#include "kernels/cluster_arguments.h"
 #include "kernels/persistent_arguments.h"
 
 namespace cuda_check {
@@ -265,6 +266,15 @@ void Report::expect_all_ran() {
         for (int form = 0; persistent != nullptr && form < kPersistentForms; ++form) {
             for (const auto& entry : persistent->forward) expect(entry[form], kPersistentFormNames[form]);
             for (const auto& entry : persistent->backward) expect(entry[form], kPersistentFormNames[form]);
+        }
+        const ClusterEntries* const cluster = cluster_entries(static_cast<Math>(i));
+        for (int c = 0; cluster != nullptr && c < fusedrnn::kCellCount; ++c) {
+            for (int tiles = 0; tiles < kMostClusterTiles; ++tiles) {
+                for (int form = 0; form < kClusterForms; ++form) {
+                    expect(cluster->forward[c][tiles][form], kClusterFormNames[form]);
+                    expect(cluster->backward[c][tiles][form], kClusterFormNames[form]);
+                }
+            }
         }
     }
 }
