@@ -51,7 +51,9 @@ struct Search {
     std::mutex mutex;
     std::optional<std::string> choice;
     std::vector<std::string> offered;
-    CublasLibrary* library = nullptr;
+    // The last is in use; calls may be at work with those before.
+    std::vector<std::unique_ptr<CublasLibrary>> libraries;
+    bool is_due = true;  // to look for one
 };
 Search& search() {
     static Search& made = *new Search;
@@ -106,8 +108,8 @@ bool open_library(CublasLibrary& library, const std::string& file, int flags) {
 
 // Offered files come before the system's: once a library is loaded, whoever asks for one of its name gets it,
 // and PyTorch must get its own.
-CublasLibrary* look(const std::string& choice, const std::vector<std::string>& offered) {
-    auto* const library = new CublasLibrary{};
+std::unique_ptr<CublasLibrary> look(const std::string& choice, const std::vector<std::string>& offered) {
+    auto library = std::make_unique<CublasLibrary>();
     if (choice == "0") {
         library->problem = "FUSEDRNN_CUBLAS=0";
         return library;
@@ -137,11 +139,13 @@ CublasLibrary* look(const std::string& choice, const std::vector<std::string>& o
 
 // The mutex is the caller's.
 CublasLibrary& library_of(Search& s) {
-    if (s.library == nullptr) {
+    if (s.is_due) {
         const char* const environment = std::getenv("FUSEDRNN_CUBLAS");
-        s.library = look(s.choice ? *s.choice : environment == nullptr ? "" : environment, s.offered);
+        const std::string choice = s.choice.value_or(environment == nullptr ? "" : environment);
+        s.libraries.push_back(look(choice, s.offered));
+        s.is_due = false;
     }
-    return *s.library;
+    return *s.libraries.back();
 }
 
 std::unique_ptr<Cublas> make_handle(CublasLibrary& library, const Device& device) {
@@ -182,7 +186,7 @@ void choose_cublas(const std::string& choice) {
     Search& s = search();
     const std::lock_guard lock(s.mutex);
     s.choice = choice;
-    s.library = nullptr;  // calls may be at work with the one before: it stays
+    s.is_due = true;
 }
 
 std::string describe_cublas() {
