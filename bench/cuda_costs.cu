@@ -62,7 +62,7 @@ __global__ void cluster_exchange(Bench b) {
         for (int polls = 0; !mbarrier_try_wait(&arrived[side], round / 2 % 2); ++polls) {
             if (polls == kMostPolls) trap();
         }
-        sum += load16_received(&received[side][thread_index() % size]).word[1];
+        sum += load_received(&received[side][thread_index() % size]).word[1];
         block_barrier();
     }
     cluster_barrier();  // nothing is sent to a block that has ended

@@ -12,6 +12,10 @@ Graphs& Graphs::all() {
     return made;
 }
 
+Graphs::~Graphs() {
+    for (const Entry& entry : entries_) destroy_graph(entry.graph);
+}
+
 void Graphs::run(const Problem& problem, void* workspace, std::int64_t workspace_bytes, Stream stream,
                  const Launches& launches) {
     Call call{problem, workspace, workspace_bytes, 0};

@@ -29,8 +29,14 @@ class Graphs {
     // Of this process.
     static Graphs& all();
 
+    Graphs() = default;
+    Graphs(const Graphs&) = delete;
+    Graphs& operator=(const Graphs&) = delete;
+    ~Graphs();
+
     // Does what `launches` gives to a stream in `stream`. Plainly where rows differ in length or inputs are
-    // looked up, since the host's copies of lengths and indices are none of a graph, and where the caller captures the stream itself.
+    // looked up, since the host's copies of lengths and indices are none of a graph, and where the caller
+    // captures the stream itself.
     void run(const Problem& problem, void* workspace, std::int64_t workspace_bytes, Stream stream,
              const Launches& launches);
     // Calls that are remembered, and how many of them as graphs.
