@@ -1,4 +1,7 @@
-"""Checks that peers agree, then times them round by round: a slow moment of the machine hits all of them."""
+"""Checks that peers agree, then times them round by round: a slow moment of the machine hits all of them.
+
+A slow minute does not, where there is one problem after the other: all of them are visited several times.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,9 +18,9 @@ from typing import Any
 import numpy as np
 from peers import PEERS
 from problems import Limits, Problem
-from targets import family
+from targets import OURS, family
 
-LEAST_ROUNDS = 3
+VISITS = 3
 SETTLE_S = 0.02  # idle threads of the peer before may spin for some milliseconds more
 SLOW = 20  # times the first peer's time
 
@@ -32,6 +35,11 @@ class Plan:
     rounds: int
     sample_s: float
     budget_s: float
+    least: int = 3
+
+    def visit(self) -> Plan:
+        """One visit's part."""
+        return Plan(math.ceil(self.rounds / VISITS), self.sample_s, self.budget_s / VISITS, 1)
 
 
 def usable_peers(names: Iterable[str] | None, threads: int) -> dict[str, ModuleType]:
@@ -139,14 +147,14 @@ def sample(
     single = {name: estimate(call, plan, timer) for name, call in calls.items()}
     repeats = {name: max(1, math.ceil(plan.sample_s / seconds)) for name, seconds in single.items()}
     slow = SLOW * next(iter(single.values()))
-    rounds = {name: LEAST_ROUNDS if single[name] > slow else plan.rounds for name in calls}
+    rounds = {name: plan.least if single[name] > slow else plan.rounds for name in calls}
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     gc.disable()
     start = time.perf_counter()
-    for index in range(max(LEAST_ROUNDS, plan.rounds)):
-        if index >= LEAST_ROUNDS and time.perf_counter() - start > plan.budget_s:
+    for index in range(max(plan.least, plan.rounds)):
+        if index >= plan.least and time.perf_counter() - start > plan.budget_s:
             break
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
@@ -173,17 +181,53 @@ def joins(peer: ModuleType, problem: Problem, mode: str, named: bool) -> bool:
     return peer.supports(problem, mode) and (small or named)
 
 
-def compare(
-    peers: dict[str, ModuleType], problem: Problem, mode: str, plan: Plan, limits: Limits | None, named: bool
-) -> list[dict[str, Any]]:
-    """One row of results for each peer that takes the problem on."""
+@dataclass
+class Comparison:
+    """One problem in one mode: every peer that takes it on, set up, and its samples so far."""
+
+    problem: Problem
+    mode: str
+    calls: dict[str, Callable[[], None]]
+    turns: dict[str, Callable[[], None]]  # ours on all threads and on one; empty on one thread
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    turn_samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def visit(self, plan: Plan, first: int) -> None:
+        """Take the samples of one visit; the peers begin with number `first`."""
+        names = [*self.calls]
+        names = names[first % len(names) :] + names[: first % len(names)]
+        for kept, calls in (
+            (self.samples, {name: self.calls[name] for name in names}),
+            (self.turn_samples, self.turns),
+        ):
+            for name, times in sample(calls, plan).items() if calls else ():
+                kept.setdefault(name, []).extend(times)
+
+    def rows(self, limits: Limits | None) -> list[dict[str, Any]]:
+        """One row of results for each peer."""
+        in_order = {name: self.samples[name] for name in self.calls}
+        rows = rows_of(self.problem, self.mode, in_order, limits)
+        if self.turns:
+            one, every = (statistics.median(self.turn_samples[name]) for name in ("one", "all"))
+            rows[0]["over_one_thread"] = one / every
+        return rows
+
+
+def prepare(
+    peers: dict[str, ModuleType], problem: Problem, mode: str, named: bool, threads: int
+) -> Comparison | None:
+    """The peers that take the problem on, after a check that they agree; None if none does."""
     runs = {
         name: peer.setup(problem, mode) for name, peer in peers.items() if joins(peer, problem, mode, named)
     }
+    if not runs:
+        return None
     where = f"{problem.describe()} {mode}"
     check_agreement({name: run.output() for name, run in runs.items()}, problem.tolerance, where)
-    samples = sample({name: run.call for name, run in runs.items()}, plan)
-    return rows_of(problem, mode, samples, limits)
+    turns = {}
+    if threads > 1 and OURS in runs:
+        turns = both_thread_counts(peers[OURS], runs[OURS].call, threads)
+    return Comparison(problem, mode, {name: run.call for name, run in runs.items()}, turns)
 
 
 def rows_of(
@@ -214,18 +258,18 @@ def rows_of(
     return rows
 
 
-def over_one_thread(peer: ModuleType, problem: Problem, mode: str, plan: Plan, threads: int) -> float:
-    """How many times faster a peer is on `threads` threads than on one, the two taking turns."""
-    run = peer.setup(problem, mode)
+def both_thread_counts(
+    peer: ModuleType, call: Callable[[], None], threads: int
+) -> dict[str, Callable[[], None]]:
+    """A call of a peer on all threads and on one, which leave it on all."""
 
     def on(count: int) -> Callable[[], None]:
-        def call() -> None:
+        def counted() -> None:
             peer.set_threads(count)
-            run.call()
+            call()
+            peer.set_threads(threads)
 
-        call()
-        return call
+        counted()
+        return counted
 
-    samples = sample({"all": on(threads), "one": on(1)}, plan)
-    peer.set_threads(threads)
-    return statistics.median(samples["one"]) / statistics.median(samples["all"])
+    return {"all": on(threads), "one": on(1)}

@@ -22,7 +22,7 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}
 
 # (T, B, H), with I = H
 QUICK = ((100, 1, 64), (100, 32, 128), (100, 64, 512))
-CPU = (
+GRID = (
     (1, 1, 64), (1, 1, 256), (100, 1, 64), (100, 1, 128), (100, 1, 256), (100, 1, 512), (100, 8, 128),
     (100, 32, 64), (100, 32, 128), (100, 32, 256), (100, 64, 512), (50, 64, 1024),
 )  # fmt: skip
@@ -314,5 +314,5 @@ def suite(name: str, cells: Iterable[str] | None = None) -> list[Problem]:
     if name == "odd":
         shapes = odd_shapes()
     else:
-        shapes = [(T, B, H, H) for T, B, H in {"quick": QUICK, "cpu": CPU}[name]]
+        shapes = [(T, B, H, H) for T, B, H in {"quick": QUICK, "grid": GRID}[name]]
     return [LayerProblem(cell, *shape) for cell in cells for shape in shapes]

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Time fusedrnn against its peers on one thread count, after checking that all of them compute the same.
+"""Time fusedrnn against its peers, after checking that all of them compute the same.
 
-Run from anywhere with fusedrnn installed: `python bench/run.py --suite quick --threads 1`.
-Suites: quick, cpu and odd are single layers over a grid of shapes; model is the training step of two models;
-features is streaming, call overhead, padding, memory and quantized weights; cuda is the grid on a GPU.
+Run from anywhere with fusedrnn installed: `python bench/run.py --suite quick`.
+cpu is all that follows, on one and on two threads, and says at the end which targets are met. Its parts: grid
+and odd are single layers over many shapes; model is the training step of two models; features is streaming,
+call overhead, padding, memory and quantized weights. quick is a few of the grid; cuda is the grid on a GPU.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--suite",
-        choices=("quick", "cpu", "odd", "model", "features", "cuda"),
+        choices=("quick", "cpu", "grid", "odd", "model", "features", "cuda"),
         default="quick",
         help="default: %(default)s",
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="cores and threads for all; default: %(default)s"
+        "--threads", type=int, help="cores and threads for all; default: 1, of suite cpu 1 and then 2"
     )
     parser.add_argument("--cells", nargs="+", choices=("lstm", "gru", "rnn_tanh"), help="default: all")
     parser.add_argument(
         "--modes", nargs="+", choices=("forward", "training", "stream"), help="default: all of the suite"
     )
     parser.add_argument("--peers", nargs="+", help="default: all that are installed")
-    parser.add_argument("--rounds", type=int, default=15, help="samples of each peer; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=9, help="samples of each peer; default: %(default)s")
     parser.add_argument("--sample-ms", type=float, help="least time of a sample; default: 20, cuda 3")
     parser.add_argument(
-        "--budget-s", type=float, help="fewer rounds (3 at least) past this time; default: 10, cuda 0.4"
+        "--budget-s", type=float, help="fewer rounds (3 at least) past this time; default: 4, cuda 0.4"
     )
     parser.add_argument(
         "--device", choices=("gpu", "emulated"), default="gpu", help="of suite cuda; default: %(default)s"
@@ -48,8 +49,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     on_gpu = arguments.suite == "cuda"
-    arguments.budget_s = arguments.budget_s or (0.4 if on_gpu else 10.0)
+    arguments.budget_s = arguments.budget_s or (0.4 if on_gpu else 4.0)
     arguments.sample_ms = arguments.sample_ms or (3.0 if on_gpu else 20.0)
+    if arguments.suite != "cpu" and arguments.threads is None:
+        arguments.threads = 1
     return arguments
 
 
@@ -73,6 +76,13 @@ def main() -> None:
 
         cuda_suite.run(arguments)
         return
+    if arguments.suite == "cpu":
+        import cpu_suite
+
+        names = ("rounds", "sample_ms", "budget_s")
+        options = [(f"--{name.replace('_', '-')}", str(getattr(arguments, name))) for name in names]
+        cpu_suite.run(arguments.threads, [word for pair in options for word in pair], arguments.out)
+        return
     pin(arguments.threads)
 
     # These import NumPy and the peers, which read the affinity and the variables set above.
@@ -85,20 +95,22 @@ def main() -> None:
     peers = harness.usable_peers(arguments.peers, arguments.threads)
     plan = harness.Plan(arguments.rounds, arguments.sample_ms * 1e-3, arguments.budget_s)
     limits = harness.measure_limits(arguments.threads)
+    prepared = (
+        harness.prepare(peers, problem, mode, arguments.peers is not None, arguments.threads)
+        for problem in problems.suite(arguments.suite, arguments.cells)
+        for mode in problem.modes
+        if not arguments.modes or mode in arguments.modes
+    )
     rows = []
+    comparisons = [comparison for comparison in prepared if comparison is not None]
     print(report.header(), flush=True)
-    for problem in problems.suite(arguments.suite, arguments.cells):
-        for mode in problem.modes:
-            if arguments.modes and mode not in arguments.modes:
-                continue
-            new = harness.compare(peers, problem, mode, plan, limits, named=arguments.peers is not None)
-            if arguments.threads > 1 and new and new[0]["peer"] == targets.OURS:
-                new[0]["over_one_thread"] = harness.over_one_thread(
-                    peers[targets.OURS], problem, mode, plan, arguments.threads
-                )
-            rows += new
-            for row in new:
-                print(report.line(row), flush=True)
+    for visit in range(harness.VISITS):
+        for comparison in comparisons:
+            comparison.visit(plan.visit(), visit)
+            if visit == harness.VISITS - 1:
+                rows += comparison.rows(limits)
+                for row in rows[-len(comparison.calls) :]:
+                    print(report.line(row), flush=True)
     result = {
         "suite": arguments.suite,
         "machine": report.machine(arguments.threads, peers),

@@ -47,27 +47,33 @@ def best_peer(result: dict[str, Any], row: dict[str, Any]) -> str:
     return f"{best['median_s'] / row['median_s']:.2f} x {NAMES[best['peer']]}"
 
 
-def main() -> None:
-    """Print one row for each problem and mode."""
-    if len(sys.argv) != 3:
-        raise SystemExit(__doc__)
-    one, several = (json.loads(Path(name).read_text()) for name in sys.argv[1:])
+def lines(one: dict[str, Any], several: dict[str, Any]) -> list[str]:
+    """The head, and one line for each problem and mode."""
     threads = several["machine"]["threads"]
     on_several = {targets.label(row): row for row in targets.ours(several, None, targets.anywhere)}
-    print(
+    text = [
         f"| cell | T, B, I = H | mode | us, 1 thread | of floor | best peer "
-        f"| us, {threads} threads | over 1 thread | best peer |\n|---|---|---|---|---|---|---|---|---|"
-    )
+        f"| us, {threads} threads | over 1 thread | best peer |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in targets.ours(one, None, targets.anywhere):
         other = on_several[targets.label(row)]
         sizes = f"{row['seq_len']}, {row['batch']}, {row['hidden_size']}"
         if row["input_size"] != row["hidden_size"]:
             sizes = f"{row['seq_len']}, {row['batch']}, {row['input_size']} -> {row['hidden_size']}"
-        print(
+        text.append(
             f"| {NAMES[row['cell']]} | {sizes} | {row['mode']} | {microseconds(row)} "
             f"| {row['limit_fraction']:.0%} | {best_peer(one, row)} "
             f"| {microseconds(other)} | {other['over_one_thread']:.2f} x | {best_peer(several, other)} |"
         )
+    return text
+
+
+def main() -> None:
+    """Print the table."""
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    print("\n".join(lines(*[json.loads(Path(name).read_text()) for name in sys.argv[1:]])))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,15 @@ def feature(*starts: str) -> Callable[[Result], Values]:
     return lambda result: {k: v for k, v in result.get("features", {}).items() if k.startswith(starts)}
 
 
+def memory(result: Result) -> Values:
+    """The growth of the peak memory by training, over torch's."""
+    found = {k: v for k, v in result.get("features", {}).items() if k.startswith("training memory of")}
+    if len(found) < 2:
+        return {}
+    mine, theirs = found["training memory of fusedrnn, MiB"], found["training memory of torch, MiB"]
+    return {"LSTM (100,32,256)": mine / theirs}
+
+
 def scaling(where: Callable[[Row], bool] = anywhere) -> Callable[[Result], Values]:
     """Our time on one thread, measured in turns in the same run, over our time on all."""
     return lambda result: {
@@ -157,29 +166,29 @@ def cudnn_steps(r: Row) -> bool:
 
 
 TARGETS = (
-    Target("forward over the best peer", "cpu", 1, speed("forward"), at_least=1.15),
-    Target("forward over the best peer", "cpu", 1, speed("forward"), at_least=2.5, mean=True),
+    Target("forward over the best peer", "grid", 1, speed("forward"), at_least=1.15),
+    Target("forward over the best peer", "grid", 1, speed("forward"), at_least=2.5, mean=True),
     Target(
-        "training, H <= 256, over the best of torch and jax", "cpu", 1,
+        "training, H <= 256, over the best of torch and jax", "grid", 1,
         speed("training", lambda r: r["hidden_size"] <= 256), at_least=1.4,
     ),
     Target(
-        "training, H >= 512, over the best of torch and jax", "cpu", 1,
+        "training, H >= 512, over the best of torch and jax", "grid", 1,
         speed("training", lambda r: r["hidden_size"] >= 512), at_least=1.2,
     ),
-    Target("training over the best of torch and jax", "cpu", 1, speed("training"), at_least=4, mean=True),
-    Target("of the floor, B >= 32 and H 64..256", "cpu", 1, floor(many_rows), at_least=0.80),
-    Target("of the floor, B > 1 and H >= 512", "cpu", 1, floor(many_units), at_least=0.75),
-    Target("of the floor, B = 1", "cpu", 1, floor(one_row), at_least=0.65),
-    Target("forward over the best peer", "cpu", 2, speed("forward"), at_least=1.1),
-    Target("training over the best of torch and jax", "cpu", 2, speed("training"), at_least=1.1),
-    Target("forward over the best peer", "cpu", 2, speed("forward"), at_least=2, mean=True),
-    Target("training over the best of torch and jax", "cpu", 2, speed("training"), at_least=3, mean=True),
+    Target("training over the best of torch and jax", "grid", 1, speed("training"), at_least=4, mean=True),
+    Target("of the floor, B >= 32 and H 64..256", "grid", 1, floor(many_rows), at_least=0.80),
+    Target("of the floor, B > 1 and H >= 512", "grid", 1, floor(many_units), at_least=0.75),
+    Target("of the floor, B = 1", "grid", 1, floor(one_row), at_least=0.65),
+    Target("forward over the best peer", "grid", 2, speed("forward"), at_least=1.1),
+    Target("training over the best of torch and jax", "grid", 2, speed("training"), at_least=1.1),
+    Target("forward over the best peer", "grid", 2, speed("forward"), at_least=2, mean=True),
+    Target("training over the best of torch and jax", "grid", 2, speed("training"), at_least=3, mean=True),
     Target(
-        "two threads over one, B*H >= 4096", "cpu", 2,
+        "two threads over one, B*H >= 4096", "grid", 2,
         scaling(lambda r: r["batch"] * r["hidden_size"] >= 4096), at_least=1.7,
     ),
-    Target("two threads over one", "cpu", 2, scaling(), at_least=1),
+    Target("two threads over one", "grid", 2, scaling(), at_least=1),
     Target("odd forward over the best peer", "odd", None, speed("forward"), at_least=1.1),
     Target("odd training over the best of torch and jax", "odd", None, speed("training"), at_least=1.1),
     Target(
@@ -200,6 +209,7 @@ TARGETS = (
     Target("resets", "features", None, feature("time with resets"), at_most=1.05),
     Target("recomputed tape, time", "features", None, feature("recompute: time"), at_most=1.4),
     Target("recomputed tape, memory", "features", None, feature("recompute: saved tape"), at_least=2.5),
+    Target("training memory over torch's", "features", None, memory, at_most=1),
     Target("quantized stream over float32", "features", None, feature("quantized"), at_least=1.6),
     Target(
         "bf16, tf32 and ieee over torch, B <= 64 and H <= 1024", "cuda", None,

@@ -293,7 +293,8 @@ class Module:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
-        self.flat_grads.fill(0)
+        # As bytes: what array libraries fill fastest.
+        self.flat_grads.view(np.uint8).fill(0)
 
     def state_dict(self) -> dict[str, Array]:
         """Return {dotted name: copy of the parameter}, as NumPy arrays on every device."""
