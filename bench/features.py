@@ -27,19 +27,20 @@ QUANTIZED_TOLERANCE = 0.05  # of the largest output: int8 is a rounding of the w
 
 
 def measure(peers: dict[str, ModuleType], threads: int, plan: harness.Plan) -> dict[str, float]:
-    """All of them, printed as they come."""
-    numbers: dict[str, float] = {}
+    """All of them, one after the other in each visit; of every number the median of the visits, printed."""
+    visit = plan.visit()
     parts = (
-        lambda: ragged(peers, plan),
-        lambda: recompute(plan),
+        lambda: ragged(peers, visit),
+        lambda: recompute(visit),
         lambda: memory(peers, threads),
-        lambda: quantized(plan),
+        lambda: quantized(visit),
     )
-    for part in parts:
-        new = part()
-        for name, value in new.items():
-            print(f"{name}: {value:.3g}", flush=True)
-        numbers.update(new)
+    visits: list[dict[str, float]] = []
+    for _ in range(harness.VISITS):
+        visits.append({name: value for part in parts for name, value in part().items()})
+    numbers = {name: statistics.median(found[name] for found in visits) for name in visits[0]}
+    for name, value in numbers.items():
+        print(f"{name}: {value:.3g}", flush=True)
     return numbers
 
 
