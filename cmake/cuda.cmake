@@ -10,6 +10,8 @@ if(NOT FUSEDRNN_CUDA MATCHES "^(AUTO|ON|OFF|EMULATED)$")
     message(FATAL_ERROR "FUSEDRNN_CUDA: expected AUTO, ON, OFF or EMULATED, got ${FUSEDRNN_CUDA}")
 endif()
 
+option(FUSEDRNN_CUDA_REPORTS "Keep what the assembler says of the kernels, for tools/check_cuda_resources.py" OFF)
+
 set(cuda_wanted ${FUSEDRNN_CUDA})
 if(FUSEDRNN_CUDA MATCHES "^(AUTO|ON)$")
     find_program(FUSEDRNN_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
@@ -91,6 +93,10 @@ set(CMAKE_CUDA_ARCHITECTURES OFF)
 file(GLOB cuda_kernel_sources CONFIGURE_DEPENDS cuda/instances/*.cu)
 add_library(cuda_kernels OBJECT ${cuda_kernel_sources})
 set_target_properties(cuda_kernels PROPERTIES CUDA_VISIBILITY_PRESET hidden)
+if(FUSEDRNN_CUDA_REPORTS)
+    set(keep "${CMAKE_CURRENT_SOURCE_DIR}/tools/check_cuda_resources.py" --keep)
+    set_target_properties(cuda_kernels PROPERTIES CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${keep}")
+endif()
 target_compile_definitions(cuda_kernels PRIVATE FUSEDRNN_ISA=cuda)
 target_compile_options(
     cuda_kernels

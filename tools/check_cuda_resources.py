@@ -1,31 +1,33 @@
 #!/usr/bin/env python3
-"""Compile every CUDA kernel and check the registers, stack and spills that it takes.
+"""Check the registers, stack and spills that the CUDA kernels of a build take.
 
-BUILD_DIR was configured by cmake with FUSEDRNN_CUDA=ON: its commands are run again for each architecture, so
-that compiler and flags are those of the build. Fails on a spill, on a stack frame, on a kernel that needs
-more registers than BUDGETS allows or that BUDGETS does not name, and on a name in BUDGETS that no kernel has.
+BUILD_DIR was built with FUSEDRNN_CUDA=ON and FUSEDRNN_CUDA_REPORTS=ON: with these cmake runs nvcc through
+this file (--keep), which keeps what the assembler says beside each object. --build brings BUILD_DIR up to
+date first, or makes it. Fails on a spill, on a stack frame, on a kernel that needs more registers than
+BUDGETS allows or that BUDGETS does not name, on a name in BUDGETS that no kernel has, on an object of the
+build without a report on each of its architectures, and on a report whose object or sources have changed.
 
 Prints one line for each kernel and form: the most that any cell and math mode takes, and with --full (or into
 a file with --table) a line for each kernel. Shared memory is the static part; the launch adds the dynamic one
 (cuda/kernels/table.h).
 
-usage: check_cuda_resources.py BUILD_DIR [--jobs N] [--only MATH] [--full] [--table FILE]
+usage: check_cuda_resources.py BUILD_DIR [--build] [--only MATH] [--full] [--table FILE]
+       check_cuda_resources.py --keep NVCC [ARGUMENT ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 MATHS = ("ieee", "tf32", "tf32x3", "bf16", "fp16", "f64")
 PLAIN_MATHS = ("ieee", "f64")
 
@@ -76,15 +78,15 @@ BUDGETS = {
 
 @dataclass
 class Kernel:
-    """What the assembler says of one kernel."""
+    """What the assembler says of one kernel; -1 where it says nothing."""
 
     math: str
     architecture: str
     name: str
     cell: str
-    registers: int = 0
-    stack: int = 0
-    spills: int = 0
+    registers: int = -1
+    stack: int = -1
+    spills: int = -1
     shared: int = 0
 
     @property
@@ -97,7 +99,7 @@ class Kernel:
         found = []
         if self.budget == 0:
             found.append("expected a budget in BUDGETS, got none")
-        elif self.registers > self.budget:
+        elif not 0 <= self.registers <= self.budget:
             found.append(f"expected at most {self.budget} registers, got {self.registers}")
         if self.stack:
             found.append(f"a stack frame of {self.stack} bytes")
@@ -106,47 +108,70 @@ class Kernel:
         return found
 
 
-@dataclass(frozen=True)
-class Job:
-    """A command of the build for one architecture."""
-
-    math: str
-    architecture: str
-    command: tuple[str, ...]
-    folder: str
-
-    def run(self) -> list[Kernel]:
-        """The kernels that it compiles."""
-        with tempfile.TemporaryDirectory() as output:
-            command = [*self.command, "-cubin", "-Xptxas", "-v", "-o", f"{output}/kernels.cubin"]
-            result = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
-        if result.returncode:
-            raise SystemExit(f"{shlex.join(command)}:\n{result.stdout}{result.stderr}")
-        return parse(result.stdout + result.stderr, self.math, self.architecture)
+# ---- while nvcc compiles -------------------------------------------------------------------------------
 
 
-def read_jobs(build_dir: Path, maths: list[str]) -> list[Job]:
-    """The commands of a build that compile cuda/instances/*.cu, each once for every architecture in it."""
-    jobs = []
+def keep(command: list[str]) -> int:
+    """Run nvcc; write its assembler's report, the files it is of and their digest beside the object."""
+    target = Path(command[command.index("-o") + 1])
+    report = report_of(target)
+    report.unlink(missing_ok=True)
+    result = subprocess.run([*command, "-Xptxas", "-v"], stderr=subprocess.PIPE, text=True)
+    said = result.stderr.splitlines(keepends=True)
+    log = [line for line in said if re.match(r"ptxas info|    .*\bbytes stack frame\b", line)]
+    sys.stderr.writelines(said if result.returncode else [line for line in said if line not in log])
+    if result.returncode == 0:
+        names = Path(command[command.index("-MF") + 1]).read_text().replace("\\\n", " ").split(":", 1)[1]
+        sources = {Path(name).resolve() for name in shlex.split(names)}
+        files = [str(target.resolve()), *sorted(str(path) for path in sources if ROOT in path.parents)]
+        report.write_text(json.dumps({"files": files, "digest": digest(files), "log": "".join(log)}))
+    return result.returncode
+
+
+def report_of(target: Path) -> Path:
+    """Where the report on an object is kept."""
+    return target.with_name(target.name + ".resources.json")
+
+
+def digest(files: list[str]) -> str:
+    """Of what is in these files."""
+    each = (Path(name).read_bytes() if Path(name).exists() else b"" for name in files)
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in each)).hexdigest()
+
+
+# ---- afterwards ----------------------------------------------------------------------------------------
+
+
+def build(build_dir: Path) -> None:
+    """Bring the kernels and their reports up to date."""
+    options = ("CUDA=ON", "CUDA_REPORTS=ON", "ISAS=scalar")
+    configure = ["cmake", "-S", str(ROOT), "-B", str(build_dir), f"-DPython_EXECUTABLE={sys.executable}"]
+    subprocess.run([*configure, *(f"-DFUSEDRNN_{option}" for option in options)], check=True)
+    subprocess.run(["cmake", "--build", str(build_dir), "--parallel", "--target", "cuda_kernels"], check=True)
+
+
+def read_build(build_dir: Path, maths: list[str]) -> tuple[list[Kernel], list[str]]:
+    """The kernels of a build by the reports on its objects, and what is wrong with these."""
+    kernels, problems = [], []
     for entry in json.loads((build_dir / "compile_commands.json").read_text()):
         source = Path(entry["file"])
         if source.suffix != ".cu" or math_of(source) not in maths:
             continue
         words = shlex.split(entry["command"])
-        place = words.index("-o")
-        del words[place : place + 2]
-        words.remove("-c")
-        generated = [i for i, word in enumerate(words) if word == "-gencode"]
-        codes = [words[i + 1] for i in generated]
-        for i in reversed(generated):
-            del words[i : i + 2]
-        for code in codes:
-            virtual = re.search(r"arch=(compute_\w+)", code)
-            for real in re.findall(r"\bsm_\w+", code):
-                assert virtual is not None
-                target = ("-gencode", f"arch={virtual[1]},code={real}")
-                jobs.append(Job(math_of(source), real, (*words, *target), entry["directory"]))
-    return jobs
+        path = report_of(Path(entry["directory"], words[words.index("-o") + 1]))
+        if not path.exists():
+            problems.append(f"{source.name}: expected {path}, got no such file")
+            continue
+        report = json.loads(path.read_text())
+        if report["digest"] != digest(report["files"]):
+            problems.append(f"{source.name}: changed since the report on it: build it again")
+        found = parse(report["log"], math_of(source))
+        have = {kernel.architecture for kernel in found}
+        want = set(re.findall(r"\bsm_\w+", " ".join(words)))
+        if have != want:
+            problems.append(f"{source.name}: expected kernels for {sorted(want)}, got {sorted(have)}")
+        kernels += found
+    return kernels, problems
 
 
 def math_of(instance: Path) -> str:
@@ -154,12 +179,12 @@ def math_of(instance: Path) -> str:
     return instance.stem.rsplit("_", 1)[-1]
 
 
-def parse(log: str, math: str, architecture: str) -> list[Kernel]:
+def parse(log: str, math: str) -> list[Kernel]:
     """The kernels in the assembler's report."""
     kernels: list[Kernel] = []
     for line in log.splitlines():
-        if entry := re.search(r"Compiling entry function '(\S+)'", line):
-            kernels.append(Kernel(math, architecture, *read_symbol(entry[1])))
+        if entry := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
+            kernels.append(Kernel(math, entry[2], *read_symbol(entry[1])))
         elif frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", line):
             kernels[-1].stack = int(frame[1])
             kernels[-1].spills = int(frame[2]) + int(frame[3])
@@ -224,28 +249,28 @@ def summary(kernels: list[Kernel]) -> list[str]:
 
 
 def main() -> int:
-    """Compile, print the table, and say what is wrong."""
+    """Print the table, and say what is wrong."""
     parser = argparse.ArgumentParser(
         description="Check the registers, stack and spills of every CUDA kernel."
     )
-    parser.add_argument("build_dir", type=Path, help="configured by cmake with FUSEDRNN_CUDA=ON")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("build_dir", type=Path, help="built with FUSEDRNN_CUDA=ON, FUSEDRNN_CUDA_REPORTS=ON")
+    parser.add_argument("--build", action="store_true", help="bring it up to date first")
     parser.add_argument("--only", choices=MATHS, action="append", help="math modes to look at")
     parser.add_argument("--full", action="store_true", help="a line for each kernel")
     parser.add_argument("--table", type=Path, help="a file for a line for each kernel")
     options = parser.parse_args()
-    jobs = read_jobs(options.build_dir, options.only or list(MATHS))
-    if not jobs:
+    if options.build:
+        build(options.build_dir)
+    kernels, messages = read_build(options.build_dir, options.only or list(MATHS))
+    if not kernels and not messages:
         print(f"{options.build_dir}: no commands for CUDA: not configured with FUSEDRNN_CUDA=ON")
         return 2
-    with ThreadPoolExecutor(options.jobs) as pool:
-        kernels = [kernel for found in pool.map(Job.run, jobs) for kernel in found]
     order = {name: place for place, name in enumerate(BUDGETS)}
     kernels.sort(key=lambda k: (order.get(k.name, -1), k.cell, MATHS.index(k.math), k.architecture))
     print("\n".join(table(kernels) if options.full else summary(kernels)))
     if options.table is not None:
         options.table.write_text("\n".join([*table(kernels), ""]))
-    messages = [
+    messages += [
         f"{kernel.name} {kernel.cell} {kernel.math} {kernel.architecture}: {problem}"
         for kernel in kernels
         for problem in kernel.problems()
@@ -260,4 +285,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep(sys.argv[2:]) if sys.argv[1:2] == ["--keep"] else main())
