@@ -146,9 +146,15 @@ void set_call(Call& call, const Dims& d, const Timetable& timetable, const Probl
     }
 }
 
+// Whether the tape is filled: the lanes past H too, whose products are 0.
+template <class T>
+bool is_finite(const T* tape, std::int64_t n) {
+    return std::all_of(tape, tape + n, [](T x) { return std::isfinite(x); });
+}
+
 template <class T>
 Results<T> run_kernels(const RecurrentKernels<T>& kernels, int lanes, const Dims& d, const Problem& p,
-                       const Options& o, Array<T>& y_inference) {
+                       const Options& o, Array<T>& y_inference, bool& tape_filled) {
     const Typed<T> in(p, o.gap);
     const Timetable timetable(d.T, d.B, o.lengths ? p.lengths.data() : nullptr, o.reverse);
     Results<T> out = make_results<T, T>(p, o.gap);
@@ -172,6 +178,7 @@ Results<T> run_kernels(const RecurrentKernels<T>& kernels, int lanes, const Dims
     forward.states = kernels.traits.states > 1 ? states.as<T>() : nullptr;
     forward.hidden = d.projected ? hidden.as<T>() : nullptr;
     kernels.forward(forward, team, workspace.as<void>());
+    tape_filled = o.recompute || is_finite(saved.as<T>(), rows * padded * kernels.traits.saved);
 
     BackwardProblem<T> backward{};
     set_call(backward, d, timetable, p, in, weights);
@@ -199,7 +206,8 @@ void run_case(const KernelTable<T>& table, int cell, const Dims& d, const Option
     const Problem p = make_problem<T>(kernels.traits, d, o, seed);
     const std::string name = name_of(p, o, type_name<T>());
     Array<T> y_inference(d.T * d.B, d.P, o.gap);
-    const Results<T> got = run_kernels(kernels, table.lanes, d, p, o, y_inference);
+    bool tape_filled = false;
+    const Results<T> got = run_kernels(kernels, table.lanes, d, p, o, y_inference, tape_filled);
     Results<double> want = make_results<T, double>(p, 0);
     want.y.fill(0.0);
     if (!o.accumulate_dx) want.dx.fill(0.0);
@@ -208,6 +216,7 @@ void run_case(const KernelTable<T>& table, int cell, const Dims& d, const Option
         return;
     }
     report.compare(name, "y", got.y, want.y);
+    if (!tape_filled) report.fail(name, "not a number on the tape", 0);
     report.compare(name, "y in inference", y_inference, want.y);
     if (Digest().add(y_inference).value() != Digest().add(got.y).value()) {
         report.fail(name, "y differs between inference and training", 0);
