@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,3 +27,24 @@ def _same_thread_count() -> Iterator[None]:
     yield
     if fr.get_num_threads() != before:
         fr.set_num_threads(before)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A text to train on."""
+    from cli_support import pseudo_text
+
+    path = tmp_path / "corpus.txt"
+    path.write_text(pseudo_text())
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that the command line has trained, beside its text and its checkpoint."""
+    from cli_support import TINY, assert_ok, invoke, pseudo_text
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "corpus.txt").write_text(pseudo_text())
+    assert_ok(invoke("train", folder / "corpus.txt", *TINY, "--out", folder / "model.safetensors"))
+    return folder / "model.safetensors"
