@@ -2,6 +2,7 @@
 // and the report. The arrays of numbers, the reference and its problems are those of tests/native.
 #pragma once
 
+#include <cstdio>
 #include <functional>
 #include <map>
 #include <set>
@@ -74,12 +75,16 @@ struct Tolerance {
 };
 Tolerance tolerance(Math math);
 
+// Of one process, which runs every `shards`-th case from `shard`, or of all of them together.
 class Report {
   public:
-    explicit Report(int every) : every_(every) {}
+    explicit Report(int every, int shard = 0, int shards = 1)
+        : every_(every), shard_(shard), shards_(shards) {}
 
     // Whether to run the next case.
-    bool next() { return seen_++ % every_ == 0; }
+    bool next() { return seen_++ % every_ == 0 && next_always(); }
+    // The same for a case that no choice of cases leaves out.
+    bool next_always() { return turn_++ % shards_ == shard_; }
     void begin(Math math, const std::string& name);
     void fail(const std::string& what, double error);
     // ||got - want|| / max(||want||, sqrt(n * terms / 3)) is within the tolerance and nothing was written
@@ -90,15 +95,18 @@ class Report {
                  std::int64_t terms = 1);
     // No kernel is left that has not run in any case.
     void expect_all_ran();
+    // Adds a report that another process has saved.
+    void save(std::FILE* file) const;
+    void add(std::FILE* file);
     // Prints which kernels ran in which mode, the largest errors, and the failures.
     void finish() const;
 
+    int cases() const { return cases_; }
     int failures() const { return failures_; }
-    const std::string& name() const { return name_; }
 
   private:
-    int every_, cases_ = 0, failures_ = 0;
-    std::int64_t seen_ = 0;
+    int every_, shard_, shards_, cases_ = 0, failures_ = 0;
+    std::int64_t seen_ = 0, turn_ = 0;
     Math math_ = Math::ieee;
     std::string name_;
     double worst_[fusedrnn::cuda::kMathCount][2] = {};
@@ -121,11 +129,14 @@ void run_case(const CellCase& c, Report& report);
 // Of the results of forward and backward with this seed.
 std::uint64_t training_digest(const CellCase& c, std::uint64_t seed);
 
+// One layer with everything in it, in a mode: a digest of its results, or what went wrong.
+std::string run_layer(Math math, const fusedrnn::cuda::emulator::Config& config);
+
 // Leaves out the barriers and waits one after another that files with `files` in their names call: what run
-// returns, a digest of results or what went wrong, has to show it.
+// returns, a digest of results or what went wrong, has to show it. Each of them is a case.
 using LayerRun = std::function<std::string(const fusedrnn::cuda::emulator::Config&)>;
-void check_omissions(const fusedrnn::cuda::emulator::Config& config, const char* files, const LayerRun& run,
-                     Report& report);
+void check_omissions(Math math, const fusedrnn::cuda::emulator::Config& config, const char* files,
+                     const LayerRun& run, Report& report);
 
 void check_products(Report& report);
 void check_cublas(Report& report);

@@ -47,6 +47,7 @@ void check_results(Report& report) {
             run(2, 3, 144, 9);
         }
     }
+    if (!report.next_always()) return;
     run_case(
         persistent_case(static_cast<int>(Math::bf16), kCell_rnn_tanh, {2, 2, 5, 272, 272, 0, false}, 5, 17),
         report);
@@ -56,6 +57,7 @@ void check_results(Report& report) {
 void check_mixtures(Report& report) {
     for (int cell = 0; cell < kCellCount; ++cell) {
         for (std::int64_t counter = 1; counter <= 4; ++counter) {
+            if (!report.next_always()) continue;
             CellCase c =
                 persistent_case(static_cast<int>(Math::bf16), cell, {4, 9, 5, 17, 17, 0, false}, counter, 16);
             const char* const forward = counter % 2 == 0 ? "step" : "persistent";
@@ -71,6 +73,7 @@ void check_blocks(Report& report) {
     const std::int64_t usual = input_block_bytes;
     for (int cell = 0; cell < kCellCount; ++cell) {
         for (std::int64_t counter = 1; counter <= 8; ++counter) {
+            if (!report.next_always()) continue;
             const CellCase c =
                 persistent_case(static_cast<int>(Math::fp16), cell, {5, 3, 5, 17, 17, 0, false}, counter, 16);
             report.begin(c.math,
@@ -191,20 +194,19 @@ std::string run_training(CellCase c, const emulator::Config& config) {
 }
 
 void check_exchange(Report& report) {
-    report.begin(Math::bf16, "persistent kernels, barriers and waits");
     // Several blocks, several warps, several chunks of K.
     const int math = static_cast<int>(Math::bf16);
     const CellCase c = persistent_case(math, kCell_lstm, {5, 2, 5, 80, 80, 0, false}, 31, 5);
     const auto run = [&](const emulator::Config& config) { return run_training(c, config); };
-    check_omissions(c.config, "kernels/persistent_", run, report);
-    check_omissions(c.config, "kernels/weights", run, report);
+    check_omissions(c.math, c.config, "kernels/persistent_", run, report);
+    check_omissions(c.math, c.config, "kernels/weights", run, report);
 }
 
 }  // namespace
 
 void check_persistent(Report& report) {
-    check_budget(report);
-    check_too_large(report);
+    if (report.next_always()) check_budget(report);
+    if (report.next_always()) check_too_large(report);
     check_results(report);
     check_mixtures(report);
     check_blocks(report);

@@ -279,6 +279,38 @@ void Report::expect_all_ran() {
     }
 }
 
+void Report::save(std::FILE* file) const {
+    std::fprintf(file, "%lld %d %d\n", static_cast<long long>(turn_), cases_, failures_);
+    for (const auto& of_math : worst_) std::fprintf(file, "%a %a\n", of_math[0], of_math[1]);
+    for (const auto& [kernel, counts] : launches) {
+        for (std::int64_t count : counts) std::fprintf(file, "%lld ", static_cast<long long>(count));
+        std::fprintf(file, "%s\n", kernel.c_str());
+    }
+}
+
+void Report::add(std::FILE* file) {
+    long long turn = 0, counts[kMathCount];
+    int cases = 0, failures = 0;
+    char kernel[100];
+    bool good = std::fscanf(file, "%lld %d %d", &turn, &cases, &failures) == 3;
+    cases_ += cases, failures_ += failures;
+    for (auto& of_math : worst_) {
+        for (double& worst : of_math) {
+            double error = 0;
+            good &= std::fscanf(file, "%la", &error) == 1;
+            worst = std::max(worst, error);
+        }
+    }
+    while (good && std::fscanf(file, "%lld", &counts[0]) == 1) {
+        for (int i = 1; i < kMathCount; ++i) good &= std::fscanf(file, "%lld", &counts[i]) == 1;
+        good &= std::fscanf(file, " %99[^\n]", kernel) == 1;
+        for (int i = 0; i < kMathCount; ++i) launches[kernel][i] += counts[i];
+    }
+    // Who counted otherwise ran other cases than those that the others left to it.
+    if (!good || (turn_ != 0 && turn_ != turn)) fail("processes disagree on the cases", 0);
+    turn_ = turn;
+}
+
 void Report::finish() const {
     std::printf("\n%-36s", "launches");
     for (const char* name : kMathNames) std::printf("%9s", name);
