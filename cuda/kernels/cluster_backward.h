@@ -163,7 +163,7 @@ class ClusterBackward
     }
 
     // Rows that are not alive are zeros.
-    FUSEDRNN_DEVICE void send(const V (&dgh)[kCells][G], std::int64_t active, int exchange) const {
+    FUSEDRNN_DEVICE void send(const V (&dgh)[kCells][G], int active, int exchange) const {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             T* const to = rows(exchange) + this->column(i) * Product::kStride + thread_index() % kUnits;

@@ -63,7 +63,7 @@ class ClusterForward : public SweepForward<ClusterForward<Cell, kMath, kTiles, k
     }
 
     // The lanes that hold a piece take turns at the blocks. Rows that are not alive are sent as zeros.
-    FUSEDRNN_DEVICE void send(std::int64_t active, int exchange) const {
+    FUSEDRNN_DEVICE void send(int active, int exchange) const {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             const Vector16 piece = gather_piece(this->is_cell(i, 0, active) ? this->hidden(i) : T{});

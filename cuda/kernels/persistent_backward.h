@@ -42,7 +42,7 @@ class PersistentBackward
         product_.load_weights(BackwardWeights<T, G>{static_cast<const T*>(args_.w_hh), args_.source.H});
     }
 
-    FUSEDRNN_DEVICE void send(const V (&dgh)[kCells][G], std::int64_t active, int exchange) const {
+    FUSEDRNN_DEVICE void send(const V (&dgh)[kCells][G], int active, int exchange) const {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             if (!this->is_cell(i, 0, active)) continue;

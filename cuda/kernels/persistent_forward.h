@@ -39,7 +39,7 @@ class PersistentForward
         product_.load_weights(ForwardWeights<T>{static_cast<const T*>(args_.w_hh), args_.source.H});
     }
 
-    FUSEDRNN_DEVICE void send(std::int64_t active, int exchange) const {
+    FUSEDRNN_DEVICE void send(int active, int exchange) const {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             if (!this->is_cell(i, 0, active)) continue;

@@ -10,6 +10,10 @@
 
 namespace fusedrnn::cuda {
 
+// Steps and positions of a sweep are an int, since plans for more are refused: in kernels that keep weights in
+// registers, words count. Compact indices are not.
+FUSEDRNN_DEVICE int alive_at(const DeviceSchedule& s, int t) { return static_cast<int>(active_at(s, t)); }
+
 FUSEDRNN_DEVICE std::int64_t length_at(const DeviceSchedule& s, int position) {
     return s.length == nullptr ? s.T : load_constant(s.length + position);
 }
@@ -31,7 +35,7 @@ class SweepCells {
     FUSEDRNN_DEVICE int column(int i) const { return first_column_ + i * between_; }
     FUSEDRNN_DEVICE int position(int i) const { return first_position_ + column(i); }
     // Whether cell i exists and its position is in [from, to).
-    FUSEDRNN_DEVICE bool is_cell(int i, std::int64_t from, std::int64_t to) const {
+    FUSEDRNN_DEVICE bool is_cell(int i, int from, int to) const {
         const int p = position(i);
         return column(i) < columns_ && from <= p && p < to && unit_ < H_;
     }

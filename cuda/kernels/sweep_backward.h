@@ -28,16 +28,17 @@ class SweepBackward : protected SweepCells {
         const bool to_initial = args_.dinitial[0] != nullptr || (S > 1 && args_.dinitial[1] != nullptr);
         const int exchanges = to_initial ? steps : steps - 1;
         kernel().prepare(exchanges);
+        const int B = static_cast<int>(args_.schedule.B);
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             cells_[i].carried = false;
-            if (!is_cell(i, 0, args_.schedule.B)) continue;
+            if (!is_cell(i, 0, B)) continue;
             cells_[i].row = static_cast<int>(row_at(args_.schedule.order, position(i)));
         }
-        std::int64_t t = args_.source.reverse ? 0 : steps - 1, later_active = 0;
+        int t = args_.source.reverse ? 0 : steps - 1, later_active = 0;
         for (int done = 0; done < steps; ++done) {
             step(t, later_active, done, exchanges);
-            later_active = active_at(args_.schedule, t);
+            later_active = alive_at(args_.schedule, t);
             t += args_.source.reverse ? 1 : -1;
         }
         if (to_initial) {
@@ -72,7 +73,7 @@ class SweepBackward : protected SweepCells {
     }
 
     // Rows [from, to) have no step any more.
-    FUSEDRNN_DEVICE void finish(std::int64_t from, std::int64_t to) const {
+    FUSEDRNN_DEVICE void finish(int from, int to) const {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             if (!is_cell(i, from, to)) continue;
@@ -89,7 +90,7 @@ class SweepBackward : protected SweepCells {
     }
 
     // Everything that does not depend on the later step.
-    FUSEDRNN_DEVICE Inputs read(int i, Moment now, std::int64_t index, std::int64_t later_active) const {
+    FUSEDRNN_DEVICE Inputs read(int i, Moment now, std::int64_t index, int later_active) const {
         Inputs inputs{};
         const int p = position(i);
         const std::int64_t row = cells_[i].row;
@@ -128,10 +129,11 @@ class SweepBackward : protected SweepCells {
     }
 
     // Step `done` of the sweep.
-    FUSEDRNN_DEVICE void step(std::int64_t t, std::int64_t later_active, int done, int exchanges) {
+    FUSEDRNN_DEVICE void step(int t, int later_active, int done, int exchanges) {
         const DeviceSchedule& schedule = args_.schedule;
         const Moment now{t, active_at(schedule, t + 1)};
-        const std::int64_t active = active_at(schedule, t), index = offset_at(schedule, t);
+        const std::int64_t index = offset_at(schedule, t);
+        const int active = alive_at(schedule, t);
         Inputs inputs[kCells] = {};
         bool cut[kCells] = {};
         FUSEDRNN_UNROLL

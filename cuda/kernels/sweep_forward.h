@@ -30,9 +30,9 @@ class SweepForward : protected SweepCells {
         if (steps <= 0) return;
         kernel().prepare(steps);
         const bool reverse = args_.source.reverse;
-        std::int64_t t = reverse ? args_.first + steps - 1 : args_.first;
-        begin(moment_at(t));
-        kernel().send(active_at(args_.schedule, t), 0);
+        int t = static_cast<int>(args_.first) + (reverse ? steps - 1 : 0);
+        begin(t);
+        kernel().send(alive_at(args_.schedule, t), 0);
         for (int exchange = 0; exchange < steps; ++exchange) {
             step(t, exchange, exchange + 1 == steps);
             t += reverse ? -1 : 1;
@@ -52,7 +52,7 @@ class SweepForward : protected SweepCells {
     };
 
     FUSEDRNN_DEVICE Kernel& kernel() { return static_cast<Kernel&>(*this); }
-    FUSEDRNN_DEVICE Moment moment_at(std::int64_t t) const { return {t, active_at(args_.schedule, t + 1)}; }
+    FUSEDRNN_DEVICE Moment moment_at(int t) const { return {t, active_at(args_.schedule, t + 1)}; }
 
     // The states before a step from memory: those of the step before the launch, of a reset, or initial ones.
     FUSEDRNN_DEVICE void load_states(Carried& cell, Moment now, int p) const {
@@ -67,13 +67,13 @@ class SweepForward : protected SweepCells {
         }
     }
 
-    FUSEDRNN_DEVICE void begin(Moment now) {
-        const std::int64_t active = active_at(args_.schedule, now.t);
+    FUSEDRNN_DEVICE void begin(int t) {
+        const int B = static_cast<int>(args_.schedule.B), active = alive_at(args_.schedule, t);
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
-            if (!is_cell(i, 0, args_.schedule.B)) continue;
+            if (!is_cell(i, 0, B)) continue;
             cells_[i].row = static_cast<int>(row_at(args_.schedule.order, position(i)));
-            if (position(i) < active) load_states(cells_[i], now, position(i));
+            if (position(i) < active) load_states(cells_[i], moment_at(t), position(i));
         }
         if constexpr (Cell::kSplitGates) {
             FUSEDRNN_UNROLL
@@ -85,12 +85,12 @@ class SweepForward : protected SweepCells {
         }
     }
 
-    FUSEDRNN_DEVICE void step(std::int64_t t, int exchange, bool is_last) {
+    FUSEDRNN_DEVICE void step(int t, int exchange, bool is_last) {
         const DeviceSchedule& schedule = args_.schedule;
-        const std::int64_t active = active_at(schedule, t), index = offset_at(schedule, t);
-        const std::int64_t next_t = args_.source.reverse ? t - 1 : t + 1;
+        const std::int64_t index = offset_at(schedule, t);
+        const int active = alive_at(schedule, t), next_t = args_.source.reverse ? t - 1 : t + 1;
         const Moment next = moment_at(is_last ? t : next_t);
-        const std::int64_t next_active = is_last ? 0 : active_at(schedule, next_t);
+        const int next_active = is_last ? 0 : alive_at(schedule, next_t);
         // Under way while the others are waited for. `replaced`: the next step does not read what this one
         // leaves.
         V gx[kCells][G] = {};
@@ -146,7 +146,7 @@ class SweepForward : protected SweepCells {
         for (int k = 1; k < S; ++k) cell.s[k] = after[k];
     }
 
-    FUSEDRNN_DEVICE void keep(int i, std::int64_t t, std::int64_t index, const V (&after)[S],
+    FUSEDRNN_DEVICE void keep(int i, int t, std::int64_t index, const V (&after)[S],
                               const V (&saved)[Cell::kSaved]) const {
         T* const y = static_cast<T*>(args_.y.data) + t * args_.y.t_stride + cells_[i].row * args_.y.b_stride;
         store(y + unit_, narrow<T>(after[0].v));
