@@ -16,26 +16,37 @@ from fusedrnn.cuda import cublas
 
 # Runs every mode; argv: the stand-in, whose calls are counted, or nothing where none may be used.
 RUN = """
-import ctypes, sys
+import ctypes, dataclasses, sys
 import fusedrnn as fr
 from cuda_support import converter
 from support import random_problem
 from test_cuda_kernels import expected, run
 from tolerances import relative_error
 
-# Mode, promise, and the numbers of the types of factors and of the computation; None: no such product.
-modes = [("ieee", 1e-4, (0, 68)), ("tf32", 5e-3, (0, 77)), ("tf32x3", 1e-4, None), ("f64", 1e-12, (1, 70))]
+# Mode, promise, and how many products there are by the types of factors, result and computation: gx, dx,
+# dW_ih and dW_hh twice, and once dW_hr. Only dx has the elements of x.
+modes = [
+    ("ieee", 1e-4, {(0, 0, 68): 9}),
+    ("tf32", 5e-3, {(0, 0, 77): 9}),
+    ("tf32x3", 1e-4, {}),
+    ("f64", 1e-12, {(1, 1, 70): 9}),
+    ("fp16", 5e-3, {(2, 0, 68): 7, (2, 2, 68): 2}),
+]
 convert = converter("other", "emulated")
-for mode, promise, types in modes:
-    wide = mode == "f64"
+for mode, promise, products in modes:
+    dtype = {"f64": "float64", "fp16": "float16"}.get(mode, "float32")
     for proj in (0, 7):
-        problem = random_problem("lstm", (3, 4, 5, 16), "float64" if wide else "float32", proj=proj)
-        _, results = run(problem, convert, "ieee" if wide else mode)
+        problem = random_problem("lstm", (3, 4, 5, 16), dtype, proj=proj)
+        if dtype == "float16":  # where c is wider
+            states = {name: (getattr(problem, name)[0], getattr(problem, name)[1].astype("float32"))
+                      for name in ("state", "dstate")}
+            problem = dataclasses.replace(problem, **states)
+        _, results = run(problem, convert, mode if dtype == "float32" else "ieee")
         for got, want in zip(results, expected(problem), strict=True):
             assert relative_error(got, want) < promise, mode
-    if len(sys.argv) > 1 and types:
+    for types, count in products.items() if len(sys.argv) > 1 else ():
         calls = ctypes.CDLL(sys.argv[1]).fake_cublas_calls(*types)
-        assert calls == 4 + 5, (mode, calls)  # gx, dx, dW_ih, dW_hh; dW_hr
+        assert calls == count, (mode, types, calls)
 print(fr.config()["cuda"])
 """
 

@@ -62,6 +62,7 @@ struct Warp {
     WarpFunction function = nullptr;
     const char* operation = "";
     Site site{"", 0};
+    bool late = false;  // goes on only where nothing else can
 };
 
 struct Block {
@@ -124,6 +125,7 @@ class Grid {
     void let_others_run();
     void make_runnable(Thread& thread);
     Thread* pick();
+    static Thread* take_any(std::vector<Thread*>& from, std::uint64_t random);
     void change_to(Thread* next, bool ends = false);
     void wait(Wait what, const char* name, Site site);
     void release_barrier(Block& block);
@@ -145,9 +147,11 @@ class Grid {
     std::uint64_t haste_;  // at one change of threads in so many a flight lands; 0: only when it must
     std::vector<std::pair<int, StoreBuffer>> left_;  // what blocks that have ended wrote
     std::vector<Thread*> spinning_;
-    std::size_t resident_ = 0;  // of blocks_, how many this launch uses
-    std::size_t current_ = 0;   // the block that runs
-    int runnable_ = 0, live_ = 0;
+    bool some_late_ = false;       // whether a warp in four is late
+    std::vector<Thread*> late_;    // runnable threads of late warps
+    std::size_t resident_ = 0;     // of blocks_, how many this launch uses
+    std::size_t current_ = 0;      // the block that runs
+    int runnable_ = 0, live_ = 0;  // runnable_: in blocks_
     Block* finished_ = nullptr;
     bool failed_ = false;
     std::string error_;

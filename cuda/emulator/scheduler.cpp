@@ -61,6 +61,7 @@ Grid::Grid(const Body& body, const Shape& shape, const Config& config, std::uint
     burst_ = bursts[random() % 4];
     constexpr std::uint64_t hastes[4] = {0, 1, 16, 256};
     haste_ = hastes[random() % 4];
+    some_late_ = random() % 2 == 0;
     pending_.resize(static_cast<std::size_t>(shape.grid_x / shape.cluster) *
                     static_cast<std::size_t>(shape.grid_y) * static_cast<std::size_t>(shape.grid_z));
     std::iota(pending_.begin(), pending_.end(), 0);
@@ -103,6 +104,7 @@ void Grid::start(Block& block, int id) {
     const int z = block.id / shape_.grid_x / shape_.grid_y;
     block.arrived = block.ended = 0;
     block.warps.assign(static_cast<std::size_t>(shape_.block / 32), Warp{});
+    for (Warp& warp : block.warps) warp.late = some_late_ && random() % 4 == 0;
     block.runnable.clear();
     block.stores.clear();
     block.barriers = 0;
@@ -225,8 +227,20 @@ void Grid::run() {
 
 void Grid::make_runnable(Thread& thread) {
     thread.wait = Wait::nothing;
+    if (thread.block->warps[static_cast<std::size_t>(thread.place.thread / 32)].late) {
+        late_.push_back(&thread);
+        return;
+    }
     thread.block->runnable.push_back(&thread);
     ++runnable_;
+}
+
+Thread* Grid::take_any(std::vector<Thread*>& from, std::uint64_t random) {
+    const std::size_t i = random % from.size();
+    Thread* const taken = from[i];
+    from[i] = from.back();
+    from.pop_back();
+    return taken;
 }
 
 Thread* Grid::pick() {
@@ -234,18 +248,13 @@ Thread* Grid::pick() {
         if (!land_any()) return nullptr;
         if (runnable_ > 0) break;
     }
-    if (runnable_ == 0) return nullptr;
+    if (runnable_ == 0) return late_.empty() ? nullptr : take_any(late_, random());
     if (blocks_[current_]->runnable.empty() || random() % burst_ == 0) {
         current_ = random() % resident_;
         while (blocks_[current_]->runnable.empty()) current_ = (current_ + 1) % resident_;
     }
-    auto& choices = blocks_[current_]->runnable;
-    const std::size_t i = random() % choices.size();
-    Thread* next = choices[i];
-    choices[i] = choices.back();
-    choices.pop_back();
     --runnable_;
-    return next;
+    return take_any(blocks_[current_]->runnable, random());
 }
 
 void Grid::change_to(Thread* next, bool ends) {

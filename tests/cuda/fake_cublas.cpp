@@ -3,13 +3,13 @@
 //
 // FAKE_CUBLAS=no_handle and FAKE_CUBLAS=no_product make these calls fail.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <string>
-#include <utility>
 
 namespace {
 
@@ -23,7 +23,7 @@ struct Handle {
     int mode = 0;
 };
 
-std::map<std::pair<int, int>, long> calls;  // by the types of the factors and of the computation
+std::map<std::array<int, 3>, long> calls;  // by the types of the factors, the result and the computation
 
 bool asked_for(const char* failure) {
     const char* const asked = std::getenv("FAKE_CUBLAS");
@@ -101,7 +101,7 @@ bool is_supported(int factors, int result, int compute) {
 #pragma GCC visibility push(default)
 extern "C" {
 
-long fake_cublas_calls(int factors, int compute) { return calls[{factors, compute}]; }
+long fake_cublas_calls(int factors, int result, int compute) { return calls[{factors, result, compute}]; }
 
 int cublasCreate_v2(void** handle) {
     if (asked_for("no_handle")) return kNotInitialized;
@@ -146,7 +146,7 @@ int cublasGemmEx(void* handle, int op_a, int op_b, int m, int n, int k, const vo
     }
     // What a workspace holds is nobody's after the call.
     std::memset(h.workspace, 0xFF, std::min<std::size_t>(h.bytes, 4096));
-    ++calls[{a_type, compute}];
+    ++calls[{a_type, c_type, compute}];
     const auto factor = [compute](double x) { return compute == kFactorsTf32 ? rounded(x, 11, -149) : x; };
     const double times = scalar(alpha, compute), keep = scalar(beta, compute);
     for (std::int64_t j = 0; j < n; ++j) {

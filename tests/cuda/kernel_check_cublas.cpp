@@ -1,4 +1,6 @@
 // The same products and layers with a cuBLAS, the one of fake_cublas.cpp; and libraries that cannot serve.
+#include <dlfcn.h>
+
 #include <cstdlib>
 
 #include "kernel_check.h"
@@ -23,6 +25,28 @@ void check_overlapping_rows(Report& report) {
     if (cublas == nullptr || !cublas->takes(Math::ieee, product)) report.fail("not taken without overlap", 0);
 }
 
+// dx is made in 16 bits where x is. Wider elements would run over what a caller gives, so here there is room.
+void check_result_types(Report& report) {
+    void* const library = dlopen(FUSEDRNN_FAKE_CUBLAS, RTLD_NOW | RTLD_NOLOAD);
+    const auto count = reinterpret_cast<long (*)(int, int, int)>(dlsym(library, "fake_cublas_calls"));
+    const DeviceBlock memory(3 * 16 * 4), partial(Launcher(Math::bf16, nullptr).partial_bytes(4, 4, 4));
+    for (const auto& [math, type] : {std::pair{Math::bf16, 14}, std::pair{Math::fp16, 2}}) {
+        for (const Layout layout : {Layout::kNT, Layout::kNN, Layout::kTN}) {
+            report.begin(math, "type of a result, layout " + std::to_string(static_cast<int>(layout)));
+            auto* const place = static_cast<float*>(memory.data());
+            Product product{};
+            product.layout = layout;
+            product.m = product.n = product.k = 4;
+            product.a = {place, 4}, product.b = {place + 16, 4};
+            product.c = place + 32, product.c_stride = 4;
+            const int want = layout == Layout::kNN ? type : 0;
+            const long before = count(type, want, 68);
+            Launcher(math, nullptr).multiply(product, partial.data());
+            if (count(type, want, 68) != before + 1) report.fail("another one", 0);
+        }
+    }
+}
+
 void expect_none(const char* choice, const char* failure, const char* reason, Report& report) {
     report.begin(Math::ieee, std::string("cublas ") + choice + " " + failure);
     setenv("FAKE_CUBLAS", failure, 1);
@@ -40,6 +64,7 @@ void check_choices(Report& report) {
     expect_none(FUSEDRNN_FAKE_CUBLAS, "no_handle", "cublasCreate: CUBLAS_STATUS_NOT_INITIALIZED (1)", report);
     choose_cublas(FUSEDRNN_FAKE_CUBLAS);
     check_overlapping_rows(report);
+    check_result_types(report);
 }
 
 }  // namespace
