@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from support import TESTS, assert_ran, run_python
@@ -129,7 +130,7 @@ print("started", flush=True)
 try:
     call()
 except KeyboardInterrupt:
-    print("interrupted", flush=True)
+    print("interrupted", time.process_time(), flush=True)
 else:
     print("finished", flush=True)
 small = fr.GRU(4, 8, seed=0)
@@ -139,12 +140,21 @@ print("usable", bool(np.isfinite(y).all() and np.isfinite(small.flat_grads).all(
 """
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process has had of the processor's time, all threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.parametrize(
     ("cell", "phase"),
     [("lstm", "forward"), ("gru", "forward"), ("lstm", "backward"), ("lstm", "directions")],
 )
 def test_ctrl_c(cell: str, phase: str) -> None:
-    """SIGINT ends a long call with KeyboardInterrupt within a second, and the library stays usable."""
+    """SIGINT ends a long call with KeyboardInterrupt within a second, and the library stays usable.
+
+    A second of the processor: a busy machine gives the child less of it in the same time.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPT, cell, phase], stdout=subprocess.PIPE, text=True, cwd=TESTS
     ) as child:
@@ -152,10 +162,11 @@ def test_ctrl_c(cell: str, phase: str) -> None:
         try:
             assert child.stdout.readline().strip() == "started"
             time.sleep(0.5)
-            sent = time.monotonic()
+            used = processor_seconds(child.pid)
             child.send_signal(signal.SIGINT)
-            assert child.stdout.readline().strip() == "interrupted"
-            assert time.monotonic() - sent < 1.0
+            word, until = child.stdout.readline().split()
+            assert word == "interrupted"
+            assert float(until) - used < 1.0
             assert child.stdout.readline().strip() == "usable True"
             assert child.wait(timeout=60) == 0
         finally:
