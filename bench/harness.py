@@ -22,7 +22,7 @@ from targets import OURS, family
 
 VISITS = 3
 SETTLE_S = 0.02  # idle threads of the peer before may spin for some milliseconds more
-SLOW = 20  # times the first peer's time
+SLOW = 20  # times our time
 
 
 @dataclass(frozen=True)
@@ -138,15 +138,16 @@ def sample(
     plan: Plan,
     timer: Callable[[Callable[[], None], int], float] = seconds_per_call,
     settle_s: float = SETTLE_S,
+    single: dict[str, float] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds a call of each peer, one sample a round, the peers taking turns and the order rotating.
 
     Every call must have run before: its first time may compile or allocate. `timer` is `seconds_per_call`, or
-    what does the same on another device.
+    what does the same on another device. `single` is about how long each call takes, where that is known.
     """
-    single = {name: estimate(call, plan, timer) for name, call in calls.items()}
+    single = single or estimates(calls, plan, timer)
     repeats = {name: max(1, math.ceil(plan.sample_s / seconds)) for name, seconds in single.items()}
-    slow = SLOW * next(iter(single.values()))
+    slow = SLOW * single[OURS if OURS in calls else next(iter(calls))]
     rounds = {name: plan.least if single[name] > slow else plan.rounds for name in calls}
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -167,12 +168,16 @@ def sample(
     return samples
 
 
-def estimate(
-    call: Callable[[], None], plan: Plan, timer: Callable[[Callable[[], None], int], float]
-) -> float:
-    """About how long a call takes; more than one call where one is too short to tell."""
-    once = timer(call, 1)
-    return once if once > plan.sample_s else timer(call, 10)
+def estimates(
+    calls: dict[str, Callable[[], None]],
+    plan: Plan,
+    timer: Callable[[Callable[[], None], int], float] = seconds_per_call,
+) -> dict[str, float]:
+    """About how long each call takes; more than one call where one is too short to tell."""
+    once = {name: timer(call, 1) for name, call in calls.items()}
+    return {
+        name: seconds if seconds > plan.sample_s else timer(calls[name], 10) for name, seconds in once.items()
+    }
 
 
 def joins(peer: ModuleType, problem: Problem, mode: str, named: bool) -> bool:
@@ -189,18 +194,21 @@ class Comparison:
     mode: str
     calls: dict[str, Callable[[], None]]
     turns: dict[str, Callable[[], None]]  # ours on all threads and on one; empty on one thread
+    single: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     turn_samples: dict[str, list[float]] = field(default_factory=dict)
 
     def visit(self, plan: Plan, first: int) -> None:
         """Take the samples of one visit; the peers begin with number `first`."""
+        if not self.single:
+            self.single = estimates({**self.calls, **self.turns}, plan)
         names = [*self.calls]
         names = names[first % len(names) :] + names[: first % len(names)]
         for kept, calls in (
             (self.samples, {name: self.calls[name] for name in names}),
             (self.turn_samples, self.turns),
         ):
-            for name, times in sample(calls, plan).items() if calls else ():
+            for name, times in sample(calls, plan, single=self.single).items() if calls else ():
                 kept.setdefault(name, []).extend(times)
 
     def rows(self, limits: Limits | None) -> list[dict[str, Any]]:
