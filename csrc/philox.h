@@ -14,7 +14,9 @@ FUSEDRNN_INLINE void philox(std::uint64_t block, std::uint64_t stream, std::uint
     std::uint32_t c0 = static_cast<std::uint32_t>(block), c1 = static_cast<std::uint32_t>(block >> 32);
     std::uint32_t c2 = static_cast<std::uint32_t>(stream), c3 = static_cast<std::uint32_t>(stream >> 32);
     std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
+#ifndef __CUDACC__  // which does so by itself
 #pragma GCC unroll 10
+#endif
     for (int round = 0; round < 10; ++round) {
         const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c0, p1 = std::uint64_t{0xCD9E8D57} * c2;
         c0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0;

@@ -15,6 +15,14 @@ constexpr std::int64_t kMostGridY = 65535;
 
 std::int64_t tiles(std::int64_t n, std::int64_t tile) { return (n + tile - 1) / tile; }
 
+// A thread takes an element, and further ones of many.
+Shape elements_shape(std::int64_t n) {
+    Shape shape;
+    shape.grid_x = static_cast<int>(std::min(tiles(n, kRowsThreads), kMostGridY));
+    shape.block = static_cast<int>(kRowsThreads);
+    return shape;
+}
+
 }  // namespace
 
 Launcher::Slices Launcher::slices(std::int64_t m, std::int64_t n, std::int64_t k) const {
@@ -120,6 +128,19 @@ void Launcher::transpose(const void* from, std::int64_t m, std::int64_t n, void*
 void Launcher::move_rows(const Entry<RowsArgs>& entry, const RowsArgs& args, std::int64_t steps) const {
     if (steps == 0 || args.schedule.B == 0 || args.n == 0) return;
     start(entry, rows_shape(steps, args.schedule.B), args);
+}
+
+void Launcher::round(const float* from, std::int64_t n, void* to) const {
+    if (n > 0) start(entries_.round, elements_shape(n), RoundArgs{from, to, n});
+}
+
+void Launcher::dropout(const void* x, std::int64_t n, double p, std::uint64_t seed, std::uint64_t offset,
+                       void* y) const {
+    if (n == 0) return;
+    const auto threshold = static_cast<std::uint64_t>(p * 4294967296.0 + 0.5);
+    const double scale = 1.0 / (p < 1.0 ? 1.0 - p : 1.0);
+    start(entries_.dropout, elements_shape(tiles(n, 4)),
+          DropoutArgs{x, y, n, threshold, seed, offset, scale});
 }
 
 Shape Launcher::rows_shape(std::int64_t steps, std::int64_t batch) const {

@@ -79,6 +79,10 @@ class Launcher {
                          void* partial) const;
     void transpose(const void* from, std::int64_t m, std::int64_t n, void* to) const;
     void move_rows(const Entry<RowsArgs>& entry, const RowsArgs& args, std::int64_t steps) const;
+    // Between arrays of n elements without gaps: to T, and dropout of T as csrc/layers/dropout.h does it.
+    void round(const float* from, std::int64_t n, void* to) const;
+    void dropout(const void* x, std::int64_t n, double p, std::uint64_t seed, std::uint64_t offset,
+                 void* y) const;
     // The grid of kernels for which a warp takes a row of a step.
     Shape rows_shape(std::int64_t steps, std::int64_t batch) const;
 

@@ -73,6 +73,8 @@ BUDGETS = {
     "scatter_rows": (64, 64),
     "clear_padding": (64, 64),
     "final_state": (64, 64),
+    "round_elements": (64, 0),
+    "dropout": (64, 64),
 }
 
 

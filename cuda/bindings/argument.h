@@ -11,6 +11,7 @@
 #include "bindings/arrays.h"
 #include "cuda/bindings/array.h"
 #include "problem.h"
+#include "runtime.h"
 
 namespace fusedrnn::cuda {
 
@@ -60,5 +61,18 @@ class Argument {
     std::string name_;
     bool given_ = false;
 };
+
+// What arguments occupy.
+using Extents = std::vector<std::pair<std::uintptr_t, std::uintptr_t>>;
+
+// Runs a driver on the device of a call, without the GIL.
+template <class F>
+void run_call(int device, Extents extents, F&& driver) {
+    const py::gil_scoped_release released;
+    const CallMemory memory(std::move(extents));
+    const CurrentDevice current(device);
+    if (kEmulated) set_device(device);  // arrays may claim to be on others than the one there is
+    driver();
+}
 
 }  // namespace fusedrnn::cuda

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <new>
+#include <optional>
 #include <utility>
 
 #include "bindings/arrays.h"
@@ -25,7 +26,7 @@ constexpr NamedType kTypes[] = {
     {"float32", {dlpack::kFloat, 32, 1}, "<f4"}, {"float64", {dlpack::kFloat, 64, 1}, "<f8"},
     {"float16", {dlpack::kFloat, 16, 1}, "<f2"}, {"bfloat16", {dlpack::kBfloat, 16, 1}, nullptr},
     {"int64", {dlpack::kInt, 64, 1}, "<i8"},     {"uint8", {dlpack::kUInt, 8, 1}, "|u1"},
-    {"bool", {dlpack::kBool, 8, 1}, "|b1"},
+    {"bool", {dlpack::kBool, 8, 1}, "|b1"},      {"uint16", {dlpack::kUInt, 16, 1}, "<u2"},
 };
 
 // What a capsule points to: the tensor, its sizes and the array's owner, until the consumer lets go.
@@ -108,6 +109,20 @@ py::object dlpack_of(const DeviceArray& array, const py::object& stream, const p
     return export_capsule(array, versioned);
 }
 
+// The same memory, its elements read as numbers of another type of their size.
+DeviceArray view_of(py::handle value, StreamNumber stream, const std::optional<std::string>& dtype) {
+    DeviceArray array = import_array(value, "array", stream);
+    array.stream = stream;
+    if (!dtype) return array;
+    const Type type = type_by_name(*dtype);
+    if (type.bits != array.type.bits) {
+        throw py::type_error("array: expected elements of " + std::to_string(type.bits) + " bits as " +
+                             *dtype + ", got " + type_name(array.type));
+    }
+    array.type = type;
+    return array;
+}
+
 py::tuple tuple_of(const std::vector<std::int64_t>& sizes) {
     py::tuple result(sizes.size());
     for (std::size_t i = 0; i < sizes.size(); ++i) result[i] = sizes[i];
@@ -136,8 +151,9 @@ Type type_by_name(const std::string& name) {
     for (const NamedType& known : kTypes) {
         if (name == known.name) return known.type;
     }
-    throw py::value_error("dtype: expected float32, float64, float16, bfloat16, int64, uint8 or bool, got '" +
-                          name + "'");
+    throw py::value_error(
+        "dtype: expected float32, float64, float16, bfloat16, int64, uint8, uint16 or bool, got '" + name +
+        "'");
 }
 
 std::int64_t DeviceArray::size() const {
@@ -246,9 +262,8 @@ void bind_array(py::module_& m) {
         [](const std::vector<std::int64_t>& shape, const std::string& dtype, int device,
            StreamNumber stream) { return new_device_array(shape, type_by_name(dtype), device, stream); },
         py::arg("shape"), py::arg("dtype"), py::arg("device") = 0, py::arg("stream") = kLegacyStream);
-    m.def(
-        "view", [](py::handle value, StreamNumber stream) { return import_array(value, "array", stream); },
-        py::arg("array"), py::arg("stream") = kLegacyStream);
+    m.def("view", &view_of, py::arg("array"), py::arg("stream") = kLegacyStream,
+          py::arg("dtype") = py::none());
     m.def(
         "from_capsule", [](py::handle capsule) { return import_capsule(capsule, "capsule"); },
         py::arg("capsule"));

@@ -28,6 +28,9 @@ void bind_device(py::module_& m) {
           "Name files of libcublas to look at, best first, before anything was multiplied.");
     m.def("cublas", &describe_cublas, "Return version and file of the cuBLAS in use, or 'none (reason)'.");
     m.def(
+        "is_capturing", [](StreamNumber stream) { return is_capturing(native_stream(stream)); },
+        py::arg("stream"), "Return whether a graph is made of what the stream is given.");
+    m.def(
         "synchronize",
         [](int device, StreamNumber stream) {
             const py::gil_scoped_release released;

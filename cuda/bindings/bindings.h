@@ -9,6 +9,7 @@ void bind_errors(pybind11::module_& m);     // CUDA's errors as exceptions
 void bind_device(pybind11::module_& m);     // what is there, and what is missing
 void bind_array(pybind11::module_& m);      // arrays in device memory
 void bind_recurrent(pybind11::module_& m);  // forward, backward and their tape
+void bind_elements(pybind11::module_& m);   // rounding and dropout
 #ifdef FUSEDRNN_CUDA_EMULATOR
 void bind_emulator(pybind11::module_& m);  // the device that is emulated
 #endif

@@ -8,7 +8,6 @@
 #include "cuda/bindings/bindings.h"
 #include "cuda/bindings/layer_call.h"
 #include "kernel_table.h"
-#include "runtime.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -48,8 +47,6 @@ Plan plan_call(const Problem& problem, int device, const std::optional<std::stri
     if constexpr (!backward) return {kernel, kernel.forward_workspace(problem)};
 }
 
-using Extents = std::vector<std::pair<std::uintptr_t, std::uintptr_t>>;
-
 void add_extents(Extents& extents, const CallArguments& a) {
     for (const Argument& array : a.weights.arrays) extents.push_back(array.extent());
     for (const Argument* array : {&a.x, &a.y, &a.resets}) extents.push_back(array->extent());
@@ -57,16 +54,6 @@ void add_extents(Extents& extents, const CallArguments& a) {
         extents.push_back(a.initial[k].extent());
         extents.push_back(a.reset[k].extent());
     }
-}
-
-// Runs a driver on the device and stream of the call, without the GIL.
-template <class F>
-void run(int device, Extents extents, F&& driver) {
-    const py::gil_scoped_release released;
-    const CallMemory memory(std::move(extents));
-    const CurrentDevice current(device);
-    if (kEmulated) set_device(device);  // arrays may claim to be on others than the one there is
-    driver();
 }
 
 // Arrays a forward call writes: the caller's, or new ones.
@@ -179,8 +166,8 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
         tape->kernel = plan.kernel.name;
         tape->forced_kernel = forced;
     }
-    run(in.x.device(), std::move(extents),
-        [&] { plan.kernel.forward(problem, workspace.data(), native_stream(stream)); });
+    run_call(in.x.device(), std::move(extents),
+             [&] { plan.kernel.forward(problem, workspace.data(), native_stream(stream)); });
     py::tuple final(states);
     for (int k = 0; k < states; ++k) final[k] = outputs.final[k].object();
     return py::make_tuple(outputs.y.object(), std::move(final), save ? py::cast(tape) : py::none());
@@ -298,7 +285,7 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
     const Plan plan = plan_call(problem, in.x.device(), tape->forced_kernel);
     const Argument workspace = context.workspace(plan.workspace_bytes, in.x);
     extents.push_back(workspace.extent());
-    run(in.x.device(), std::move(extents), [&] {
+    run_call(in.x.device(), std::move(extents), [&] {
         for (const Argument& grad : grads) {
             if (dparams.is_none() && grad.bytes() > 0) {
                 fill(grad.data(), 0, static_cast<std::size_t>(grad.bytes()), native_stream(stream));

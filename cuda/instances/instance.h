@@ -1,6 +1,7 @@
 // The kernels of one math mode, compiled and listed. Each .cu file beside this one is one mode.
 #pragma once
 
+#include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/recompute.h"
 #include "kernels/rows.h"
@@ -72,6 +73,8 @@ class Instance {
         e.sum_lookups = {"sum_lookups", &sum_lookups<T, C>, kRowsThreads * static_cast<int>(sizeof(C))};
         e.gather_hidden = {"gather_hidden", &gather_hidden<T>, 0};
         e.final_state = {"final_state", &final_state<T, C>, 0};
+        if constexpr (sizeof(T) == 2) e.round = {"round_elements", &round_elements<T>, 0};
+        e.dropout = {"dropout", &dropout<T, C>, 0};
         return e;
     }
 };

@@ -205,4 +205,21 @@ struct FinalStateArgs {
     bool only_empty;  // only the rows without a step
 };
 
+// ---- elements ------------------------------------------------------------------------------------------
+
+struct RoundArgs {
+    const float* from;
+    void* to;  // T
+    std::int64_t n;
+};
+
+// y = x scale where the element's word of Philox reaches the threshold, else 0.
+struct DropoutArgs {
+    const void* x;  // T
+    void* y;        // T
+    std::int64_t n;
+    std::uint64_t threshold, seed, offset;
+    double scale;
+};
+
 }  // namespace fusedrnn::cuda

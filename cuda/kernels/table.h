@@ -52,6 +52,8 @@ struct MathEntries {
     Entry<SumLookupsArgs> sum_lookups;
     Entry<GatherHiddenArgs> gather_hidden;
     Entry<FinalStateArgs> final_state;
+    Entry<RoundArgs> round;  // to 16 bits; null in modes of others
+    Entry<DropoutArgs> dropout;
 };
 
 const MathEntries& kernel_entries(Math math);

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fusedrnn import _core
-from fusedrnn.cells import Array
+from fusedrnn.cells import Array, CellSpec
 from fusedrnn.cuda.libraries import is_device_array, library_of
 
 ResultT = TypeVar("ResultT")
@@ -29,6 +29,21 @@ class Backend:
         self.array: type[Any] = xp.ndarray
         self.kernels = kernels
 
+    def for_input(self, x: Any, dtype: np.dtype[Any]) -> "Backend":
+        """Return the backend for calls with x of a recurrent module with parameters of `dtype`."""
+        return self
+
+    def types(self, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Return the types of h and of the states beyond it beside parameters of `dtype`."""
+        return dtype, dtype
+
+    def check_types(self, dtype: np.dtype[Any], spec: CellSpec, *, dy: Any = None, **states: Any) -> None:
+        """Refuse dy and states of other types, before `across`.
+
+        Raises:
+            TypeError: one has another type; the message names both.
+        """
+
     def to_numpy(self, array: Any) -> Array:
         """Return an array of this backend as a NumPy array."""
         return np.asarray(array)
@@ -46,6 +61,10 @@ class Backend:
             arguments: what to call it with; arrays in tuples and lists are found, too.
         """
         raise TypeError(f"x: expected a {self.xp.__name__}.ndarray, got {type(example).__name__}")
+
+    def enter(self, example: Any, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """As `across` if the example is foreign; else call."""
+        return call(*arguments)
 
     def on_device(self) -> AbstractContextManager[Any]:
         """Return a context in which new arrays are made on this device."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.backend import CPU, first_array
+from fusedrnn.backend import CPU, Backend, first_array
 from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, Weights, gather_weights
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.cuda.layer import host_lengths
@@ -26,13 +26,16 @@ _BOOL = np.dtype(np.bool_)
 # One layer and direction: its row in the state arrays, weights, gradients, packed weights, direction and
 # the columns of the layer's output that it writes (None: all).
 _Part = tuple[int, Weights, Weights, _core.WeightCache, bool, slice | None]
+# y, the final state, and what a tape keeps: kernel tapes, dropout, bytes of the arrays between, backend.
+_Results = tuple[Array, Any, tuple[list[Any], list[Drop | None], int, Backend]]
 
 
 class Recurrent(Module, Generic[StateT]):
     """Stacked, possibly bidirectional recurrent network; the base of RNN, LSTM and GRU.
 
     Shapes, with D = 2 if bidirectional else 1 and Hout = proj_size or hidden_size:
-        x: (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; of the module's dtype.
+        x: (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; of the module's dtype, on a GPU
+            also bfloat16 or float16 beside float32: see docs/cuda.md.
         y: (T, B, D*Hout), laid out as x.
         state: h (num_layers*D, B, Hout), and c (num_layers*D, B, H) for an LSTM; no B for one sequence.
 
@@ -158,7 +161,7 @@ class Recurrent(Module, Generic[StateT]):
             plain = self._plain and self._plain(x, state, self._buffers.version, False, False)
             if plain:
                 return plain[0], plain[1]
-        y, final, _, _, _ = self._run(x, state, lengths, resets, reset_state, False)
+        y, final, _ = self._run(x, state, lengths, resets, reset_state, False)
         return y, final
 
     def forward(
@@ -195,35 +198,30 @@ class Recurrent(Module, Generic[StateT]):
                 y, final, layer = plain
                 y.flags.writeable = False
                 return y, final, RecurrentTape(self, y.shape, [cast(_core.LayerTape, layer)], [None], 0)
-        y, final, layers, drops, between = self._run(x, state, lengths, resets, reset_state, True)
+        y, final, saved = self._run(x, state, lengths, resets, reset_state, True)
         if isinstance(y, np.ndarray):
             y.flags.writeable = False
         lookup = x if isinstance(x, Lookup) else None
-        kernel_tapes = cast(list[_core.LayerTape], layers)
-        return y, final, RecurrentTape(self, y.shape, kernel_tapes, drops, between, lookup)
+        return y, final, RecurrentTape(self, y.shape, *saved, lookup)
 
-    def _run(
-        self,
-        x: Array | Lookup,
-        state: StateLike | None,
-        lengths: npt.ArrayLike | None,
-        resets: npt.ArrayLike | None,
-        reset_state: StateLike | None,
-        save: bool,
-    ) -> tuple[Array, Any, list[_core.LayerTape | None], list[Drop | None], int]:
-        """Return y, the final state, kernel tapes, dropout of each layer, and bytes of the arrays between."""
-        backend = self._backend
-        if backend is not CPU and backend.is_foreign(x):
-            run = partial(self._run_on, lengths, save)
-            return backend.across(x, run, x, state, resets, reset_state)
-        xp, kernels = backend.xp, backend.kernels
-        shape = x.shape if isinstance(array_of(x), backend.array) else ()
+    def _run(self, x: Any, state: Any, lengths: Any, resets: Any, reset_state: Any, save: bool) -> _Results:
+        on = self._backend.for_input(x, self._dtype)
+        on.check_types(self._dtype, self._spec, state=state, reset_state=reset_state)
+        run = partial(self._run_layers, on, lengths, save)
+        return on.enter(x, run, x, state, resets, reset_state)
+
+    def _run_layers(
+        self, on: Backend, lengths: Any, save: bool, x: Any, state: Any, resets: Any, reset_state: Any
+    ) -> _Results:
+        """Return the results for arrays of `on`, which come last."""
+        xp, kernels = on.xp, on.kernels
+        shape: tuple[int, ...] = x.shape if isinstance(array_of(x), on.array) else ()
         single = len(shape) == 2
         if not (single or len(shape) == 3) or shape[-1] != self.input_size:
             raise self._input_error(x)
-        dtype, out_size = self._dtype, self._out_size
+        dtype, out_size = on.types(self._dtype)[0], self._out_size
         y = xp.empty((*shape[:-1], out_size), dtype)
-        (steps, indices), target = kernel_inputs(x, backend is not CPU), y
+        (steps, indices), target = kernel_inputs(x, on is not CPU), y
         between = steps.nbytes if indices is None and steps is not x else 0
         if single or self.batch_first:
             target = self._time_major(y, single)
@@ -232,21 +230,19 @@ class Recurrent(Module, Generic[StateT]):
             else:
                 indices = self._time_major(indices, single)
         seq_len, batch, _ = target.shape
-        states = None if state is None else self._split_state("state", state, batch, single)
-        ends = None
-        if lengths is not None:
-            ends = as_lengths(lengths) if backend is CPU else host_lengths(lengths)
+        states = None if state is None else self._split_state("state", state, batch, single, on)
+        ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
         borders = None
         if resets is not None:
-            given = np.asarray(resets) if backend is CPU else resets
-            borders = check_array("resets", given, shape[:-1], _BOOL, kind=backend.array)
+            given = np.asarray(resets) if on is CPU else resets
+            borders = check_array("resets", given, shape[:-1], _BOOL, kind=on.array)
             borders = self._time_major(borders, single)
         replacement = None
         if reset_state is not None:
             if resets is None:
                 raise ValueError("reset_state: expected None without resets")
-            replacement = self._split_reset_state(reset_state, batch)
-        finals = [xp.empty((self._rows, batch, width), dtype) for width in self._widths]
+            replacement = self._split_reset_state(reset_state, batch, on)
+        finals = self._new_states(batch, on)
         drops: list[Drop | None] = []
         calls, results = [], []
         for layer, parts in enumerate(self._plan, 1):
@@ -287,13 +283,12 @@ class Recurrent(Module, Generic[StateT]):
         tapes = [tape for _, _, tape in results]
         if single:
             finals = [final[:, 0] for final in finals]
-        return y, self._spec.pack_state(finals), tapes, drops, between
+        return y, self._spec.pack_state(finals), (tapes, drops, between, on)
 
-    def _run_on(
-        self, lengths: Any, save: bool, x: Array, state: Any, resets: Any, reset_state: Any
-    ) -> tuple[Array, Any, list[_core.LayerTape | None], list[Drop | None], int]:
-        """`_run` with the arrays that belong on a GPU last."""
-        return self._run(x, state, lengths, resets, reset_state, save)
+    def _new_states(self, batch: int, on: Backend) -> list[Any]:
+        """Return arrays for the states of all layers and directions."""
+        types, rows = on.types(self._dtype), self._rows
+        return [on.xp.empty((rows, batch, width), types[i]) for i, width in enumerate(self._widths)]
 
     def _time_major(self, array: Array, single: bool) -> Array:
         """Return the time-major view (T, B, ...) of an array in the caller's layout."""
@@ -302,13 +297,13 @@ class Recurrent(Module, Generic[StateT]):
         return array.swapaxes(0, 1) if self.batch_first else array
 
     def _split_state(
-        self, name: str, state: StateLike, batch: int, single: bool = False
+        self, name: str, state: StateLike, batch: int, single: bool = False, on: Backend = CPU
     ) -> tuple[Array | None, ...]:
         """Return the checked state arrays as (num_layers*D, B, width) views."""
         parts = self._spec.unpack_state(name, state)
-        dtype, kind = self._dtype, self._backend.array
+        types, kind = on.types(self._dtype), on.array
         for index, width in enumerate(self._widths):
-            part = parts[index]
+            part, dtype = parts[index], types[index]
             shape = (self._rows, width) if single else (self._rows, batch, width)
             # Checked here without a call when all is well: this runs at every step of a loop over time.
             if part is None or (isinstance(part, kind) and part.shape == shape and part.dtype == dtype):
@@ -317,14 +312,15 @@ class Recurrent(Module, Generic[StateT]):
             check_array(name + self._spec.state_labels[index], part, shape, dtype, symbols, kind)
         return tuple([None if part is None else part[:, None] for part in parts]) if single else parts
 
-    def _split_reset_state(self, state: StateLike, batch: int) -> tuple[Array, ...]:
+    def _split_reset_state(self, state: StateLike, batch: int, on: Backend) -> tuple[Array, ...]:
         """Return the checked replacement states, (num_layers*D, width) or (num_layers*D, B, width)."""
-        parts, kind = self._spec.unpack_state("reset_state", state), self._backend.array
-        for label, part, width in zip(self._spec.state_labels, parts, self._widths, strict=True):
+        parts, kind = self._spec.unpack_state("reset_state", state), on.array
+        for index, (part, width) in enumerate(zip(parts, self._widths, strict=True)):
+            name, dtype = "reset_state" + self._spec.state_labels[index], on.types(self._dtype)[index]
             each = isinstance(part, kind) and part.ndim == 3
             leading = (self._rows, batch) if each else (self._rows,)
             symbols = "(num_layers*D, B, H)" if each else "(num_layers*D, H)"
-            check_array("reset_state" + label, part, (*leading, width), self._dtype, symbols, kind)
+            check_array(name, part, (*leading, width), dtype, symbols, kind)
         return parts
 
     def _input_error(self, x: Any) -> Exception:
@@ -360,35 +356,40 @@ class Recurrent(Module, Generic[StateT]):
         tape = check_tape(tape, self, RecurrentTape)
         if dy is None and dstate is None:
             raise ValueError("dy: expected an array unless dstate is given, got None for both")
-        backend = self._backend
-        if backend is not CPU and backend.is_foreign(example := first_array(dy, dstate)):
-            again = partial(self.backward, need_dx=need_dx)
-            return backend.across(example, again, tape, dy, dstate)
-        xp, kernels = backend.xp, backend.kernels
+        tape.on.check_types(self._dtype, self._spec, dy=dy, dstate=dstate)
+        run = partial(self._backward, tape, need_dx)
+        return tape.on.enter(first_array(dy, dstate), run, dy, dstate)
+
+    def _backward(
+        self, tape: RecurrentTape, need_dx: bool, dy: Array | None, dstate: StateLike | None
+    ) -> tuple[Array | Any, StateT]:
+        """Do what `backward` does with arrays of `tape.on`."""
+        on = tape.on
+        xp, kernels, dtype = on.xp, on.kernels, on.types(self._dtype)[0]
         shape = tape.shape
         single = len(shape) == 2
         seq_len, batch = tape.layers[0].seq_len, tape.layers[0].batch
         flow = None
         if dy is not None:
-            flow = self._time_major(check_array("dy", dy, shape, self._dtype, kind=backend.array), single)
-        dfinals = None if dstate is None else self._split_state("dstate", dstate, batch, single)
+            flow = self._time_major(check_array("dy", dy, shape, dtype, kind=on.array), single)
+        dfinals = None if dstate is None else self._split_state("dstate", dstate, batch, single, on)
         if self._plain is not None and tape.lookup is None and not single and not self.batch_first:
             final = None if dfinals is None else _row(dfinals, 0)
             dx, parts, _ = _core.backward(
                 tape.layers[0], flow, final, dparams=self._plan[0][0][2], need_dx=need_dx
             )
             return dx, self._spec.pack_state([part[None] for part in parts])
-        dstarts = [xp.empty((self._rows, batch, width), self._dtype) for width in self._widths]
+        dstarts = self._new_states(batch, on)
         dx = None
         lookup = tape.lookup
         for layer in reversed(range(self.num_layers)):
             target: Any = None
             if layer:
-                target = xp.empty((seq_len, batch, self._out_size), self._dtype)
-            elif need_dx and lookup is not None and is_table(lookup, backend is not CPU):
-                dx = target = xp.empty(tuple(lookup.table.shape), self._dtype)
+                target = xp.empty((seq_len, batch, self._out_size), dtype)
+            elif need_dx and lookup is not None and is_table(lookup, on is not CPU):
+                dx = target = xp.empty(tuple(lookup.table.shape), dtype)
             elif need_dx:
-                dx = xp.empty((*shape[:-1], self.input_size), self._dtype)
+                dx = xp.empty((*shape[:-1], self.input_size), dtype)
                 target = self._time_major(dx, single)
             calls = [
                 kernels.BackwardCall(
@@ -410,7 +411,7 @@ class Recurrent(Module, Generic[StateT]):
         if single:
             dstarts = [dstart[:, 0] for dstart in dstarts]
         if dx is not None and lookup is not None:
-            dx = kernel_gradient(lookup, dx, backend is not CPU)
+            dx = kernel_gradient(lookup, dx, on is not CPU)
         return dx, self._spec.pack_state(dstarts)
 
     def stream(self, batch_size: int = 1) -> Stream[StateT]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fusedrnn import _core
 
 if TYPE_CHECKING:
+    from fusedrnn.backend import Backend
     from fusedrnn.lookup import Lookup
     from fusedrnn.module import Module
 
@@ -16,8 +17,8 @@ class Tape:
     """What one forward call keeps for backward. It may be used for backward more than once.
 
     A tape refers to the input, the initial state and the output: do not change them before backward. The
-    parameters may change, but not on a GPU; the gradients are those of the forward call. The module has to be
-    on the device where forward ran.
+    parameters may change, on a GPU only where forward ran in 16 bits; the gradients are those of the forward
+    call. The module has to be on the device where forward ran.
 
     Attributes:
         nbytes: bytes that stay allocated because of this tape alone: what the kernels saved and the arrays
@@ -60,9 +61,10 @@ class RecurrentTape(Tape):
         dropout: for each layer, (p, seed, offset) of the dropout on its output, or None.
         lookup: the input if it was a Lookup, else None.
         shape: shape of the output.
+        on: the backend that forward ran with, which is another than the owner's in 16 bits.
     """
 
-    __slots__ = ("dropout", "layers", "lookup", "shape")
+    __slots__ = ("dropout", "layers", "lookup", "on", "shape")
 
     def __init__(
         self,
@@ -71,10 +73,12 @@ class RecurrentTape(Tape):
         layers: list[_core.LayerTape],
         dropout: list[Drop | None],
         between: int,
+        on: "Backend | None" = None,
         lookup: "Lookup | None" = None,
     ) -> None:
         super().__init__(owner, sum([layer.nbytes for layer in layers]) + between)
-        self.shape = shape
+        self.on = owner._backend if on is None else on
+        self.shape = tuple(shape)
         self.lookup = lookup
         self.layers = tuple(layers)
         self.dropout = tuple(dropout)

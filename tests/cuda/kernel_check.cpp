@@ -16,6 +16,7 @@ namespace {
 using cuda_check::Report;
 
 void run(Report& report) {
+    cuda_check::check_elements(report);
     cuda_check::check_products(report);
     cuda_check::check_cublas(report);
     cuda_check::check_graphs(report);

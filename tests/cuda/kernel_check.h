@@ -138,6 +138,7 @@ using LayerRun = std::function<std::string(const fusedrnn::cuda::emulator::Confi
 void check_omissions(Math math, const fusedrnn::cuda::emulator::Config& config, const char* files,
                      const LayerRun& run, Report& report);
 
+void check_elements(Report& report);
 void check_products(Report& report);
 void check_cublas(Report& report);
 void check_graphs(Report& report);

@@ -262,6 +262,8 @@ void Report::expect_all_ran() {
         expect(entries.sum_lookups);
         expect(entries.gather_hidden);
         expect(entries.final_state);
+        expect(entries.round);
+        expect(entries.dropout);
         const PersistentEntries* const persistent = persistent_entries(static_cast<Math>(i));
         for (int form = 0; persistent != nullptr && form < kPersistentForms; ++form) {
             for (const auto& entry : persistent->forward) expect(entry[form], kPersistentFormNames[form]);

@@ -3,16 +3,16 @@
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import numpy as np
 
 from fusedrnn.backend import Backend, ResultT
-from fusedrnn.cells import Array
+from fusedrnn.cells import Array, CellSpec
 from fusedrnn.cuda import loader
 from fusedrnn.cuda.kernels import Kernels
-from fusedrnn.cuda.libraries import LEGACY_STREAM, is_device_array, library_of
+from fusedrnn.cuda.libraries import LEGACY_STREAM, Library, dtype_name, is_device_array, library_of
 from fusedrnn.lookup import Lookup, array_of
 
 
@@ -22,6 +22,32 @@ class CudaBackend(Backend):
     def __init__(self, number: int, xp: Any) -> None:
         super().__init__(f"cuda:{number}", xp, Kernels(xp, number))
         self.number = number
+
+    def for_input(self, x: Any, dtype: np.dtype[Any]) -> Backend:
+        """Return the backend for calls with x of a recurrent module with parameters of `dtype`."""
+        name = dtype_name(x)
+        if name not in ("bfloat16", "float16"):
+            return self
+        if dtype != np.float32:
+            raise TypeError(f"x: expected {dtype} as the parameters, got {name}")
+        return _half_backend(self.number, self.xp, name)
+
+    def names(self, dtype: np.dtype[Any]) -> tuple[str, str]:
+        """Return the types of h and of the states beyond it, as the caller sees them."""
+        return dtype.name, dtype.name
+
+    def check_types(self, dtype: np.dtype[Any], spec: CellSpec, *, dy: Any = None, **states: Any) -> None:
+        """Refuse arrays of other types by their names, which are lost where arrays are converted."""
+        names = self.names(dtype)
+        given = [("dy", dy, names[0])]
+        for name, state in states.items():
+            parts = () if state is None else spec.unpack_state(name, state)
+            labels = [name + label for label in spec.state_labels]
+            given += zip(labels, parts, names, strict=False)
+        for label, array, expected in given:
+            got = "" if array is None else dtype_name(array)
+            if got and got != expected:
+                raise TypeError(f"{label}: expected {expected}, got {got}")
 
     def to_numpy(self, array: Any) -> Array:
         """Return an array of this backend as a NumPy array."""
@@ -54,16 +80,30 @@ class CudaBackend(Backend):
                 f"x: expected an array on {self.name} as the parameters, got cuda:{library.device}"
             )
         with self._context(library.stream):
-            results = call(*[self._each(argument, self._take) for argument in arguments])
+            take = partial(self._take, stream=library.stream)
+            results = call(*[self._each(argument, take) for argument in arguments])
             if library.synchronous:
                 loader.load().synchronize(self.number, library.stream)
-            return cast(ResultT, self._each(results, library.adopt, self.array))
+            return cast(ResultT, self._each(results, partial(self._give, library=library), self.array))
 
-    def _take(self, array: Any) -> Any:
+    def enter(self, example: Any, call: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """As `across` if the example is foreign; else call."""
+        return self.across(example, call, *arguments) if self.is_foreign(example) else call(*arguments)
+
+    def _take(self, array: Any, stream: int) -> Any:
+        """Return another library's array, or a lookup in one, as this one's, and everything else as it is."""
         if not self.is_foreign(array):
             return array
+        if dtype_name(array) == "bfloat16":
+            raise TypeError(
+                "array: expected float32 or float64, got bfloat16, which only RNN, LSTM and GRU take"
+            )
         found = self.xp.from_dlpack(array_of(array))
         return array.with_table(found) if isinstance(array, Lookup) else found
+
+    def _give(self, array: Any, library: Library) -> Any:
+        """Return an array of this library as one of the caller's."""
+        return library.adopt(array)
 
     def _each(self, value: Any, convert: Callable[[Any], Any], kind: type[Any] = object) -> Any:
         """Return value with every `kind` in it converted, looking into tuples and lists."""
@@ -80,6 +120,13 @@ class _Stream:
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self._number
+
+
+@cache
+def _half_backend(number: int, xp: Any, dtype: str) -> Backend:
+    from fusedrnn.cuda.half import HalfBackend
+
+    return HalfBackend(number, xp, dtype)
 
 
 @cache

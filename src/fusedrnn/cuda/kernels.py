@@ -13,7 +13,16 @@ import numpy as np
 
 from fusedrnn.cuda import loader
 from fusedrnn.cuda.layer import call_forward
-from fusedrnn.cuda.libraries import library_of
+from fusedrnn.cuda.libraries import Library, library_of
+
+
+class WeightCache:
+    """The weights of one layer and direction in 16 bits, and what they were made from."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self) -> None:
+        self.kept: tuple[object, tuple[Any, ...]] | None = None
 
 
 class Kernels:
@@ -23,8 +32,9 @@ class Kernels:
         self._xp = xp
         self._number = number
 
-    def WeightCache(self) -> None:
-        """Nothing is packed."""
+    def WeightCache(self) -> "WeightCache":
+        """As `_core.WeightCache`, for weights of fewer bits than the parameters have."""
+        return WeightCache()
 
     # Recurrent layers
 
@@ -42,27 +52,28 @@ class Kernels:
         reverse: bool = False,
         save: bool = False,
         recompute: bool = False,
-        cache: None = None,
+        cache: Any = None,
         version: int | None = None,
         out: Any = None,
         state_out: Any = None,
     ) -> Any:
         """As `_core.forward`."""
+        library = library_of(x)
         return call_forward(
-            library_of(x),
+            library._replace(empty=self._empty(library)),
             cell,
-            x,
-            params,
-            self._contiguous(state),
+            self._typed(x),
+            self._weights(params, cache, version, library),
+            self._small(state),
             lengths,
             indices=indices,
-            resets=self._contiguous(resets),
-            reset_state=self._contiguous(reset_state),
+            resets=self._small(resets),
+            reset_state=self._small(reset_state),
             reverse=reverse,
             save=save,
             recompute=recompute,
-            out=out,
-            state_out=state_out,
+            out=self._typed(out),
+            state_out=self._typed(state_out),
         )
 
     def backward(
@@ -80,13 +91,13 @@ class Kernels:
         library = library_of(dparams[0])
         return loader.load().backward(
             tape,
-            dy,
-            self._contiguous(dstate),
+            self._typed(dy),
+            self._small(dstate),
             dparams=dparams,
             need_dx=need_dx,
-            dx=dx,
+            dx=self._typed(dx),
             accumulate_dx=accumulate_dx,
-            empty=library.empty,
+            empty=self._empty(library),
             stream=library.stream,
         )
 
@@ -102,11 +113,25 @@ class Kernels:
         """Run calls one after the other, in the caller's stream."""
         return [call() for call in calls]
 
-    def _contiguous(self, value: Any) -> Any:
+    def _small(self, value: Any) -> Any:
         """Return small arrays in C order, as the CPU takes them in any."""
         if isinstance(value, (tuple, list)):
-            return tuple([self._contiguous(item) for item in value])
-        return None if value is None else self._xp.ascontiguousarray(value)
+            return tuple([self._small(item) for item in value])
+        return None if value is None else self._typed(self._xp.ascontiguousarray(value))
+
+    # Where a call in 16 bits differs.
+
+    def _weights(self, params: Any, cache: Any, version: int | None, library: Library) -> Any:
+        """Return the parameters as kernels take them."""
+        return params
+
+    def _empty(self, library: Library) -> Callable[[tuple[int, ...], str], Any]:
+        """Return what makes new arrays for kernels."""
+        return library.empty
+
+    def _typed(self, value: Any) -> Any:
+        """Return an array, a tuple of arrays or None as kernels take them."""
+        return value
 
     # Layers
 
@@ -129,6 +154,7 @@ class Kernels:
         """As `_core.layer_norm_forward`."""
         if weight is not None:
             self._check("x", x, weight)
+        self._check_wide("x", x)
         mean = x.mean(axis=1)
         centred = x - mean[:, None]
         rstd = (1.0 / self._xp.sqrt((centred * centred).mean(axis=1) + eps)).astype(x.dtype)
@@ -175,28 +201,10 @@ class Kernels:
 
     def dropout(self, x: Any, p: float, seed: int, offset: int) -> Any:
         """As `_core.dropout`: the same values are kept."""
-        threshold = int(p * 4294967296.0 + 0.5)
-        words = self._philox((x.size + 3) // 4, offset, seed).reshape(-1)[: x.size].reshape(x.shape)
-        scale = x.dtype.type(1.0 / (1.0 - p if p < 1.0 else 1.0))
-        return self._xp.where(words >= threshold, x * scale, x.dtype.type(0))
-
-    def _philox(self, blocks: int, stream: int, seed: int) -> Any:
-        """Return the words (blocks, 4) of Philox4x32-10, each in a uint64; see csrc/philox.h."""
-        xp, low = self._xp, 0xFFFFFFFF
-        block = xp.arange(blocks, dtype=xp.uint64)
-        counter = [block & low, block >> 32]
-        counter += [xp.full_like(block, part) for part in (stream & low, stream >> 32)]
-        keys = [seed & low, seed >> 32]
-        for _ in range(10):
-            first, second = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
-            counter = [
-                (second >> 32) ^ counter[1] ^ keys[0],
-                second & low,
-                (first >> 32) ^ counter[3] ^ keys[1],
-                first & low,
-            ]
-            keys = [(keys[0] + 0x9E3779B9) & low, (keys[1] + 0xBB67AE85) & low]
-        return xp.stack(counter, axis=1)
+        self._check_wide("x", x)
+        y = self._xp.empty(x.shape, x.dtype)
+        loader.load().dropout(self._typed(x), self._typed(y), p, seed, offset, library_of(x).stream)
+        return y
 
     def cross_entropy(
         self, logits: Any, targets: Any, weight: Any, ignore_index: int, label_smoothing: float
@@ -288,6 +296,11 @@ class Kernels:
     def clamp_(self, x: Any, lo: float, hi: float) -> None:
         """As `_core.clamp_`."""
         self._xp.clip(x, lo, hi, out=x)
+
+    def _check_wide(self, name: str, x: Any) -> None:
+        """Refuse an array of 16 bits."""
+        if x.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name}: expected dtype float32 or float64, got {np.dtype(x.dtype)}")
 
     def _check(self, name: str, x: Any, like: Any, whose: str = "weight") -> None:
         """Refuse an array of another library than the parameters, or of another dtype than `like`."""

@@ -47,6 +47,15 @@ def is_device_array(x: object) -> bool:
 _CPU, _CUDA, _CUDA_MANAGED = 1, 2, 13
 
 
+def dtype_name(x: Any) -> str:
+    """Return the name of the dtype of an array or a `Lookup`; empty for everything else."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        x = getattr(x, "table", x)
+        return str(loader.load().view(x).dtype) if is_device_array(x) else ""
+    return str(dtype).rpartition(".")[2]
+
+
 def library_of(x: Any) -> Library:
     """Return the library that x came from, for the device x is on.
 

@@ -1,0 +1,103 @@
+"""Recurrent modules in 16 bits on a GPU: the type of x decides, parameters and gradients stay float32.
+
+Neither NumPy nor CuPy has a bfloat16 to rely on. Such arrays go through a module as uint16, which no kernel
+takes, and get their own type where kernels and callers see them.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.cuda import loader
+from fusedrnn.cuda.backend import CudaBackend
+from fusedrnn.cuda.kernels import Kernels
+from fusedrnn.cuda.libraries import Library, dtype_name, library_of
+from fusedrnn.lookup import Lookup, array_of
+
+_BITS = np.dtype(np.uint16)
+
+
+class HalfKernels(Kernels):
+    """The kernels of recurrent layers for x of bfloat16 or float16, beside parameters of float32."""
+
+    def __init__(self, xp: Any, number: int, dtype: str) -> None:
+        super().__init__(xp, number)
+        self.dtype = dtype
+
+    def backward(self, *arguments: Any, **options: Any) -> Any:
+        """As `_core.backward`."""
+        dx, start, grads = super().backward(*arguments, **options)
+        stream = library_of(options["dparams"][0]).stream
+        return dx, tuple([self._untyped(part, stream) for part in start]), grads
+
+    def _check_wide(self, name: str, x: Any) -> None:
+        """Refuse nothing."""
+
+    def _weights(self, params: Any, cache: Any, version: int | None, library: Library) -> Any:
+        """Return the parameters rounded to 16 bits, as the cache has them or made now."""
+        # A graph that the caller makes has to round them whenever it is launched.
+        known = version is not None and not loader.load().is_capturing(library.stream)
+        key = (version, self.dtype, library.stream) if known else None
+        kept = cache.kept
+        if key is None or kept is None or kept[0] != key:
+            rounded = [None if param is None else self._round(param, library) for param in params]
+            kept = cache.kept = (key, tuple(rounded))
+        return kept[1]
+
+    def _round(self, param: Any, library: Library) -> Any:
+        # In memory of their own: tapes refer to those there were.
+        rounded = self._empty(library)(param.shape, self.dtype)
+        loader.load().round(param, rounded, library.stream)
+        return rounded
+
+    def _empty(self, library: Library) -> Any:
+        def empty(shape: tuple[int, ...], dtype: str) -> Any:
+            return self._typed(library.empty(shape, _BITS.name if dtype == "bfloat16" else dtype))
+
+        return empty
+
+    def _typed(self, value: Any) -> Any:
+        """Return what kernels take for arrays of 16 bits, looking into tuples."""
+        if isinstance(value, tuple):
+            return tuple([self._typed(item) for item in value])
+        if value is None or value.dtype != _BITS:
+            return value
+        return loader.load().view(value, library_of(value).stream, self.dtype)
+
+    def _untyped(self, array: Any, stream: int) -> Any:
+        """Return what kernels have made as an array of the module's library."""
+        if dtype_name(array) != "bfloat16":
+            return array
+        return self._xp.from_dlpack(loader.load().view(array, stream, _BITS.name))
+
+
+class HalfBackend(CudaBackend):
+    """One GPU for the calls of recurrent modules with x of bfloat16 or float16."""
+
+    def __init__(self, number: int, xp: Any, dtype: str) -> None:
+        super().__init__(number, xp)
+        self.dtype = dtype
+        self.kernels = HalfKernels(xp, number, dtype)
+
+    def types(self, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Return the types of h and of the states beyond it, as the module sees them."""
+        return _BITS if self.dtype == "bfloat16" else np.dtype(self.dtype), dtype
+
+    def names(self, dtype: np.dtype[Any]) -> tuple[str, str]:
+        """Return the types of h and of the states beyond it, as the caller sees them."""
+        return self.dtype, dtype.name
+
+    def is_foreign(self, x: object) -> bool:
+        """Return whether x has to be converted, as all of bfloat16."""
+        return dtype_name(x) == "bfloat16" or super().is_foreign(x)
+
+    def _take(self, array: Any, stream: int) -> Any:
+        if dtype_name(array) != "bfloat16":
+            return super()._take(array, stream)
+        found = self.xp.from_dlpack(loader.load().view(array_of(array), stream, _BITS.name))
+        return array.with_table(found) if isinstance(array, Lookup) else found
+
+    def _give(self, array: Any, library: Library) -> Any:
+        if array.dtype == _BITS:
+            array = loader.load().view(array, library.stream, self.dtype)
+        return library.adopt(array)
