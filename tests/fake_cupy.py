@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-float32, float64, uint64 = np.float32, np.float64, np.uint64
+float32, float64 = np.float32, np.float64
 streams: list[int] = []  # those entered
 
 
@@ -128,13 +128,12 @@ def _methods() -> None:
 
     for name in ("reshape", "swapaxes", "sum", "mean", "max", "astype", "copy", "fill"):
         setattr(ndarray, name, method(name))
-    for name in ("add", "sub", "mul", "truediv", "pow", "matmul", "and_", "xor", "rshift"):
-        short = name.rstrip("_")
+    for name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
         call, reflected, in_place = operation(name)
-        setattr(ndarray, f"__{short}__", call)
-        setattr(ndarray, f"__r{short}__", reflected)
-        setattr(ndarray, f"__i{short}__", in_place)
-    for name in ("ge", "ne", "eq"):
+        setattr(ndarray, f"__{name}__", call)
+        setattr(ndarray, f"__r{name}__", reflected)
+        setattr(ndarray, f"__i{name}__", in_place)
+    for name in ("ne", "eq"):
         setattr(ndarray, f"__{name}__", operation(name)[0])
 
 
@@ -154,8 +153,8 @@ def _function(name: str, of: Any = np) -> Any:
 
 
 for _name in [
-    *("abs", "arange", "ascontiguousarray", "clip", "empty", "exp", "full_like", "log"),
-    *("ones", "sqrt", "square", "stack", "where", "zeros", "zeros_like"),
+    *("abs", "arange", "ascontiguousarray", "clip", "empty", "exp", "log"),
+    *("ones", "sqrt", "square", "zeros", "zeros_like"),
 ]:
     globals()[_name] = _function(_name)
 

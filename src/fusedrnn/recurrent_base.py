@@ -366,8 +366,7 @@ class Recurrent(Module, Generic[StateT]):
         """Do what `backward` does with arrays of `tape.on`."""
         on = tape.on
         xp, kernels, dtype = on.xp, on.kernels, on.types(self._dtype)[0]
-        shape = tape.shape
-        single = len(shape) == 2
+        shape, single = tape.shape, len(tape.shape) == 2
         seq_len, batch = tape.layers[0].seq_len, tape.layers[0].batch
         flow = None
         if dy is not None:

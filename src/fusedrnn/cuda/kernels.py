@@ -1,7 +1,7 @@
 """What a GPU's backend offers in place of `fusedrnn._core`: functions with the same names and arguments.
 
-The recurrent layers are compiled kernels; everything else is written once in elementwise operations and
-products of the array library, CuPy.
+Recurrent layers and dropout are compiled kernels; everything else is written once in elementwise operations
+and products of the array library, CuPy.
 """
 
 import math
