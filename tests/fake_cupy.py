@@ -126,7 +126,7 @@ def _methods() -> None:
 
         return call, reflected, in_place
 
-    for name in ("reshape", "swapaxes", "sum", "mean", "max", "astype", "copy", "fill"):
+    for name in ("reshape", "swapaxes", "sum", "mean", "max", "astype", "copy", "fill", "view"):
         setattr(ndarray, name, method(name))
     for name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
         call, reflected, in_place = operation(name)

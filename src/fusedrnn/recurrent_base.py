@@ -161,8 +161,7 @@ class Recurrent(Module, Generic[StateT]):
             plain = self._plain and self._plain(x, state, self._buffers.version, False, False)
             if plain:
                 return plain[0], plain[1]
-        y, final, _ = self._run(x, state, lengths, resets, reset_state, False)
-        return y, final
+        return self._run(x, state, lengths, resets, reset_state, False)[:2]
 
     def forward(
         self,
