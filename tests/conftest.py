@@ -1,4 +1,7 @@
-"""Settings of the whole suite: repeatable hypothesis runs, and a thread count that no test leaves changed."""
+"""Settings of the whole suite: repeatable hypothesis runs, and a thread count that no test leaves changed.
+
+And the fixtures that several files share.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cuda_support import DEVICES, EMULATED
 from hypothesis import HealthCheck, settings
 
 import fusedrnn as fr
@@ -48,3 +52,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "corpus.txt").write_text(pseudo_text())
     assert_ok(invoke("train", folder / "corpus.txt", *TINY, "--out", folder / "model.safetensors"))
     return folder / "model.safetensors"
+
+
+@pytest.fixture(params=["numpy", "fake_cupy", pytest.param("gpu", marks=DEVICES[1].marks)])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the parameters of modules are held that tests move to "cuda"."""
+    kind: str = request.param
+    if kind != "gpu" and not EMULATED:
+        pytest.skip("needs a build with FUSEDRNN_CUDA=EMULATED")
+    if kind == "fake_cupy":
+        import fake_cupy
+
+        with fake_cupy.installed(monkeypatch):
+            yield kind
+    else:
+        yield kind

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tolerances import assert_close
 
 import fusedrnn as fr
 from fusedrnn.cuda import loader
@@ -114,3 +115,21 @@ def same_library(result: Any, given: Any) -> bool:
     if isinstance(given, Foreign):
         return MODULE is not None and isinstance(result, MODULE.Array)
     return type(result) is type(given)
+
+
+def own_or(where: str, name: str) -> Callable[[Any], Any]:
+    """Return the converter to a library's arrays; "own" is that of the parameters, held as `where` says."""
+    if name == "own" and where == "numpy":
+        return lambda value: value
+    return converter("cupy" if name == "own" else name, "gpu" if where == "gpu" else "emulated")
+
+
+def assert_same(got: Any, want: Any, quantity: str = "output") -> None:
+    """Arrays of any library, alone or in tuples, are those of the CPU within the tolerances of `quantity`."""
+    if isinstance(want, (tuple, list)):
+        for one, other in zip(got, want, strict=True):
+            assert_same(one, other, quantity)
+    elif want is None:
+        assert got is None
+    else:
+        assert_close(host(got), want, quantity, dtype=np.asarray(want).dtype.name)

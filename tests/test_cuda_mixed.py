@@ -5,13 +5,13 @@ Against `fr.functional`, called layer by layer with rounded weights, and against
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import fake_cupy
 import numpy as np
 import pytest
-from cuda_support import DEVICES, EMULATED, MODULE, Foreign, converter, host, needs_emulator, same_library
+from cuda_support import MODULE, Foreign, converter, host, needs_emulator, same_library
 from support import MODULE_CELLS, make_module, random_lengths, states_of
 from test_cuda_functional import MODES
 from tolerances import relative_error
@@ -23,19 +23,6 @@ from fusedrnn.cuda import half, kernels, libraries
 torch: Any = pytest.importorskip("torch")
 HALVES = ["bfloat16", "float16"]
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-
-
-@pytest.fixture(params=["numpy", "fake_cupy", pytest.param("gpu", marks=DEVICES[1].marks)])
-def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where parameters are held."""
-    kind: str = request.param
-    if kind != "gpu" and not EMULATED:
-        pytest.skip("needs a build with FUSEDRNN_CUDA=EMULATED")
-    if kind == "fake_cupy":
-        with fake_cupy.installed(monkeypatch):
-            yield kind
-    else:
-        yield kind
 
 
 def tensors(where: str, dtype: str) -> Callable[[Any], Any]:

@@ -7,8 +7,9 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.cells import Array, StateLike
-from fusedrnn.checks import as_int64, check_array, check_size
+from fusedrnn.checks import check_array, check_size
 from fusedrnn.sequences import as_lengths
+from fusedrnn.stream import StreamBase
 
 if TYPE_CHECKING:
     from fusedrnn.recurrent_base import Recurrent
@@ -157,7 +158,7 @@ class QuantizedRecurrent(Generic[StateT]):
         return f"QuantizedRecurrent({self._origin}, weights={self.weights})"
 
 
-class QuantizedStream(Generic[StateT]):
+class QuantizedStream(StreamBase[StateT]):
     """A quantized network that remembers its state: `y_t = step(x_t)`; made by `QuantizedRecurrent.stream`.
 
     Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives, bit for
@@ -167,28 +168,12 @@ class QuantizedStream(Generic[StateT]):
         batch_size: B.
     """
 
-    __slots__ = ("_call", "_core", "_network", "batch_size")
+    __slots__ = ("_network",)
+    _core: _core.QuantizedStream
 
     def __init__(self, network: QuantizedRecurrent[StateT], batch_size: int) -> None:
         self._network = network
-        self.batch_size = batch_size
-        self._core = _core.QuantizedStream(network._core, batch_size)
-        self._call = self._core.__call__
-
-    def __call__(self, x: Array) -> Array:
-        """Advance by one step and return the output of the last layer.
-
-        Args:
-            x: (B, I), or (I,) if batch_size is 1; float32.
-
-        Returns:
-            (B, Hout), or (Hout,) if x has no batch axis. The next call overwrites it: copy it to keep it.
-
-        Raises:
-            TypeError: x is not an array of float32.
-            ValueError: x has another shape.
-        """
-        return self._call(x)
+        super().__init__(_core.QuantizedStream(network._core, batch_size), batch_size)
 
     @property
     def state(self) -> StateT:
@@ -199,26 +184,6 @@ class QuantizedStream(Generic[StateT]):
     @state.setter
     def state(self, value: StateLike) -> None:
         self._core.set_state(self._network._split("state", value, self.batch_size))
-
-    def reset(self, rows: npt.ArrayLike | None = None) -> None:
-        """Set the state to zero.
-
-        Args:
-            rows: which sequences of the batch, by number, or as a bool array (B,); None for all.
-
-        Raises:
-            TypeError: rows are neither integers nor bools.
-            ValueError: a row outside the batch.
-        """
-        self._core.reset(None if rows is None else self._numbers(rows))
-
-    def _numbers(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        array = np.atleast_1d(np.asarray(rows))
-        if array.dtype == np.bool_:
-            if array.shape != (self.batch_size,):
-                raise ValueError(f"rows: expected shape (B,) = ({self.batch_size},), got {array.shape}")
-            return np.flatnonzero(array).astype(np.int64)
-        return as_int64("rows", array) if array.size else np.empty(0, np.int64)
 
     def __repr__(self) -> str:
         return f"QuantizedStream({self._network!r}, batch_size={self.batch_size})"

@@ -15,56 +15,34 @@ if TYPE_CHECKING:
 StateT = TypeVar("StateT")
 
 
-class Stream(Generic[StateT]):
-    """A unidirectional network that remembers its state: `y_t = step(x_t)`; made by `lstm.stream()`.
-
-    The weights are copied and packed when the stream is made; after they change, call `refresh`.
-    Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives. A stream
-    serves one thread at a time.
+class StreamBase(Generic[StateT]):
+    """What streams of every kind of weights share: they are called and reset alike.
 
     Attributes:
         batch_size: B.
     """
 
-    __slots__ = ("_call", "_core", "_module", "batch_size")
+    __slots__ = ("_call", "_core", "batch_size")
 
-    def __init__(self, module: "Recurrent[StateT]", batch_size: int) -> None:
-        self._module = module
+    def __init__(self, core: "_core.Stream | _core.QuantizedStream", batch_size: int) -> None:
         self.batch_size = batch_size
-        self._core = _core.Stream(module._spec.name, self._weights(), batch_size)
-        self._call = self._core.__call__
-
-    def _weights(self) -> list[tuple[Array, Array, Array | None, Array | None, Array | None]]:
-        return [parts[0][1] for parts in self._module._plan]
+        self._core = core
+        self._call = core.__call__
 
     def __call__(self, x: Array) -> Array:
         """Advance by one step and return the output of the last layer.
 
         Args:
-            x: (B, I), or (I,) if batch_size is 1; of the module's dtype.
+            x: (B, I), or (I,) if batch_size is 1; of the network's dtype.
 
         Returns:
             (B, Hout), or (Hout,) if x has no batch axis. The next call overwrites it: copy it to keep it.
 
         Raises:
-            TypeError: x is not an array of the module's dtype.
+            TypeError: x is not an array of the network's dtype.
             ValueError: x has another shape.
         """
         return self._call(x)
-
-    @property
-    def state(self) -> StateT:
-        """A copy of the state, h or (h, c), each (num_layers, B, ...) as `forward` takes it; can be set."""
-        layers = self._core.get_state()
-        return cast(
-            StateT, self._module._spec.pack_state([np.stack(parts) for parts in zip(*layers, strict=True)])
-        )
-
-    @state.setter
-    def state(self, value: StateLike) -> None:
-        parts = self._module._split_state("state", value, self.batch_size)
-        rows = range(self._module.num_layers)
-        self._core.set_state([tuple([None if part is None else part[row] for part in parts]) for row in rows])
 
     def reset(self, rows: npt.ArrayLike | None = None) -> None:
         """Set the state to zero.
@@ -85,6 +63,42 @@ class Stream(Generic[StateT]):
                 raise ValueError(f"rows: expected shape (B,) = ({self.batch_size},), got {array.shape}")
             return np.flatnonzero(array).astype(np.int64)
         return as_int64("rows", array) if array.size else np.empty(0, np.int64)
+
+
+class Stream(StreamBase[StateT]):
+    """A unidirectional network that remembers its state: `y_t = step(x_t)`; made by `lstm.stream()`.
+
+    The weights are copied and packed when the stream is made; after they change, call `refresh`.
+    Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives. A stream
+    serves one thread at a time.
+
+    Attributes:
+        batch_size: B.
+    """
+
+    __slots__ = ("_module",)
+    _core: _core.Stream
+
+    def __init__(self, module: "Recurrent[StateT]", batch_size: int) -> None:
+        self._module = module
+        super().__init__(_core.Stream(module._spec.name, self._weights(), batch_size), batch_size)
+
+    def _weights(self) -> list[tuple[Array, Array, Array | None, Array | None, Array | None]]:
+        return [parts[0][1] for parts in self._module._plan]
+
+    @property
+    def state(self) -> StateT:
+        """A copy of the state, h or (h, c), each (num_layers, B, ...) as `forward` takes it; can be set."""
+        layers = self._core.get_state()
+        return cast(
+            StateT, self._module._spec.pack_state([np.stack(parts) for parts in zip(*layers, strict=True)])
+        )
+
+    @state.setter
+    def state(self, value: StateLike) -> None:
+        parts = self._module._split_state("state", value, self.batch_size)
+        rows = range(self._module.num_layers)
+        self._core.set_state([tuple([None if part is None else part[row] for part in parts]) for row in rows])
 
     def refresh(self) -> None:
         """Read the module's weights again; the state stays."""
