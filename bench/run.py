@@ -33,10 +33,10 @@ def parse_arguments() -> argparse.Namespace:
         "--modes", nargs="+", choices=("forward", "training", "stream"), help="default: all of the suite"
     )
     parser.add_argument("--peers", nargs="+", help="default: all that are installed")
-    parser.add_argument("--rounds", type=int, default=9, help="samples of each peer; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=6, help="samples of each peer; default: %(default)s")
     parser.add_argument("--sample-ms", type=float, help="least time of a sample; default: 20, cuda 3")
     parser.add_argument(
-        "--budget-s", type=float, help="fewer rounds (3 at least) past this time; default: 4, cuda 0.4"
+        "--budget-s", type=float, help="fewer rounds (3 at least) past this time; default: 3, cuda 0.4"
     )
     parser.add_argument(
         "--device", choices=("gpu", "emulated"), default="gpu", help="of suite cuda; default: %(default)s"
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     on_gpu = arguments.suite == "cuda"
-    arguments.budget_s = arguments.budget_s or (0.4 if on_gpu else 4.0)
+    arguments.budget_s = arguments.budget_s or (0.4 if on_gpu else 3.0)
     arguments.sample_ms = arguments.sample_ms or (3.0 if on_gpu else 20.0)
     if arguments.suite != "cpu" and arguments.threads is None:
         arguments.threads = 1

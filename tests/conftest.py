@@ -5,6 +5,7 @@ And the fixtures that several files share.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def _same_thread_count() -> Iterator[None]:
     yield
     if fr.get_num_threads() != before:
         fr.set_num_threads(before)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children get SIGINT, even where the tests run behind a shell's `&`, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ def test_killing_loses_nothing(corpus: Path, tmp_path: Path) -> None:
     assert (tmp_path / "m.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupting_keeps_the_best_model(corpus: Path, tmp_path: Path) -> None:
     out, checkpoint = tmp_path / "m.safetensors", tmp_path / "m.checkpoint.safetensors"
     process = start("train", corpus, *TINY, "--epochs", 100_000, "--patience", 100_000, "--out", out)

@@ -146,6 +146,7 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("cell", "phase"),
     [("lstm", "forward"), ("gru", "forward"), ("lstm", "backward"), ("lstm", "directions")],
