@@ -41,36 +41,41 @@ struct Bench {
 
 __global__ void empty() {}
 
+// (The program is compiled for devices without clusters, too, where these kernels are empty.)
 // Every block of a cluster sends 16 bytes into the shared memory of every one and waits for those of all.
 __global__ void cluster_exchange(Bench b) {
-    __shared__ __align__(16) Vector16 received[2][16];
-    __shared__ Mbarrier arrived[2];
-    const int size = cluster_size(), rank = cluster_rank();
-    if (thread_index() == 0) {
-        mbarrier_init(&arrived[0], 1);
-        mbarrier_init(&arrived[1], 1);
-    }
-    cluster_barrier();
-    unsigned sum = 0;
-    for (int round = 0; round < b.rounds; ++round) {
-        const int side = round % 2;
-        if (thread_index() == 0) mbarrier_arrive(&arrived[side], size * 16);
-        if (thread_index() < size) {
-            st_async(map_shared(&received[side][rank], thread_index()), Vector16{{sum, 1, 2, 3}},
-                     map_shared(&arrived[side], thread_index()));
+    if constexpr (kHasClusters) {
+        __shared__ __align__(16) Vector16 received[2][16];
+        __shared__ Mbarrier arrived[2];
+        const int size = cluster_size(), rank = cluster_rank();
+        if (thread_index() == 0) {
+            mbarrier_init(&arrived[0], 1);
+            mbarrier_init(&arrived[1], 1);
         }
-        for (int polls = 0; !mbarrier_try_wait(&arrived[side], round / 2 % 2); ++polls) {
-            if (polls == kMostPolls) trap();
+        cluster_barrier();
+        unsigned sum = 0;
+        for (int round = 0; round < b.rounds; ++round) {
+            const int side = round % 2;
+            if (thread_index() == 0) mbarrier_arrive(&arrived[side], size * 16);
+            if (thread_index() < size) {
+                st_async(map_shared(&received[side][rank], thread_index()), Vector16{{sum, 1, 2, 3}},
+                         map_shared(&arrived[side], thread_index()));
+            }
+            for (int polls = 0; !mbarrier_try_wait(&arrived[side], round / 2 % 2); ++polls) {
+                if (polls == kMostPolls) trap();
+            }
+            sum += load_received(&received[side][thread_index() % size]).word[1];
+            block_barrier();
         }
-        sum += load_received(&received[side][thread_index() % size]).word[1];
-        block_barrier();
+        cluster_barrier();  // nothing is sent to a block that has ended
+        if (sum == 1) *b.sink = sum;
     }
-    cluster_barrier();  // nothing is sent to a block that has ended
-    if (sum == 1) *b.sink = sum;
 }
 
 __global__ void cluster_sync(Bench b) {
-    for (int round = 0; round < b.rounds; ++round) cluster_barrier();
+    if constexpr (kHasClusters) {
+        for (int round = 0; round < b.rounds; ++round) cluster_barrier();
+    }
 }
 
 // As the persistent kernels: words, a barrier, a flag; every warp waits for all flags, then reads all words.

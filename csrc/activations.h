@@ -90,7 +90,7 @@ FUSEDRNN_INLINE V exp_nonpositive(V x) {
 // num / sum where sum = 1 + small was rounded and dropped `lost`: 1 / sum is near enough to 1 to correct with it.
 template <class V>
 FUSEDRNN_INLINE V divide_corrected(V num, V sum, V lost) {
-    const V quotient = num / sum;
+    const V quotient = divide_moderate(num, sum);
     return fma(quotient, V::set(0) - lost, quotient);
 }
 
@@ -114,7 +114,7 @@ FUSEDRNN_INLINE V tanh(V x) {
     const V s = pow2n(n);
     const V difference = fma(p, s, s - one);
     const V sum = fma(p, s, s + one);
-    return copysign(difference / sum, x);
+    return copysign(divide_moderate(difference, sum), x);
 }
 
 template <class V>

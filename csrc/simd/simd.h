@@ -42,3 +42,17 @@
 //   store_int8(a, p)           the L lanes of a Vec<float>, integral and in -127..127
 //   load_bf16(p, even, odd)    2 L bfloat16 at p, their even and their odd elements as two Vec<float>
 #include FUSEDRNN_STRING(FUSEDRNN_ISA.h)
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+// a / b for 1 <= b <= 2 and |a| <= 2, where a division that looks for the ends of the range takes much longer.
+template <class V>
+FUSEDRNN_INLINE V divide_moderate(V a, V b) {
+#ifdef __CUDA_ARCH__
+    return divide_unchecked(a, b);
+#else
+    return a / b;
+#endif
+}
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

@@ -49,6 +49,8 @@
 //   void spin_pause()            in every loop that waits for another thread. Such a loop looks at memory
 //                                with load_relaxed or load_acquire
 //   [[noreturn]] void trap()     the launch fails
+//   T* opaque(T*)                the same, which the compiler then keeps in a register, where it would compute
+//                                it again from where it came from at each use
 //
 // Clusters: blocks that run at the same time and reach each other's shared memory. Compute capability 9.0 and
 // later: kernels call these functions only where kHasClusters, of the device that is compiled for, says so.

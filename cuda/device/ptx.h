@@ -197,6 +197,12 @@ FUSEDRNN_DEVICE void spin_pause() { asm volatile("" ::: "memory"); }
     __builtin_unreachable();
 }
 
+template <class T>
+FUSEDRNN_DEVICE T* opaque(T* p) {
+    asm volatile("" : "+l"(p));
+    return p;
+}
+
 FUSEDRNN_DEVICE unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }

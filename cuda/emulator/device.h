@@ -196,6 +196,10 @@ inline void add_release(unsigned* p, unsigned v, Site site = Site::here()) {
 inline void fence(Site site = Site::here()) { emulator::fence(site); }
 inline void spin_pause(Site site = Site::here()) { emulator::spin_pause(site); }
 [[noreturn]] inline void trap(Site site = Site::here()) { emulator::trap(site); }
+template <class T>
+T* opaque(T* p) {
+    return p;
+}
 
 inline void cp_async16(void* shared, const void* global, int bytes = 16, Site site = Site::here()) {
     emulator::cp_async16(shared, global, bytes, site);

@@ -35,7 +35,10 @@ class PersistentBackward
         : Base(args, persistent_cells(args.source, args.shape)),
           args_(args),
           product_(args.shape),
-          exchange_(args.shape, args.exchange) {}
+          exchange_(args.shape, args.exchange),
+          to_(exchange_.place(this->column(0) * exchange_.stride() + block_index().x * kDepth +
+                              thread_index() % kUnitsOfBlock)),
+          from_(exchange_.place(product_.lane_offset(exchange_.stride()))) {}
 
   private:
     FUSEDRNN_DEVICE void prepare(int) {
@@ -46,8 +49,7 @@ class PersistentBackward
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             if (!this->is_cell(i, 0, active)) continue;
-            T* const to = exchange_.rows(exchange) + this->column(i) * exchange_.stride() +
-                          block_index().x * kDepth + thread_index() % kUnitsOfBlock;
+            T* const to = exchange_.of(exchange, to_) + i * this->between_ * exchange_.stride();
             FUSEDRNN_UNROLL
             for (int g = 0; g < G; ++g) {
                 store(to + g * kUnitsOfBlock, exchanged<kMath>(narrow<T>(dgh[i][g].v)));
@@ -60,7 +62,7 @@ class PersistentBackward
     FUSEDRNN_DEVICE void receive(int exchange) const {
         exchange_.wait(exchange, product_.first_source(kDepth),
                        product_.last_source(kDepth, args_.shape.tiles));
-        product_.run(exchange_.rows(exchange), exchange_.stride());
+        product_.run(exchange_.of(exchange, from_), exchange_.stride());
         block_barrier();
     }
 
@@ -71,6 +73,7 @@ class PersistentBackward
     const PersistentBackwardArgs& args_;
     Product product_;
     Exchange<T> exchange_;
+    T *to_, *from_;  // where this thread's first cell goes, and what this lane multiplies begins
 };
 
 template <class Cell, Math kMath, int kShare, int kCells>

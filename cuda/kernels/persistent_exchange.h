@@ -26,14 +26,15 @@ class Exchange {
     FUSEDRNN_DEVICE Exchange(const PersistentShape& shape, const ExchangeMemory& memory)
         : flags_(memory.flags + block_index().y * shape.tiles),
           stride_(shape.chunks * kChunk<T>),
-          columns_(shape.columns),
-          rows_(static_cast<T*>(memory.rows) + std::int64_t{2} * block_index().y * columns_ * stride_) {}
+          buffer_(shape.columns * stride_),
+          rows_(static_cast<T*>(memory.rows) + std::int64_t{2} * block_index().y * buffer_) {}
 
+    // Between rows.
     FUSEDRNN_DEVICE int stride() const { return stride_; }
-    // The rows of an exchange; exchanges count from 0.
-    FUSEDRNN_DEVICE T* rows(int exchange) const {
-        return rows_ + static_cast<std::int64_t>(exchange % 2) * columns_ * stride_;
-    }
+    // A place in the rows of exchange 0, for a thread to keep; exchanges count from 0.
+    FUSEDRNN_DEVICE T* place(int offset) const { return opaque(rows_ + offset); }
+    // The same place in the rows of another exchange.
+    FUSEDRNN_DEVICE T* of(int exchange, T* place) const { return place + exchange % 2 * buffer_; }
 
     // By all threads of the block: what they stored into rows(exchange) is there for the group.
     FUSEDRNN_DEVICE void publish(int exchange) const {
@@ -54,7 +55,7 @@ class Exchange {
 
   private:
     unsigned* flags_;
-    int stride_, columns_;
+    int stride_, buffer_;
     T* rows_;
 };
 

@@ -32,7 +32,9 @@ class PersistentForward
         : Base(args, persistent_cells(args.source, args.shape)),
           args_(args),
           product_(args.shape),
-          exchange_(args.shape, args.exchange) {}
+          exchange_(args.shape, args.exchange),
+          to_(exchange_.place(this->column(0) * exchange_.stride() + this->unit_)),
+          from_(exchange_.place(product_.lane_offset(exchange_.stride()))) {}
 
   private:
     FUSEDRNN_DEVICE void prepare(int) {
@@ -43,15 +45,14 @@ class PersistentForward
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             if (!this->is_cell(i, 0, active)) continue;
-            store(exchange_.rows(exchange) + this->column(i) * exchange_.stride() + this->unit_,
-                  this->hidden(i));
+            store(exchange_.of(exchange, to_) + i * this->between_ * exchange_.stride(), this->hidden(i));
         }
         exchange_.publish(exchange);
     }
 
     FUSEDRNN_DEVICE void multiply(int exchange) const {
         exchange_.wait(exchange, product_.first_source(16), product_.last_source(16, args_.shape.tiles));
-        product_.run(exchange_.rows(exchange), exchange_.stride());
+        product_.run(exchange_.of(exchange, from_), exchange_.stride());
         block_barrier();
     }
 
@@ -62,6 +63,7 @@ class PersistentForward
     const PersistentForwardArgs& args_;
     Product product_;
     Exchange<T> exchange_;
+    T *to_, *from_;  // where this thread's first cell goes, and what this lane multiplies begins
 };
 
 template <class Cell, Math kMath, int kShare, int kCells>

@@ -49,11 +49,16 @@ class PersistentProduct {
         return last < tiles ? last : tiles;
     }
 
-    // Multiplies with the group's rows, `stride` elements apart. The sums are there after the next barrier.
-    FUSEDRNN_DEVICE void run(const T* rows, int stride) const {
+    // What a lane reads of the group's rows, `stride` elements apart, begins here: a piece of one of eight rows
+    // on the tensor cores, otherwise of each of four.
+    FUSEDRNN_DEVICE int lane_offset(int stride) const {
+        return (kTensor ? lane() / 4 * stride : 0) + first_ * kChunk<T> + lane() % 4 * kPiece<T>;
+    }
+
+    // Multiplies with the group's rows, of which `row` is where this lane begins. The sums are there after the
+    // next barrier.
+    FUSEDRNN_DEVICE void run(const T* row, int stride) const {
         const int g = lane() / 4, t = lane() % 4;
-        // On the tensor cores a lane takes a piece of one of eight rows, otherwise of each of four.
-        const T* row = rows + (kTensor ? g * stride : 0) + first_ * kChunk<T> + t * kPiece<T>;
         Sum* sums = sums_of(warp()) + (kTensor ? 2 * t : t) * kColumn + g;
         Piece<T> b[kAhead];
         FUSEDRNN_UNROLL
@@ -84,16 +89,11 @@ class PersistentProduct {
 
     // The product for one unit of the block and column, tile by tile.
     FUSEDRNN_DEVICE Sum sum(int column, int unit) const {
-        const Sum* from = sums_of(0) + column * kColumn + unit;
-        Sum total = *from;
+        const Sum* const from = sums_of(0) + column * kColumn + unit;
         const int warps = block_threads() / 32;
-        FUSEDRNN_UNROLL
-        for (int w = 1; w < kPersistentWarps; ++w) {
-            if (w >= warps) continue;
-            from += columns_ * kColumn;
-            FUSEDRNN_UNROLL
-            for (int tile = 0; tile < kTiles; ++tile) total.value[tile] += from->value[tile];
-        }
+        if (warps == kPersistentWarps) return add<kPersistentWarps>(from);
+        Sum total = *from;
+        for (int w = 1; w < warps; ++w) add(total, from[w * columns_ * kColumn]);
         return total;
     }
 
@@ -105,6 +105,21 @@ class PersistentProduct {
     static constexpr int kAhead = kTensor && kShare < 4 ? kShare : 4;
     // Sums that one tile is spread over, so that enough products are under way at the same time.
     static constexpr int kChains = kTiles == 1 ? 4 : 1;
+
+    static FUSEDRNN_DEVICE void add(Sum& total, const Sum& part) {
+        FUSEDRNN_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) total.value[tile] += part.value[tile];
+    }
+    // Of so many warps, whose loads are under way at the same time.
+    template <int kWarps>
+    FUSEDRNN_DEVICE Sum add(const Sum* from) const {
+        Sum part[kWarps];
+        FUSEDRNN_UNROLL
+        for (int w = 0; w < kWarps; ++w) part[w] = from[w * columns_ * kColumn];
+        FUSEDRNN_UNROLL
+        for (int w = 1; w < kWarps; ++w) add(part[0], part[w]);
+        return part[0];
+    }
 
     FUSEDRNN_DEVICE Sum* sums_of(int w) const { return shared_memory<Sum>() + w * columns_ * kColumn; }
 

@@ -27,8 +27,8 @@ class SweepCells {
         : H_(static_cast<int>(H)),
           unit_(n * units + thread_index() % units),
           first_position_(block_index().y * columns),
-          first_column_(thread_index() / units),
           between_(between),
+          first_column_(thread_index() / units),
           columns_(columns) {}
 
   protected:
@@ -40,10 +40,10 @@ class SweepCells {
         return column(i) < columns_ && from <= p && p < to && unit_ < H_;
     }
 
-    int H_, unit_, first_position_;
+    int H_, unit_, first_position_, between_;
 
   private:
-    int first_column_, between_, columns_;
+    int first_column_, columns_;
 };
 
 }  // namespace fusedrnn::cuda
