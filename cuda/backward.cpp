@@ -55,7 +55,7 @@ class Backward {
              d.projected ? launcher_.partial_bytes(d.P, d.H, rows_) : 0,
              launcher_.column_bytes(rows_, gates_)}));
         if (d.B == 0 || d.T == 0) return;
-        if (way == Way::persistent) persistent_.emplace(p_.cell, p_.math, d, true, arena_);
+        if (way == Way::persistent) persistent_.emplace(p_.cell, p_.math, d, d.T, true, arena_);
         if (way == Way::cluster) {
             const Device device = current_device();
             cluster_ = plan_cluster({p_.cell, p_.math, d, device.architecture, device.processors, true});

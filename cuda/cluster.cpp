@@ -57,10 +57,11 @@ Attempt attempt(const Request& request, const ClusterKernels<Args>& kernels) {
     const std::int64_t most_hidden = cluster_hidden(most_tiles);
     if (d.H < 1) return {{}, "H: expected at least 1, got 0"};
     if (d.H > most_hidden) return {{}, at_most("H", most_hidden, d.H)};
-    if (d.T >= kMostInt) return {{}, at_most("T", kMostInt - 1, d.T)};
+    if (d.T * d.B >= kMostInt) return {{}, at_most("T*B", kMostInt - 1, d.T * d.B)};
     ClusterPlan plan{};
     plan.tiles = static_cast<int>(ceil_div(d.H, cluster_hidden(1)));
-    plan.blocks = static_cast<int>(ceil_div(d.H, std::int64_t{16} * plan.tiles));
+    // Two at least: a block outside of a cluster has no shared memory of a cluster to receive in.
+    plan.blocks = static_cast<int>(std::max<std::int64_t>(2, ceil_div(d.H, std::int64_t{16} * plan.tiles)));
     plan.form = choose_form(kernels[plan.tiles - 1], d.B, std::max(1, request.processors / plan.blocks));
     const std::int64_t groups = ceil_div(std::max<std::int64_t>(1, d.B), cluster_columns(plan.form));
     if (groups > kMostGroups) {

@@ -35,7 +35,7 @@ class Forward {
         states_ = arena_.take(p_.states != nullptr ? 0 : d.B * beyond_ * d.H * compute);
         hidden_ = arena_.take(d.projected && p_.hidden == nullptr ? d.B * d.H * item : 0);
         if (d.B == 0 || d.T == 0) return;
-        if (way == Way::persistent) persistent_.emplace(p_.cell, p_.math, d, false, arena_);
+        if (way == Way::persistent) persistent_.emplace(p_.cell, p_.math, d, block_steps_, false, arena_);
         if (way == Way::cluster) {
             const Device device = current_device();
             cluster_ = plan_cluster({p_.cell, p_.math, d, device.architecture, device.processors, false});

@@ -85,7 +85,7 @@ Attempt attempt(const Request& request) {
         return {{}, std::string("math: not implemented for ") + kMathNames[static_cast<int>(request.math)]};
     }
     if (d.H < 1) return {{}, "H: expected at least 1, got 0"};
-    if (d.T >= kMostInt) return {{}, "T: expected less than 2^31, got " + std::to_string(d.T)};
+    if (d.T * d.B >= kMostInt) return {{}, "T*B: expected less than 2^31, got " + std::to_string(d.T * d.B)};
     return request.backward ? attempt(request, *entries, entries->backward[request.cell])
                             : attempt(request, *entries, entries->forward[request.cell]);
 }
@@ -105,23 +105,22 @@ PersistentPlan plan_persistent(const Request& request) {
     return result.plan;
 }
 
-Persistent::Persistent(CellId cell, Math math, const Dims& dims, bool backward, Arena& arena)
+Persistent::Persistent(CellId cell, Math math, const Dims& dims, std::int64_t steps, bool backward,
+                       Arena& arena)
     : entries_(*persistent_entries(math)), cell_(cell) {
     const Device device = current_device();
     plan_ = plan_persistent({cell, math, dims, device.architecture, device.processors, backward});
     const PersistentShape& shape = plan_.shape;
-    flag_bytes_ =
-        tiles_of(std::int64_t{shape.groups} * shape.tiles * std::int64_t{sizeof(unsigned)}, 256) * 256;
-    bytes_ = flag_bytes_ + std::int64_t{2} * shape.groups * shape.columns * shape.chunks * kChunkBytes;
-    exchange_ = arena.take(bytes_);
+    step_bytes_ = std::int64_t{shape.groups} * shape.columns * shape.chunks * kChunkBytes;
+    exchange_ = arena.take(step_bytes_ * steps);
 }
 
 template <class Args>
-void Persistent::start(const Launcher& launcher, const PersistentEntry<Args>& entry, Args& args) const {
+void Persistent::start(const Launcher& launcher, const PersistentEntry<Args>& entry, Args& args,
+                       std::int64_t steps) const {
     args.shape = plan_.shape;
-    args.exchange.flags = static_cast<unsigned*>(exchange_);
-    args.exchange.rows = offset_bytes(exchange_, flag_bytes_);
-    fill(exchange_, 0, static_cast<std::size_t>(bytes_), launcher.stream());
+    args.exchange = exchange_;
+    fill(exchange_, 0xff, static_cast<std::size_t>(step_bytes_ * steps), launcher.stream());
     Shape shape;
     shape.grid_x = plan_.shape.tiles;
     shape.grid_y = plan_.shape.groups;
@@ -132,11 +131,11 @@ void Persistent::start(const Launcher& launcher, const PersistentEntry<Args>& en
 }
 
 void Persistent::forward(const Launcher& launcher, PersistentForwardArgs args) const {
-    start(launcher, entries_.forward[cell_][plan_.form], args);
+    start(launcher, entries_.forward[cell_][plan_.form], args, args.count);
 }
 
 void Persistent::backward(const Launcher& launcher, PersistentBackwardArgs args) const {
-    start(launcher, entries_.backward[cell_][plan_.form], args);
+    start(launcher, entries_.backward[cell_][plan_.form], args, args.schedule.T);
 }
 
 }  // namespace fusedrnn::cuda

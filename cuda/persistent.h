@@ -20,7 +20,8 @@ struct PersistentPlan {
 class Persistent {
   public:
     // Of a request that reason_against_persistent() has nothing against, on the current device.
-    Persistent(CellId cell, Math math, const Dims& dims, bool backward, Arena& arena);
+    // At most so many steps to a launch.
+    Persistent(CellId cell, Math math, const Dims& dims, std::int64_t steps, bool backward, Arena& arena);
 
     // The steps args.first and following; `args` without its shape and exchange.
     void forward(const Launcher& launcher, PersistentForwardArgs args) const;
@@ -28,13 +29,14 @@ class Persistent {
 
   private:
     template <class Args>
-    void start(const Launcher& launcher, const PersistentEntry<Args>& entry, Args& args) const;
+    void start(const Launcher& launcher, const PersistentEntry<Args>& entry, Args& args,
+               std::int64_t steps) const;
 
     const PersistentEntries& entries_;
     CellId cell_;
     PersistentPlan plan_;
     void* exchange_;
-    std::int64_t flag_bytes_, bytes_;
+    std::int64_t step_bytes_;
 };
 
 // Empty where the request fits.
@@ -45,7 +47,7 @@ PersistentPlan plan_persistent(const Request& request);
 template <class Args>
 int persistent_shared_bytes(const PersistentEntry<Args>& entry, const PersistentShape& shape) {
     const int sums = entry.column_bytes * shape.columns;
-    return shape.warps * (sums > entry.stage_bytes ? sums : entry.stage_bytes);
+    return shape.warps * (2 * sums > entry.stage_bytes ? 2 * sums : entry.stage_bytes);
 }
 
 }  // namespace fusedrnn::cuda

@@ -34,7 +34,7 @@
 //                                unseen until both are ordered, by a barrier for threads of one block, by a
 //                                release and an acquire for any threads
 //   T load_relaxed(const T*), void store_relaxed(T*, T)
-//                                seen by everyone in a while; orders nothing else
+//                                seen by everyone in a while, and whole; orders nothing else
 //   Vector16 load16(const void*), load16_constant(const void*), load16_relaxed(const void*)
 //   void store16(void*, Vector16)
 //   unsigned load_acquire(const unsigned*)
@@ -84,6 +84,8 @@
 //   T from_float<T>(float)       T: bf16, fp16, float
 //   unsigned to_bf16x2(float low, float high), to_f16x2(float low, float high)
 //   unsigned round_tf32(float)   ties away from zero; the bits of a float
+//   float exp2_approximate(float), reciprocal_approximate(float)
+//                                within 2 ULP; denormal results may be 0
 //   float as_float(unsigned);  unsigned as_unsigned(float)
 //
 // Fragments, with g = lane / 4 and t = lane % 4; [row][column], {low, high} half of a register:

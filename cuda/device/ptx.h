@@ -121,18 +121,24 @@ struct Carrier<16> {
         const uint4 r = __ldg(static_cast<const uint4*>(p));
         return {{r.x, r.y, r.z, r.w}};
     }
+    // As one number of 128 bits: four of 32 might come one by one.
     static FUSEDRNN_DEVICE Bits relaxed(std::size_t p) {
-        Bits r;
-        asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(r.word[0]), "=r"(r.word[1]), "=r"(r.word[2]), "=r"(r.word[3])
+        std::uint64_t low, high;
+        asm volatile("{\n\t.reg .b128 v;\n\tld.relaxed.gpu.global.b128 v, [%2];\n\tmov.b128 {%0, %1}, v;\n\t}"
+                     : "=l"(low), "=l"(high)
                      : "l"(p)
                      : "memory");
-        return r;
+        return {{static_cast<unsigned>(low), static_cast<unsigned>(low >> 32), static_cast<unsigned>(high),
+                 static_cast<unsigned>(high >> 32)}};
     }
     static FUSEDRNN_DEVICE void store_relaxed(std::size_t p, Bits v) {
-        asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.word[0]),
-                     "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
-                     : "memory");
+        const std::uint64_t low = v.word[0] | static_cast<std::uint64_t>(v.word[1]) << 32,
+                            high = v.word[2] | static_cast<std::uint64_t>(v.word[3]) << 32;
+        asm volatile(
+            "{\n\t.reg .b128 v;\n\tmov.b128 v, {%1, %2};\n\tst.relaxed.gpu.global.b128 [%0], v;\n\t}" ::"l"(
+                p),
+            "l"(low), "l"(high)
+            : "memory");
     }
 };
 
@@ -195,6 +201,17 @@ FUSEDRNN_DEVICE void spin_pause() { asm volatile("" ::: "memory"); }
 [[noreturn]] FUSEDRNN_DEVICE void trap() {
     __trap();
     __builtin_unreachable();
+}
+
+FUSEDRNN_DEVICE float exp2_approximate(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+FUSEDRNN_DEVICE float reciprocal_approximate(float x) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
 }
 
 template <class T>

@@ -196,6 +196,8 @@ inline void add_release(unsigned* p, unsigned v, Site site = Site::here()) {
 inline void fence(Site site = Site::here()) { emulator::fence(site); }
 inline void spin_pause(Site site = Site::here()) { emulator::spin_pause(site); }
 [[noreturn]] inline void trap(Site site = Site::here()) { emulator::trap(site); }
+inline float exp2_approximate(float x) { return __builtin_exp2f(x); }
+inline float reciprocal_approximate(float x) { return 1 / x; }
 template <class T>
 T* opaque(T* p) {
     return p;

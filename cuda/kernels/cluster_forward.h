@@ -44,24 +44,6 @@ class ClusterForward : public SweepForward<ClusterForward<Cell, kMath, kTiles, k
         cluster_barrier();
     }
 
-    // The 16 bytes of a row that this lane's element is in.
-    static FUSEDRNN_DEVICE Vector16 gather_piece(T element) {
-        constexpr int step = kPiece<T> / 4;
-        unsigned word;
-        if constexpr (sizeof(T) == 2) {
-            const unsigned own = element.bits, other = shuffle_xor(own, 1);
-            word = (lane() & 1) != 0 ? other | own << 16 : own | other << 16;
-        } else {
-            word = as_unsigned(element);
-        }
-        const bool odd = (lane() & step) != 0, upper = (lane() & 2 * step) != 0;
-        const unsigned neighbour = shuffle_xor(word, step);
-        const unsigned low = odd ? neighbour : word, high = odd ? word : neighbour;
-        const unsigned other_low = shuffle_xor(low, 2 * step), other_high = shuffle_xor(high, 2 * step);
-        if (upper) return {{other_low, other_high, low, high}};
-        return {{low, high, other_low, other_high}};
-    }
-
     // The lanes that hold a piece take turns at the blocks. Rows that are not alive are sent as zeros.
     FUSEDRNN_DEVICE void send(int active, int exchange) const {
         FUSEDRNN_UNROLL

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "device/device.h"
+#include "kernels/quick.h"
 #include "problem.h"
 #include "simd/simd.h"
 
@@ -22,28 +23,33 @@
 
 namespace fusedrnn::cuda {
 
+// T and C as in problem.h, V: what cells are computed in.
 template <Math kMath>
 struct MathTraits {
     using T = float;
     using C = float;
+    using V = std::conditional_t<kMath == Math::tf32, Quick, Vec<float>>;
     static constexpr bool kTensor = kMath != Math::ieee;
 };
 template <>
 struct MathTraits<Math::bf16> {
     using T = bf16;
     using C = float;
+    using V = Quick;
     static constexpr bool kTensor = true;
 };
 template <>
 struct MathTraits<Math::fp16> {
     using T = fp16;
     using C = float;
+    using V = Quick;
     static constexpr bool kTensor = true;
 };
 template <>
 struct MathTraits<Math::f64> {
     using T = double;
     using C = double;
+    using V = Vec<double>;
     static constexpr bool kTensor = false;
 };
 

@@ -24,20 +24,16 @@ struct PersistentShape {
     int share;    // of those, a warp's
 };
 
-// What the blocks of a group hand each other, all zero at first.
-struct ExchangeMemory {
-    unsigned* flags;  // [group][tiles]: how many exchanges a block has published
-    void* rows;       // T [group][2][columns][chunks * kChunk<T>]
-};
-
+// `exchange`: T [exchange][group][columns][chunks * kChunk<T>], what the blocks of a group hand each other. All
+// bits of it are ones at first.
 struct PersistentForwardArgs : SweepForwardArgs {
     PersistentShape shape;
-    ExchangeMemory exchange;
+    void* exchange;
 };
 
 struct PersistentBackwardArgs : SweepBackwardArgs {
     PersistentShape shape;
-    ExchangeMemory exchange;
+    void* exchange;
 };
 
 // A thread has so many cells at most, by which there is a limit to the columns of a group.

@@ -35,7 +35,7 @@ class PersistentBackward
         : Base(args, persistent_cells(args.source, args.shape)),
           args_(args),
           product_(args.shape),
-          exchange_(args.shape, args.exchange),
+          exchange_(args.shape, args.exchange, kDepth),
           to_(exchange_.place(this->column(0) * exchange_.stride() + block_index().x * kDepth +
                               thread_index() % kUnitsOfBlock)),
           from_(exchange_.place(product_.lane_offset(exchange_.stride()))) {}
@@ -45,35 +45,40 @@ class PersistentBackward
         product_.load_weights(BackwardWeights<T, G>{static_cast<const T*>(args_.w_hh), args_.source.H});
     }
 
-    FUSEDRNN_DEVICE void send(const V (&dgh)[kCells][G], int active, int exchange) const {
+    // Rows that are not alive are sent as zeros.
+    FUSEDRNN_DEVICE void send(const V (&dgh)[kCells][G], int active, int) {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
-            if (!this->is_cell(i, 0, active)) continue;
-            T* const to = exchange_.of(exchange, to_) + i * this->between_ * exchange_.stride();
+            if (!this->is_column(i)) continue;
+            T* const to = to_ + i * this->between_ * exchange_.stride();
+            const bool alive = this->is_cell(i, 0, active);
             FUSEDRNN_UNROLL
             for (int g = 0; g < G; ++g) {
-                store(to + g * kUnitsOfBlock, exchanged<kMath>(narrow<T>(dgh[i][g].v)));
+                exchange_.send(to + g * kUnitsOfBlock,
+                               alive ? exchanged<kMath>(narrow<T>(dgh[i][g].v)) : T{});
             }
+            exchange_.pad(to + kDepth);
         }
-        exchange_.publish(exchange);
+        to_ += exchange_.step();
     }
 
     // And multiplies.
-    FUSEDRNN_DEVICE void receive(int exchange) const {
-        exchange_.wait(exchange, product_.first_source(kDepth),
-                       product_.last_source(kDepth, args_.shape.tiles));
-        product_.run(exchange_.of(exchange, from_), exchange_.stride());
+    FUSEDRNN_DEVICE void receive(int exchange) {
+        product_.run(from_, exchange_.stride(), exchange % 2);
+        from_ += exchange_.step();
+        side_ = exchange % 2;
         block_barrier();
     }
 
     FUSEDRNN_DEVICE float product(int i) const {
-        return product_.sum(this->column(i), thread_index() % kUnitsOfBlock).value[0];
+        return product_.sum(side_, this->column(i), thread_index() % kUnitsOfBlock).value[0];
     }
 
     const PersistentBackwardArgs& args_;
     Product product_;
     Exchange<T> exchange_;
     T *to_, *from_;  // where this thread's first cell goes, and what this lane multiplies begins
+    int side_;
 };
 
 template <class Cell, Math kMath, int kShare, int kCells>

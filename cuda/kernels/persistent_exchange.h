@@ -1,10 +1,10 @@
 // How the blocks of a group hand each other the rows that the next step multiplies.
 //
-// Each block writes the columns of its 16 units into one of two buffers and then sets its flag to how many
-// exchanges it has written; a warp that multiplies waits for the flags of the blocks whose units it reads,
-// and for no others. The buffer of exchange e is written again by exchange e + 2. A block gets there only after
-// its warps have, between them, seen all flags of e + 1, and a block sets that flag after its warps are done
-// with the rows of e.
+// Each exchange has rows of its own, whose bits are all ones at first. Who computes a piece of 16 bytes stores
+// it as a whole, and who multiplies it asks for it until it is there: data are their own flag. So the way from
+// one block to another is a store and a load, and no fence has to be waited for; and since no place is written
+// twice, nobody has to know how far the others have come. The one number whose bits are all ones is a NaN, in
+// whose place another is sent.
 #pragma once
 
 #include "kernels/persistent_arguments.h"
@@ -12,7 +12,7 @@
 
 namespace fusedrnn::cuda {
 
-// Polls of a flag before the launch is given up as lost: more than ten seconds, where a step takes
+// Loads of a piece before the launch is given up as lost: more than ten seconds, where a step takes
 // microseconds.
 inline constexpr int kMostPolls = 1 << 25;
 
@@ -21,41 +21,70 @@ FUSEDRNN_DEVICE SweepCells persistent_cells(const StateSource& source, const Per
 }
 
 template <class T>
+FUSEDRNN_DEVICE T sendable(T x) {
+    if constexpr (sizeof(T) == 2) {
+        return x.bits == 0xffff ? T{0x7fff} : x;
+    } else {
+        return as_unsigned(x) == 0xffffffffu ? as_float(0x7fffffffu) : x;
+    }
+}
+
+FUSEDRNN_DEVICE bool is_missing(Vector16 piece) { return piece.word[0] == 0xffffffffu; }
+
+// Pieces of other blocks, `between` elements apart, the first `count` of which were loaded some time ago. All
+// that are missing are asked for at the same time: the way there and back takes longer than all else.
+template <class T, int n>
+FUSEDRNN_DEVICE void receive(const T* from, int between, int count, Piece<T> (&pieces)[n]) {
+    for (int polls = 0;; ++polls) {
+        bool missing = false;
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < n; ++i) missing = missing || (i < count && is_missing(pieces[i].vector));
+        if (!missing) return;
+        if (polls == kMostPolls) trap();
+        spin_pause();
+        FUSEDRNN_UNROLL
+        for (int i = 0; i < n; ++i) {
+            if (i < count && is_missing(pieces[i].vector)) {
+                pieces[i].vector = load16_relaxed(from + i * between);
+            }
+        }
+    }
+}
+
+// `depth`: elements of K that a block sends of each column.
+template <class T>
 class Exchange {
   public:
-    FUSEDRNN_DEVICE Exchange(const PersistentShape& shape, const ExchangeMemory& memory)
-        : flags_(memory.flags + block_index().y * shape.tiles),
-          stride_(shape.chunks * kChunk<T>),
-          buffer_(shape.columns * stride_),
-          rows_(static_cast<T*>(memory.rows) + std::int64_t{2} * block_index().y * buffer_) {}
+    FUSEDRNN_DEVICE Exchange(const PersistentShape& shape, void* memory, int depth)
+        : stride_(shape.chunks * kChunk<T>),
+          step_(static_cast<std::int64_t>(shape.groups) * shape.columns * stride_),
+          padding_(block_index().x + 1 == shape.tiles ? stride_ - shape.tiles * depth : 0),
+          rows_(static_cast<T*>(memory) +
+                static_cast<std::int64_t>(block_index().y) * shape.columns * stride_) {}
 
     // Between rows.
     FUSEDRNN_DEVICE int stride() const { return stride_; }
-    // A place in the rows of exchange 0, for a thread to keep; exchanges count from 0.
+    // A place in the rows of the first exchange, for a thread to keep; it is further on by step() in each of the
+    // following ones.
     FUSEDRNN_DEVICE T* place(int offset) const { return opaque(rows_ + offset); }
-    // The same place in the rows of another exchange.
-    FUSEDRNN_DEVICE T* of(int exchange, T* place) const { return place + exchange % 2 * buffer_; }
+    FUSEDRNN_DEVICE std::int64_t step() const { return step_; }
 
-    // By all threads of the block: what they stored into rows(exchange) is there for the group.
-    FUSEDRNN_DEVICE void publish(int exchange) const {
-        block_barrier();
-        if (thread_index() == 0) store_release(flags_ + block_index().x, static_cast<unsigned>(exchange) + 1);
+    // By all lanes of a warp, which hold 16 units of two columns: element `to` of a row.
+    FUSEDRNN_DEVICE void send(T* to, T element) const {
+        const Vector16 piece = gather_piece(sendable(element));
+        if (lane() % kPiece<T> == 0) store_relaxed(reinterpret_cast<Vector16*>(to), piece);
     }
-
-    // By all lanes of a warp: until the blocks [first, last) have published it.
-    FUSEDRNN_DEVICE void wait(int exchange, int first, int last) const {
-        for (int block = first + lane(); block < last; block += 32) {
-            for (int polls = 0; load_acquire(flags_ + block) <= static_cast<unsigned>(exchange); ++polls) {
-                if (polls == kMostPolls) trap();
-                spin_pause();
-            }
+    // After its last element: zeros up to the end of the row.
+    FUSEDRNN_DEVICE void pad(T* to) const {
+        if (padding_ > 0 && lane() % kPiece<T> == 0) {
+            store_relaxed(reinterpret_cast<Vector16*>(to), Vector16{});
         }
-        warp_barrier();
     }
 
   private:
-    unsigned* flags_;
-    int stride_, buffer_;
+    int stride_;
+    std::int64_t step_;
+    int padding_;  // 16 or none, of the last block
     T* rows_;
 };
 

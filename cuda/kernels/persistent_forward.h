@@ -32,7 +32,7 @@ class PersistentForward
         : Base(args, persistent_cells(args.source, args.shape)),
           args_(args),
           product_(args.shape),
-          exchange_(args.shape, args.exchange),
+          exchange_(args.shape, args.exchange, kUnitsOfBlock),
           to_(exchange_.place(this->column(0) * exchange_.stride() + this->unit_)),
           from_(exchange_.place(product_.lane_offset(exchange_.stride()))) {}
 
@@ -41,29 +41,34 @@ class PersistentForward
         product_.load_weights(ForwardWeights<T>{static_cast<const T*>(args_.w_hh), args_.source.H});
     }
 
-    FUSEDRNN_DEVICE void send(int active, int exchange) const {
+    // Rows that are not alive are sent as zeros.
+    FUSEDRNN_DEVICE void send(int active, int) {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
-            if (!this->is_cell(i, 0, active)) continue;
-            store(exchange_.of(exchange, to_) + i * this->between_ * exchange_.stride(), this->hidden(i));
+            if (!this->is_column(i)) continue;
+            T* const to = to_ + i * this->between_ * exchange_.stride();
+            exchange_.send(to, this->is_cell(i, 0, active) ? this->hidden(i) : T{});
+            exchange_.pad(to + kUnitsOfBlock);
         }
-        exchange_.publish(exchange);
+        to_ += exchange_.step();
     }
 
-    FUSEDRNN_DEVICE void multiply(int exchange) const {
-        exchange_.wait(exchange, product_.first_source(16), product_.last_source(16, args_.shape.tiles));
-        product_.run(exchange_.of(exchange, from_), exchange_.stride());
+    FUSEDRNN_DEVICE void multiply(int exchange) {
+        product_.run(from_, exchange_.stride(), exchange % 2);
+        from_ += exchange_.step();
+        side_ = exchange % 2;
         block_barrier();
     }
 
     FUSEDRNN_DEVICE typename Product::Sum sum(int i) const {
-        return product_.sum(this->column(i), thread_index() % kUnitsOfBlock);
+        return product_.sum(side_, this->column(i), thread_index() % kUnitsOfBlock);
     }
 
     const PersistentForwardArgs& args_;
     Product product_;
     Exchange<T> exchange_;
     T *to_, *from_;  // where this thread's first cell goes, and what this lane multiplies begins
+    int side_;
 };
 
 template <class Cell, Math kMath, int kShare, int kCells>

@@ -1,6 +1,7 @@
 // A product whose weights stay in registers: 16 rows of each of kTiles tiles times the rows that a group
 // exchanges. The warps of a block share out K; each leaves its sums in shared memory, where they are added in
-// the order of the warps.
+// the order of the warps. There are two places for sums, which take turns: a warp may have the next exchange
+// before others have read the sums of this one, but not the one after, for which this block has to send first.
 #pragma once
 
 #include "kernels/persistent_exchange.h"
@@ -27,7 +28,6 @@ class PersistentProduct {
         if (share_ > shape.share) share_ = shape.share;
     }
 
-    // The shared memory is free again after the next barrier.
     template <class Weights>
     FUSEDRNN_DEVICE void load_weights(const Weights& weights) {
         T* const stage = shared_memory<T>() + warp() * kUnitsOfBlock * kChunk<T>;
@@ -39,14 +39,7 @@ class PersistentProduct {
                 load_chunk<kMath>(weights, stage, tile, (first_ + i) * kChunk<T>, weights_[tile][i]);
             }
         }
-    }
-
-    // The blocks of the group that write what this warp reads, `depth` elements of K each.
-    FUSEDRNN_DEVICE int first_source(int depth) const { return first_ * kChunk<T> / depth; }
-    FUSEDRNN_DEVICE int last_source(int depth, int tiles) const {
-        if (share_ <= 0) return 0;
-        const int last = ((first_ + share_) * kChunk<T> + depth - 1) / depth;
-        return last < tiles ? last : tiles;
+        block_barrier();  // the shared memory is that of the sums
     }
 
     // What a lane reads of the group's rows, `stride` elements apart, begins here: a piece of one of eight rows
@@ -55,16 +48,16 @@ class PersistentProduct {
         return (kTensor ? lane() / 4 * stride : 0) + first_ * kChunk<T> + lane() % 4 * kPiece<T>;
     }
 
-    // Multiplies with the group's rows, of which `row` is where this lane begins. The sums are there after the
-    // next barrier.
-    FUSEDRNN_DEVICE void run(const T* row, int stride) const {
+    // Multiplies with the group's rows, of which `row` is where this lane begins, once they are there. The sums
+    // are there, at one of two sides, after the next barrier.
+    FUSEDRNN_DEVICE void run(const T* row, int stride, int side) const {
         const int g = lane() / 4, t = lane() % 4;
-        Sum* sums = sums_of(warp()) + (kTensor ? 2 * t : t) * kColumn + g;
+        Sum* sums = sums_of(side, warp()) + (kTensor ? 2 * t : t) * kColumn + g;
         Piece<T> b[kAhead];
         FUSEDRNN_UNROLL
         for (int i = 0; i < kAhead; ++i) {
             if (kTensor ? i < share_ : share_ > 0)
-                b[i].vector = load16(row + (kTensor ? i * kChunk<T> : i * stride));
+                b[i].vector = load16_relaxed(row + (kTensor ? i * kChunk<T> : i * stride));
         }
         FUSEDRNN_KEEP_LOOP
         for (int column = 0; column < columns_; column += kTileColumns) {
@@ -88,8 +81,8 @@ class PersistentProduct {
     }
 
     // The product for one unit of the block and column, tile by tile.
-    FUSEDRNN_DEVICE Sum sum(int column, int unit) const {
-        const Sum* const from = sums_of(0) + column * kColumn + unit;
+    FUSEDRNN_DEVICE Sum sum(int side, int column, int unit) const {
+        const Sum* const from = sums_of(side, 0) + column * kColumn + unit;
         const int warps = block_threads() / 32;
         if (warps == kPersistentWarps) return add<kPersistentWarps>(from);
         Sum total = *from;
@@ -102,7 +95,8 @@ class PersistentProduct {
     // What is multiplied at the same time, and the results that a lane gets of it.
     static constexpr int kTileColumns = kTensor ? 8 : 4, kResults = kTensor ? 4 : 2;
     // Pieces of rows that are on their way at the same time.
-    static constexpr int kAhead = kTensor && kShare < 4 ? kShare : 4;
+    static constexpr int kMostAhead = kTensor && kTiles == 1 ? 8 : 4;
+    static constexpr int kAhead = kTensor && kShare < kMostAhead ? kShare : kMostAhead;
     // Sums that one tile is spread over, so that enough products are under way at the same time.
     static constexpr int kChains = kTiles == 1 ? 4 : 1;
 
@@ -121,7 +115,9 @@ class PersistentProduct {
         return part[0];
     }
 
-    FUSEDRNN_DEVICE Sum* sums_of(int w) const { return shared_memory<Sum>() + w * columns_ * kColumn; }
+    FUSEDRNN_DEVICE Sum* sums_of(int side, int w) const {
+        return shared_memory<Sum>() + (side * (block_threads() / 32) + w) * columns_ * kColumn;
+    }
 
     // One tile of 8 columns. A piece makes place for the one kAhead chunks later, of the next columns after
     // the last.
@@ -131,15 +127,16 @@ class PersistentProduct {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kShare; ++i) {
             if (i >= share_) continue;
+            if (i % kAhead == 0) receive(row + i * kChunk<T>, kChunk<T>, share_ - i, b);
             const Factor<kMath> column = row_factor<kMath>(b[i % kAhead]);
             FUSEDRNN_UNROLL
             for (int tile = 0; tile < kTiles; ++tile) {
                 multiply<kMath>(chain[tile][i % kChains], weights_[tile][i][0], weights_[tile][i][1], column);
             }
             if (i + kAhead < kShare && i + kAhead < share_) {
-                b[i % kAhead].vector = load16(row + (i + kAhead) * kChunk<T>);
+                b[i % kAhead].vector = load16_relaxed(row + (i + kAhead) * kChunk<T>);
             } else if (next != nullptr) {
-                b[i % kAhead].vector = load16(next + i % kAhead * kChunk<T>);
+                b[i % kAhead].vector = load16_relaxed(next + i % kAhead * kChunk<T>);
             }
         }
         FUSEDRNN_UNROLL
@@ -164,8 +161,9 @@ class PersistentProduct {
             const T* const from = i + 1 < share_ ? row + (i + 1) * kChunk<T> : next;
             FUSEDRNN_UNROLL
             for (int n = 0; n < kTileColumns; ++n) {
+                if (n == 0) receive(row + i * kChunk<T>, stride, kTileColumns, b);
                 add_column(i, n, b[n], shares);
-                if (from != nullptr) b[n].vector = load16(from + n * stride);
+                if (from != nullptr) b[n].vector = load16_relaxed(from + n * stride);
             }
         }
         FUSEDRNN_UNROLL

@@ -25,7 +25,7 @@ class StepBackward {
     using Product = StepProduct<kMath, 1, N, kVector>;
     using T = typename Product::T;
     using C = typename Product::C;
-    using V = Vec<C>;
+    using V = typename MathTraits<kMath>::V;
 
     static FUSEDRNN_DEVICE void run(const StepBackwardArgs& args) {
         const int position = block_index().x * Product::kColumns, unit = block_index().y * kUnits;

@@ -18,7 +18,7 @@ class StepForward {
     using Product = StepProduct<kMath, G, N, kVector>;
     using T = typename Product::T;
     using C = typename Product::C;
-    using V = Vec<C>;
+    using V = typename MathTraits<kMath>::V;
 
     static FUSEDRNN_DEVICE void run(const StepForwardArgs& args) {
         const int position = block_index().x * Product::kColumns, unit = block_index().y * kUnits;

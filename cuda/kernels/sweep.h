@@ -10,9 +10,65 @@
 
 namespace fusedrnn::cuda {
 
-// Steps and positions of a sweep are an int, since plans for more are refused: in kernels that keep weights in
-// registers, words count. Compact indices are not.
+// Steps, positions and compact indices of a sweep are an int, since plans for more are refused: in kernels that
+// keep weights in registers, words count, and so do instructions, since few warps share a multiprocessor.
 FUSEDRNN_DEVICE int alive_at(const DeviceSchedule& s, int t) { return static_cast<int>(active_at(s, t)); }
+FUSEDRNN_DEVICE int index_at(const DeviceSchedule& s, int t) {
+    return s.offset == nullptr ? t * static_cast<int>(s.B) : static_cast<int>(load_constant(s.offset + t));
+}
+
+// Whether all rows are T long and no state is replaced on its way.
+FUSEDRNN_DEVICE bool is_plain(const DeviceSchedule& s, const StateSource& source) {
+    return s.offset == nullptr && source.resets == nullptr;
+}
+
+// Element `row * width` of an array.
+template <class E>
+FUSEDRNN_DEVICE E* row_of(E* base, int row, int width) {
+    return base + static_cast<std::int64_t>(row) * width;
+}
+
+// n numbers that follow each other, aligned to their size where they are four.
+template <class V, int n>
+FUSEDRNN_DEVICE void load_numbers(const float* from, V (&to)[n]) {
+    if constexpr (n == 4) {
+        const Vector16 four = load16_constant(from);
+        FUSEDRNN_UNROLL
+        for (int k = 0; k < n; ++k) to[k] = V::set(as_float(four.word[k]));
+    } else {
+        FUSEDRNN_UNROLL
+        for (int k = 0; k < n; ++k) to[k] = V::set(load_constant(from + k));
+    }
+}
+template <class V, int n>
+FUSEDRNN_DEVICE void store_numbers(float* to, const V (&from)[n]) {
+    if constexpr (n == 4) {
+        store16(to, {{as_unsigned(from[0].v), as_unsigned(from[1].v), as_unsigned(from[2].v),
+                      as_unsigned(from[3].v)}});
+    } else {
+        FUSEDRNN_UNROLL
+        for (int k = 0; k < n; ++k) store(to + k, from[k].v);
+    }
+}
+
+// By all lanes of a warp, which hold neighbours: the 16 bytes that this lane's element is in.
+template <class T>
+FUSEDRNN_DEVICE Vector16 gather_piece(T element) {
+    constexpr int step = kPiece<T> / 4;
+    unsigned word;
+    if constexpr (sizeof(T) == 2) {
+        const unsigned own = element.bits, other = shuffle_xor(own, 1);
+        word = (lane() & 1) != 0 ? other | own << 16 : own | other << 16;
+    } else {
+        word = as_unsigned(element);
+    }
+    const bool odd = (lane() & step) != 0, upper = (lane() & 2 * step) != 0;
+    const unsigned neighbour = shuffle_xor(word, step);
+    const unsigned low = odd ? neighbour : word, high = odd ? word : neighbour;
+    const unsigned other_low = shuffle_xor(low, 2 * step), other_high = shuffle_xor(high, 2 * step);
+    if (upper) return {{other_low, other_high, low, high}};
+    return {{low, high, other_low, other_high}};
+}
 
 FUSEDRNN_DEVICE std::int64_t length_at(const DeviceSchedule& s, int position) {
     return s.length == nullptr ? s.T : load_constant(s.length + position);
@@ -34,6 +90,8 @@ class SweepCells {
   protected:
     FUSEDRNN_DEVICE int column(int i) const { return first_column_ + i * between_; }
     FUSEDRNN_DEVICE int position(int i) const { return first_position_ + column(i); }
+    // Of a whole warp: its columns are two, of an even number.
+    FUSEDRNN_DEVICE bool is_column(int i) const { return column(i) < columns_; }
     // Whether cell i exists and its position is in [from, to).
     FUSEDRNN_DEVICE bool is_cell(int i, int from, int to) const {
         const int p = position(i);

@@ -20,7 +20,7 @@ class SweepBackward : protected SweepCells {
     static constexpr int G = Cell::kGates, S = Cell::kStates;
     using T = typename MathTraits<kMath>::T;
     using C = float;
-    using V = Vec<C>;
+    using V = typename MathTraits<kMath>::V;
 
     FUSEDRNN_DEVICE void run() {
         const int steps = static_cast<int>(length_at(args_.schedule, first_position_));
@@ -28,6 +28,7 @@ class SweepBackward : protected SweepCells {
         const bool to_initial = args_.dinitial[0] != nullptr || (S > 1 && args_.dinitial[1] != nullptr);
         const int exchanges = to_initial ? steps : steps - 1;
         kernel().prepare(exchanges);
+        plain_ = is_plain(args_.schedule, args_.source);
         const int B = static_cast<int>(args_.schedule.B);
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
@@ -38,7 +39,7 @@ class SweepBackward : protected SweepCells {
         int t = args_.source.reverse ? 0 : steps - 1, later_active = 0;
         for (int done = 0; done < steps; ++done) {
             step(t, later_active, done, exchanges);
-            later_active = alive_at(args_.schedule, t);
+            later_active = plain_ ? B : alive_at(args_.schedule, t);
             t += args_.source.reverse ? 1 : -1;
         }
         if (to_initial) {
@@ -90,21 +91,20 @@ class SweepBackward : protected SweepCells {
     }
 
     // Everything that does not depend on the later step.
-    FUSEDRNN_DEVICE Inputs read(int i, Moment now, std::int64_t index, int later_active) const {
+    FUSEDRNN_DEVICE Inputs read(int i, Moment now, int index, int later_active) const {
         Inputs inputs{};
         const int p = position(i);
         const std::int64_t row = cells_[i].row;
-        const C* const tape = static_cast<const C*>(args_.saved) + ((index + p) * H_ + unit_) * Cell::kSaved;
-        FUSEDRNN_UNROLL
-        for (int k = 0; k < Cell::kSaved; ++k) inputs.saved[k] = V::set(load_constant(tape + k));
+        const C* const tape = row_of(static_cast<const C*>(args_.saved), index + p, H_ * Cell::kSaved);
+        load_numbers(tape + unit_ * Cell::kSaved, inputs.saved);
         if constexpr (Cell::kDirectHidden) {
             const T* const hidden = hidden_before<T>(args_.source, now, p, row);
             if (hidden != nullptr) inputs.s[0] = V::set(widen(load_constant(hidden + unit_)));
         }
         if constexpr (S > 1) {
             const C* memory = static_cast<const C*>(args_.states);
-            const std::int64_t before = args_.source.reverse ? now.t + 1 : now.t - 1;
-            if (before >= 0) memory += offset_at(args_.schedule, before) * H_;
+            const int before = static_cast<int>(args_.source.reverse ? now.t + 1 : now.t - 1);
+            if (before >= 0) memory = row_of(memory, index_at(args_.schedule, before), H_);
             const C* const states = states_before<C>(args_.source, now, p, row, memory);
             if (states != nullptr) inputs.s[1] = V::set(load_constant(states + unit_));
         }
@@ -131,9 +131,9 @@ class SweepBackward : protected SweepCells {
     // Step `done` of the sweep.
     FUSEDRNN_DEVICE void step(int t, int later_active, int done, int exchanges) {
         const DeviceSchedule& schedule = args_.schedule;
-        const Moment now{t, active_at(schedule, t + 1)};
-        const std::int64_t index = offset_at(schedule, t);
-        const int active = alive_at(schedule, t);
+        const int index = index_at(schedule, t),
+                  active = plain_ ? static_cast<int>(schedule.B) : alive_at(schedule, t);
+        const Moment now{t, plain_ && t + 1 < schedule.T ? schedule.B : active_at(schedule, t + 1)};
         Inputs inputs[kCells] = {};
         bool cut[kCells] = {};
         FUSEDRNN_UNROLL
@@ -171,8 +171,8 @@ class SweepBackward : protected SweepCells {
         }
     }
 
-    FUSEDRNN_DEVICE void keep(std::int64_t index, const V (&dgx)[G], const V (&dgh)[G]) const {
-        const std::int64_t at = index * G * H_ + unit_;
+    FUSEDRNN_DEVICE void keep(int index, const V (&dgx)[G], const V (&dgh)[G]) const {
+        const std::int64_t at = static_cast<std::int64_t>(index) * (G * H_) + unit_;
         FUSEDRNN_UNROLL
         for (int g = 0; g < G; ++g) {
             store(static_cast<T*>(args_.dgh) + at + g * H_, narrow<T>(dgh[g].v));
@@ -182,6 +182,7 @@ class SweepBackward : protected SweepCells {
     }
 
     const SweepBackwardArgs& args_;
+    bool plain_;
     Gradients cells_[kCells];
 };
 

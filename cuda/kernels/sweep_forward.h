@@ -9,6 +9,7 @@
 //                        none
 //   multiply(e)          waits for an exchange, and leaves its product
 //   sum(i)               the product for cell i: an array of one number for each gate
+// Exchanges are sent, and multiplied, one after the other.
 #pragma once
 
 #include "kernels/sweep.h"
@@ -21,7 +22,7 @@ class SweepForward : protected SweepCells {
     static constexpr int G = Cell::kGates, S = Cell::kStates;
     using T = typename MathTraits<kMath>::T;
     using C = float;
-    using V = Vec<C>;
+    using V = typename MathTraits<kMath>::V;
 
     FUSEDRNN_DEVICE void run() {
         const std::int64_t length = length_at(args_.schedule, first_position_),
@@ -30,6 +31,11 @@ class SweepForward : protected SweepCells {
         if (steps <= 0) return;
         kernel().prepare(steps);
         const bool reverse = args_.source.reverse;
+        // Kept, since to compute them from the arguments in every step takes longer than the step's own work.
+        plain_ = is_plain(args_.schedule, args_.source);
+        gates_ = G * H_;
+        first_row_ = index_at(args_.schedule, static_cast<int>(args_.first));
+        gx_ = opaque(const_cast<C*>(static_cast<const C*>(args_.gx)) + unit_);
         int t = static_cast<int>(args_.first) + (reverse ? steps - 1 : 0);
         begin(t);
         kernel().send(alive_at(args_.schedule, t), 0);
@@ -87,25 +93,29 @@ class SweepForward : protected SweepCells {
 
     FUSEDRNN_DEVICE void step(int t, int exchange, bool is_last) {
         const DeviceSchedule& schedule = args_.schedule;
-        const std::int64_t index = offset_at(schedule, t);
-        const int active = alive_at(schedule, t), next_t = args_.source.reverse ? t - 1 : t + 1;
-        const Moment next = moment_at(is_last ? t : next_t);
-        const int next_active = is_last ? 0 : alive_at(schedule, next_t);
-        // Under way while the others are waited for. `replaced`: the next step does not read what this one
-        // leaves.
+        const int index = index_at(schedule, t), next_t = args_.source.reverse ? t - 1 : t + 1;
+        const int B = static_cast<int>(schedule.B), active = plain_ ? B : alive_at(schedule, t);
+        const int next_active = is_last ? 0 : plain_ ? B : alive_at(schedule, next_t);
+        // Under way while the others are waited for.
         V gx[kCells][G] = {};
-        bool replaced[kCells] = {};
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
-            if (is_cell(i, 0, next_active)) {
+            if (!is_cell(i, 0, active)) continue;
+            const C* const from = row_of(gx_, index - first_row_ + position(i), gates_);
+            FUSEDRNN_UNROLL
+            for (int g = 0; g < G; ++g) gx[i][g] = V::set(load_constant(from + g * H_));
+        }
+        // Whether the next step does not read what this one leaves.
+        bool replaced[kCells] = {};
+        Moment next{};
+        if (!plain_ && !is_last) {
+            next = moment_at(next_t);
+            FUSEDRNN_UNROLL
+            for (int i = 0; i < kCells; ++i) {
+                if (!is_cell(i, 0, next_active)) continue;
                 replaced[i] = is_cut(args_.source, next, position(i), cells_[i].row) ||
                               !has_step_before(args_.source, next, position(i));
             }
-            if (!is_cell(i, 0, active)) continue;
-            const std::int64_t row = index - offset_at(schedule, args_.first) + position(i);
-            const C* const from = static_cast<const C*>(args_.gx) + row * G * H_ + unit_;
-            FUSEDRNN_UNROLL
-            for (int g = 0; g < G; ++g) gx[i][g] = V::set(load_constant(from + g * H_));
         }
         kernel().multiply(exchange);
         V after[kCells][S] = {}, saved[kCells][Cell::kSaved] = {};
@@ -146,20 +156,22 @@ class SweepForward : protected SweepCells {
         for (int k = 1; k < S; ++k) cell.s[k] = after[k];
     }
 
-    FUSEDRNN_DEVICE void keep(int i, int t, std::int64_t index, const V (&after)[S],
+    FUSEDRNN_DEVICE void keep(int i, int t, int index, const V (&after)[S],
                               const V (&saved)[Cell::kSaved]) const {
         T* const y = static_cast<T*>(args_.y.data) + t * args_.y.t_stride + cells_[i].row * args_.y.b_stride;
         store(y + unit_, narrow<T>(after[0].v));
-        const std::int64_t row = args_.states_by_index ? index : position(i);
+        const int row = args_.states_by_index ? index : position(i);
         FUSEDRNN_UNROLL
-        for (int k = 1; k < S; ++k) store(static_cast<C*>(args_.states) + row * H_ + unit_, after[k].v);
+        for (int k = 1; k < S; ++k) store(row_of(static_cast<C*>(args_.states), row, H_) + unit_, after[k].v);
         if (args_.saved == nullptr) return;
-        C* const tape = static_cast<C*>(args_.saved) + (index * H_ + unit_) * Cell::kSaved;
-        FUSEDRNN_UNROLL
-        for (int k = 0; k < Cell::kSaved; ++k) store(tape + k, saved[k].v);
+        C* const tape = row_of(static_cast<C*>(args_.saved), index, H_ * Cell::kSaved);
+        store_numbers(tape + unit_ * Cell::kSaved, saved);
     }
 
     const SweepForwardArgs& args_;
+    bool plain_;
+    int gates_, first_row_;
+    C* gx_;  // of this thread's unit, in the first row
     Carried cells_[kCells];
     V b_hh_[Cell::kSplitGates ? G : 1];
 };
