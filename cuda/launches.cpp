@@ -46,11 +46,7 @@ std::int64_t Launcher::partial_bytes(std::int64_t m, std::int64_t n, std::int64_
 void Launcher::multiply(const Product& p, void* partial) const {
     if (cublas_ == nullptr || !cublas_->takes(math_, p)) return multiply_here(p, partial);
     const bool biased = p.bias[0] != nullptr || p.bias[1] != nullptr;
-    if (biased) {
-        Product nothing = p;
-        nothing.k = 0;
-        multiply_here(nothing, partial);
-    }
+    if (biased) sum_slices(p, nullptr, 0);
     if (launch_observer != nullptr) launch_observer(math_, "cublas", "");
     cublas_->multiply(math_, p, p.accumulate || biased, stream_, partial);
 }
@@ -77,18 +73,23 @@ void Launcher::multiply_here(const Product& p, void* partial) const {
     shape.grid_z = cut.count;
     shape.block = static_cast<int>(kGemmThreads);
     start(entries_.gemm[layout], shape, args);
-    if (!split) return;
-    SumSlicesArgs sum{partial, p.c, {p.bias[0], p.bias[1]}, p.m, p.n, p.c_stride, cut.count, p.accumulate};
-    Shape sum_shape;
-    sum_shape.grid_x = static_cast<int>(p.m);
-    sum_shape.grid_y = static_cast<int>(tiles(p.n, kGemmThreads));
-    sum_shape.block = static_cast<int>(kGemmThreads);
-    start(entries_.sum_slices[layout], sum_shape, sum);
+    if (split) sum_slices(p, partial, cut.count);
+}
+
+void Launcher::sum_slices(const Product& p, const void* partial, int slices) const {
+    if (p.m == 0 || p.n == 0) return;
+    const SumSlicesArgs args{partial, p.c,         {p.bias[0], p.bias[1]}, p.m, p.n, p.c_stride,
+                             slices,  p.accumulate};
+    Shape shape;
+    shape.grid_x = static_cast<int>(p.m);
+    shape.grid_y = static_cast<int>(tiles(p.n, kGemmThreads));
+    shape.block = static_cast<int>(kGemmThreads);
+    start(entries_.sum_slices[static_cast<int>(p.layout)], shape, args);
 }
 
 Launcher::Slices Launcher::column_slices(std::int64_t m, std::int64_t n) const {
     const std::int64_t wanted =
-        std::clamp<std::int64_t>(kManyBlocks / std::max<std::int64_t>(1, tiles(n, 32)), 1,
+        std::clamp<std::int64_t>(kManyBlocks / std::max<std::int64_t>(1, tiles(n, column_tile())), 1,
                                  std::max<std::int64_t>(1, m / kLeastSliceRows));
     const std::int64_t size = std::max<std::int64_t>(1, tiles(m, wanted));
     return {size, static_cast<int>(std::max<std::int64_t>(1, tiles(m, size)))};
@@ -103,10 +104,10 @@ void Launcher::add_column_sums(const void* a, std::int64_t m, std::int64_t n, vo
     if (m == 0 || n == 0 || (sums[0] == nullptr && sums[1] == nullptr)) return;
     const Slices cut = column_slices(m, n);
     Shape shape;
-    shape.grid_x = static_cast<int>(tiles(n, 32));
+    shape.grid_x = static_cast<int>(tiles(n, column_tile()));
     shape.grid_y = cut.count;
     shape.block = static_cast<int>(kRowsThreads);
-    start(entries_.column_sums, shape, ColumnSumsArgs{a, partial, m, n, cut.size});
+    start(entries_.column_sums, shape, ColumnSumsArgs{a, partial, m, n, cut.size, is_vector(a, n, n)});
     for (void* sum : sums) {
         if (sum == nullptr) continue;
         const SumSlicesArgs args{partial, sum, {nullptr, nullptr}, 1, n, n, cut.count, true};

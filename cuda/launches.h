@@ -119,6 +119,10 @@ class Launcher {
         int count;
     };
     void multiply_here(const Product& product, void* partial) const;
+    // The sum of so many slices, or only the bias of none.
+    void sum_slices(const Product& product, const void* partial, int slices) const;
+    // Columns of a block that adds columns up: a piece of 16 bytes for each lane.
+    std::int64_t column_tile() const { return 8 * entries_.chunk; }
     Slices slices(std::int64_t m, std::int64_t n, std::int64_t k) const;
     Slices column_slices(std::int64_t m, std::int64_t n) const;
     int step_warps(std::int64_t k, int least, int most) const;

@@ -63,7 +63,8 @@ class Instance {
         add_layout<Layout::kNT>(e, "gemm NT", "sum_slices NT");
         add_layout<Layout::kNN>(e, "gemm NN", "sum_slices NN");
         add_layout<Layout::kTN>(e, "gemm TN", "sum_slices TN");
-        e.column_sums = {"column_sums", &column_sums<T, C>, kRowsThreads * static_cast<int>(sizeof(C))};
+        e.column_sums = {"column_sums", &column_sums<T, C>,
+                         kRowsThreads * kPiece<T> * static_cast<int>(sizeof(C))};
         e.transpose = {"transpose", &transpose<T>, transpose_shared_bytes<T>()};
         e.gather_rows = {"gather_rows", &gather_rows<T>, 0};
         e.scatter_rows = {"scatter_rows", &scatter_rows<T>, 0};

@@ -45,6 +45,7 @@ struct ColumnSumsArgs {
     const void* a;  // T
     void* partial;  // C [slices][N]
     std::int64_t m, n, slice;
+    bool vector;  // whether all rows start and end at multiples of 16 bytes
 };
 
 // to (N, M) = from (M, N) transposed.

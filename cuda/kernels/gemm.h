@@ -260,7 +260,7 @@ FUSEDRNN_KERNEL FUSEDRNN_LAUNCH_BOUNDS(kGemmThreads, 1) void gemm(GemmArgs args)
     Gemm<kMath, kLayout>::run(args);
 }
 
-// Blocks (rows, columns / kGemmThreads): a thread adds up one element.
+// Blocks (rows, columns / kGemmThreads): a thread adds up one element. Of no slices only the bias is left.
 template <Math kMath, Layout kLayout>
 FUSEDRNN_KERNEL void sum_slices(SumSlicesArgs args) {
     using G = Gemm<kMath, kLayout>;
@@ -269,7 +269,7 @@ FUSEDRNN_KERNEL void sum_slices(SumSlicesArgs args) {
                        n = std::int64_t{block_index().y} * block_threads() + thread_index();
     if (n >= args.n) return;
     const C* from = static_cast<const C*>(args.partial) + m * args.n + n;
-    C total = load_constant(from);
+    C total = args.slices > 0 ? load_constant(from) : C(0);
     for (int i = 1; i < args.slices; ++i) total += load_constant(from + i * args.m * args.n);
     store_result<typename G::T, C>(static_cast<typename G::Out*>(args.c) + m * args.ldc + n, total, args.bias,
                                    n, args.accumulate);

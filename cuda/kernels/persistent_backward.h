@@ -36,9 +36,8 @@ class PersistentBackward
           args_(args),
           product_(args.shape),
           exchange_(args.shape, args.exchange, kDepth),
-          to_(exchange_.place(this->column(0) * exchange_.stride() + block_index().x * kDepth +
-                              thread_index() % kUnitsOfBlock)),
-          from_(exchange_.place(product_.lane_offset(exchange_.stride()))) {}
+          to_(exchange_.place(this->column(0) * kChunk<T> + thread_index() % kUnitsOfBlock)),
+          from_(exchange_.place(product_.lane_offset())) {}
 
   private:
     FUSEDRNN_DEVICE void prepare(int) {
@@ -50,21 +49,21 @@ class PersistentBackward
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             if (!this->is_column(i)) continue;
-            T* const to = to_ + i * this->between_ * exchange_.stride();
+            T* const to = to_ + i * this->between_ * kChunk<T>;
             const bool alive = this->is_cell(i, 0, active);
             FUSEDRNN_UNROLL
             for (int g = 0; g < G; ++g) {
-                exchange_.send(to + g * kUnitsOfBlock,
-                               alive ? exchanged<kMath>(narrow<T>(dgh[i][g].v)) : T{});
+                T* const place = to + exchange_.offset((block_index().x * G + g) * kUnitsOfBlock);
+                exchange_.send(place, alive ? exchanged<kMath>(narrow<T>(dgh[i][g].v)) : T{});
+                if (g == G - 1) exchange_.pad(place + kUnitsOfBlock);
             }
-            exchange_.pad(to + kDepth);
         }
         to_ += exchange_.step();
     }
 
     // And multiplies.
     FUSEDRNN_DEVICE void receive(int exchange) {
-        product_.run(from_, exchange_.stride(), exchange % 2);
+        product_.run(from_, exchange % 2);
         from_ += exchange_.step();
         side_ = exchange % 2;
         block_barrier();

@@ -5,6 +5,8 @@
 // one block to another is a store and a load, and no fence has to be waited for; and since no place is written
 // twice, nobody has to know how far the others have come. The one number whose bits are all ones is a NaN, in
 // whose place another is sent.
+//
+// Rows are cut into chunks of K, and the same chunk of all columns lies together, as a warp reads it.
 #pragma once
 
 #include "kernels/persistent_arguments.h"
@@ -56,14 +58,14 @@ template <class T>
 class Exchange {
   public:
     FUSEDRNN_DEVICE Exchange(const PersistentShape& shape, void* memory, int depth)
-        : stride_(shape.chunks * kChunk<T>),
-          step_(static_cast<std::int64_t>(shape.groups) * shape.columns * stride_),
-          padding_(block_index().x + 1 == shape.tiles ? stride_ - shape.tiles * depth : 0),
-          rows_(static_cast<T*>(memory) +
-                static_cast<std::int64_t>(block_index().y) * shape.columns * stride_) {}
+        : line_(shape.columns * kChunk<T>),
+          step_(static_cast<std::int64_t>(shape.groups) * line_ * shape.chunks),
+          padding_(block_index().x + 1 == shape.tiles ? shape.chunks * kChunk<T> - shape.tiles * depth : 0),
+          rows_(static_cast<T*>(memory) + static_cast<std::int64_t>(block_index().y) * line_ * shape.chunks) {
+    }
 
-    // Between rows.
-    FUSEDRNN_DEVICE int stride() const { return stride_; }
+    // Of element k of a column; columns are kChunk<T> elements apart.
+    FUSEDRNN_DEVICE int offset(int k) const { return k / kChunk<T> * line_ + k % kChunk<T>; }
     // A place in the rows of the first exchange, for a thread to keep; it is further on by step() in each of the
     // following ones.
     FUSEDRNN_DEVICE T* place(int offset) const { return opaque(rows_ + offset); }
@@ -82,7 +84,7 @@ class Exchange {
     }
 
   private:
-    int stride_;
+    int line_;
     std::int64_t step_;
     int padding_;  // 16 or none, of the last block
     T* rows_;

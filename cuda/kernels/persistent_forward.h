@@ -33,8 +33,10 @@ class PersistentForward
           args_(args),
           product_(args.shape),
           exchange_(args.shape, args.exchange, kUnitsOfBlock),
-          to_(exchange_.place(this->column(0) * exchange_.stride() + this->unit_)),
-          from_(exchange_.place(product_.lane_offset(exchange_.stride()))) {}
+          to_(exchange_.place(this->column(0) * kChunk<T> +
+                              exchange_.offset(block_index().x * kUnitsOfBlock) +
+                              thread_index() % kUnitsOfBlock)),
+          from_(exchange_.place(product_.lane_offset())) {}
 
   private:
     FUSEDRNN_DEVICE void prepare(int) {
@@ -46,7 +48,7 @@ class PersistentForward
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             if (!this->is_column(i)) continue;
-            T* const to = to_ + i * this->between_ * exchange_.stride();
+            T* const to = to_ + i * this->between_ * kChunk<T>;
             exchange_.send(to, this->is_cell(i, 0, active) ? this->hidden(i) : T{});
             exchange_.pad(to + kUnitsOfBlock);
         }
@@ -54,7 +56,7 @@ class PersistentForward
     }
 
     FUSEDRNN_DEVICE void multiply(int exchange) {
-        product_.run(from_, exchange_.stride(), exchange % 2);
+        product_.run(from_, exchange % 2);
         from_ += exchange_.step();
         side_ = exchange % 2;
         block_barrier();

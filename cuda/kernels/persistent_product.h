@@ -24,8 +24,13 @@ class PersistentProduct {
     static constexpr int kColumn = kTiles == 1 ? 20 : 17;
 
     FUSEDRNN_DEVICE explicit PersistentProduct(const PersistentShape& shape)
-        : first_(warp() * shape.share), share_(shape.chunks - first_), columns_(shape.columns) {
+        : first_(warp() * shape.share),
+          share_(shape.chunks - first_),
+          columns_(shape.columns),
+          line_(shape.columns * kChunk<T>) {
         if (share_ > shape.share) share_ = shape.share;
+        const int sign = lane() % 16 * line_ + (columns_ - 1) * kChunk<T> + lane() / 16 * 2 * kPiece<T>;
+        to_sign_ = first_ * line_ + sign - lane_offset();
     }
 
     template <class Weights>
@@ -42,31 +47,39 @@ class PersistentProduct {
         block_barrier();  // the shared memory is that of the sums
     }
 
-    // What a lane reads of the group's rows, `stride` elements apart, begins here: a piece of one of eight rows
-    // on the tensor cores, otherwise of each of four.
-    FUSEDRNN_DEVICE int lane_offset(int stride) const {
-        return (kTensor ? lane() / 4 * stride : 0) + first_ * kChunk<T> + lane() % 4 * kPiece<T>;
+    // What a lane reads of the group's rows begins here: a piece of one of eight rows on the tensor cores,
+    // otherwise of each of four.
+    FUSEDRNN_DEVICE int lane_offset() const {
+        return (kTensor ? lane() / 4 * kChunk<T> : 0) + first_ * line_ + lane() % 4 * kPiece<T>;
     }
 
     // Multiplies with the group's rows, of which `row` is where this lane begins, once they are there. The sums
     // are there, at one of two sides, after the next barrier.
-    FUSEDRNN_DEVICE void run(const T* row, int stride, int side) const {
+    FUSEDRNN_DEVICE void run(const T* row, int side) const {
         const int g = lane() / 4, t = lane() % 4;
+        // Of each block one piece of the last row at first: all warps asking for all of their pieces again and
+        // again would be in the way of those that come.
+        if (lane() % 16 < share_) {
+            Piece<T> sign[1];
+            sign[0].vector = load16_relaxed(row + to_sign_);
+            receive(row + to_sign_, 0, 1, sign);
+        }
+        warp_barrier();
         Sum* sums = sums_of(side, warp()) + (kTensor ? 2 * t : t) * kColumn + g;
         Piece<T> b[kAhead];
         FUSEDRNN_UNROLL
         for (int i = 0; i < kAhead; ++i) {
             if (kTensor ? i < share_ : share_ > 0)
-                b[i].vector = load16_relaxed(row + (kTensor ? i * kChunk<T> : i * stride));
+                b[i].vector = load16_relaxed(row + i * (kTensor ? line_ : kChunk<T>));
         }
         FUSEDRNN_KEEP_LOOP
         for (int column = 0; column < columns_; column += kTileColumns) {
-            const T* const next = column + kTileColumns < columns_ ? row + kTileColumns * stride : nullptr;
+            const T* const next = column + kTileColumns < columns_ ? row + kTileColumns * kChunk<T> : nullptr;
             float c[kTiles][kResults];
             if constexpr (kTensor) {
                 multiply_tile(row, next, b, c);
             } else {
-                multiply_tile(row, next, stride, b, c);
+                multiply_tile_here(row, next, b, c);
             }
             FUSEDRNN_UNROLL
             for (int i = 0; i < kResults; ++i) {
@@ -127,16 +140,16 @@ class PersistentProduct {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kShare; ++i) {
             if (i >= share_) continue;
-            if (i % kAhead == 0) receive(row + i * kChunk<T>, kChunk<T>, share_ - i, b);
+            if (i % kAhead == 0) receive(row + i * line_, line_, share_ - i, b);
             const Factor<kMath> column = row_factor<kMath>(b[i % kAhead]);
             FUSEDRNN_UNROLL
             for (int tile = 0; tile < kTiles; ++tile) {
                 multiply<kMath>(chain[tile][i % kChains], weights_[tile][i][0], weights_[tile][i][1], column);
             }
             if (i + kAhead < kShare && i + kAhead < share_) {
-                b[i % kAhead].vector = load16_relaxed(row + (i + kAhead) * kChunk<T>);
+                b[i % kAhead].vector = load16_relaxed(row + (i + kAhead) * line_);
             } else if (next != nullptr) {
-                b[i % kAhead].vector = load16_relaxed(next + i % kAhead * kChunk<T>);
+                b[i % kAhead].vector = load16_relaxed(next + i % kAhead * line_);
             }
         }
         FUSEDRNN_UNROLL
@@ -152,18 +165,18 @@ class PersistentProduct {
 
     // The same with multiply-adds: a lane takes two units of each tile and all columns, and of K what its
     // pieces hold. A piece makes place for that of the next chunk.
-    FUSEDRNN_DEVICE void multiply_tile(const T* row, const T* next, int stride, Piece<T> (&b)[kAhead],
-                                       float (&c)[kTiles][kResults]) const {
+    FUSEDRNN_DEVICE void multiply_tile_here(const T* row, const T* next, Piece<T> (&b)[kAhead],
+                                            float (&c)[kTiles][kResults]) const {
         float shares[kTiles][2][kTileColumns] = {};
         FUSEDRNN_UNROLL
         for (int i = 0; i < kShare; ++i) {
             if (i >= share_) continue;
-            const T* const from = i + 1 < share_ ? row + (i + 1) * kChunk<T> : next;
+            const T* const from = i + 1 < share_ ? row + (i + 1) * line_ : next;
             FUSEDRNN_UNROLL
             for (int n = 0; n < kTileColumns; ++n) {
-                if (n == 0) receive(row + i * kChunk<T>, stride, kTileColumns, b);
+                if (n == 0) receive(row + i * line_, kChunk<T>, kTileColumns, b);
                 add_column(i, n, b[n], shares);
-                if (from != nullptr) b[n].vector = load16_relaxed(from + n * stride);
+                if (from != nullptr) b[n].vector = load16_relaxed(from + n * kChunk<T>);
             }
         }
         FUSEDRNN_UNROLL
@@ -201,6 +214,8 @@ class PersistentProduct {
     }
 
     int first_, share_, columns_;
+    int line_;     // elements between chunks: all columns of a chunk follow each other
+    int to_sign_;  // from lane_offset() to the piece that is asked for first
     HeldWeights<kMath> weights_[kTiles][kShare][2];
 };
 

@@ -143,31 +143,46 @@ inline constexpr int transpose_shared_bytes() {
 }
 
 // The sums of all warps, lane by lane and in their order; of the first warp alone.
-template <class C>
-FUSEDRNN_DEVICE C add_warps(C sum) {
+template <class C, int n>
+FUSEDRNN_DEVICE void add_warps(C (&sum)[n]) {
     C* const sums = shared_memory<C>();
-    sums[thread_index()] = sum;
+    FUSEDRNN_UNROLL
+    for (int e = 0; e < n; ++e) sums[e * block_threads() + thread_index()] = sum[e];
     block_barrier();
-    for (int i = thread_index() + 32; warp() == 0 && i < block_threads(); i += 32) sum += sums[i];
-    return sum;
+    for (int i = thread_index() + 32; warp() == 0 && i < block_threads(); i += 32) {
+        FUSEDRNN_UNROLL
+        for (int e = 0; e < n; ++e) sum[e] += sums[e * block_threads() + i];
+    }
 }
 
-// Blocks (tile of 32 columns, slice): the warps take turns at the rows, and their sums are added in order.
-template <class T, class C>
-FUSEDRNN_KERNEL void column_sums(ColumnSumsArgs args) {
-    const std::int64_t n = std::int64_t{block_index().x} * 32 + lane();
+// Of a slice's rows, which the warps take turns at, the elements from n on.
+template <bool kVector, class T, class C>
+FUSEDRNN_DEVICE void add_pieces(const ColumnSumsArgs& args, int n, C (&sum)[kPiece<T>]) {
     const std::int64_t first = block_index().y * args.slice;
     const std::int64_t last = first + args.slice < args.m ? first + args.slice : args.m;
-    const int warps = block_threads() / 32;
-    C sum = 0;
-    if (n < args.n) {
-        for (std::int64_t m = first + warp(); m < last; m += warps) {
-            sum += widen(load_constant(static_cast<const T*>(args.a) + m * args.n + n));
-        }
+    const int warps = block_threads() / 32, columns = static_cast<int>(args.n);
+    FUSEDRNN_UNROLL_FEW
+    for (std::int64_t m = first + warp(); m < last; m += warps) {
+        const T* const row = static_cast<const T*>(args.a) + m * args.n;
+        const Piece<T> piece = load_piece<kVector>(row, n, columns);
+        FUSEDRNN_UNROLL
+        for (int e = 0; e < kPiece<T>; ++e) sum[e] += widen(piece.element[e]);
     }
-    sum = add_warps(sum);
-    if (warp() != 0 || n >= args.n) return;
-    store(static_cast<C*>(args.partial) + block_index().y * args.n + n, sum);
+}
+
+// Blocks (tile of 32 pieces of columns, slice); the sums of the warps are added in order.
+template <class T, class C>
+FUSEDRNN_KERNEL void column_sums(ColumnSumsArgs args) {
+    const std::int64_t n = (std::int64_t{block_index().x} * 32 + lane()) * kPiece<T>;
+    C sum[kPiece<T>] = {};
+    if (n < args.n && args.vector) add_pieces<true, T>(args, static_cast<int>(n), sum);
+    if (n < args.n && !args.vector) add_pieces<false, T>(args, static_cast<int>(n), sum);
+    add_warps(sum);
+    if (warp() != 0) return;
+    FUSEDRNN_UNROLL
+    for (int e = 0; e < kPiece<T>; ++e) {
+        if (n + e < args.n) store(static_cast<C*>(args.partial) + block_index().y * args.n + n + e, sum[e]);
+    }
 }
 
 // Likewise, the warps taking turns at the inputs.
@@ -175,17 +190,17 @@ template <class T, class C>
 FUSEDRNN_KERNEL void sum_lookups(SumLookupsArgs args) {
     const std::int64_t v = block_index().x, n = std::int64_t{block_index().y} * 32 + lane();
     const std::int64_t last = load_constant(args.first + v + 1);
-    C sum = 0;
+    C sum[1] = {};
     for (std::int64_t i = load_constant(args.first + v) + warp(); n < args.n && i < last;
          i += block_threads() / 32) {
         const std::int64_t row = load_constant(args.inputs + i);
-        sum += widen(load_constant(static_cast<const T*>(args.from) + row * args.n + n));
+        sum[0] += widen(load_constant(static_cast<const T*>(args.from) + row * args.n + n));
     }
-    sum = add_warps(sum);
+    add_warps(sum);
     if (warp() != 0 || n >= args.n) return;
     T* const to = static_cast<T*>(args.to) + v * args.to_stride + n;
-    if (args.accumulate) sum += widen(load(to));
-    store(to, narrow<T>(sum));
+    if (args.accumulate) sum[0] += widen(load(to));
+    store(to, narrow<T>(sum[0]));
 }
 
 }  // namespace fusedrnn::cuda
