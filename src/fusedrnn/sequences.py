@@ -1,5 +1,6 @@
 """Sequences of different lengths: padding them into one array and back."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,14 +31,15 @@ def pad(
     Args:
         sequences: B arrays (T_b, ...) of one dtype, equal but for the first axis; T_b may be 0.
         batch_first: return (B, T, ...) instead of (T, B, ...).
-        value: what to write past the end of a sequence.
+        value: the real number to write past the end of a sequence; for integers a whole one, in range.
 
     Returns:
         x: (T, B, ...) with T the largest T_b, and lengths: (B,) int64.
 
     Raises:
-        TypeError: an item is not an array, or dtypes differ.
-        ValueError: no sequences, an item without axes, or shapes that differ past the first axis.
+        TypeError: an item is not an array, dtypes differ, or value is no number.
+        ValueError: no sequences, an item without axes, shapes that differ past the first axis, or a value
+            that the dtype cannot hold.
     """
     items = list(sequences)
     if not items:
@@ -53,12 +55,30 @@ def pad(
             raise ValueError(
                 f"sequences[{index}]: expected shape (T, ...) = (T, *{items[0].shape[1:]}), got {item.shape}"
             )
+    _check_fill(value, items[0].dtype)
     lengths = np.array([len(item) for item in items], np.int64)
     leading = (len(items), int(lengths.max())) if batch_first else (int(lengths.max()), len(items))
     padded: Array = np.full((*leading, *items[0].shape[1:]), value, items[0].dtype)
     for index, item in enumerate(items):
         _sequence(padded, index, len(item), batch_first)[...] = item
     return padded, lengths
+
+
+def _check_fill(value: Any, dtype: np.dtype[Any]) -> None:
+    """Refuse a fill that would become another number: a fraction in integers, a number out of range."""
+    if dtype.kind not in "biuf":
+        return  # NumPy's own rules
+    if not isinstance(value, (int, float, np.bool_, np.integer, np.floating)):
+        raise TypeError(f"value: expected a number, got {value!r}")
+    if dtype.kind == "f":
+        if float(np.finfo(dtype).max) < abs(value) < math.inf:
+            raise ValueError(f"value: expected a number in the range of {dtype}, got {value!r}")
+    elif not math.isfinite(value) or value != int(value):
+        raise ValueError(f"value: expected a whole number for sequences of {dtype}, got {value!r}")
+    else:
+        least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if not least <= int(value) <= most:
+            raise ValueError(f"value: expected {least}..{most} for sequences of {dtype}, got {value!r}")
 
 
 def unpad(x: Array, lengths: npt.ArrayLike, batch_first: bool = False) -> list[Array]:
