@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import enum
 import math
-import sys
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import fusedrnn as fr
-from fusedrnn.cli import session, text
+from fusedrnn.cli import report, session, text
 from fusedrnn.cli.charlm import Config, load_model
-from fusedrnn.cli.display import make_display, save_plot
-from fusedrnn.cli.errors import CliError
+from fusedrnn.cli.display import make_display
+from fusedrnn.cli.errors import CliError, printable
 from fusedrnn.cli.sampling import Sampler
-from fusedrnn.cli.trainer import Checkpoint, Settings, Trainer
+from fusedrnn.cli.settings import Settings
+from fusedrnn.cli.trainer import Checkpoint, Trainer
 
 app = typer.Typer(
     help="Fast recurrent networks: train a character-level language model, and generate text from it.",
@@ -31,8 +32,7 @@ app = typer.Typer(
 
 _CONFIG, _SETTINGS = Config(), Settings()
 _DEFAULT_OUT = Path("charlm.safetensors")
-_SAMPLE_CHARACTERS = 400
-_SAMPLE_TEMPERATURE = 0.7
+_CHANGEABLE = ("batch", "lr", "epochs", "clip", "patience")  # when a run goes on
 
 
 class Cell(str, enum.Enum):
@@ -65,7 +65,7 @@ def _reported() -> Iterator[None]:
         typer.echo("Error: not enough memory for this model or text", err=True)
     # The library's own complaints are ValueErrors that name the argument.
     except (CliError, ValueError, OverflowError) as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {printable(str(error))}", err=True)
     else:
         return
     raise typer.Exit(1)
@@ -114,7 +114,10 @@ def train(
         int, typer.Option(min=1, help="Stop after this many evaluations without a better score.")
     ] = _SETTINGS.patience,
     valid_fraction: Annotated[
-        float, typer.Option(help="Share of the text, at its end, that is held out to measure the model.")
+        float,
+        typer.Option(
+            help="Share of the text, at its end, that is held out to measure the model; 0 for none."
+        ),
     ] = _SETTINGS.valid_fraction,
     seed: Annotated[int, typer.Option(min=0, help="Makes the run repeatable.")] = _SETTINGS.seed,
     threads: Annotated[
@@ -126,12 +129,17 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Model file to write or replace; the checkpoint and the picture lie beside it.",
+            help="Model file to write; one that is there stays until the new model is measured. The "
+            "checkpoint and the picture lie beside it.",
             show_default=str(_DEFAULT_OUT),
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Checkpoint to continue from, exactly as if it had never stopped.")
+        Path | None,
+        typer.Option(
+            help="Checkpoint to continue from, exactly as if it had never stopped; another TEXT_FILE, "
+            "--batch, --lr, --epochs, --clip or --patience may be given."
+        ),
     ] = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Pause when this many steps are made, counted from the start.")
@@ -144,18 +152,24 @@ def train(
             fr.set_num_threads(threads)
         limits = session.Limits(max_steps, max_seconds)
         checkpoint = None if resume is None else Checkpoint.read(resume)
+        changes: list[str] = []
         if checkpoint is None:
             paths = session.Paths.of(out or _DEFAULT_OUT)
-            source = None if text_file is None else str(text_file.resolve())
-            trainer = _new_trainer(ctx, _corpus(source))
+            source = None if text_file is None else os.path.realpath(text_file)
+            trainer, own = _new_trainer(ctx, _corpus(source)), False
         else:
             paths = session.Paths.of(out or session.Paths.model_beside(checkpoint.path))
-            source = checkpoint.source if text_file is None else str(text_file.resolve())
-            _refuse_changes(ctx, checkpoint)
-            trainer = _continued(checkpoint, _corpus(source), source)
-        _describe(trainer, source)
-        ending = session.run(trainer, paths, source, make_display(trainer), limits)
-        _conclude(trainer, paths, ending)
+            if os.path.realpath(paths.model) == os.path.realpath(checkpoint.path):
+                raise CliError(f"--out: expected a name for the model, got the checkpoint: {paths.model}")
+            source = checkpoint.source if text_file is None else os.path.realpath(text_file)
+            trainer, changes = _continued(ctx, checkpoint, source, text_file is not None)
+            # A run that has proven nothing yet may have left the model of an earlier one in its place.
+            own = trainer.proven and os.path.realpath(paths.checkpoint) == os.path.realpath(checkpoint.path)
+        keep = paths.model.exists() and not own
+        report.describe(trainer, source, changes)
+        report.say_where(trainer, paths, default=out is None and checkpoint is None, keep=keep)
+        outcome = session.run(trainer, paths, source, make_display(trainer), limits, keep)
+        report.conclude(trainer, paths, outcome)
 
 
 def _corpus(source: str | None) -> str:
@@ -176,80 +190,35 @@ def _new_trainer(ctx: typer.Context, corpus: str) -> Trainer:
     return Trainer(config, settings, corpus)
 
 
-def _refuse_changes(ctx: typer.Context, checkpoint: Checkpoint) -> None:
-    """A run continues as it began: an option given with another value is an error, not ignored."""
-    kept = {**asdict(checkpoint.config), **asdict(checkpoint.settings)}
+def _continued(
+    ctx: typer.Context, checkpoint: Checkpoint, source: str | None, text_given: bool
+) -> tuple[Trainer, list[str]]:
+    """The trainer of a run that goes on, and what changed: an option given is followed or refused."""
+    settings, changes = checkpoint.settings, []
+    kept = {**asdict(checkpoint.config), **asdict(settings)}
     for name, value in {**_chosen(ctx, Config), **_chosen(ctx, Settings)}.items():
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT" and value != kept[name]:
+        given = ctx.get_parameter_source(name)
+        if given is None or given.name == "DEFAULT" or value == kept[name]:
+            continue
+        if name not in _CHANGEABLE:
             option = "--" + name.replace("_", "-")
             raise typer.BadParameter(f"{option}: the checkpoint was made with {kept[name]}, got {value}")
-
-
-def _continued(checkpoint: Checkpoint, corpus: str, source: str | None) -> Trainer:
+        try:
+            settings = replace(settings, **{name: value})
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        changes.append(f"--{name} {value} (was {kept[name]})")
+    corpus = _corpus(source)
     if text.fingerprint(corpus) != checkpoint.fingerprint:
-        raise CliError(f"{source or text.BUILT_IN}: not the text that {checkpoint.path} was trained on")
-    trainer = Trainer(checkpoint.config, checkpoint.settings, corpus)
+        if not text_given:
+            raise CliError(
+                f"{source or text.BUILT_IN}: not the text that {checkpoint.path} was trained on any more; "
+                "give a TEXT_FILE, this one or another, to continue with what it holds"
+            )
+        changes.append(f"the text (was {checkpoint.source or text.BUILT_IN}); its passes are counted anew")
+    trainer = Trainer(checkpoint.config, settings, corpus, checkpoint.vocabulary)
     trainer.restore(checkpoint)
-    return trainer
-
-
-def _describe(trainer: Trainer, source: str | None) -> None:
-    training, held_out, repeated = trainer.characters
-    config = trainer.config
-    left_out = f", {repeated:,} repeated ones left out" if repeated else ""
-    typer.echo(
-        f"text: {source or text.BUILT_IN}: {training + held_out + repeated:,} characters "
-        f"({training:,} to train on, {held_out:,} held out{left_out}), "
-        f"{len(trainer.vocabulary) - 1} different"
-    )
-    typer.echo(
-        f"model: {config.cell}, {config.layers} x {config.hidden} units, "
-        f"{trainer.model.num_parameters:,} parameters, {config.dtype}; "
-        f"{fr.config()['isa']}, {fr.get_num_threads()} threads"
-    )
-    if trainer.step:
-        typer.echo(f"continuing at step {trainer.step} of {trainer.total_steps}")
-
-
-def _conclude(trainer: Trainer, paths: session.Paths, ending: session.Ending) -> None:
-    """Say how training ended, and show what the model can do; the model's path is the last line."""
-    best = (
-        "not measured yet" if trainer.best is None else f"{trainer.best.bits:.3f} bits per held-out character"
-    )
-    if ending is session.Ending.INTERRUPTED:
-        typer.echo(f"interrupted at step {trainer.step}; the best model so far is kept: {best}")
-    elif ending is session.Ending.PAUSED:
-        typer.echo(f"paused at step {trainer.step} of {trainer.total_steps}; best: {best}")
-    else:
-        early = " early: no better score for a while" if trainer.stopped_early else ""
-        typer.echo(f"finished{early}; best: {best}, at step {trainer.best.step if trainer.best else 0}")
-    if not trainer.finished:
-        typer.echo(f"continue with: fusedrnn train --resume {paths.checkpoint}")
-    if ending is not session.Ending.INTERRUPTED:
-        save_plot(paths.plot, trainer)
-        typer.echo(f"learning curve: {paths.plot}")
-        typer.echo("sample:")
-        sampler = Sampler(
-            session.best_model(trainer),
-            trainer.vocabulary,
-            temperature=_SAMPLE_TEMPERATURE,
-            seed=trainer.settings.seed,
-        )
-        _stream(sampler, "", _SAMPLE_CHARACTERS)
-    typer.echo(f"model: {paths.model}")
-    if ending is session.Ending.INTERRUPTED:
-        raise typer.Exit(130)
-
-
-def _stream(sampler: Sampler, prompt: str, length: int) -> None:
-    """Write the prompt, then each character as soon as it is drawn."""
-    sys.stdout.write(prompt)
-    for character in sampler.characters(prompt, length):
-        sys.stdout.write(character)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    return trainer, changes
 
 
 @app.command()
@@ -277,7 +246,7 @@ def generate(
             listed = ", ".join(map(ascii, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
             typer.echo(f"warning: characters that the model has never seen are skipped: {listed}", err=True)
         sampler = Sampler(found.model, found.vocabulary, temperature=temperature, top_k=top_k, seed=seed)
-        _stream(sampler, prompt, length)
+        report.stream(sampler, prompt, length)
 
 
 @app.command()
@@ -297,7 +266,7 @@ def info(
         measured = (
             {} if score is None else {"held-out bits/char": f"{score.bits:.4f}", "trained steps": score.step}
         )
-        _table(
+        report.table(
             {
                 **asdict(found.config),
                 "characters": len(found.vocabulary) - 1,
@@ -305,9 +274,3 @@ def info(
                 **measured,
             }
         )
-
-
-def _table(rows: dict[str, Any]) -> None:
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        typer.echo(f"{name:<{width}}  {value}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +13,16 @@ import numpy.typing as npt
 
 import fusedrnn as fr
 from fusedrnn.cli import files
-from fusedrnn.cli.errors import CliError
+from fusedrnn.cli.errors import CliError, reason
 from fusedrnn.cli.text import Codes, Vocabulary
 
 Array = npt.NDArray[Any]
 
 MODEL_FILE = "fusedrnn character model"
 CELLS = {"lstm": fr.LSTM, "gru": fr.GRU, "rnn": fr.RNN}
+
+LARGEST = 2**31 - 1  # of the counts in a configuration and in the settings
+_MOST_LAYERS = 1000  # each is Python objects besides its weights
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,19 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "embedding"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name}: expected an int >= 1, got {value!r}")
+            check_count(name, getattr(self, name), _MOST_LAYERS if name == "layers" else LARGEST)
         if self.cell not in CELLS:
             raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {self.cell!r}")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype: expected float32 or float64, got {self.dtype!r}")
         if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout: expected 0 <= p < 1, got {self.dropout!r}")
+
+
+def check_count(name: str, value: Any, most: int = LARGEST) -> None:
+    """Raise ValueError unless the value is an int from 1 to `most`."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name}: expected an int from 1 to {most}, got {value!r}")
 
 
 class Tape(NamedTuple):
@@ -98,6 +105,12 @@ class Score:
     step: int
     bits: float
 
+    def __post_init__(self) -> None:
+        if type(self.step) is not int or self.step < 0:
+            raise ValueError(f"step: expected an int >= 0, got {self.step!r}")
+        if not isinstance(self.bits, float) or not math.isfinite(self.bits):
+            raise ValueError(f"bits: expected a finite number, got {self.bits!r}")
+
 
 class SavedModel(NamedTuple):
     """A model as its file gives it back."""
@@ -137,7 +150,7 @@ def load_model(path: Path) -> SavedModel:
         score = None if content["score"] is None else read_fields(Score, content["score"])
         model = build(config, vocabulary, tensors).eval()
     except (KeyError, TypeError, ValueError) as error:
-        raise CliError(f"{path}: not a usable model: {error}") from None
+        raise CliError(f"{path}: not a usable model: {reason(error)}") from None
     return SavedModel(config, vocabulary, score, model)
 
 
@@ -147,23 +160,62 @@ def build(config: Config, vocabulary: Vocabulary, state: Mapping[str, Array]) ->
     Raises:
         ValueError: names or shapes do not fit the configuration.
     """
-    # Checked first: a configuration must not be able to ask for more memory than its tensors take.
-    described = parameter_count(config, len(vocabulary))
-    stored = sum(tensor.size for tensor in state.values())
-    if described != stored:
-        raise ValueError(f"the configuration describes {described} parameters, the file holds {stored}")
+    check_shapes(config, len(vocabulary), state)
     model = CharLM(config, len(vocabulary))
     model.load_state_dict(state)
     return model
 
 
-def parameter_count(config: Config, vocabulary_size: int) -> int:
-    """Return how many parameters a model has, without building it."""
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[config.cell]
-    h = config.hidden
-    inputs = config.embedding + (config.layers - 1) * h
-    recurrent = gates * h * (inputs + config.layers * (h + 2))
-    return vocabulary_size * config.embedding + recurrent + (h + 1) * vocabulary_size
+def check_shapes(config: Config, vocabulary_size: int, state: Mapping[str, Array]) -> None:
+    """Hold tensors against a configuration, without building its model.
+
+    A configuration in a file must not be able to ask for more memory or time than its tensors take.
+
+    Raises:
+        ValueError: names, shapes or dtypes do not fit.
+    """
+    count = 0
+    for name, shape in parameter_shapes(config, vocabulary_size):
+        if name not in state:
+            raise ValueError(f"{name}: the configuration describes it, the file does not hold it")
+        if state[name].shape != shape or state[name].dtype != config.dtype:
+            found = f"{state[name].dtype} {state[name].shape}"
+            raise ValueError(f"{name}: expected {config.dtype} {shape}, got {found}")
+        count += 1
+    if count != len(state):
+        raise ValueError(f"the configuration describes {count} tensors, the file holds {len(state)}")
+
+
+def parameter_shapes(config: Config, vocabulary_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the name and the shape of each parameter of a model, without building it."""
+    rows, inputs = {"lstm": 4, "gru": 3, "rnn": 1}[config.cell] * config.hidden, config.embedding
+    yield "embedding.weight", (vocabulary_size, config.embedding)
+    for layer in range(config.layers):
+        yield f"rnn.weight_ih_l{layer}", (rows, inputs)
+        yield f"rnn.weight_hh_l{layer}", (rows, config.hidden)
+        yield f"rnn.bias_ih_l{layer}", (rows,)
+        yield f"rnn.bias_hh_l{layer}", (rows,)
+        inputs = config.hidden
+    yield "output.weight", (vocabulary_size, config.hidden)
+    yield "output.bias", (vocabulary_size,)
+
+
+def is_sound(state: Mapping[str, Array]) -> bool:
+    """Whether a model with these parameters can generate: no score that it gives can overflow or be NaN.
+
+    What comes out of the recurrent layers is within -1..1, so the sums of the absolute values in the rows of
+    the weights bound every preactivation and every score; four such sums make one.
+    """
+    embedding = np.abs(state["embedding.weight"])
+    limit = np.finfo(embedding.dtype).max / 4.0
+    largest = max(1.0, float(embedding.max())) if np.isfinite(embedding).all() else math.inf
+    for name, tensor in state.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = np.abs(tensor).sum(axis=-1, dtype=np.float64)
+            rows *= largest if name == "rnn.weight_ih_l0" else 1.0
+        if not np.all(rows <= limit):  # NaN is not
+            return False
+    return True
 
 
 def read_fields(kind: type[Any], values: Any) -> Any:

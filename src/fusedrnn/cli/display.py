@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from fusedrnn.cli.files import write_atomically
 from fusedrnn.cli.trainer import Evaluated, Event, Trained, Trainer
 
+_LAST_STEPS = 50  # whose mean loss is shown
 _PLAIN_SECONDS = 10.0  # between two plain lines, unless there is an evaluation to report
 
 
@@ -41,20 +42,18 @@ def make_display(trainer: Trainer) -> Display:
 
 
 class Meter:
-    """Figures of a run: smoothed loss, speed, and time left."""
+    """Figures of a run: loss of the last steps, speed, and time left."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._first_step = trainer.step
         self._start = time.monotonic()
         self._characters = 0
-        self._loss: float | None = None
 
     def note(self, event: Event) -> None:
         """Take in an event."""
         if isinstance(event, Trained):
             self._characters += event.characters
-            self._loss = event.bits if self._loss is None else self._loss + 0.05 * (event.bits - self._loss)
 
     @property
     def figures(self) -> str:
@@ -62,10 +61,13 @@ class Meter:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         steps = self._trainer.step - self._first_step
         parts = []
-        if self._loss is not None:
-            parts.append(f"loss {self._loss:.3f}")
+        measured = []
+        if self._trainer.losses:
+            measured.append(f"loss {np.mean(self._trainer.losses[-_LAST_STEPS:]):.3f}")
         if self._trainer.scores:
-            parts.append(f"held-out {self._trainer.scores[-1].bits:.3f} bits/char")
+            measured.append(f"held-out {self._trainer.scores[-1].bits:.3f}")
+        if measured:
+            parts.append(f"{', '.join(measured)} bits/char")
         parts.append(f"{self._characters / elapsed:,.0f} chars/s")
         if steps:
             parts.append(f"{clock(elapsed / steps * (self._trainer.total_steps - self._trainer.step))} left")
@@ -169,7 +171,8 @@ def save_plot(path: Path, trainer: Trainer) -> None:
     smooth = losses[: len(losses) // width * width].reshape(-1, width).mean(axis=1)
     axes.plot((np.arange(len(smooth)) + 0.5) * width, smooth, color="tab:gray", label="training")
     steps, values = [score.step for score in trainer.scores], [score.bits for score in trainer.scores]
-    axes.plot(steps, values, "o-", markersize=4, color="tab:blue", label="held out")
+    if steps:
+        axes.plot(steps, values, "o-", markersize=4, color="tab:blue", label="held out")
     if trainer.best is not None:
         axes.axhline(trainer.best.bits, linewidth=0.8, linestyle=":", color="tab:blue")
         axes.set_title(f"best held-out score: {trainer.best.bits:.3f} bits per character")

@@ -8,40 +8,76 @@ not another model. Several entries would be written in no particular order, and 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from fusedrnn.cli.errors import CliError
+from fusedrnn.cli.errors import CliError, reason
 
 Tensors = dict[str, npt.NDArray[Any]]
 
 VERSION = 1
 _ENTRY = "fusedrnn"
+_LARGEST_HEADER = 100_000_000  # bytes, as for every safetensors file
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; a pipe, on which opening would wait, or a device without an end is refused.
+
+    Raises:
+        CliError: it is not a regular file, or cannot be read.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(mode):
+                raise CliError(f"{path}: not a regular file")
+            yield file
+    except OSError as error:
+        raise CliError(f"{path}: {error.strerror or error}") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by a file that holds `data`: either all of it gets there, or the old file stays.
 
+    A file that is replaced hands on its permissions.
+
     Raises:
         CliError: the file cannot be written.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        _remove_strays(target)
+        # A name that nobody can foresee, and O_EXCL: what others put into the folder is never written to.
+        temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}.tmp")
+        mode = target.stat().st_mode & 0o777 if target.exists() else None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o666 if mode is None else mode)
         try:
-            with open(temporary, "wb") as file:
+            with open(descriptor, "wb") as file:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if mode is not None:
+                    os.fchmod(descriptor, mode)
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
+                os.fsync(descriptor)
+                os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -49,6 +85,22 @@ def write_atomically(path: Path, data: bytes) -> None:
         _sync_folder(target.parent)
     except OSError as error:
         raise CliError(f"{path}: cannot write: {error.strerror or error}") from None
+
+
+def _prefix(target: Path) -> str:
+    """How the names of a target's temporary files begin: short, however long its own name is."""
+    return f".fusedrnn-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
+
+
+def _remove_strays(target: Path) -> None:
+    """Remove what writers of the target left behind that were killed: a living one holds a lock."""
+    prefix, names = _prefix(target), []
+    with contextlib.suppress(OSError):  # a folder that may be written but not listed
+        names = [name for name in os.listdir(target.parent) if name.startswith(prefix)]
+    for stray in map(target.with_name, names):
+        with contextlib.suppress(OSError, CliError), open_regular(stray) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stray.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -79,50 +131,74 @@ def load(path: Path, kind: str) -> tuple[Tensors, dict[str, Any]]:
     Raises:
         CliError: no such file, another kind of file, or a damaged one.
     """
-    try:
-        return parse(path.read_bytes(), kind)
-    except OSError as error:
-        raise CliError(f"{path}: {error.strerror or error}") from None
-    except CliError as error:
-        raise CliError(f"{path}: {error}") from None
+    with open_regular(path) as file:
+        try:
+            return parse(file, os.fstat(file.fileno()).st_size, kind)
+        except CliError as error:
+            raise CliError(f"{path}: {error}") from None
 
 
-def parse(data: bytes, kind: str) -> tuple[Tensors, dict[str, Any]]:
-    """Return the tensors and the description from the bytes of a file.
+def parse(file: BinaryIO, size: int, kind: str) -> tuple[Tensors, dict[str, Any]]:
+    """Return the tensors and the description from an open file of `size` bytes.
+
+    The header comes first, and is held against the size: a file that is not what it says costs no memory.
 
     Raises:
         CliError: another kind of file, or a damaged one.
     """
     try:
-        tensors: Tensors = safetensors.numpy.load(data)
-        entry = _metadata(data).get(_ENTRY)
-    except MemoryError:
-        raise
-    except Exception as error:  # the reader has many ways to refuse a file
-        raise CliError(f"not a safetensors file, or a damaged one ({error})") from None
+        entry = _entry(file, size)
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise CliError(f"not a safetensors file, or a damaged one ({reason(error)})") from None
     if entry is None:
         raise CliError(f"expected a {kind}, got another safetensors file")
     checksum, _, text = entry.partition(" ")
+    content = _content(text, kind)
+    file.seek(0)
+    try:
+        tensors: Tensors = safetensors.numpy.load(file.read(size))
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # the reader has many ways to refuse a file
+        raise CliError(f"not a safetensors file, or a damaged one ({error})") from None
     if checksum != _checksum(text, tensors):
         raise CliError("damaged: the contents do not match their checksum")
-    return tensors, _content(text, kind)
+    return tensors, content
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """The header's metadata; the reader has checked the header before."""
-    size = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    return metadata
+def _entry(file: BinaryIO, size: int) -> str | None:
+    """Our entry in the header's metadata, if there is one.
+
+    Raises:
+        AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError: the header is damaged.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+        raise ValueError(f"a header of {length} bytes in a file of {size}")
+    header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", None) or {}
+    held = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if held != size - 8 - length:
+        raise ValueError(f"tensors of {held} bytes, of which the file holds {size - 8 - length}")
+    entry = metadata.get(_ENTRY)
+    if not isinstance(entry, str | None):
+        raise TypeError("metadata that is no text")
+    return entry
 
 
 def _content(text: str, kind: str) -> dict[str, Any]:
-    """The description, whose checksum is right: what can be wrong with it is what kind of file it is."""
-    described = json.loads(text)
-    if described["format"] != kind:
-        raise CliError(f"expected a {kind}, got a {described['format']}")
-    if described["version"] != VERSION:
-        raise CliError(f"expected format version {VERSION}, got {described['version']}")
-    content: dict[str, Any] = described["content"]
+    """The description, from the header's entry."""
+    try:
+        described = json.loads(text)
+        found, version, content = described["format"], described["version"], described["content"]
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise CliError(f"damaged: the description cannot be read ({reason(error)})") from None
+    if found != kind:
+        raise CliError(f"expected a {kind}, got a {found}")
+    if version != VERSION:
+        raise CliError(f"expected format version {VERSION}, got {version}")
+    if not isinstance(content, dict):
+        raise CliError("damaged: the description cannot be read")
     return content
 
 

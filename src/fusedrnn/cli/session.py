@@ -21,6 +21,9 @@ from fusedrnn.cli.trainer import Evaluated, Trainer
 SUFFIX = ".safetensors"
 CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
 
+# Ctrl-C, a cluster that takes the machine back, a terminal that is gone.
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 _CHECKPOINT_SECONDS = 60.0  # between two checkpoints, unless an evaluation comes first
 
 
@@ -41,13 +44,18 @@ class Paths:
         """
         if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
             raise CliError(f"--out: expected a name that ends in {SUFFIX}, got {out}")
-        if out.is_dir():
-            raise CliError(f"--out: {out} is a folder")
         if not out.parent.is_dir():
             raise CliError(f"--out: no such folder: {out.parent}")
         if not os.access(out.parent, os.W_OK):
             raise CliError(f"--out: cannot write in {out.parent}")
         stem = out.name[: -len(SUFFIX)]
+        longest = os.pathconf(out.parent, "PC_NAME_MAX") - len(os.fsencode(CHECKPOINT_SUFFIX))
+        if len(os.fsencode(stem)) > longest:
+            raise CliError(
+                f"--out: expected a name of at most {longest} bytes before {SUFFIX}, got {out.name}"
+            )
+        if out.is_dir():
+            raise CliError(f"--out: {out} is a folder")
         return cls(out, out.with_name(stem + CHECKPOINT_SUFFIX), out.with_name(stem + ".png"))
 
     @classmethod
@@ -80,36 +88,64 @@ class Ending(enum.Enum):
     INTERRUPTED = enum.auto()
 
 
-def run(trainer: Trainer, paths: Paths, source: str | None, display: Display, limits: Limits) -> Ending:
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended; by which signal, if by one; and whether the model file is its own."""
+
+    ending: Ending
+    signal: int | None
+    wrote_model: bool
+
+
+def run(
+    trainer: Trainer, paths: Paths, source: str | None, display: Display, limits: Limits, keep_model: bool
+) -> Outcome:
     """Train until finished, interrupted, or a limit is reached; keep the best model and a checkpoint on disk.
 
+    Args:
+        trainer: what to train.
+        paths: where the files lie.
+        source: the path of the text, for the checkpoint.
+        display: shows how it goes.
+        limits: what ends the run early.
+        keep_model: leave the model file alone until the trainer's model is proven.
+
     Raises:
-        CliError: a file cannot be written, or the loss is not finite.
+        CliError: a file cannot be written, or training diverged.
+        OSError: nothing can be shown any more; what was trained is saved.
     """
-    ending = Ending.FINISHED
     saved = time.monotonic()
-    with _interrupts() as interrupted, display, closing(trainer.events()) as events:
-        for event in events:
-            display.show(event)
-            if isinstance(event, Evaluated) and event.improved:
-                save_best(trainer, paths)
-            if isinstance(event, Evaluated) or time.monotonic() - saved >= _CHECKPOINT_SECONDS:
-                trainer.save(paths.checkpoint, source)
-                saved = time.monotonic()
-            if interrupted.is_set() or limits.reached(trainer):
-                ending = Ending.INTERRUPTED if interrupted.is_set() else Ending.PAUSED
-                break
-    if trainer.finished:
-        ending = Ending.FINISHED if ending is Ending.PAUSED else ending
-    save_best(trainer, paths)
-    trainer.save(paths.checkpoint, source)
-    return ending
+    lost: OSError | None = None
+    wrote_model = False
 
+    def save(model: bool) -> None:
+        nonlocal saved, wrote_model
+        trainer.check_sound()
+        if model and (trainer.proven or not keep_model):
+            state = trainer.model.state_dict() if trainer.best_state is None else trainer.best_state
+            save_model(paths.model, trainer.config, trainer.vocabulary, trainer.best, state)
+            wrote_model = True
+        trainer.save(paths.checkpoint, source)
+        saved = time.monotonic()
 
-def save_best(trainer: Trainer, paths: Paths) -> None:
-    """Write the best model; before the first evaluation, the model as it is."""
-    state = trainer.model.state_dict() if trainer.best_state is None else trainer.best_state
-    save_model(paths.model, trainer.config, trainer.vocabulary, trainer.best, state)
+    with _signals() as received:
+        try:
+            with display, closing(trainer.events()) as events:
+                for event in events:
+                    improved = isinstance(event, Evaluated) and event.improved
+                    if isinstance(event, Evaluated) or time.monotonic() - saved >= _CHECKPOINT_SECONDS:
+                        save(model=improved or not trainer.measures)
+                    display.show(event)
+                    if received or limits.reached(trainer):
+                        break
+        except OSError as error:  # of the terminal that hung up, or the full disk under standard output
+            lost = error
+        save(model=True)
+    if lost is not None:
+        raise lost
+    if received:
+        return Outcome(Ending.INTERRUPTED, received[0], wrote_model)
+    return Outcome(Ending.FINISHED if trainer.finished else Ending.PAUSED, None, wrote_model)
 
 
 def best_model(trainer: Trainer) -> CharLM:
@@ -119,21 +155,26 @@ def best_model(trainer: Trainer) -> CharLM:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag, to take effect between two steps; the second one is immediate."""
-    flag = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    # Signals can be caught in the main thread only; and a process told to ignore them goes on doing so.
-    if threading.current_thread() is not threading.main_thread() or before in (None, signal.SIG_IGN):
-        yield flag
-        return
+def _signals() -> Iterator[list[int]]:
+    """Collect the first of the signals that end a process, to take effect between two steps.
+
+    The second one of a kind is immediate.
+    """
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in _ENDING_SIGNALS}
+    # Signals can be caught in the main thread only; and a process told to ignore one goes on doing so.
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        flag.set()
-        signal.signal(signal.SIGINT, before)
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
 
-    signal.signal(signal.SIGINT, note)
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield flag
+        yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

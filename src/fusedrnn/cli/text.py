@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.cli.errors import CliError
+from fusedrnn.cli.files import open_regular
 
 Codes = npt.NDArray[np.int64]
 
@@ -28,10 +29,8 @@ def built_in_text() -> str:
 
 def read_text(path: Path) -> str:
     """Return the contents of a UTF-8 file, a byte order mark dropped and line ends made one newline each."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CliError(f"{path}: {error.strerror or error}") from None
+    with open_regular(path) as file:
+        data = file.read()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,17 +100,25 @@ def split(text: str, fraction: float) -> Split:
     """Hold out the last `fraction` of the text, from the nearest following paragraph (else line) on.
 
     A held-out paragraph (text between blank lines) that occurs in the training part too, white space aside,
-    is left out: a model that learned it by heart would look better than it is.
+    is left out: a model that learned it by heart would look better than it is. A fraction of 0 holds out
+    nothing.
     """
+    if fraction == 0.0:
+        return Split(text, "", 0)
     cut = _border(text, len(text) - round(len(text) * fraction))
     training, rest = text[:cut], text[cut:]
     seen = {_squeezed(paragraph) for paragraph in training.split("\n\n")} | {""}
     held_out = "\n\n".join(paragraph for paragraph in rest.split("\n\n") if _squeezed(paragraph) not in seen)
     if len(held_out) < 2:
-        why = "repeats the training part word for word" if rest.strip() else "is empty"
-        raise CliError(
-            f"the held-out part of the text {why}; give a longer text, or a larger --valid-fraction"
-        )
+        part = f"its last {100.0 * fraction:.3g}%, held out to measure the model,"
+        if len(rest.strip()) < 2:
+            why = f"the text is too short: {part} hold nothing; give a longer text"
+        else:
+            why = (
+                f"the text repeats itself: {part} stand word for word before them too, and learning by heart "
+                "would pass for learning; give another text"
+            )
+        raise CliError(f"{why}, a larger --valid-fraction, or --valid-fraction 0 to train without measuring")
     return Split(training, held_out, len(rest) - len(held_out))
 
 
@@ -166,9 +173,11 @@ def training_windows(codes: Codes, batch: int, steps: int) -> Windows:
     """
     needed = batch * steps + 1
     if len(codes) < needed:
+        shorter = max(1, min(steps, (len(codes) - 1) // 4))
+        fewer = max(1, min(batch, (len(codes) - 1) // shorter // 8))
         raise CliError(
-            f"the text is too short: {batch} rows of {steps} steps need {needed} characters for training, "
-            f"got {len(codes)}; give a longer text, or a smaller --batch or --steps"
+            f"the text is too short: {batch} rows of {steps} steps need {needed:,} characters for training, "
+            f"got {len(codes):,}; give a longer text, or for example --batch {fewer} --steps {shorter}"
         )
     return Windows(codes, batch, steps)
 

@@ -18,47 +18,23 @@ import numpy as np
 
 import fusedrnn as fr
 from fusedrnn.cli import files
-from fusedrnn.cli.charlm import Array, CharLM, Config, Score, bits, read_fields
-from fusedrnn.cli.errors import CliError
+from fusedrnn.cli.charlm import (
+    Array,
+    CharLM,
+    Config,
+    Score,
+    bits,
+    check_shapes,
+    is_sound,
+    read_fields,
+)
+from fusedrnn.cli.errors import CliError, reason
+from fusedrnn.cli.settings import Settings, check_memory
 from fusedrnn.cli.text import Vocabulary, fingerprint, held_out_windows, split, training_windows
 
 CHECKPOINT_FILE = "fusedrnn training checkpoint"
 
-_FINAL_RATE = 0.02  # of the peak learning rate, at the last step
 _EVALUATE_AT_MOST = 500  # steps between two evaluations, where an epoch is longer
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a model is trained."""
-
-    batch: int = 32
-    steps: int = 64
-    lr: float = 8e-3
-    epochs: int = 5
-    clip: float = 1.0
-    patience: int = 4
-    valid_fraction: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "steps", "epochs", "patience"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name}: expected an int >= 1, got {value!r}")
-        for name in ("lr", "clip"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0.0 < value < math.inf:
-                raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
-        if not isinstance(self.valid_fraction, float) or not 0.0 < self.valid_fraction < 1.0:
-            raise ValueError(f"valid_fraction: expected 0 < fraction < 1, got {self.valid_fraction!r}")
-        if type(self.seed) is not int or self.seed < 0:
-            raise ValueError(f"seed: expected an int >= 0, got {self.seed!r}")
-
-    def rate(self, step: int, total: int) -> float:
-        """Return the learning rate of update `step` of `total`: half a cosine from `lr` down."""
-        cosine = 0.5 * (1.0 + math.cos(math.pi * step / total))
-        return self.lr * (_FINAL_RATE + (1.0 - _FINAL_RATE) * cosine)
 
 
 @dataclass(frozen=True)
@@ -91,36 +67,40 @@ class Trainer:
     Attributes:
         model: the model in its present state.
         step: updates made so far, of `total_steps`.
+        passed: windows read so far in the present layout of the text, which an update reads one of.
         losses: training loss of every step, in bits per character.
         scores: all evaluations.
         best: the lowest score, the earliest of equal ones; None before the first evaluation.
         best_state: the state_dict that reached it.
     """
 
-    def __init__(self, config: Config, settings: Settings, text: str) -> None:
-        """Build a model for `text`, untrained.
+    def __init__(
+        self, config: Config, settings: Settings, text: str, vocabulary: Vocabulary | None = None
+    ) -> None:
+        """Build a model for `text`, untrained; `vocabulary` is that of the part to train on if not given.
 
         Raises:
-            CliError: the text is too short for the settings.
+            CliError: the text is too short for the settings, or this machine too small for the model.
         """
         parts = split(text, settings.valid_fraction)
         self.config, self.settings = config, settings
         self.fingerprint = fingerprint(text)
-        self.vocabulary = Vocabulary.of(parts.training)
+        self.vocabulary = Vocabulary.of(parts.training) if vocabulary is None else vocabulary
         if len(self.vocabulary) < 2:
             raise CliError("the text consists of replacement characters only")
         self.characters = len(parts.training), len(parts.held_out), parts.repeated
-        self._windows = training_windows(
-            self.vocabulary.encode(parts.training), settings.batch, settings.steps
-        )
-        self._held_out = held_out_windows(
-            self.vocabulary.encode(parts.held_out), settings.batch, settings.steps
-        )
+        codes = self.vocabulary.encode(parts.training)
+        self.unknown = int(np.count_nonzero(codes == 0))
+        self._windows = training_windows(codes, settings.batch, settings.steps)
+        self._held_out = None
+        if parts.held_out:
+            held_out = self.vocabulary.encode(parts.held_out)
+            self._held_out = held_out_windows(held_out, settings.batch, settings.steps)
+        check_memory(config, settings, len(self.vocabulary))
         self.model = CharLM(config, len(self.vocabulary), settings.seed).train()
         self._optimiser = fr.optim.Adam(self.model, lr=settings.lr)
         self._state: Any = None
-        self.step = 0
-        self.total_steps = settings.epochs * len(self._windows)
+        self.step = self.passed = 0
         self.losses: list[float] = []
         self.scores: list[Score] = []
         self.best: Score | None = None
@@ -130,12 +110,32 @@ class Trainer:
     @property
     def epoch(self) -> float:
         """Passes over the training text so far."""
-        return self.step / len(self._windows)
+        return self.passed / len(self._windows)
+
+    @property
+    def _total(self) -> int:
+        """Windows to read in all, in the present layout."""
+        return self.settings.epochs * len(self._windows)
+
+    @property
+    def total_steps(self) -> int:
+        """Updates when the last pass is over."""
+        return self.step + max(0, self._total - self.passed)
+
+    @property
+    def measures(self) -> bool:
+        """Whether a part of the text is held out."""
+        return self._held_out is not None
+
+    @property
+    def proven(self) -> bool:
+        """Whether the model was measured; where nothing is held out, whether it has read its text once."""
+        return self.best is not None if self.measures else self.passed >= len(self._windows)
 
     @property
     def finished(self) -> bool:
         """Whether the last step is made and measured, or `patience` evaluations brought nothing better."""
-        return not self._evaluation_due and (self.step == self.total_steps or self.stopped_early)
+        return not self._evaluation_due and (self.passed >= self._total or self.stopped_early)
 
     @property
     def stopped_early(self) -> bool:
@@ -145,8 +145,8 @@ class Trainer:
     @property
     def _evaluation_due(self) -> bool:
         every = min(len(self._windows), _EVALUATE_AT_MOST)
-        due = self.step == self.total_steps or (self.step > 0 and self.step % every == 0)
-        return due and (not self.scores or self.scores[-1].step != self.step)
+        due = self.passed >= self._total or (self.passed > 0 and self.passed % every == 0)
+        return self.measures and due and (not self.scores or self.scores[-1].step != self.step)
 
     def events(self) -> Generator[Event, None, None]:
         """Train until finished. After any event the trainer can be left, saved, or asked for more events.
@@ -161,26 +161,28 @@ class Trainer:
                 yield self._train()
 
     def _train(self) -> Trained:
-        window = self.step % len(self._windows)
+        window = self.passed % len(self._windows)
         if window == 0:
             self._state = None
         inputs, targets = self._windows[window]
         logits, state, tape = self.model.forward(inputs, self._state)
         loss, dlogits = fr.cross_entropy(logits, targets)
         if not math.isfinite(loss):
-            raise CliError(f"training diverged: the loss is {loss} at step {self.step}; try a smaller --lr")
+            raise self._diverged(f"the loss is {loss}")
         self.model.zero_grad()
         self.model.backward(tape, dlogits)
         fr.clip_grad_norm(self.model, self.settings.clip)
-        self._optimiser.lr = self.settings.rate(self.step, self.total_steps)
+        self._optimiser.lr = self.settings.rate(self.passed, self._total)
         self._optimiser.step()
         self._state = state
         self.step += 1
+        self.passed += 1
         self.losses.append(bits(float(loss)))
         return Trained(self.losses[-1], inputs.size)
 
     def _evaluate(self) -> Iterator[Measuring | Evaluated]:
         total, state = 0.0, None
+        assert self._held_out is not None
         self.model.eval()
         try:
             for index in range(len(self._held_out)):
@@ -190,11 +192,9 @@ class Trainer:
                 yield Measuring()
         finally:
             self.model.train()
-        score = Score(self.step, bits(total / self._held_out.characters))
         if not math.isfinite(total):
-            raise CliError(
-                f"training diverged: the held-out loss is {total} at step {self.step}; try a smaller --lr"
-            )
+            raise self._diverged(f"the held-out loss is {total}")
+        score = Score(self.step, bits(total / self._held_out.characters))
         improved = self._record(score)
         if improved:
             self.best_state = self.model.state_dict()
@@ -206,6 +206,20 @@ class Trainer:
         improved = self.best is None or score.bits < self.best.bits
         self.best, self._waited = (score, 0) if improved else (self.best, self._waited + 1)
         return improved
+
+    def check_sound(self) -> None:
+        """Make sure that the model can generate, before a file is replaced by it.
+
+        Raises:
+            CliError: it cannot.
+        """
+        if not is_sound(self.model.state_dict()):
+            raise self._diverged("the parameters are too large or not finite")
+
+    def _diverged(self, how: str) -> CliError:
+        return CliError(
+            f"training diverged: {how} at step {self.step}; try a smaller --lr (--resume takes one too)"
+        )
 
     # Checkpoints
 
@@ -227,6 +241,8 @@ class Trainer:
             "config": asdict(self.config),
             "settings": asdict(self.settings),
             "text": {"source": source, "sha256": self.fingerprint},
+            "vocabulary": self.vocabulary.characters,
+            "position": {"passed": self.passed, "windows": len(self._windows)},
             "optimiser": numbers,
             "random": self.model.random_state(),
             "scores": [asdict(score) for score in self.scores],
@@ -236,22 +252,48 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go to the point at which the checkpoint was written.
 
+        With another batch the passes over the text go on from the same share of it; with another text they
+        and the scores begin anew. Neither takes over the recurrent state.
+
         Raises:
             CliError: the checkpoint does not fit this trainer.
         """
         tensors, content = checkpoint.tensors, checkpoint.content
+        same_text = self.fingerprint == checkpoint.fingerprint
         try:
             self.model.load_state_dict(_below("model", tensors))
             self.model.load_random_state(content["random"])
             self._optimiser.load_state_dict(_joined(_below("optimiser", tensors), content["optimiser"]))
-            self._state = _bare(list(_below("carried", tensors).values()))
-            self.best_state = _below("best", tensors) or None
-            self.losses = [float(loss) for loss in tensors["losses"]]
-            for score in content["scores"]:
-                self._record(read_fields(Score, score))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CliError(f"{checkpoint.path}: not a usable checkpoint: {error}") from None
-        self.step = len(self.losses)
+            self.losses = tensors["losses"].astype(np.float64, casting="safe").reshape(-1).tolist()
+            self.step = len(self.losses)
+            passed, windows = content["position"]["passed"], content["position"]["windows"]
+            if type(passed) is not int or type(windows) is not int or passed < 0 or windows < 1:
+                raise ValueError(f"position: expected counts, got {passed!r} and {windows!r}")
+            if same_text:
+                for score in content["scores"]:
+                    self._record(read_fields(Score, score))
+                self.best_state = _below("best", tensors) or None
+                self.passed = passed
+            if same_text and self.settings.batch == checkpoint.settings.batch:
+                self._state = self._checked_state(_below("carried", tensors))
+            else:
+                self.passed = round(self.passed * len(self._windows) / windows)
+            if (self.best is None) != (self.best_state is None):
+                raise ValueError("scores: expected the parameters that reached the best one")
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CliError(f"{checkpoint.path}: not a usable checkpoint: {reason(error)}") from None
+
+    def _checked_state(self, carried: dict[str, Array]) -> Any:
+        """The recurrent state of a checkpoint, which has one of each kind that the cell carries, or none."""
+        config = self.config
+        shape = config.layers, self.settings.batch, config.hidden
+        for name, array in carried.items():
+            if array.shape != shape or array.dtype != config.dtype:
+                found = f"{array.dtype} {array.shape}"
+                raise ValueError(f"carried.{name}: expected {config.dtype} {shape}, got {found}")
+        if len(carried) not in (0, 2 if config.cell == "lstm" else 1):
+            raise ValueError(f"carried: expected a state of {config.cell}, got {len(carried)} arrays")
+        return _bare(list(carried.values()))
 
 
 @dataclass(frozen=True)
@@ -263,6 +305,7 @@ class Checkpoint:
     settings: Settings
     source: str | None
     fingerprint: str
+    vocabulary: Vocabulary
     tensors: files.Tensors
     content: dict[str, Any]
 
@@ -278,9 +321,15 @@ class Checkpoint:
             config = read_fields(Config, content["config"])
             settings = read_fields(Settings, content["settings"])
             source, sha256 = content["text"]["source"], content["text"]["sha256"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CliError(f"{path}: not a usable checkpoint: {error}") from None
-        return cls(path, config, settings, source, sha256, tensors, content)
+            if not isinstance(source, str | None) or not isinstance(sha256, str):
+                raise ValueError(f"text: expected a path and a checksum, got {source!r} and {sha256!r}")
+            vocabulary = Vocabulary(content["vocabulary"])
+            check_shapes(config, len(vocabulary), _below("model", tensors))
+            if best := _below("best", tensors):
+                check_shapes(config, len(vocabulary), best)
+        except (LookupError, TypeError, ValueError) as error:
+            raise CliError(f"{path}: not a usable checkpoint: {reason(error)}") from None
+        return cls(path, config, settings, source, sha256, vocabulary, tensors, content)
 
 
 def _prefixed(prefix: str, tensors: dict[str, Array]) -> dict[str, Array]:
