@@ -20,7 +20,7 @@ from cli_support import TINY, assert_ok, assert_one_line, invoke, script, start
 
 from fusedrnn.cli import files, report
 from fusedrnn.cli.charlm import MODEL_FILE, CharLM, Config, is_sound, load_model
-from fusedrnn.cli.errors import printable
+from fusedrnn.cli.errors import CliError, printable
 from fusedrnn.cli.sampling import Sampler
 from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.text import UNKNOWN, Vocabulary
@@ -201,6 +201,9 @@ def test_a_checkpoint_of_other_values_is_one_line(
         {"scores": 7} if best else {"scores": [{"step": 1, "bits": 1.0}]},
         {"optimiser": []},
         {"settings": {**content["settings"], "batch": True}},
+        {"settings": {**content["settings"], "lr": True}},
+        {"settings": {**content["settings"], "clip": True}},
+        {"config": {**config, "dropout": False}},
     ]
     for wrong in wrong_contents:
         forge(path, described({**content, **wrong}, CHECKPOINT_FILE), tensors)
@@ -218,7 +221,9 @@ def test_a_checkpoint_of_other_values_is_one_line(
 # Writing ----------------------------------------------------------------------------------------------------
 
 
-def test_what_others_put_into_the_folder_is_not_written_to(tmp_path: Path) -> None:
+def test_what_others_put_into_the_folder_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     victim, path = tmp_path / "victim", tmp_path / "m"
     victim.write_text("precious")
     for name in (f".m.{os.getpid()}.tmp", f"{files._prefix(path)}0.tmp"):
@@ -226,6 +231,14 @@ def test_what_others_put_into_the_folder_is_not_written_to(tmp_path: Path) -> No
     files.write_atomically(path, b"data")
     assert victim.read_text() == "precious"
     assert path.read_bytes() == b"data" and not path.is_symlink()
+    # Even a name that was foreseen is not followed.
+    (tmp_path / f"{files._prefix(path)}0.tmp").symlink_to(victim)
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0")
+    monkeypatch.setattr(files, "_remove_strays", lambda target: None)
+    with pytest.raises(CliError, match="File exists"):
+        files.write_atomically(path, b"other")
+    assert victim.read_text() == "precious"
+    assert path.read_bytes() == b"data"
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o666])

@@ -43,7 +43,7 @@ class Config:
             raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {self.cell!r}")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype: expected float32 or float64, got {self.dtype!r}")
-        if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
+        if type(self.dropout) not in (int, float) or not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout: expected 0 <= p < 1, got {self.dropout!r}")
 
 

@@ -32,7 +32,7 @@ class Settings:
             check_count(name, getattr(self, name))
         for name in ("lr", "clip"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0.0 < value < math.inf:
+            if type(value) not in (int, float) or not 0.0 < value < math.inf:
                 raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
         if not isinstance(self.valid_fraction, float) or not 0.0 <= self.valid_fraction < 1.0:
             raise ValueError(f"valid_fraction: expected 0 <= fraction < 1, got {self.valid_fraction!r}")
