@@ -64,7 +64,6 @@ class PersistentProduct {
             sign[0].vector = load16_relaxed(row + to_sign_);
             receive(row + to_sign_, 0, 1, sign);
         }
-        warp_barrier();
         Sum* sums = sums_of(side, warp()) + (kTensor ? 2 * t : t) * kColumn + g;
         Piece<T> b[kAhead];
         FUSEDRNN_UNROLL

@@ -153,11 +153,10 @@ void check_too_large(Report& report) {
             emulator::Config config;
             config.resident_blocks = processors;
             emulator::set_config(config);
-            fill(exchange.data(), 0, 4096, nullptr);
+            fill(exchange.data(), 0xff, 4096, nullptr);
             PersistentForwardArgs args{};
             args.shape = plan.shape;
-            args.exchange = {static_cast<unsigned*>(exchange.data()),
-                             static_cast<unsigned char*>(exchange.data()) + 256};
+            args.exchange = exchange.data();
             args.w_hh = w_hh.data();
             args.source.H = args.source.P = 48, args.source.B = 1;
             args.schedule.T = 2, args.schedule.B = 1;
