@@ -43,6 +43,8 @@ class Backward {
         w_hh_t_ = arena_.take(way == Way::steps ? gates_ * d.P * item_ : 0);
         w_hr_t_ = arena_.take(d.projected ? d.P * d.H * item_ : 0);
         carry_ = arena_.take(way == Way::steps ? d.B * traits_.states * d.H * compute_ : 0);
+        by_library_ = way == Way::steps && launcher_.multiplies_steps(d, p_.schedule);
+        product_ = arena_.take(by_library_ ? d.B * d.H * compute_ : 0);
         dgh_ = arena_.take(rows_ * gates_ * item_);
         dgx_ = traits_.split_gates ? arena_.take(rows_ * gates_ * item_) : dgh_;
         input_gates_ = by_table ? arena_.take(d.V * gates_ * item_) : dgx_;
@@ -53,6 +55,7 @@ class Backward {
             {recompute_.partial_bytes(), launcher_.partial_bytes(rows_, d.I, gates_),
              launcher_.partial_bytes(gates_, d.I, rows_), launcher_.partial_bytes(gates_, d.P, rows_),
              d.projected ? launcher_.partial_bytes(d.P, d.H, rows_) : 0,
+             by_library_ ? launcher_.partial_bytes(d.B, d.H, gates_) : 0,
              launcher_.column_bytes(rows_, gates_)}));
         if (d.B == 0 || d.T == 0) return;
         if (way == Way::persistent) persistent_.emplace(p_.cell, p_.math, d, d.T, true, arena_);
@@ -162,10 +165,24 @@ class Backward {
         args.carry = carry_;
         if (t >= 0) set_tape(args, t);
         if (d.projected) project_gradients(args, t);
+        if (by_library_ && later >= 0) args.product = multiply_step(later);
         const bool vector = launcher_.is_vector(args.product_w, args.k, args.k) &&
                             launcher_.is_vector(args.product_rows, args.k, args.k);
         launcher_.step(launcher_.entries().cells[p_.cell].backward, args, vector,
                        std::max(args.rows, args.later_rows), d.H, args.k);
+    }
+
+    // The gate gradients of step t times W_hh.
+    const void* multiply_step(std::int64_t t) const {
+        const Dims& d = p_.dims;
+        Product product{};
+        product.layout = Layout::kNT;
+        product.m = d.B, product.n = d.H, product.k = gates_;
+        product.a = {gate_gradients(t), gates_};
+        product.b = {w_hh_t_, gates_};
+        product.c = product_, product.c_stride = d.H;
+        launcher_.multiply(product, partial_);
+        return product_;
     }
 
     void set_tape(StepBackwardArgs& args, std::int64_t t) const {
@@ -284,6 +301,8 @@ class Backward {
     const void* saved_;
     std::int64_t item_, compute_, gates_, rows_, input_rows_, dx_stride_;
     void *w_hh_t_, *w_hr_t_, *carry_, *dgh_, *dgx_, *dout_, *hidden_before_, *dx_rows_, *partial_;
+    bool by_library_;
+    void* product_;
     void* input_gates_;  // dgx of input_rows_ rows: the inputs, or the table that stands for them
     std::optional<Persistent> persistent_;
     std::optional<ClusterPlan> cluster_;

@@ -31,7 +31,10 @@ class Forward {
         beyond_ = traits.states - 1;
         saved_ = traits.saved;
         gx_ = arena_.take(block_steps_ * d.B * gates_ * compute);
-        partial_ = arena_.take(inputs_.partial_bytes(block_steps_));
+        by_library_ = way == Way::steps && launcher_.multiplies_steps(d, p_.schedule);
+        partial_ = arena_.take(std::max(inputs_.partial_bytes(block_steps_),
+                                        by_library_ ? launcher_.partial_bytes(d.B, gates_, d.P) : 0));
+        product_ = arena_.take(by_library_ ? d.B * gates_ * compute : 0);
         states_ = arena_.take(p_.states != nullptr ? 0 : d.B * beyond_ * d.H * compute);
         hidden_ = arena_.take(d.projected && p_.hidden == nullptr ? d.B * d.H * item : 0);
         if (d.B == 0 || d.T == 0) return;
@@ -109,6 +112,22 @@ class Forward {
         return args;
     }
 
+    // W_hh h after step t, or of the initial state; null where that is zero.
+    const void* multiply_step(std::int64_t t) const {
+        const Dims& d = p_.dims;
+        const std::int64_t item = storage_bytes(p_.math);
+        Product product{};
+        product.layout = Layout::kNT;
+        product.m = d.B, product.n = gates_, product.k = d.P;
+        product.a = {p_.initial[0], d.P};
+        if (t >= 0 && t < d.T) product.a = {offset_bytes(p_.y.data, t * p_.y.t_stride * item), p_.y.b_stride};
+        if (product.a.data == nullptr) return nullptr;
+        product.b = {p_.weights.w_hh, d.P};
+        product.c = product_, product.c_stride = gates_;
+        launcher_.multiply(product, partial_);
+        return product_;
+    }
+
     void run_step(std::int64_t block_first, std::int64_t t) {
         const Dims& d = p_.dims;
         const std::int64_t item = storage_bytes(p_.math), compute = compute_bytes(p_.math),
@@ -133,6 +152,7 @@ class Forward {
         args.states = states_after(t);
         args.saved = offset_bytes(p_.saved, offset * d.H * saved_ * compute);
         args.rows = static_cast<int>(schedule_.active(t));
+        if (by_library_) args.product = multiply_step(before);
         const MathEntries& entries = launcher_.entries();
         launcher_.step(entries.cells[p_.cell].forward, args, is_vector(), args.rows, d.H, d.P);
         if (!d.projected) return;
@@ -176,7 +196,8 @@ class Forward {
     std::int64_t gates_, block_steps_;
     Inputs inputs_;
     std::int64_t beyond_, saved_;
-    void *gx_, *partial_, *states_, *hidden_;
+    bool by_library_;
+    void *gx_, *partial_, *product_, *states_, *hidden_;
     std::optional<Persistent> persistent_;
     std::optional<ClusterPlan> cluster_;
 };

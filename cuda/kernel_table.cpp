@@ -30,13 +30,14 @@ constexpr unsigned kClusterMaths = 1u << static_cast<int>(Math::bf16) | 1u << st
 
 // Best first.
 constexpr Kernel kKernels[] = {
-    // name, architecture, H, B, maths, cells, projections, further reason, drivers
+    // name, architecture, H, B, maths, cells, projections, further reason, pays, drivers
     {"cluster", 90, kMostClusterHidden, kAny, kClusterMaths, kAllCells, false, reason_against_cluster,
-     forward_cluster_workspace, forward_cluster, backward_cluster_workspace, backward_cluster},
+     nullptr, forward_cluster_workspace, forward_cluster, backward_cluster_workspace, backward_cluster},
     // With a projection each step would be two products, one after the other, with two exchanges.
     {"persistent", 80, kAny, kAny, kPersistentMaths, kAllCells, false, reason_against_persistent,
-     forward_persistent_workspace, forward_persistent, backward_persistent_workspace, backward_persistent},
-    {"step", 80, kAny, kAny, kAllMaths, kAllCells, true, nullptr, forward_by_steps_workspace,
+     persistent_pays, forward_persistent_workspace, forward_persistent, backward_persistent_workspace,
+     backward_persistent},
+    {"step", 80, kAny, kAny, kAllMaths, kAllCells, true, nullptr, nullptr, forward_by_steps_workspace,
      forward_by_steps, backward_by_steps_workspace, backward_by_steps},
 };
 
@@ -97,6 +98,7 @@ const Kernel& choose_kernel(const Request& request, const char* forced) {
     std::string reasons;
     for (const Kernel& kernel : kKernels) {
         const std::string reason = reason_against(kernel, request);
+        if (reason.empty() && kernel.pays != nullptr && !kernel.pays(request)) continue;
         if (reason.empty()) return kernel;
         reasons += std::string("; ") + kernel.name + ": " + reason;
     }

@@ -34,6 +34,7 @@ struct Kernel {
     unsigned cells;  // bit 1 << cell
     bool projections;
     std::string (*further_reason)(const Request&);  // what else speaks against a problem; null: nothing
+    bool (*pays)(const Request&);  // whether it is faster than the rows below, where measured; null: always
     std::int64_t (*forward_workspace)(const ForwardProblem&);
     void (*forward)(const ForwardProblem&, void* workspace, Stream);
     std::int64_t (*backward_workspace)(const BackwardProblem&);

@@ -99,6 +99,15 @@ std::string reason_against_persistent(const Request& request) {
     return reason.empty() && request.backward ? attempt(request).reason : reason;
 }
 
+bool persistent_pays(const Request& request) {
+    // A warp has the pieces of one chunk at a time on their way: too few, and without tensor cores many.
+    if (request.math == Math::ieee) return false;
+    // With more than 16 columns each block loads so much in a step that launches cost less; but for a forward step
+    // of many gates, whose weights would be loaded anew.
+    const bool wide = plan_persistent(request).shape.columns > 16;
+    return !wide || (!request.backward && kernel_entries(request.math).traits[request.cell].gates > 1);
+}
+
 PersistentPlan plan_persistent(const Request& request) {
     const Attempt result = attempt(request);
     if (!result.reason.empty()) throw std::runtime_error(result.reason);

@@ -41,6 +41,8 @@ class Persistent {
 
 // Empty where the request fits.
 std::string reason_against_persistent(const Request& request);
+// Whether it was faster than the step kernel, on an H200, where it fits.
+bool persistent_pays(const Request& request);
 // How it is cut up; std::runtime_error with the reason where it does not fit.
 PersistentPlan plan_persistent(const Request& request);
 // Shared memory of a block.

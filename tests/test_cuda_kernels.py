@@ -131,7 +131,8 @@ def test_names_are_those_of_the_table() -> None:
     [
         ("tf32", "float32", 16, {"architecture": 90}, "cluster"),
         ("tf32", "float32", 16, {"architecture": 80}, "persistent"),
-        ("ieee", "float32", 16, {"architecture": 90}, "persistent"),
+        ("tf32x3", "float32", 16, {"architecture": 90}, "persistent"),
+        ("ieee", "float32", 16, {"architecture": 90}, "step"),
         ("tf32", "float32", 264, {"architecture": 90, "processors": 17}, "persistent"),
         ("tf32", "float32", 264, {"architecture": 90, "processors": 16}, "step"),
         ("ieee", "float64", 16, {"architecture": 90}, "step"),
@@ -174,11 +175,11 @@ def test_the_environment_names_a_kernel(monkeypatch: pytest.MonkeyPatch, emulate
     convert = converter("other", "emulated")
     problem = random_problem("gru", (2, 2, 3, 16), "float32")
     emulate()
-    assert run(problem, convert)[0] == "persistent"
+    assert run(problem, convert, "tf32")[0] == "persistent"
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "step")
-    assert run(problem, convert)[0] == "step"
+    assert run(problem, convert, "tf32")[0] == "step"
     with fr.cuda.set_kernel("persistent"):
-        assert run(problem, convert)[0] == "persistent"
+        assert run(problem, convert, "tf32")[0] == "persistent"
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "cluster")
     with pytest.raises(RuntimeError, match=r"^FUSEDRNN_CUDA_KERNEL: cluster cannot run this: device: "):
         run(problem, convert)
@@ -188,7 +189,7 @@ def test_the_environment_names_a_kernel(monkeypatch: pytest.MonkeyPatch, emulate
     ):
         run(problem, convert)
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "")
-    assert run(problem, convert)[0] == "persistent"
+    assert run(problem, convert, "tf32")[0] == "persistent"
 
 
 @needs_emulator
@@ -197,7 +198,8 @@ def test_backward_uses_the_kernel_of_its_forward(emulate: Emulate) -> None:
     problem = random_problem("gru", (2, 2, 3, 24), "float32")
 
     def forward() -> Any:
-        return fr.functional.forward("gru", convert(problem.x), convert(problem.params))[2]
+        with fr.cuda.set_float32_mode("tf32"):
+            return fr.functional.forward("gru", convert(problem.x), convert(problem.params))[2]
 
     emulate()
     with fr.cuda.set_kernel("persistent"):

@@ -75,6 +75,7 @@ struct Moment {
 
 struct StepForwardArgs {
     const void *w_hh, *b_hh;  // b_hh: only where the gates are split; may be null
+    const void* product;      // C [position][G*H]: W_hh h, made before; null: made here
     const void* gx;           // C [position][G*H]
     StateSource source;
     Moment now;
@@ -102,6 +103,7 @@ struct StepBackwardArgs {
     // Without a projection: dgh of the step later in the pass and W_hh^T; with one: the gradient of this
     // step's output and W_hr^T.
     const void *product_w, *product_rows;  // T
+    const void* product;                   // C [position][H]: it, made before; null: made here
     int k;
     bool projected;
     StateSource source;

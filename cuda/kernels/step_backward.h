@@ -36,7 +36,10 @@ class StepBackward {
         for (int i = 0; i < kThreadCells<N>; ++i) {
             inputs[i] = read(args, position, unit, thread_index() + i * block_threads());
         }
-        Product::run(static_cast<const T*>(args.product_w), unit, static_cast<int>(args.source.H), args.k);
+        if (args.product == nullptr) {
+            Product::run(static_cast<const T*>(args.product_w), unit, static_cast<int>(args.source.H),
+                         args.k);
+        }
         FUSEDRNN_UNROLL
         for (int i = 0; i < kThreadCells<N>; ++i) {
             const int cell = thread_index() + i * block_threads();
@@ -127,7 +130,12 @@ class StepBackward {
         V ds[S];
         FUSEDRNN_UNROLL
         for (int k = 0; k < S; ++k) ds[k] = inputs.ds[k];
-        ds[0] = ds[0] + V::set(Product::sum(0, cell / kUnits, cell % kUnits));
+        if (args.product == nullptr) {
+            ds[0] = ds[0] + V::set(Product::sum(0, cell / kUnits, cell % kUnits));
+        } else {
+            ds[0] =
+                ds[0] + V::set(load_constant(static_cast<const C*>(args.product) + p * args.source.H + u));
+        }
         if (p < args.rows) {
             apply_cell(args, p, u, inputs, ds);
         } else {

@@ -31,7 +31,9 @@ class StepForward {
         for (int i = 0; i < kThreadCells<N>; ++i) {
             inputs[i] = read(args, position, unit, thread_index() + i * block_threads());
         }
-        Product::run(static_cast<const T*>(args.w_hh), unit, units, static_cast<int>(args.source.P));
+        if (args.product == nullptr) {
+            Product::run(static_cast<const T*>(args.w_hh), unit, units, static_cast<int>(args.source.P));
+        }
         FUSEDRNN_UNROLL
         for (int i = 0; i < kThreadCells<N>; ++i) {
             const int cell = thread_index() + i * block_threads();
@@ -88,7 +90,11 @@ class StepForward {
         V gates[G], s_next[S], saved[Cell::kSaved];
         FUSEDRNN_UNROLL
         for (int g = 0; g < G; ++g) {
-            gates[g] = V::set(Product::sum(g, cell / kUnits, cell % kUnits));
+            if (args.product == nullptr) {
+                gates[g] = V::set(Product::sum(g, cell / kUnits, cell % kUnits));
+            } else {
+                gates[g] = V::set(load_constant(static_cast<const C*>(args.product) + (p * G + g) * H + u));
+            }
             if constexpr (!Cell::kSplitGates) {
                 gates[g] = gates[g] + inputs.gx[g];
             } else if (args.b_hh != nullptr) {

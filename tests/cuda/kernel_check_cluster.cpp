@@ -126,7 +126,7 @@ void check_plans(Report& report) {
                         ", " + std::to_string(p.groups) + " groups",
                     0);
     };
-    shape(1, 1, 1, 1, 0, 1);
+    shape(1, 1, 2, 1, 0, 1);
     shape(128, 128, 8, 1, 0, 16);
     shape(129, 129, 5, 2, 0, 17);
     shape(256, 129, 8, 2, 1, 9);
