@@ -43,7 +43,7 @@ class Backward {
         w_hh_t_ = arena_.take(way == Way::steps ? gates_ * d.P * item_ : 0);
         w_hr_t_ = arena_.take(d.projected ? d.P * d.H * item_ : 0);
         carry_ = arena_.take(way == Way::steps ? d.B * traits_.states * d.H * compute_ : 0);
-        by_library_ = way == Way::steps && launcher_.multiplies_steps(d, p_.schedule);
+        by_library_ = way == Way::steps && launcher_.multiplies_steps(d, gates_, p_.schedule);
         product_ = arena_.take(by_library_ ? d.B * d.H * compute_ : 0);
         dgh_ = arena_.take(rows_ * gates_ * item_);
         dgx_ = traits_.split_gates ? arena_.take(rows_ * gates_ * item_) : dgh_;

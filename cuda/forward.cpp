@@ -31,7 +31,7 @@ class Forward {
         beyond_ = traits.states - 1;
         saved_ = traits.saved;
         gx_ = arena_.take(block_steps_ * d.B * gates_ * compute);
-        by_library_ = way == Way::steps && launcher_.multiplies_steps(d, p_.schedule);
+        by_library_ = way == Way::steps && launcher_.multiplies_steps(d, gates_, p_.schedule);
         partial_ = arena_.take(std::max(inputs_.partial_bytes(block_steps_),
                                         by_library_ ? launcher_.partial_bytes(d.B, gates_, d.P) : 0));
         product_ = arena_.take(by_library_ ? d.B * gates_ * compute : 0);

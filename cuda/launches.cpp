@@ -51,9 +51,9 @@ void Launcher::multiply(const Product& p, void* partial) const {
     cublas_->multiply(math_, p, p.accumulate || biased, stream_, partial);
 }
 
-bool Launcher::multiplies_steps(const Dims& d, const Schedule& schedule) const {
+bool Launcher::multiplies_steps(const Dims& d, std::int64_t gates, const Schedule& schedule) const {
     const bool plain = d.T > 0 && d.B > 0 && schedule.active[d.T - 1] == d.B && schedule.resets == nullptr;
-    return cublas_ != nullptr && plain && !d.projected && d.B * d.H >= least_library_step;
+    return cublas_ != nullptr && plain && !d.projected && d.B * gates * d.H * item_ >= least_library_step;
 }
 
 void Launcher::multiply_here(const Product& p, void* partial) const {

@@ -27,8 +27,9 @@ class Arena {
     std::int64_t used_ = 0;
 };
 
-// Rows times hidden units from which on cuBLAS makes the products of steps. A variable for tests.
-inline std::int64_t least_library_step = 1 << 16;
+// Multiply-adds of a step, times the bytes of a factor, from which on cuBLAS makes its product: where it was
+// faster on an H200. A variable for tests.
+inline std::int64_t least_library_step = 1'200'000'000;
 
 // Called before every launch with the kernel's name and the form of a step's kernel, "" of others. For tests,
 // which ask what has run; null otherwise.
@@ -79,7 +80,7 @@ class Launcher {
     void multiply(const Product& product, void* partial) const;
     // Whether the product of a step is worth a launch of its own, by cuBLAS: then it reads the weights once for
     // many rows, where blocks of a step's kernel read them again for every 32.
-    bool multiplies_steps(const Dims& dims, const Schedule& schedule) const;
+    bool multiplies_steps(const Dims& dims, std::int64_t gates, const Schedule& schedule) const;
     // Adds the sums of the columns of a (m, n), T without gaps, to those of `sums` that are not null.
     void add_column_sums(const void* a, std::int64_t m, std::int64_t n, void* const (&sums)[2],
                          void* partial) const;

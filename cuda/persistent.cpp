@@ -100,12 +100,13 @@ std::string reason_against_persistent(const Request& request) {
 }
 
 bool persistent_pays(const Request& request) {
-    // A warp has the pieces of one chunk at a time on their way: too few, and without tensor cores many.
-    if (request.math == Math::ieee) return false;
-    // With more than 16 columns each block loads so much in a step that launches cost less; but for a forward step
+    const std::int64_t gates = kernel_entries(request.math).traits[request.cell].gates;
+    // Without tensor cores a warp has too few pieces on their way for any but the smallest weights.
+    if (request.math == Math::ieee) return gates * request.dims.H <= 400;
+    // With more than 16 columns each block loads so much in a step that launches cost less, but for a forward step
     // of many gates, whose weights would be loaded anew.
     const bool wide = plan_persistent(request).shape.columns > 16;
-    return !wide || (!request.backward && kernel_entries(request.math).traits[request.cell].gates > 1);
+    return !wide || (!request.backward && gates > 1);
 }
 
 PersistentPlan plan_persistent(const Request& request) {

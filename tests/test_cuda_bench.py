@@ -63,7 +63,7 @@ def test_the_grid_times_each_kernel_beside_torch(tmp_path: Path) -> None:
     rows = result["results"]
     peers = {row["peer"] for row in rows}
     assert peers == {"fusedrnn", "fusedrnn persistent", "fusedrnn step", "torch"}
-    assert {row["kernel"] for row in rows if row["peer"] == "fusedrnn"} == {"cluster", "step"}
+    assert {row["kernel"] for row in rows if row["peer"] == "fusedrnn"} == {"cluster", "persistent"}
     assert all(
         row["peer"] == f"fusedrnn {row['kernel']}" for row in rows if row["peer"].startswith("fusedrnn ")
     )
