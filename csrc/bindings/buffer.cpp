@@ -1,5 +1,7 @@
 #include "bindings/buffer.h"
 
+#include <pthread.h>
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -11,6 +13,7 @@
 #include <limits>
 #include <new>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 namespace fusedrnn {
@@ -24,7 +27,7 @@ constexpr std::int64_t kSpareBytes = 0;  // reuse would hide errors
 constexpr std::int64_t kSpareBytes = 128 << 20;
 #endif
 
-// Freed buffers, oldest first. Whoever finds it in use goes without, so that a fork in the middle cannot block the child.
+// Freed buffers, oldest first. Whoever finds it in use goes without.
 class SpareBuffers {
   public:
     // A buffer of at least `bytes`, but not much larger, and its capacity; null if there is none.
@@ -56,6 +59,15 @@ class SpareBuffers {
         busy_.clear(std::memory_order_release);
     }
 
+    // In the child of a fork: what a thread that is not there was changing is left to itself.
+    void after_fork() {
+        if (busy_.test_and_set(std::memory_order_acquire)) {
+            count_ = 0;
+            held_ = 0;
+        }
+        busy_.clear(std::memory_order_release);
+    }
+
     void clear() {
         if (busy_.test_and_set(std::memory_order_acquire)) return;
         while (count_ > 0) std::free(remove(count_ - 1).first);
@@ -77,11 +89,13 @@ class SpareBuffers {
     std::int64_t held_ = 0;
 };
 
-// Never destroyed: threads may still free buffers while the process ends.
+// Made with the library and never destroyed: threads may still free buffers while the process ends.
 SpareBuffers& spares() {
-    static SpareBuffers& buffers = *new SpareBuffers;
+    static_assert(std::is_trivially_destructible_v<SpareBuffers>);
+    static constinit SpareBuffers buffers;
     return buffers;
 }
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { spares().after_fork(); });
 
 }  // namespace
 

@@ -91,9 +91,10 @@ class TypedForwardCall final : public ForwardCall {
         const Dims& dims = r.weights.dims;
         const int states = kernels().traits.states;
         const Params<const T> params = r.weights.pointers<T>();
-        without_gil([&] {
-            weights_ = r.cache != nullptr ? r.cache->get<T>(cell_, dims, params, r.save, r.version)
-                                          : pack_weights<T>(cell_, dims, params, r.save, Identity{});
+        Team team(1);
+        run_released(team, [&] {
+            weights_ = r.cache != nullptr ? r.cache->get<T>(cell_, dims, params, r.save, r.version, team)
+                                          : pack_weights<T>(cell_, dims, params, r.save, Identity{}, team);
         });
         in_ = std::move(r.in);
         y_ = std::move(r.out.y);

@@ -72,7 +72,8 @@ class PlainCall {
         const AlignedBuffer workspace(kernels.forward_workspace(d, team.size()));
         std::shared_ptr<const WeightBlock<T>> weights;
         run_released(team, [&] {
-            weights = cache_->get<T>(cell_, d, weights_.pointers<T>(), save, version);
+            weights = cache_->get<T>(cell_, d, weights_.pointers<T>(), save, version, team);
+            if (team.was_cancelled()) return;
             problem.weights = weights->packed;
             kernels.forward(problem, team, workspace.data());
         });
@@ -81,9 +82,9 @@ class PlainCall {
                               save ? py::cast(std::static_pointer_cast<LayerTape>(tape)) : py::none());
     }
 
-    // The last one again if the sizes are the same. Locked: calls may run at once.
+    // The last one again if the sizes are the same.
     std::shared_ptr<const Timetable> timetable_of(std::int64_t seq_len, std::int64_t batch) {
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<std::mutex> lock(fork_safe_mutex(this));
         if (timetable_ == nullptr || seq_len_ != seq_len || batch_ != batch) {
             timetable_ = std::make_shared<const Timetable>(seq_len, batch, nullptr, false);
             seq_len_ = seq_len;
@@ -123,7 +124,6 @@ class PlainCall {
     WeightArrays weights_;
     DType dtype_;
     py::object dtype_object_;
-    std::mutex mutex_;
     std::shared_ptr<const Timetable> timetable_;
     std::int64_t seq_len_ = -1, batch_ = -1;
 };

@@ -106,7 +106,9 @@ class Quantized {
         layer.dims = w.dims;
         layer.memory = AlignedBuffer(kernels().packed_bytes(w.dims));
         const Params<const float> pointers = w.pointers<float>();
-        without_gil([&] { kernels().pack(w.dims, pointers, layer.memory.data(), layer.weights); });
+        Team team(1);
+        run_released(team,
+                     [&] { kernels().pack(w.dims, pointers, layer.memory.data(), layer.weights, team); });
         layers_.push_back(std::move(layer));
     }
 

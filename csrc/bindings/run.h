@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <stdexcept>
 
 #include "cpu/team.h"
 
@@ -22,24 +23,25 @@ inline void take_gil(PyThreadState* state) {
     }
 }
 
-// Calls f() without the GIL.
+// The kernels' work: f() without the GIL, in the kernels' floating-point state; and if it was interrupted, what the
+// signal handler raised.
 template <class F>
-void without_gil(F&& f) {
+void run_released(Team& team, F&& f) {
     PyThreadState* const state = PyEval_SaveThread();
     try {
+        const Team::KernelFloats floats(team);
         f();
     } catch (const std::exception&) {
         take_gil(state);
         throw;
     }
     take_gil(state);
-}
-
-// The kernels' work: without the GIL, and if it was interrupted, what the signal handler raised.
-template <class F>
-void run_released(Team& team, F&& f) {
-    without_gil(f);
-    if (team.was_cancelled()) throw pybind11::error_already_set();
+    if (!team.was_cancelled()) return;
+    if (PyErr_Occurred() != nullptr) throw pybind11::error_already_set();
+    throw std::runtime_error(
+        "fork: expected a call to end in the process that began it, got one on several threads that goes on "
+        "in a "
+        "forked child, which has none of the others; its results are lost");
 }
 
 // Threads worth starting for so many elementary operations. A double: the product of sizes may be past any integer.

@@ -192,10 +192,15 @@ class TypedStream : public Stream {
     };
 
     void pack(const std::vector<WeightArrays>& arrays) {
-        for (std::size_t i = 0; i < layers_.size(); ++i) {
-            layers_[i].weights =
-                pack_weights<T>(cell_, arrays[i].dims, arrays[i].template pointers<T>(), false, Identity{});
-        }
+        std::vector<std::shared_ptr<const WeightBlock<T>>> packed;
+        Team team(1);
+        run_released(team, [&] {
+            for (const WeightArrays& w : arrays) {
+                packed.push_back(
+                    pack_weights<T>(cell_, w.dims, w.template pointers<T>(), false, Identity{}, team));
+            }
+        });
+        for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].weights = std::move(packed[i]);
         reference_ = Array::floats(new_array(dtype_, {0}), "the weights");
     }
 

@@ -1,13 +1,16 @@
 // Packed weights of one layer and direction, shared by every call that uses them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "bindings/arrays.h"
 #include "bindings/buffer.h"
+#include "bindings/fork_safe_mutex.h"
 #include "cpu/kernels.h"
 
 namespace fusedrnn {
@@ -34,13 +37,14 @@ struct WeightBlock {
     bool backward;
 };
 
+// Called without the GIL, by the first member of the team; unfinished once the team is cancelled.
 template <class T>
 std::shared_ptr<const WeightBlock<T>> pack_weights(int cell, const Dims& dims, const Params<const T>& params,
-                                                   bool backward, const Identity& identity) {
+                                                   bool backward, const Identity& identity, Team& team) {
     const RecurrentKernels<T>& kernels = kernel_table<T>().cells[cell];
     auto block = std::make_shared<WeightBlock<T>>();
     block->memory = AlignedBuffer(kernels.packed_bytes(dims, backward));
-    kernels.pack(dims, params, backward, block->memory.data(), block->packed);
+    kernels.pack(dims, params, backward, block->memory.data(), block->packed, team);
     block->identity = identity;
     block->dims = dims;
     block->cell = cell;
@@ -49,11 +53,15 @@ std::shared_ptr<const WeightBlock<T>> pack_weights(int cell, const Dims& dims, c
 }
 
 template <class T>
-Digest digest_of(int cell, const Dims& d, const Params<const T>& params) {
+Digest digest_of(int cell, const Dims& d, const Params<const T>& params, Team& team) {
     const std::int64_t rows = kernel_table<T>().cells[cell].traits.gates * d.H;
     Digest digest{};
     const auto add = [&](const T* p, std::int64_t n) {
-        if (p != nullptr) kernel_table<T>().fingerprint(p, n * static_cast<std::int64_t>(sizeof(T)), digest);
+        constexpr std::int64_t kPart = 1 << 20;  // elements between two looks at the team
+        for (std::int64_t i = 0; p != nullptr && i < n && !team.cancelled(0, kPart); i += kPart) {
+            const std::int64_t count = std::min(kPart, n - i);
+            kernel_table<T>().fingerprint(p + i, count * static_cast<std::int64_t>(sizeof(T)), digest);
+        }
     };
     add(params.w_ih, rows * d.I);
     add(params.w_hh, rows * d.P);
@@ -64,21 +72,24 @@ Digest digest_of(int cell, const Dims& d, const Params<const T>& params) {
 }
 
 // Keeps the last packing and packs again when the weights, the sizes or the cell changed. `version` below zero: not known.
+// Once the team is cancelled, what get() returns is unfinished, and is not kept.
 class WeightCache {
   public:
     template <class T>
     std::shared_ptr<const WeightBlock<T>> get(int cell, const Dims& dims, const Params<const T>& params,
-                                              bool backward, std::int64_t version) {
+                                              bool backward, std::int64_t version, Team& team) {
         const Identity identity =
-            version >= 0 ? Identity{version, {}} : Identity{-1, digest_of<T>(cell, dims, params)};
+            version >= 0 ? Identity{version, {}} : Identity{-1, digest_of<T>(cell, dims, params, team)};
         {
-            const std::lock_guard<std::mutex> lock(mutex_);
+            const std::lock_guard<std::mutex> lock(fork_safe_mutex(this));
             const auto& held = slot<T>();
             if (held != nullptr && fits(*held, cell, dims, backward, identity)) return held;
         }
-        auto fresh = pack_weights<T>(cell, dims, params, backward, identity);
-        const std::lock_guard<std::mutex> lock(mutex_);
-        slot<T>() = fresh;
+        auto fresh = pack_weights<T>(cell, dims, params, backward, identity, team);
+        if (team.was_cancelled()) return fresh;
+        auto replaced = fresh;  // freed without the lock
+        const std::lock_guard<std::mutex> lock(fork_safe_mutex(this));
+        std::swap(slot<T>(), replaced);
         return fresh;
     }
     // Whether a call of T steps should begin with the last panels: those that the call before has left in the caches.
@@ -86,7 +97,7 @@ class WeightCache {
         return (steps_.fetch_add(seq_len, std::memory_order_relaxed) & 1) != 0;
     }
     std::int64_t nbytes() const {
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<std::mutex> lock(fork_safe_mutex(this));
         return (f32_ ? f32_->memory.bytes() : 0) + (f64_ ? f64_->memory.bytes() : 0);
     }
 
@@ -107,7 +118,6 @@ class WeightCache {
         }
     }
 
-    mutable std::mutex mutex_;
     std::atomic<std::int64_t> steps_{0};
     std::shared_ptr<const WeightBlock<float>> f32_;
     std::shared_ptr<const WeightBlock<double>> f64_;

@@ -21,7 +21,7 @@ class Backward {
           team_(team),
           plan_(problem.dims, problem.saved == nullptr),
           gradients_(problem, plan_, team),
-          recompute_(problem, plan_),
+          recompute_(problem, plan_, team),
           arena_(workspace),
           hp_(padded<T>(problem.dims.H)) {
         plan_.take_shared(p_.dims, arena_);
@@ -46,12 +46,12 @@ class Backward {
         for (std::int64_t q = 0; q < total; q += plan_.steps) {
             const std::int64_t end = smaller(q + plan_.steps, total);
             here.row = 0;
-            if (plan_.recompute) recompute_.run(part, again, q, end);
+            if (plan_.recompute) recompute_.run(part, again, member, q, end);
             for (std::int64_t step = q; step < end; ++step) {
                 here.t = sweep_time(p_.schedule, step, total);
-                sweep_step(part, m, later, here);
-                if (by_units ? !team_.barrier(member) : team_.cancelled(member)) return;
-                finish_rows(part, m, here);
+                sweep_step(part, m, member, later, here);
+                if (by_units ? !team_.barrier(member) : team_.cancelled(member, 0)) return;
+                finish_rows(part, m, member, here);
                 later = here;
                 here.row += p_.schedule.active[here.t];
             }
@@ -120,6 +120,9 @@ class Backward {
         gemm<T, 1>(args);
     }
 
+    // A row's work for one panel of output.
+    std::int64_t panel_work() const { return (plan_.panels * G * L + 64) * L; }
+
     // The gradient that reaches h after step `here` for row i: from the output, and from the step after it, or, for a
     // row's last step, from the final state.
     V hidden_gradient(const Place& here, std::int64_t position, std::int64_t unit, bool continues, bool cut,
@@ -143,7 +146,8 @@ class Backward {
         return load_part(p_.dfinal[k] + row_of(position) * p_.dims.H + unit, p_.dims.H - unit);
     }
 
-    void sweep_step(const Part& part, Member& m, const Place& later, const Place& here) {
+    // Ends early once the call was cancelled.
+    void sweep_step(const Part& part, Member& m, int member, const Place& later, const Place& here) {
         const std::int64_t rows = part.rows(p_.schedule.active[here.t]);
         // Rows that have a later step are the first ones: where there is one going forward, all of them in reverse.
         std::int64_t continuing = 0;
@@ -155,7 +159,7 @@ class Backward {
             for (int k = 0; k < S; ++k) m.state_rows[i * S + k] = found[k];
         }
         if (p_.dims.projected) {
-            project_gradients(part, m, later, here, rows, continuing);
+            project_gradients(part, m, member, later, here, rows, continuing);
             return;
         }
         const PanelGroups groups(part.panels.end - part.panels.begin, panels_at_once<1>(rows),
@@ -165,6 +169,7 @@ class Backward {
             const std::int64_t count = end - u, first = part.panels.begin + u;
             for (std::int64_t r = 0; r < rows; r += kRowGroup) {
                 const std::int64_t n = smaller(kRowGroup, rows - r);
+                if (team_.cancelled(member, n * count * panel_work())) return;
                 prefetch_cells(part, m, here, {first, first + count}, {r, r + n});
                 recurrent_product(part, m, later, first, count, r, larger(0, smaller(n, continuing - r)));
                 for (std::int64_t v = 0; v < count; ++v) {
@@ -234,7 +239,7 @@ class Backward {
     }
 
     // With a projection: first the gradient of the output, kept for dW_hr, then through W_hr into the cell.
-    void project_gradients(const Part& part, Member& m, const Place& later, const Place& here,
+    void project_gradients(const Part& part, Member& m, int member, const Place& later, const Place& here,
                            std::int64_t rows, std::int64_t continuing) {
         const PreviousStates<Cell, T> previous_states = previous();
         const std::int64_t at_once = panels_at_once<1>(rows);
@@ -242,6 +247,7 @@ class Backward {
             const std::int64_t n = smaller(kRowGroup, rows - r);
             for (std::int64_t u = 0; u < plan_.p_panels; u += at_once) {
                 const std::int64_t count = smaller(at_once, plan_.p_panels - u);
+                if (team_.cancelled(member, n * count * panel_work())) return;
                 recurrent_product(part, m, later, u, count, r, larger(0, smaller(n, continuing - r)));
                 for (std::int64_t v = 0; v < count; ++v) {
                     const std::int64_t unit = (u + v) * L;
@@ -272,6 +278,7 @@ class Backward {
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;
                 gemm<T, 1>(args);
+                if (team_.cancelled(member, args.n * args.panels * args.b_panel)) return;
                 for (std::int64_t v = 0; v < args.panels; ++v) {
                     for (std::int64_t i = r; i < r + n; ++i) {
                         const std::int64_t position = part.position(i);
@@ -289,7 +296,7 @@ class Backward {
     }
 
     // The gradient of the initial state, for the rows whose first step was `here`.
-    void finish_rows(const Part& part, Member& m, const Place& here) {
+    void finish_rows(const Part& part, Member& m, int member, const Place& here) {
         const PreviousStates<Cell, T> previous_states = previous();
         const std::int64_t rows = part.rows(p_.schedule.active[here.t]);
         std::int64_t first = 0;
@@ -306,6 +313,7 @@ class Backward {
             const std::int64_t n = smaller(kRowGroup, rows - r);
             for (std::int64_t u = begin; u < end; u += at_once) {
                 const std::int64_t count = smaller(at_once, end - u);
+                if (team_.cancelled(member, n * count * panel_work())) return;
                 recurrent_product(part, m, here, u, count, r, n);
                 for (std::int64_t v = 0; v < count; ++v) {
                     for (std::int64_t i = r; i < r + n; ++i) {

@@ -8,6 +8,8 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kInputBlockBytes =
     192 * 1024;  // of projected inputs: they stay in the L2 cache
+inline constexpr std::int64_t kLongProduct = std::int64_t{1}
+                                             << 26;  // multiply-adds without a look at the team
 
 // Sizes and pieces of the workspace of one call.
 template <class Cell, class T>
@@ -79,22 +81,22 @@ class Forward {
         const Part part = part_of(p_.dims, plan_.panels, team_.size(), member);
         clear_padding(part, member);
         if (p_.dims.V > 0) {
-            project_table(m, share(plan_.panels, team_.size(), member));
+            project_table(m, member, share(plan_.panels, team_.size(), member));
             if (team_.size() > 1 && !team_.barrier(member)) return;
         }
         const std::int64_t total = longest(p_.dims, p_.schedule);
         for (std::int64_t s = 0; s < total; s += plan_.steps) {
             const std::int64_t end = smaller(s + plan_.steps, total);
             if (p_.input_progress != nullptr && !team_.wait(*p_.input_progress, end, member)) return;
-            const bool projected = project_inputs(part, m, s, end);
+            const bool projected = project_inputs(part, m, member, s, end);
             std::int64_t block_row = 0;
             for (std::int64_t step = s; step < end; ++step) {
                 const std::int64_t t = time_of(step, total);
                 const std::int64_t rows = part.rows(p_.schedule.active[t]);
-                run_step(part, m, t, rows, block_row, !projected);
+                run_step(part, m, member, t, rows, block_row, !projected);
                 block_row += rows;
                 const bool meet = part.stride == 1 && team_.size() > 1;
-                if (meet ? !team_.barrier(member) : team_.cancelled(member)) return;
+                if (meet ? !team_.barrier(member) : team_.cancelled(member, 0)) return;
                 publish(step + 1);
             }
         }
@@ -130,19 +132,35 @@ class Forward {
     }
 
     // Every row of the table once: a sequence longer than the table needs no other product with W_ih.
-    void project_table(typename ForwardPlan<Cell, T>::Member& m, Range panels) {
+    void project_table(typename ForwardPlan<Cell, T>::Member& m, int member, Range panels) {
         const std::int64_t rows = p_.dims.V;
         for (std::int64_t v = 0; v < rows; v += plan_.block_rows) {
             const std::int64_t n = smaller(plan_.block_rows, rows - v);
             for (std::int64_t i = 0; i < n; ++i) m.x_rows[i] = p_.x.row(0, v + i);
-            input_product<Cell, T>(p_.dims, p_.weights, m.x_rows, n, panels,
-                                   plan_.table_gx + (panels.begin * rows + v) * G * L, rows);
+            project(m.x_rows, n, panels, plan_.table_gx + (panels.begin * rows + v) * G * L, rows, member);
+        }
+    }
+
+    // input_product, a long one in pieces; ends early once the call was cancelled.
+    void project(const T* const* rows, std::int64_t n, Range panels, T* out, std::int64_t out_rows,
+                 int member) {
+        const std::int64_t row_work = larger(1, G * L * p_.dims.I);
+        const std::int64_t piece_rows = smaller(n, larger(kRowGroup, kLongProduct / row_work));
+        const std::int64_t piece_panels = larger(1, kLongProduct / (row_work * larger(1, piece_rows)));
+        for (std::int64_t r = 0; r < n; r += piece_rows) {
+            const std::int64_t count = smaller(piece_rows, n - r);
+            for (std::int64_t u = panels.begin; u < panels.end; u += piece_panels) {
+                const Range piece{u, smaller(u + piece_panels, panels.end)};
+                if (team_.cancelled(member, count * (piece.end - piece.begin) * row_work)) return;
+                input_product<Cell, T>(p_.dims, p_.weights, rows + r, count, piece,
+                                       out + ((u - panels.begin) * out_rows + r) * G * L, out_rows);
+            }
         }
     }
 
     // gx for all rows of steps [s, end). A single step is left to run_step, which then reads W_ih and W_hh side by side.
-    bool project_inputs(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t s,
-                        std::int64_t end) {
+    bool project_inputs(const Part& part, typename ForwardPlan<Cell, T>::Member& m, int member,
+                        std::int64_t s, std::int64_t end) {
         std::int64_t n = 0;
         const std::int64_t total = longest(p_.dims, p_.schedule);
         for (std::int64_t step = s; step < end; ++step) {
@@ -156,7 +174,7 @@ class Forward {
         }
         if (p_.dims.V == 0) {
             if (end - s == 1) return false;
-            input_product<Cell, T>(p_.dims, p_.weights, m.x_rows, n, part.panels, m.gx, plan_.block_rows);
+            project(m.x_rows, n, part.panels, m.gx, plan_.block_rows, member);
             return true;
         }
         for (std::int64_t panel = part.panels.begin; panel < part.panels.end; ++panel) {
@@ -169,7 +187,8 @@ class Forward {
         return true;
     }
 
-    void run_step(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
+    // Ends early once the call was cancelled.
+    void run_step(const Part& part, typename ForwardPlan<Cell, T>::Member& m, int member, std::int64_t t,
                   std::int64_t rows, std::int64_t block_row, bool project) {
         const PreviousStates<Cell, T> previous_states = previous();
         for (std::int64_t i = 0; i < rows; ++i) {
@@ -181,11 +200,13 @@ class Forward {
         }
         const std::int64_t panels = part.panels.end - part.panels.begin;
         const PanelGroups groups(panels, panels_at_once<G>(rows), ((t & 1) != 0) != p_.backwards);
+        const std::int64_t panel_work = (p_.dims.P + (project ? p_.dims.I : 0) + 16) * G * L;
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
             const std::int64_t first = part.panels.begin + u, count = end - u;
             for (std::int64_t r = 0; r < rows; r += kRowGroup) {
                 const std::int64_t n = smaller(kRowGroup, rows - r);
+                if (team_.cancelled(member, n * count * panel_work)) return;
                 if (project) {
                     input_product<Cell, T>(p_.dims, p_.weights, m.x_rows + r, n, {first, first + count},
                                            m.gx + (u * plan_.block_rows + r) * G * L, plan_.block_rows);
@@ -200,7 +221,7 @@ class Forward {
                 }
             }
         }
-        if (p_.dims.projected) project_hidden(part, m, t, rows);
+        if (p_.dims.projected) project_hidden(part, m, member, t, rows);
     }
 
     // Where the cell puts h: the output, or the row that the projection reads.
@@ -235,8 +256,8 @@ class Forward {
     }
 
     // y = hidden W_hr^T.
-    void project_hidden(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
-                        std::int64_t rows) {
+    void project_hidden(const Part& part, typename ForwardPlan<Cell, T>::Member& m, int member,
+                        std::int64_t t, std::int64_t rows) {
         const std::int64_t panels = panels_of<T>(p_.dims.P), at_once = panels_at_once<1>(rows);
         for (std::int64_t u = 0; u < panels; u += at_once) {
             const std::int64_t count = smaller(at_once, panels - u);
@@ -253,6 +274,7 @@ class Forward {
                 args.out = m.acc;
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;
+                if (team_.cancelled(member, args.n * count * args.b_panel)) return;
                 gemm<T, 1>(args);
                 for (std::int64_t v = 0; v < count; ++v) {
                     const std::int64_t unit = (u + v) * L;

@@ -105,14 +105,15 @@ class Gradients {
             // The first steps of a sequence, which end the sweep, may have had no state to multiply.
             std::int64_t with_state = rows;
             while (with_state > 0 && m.h_rows[with_state - 1] == plan_.zero) --with_state;
-            const OuterArgs<T> args{dgh,       a_panel,         G,        p_.dims.H, m.h_rows, with_state,
-                                    p_.dims.P, p_.dparams.w_hh, m.columns};
+            const OuterArgs<T> args{dgh,       a_panel,         G,         p_.dims.H, m.h_rows, with_state,
+                                    p_.dims.P, p_.dparams.w_hh, m.columns, team_,     member};
             outer<T>(args, larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0));
         }
         if (p_.dims.V == 0) input_bias_gradients(member, dgx, a_panel, rows);
         if constexpr (Cell::kSplitGates) {
             const Range bias = share(plan_.panels, team_.size(), member);
-            sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, p_.dparams.b_hh, nullptr, bias.begin, bias.end);
+            sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, p_.dparams.b_hh, nullptr, bias.begin, bias.end,
+                           team_, member);
         }
         if (p_.dims.projected && p_.dparams.w_hr != nullptr)
             projection_gradients(m, member, begin, end, plan_.dhidden[buffer]);
@@ -175,11 +176,11 @@ class Gradients {
     void input_gradients(Member& m, int member, const T* gates, std::int64_t a_panel, std::int64_t rows,
                          Range columns) {
         if (p_.dx.data != nullptr && p_.dims.I > 0) {
-            back_through_inputs(m, gates, a_panel, share(rows, team_.size(), member));
+            back_through_inputs(m, member, gates, a_panel, share(rows, team_.size(), member));
         }
         if (p_.dparams.w_ih == nullptr) return;
-        const OuterArgs<T> args{gates,     a_panel,         G,        p_.dims.H, m.x_rows, rows,
-                                p_.dims.I, p_.dparams.w_ih, m.columns};
+        const OuterArgs<T> args{gates,     a_panel,         G,         p_.dims.H, m.x_rows, rows,
+                                p_.dims.I, p_.dparams.w_ih, m.columns, team_,     member};
         outer<T>(args, columns.begin, columns.end);
     }
 
@@ -187,11 +188,12 @@ class Gradients {
     void input_bias_gradients(int member, const T* gates, std::int64_t a_panel, std::int64_t rows) {
         const Range panels = share(plan_.panels, team_.size(), member);
         sum_rows<T, G>(gates, a_panel, rows, p_.dims.H, p_.dparams.b_ih,
-                       Cell::kSplitGates ? nullptr : p_.dparams.b_hh, panels.begin, panels.end);
+                       Cell::kSplitGates ? nullptr : p_.dparams.b_hh, panels.begin, panels.end, team_,
+                       member);
     }
 
     // dx = dgx W_ih.
-    void back_through_inputs(Member& m, const T* gates, std::int64_t a_panel, Range rows) {
+    void back_through_inputs(Member& m, int member, const T* gates, std::int64_t a_panel, Range rows) {
         const PanelGroups groups(panels_of<T>(p_.dims.I), panels_at_once<1>(kRowGroup), false);
         for (std::int64_t row = rows.begin; row < rows.end; ++row) m.a_rows[row] = gates + row * G * L;
         for (std::int64_t q = 0; q < groups.count(); ++q) {
@@ -211,6 +213,7 @@ class Gradients {
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;
                 gemm<T, 1>(args);
+                if (team_.cancelled(member, args.n * args.panels * args.b_panel)) return;
                 for (std::int64_t i = 0; i < args.n; ++i) {
                     for (std::int64_t v = 0; v < args.panels; ++v) {
                         const std::int64_t column = (u + v) * L, valid = p_.dims.I - column;
@@ -234,8 +237,8 @@ class Gradients {
                 m.a_rows[n++] = p_.hidden + (p_.schedule.offset[t] + position) * hidden_row;
             }
         }
-        const OuterArgs<T> args{dhidden,   plan_.block_rows * L, 1,        p_.dims.P, m.a_rows, n,
-                                p_.dims.H, p_.dparams.w_hr,      m.columns};
+        const OuterArgs<T> args{dhidden,   plan_.block_rows * L, 1,         p_.dims.P, m.a_rows, n,
+                                p_.dims.H, p_.dparams.w_hr,      m.columns, team_,     member};
         const Range mine = share(panels_of<T>(p_.dims.H), team_.size(), member);
         outer<T>(args, mine.begin, mine.end);
     }

@@ -123,9 +123,10 @@ struct BackwardProblem {
 template <class T>
 struct RecurrentKernels {
     CellTraits traits;
-    // Bytes of the packed weights; pack() sets the pointers into `block`, aligned to 64, and fills it.
+    // Bytes of the packed weights; pack() sets the pointers into `block`, aligned to 64, and fills it, with one thread;
+    // it ends early once the team is cancelled.
     std::int64_t (*packed_bytes)(const Dims&, bool backward);
-    void (*pack)(const Dims&, const Params<const T>&, bool backward, void* block, Packed<T>& out);
+    void (*pack)(const Dims&, const Params<const T>&, bool backward, void* block, Packed<T>& out, Team&);
     // Bytes of workspace, aligned to 64, for a team of the given size.
     std::int64_t (*forward_workspace)(const Dims&, int threads);
     void (*forward)(const ForwardProblem<T>&, Team&, void* workspace);
@@ -154,9 +155,9 @@ struct QuantizedWeights {
 };
 
 struct QuantizedKernels {
-    // Bytes of the packed weights; pack() sets the pointers into `block`, aligned to 64, and fills it.
+    // As RecurrentKernels'.
     std::int64_t (*packed_bytes)(const Dims&);
-    void (*pack)(const Dims&, const Params<const float>&, void* block, QuantizedWeights& out);
+    void (*pack)(const Dims&, const Params<const float>&, void* block, QuantizedWeights& out, Team&);
     // Inference by one thread: the tape and the float32 weights of the problem are not looked at.
     std::int64_t (*workspace)(const Dims&);
     void (*forward)(const ForwardProblem<float>&, const QuantizedWeights&, Team&, void* workspace);

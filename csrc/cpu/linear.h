@@ -42,7 +42,7 @@ struct Linear {
     }
 
     // c (rows of this member, width) = a (K values a row, in chunks) times the packed panels.
-    void product(Member& m, Range rows, std::int64_t chunks, std::int64_t chunk_len,
+    void product(Member& m, int member, Range rows, std::int64_t chunks, std::int64_t chunk_len,
                  std::int64_t chunk_stride, const T* init, std::int64_t width, T* c) {
         const std::int64_t count = panels_of<T>(width), at_once = panels_at_once<1>(kRowGroup);
         for (std::int64_t u = 0; u < count; u += at_once) {
@@ -65,6 +65,7 @@ struct Linear {
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;
                 gemm<T, 1>(args);
+                if (team->cancelled(member, args.n * args.panels * args.b_panel)) return;
                 for (std::int64_t v = 0; v < args.panels; ++v) {
                     const std::int64_t column = (u + v) * L;
                     for (std::int64_t i = 0; i < args.n; ++i) {
@@ -80,43 +81,45 @@ struct Linear {
         const Range mine = share(panels_of<T>(out), team->size(), member);
         const std::int64_t first = mine.begin * L, units = smaller(mine.end * L, out) - first;
         if (units > 0) {
-            pack_rows<T>(w + first * in, 1, units, in, panels + first * in);
+            pack_rows<T>(w + first * in, 1, units, in, panels + first * in, *team, member);
             pack_bias<T>(b == nullptr ? nullptr : b + first, nullptr, 1, units, bias + first);
         }
         if (!team->barrier(member)) return;
         Member m = member_piece(member);
         const Range rows = share(n, team->size(), member);
         for (std::int64_t r = rows.begin; r < rows.end; ++r) m.rows[r] = x + r * in;
-        product(m, rows, 1, in, 0, bias, out, y);
+        product(m, member, rows, 1, in, 0, bias, out, y);
     }
 
     void backward_member(int member) {
         Member m = member_piece(member);
         const std::int64_t out_panels = panels_of<T>(out);
         const Range rows = share(n, team->size(), member);
-        for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+        for (std::int64_t r = rows.begin; r < rows.end && !team->cancelled(member, out * kPackWork); ++r) {
             for (std::int64_t j = 0; j < out_panels; ++j) {
                 load_part(dy + r * out + j * L, out - j * L).store(dy_panels + (j * n + r) * L);
             }
         }
         if (dx != nullptr) {
             const Range mine = share(panels_of<T>(in), team->size(), member);
-            for (std::int64_t j = mine.begin; j < mine.end; ++j) pack_column_panel(j);
+            for (std::int64_t j = mine.begin; j < mine.end && !team->cancelled(member, out * L * kPackWork);
+                 ++j)
+                pack_column_panel(j);
         }
         if (!team->barrier(member)) return;
         if (dx != nullptr) {
             for (std::int64_t r = rows.begin; r < rows.end; ++r) m.rows[r] = dy_panels + r * L;
-            product(m, rows, out_panels, L, n * L, nullptr, in, dx);
+            product(m, member, rows, out_panels, L, n * L, nullptr, in, dx);
         }
         if (dw != nullptr) {
             for (std::int64_t r = 0; r < n; ++r) m.rows[r] = x + r * in;
-            const OuterArgs<T> args{dy_panels, n * L, 1, out, m.rows, n, in, dw, m.columns};
+            const OuterArgs<T> args{dy_panels, n * L, 1, out, m.rows, n, in, dw, m.columns, *team, member};
             const Range mine = share(panels_of<T>(in), team->size(), member);
             outer<T>(args, mine.begin, mine.end);
         }
         if (db != nullptr) {
             const Range mine = share(out_panels, team->size(), member);
-            sum_rows<T, 1>(dy_panels, n * L, n, out, db, nullptr, mine.begin, mine.end);
+            sum_rows<T, 1>(dy_panels, n * L, n, out, db, nullptr, mine.begin, mine.end, *team, member);
         }
     }
     void pack_column_panel(std::int64_t j) {

@@ -16,8 +16,10 @@ struct OuterArgs {
     std::int64_t gates, units;  // G, H
     const T* const* x;          // `rows` rows of `columns` values
     std::int64_t rows, columns;
-    T* dw;      // (G*H, columns)
-    T* buffer;  // rows * kOuterPanels * L
+    T* dw;       // (G*H, columns)
+    T* buffer;   // rows * kOuterPanels * L
+    Team& team;  // ends early once it is cancelled
+    int member;
 };
 
 // Adds rows k of one tile: R consecutive lanes of A, the first `valid` of which are units, times U vectors.
@@ -68,6 +70,7 @@ void pack_columns_of(const OuterArgs<T>& p, std::int64_t first, std::int64_t las
     constexpr std::int64_t kRows = 4, kAhead = 3 * kRows;
     const PanelGroups groups(last - first, kOuterPanels, false);
     for (std::int64_t r = 0; r < p.rows; r += kRows) {
+        if (r % 256 == 0 && p.team.cancelled(p.member, 256 * (last - first) * L)) return;
         for (std::int64_t k = r + kAhead; k < smaller(r + kAhead + kRows, p.rows); ++k) {
             prefetch(p.x[k] + first * L, smaller(last * L, p.columns) - first * L);
         }
@@ -117,9 +120,11 @@ void outer(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
     constexpr int L = Vec<T>::kLanes;
     if (p.rows == 0 || first >= last) return;
     pack_columns_of(p, first, last);
+    const std::int64_t work = p.rows * p.gates * L * kOuterPanels * L;
     const PanelGroups groups(last - first, kOuterPanels, false);
     for (std::int64_t j = 0; j < panels_of<T>(p.units); ++j) {
         for (std::int64_t q = 0; q < groups.count(); ++q) {
+            if (p.team.cancelled(p.member, work)) return;
             const auto [begin, end] = groups[q];
             const T* x = p.buffer + begin * p.rows * L;
             if (end - begin == 3) {
@@ -136,10 +141,10 @@ void outer(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
 // db[g*H + unit] += the sum over rows of A, for the panels [first, last), in the order of the rows.
 template <class T, int G>
 void sum_rows(const T* a, std::int64_t a_panel, std::int64_t rows, std::int64_t units, T* db, T* db_also,
-              std::int64_t first, std::int64_t last) {
+              std::int64_t first, std::int64_t last, Team& team, int member) {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
-    for (std::int64_t j = first; j < last; ++j) {
+    for (std::int64_t j = first; j < last && !team.cancelled(member, rows * G * L); ++j) {
         const std::int64_t valid = units - j * L;
         V acc[G];
         for (int g = 0; g < G; ++g) acc[g] = V::set(0);

@@ -1,4 +1,5 @@
-// Weights into panels. See gemm.h for the panel and kernels.h for the list.
+// Weights into panels. See gemm.h for the panel and kernels.h for the list. Packing ends early, with the panels unfinished,
+// once the team is cancelled.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -6,12 +7,16 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
+inline constexpr std::int64_t kPackWork = 8;  // of an element, in multiply-adds
+
 // W (G*H, K) -> [H/L][K][G][L]: the rows of W become columns.
 template <class T>
-void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out) {
+void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out, Team& team,
+               int member) {
     constexpr int L = Vec<T>::kLanes;
     constexpr std::int64_t kBlock = 16;  // of k: a cache line of each source row
     for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
+        if (team.cancelled(member, k_size * gates * L * kPackWork)) return;
         for (std::int64_t k0 = 0; k0 < k_size; k0 += kBlock) {
             const std::int64_t k1 = smaller(k0 + kBlock, k_size);
             for (std::int64_t g = 0; g < gates; ++g) {
@@ -33,10 +38,12 @@ void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t 
 
 // W (G*H, N) -> [N/L][(H/L) G L][L]: the rows of W are the k of the product, in the order of the gate gradients.
 template <class T>
-void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64_t n_size, T* out) {
+void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64_t n_size, T* out,
+                  Team& team) {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
     for (std::int64_t column = 0; column < n_size; column += L) {
+        if (team.cancelled(0, gates * units * L * kPackWork)) return;
         for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
             for (std::int64_t g = 0; g < gates; ++g) {
                 for (std::int64_t unit = j * L; unit < (j + 1) * L; ++unit) {
@@ -93,19 +100,19 @@ std::int64_t packed_bytes(const Dims& d, bool backward) {
 }
 
 template <class Cell, class T>
-void pack(const Dims& d, const Params<const T>& w, bool backward, void* block, Packed<T>& out) {
+void pack(const Dims& d, const Params<const T>& w, bool backward, void* block, Packed<T>& out, Team& team) {
     constexpr std::int64_t G = Cell::kGates;
     Arena arena(block);
     out = packed_layout<Cell, T>(d, backward, arena);
-    pack_rows<T>(w.w_ih, G, d.H, d.I, out.w_ih);
-    pack_rows<T>(w.w_hh, G, d.H, d.P, out.w_hh);
+    pack_rows<T>(w.w_ih, G, d.H, d.I, out.w_ih, team, 0);
+    pack_rows<T>(w.w_hh, G, d.H, d.P, out.w_hh, team, 0);
     pack_bias<T>(w.b_ih, Cell::kSplitGates ? nullptr : w.b_hh, G, d.H, out.b_x);
     if (Cell::kSplitGates) pack_bias<T>(w.b_hh, nullptr, G, d.H, out.b_h);
-    if (d.projected) pack_rows<T>(w.w_hr, 1, d.P, d.H, out.w_hr);
+    if (d.projected) pack_rows<T>(w.w_hr, 1, d.P, d.H, out.w_hr, team, 0);
     if (backward) {
-        pack_columns<T>(w.w_ih, G, d.H, d.I, out.w_ih_t);
-        pack_columns<T>(w.w_hh, G, d.H, d.P, out.w_hh_t);
-        if (d.projected) pack_columns<T>(w.w_hr, 1, d.P, d.H, out.w_hr_t);
+        pack_columns<T>(w.w_ih, G, d.H, d.I, out.w_ih_t, team);
+        pack_columns<T>(w.w_hh, G, d.H, d.P, out.w_hh_t, team);
+        if (d.projected) pack_columns<T>(w.w_hr, 1, d.P, d.H, out.w_hr_t, team);
     }
 }
 

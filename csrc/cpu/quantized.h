@@ -164,7 +164,7 @@ struct Int8 {
 // W (G*H, K) -> panels, and for int8 the scales [H/L][G][L].
 template <class Format>
 void quantize_rows(const float* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, void* out,
-                   float* scales) {
+                   float* scales, Team& team) {
     constexpr int L = Vec<float>::kLanes;
     constexpr std::int64_t N = Format::kGroup;
     using Weight = typename Format::Weight;
@@ -172,6 +172,7 @@ void quantize_rows(const float* w, std::int64_t gates, std::int64_t units, std::
     fill_zero(static_cast<Weight*>(out), panels * size);
     if (Format::kScaled) fill_zero(scales, panels * gates * L);
     for (std::int64_t unit = 0; unit < units; ++unit) {
+        if (team.cancelled(0, gates * k_size * kPackWork)) return;
         for (std::int64_t g = 0; g < gates; ++g) {
             Weight* to = static_cast<Weight*>(out) + unit / L * size + (g * L + unit % L) * N;
             const float scale = Format::encode(
@@ -209,13 +210,14 @@ std::int64_t quantized_bytes(const Dims& d) {
 }
 
 template <class Format, class Cell>
-void quantized_pack(const Dims& d, const Params<const float>& w, void* block, QuantizedWeights& out) {
+void quantized_pack(const Dims& d, const Params<const float>& w, void* block, QuantizedWeights& out,
+                    Team& team) {
     constexpr std::int64_t G = Cell::kGates;
     Arena arena(block);
     out = quantized_layout<Format, Cell>(d, arena);
-    quantize_rows<Format>(w.w_ih, G, d.H, d.I, out.w_ih, out.s_ih);
-    quantize_rows<Format>(w.w_hh, G, d.H, d.P, out.w_hh, out.s_hh);
-    if (d.projected) quantize_rows<Format>(w.w_hr, 1, d.P, d.H, out.w_hr, out.s_hr);
+    quantize_rows<Format>(w.w_ih, G, d.H, d.I, out.w_ih, out.s_ih, team);
+    quantize_rows<Format>(w.w_hh, G, d.H, d.P, out.w_hh, out.s_hh, team);
+    if (d.projected) quantize_rows<Format>(w.w_hr, 1, d.P, d.H, out.w_hr, out.s_hr, team);
     pack_bias<float>(w.b_ih, Cell::kSplitGates ? nullptr : w.b_hh, G, d.H, out.b_x);
     if (Cell::kSplitGates) pack_bias<float>(w.b_hh, nullptr, G, d.H, out.b_h);
 }
@@ -296,9 +298,10 @@ FUSEDRNN_INLINE auto select_quantized_tile(int rows, bool wide)
     return nullptr;
 }
 
-// Row tiles as equal as they can be, each against a group of panels while it is in the L1 cache.
+// Row tiles as equal as they can be, each against a group of panels while it is in the L1 cache. Ends early once the team
+// is cancelled.
 template <class Format, int G>
-void multiply(const Product<Format>& p) {
+void multiply(const Product<Format>& p, Team& team) {
     const std::int64_t tiles = (p.n + kQuantizedTileRows - 1) / kQuantizedTileRows;
     if (tiles == 0) return;
     const std::int64_t group = quantized_tile_panels<Format, G>(static_cast<int>((p.n + tiles - 1) / tiles));
@@ -308,6 +311,7 @@ void multiply(const Product<Format>& p) {
         for (std::int64_t tile = 0; tile < tiles; ++tile) {
             const int rows = static_cast<int>((p.n - row) / (tiles - tile));
             const std::int64_t wide = quantized_tile_panels<Format, G>(rows);
+            if (team.cancelled(0, rows * group * p.groups * G * Vec<float>::kLanes)) return;
             for (std::int64_t v = u; v < end;) {
                 const bool is_wide = v + wide <= end;
                 select_quantized_tile<Format, G>(rows, is_wide)(p, row, v);

@@ -49,12 +49,17 @@ class QuantizedForward {
     using V = Vec<float>;
     using Weight = typename Format::Weight;
 
-    QuantizedForward(const ForwardProblem<float>& problem, const QuantizedWeights& weights, Arena arena)
-        : p_(problem), w_(weights), plan_(problem.dims, arena), hp_(padded<float>(problem.dims.H)) {
+    QuantizedForward(const ForwardProblem<float>& problem, const QuantizedWeights& weights, Team& team,
+                     Arena arena)
+        : p_(problem),
+          w_(weights),
+          team_(team),
+          plan_(problem.dims, arena),
+          hp_(padded<float>(problem.dims.H)) {
         fill_zero(plan_.zero, larger(hp_, padded<float>(p_.dims.P)));
     }
 
-    void run(Team& team) {
+    void run() {
         clear_padding();
         const std::int64_t total = longest(p_.dims, p_.schedule);
         for (std::int64_t s = 0; s < total; s += plan_.steps) {
@@ -65,7 +70,7 @@ class QuantizedForward {
                 const std::int64_t t = time_of(step, total);
                 run_step(t, block_row);
                 block_row += p_.schedule.active[t];
-                if (team.cancelled(0)) return;
+                if (team_.cancelled(0, 0)) return;
             }
         }
         store_final();
@@ -112,7 +117,7 @@ class QuantizedForward {
         m.out = plan_.gx;
         m.out_panel = plan_.block_rows * G * L;
         m.out_row = G * L;
-        multiply<Format, G>(m);
+        multiply<Format, G>(m, team_);
     }
 
     void run_step(std::int64_t t, std::int64_t block_row) {
@@ -156,7 +161,7 @@ class QuantizedForward {
         m.out = plan_.acc;
         m.out_panel = rows * G * L;
         m.out_row = G * L;
-        multiply<Format, G>(m);
+        multiply<Format, G>(m, team_);
     }
 
     // The cell for the units of panel u in row i.
@@ -199,7 +204,7 @@ class QuantizedForward {
         m.out = plan_.acc;
         m.out_panel = rows * L;
         m.out_row = L;
-        multiply<Format, 1>(m);
+        multiply<Format, 1>(m, team_);
         for (std::int64_t u = 0; u < m.panels; ++u) {
             for (std::int64_t i = 0; i < rows; ++i) {
                 store_part(V::load(plan_.acc + (u * rows + i) * L), p_.y.row(t, p_.schedule.order[i]) + u * L,
@@ -225,6 +230,7 @@ class QuantizedForward {
 
     const ForwardProblem<float>& p_;
     const QuantizedWeights& w_;
+    Team& team_;
     QuantizedPlan<Format, Cell> plan_;
     std::int64_t hp_;
 };
@@ -239,15 +245,13 @@ std::int64_t quantized_workspace(const Dims& dims) {
 template <class Format, class Cell>
 void quantized_forward(const ForwardProblem<float>& problem, const QuantizedWeights& weights, Team& team,
                        void* workspace) {
-    struct Context {
-        QuantizedForward<Format, Cell> driver;
-        Team& team;
-    } context{{problem, weights, Arena(workspace)}, team};
+    using Driver = QuantizedForward<Format, Cell>;
+    Driver driver(problem, weights, team, Arena(workspace));
     team.run(
-        [](void* c, int member) {
-            if (member == 0) static_cast<Context*>(c)->driver.run(static_cast<Context*>(c)->team);
+        [](void* context, int member) {
+            if (member == 0) static_cast<Driver*>(context)->run();
         },
-        &context);
+        &driver);
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -34,15 +34,18 @@ class Recompute {
         return m;
     }
 
-    Recompute(const BackwardProblem<T>& problem, const Plan& plan) : p_(problem), plan_(plan) {}
+    Recompute(const BackwardProblem<T>& problem, const Plan& plan, Team& team)
+        : p_(problem), plan_(plan), team_(team) {}
 
-    // The rows and panels of one member, for the steps [begin, end) of the sweep.
-    void run(const Part& part, const Member& m, std::int64_t begin, std::int64_t end) const {
+    // The rows and panels of one member, for the steps [begin, end) of the sweep; ends early once the call was cancelled.
+    void run(const Part& part, const Member& m, int member, std::int64_t begin, std::int64_t end) const {
         const std::int64_t n = find_rows(part, m, begin, end), at_once = panels_at_once<G>(n);
         for (std::int64_t u = part.panels.begin; u < part.panels.end; u += at_once) {
             const Range panels{u, smaller(u + at_once, part.panels.end)};
             for (std::int64_t r = 0; r < n; r += kRowGroup) {
                 const std::int64_t rows = smaller(kRowGroup, n - r);
+                const std::int64_t work = rows * at_once * G * L * (p_.dims.I + p_.dims.P);
+                if (team_.cancelled(member, work)) return;
                 input_product<Cell, T>(p_.dims, p_.weights, m.x_rows + r, rows, panels, m.gx, kRowGroup);
                 hidden_product<Cell, T>(p_.dims, p_.weights, m.h_rows + r, rows, panels, m.gx, kRowGroup,
                                         m.acc, kRowGroup);
@@ -91,6 +94,7 @@ class Recompute {
 
     const BackwardProblem<T>& p_;
     const Plan& plan_;
+    Team& team_;
 };
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

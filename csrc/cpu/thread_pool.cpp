@@ -30,26 +30,31 @@ void pause() {
 #endif
 }
 
-// Flushes denormals while it lives: a denormal operand costs a hundred cycles and more.
-class FlushDenormals {
-  public:
 #if defined(__SSE2__)
-    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ and DAZ
-    ~FlushDenormals() { _mm_setcsr(saved_); }
+// Traps masked, rounding to nearest; FTZ and DAZ: a denormal operand costs a hundred cycles and more.
+constexpr FloatingPoint kKernelFloats{0x1f80 | 0x8040, 0};
 
-  private:
-    unsigned saved_;
+FloatingPoint floats_of_this_thread() { return {_mm_getcsr(), 0}; }
+void set_floats(const FloatingPoint& floats) { _mm_setcsr(static_cast<unsigned>(floats.control)); }
 #elif defined(__aarch64__)
-    FlushDenormals() {
-        asm volatile("mrs %0, fpcr" : "=r"(saved_));
-        asm volatile("msr fpcr, %0" ::"r"(saved_ | (std::uint64_t{1} << 24)));
-    }
-    ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+constexpr FloatingPoint kKernelFloats{std::uint64_t{1} << 24, 0};  // FZ, the rest as above
 
-  private:
-    std::uint64_t saved_;
+FloatingPoint floats_of_this_thread() {
+    FloatingPoint floats;
+    asm volatile("mrs %0, fpcr" : "=r"(floats.control));
+    asm volatile("mrs %0, fpsr" : "=r"(floats.status));
+    return floats;
+}
+void set_floats(const FloatingPoint& floats) {
+    asm volatile("msr fpcr, %0" ::"r"(floats.control));
+    asm volatile("msr fpsr, %0" ::"r"(floats.status));
+}
+#else
+constexpr FloatingPoint kKernelFloats{};
+
+FloatingPoint floats_of_this_thread() { return {}; }
+void set_floats(const FloatingPoint&) {}
 #endif
-};
 
 constexpr int kSpins = 2000;             // about 20 us of pauses before a worker sleeps
 constexpr int kSpinsBeforeYield = 4000;  // in a barrier; then the processor is offered to others
@@ -67,7 +72,14 @@ void spin(int& turns) {
     }
 }
 
+// A turn of a spin as work, and the least time between two questions: for the answer a thread may wait for others.
+constexpr std::int64_t kSpinWork = 256;
+constexpr std::chrono::milliseconds kBetweenQuestions{20};
+
 std::atomic<InterruptCheck> interrupt_check{nullptr};
+
+// Forks between the process that loaded the library and this one.
+std::atomic<std::uint64_t> forks{0};
 
 }  // namespace
 
@@ -79,7 +91,7 @@ class ThreadPool {
     void start(int size, void (*fn)(void*, int), void* context);
     bool finished() const { return running_.load(std::memory_order_acquire) == 0; }
 
-    std::mutex in_use;
+    std::atomic<bool> in_use{false};
     Flag arrived[kMaxThreads];  // the barrier: the round that each member has reached
 
   private:
@@ -96,6 +108,7 @@ class ThreadPool {
 };
 
 void ThreadPool::work(int member, std::uint64_t seen) {
+    set_floats(kKernelFloats);
     for (;;) {
         int spins = 0;
         while (epoch_.load(std::memory_order_acquire) == seen && ++spins < kSpins) pause();
@@ -104,10 +117,7 @@ void ThreadPool::work(int member, std::uint64_t seen) {
             wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
         }
         seen = epoch_.load(std::memory_order_acquire);
-        if (member < size_) {
-            FlushDenormals flush;
-            fn_(context_, member);
-        }
+        if (member < size_) fn_(context_, member);
         running_.fetch_sub(1, std::memory_order_release);
     }
 }
@@ -137,23 +147,22 @@ void ThreadPool::grow(int workers) {
 
 namespace {
 
-ThreadPool* pool = nullptr;
-std::mutex* pool_mutex = new std::mutex;
+std::atomic<ThreadPool*> pool{nullptr};
 
-// The child of a fork has none of the workers and perhaps a locked mutex: it starts afresh.
+// The child of a fork has none of the workers: it starts afresh.
 void forget_pool() {
-    pool = nullptr;
-    pool_mutex = new std::mutex;
+    forks.fetch_add(1);
+    pool.store(nullptr);
 }
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
 
 ThreadPool* the_pool() {
-    const std::lock_guard<std::mutex> lock(*pool_mutex);
-    if (pool == nullptr) {
-        static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-        (void)registered;
-        pool = new ThreadPool;
-    }
-    return pool;
+    ThreadPool* found = pool.load();
+    if (found != nullptr) return found;
+    auto* made = new ThreadPool;
+    if (pool.compare_exchange_strong(found, made)) return made;
+    delete made;  // another thread was first
+    return found;
 }
 
 int cgroup_limit() {
@@ -195,38 +204,42 @@ void set_num_threads(int n) { num_threads.store(n); }
 Team::Team(int wanted) : size_(1) {
     if (wanted <= 1) return;
     ThreadPool* shared = the_pool();
-    if (!shared->in_use.try_lock()) return;
+    if (shared->in_use.exchange(true, std::memory_order_acquire)) return;
     try {
         shared->grow(std::min(wanted, kMaxThreads) - 1);
     } catch (...) {  // no more threads to be had: go on alone
-        shared->in_use.unlock();
+        shared->in_use.store(false, std::memory_order_release);
         return;
     }
     pool_ = shared;
+    forks_ = forks.load();
     size_ = std::min(wanted, kMaxThreads);
 }
 
-Team::Team(Team& whole, int member) : size_(1), stop_(whole.stop_), asking_(member == 0 ? 0 : -1) {}
+Team::Team(Team& whole, int member)
+    : size_(1), whole_(&whole), stop_(whole.stop_), asking_(member == 0 ? 0 : -1), floats_(1) {}
 
 Team::~Team() {
-    if (pool_ != nullptr) pool_->in_use.unlock();
+    if (pool_ != nullptr) pool_->in_use.store(false, std::memory_order_release);
 }
 
+bool Team::is_orphaned() const { return pool_ != nullptr && forks_ != forks.load(); }
+
 void Team::run(void (*fn)(void*, int), void* context) {
+    const KernelFloats floats(*this);
+    if (is_orphaned()) return stop_->store(true);
     if (pool_ != nullptr) pool_->start(size_, fn, context);
-    {
-        FlushDenormals flush;
-        fn(context, 0);
-    }
+    fn(context, 0);
     int spins = 0;
-    while (pool_ != nullptr && !pool_->finished()) {
+    while (pool_ != nullptr && !pool_->finished() && !is_orphaned()) {
         spin(spins);
-        cancelled(0);  // the others may have longer calls to finish
+        cancelled(0, kSpinWork);  // the others may have longer calls to finish
     }
+    if (is_orphaned()) stop_->store(true);
 }
 
 bool Team::barrier(int member) {
-    if (cancelled(member)) return false;
+    if (stop_->load(std::memory_order_relaxed)) return false;
     if (pool_ == nullptr) return true;
     Flag* arrived = pool_->arrived;
     const std::uint64_t round = arrived[member].value.load(std::memory_order_relaxed) + 1;
@@ -234,7 +247,7 @@ bool Team::barrier(int member) {
     for (int other = 0; other < size_; ++other) {
         int spins = 0;
         while (arrived[other].value.load(std::memory_order_acquire) < round) {
-            if (stop_->load(std::memory_order_relaxed)) return false;
+            if (cancelled(member, kSpinWork)) return false;
             spin(spins);
         }
     }
@@ -244,23 +257,37 @@ bool Team::barrier(int member) {
 bool Team::wait(const Progress& progress, std::int64_t steps, int member) {
     int spins = 0;
     while (progress.steps.load(std::memory_order_acquire) < steps) {
-        if (cancelled(member)) return false;
+        if (cancelled(member, kSpinWork)) return false;
         spin(spins);
     }
     return true;
 }
 
 void Team::poll() {
+    work_left_ = kWorkBetweenPolls;
     const auto now = std::chrono::steady_clock::now();
-    if (last_poll_ != std::chrono::steady_clock::time_point{}) {
-        const auto elapsed = now - last_poll_;
-        if (elapsed < std::chrono::milliseconds(5) && interval_ < 4096) interval_ *= 2;
-        if (elapsed > std::chrono::milliseconds(40)) interval_ = std::max(1, interval_ / 8);
-        const InterruptCheck check = interrupt_check.load();
-        if (elapsed > std::chrono::milliseconds(2) && check != nullptr && check()) stop_->store(true);
+    if (asked_ == std::chrono::steady_clock::time_point{}) asked_ = now;
+    if (now - asked_ < kBetweenQuestions) return;
+    const InterruptCheck check = interrupt_check.load();
+    if (check != nullptr) {
+        FloatingPoint& callers = whole_->callers_floats_;
+        set_floats(callers);
+        if (check()) stop_->store(true);
+        callers = floats_of_this_thread();
+        set_floats(kKernelFloats);
     }
-    last_poll_ = now;
-    countdown_ = interval_;
+    if (whole_->is_orphaned()) stop_->store(true);
+    asked_ = std::chrono::steady_clock::now();
+}
+
+Team::KernelFloats::KernelFloats(Team& team) : team_(team) {
+    if (team.floats_++ > 0) return;
+    team.callers_floats_ = floats_of_this_thread();
+    set_floats(kKernelFloats);
+}
+
+Team::KernelFloats::~KernelFloats() {
+    if (--team_.floats_ == 0) set_floats(team_.callers_floats_);
 }
 
 }  // namespace fusedrnn

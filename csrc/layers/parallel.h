@@ -8,8 +8,9 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-// Elements after which a member looks whether the call was cancelled; tens of microseconds of work.
-inline constexpr std::int64_t kBlock = 16384;
+// Elements after which a member looks whether the call was cancelled, tens of microseconds of work, and as what that
+// counts: a few such blocks, or rows that are longer than one, pass between two looks at the clock.
+inline constexpr std::int64_t kBlock = 16384, kBlockWork = std::int64_t{1} << 20;
 
 template <class Body>
 struct RangeJob {
@@ -37,7 +38,7 @@ void parallel_ranges(Team& team, std::int64_t n, std::int64_t unit, const Body& 
 template <class Body>
 void interruptible_blocks(Team& team, std::int64_t n, std::int64_t block, const Body& body) {
     parallel_ranges(team, n, block, [&](int member, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end && !team.cancelled(member); i += block) {
+        for (std::int64_t i = begin; i < end && !team.cancelled(member, kBlockWork); i += block) {
             body(i, end - i < block ? end : i + block);
         }
     });

@@ -160,12 +160,12 @@ Results<T> run_kernels(const RecurrentKernels<T>& kernels, int lanes, const Dims
     Results<T> out = make_results<T, T>(p, o.gap);
     Workspace block(kernels.packed_bytes(d, true));
     Packed<T> weights;
+    Team team(1);
     kernels.pack(d, {in.w_ih.data(), in.w_hh.data(), in.b_ih.data(), in.b_hh.data(), in.w_hr.data()}, true,
-                 block.as<void>(), weights);
+                 block.as<void>(), weights, team);
     const std::int64_t padded = (d.H + lanes - 1) / lanes * lanes, item = sizeof(T), rows = timetable.rows();
     Workspace saved(rows * padded * kernels.traits.saved * item), states(rows * padded * item),
         hidden(rows * padded * item);
-    Team team(1);
 
     ForwardProblem<T> forward{};
     set_call(forward, d, timetable, p, in, weights);
