@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import DTYPES, Array, make_module
+from support import DTYPES, Array, make_module, num_threads
 
 import fusedrnn as fr
 from fusedrnn import init
@@ -50,7 +50,11 @@ def test_normal(name: str, dtype: str) -> None:
     assert np.abs(array).max() > 3 * std
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (20, 5), (5, 20), (1, 7), (7, 1)], ids=str)
+# Up to three blocks of reflections, and the ends of one.
+ORTHOGONAL = [(8, 8), (20, 5), (5, 20), (1, 7), (7, 1), (1, 1), (96, 96), (97, 97), (300, 193), (50, 200)]
+
+
+@pytest.mark.parametrize("shape", ORTHOGONAL, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_orthogonal(shape: tuple[int, int], dtype: str) -> None:
     q = init.orthogonal(np.empty(shape, dtype), 2.0, rng=0).astype("float64")
@@ -63,6 +67,32 @@ def test_orthogonal_is_not_biased() -> None:
     rng = np.random.default_rng(0)
     signs = [np.sign(init.orthogonal(np.empty((3, 3)), rng=rng)[0, 0]) for _ in range(400)]
     assert abs(np.mean(signs)) < 0.3
+
+
+@pytest.mark.parametrize("n", [3, 100])
+def test_orthogonal_is_uniform(n: int) -> None:
+    """The trace of a uniform orthogonal matrix has mean 0 and variance 1; so has that of its rotations."""
+    rng = np.random.default_rng(0)
+    fixed = np.linalg.qr(np.random.default_rng(1).standard_normal((n, n)))[0]
+    drawn = [init.orthogonal(np.empty((n, n)), rng=rng) for _ in range(1000)]
+    for traces in ([np.trace(q) for q in drawn], [np.sum(q * fixed) for q in drawn]):
+        assert abs(np.mean(traces)) < 0.13 and 0.8 < np.var(traces) < 1.25
+
+
+def test_orthogonal_has_the_same_bits_on_any_threads() -> None:
+    drawn = []
+    for threads in (1, 2, 3):
+        with num_threads(threads):
+            drawn.append(init.orthogonal(np.empty((400, 300)), rng=0))
+    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+
+
+def test_long_draws_are_those_of_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fill in (init.xavier_uniform, init.he_normal):
+        whole = fill(np.empty((50, 7)), rng=0)
+        monkeypatch.setattr(init, "_PART", 20)
+        assert np.array_equal(fill(np.empty((50, 7)), rng=0), whole)
+        monkeypatch.undo()
 
 
 def test_forget_gate_bias() -> None:
@@ -142,6 +172,19 @@ def test_modules_as_torch_does() -> None:
     assert fr.LSTM(6, 64, forget_bias=0.5, seed=0).parameters["bias_ih_l0"][64] == 0.5
     with pytest.raises(ValueError, match="init"):
         fr.LSTM(6, 64, init="keras")
+
+
+@pytest.mark.parametrize("make", [fr.LSTM, fr.GRU, fr.RNN, fr.LSTMCell, fr.GRUCell, fr.RNNCell])
+def test_no_initialisation(make: Any) -> None:
+    """init=None draws nothing and leaves zeros, which a load replaces."""
+    rng = np.random.default_rng(0)
+    module = make(6, 64, init=None, seed=rng)
+    if make in (fr.LSTMCell, fr.GRUCell, fr.RNNCell):
+        assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    assert not module.flat_parameters.any()
+    other = make(6, 64, seed=1)
+    module.load_state_dict(other.state_dict())
+    assert np.array_equal(module.flat_parameters, other.flat_parameters)
 
 
 def test_float32_and_float64_draw_the_same_numbers() -> None:

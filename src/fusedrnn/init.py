@@ -2,15 +2,21 @@
 
 import math
 import operator
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
 
+from fusedrnn import _core
 from fusedrnn.cells import Array, CellSpec
+from fusedrnn.checks import refuse_mask
 
 Seed: TypeAlias = int | np.random.Generator | None
 
 RECURRENT_METHODS = ("default", "torch")
+
+_PART = 1 << 20  # elements drawn at a time
+_REFLECTIONS = 96  # taken together: enough for the products to be worth it
 
 
 def make_rng(seed: Seed, name: str = "seed") -> np.random.Generator:
@@ -106,16 +112,14 @@ def orthogonal(array: Array, gain: float = 1.0, *, rng: Seed = None) -> Array:
         TypeError: not a float array.
         ValueError: read-only, or fewer than two axes.
 
-    Paper: Saxe, McClelland and Ganguli 2013, arXiv:1312.6120v3.
+    Papers: Saxe, McClelland and Ganguli 2013, arXiv:1312.6120v3; Stewart 1980, The Efficient Generation of
+    Random Orthogonal Matrices.
     """
     _fans(array)
     rows = array.shape[0]
     columns = math.prod(array.shape[1:])
-    draw = make_rng(rng, "rng").standard_normal((max(rows, columns), min(rows, columns)))
-    q, r = np.linalg.qr(draw)
-    # Without the sign of R's diagonal the distribution would depend on the QR implementation.
-    q *= np.where(np.diagonal(r) < 0.0, -1.0, 1.0)
-    array[...] = gain * (q if rows >= columns else q.T).reshape(array.shape)
+    q = _orthonormal_rows(min(rows, columns), max(rows, columns), make_rng(rng, "rng"))
+    array[...] = gain * (q if rows <= columns else q.T).reshape(array.shape)
     return array
 
 
@@ -152,7 +156,7 @@ def forget_gate_bias(bias: Array, value: float = 1.0, *, gate: int = 1, gates: i
 def recurrent_layer(
     spec: CellSpec,
     params: dict[str, Array],
-    method: str = "default",
+    method: str | None = "default",
     *,
     forget_bias: float = 1.0,
     rng: Seed = None,
@@ -162,14 +166,17 @@ def recurrent_layer(
     "default" draws input and projection weights Xavier uniform and recurrent weights orthogonal, gate by
     gate, and sets the biases to zero but for bias_ih of a forget gate, which gets `forget_bias`.
     "torch" draws everything from U(-1/sqrt(H), 1/sqrt(H)) as torch.nn does; `forget_bias` is not used.
+    None leaves everything as it is, and draws nothing: for weights that are loaded next.
 
     Args:
         spec: the cell.
         params: {"weight_ih": (G*H, I), "weight_hh": (G*H, Hout), ...} arrays to fill.
-        method: "default" or "torch".
+        method: "default", "torch" or None.
         forget_bias: see above.
         rng: an int seed, a numpy.random.Generator, or None for fresh entropy.
     """
+    if method is None:
+        return
     rng = make_rng(rng, "rng")
     hidden_size = params["weight_hh"].shape[0] // spec.gates
     if method == "torch":
@@ -190,14 +197,20 @@ def recurrent_layer(
             forget_gate_bias(params["bias_ih"], forget_bias, gate=gate, gates=spec.gates)
 
 
-def check_method(method: str) -> str:
-    """Return the name of an initialisation for recurrent layers, or raise ValueError."""
-    if method not in RECURRENT_METHODS:
-        raise ValueError(f"init: expected one of {', '.join(RECURRENT_METHODS)}, got {method!r}")
+def standard_normal(array: Array, rng: Seed) -> Array:
+    """Fill with N(0, 1)."""
+    return _normal(array, 1.0, rng)
+
+
+def check_method(method: str | None) -> str | None:
+    """Return the name of an initialisation for recurrent layers or None, or raise ValueError."""
+    if method is not None and method not in RECURRENT_METHODS:
+        raise ValueError(f"init: expected one of {', '.join(RECURRENT_METHODS)} or None, got {method!r}")
     return method
 
 
 def _check_array(array: Array) -> None:
+    refuse_mask("array", array)
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         kind = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
         raise TypeError(f"array: expected a float numpy.ndarray, got {kind}")
@@ -226,11 +239,66 @@ def _inverse_root(value: float) -> float:
     return 1.0 / math.sqrt(value) if value > 0 else 0.0
 
 
+def _parts(array: Array) -> Iterator[Array]:
+    """Cut an array along its first axis, in order: draws stay small, and a Ctrl-C is seen between two."""
+    if array.ndim == 0:
+        yield array[...]
+        return
+    step = max(1, _PART // max(1, math.prod(array.shape[1:])))
+    for start in range(0, array.shape[0], step):
+        yield array[start : start + step]
+
+
 def _uniform(array: Array, bound: float, rng: Seed) -> Array:
-    array[...] = make_rng(rng, "rng").uniform(-bound, bound, array.shape)
+    rng = make_rng(rng, "rng")
+    for part in _parts(array):
+        part[...] = rng.uniform(-bound, bound, part.shape)
     return array
 
 
 def _normal(array: Array, std: float, rng: Seed) -> Array:
-    array[...] = make_rng(rng, "rng").standard_normal(array.shape) * std
+    rng = make_rng(rng, "rng")
+    for part in _parts(array):
+        part[...] = rng.standard_normal(part.shape) * std
     return array
+
+
+def _orthonormal_rows(count: int, size: int, rng: np.random.Generator) -> Array:
+    """Return (count, size) orthonormal rows, uniform over all of them; float64, the same bits on any threads.
+
+    The rows are the first of D H_count ... H_1, a product of reflections H_k = 1 - 2 v v^T: v lies along g
+    plus its length times the sign of its first entry in place k, with g normal from place k on. Such
+    reflections take a normal matrix to a triangle whose diagonal has the opposite signs, which D gives back;
+    what is left of the columns stays normal, so that g can be drawn as it comes and there is nothing to
+    factorise. Several at a time are 1 - V T V^T (Schreiber and Van Loan 1989): two products with what the
+    later ones gave.
+    """
+    q = np.zeros((0, size - count))
+    signs = np.empty(count)
+    for start in range((count - 1) // _REFLECTIONS * _REFLECTIONS, -1, -_REFLECTIONS):
+        block = min(_REFLECTIONS, count - start)
+        v = np.triu(rng.standard_normal((block, size - start)))
+        first = np.diagonal(v)
+        signs[start : start + block] = np.where(first < 0.0, 1.0, -1.0)
+        v[np.arange(block), np.arange(block)] -= signs[start : start + block] * np.linalg.norm(v, axis=1)
+        v /= np.linalg.norm(v, axis=1, keepdims=True)
+        # [1 0; 0 q] V, the rows of q standing below those of this block.
+        below = q
+        q = _core.linear_forward(below, v[:, block:].copy(), None)
+        product = np.ascontiguousarray(np.concatenate((v[:, :block].T, q)))
+        product = _core.linear_forward(product, -_triangle(v), None)
+        q = _core.linear_forward(product, v.T.copy(), None)
+        q[block:, block:] += below
+        q[np.arange(block), np.arange(block)] += 1.0
+    q *= signs[:, None]
+    return q
+
+
+def _triangle(v: Array) -> Array:
+    """Return T of H_1 ... H_n = 1 - V T V^T for the reflections along the unit rows of v."""
+    products = _core.linear_forward(v, v, None)
+    t = np.zeros_like(products)
+    for k in range(len(v)):
+        t[:k, k] = -2.0 * (t[:k, :k] @ products[:k, k])
+        t[k, k] = 2.0
+    return t
