@@ -74,6 +74,11 @@ Array::Array(py::handle value, std::string name, Presence presence) : name_(std:
         throw py::type_error(name_ + ": expected a NumPy array" + (presence == kOptional ? " or None" : "") +
                              ", got " + type_name(value));
     }
+    if (!is_plain_array(value) &&
+        py::isinstance(value, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+        throw py::type_error(name_ +
+                             ": expected an array without a mask, got a MaskedArray; see its filled()");
+    }
     array_ = py::reinterpret_borrow<py::array>(value);
 }
 

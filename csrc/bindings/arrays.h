@@ -28,6 +28,11 @@ struct Axis {
     std::int64_t size = -1;
 };
 
+// Whether a value is an array and of no subclass, for calls that take a short way with those.
+inline bool is_plain_array(py::handle value) {
+    return Py_TYPE(value.ptr()) == py::detail::npy_api::get().PyArray_Type_;
+}
+
 class Array {
   public:
     Array() = default;  // an argument that was not given

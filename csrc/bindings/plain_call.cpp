@@ -96,7 +96,7 @@ class PlainCall {
     // `value` as a (., ., .) array of the layer's dtype that needs no copy, else null.
     const py::array* plain(const py::handle& value) const {
         constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
-        if (!py::isinstance<py::array>(value)) return nullptr;
+        if (!is_plain_array(value)) return nullptr;
         const auto* array = reinterpret_cast<const py::array*>(&value);
         if (array->ndim() != 3 || (array->flags() & kPlain) != kPlain) return nullptr;
         return array->dtype().equal(dtype_object_) ? array : nullptr;

@@ -351,7 +351,7 @@ class QuantizedStream {
 
     // The data of the usual input, without the general checks; null for anything that needs them.
     const float* direct_input(py::handle x, bool& single) const {
-        if (!py::isinstance<py::array>(x)) return nullptr;
+        if (!is_plain_array(x)) return nullptr;
         const auto& a = reinterpret_cast<const py::array&>(x);
         constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
         if (!a.dtype().equal(y_.dtype()) || (a.flags() & kPlain) != kPlain) return nullptr;

@@ -227,7 +227,7 @@ class TypedStream : public Stream {
 
     // The data of the usual input, without the general checks; null for anything that needs them.
     const T* direct_input(py::handle x, bool& single) const {
-        if (!py::isinstance<py::array>(x)) return nullptr;
+        if (!is_plain_array(x)) return nullptr;
         const auto& a = reinterpret_cast<const py::array&>(x);
         const std::int64_t inputs = layers_.front().dims.I;
         const py::dtype dtype = a.dtype();

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, assign
+from fusedrnn.checks import as_array, assign, refuse_mask
 
 
 class Buffers:
@@ -44,6 +44,7 @@ class ParameterDict(dict[str, Array]):
 
     def __setitem__(self, name: str, value: npt.ArrayLike) -> None:
         view = self[name]
+        refuse_mask(name, value)
         if value is view:
             return
         # On a GPU views are CuPy's, and so may the value be.

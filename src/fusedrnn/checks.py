@@ -6,6 +6,7 @@ value or shape. The arrays of a call into the kernels are checked there.
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -13,9 +14,19 @@ import numpy.typing as npt
 
 from fusedrnn.cells import Array
 
+# Each layer takes objects and steps of the interpreter, whatever its size.
+MOST_LAYERS = 1000
 
-def as_array(value: Any) -> Array:
+
+def refuse_mask(name: str, value: Any) -> None:
+    """Refuse a masked array: the mask would be lost without a word."""
+    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray; see its filled()")
+
+
+def as_array(value: Any, name: str = "value") -> Array:
     """Return an array or a tensor of another library as a NumPy array, off its gradient tape and device."""
+    refuse_mask(name, value)
     for method in ("detach", "cpu"):
         if hasattr(value, method):
             value = getattr(value, method)()
@@ -69,8 +80,8 @@ def check_flag(name: str, value: bool) -> bool:
     return bool(value)
 
 
-def check_size(name: str, value: int, minimum: int = 1) -> int:
-    """Return an integer argument as int, or raise TypeError (kind) or ValueError (below the minimum)."""
+def check_size(name: str, value: int, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return an integer argument as int, or raise TypeError (kind) or ValueError (outside of the limits)."""
     try:
         size = operator.index(value)
     except TypeError:
@@ -79,7 +90,27 @@ def check_size(name: str, value: int, minimum: int = 1) -> int:
         raise TypeError(f"{name}: expected an int, got {value!r}")
     if size < minimum:
         raise ValueError(f"{name}: expected an int >= {minimum}, got {size}")
+    if maximum is not None and size > maximum:
+        raise ValueError(f"{name}: expected an int <= {maximum}, got {size}")
     return size
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> list[int]:
+    """Return the sizes of parameters, or raise ValueError where nothing can address so many bytes."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    if sum(sizes) * dtype.itemsize < 2**63:
+        return sizes
+    name = max(shapes, key=lambda name: math.prod(shapes[name]))
+    raise ValueError(
+        f"{name}: expected sizes with parameters below 2^63 bytes in all, "
+        f"got {sum(sizes) * dtype.itemsize} bytes, most of them for the shape {shapes[name]}"
+    )
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Refuse what is not a mapping: to look for names in an array may take forever."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a mapping, got {type(value).__name__}")
 
 
 def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> float:
@@ -103,6 +134,7 @@ def check_array(
     """Return an array argument, or raise TypeError (not an array, dtype) or ValueError (shape)."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected a {kind.__module__}.{kind.__name__}, got {type(value).__name__}")
+    refuse_mask(name, value)
     if value.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
     if value.shape != shape:

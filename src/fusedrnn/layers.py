@@ -16,9 +16,10 @@ from fusedrnn.checks import (
     check_flag,
     check_number,
     check_size,
+    refuse_mask,
     resolve_dtype,
 )
-from fusedrnn.init import Noise, Seed, make_rng, torch_uniform
+from fusedrnn.init import Noise, Seed, make_rng, standard_normal, torch_uniform
 from fusedrnn.lookup import Lookup
 from fusedrnn.module import Module
 from fusedrnn.tape import SavedTape, check_tape
@@ -37,6 +38,7 @@ def _check_kind(name: str, x: Any, backend: Backend) -> None:
     if not isinstance(x, backend.array):
         kind = f"{backend.array.__module__}.{backend.array.__name__}"
         raise TypeError(f"{name}: expected a {kind}, got {type(x).__name__}")
+    refuse_mask(name, x)
 
 
 def _contiguous(x: Array) -> Array:
@@ -182,7 +184,7 @@ class Embedding(Module):
                 )
             self.padding_idx = row % self.num_embeddings
         self._declare({"weight": (self.num_embeddings, self.embedding_dim)}, resolve_dtype(dtype))
-        self._own["weight"] = make_rng(seed).standard_normal((self.num_embeddings, self.embedding_dim))
+        standard_normal(self._own["weight"], make_rng(seed))
         if self.padding_idx is not None:
             self._own["weight"][self.padding_idx] = 0.0
 
@@ -209,6 +211,7 @@ class Embedding(Module):
         backend = self._backend
         if backend is not CPU and backend.is_foreign(indices):
             return backend.across(indices, self._apply, indices)
+        refuse_mask("indices", indices)
         array = np.asarray(indices) if backend is CPU else as_array(indices)
         flat = as_indices("indices", array)
         y = backend.kernels.embedding_forward(flat, self._own["weight"])

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, as_indices
+from fusedrnn.checks import as_array, as_indices, refuse_mask
 from fusedrnn.cuda.libraries import is_device_array
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ class Lookup:
     def __init__(self, table: Array, indices: npt.ArrayLike, *, owner: "Module | None" = None) -> None:
         if not isinstance(table, np.ndarray) and not is_device_array(table):
             raise TypeError(f"table: expected a numpy.ndarray, got {type(table).__name__}")
+        refuse_mask("table", table)
         if len(table.shape) != 2:
             raise ValueError(f"table: expected shape (V, I), got {tuple(table.shape)}")
-        given = as_array(indices)
+        given = as_array(indices, "indices")
         self.table = table
         self.indices: Indices = as_indices("indices", given).reshape(given.shape)
         self._owner = owner

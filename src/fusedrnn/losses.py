@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fusedrnn.backend import CPU, backend_of
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, as_indices, check_array, check_number, check_size
+from fusedrnn.checks import as_array, as_indices, check_array, check_number, check_size, refuse_mask
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -72,6 +72,8 @@ def cross_entropy(
         return backend.across(logits, again, logits, targets, weight)
     if not isinstance(logits, backend.array):
         raise TypeError(f"logits: expected a numpy.ndarray, got {type(logits).__name__}")
+    refuse_mask("logits", logits)
+    refuse_mask("targets", targets)
     if logits.ndim == 0:
         raise ValueError("logits: expected shape (..., C), got ()")
     labels = np.asarray(targets) if backend is CPU else as_array(targets)
@@ -123,6 +125,7 @@ def mse_loss(pred: Array, target: Array, reduction: Reduction = "mean") -> tuple
     if not isinstance(pred, backend.array) or pred.dtype not in (np.float32, np.float64):
         kind = pred.dtype if isinstance(pred, backend.array) else type(pred).__name__
         raise TypeError(f"pred: expected a float32 or float64 numpy.ndarray, got {kind}")
+    refuse_mask("pred", pred)
     xp = backend.xp
     error = xp.asarray(pred - check_array("target", target, pred.shape, pred.dtype, kind=backend.array))
     if reduction == "none":

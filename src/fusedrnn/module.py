@@ -14,7 +14,7 @@ import numpy as np
 from fusedrnn.backend import CPU, Backend, find_backend
 from fusedrnn.buffers import Buffers, ParameterDict
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, assign, check_flag
+from fusedrnn.checks import as_array, assign, check_flag, check_mapping, check_shapes
 from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.init import Noise
 
@@ -61,7 +61,7 @@ class Module:
 
     def _declare(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any] | None) -> None:
         """Create this module's own parameters, zero until they are initialised."""
-        sizes = [math.prod(shape) for shape in shapes.values()]
+        sizes = check_shapes(shapes, np.dtype(np.float32) if dtype is None else dtype)
         self.__dict__.update(_shapes=shapes, _dtype=dtype, _size=sum(sizes), _layout=None)
         self.__dict__.update(
             {name: ParameterDict() for name in ("_own", "_own_grads", "_tree", "_tree_grads")}
@@ -317,6 +317,7 @@ class Module:
             TypeError: a value is not of a float dtype.
             ValueError: a shape differs, or `strict` and the names differ.
         """
+        check_mapping("state_dict", state_dict)
         self._gather()
         parameters = self._tree
         missing = [name for name in parameters if name not in state_dict]
@@ -327,7 +328,7 @@ class Module:
                 f"missing: {', '.join(missing) or 'none'}; "
                 f"unexpected: {', '.join(map(str, unexpected)) or 'none'}"
             )
-        values = {name: as_array(state_dict[name]) for name in parameters if name in state_dict}
+        values = {name: as_array(state_dict[name], name) for name in parameters if name in state_dict}
         for name, value in values.items():
             if value.dtype.kind != "f":
                 raise TypeError(f"{name}: expected a float dtype, got {value.dtype}")
@@ -363,14 +364,18 @@ class Module:
         """Restore what `random_state` returned.
 
         Raises:
+            TypeError: not a mapping of pairs of integers.
             ValueError: the names differ from this module's.
         """
+        check_mapping("state", state)
         sources = {name: module._noise for name, module in self.named_modules() if module._noise is not None}
         if set(sources) != set(state):
             raise ValueError(f"state: expected the names {sorted(sources)}, got {sorted(state)}")
-        pairs = {
-            name: (operator.index(seed), operator.index(offset)) for name, (seed, offset) in state.items()
-        }
+        pairs = {}
+        for name, pair in state.items():
+            if len(pair) != 2:
+                raise ValueError(f"state[{name!r}]: expected a pair (seed, offset), got {len(pair)} values")
+            pairs[name] = operator.index(pair[0]), operator.index(pair[1])
         for name, noise in sources.items():
             noise.seed, noise.offset = pairs[name]
 

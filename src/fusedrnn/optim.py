@@ -122,7 +122,9 @@ class Optimizer:
         for name, views in targets.items():
             _check_names(name, tuple(views), state_dict[name])
             for key, view in views.items():
-                check_array(f"{name} {key}", as_array(state_dict[name][key]), view.shape, view.dtype)
+                check_array(
+                    f"{name} {key}", as_array(state_dict[name][key], f"{name} {key}"), view.shape, view.dtype
+                )
         for name, views in targets.items():
             for key, view in views.items():
                 assign(view, as_array(state_dict[name][key]))

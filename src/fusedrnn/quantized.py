@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.cells import Array, StateLike
-from fusedrnn.checks import check_array, check_size
+from fusedrnn.checks import as_array, check_array, check_size
 from fusedrnn.sequences import as_lengths
 from fusedrnn.stream import StreamBase
 
@@ -97,7 +97,7 @@ class QuantizedRecurrent(Generic[StateT]):
         batch = steps.shape[1]
         borders = None
         if resets is not None:
-            borders = check_array("resets", np.asarray(resets), shape[:-1], np.dtype(np.bool_))
+            borders = check_array("resets", as_array(resets, "resets"), shape[:-1], np.dtype(np.bool_))
             borders = self._time_major(borders, single)
         elif reset_state is not None:
             raise ValueError("reset_state: expected None without resets")
@@ -125,7 +125,7 @@ class QuantizedRecurrent(Generic[StateT]):
             raise ValueError(
                 "stream: expected bidirectional=False: the reverse direction starts from the end"
             )
-        return QuantizedStream(self, check_size("batch_size", batch_size))
+        return QuantizedStream(self, check_size("batch_size", batch_size, maximum=2**63 - 1))
 
     def _time_major(self, array: Array, single: bool) -> Array:
         """Return the time-major view (T, B, ...) of an array in the caller's layout."""

@@ -36,7 +36,7 @@ class RNN(Recurrent[Array]):
         *,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
-        init: str = "default",
+        init: str | None = "default",
         recompute: bool = False,
     ) -> None:
         super().__init__(
@@ -94,7 +94,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         *,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
-        init: str = "default",
+        init: str | None = "default",
         forget_bias: float = 1.0,
         recompute: bool = False,
     ) -> None:
@@ -146,7 +146,7 @@ class GRU(Recurrent[Array]):
         reset_after: bool = True,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
-        init: str = "default",
+        init: str | None = "default",
         recompute: bool = False,
     ) -> None:
         check_reset_after(reset_after)

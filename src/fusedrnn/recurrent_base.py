@@ -10,7 +10,15 @@ import numpy.typing as npt
 from fusedrnn import _core
 from fusedrnn.backend import CPU, Backend, first_array
 from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, Weights, gather_weights
-from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.checks import (
+    MOST_LAYERS,
+    check_array,
+    check_flag,
+    check_number,
+    check_size,
+    refuse_mask,
+    resolve_dtype,
+)
 from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.lookup import Lookup, array_of, is_table, kernel_gradient, kernel_inputs
@@ -49,7 +57,8 @@ class Recurrent(Module, Generic[StateT]):
         bidirectional: run each layer in both directions and join their outputs.
         dtype: "float32" or "float64".
         seed: int, numpy.random.Generator or None, for initialisation and dropout.
-        init: "default" or "torch", see `fusedrnn.init.recurrent_layer`.
+        init: "default" or "torch", see `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero,
+            for weights that are loaded next.
         recompute: tapes leave out the gates, and backward computes them once more: a fifth of the memory or
             less for about a third more time. Gradients keep their bits on the CPU, and the accuracy of the
             arithmetic on a GPU. May be changed at any time.
@@ -80,7 +89,7 @@ class Recurrent(Module, Generic[StateT]):
         proj_size: int,
         dtype: npt.DTypeLike,
         seed: Seed,
-        init: str,
+        init: str | None,
         forget_bias: float,
         recompute: bool,
     ) -> None:
@@ -88,7 +97,7 @@ class Recurrent(Module, Generic[StateT]):
         self._spec = CELLS[cell]
         self.input_size = check_size("input_size", input_size, 0)
         self.hidden_size = check_size("hidden_size", hidden_size)
-        self.num_layers = check_size("num_layers", num_layers)
+        self.num_layers = check_size("num_layers", num_layers, maximum=MOST_LAYERS)
         self.bias = check_flag("bias", bias)
         self.batch_first = check_flag("batch_first", batch_first)
         self.dropout = check_number("dropout", dropout, 0.0, 1.0)
@@ -233,6 +242,7 @@ class Recurrent(Module, Generic[StateT]):
         ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
         borders = None
         if resets is not None:
+            refuse_mask("resets", resets)
             given = np.asarray(resets) if on is CPU else resets
             borders = check_array("resets", given, shape[:-1], _BOOL, kind=on.array)
             borders = self._time_major(borders, single)
@@ -425,7 +435,7 @@ class Recurrent(Module, Generic[StateT]):
             raise ValueError(
                 "stream: expected bidirectional=False: the reverse direction starts from the end"
             )
-        return Stream(self, check_size("batch_size", batch_size))
+        return Stream(self, check_size("batch_size", batch_size, maximum=2**63 - 1))
 
     def quantize(self, weights: str) -> QuantizedRecurrent[StateT]:
         """Return a copy of this network for inference, with its weights in fewer bits.

@@ -44,7 +44,7 @@ class RecurrentCell(Module, Generic[StateT]):
         bias: bool,
         dtype: npt.DTypeLike,
         seed: Seed,
-        init: str,
+        init: str | None,
         forget_bias: float,
     ) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class RNNCell(RecurrentCell[Array]):
         *,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
-        init: str = "default",
+        init: str | None = "default",
     ) -> None:
         super().__init__(rnn_cell(nonlinearity), input_size, hidden_size, bias, dtype, seed, init, 0.0)
         self.nonlinearity = nonlinearity
@@ -204,7 +204,7 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
         *,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
-        init: str = "default",
+        init: str | None = "default",
         forget_bias: float = 1.0,
     ) -> None:
         super().__init__("lstm", input_size, hidden_size, bias, dtype, seed, init, forget_bias)
@@ -228,7 +228,7 @@ class GRUCell(RecurrentCell[Array]):
         reset_after: bool = True,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
-        init: str = "default",
+        init: str | None = "default",
     ) -> None:
         check_reset_after(reset_after)
         super().__init__("gru", input_size, hidden_size, bias, dtype, seed, init, 0.0)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_int64
+from fusedrnn.checks import as_int64, refuse_mask
 
 
 def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -17,6 +17,7 @@ def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
     Raises:
         TypeError: not of an integer dtype.
     """
+    refuse_mask("lengths", lengths)
     array = np.asarray(lengths)
     if not array.size and not isinstance(lengths, np.ndarray):
         return np.empty(array.shape, np.int64)  # an empty list has no dtype of its own
@@ -47,6 +48,7 @@ def pad(
     for index, item in enumerate(items):
         if not isinstance(item, np.ndarray):
             raise TypeError(f"sequences[{index}]: expected a numpy.ndarray, got {type(item).__name__}")
+        refuse_mask(f"sequences[{index}]", item)
         if item.ndim == 0:
             raise ValueError(f"sequences[{index}]: expected shape (T, ...), got ()")
         if item.dtype != items[0].dtype:
@@ -95,6 +97,7 @@ def unpad(x: Array, lengths: npt.ArrayLike, batch_first: bool = False) -> list[A
     """
     if not isinstance(x, np.ndarray):
         raise TypeError(f"x: expected a numpy.ndarray, got {type(x).__name__}")
+    refuse_mask("x", x)
     if x.ndim < 2:
         raise ValueError(f"x: expected shape (T, B, ...), got {x.shape}")
     batch, seq_len = x.shape[:2] if batch_first else x.shape[1::-1]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.cells import Array, StateLike
-from fusedrnn.checks import as_int64
+from fusedrnn.checks import as_array, as_int64
 
 if TYPE_CHECKING:
     from fusedrnn.recurrent_base import Recurrent
@@ -57,7 +57,7 @@ class StreamBase(Generic[StateT]):
         self._core.reset(None if rows is None else self._numbers(rows))
 
     def _numbers(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        array = np.atleast_1d(np.asarray(rows))
+        array = np.atleast_1d(as_array(rows, "rows"))
         if array.dtype == np.bool_:
             if array.shape != (self.batch_size,):
                 raise ValueError(f"rows: expected shape (B,) = ({self.batch_size},), got {array.shape}")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fusedrnn as fr
+from fusedrnn.checks import MOST_LAYERS
 from fusedrnn.cli import files
 from fusedrnn.cli.errors import CliError, reason
 from fusedrnn.cli.text import Codes, Vocabulary
@@ -22,7 +23,6 @@ MODEL_FILE = "fusedrnn character model"
 CELLS = {"lstm": fr.LSTM, "gru": fr.GRU, "rnn": fr.RNN}
 
 LARGEST = 2**31 - 1  # of the counts in a configuration and in the settings
-_MOST_LAYERS = 1000  # each is Python objects besides its weights
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "embedding"):
-            check_count(name, getattr(self, name), _MOST_LAYERS if name == "layers" else LARGEST)
+            check_count(name, getattr(self, name), MOST_LAYERS if name == "layers" else LARGEST)
         if self.cell not in CELLS:
             raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {self.cell!r}")
         if self.dtype not in ("float32", "float64"):

@@ -1,0 +1,13 @@
+"""What the installed package says of itself."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+
+def test_licences_come_with_the_package() -> None:
+    """Its own, and that of pybind11, parts of which are compiled in."""
+    files = {file.name: file for file in metadata.files("fusedrnn") or [] if "licenses" in file.parts}
+    assert "Apache License" in files["LICENSE"].read_text()
+    notice = files["pybind11.txt"].read_text()
+    assert "pybind11" in notice and "Redistributions in binary form must reproduce" in notice
