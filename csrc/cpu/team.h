@@ -73,10 +73,11 @@ class Team {
     std::atomic<bool> stopped_{false};
     std::atomic<bool>* stop_ = &stopped_;  // of the whole team
     int asking_ = 0;                       // the member that asks the interrupt check; -1: another team's
-    int floats_ = 0;                       // KernelFloats that live
+    std::uint64_t forks_ = 0;              // before this process, when the call began
+    // What that member writes, off the cache line that all read.
+    alignas(64) std::int64_t work_left_ = kWorkBetweenPolls;
+    int floats_ = 0;  // KernelFloats that live
     FloatingPoint callers_floats_{};
-    std::uint64_t forks_ = 0;  // before this process, when the call began
-    std::int64_t work_left_ = kWorkBetweenPolls;
     std::chrono::steady_clock::time_point asked_;
 };
 
