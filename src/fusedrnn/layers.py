@@ -1,6 +1,7 @@
 """Linear, Embedding, LayerNorm and Dropout, with PyTorch's names, shapes and meaning."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -93,7 +94,7 @@ class Linear(Module):
 
     def __call__(self, x: Array) -> Array:
         """Return y (..., O) for x (..., I). An x that is not C-contiguous is copied first."""
-        return self._apply(x)[0]
+        return self._apply(x, self._own)[0]
 
     def forward(self, x: Array) -> tuple[Array, SavedTape]:
         """Return y (..., O) and the tape, which refers to x (..., I).
@@ -105,15 +106,16 @@ class Linear(Module):
         backend = self._backend
         if backend is not CPU and backend.is_foreign(x):
             return backend.across(x, self.forward, x)
-        y, rows = self._apply(x)
-        return y, SavedTape(self, y.shape, (rows,), _copied(x, rows))
+        kept = self._kept_parameters()
+        y, rows = self._apply(x, kept)
+        return y, SavedTape(self, y.shape, (rows, kept), _copied(x, rows))
 
-    def _apply(self, x: Array) -> tuple[Array, Array]:
+    def _apply(self, x: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array]:
         backend = self._backend
         if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self._apply, x)
+            return backend.across(x, self._apply, x, parameters)
         rows = _as_rows("x", x, (self.in_features,), backend)
-        y = backend.kernels.linear_forward(rows, self._own["weight"], self._own.get("bias"))
+        y = backend.kernels.linear_forward(rows, parameters["weight"], parameters.get("bias"))
         return y.reshape(*x.shape[:-1], self.out_features), rows
 
     def backward(self, tape: SavedTape, dy: Array, *, need_dx: bool = True) -> Array | Any:
@@ -128,9 +130,10 @@ class Linear(Module):
         if backend is not CPU and backend.is_foreign(dy):
             return backend.across(dy, partial(self.backward, need_dx=need_dx), tape, dy)
         check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
+        rows, kept = tape.saved
         dx = backend.kernels.linear_backward(
-            tape.saved[0],
-            self._own["weight"],
+            rows,
+            kept["weight"],
             _as_rows("dy", dy, (self.out_features,), backend),
             self._own_grads["weight"],
             self._own_grads.get("bias"),
@@ -201,9 +204,9 @@ class Embedding(Module):
         if backend is not CPU and backend.is_foreign(indices):
             return backend.across(indices, self.forward, indices)
         y, flat = self._apply(indices)
-        shared = isinstance(indices, np.ndarray) and np.may_share_memory(flat, indices)
-        owned = 0 if shared else flat.nbytes
-        return y, SavedTape(self, y.shape, (flat,), owned)
+        if isinstance(indices, np.ndarray) and np.may_share_memory(flat, indices):
+            flat = flat.copy()
+        return y, SavedTape(self, y.shape, (flat,), flat.nbytes)
 
     def _apply(self, indices: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
         backend = self._backend
@@ -300,12 +303,12 @@ class LayerNorm(Module):
         if self.elementwise_affine:
             self._own["weight"] = 1.0
 
-    def _flat(self, arrays: dict[str, Array], name: str) -> Array | None:
+    def _flat(self, arrays: Mapping[str, Array], name: str) -> Array | None:
         return arrays[name].reshape(-1) if name in arrays else None
 
     def __call__(self, x: Array) -> Array:
         """Return y for x (..., *normalized_shape). An x that is not C-contiguous is copied first."""
-        return self._apply(x)[0]
+        return self._apply(x, self._own)[0]
 
     def forward(self, x: Array) -> tuple[Array, SavedTape]:
         """Return y in the shape of x (..., *normalized_shape), and the tape, which refers to x.
@@ -317,15 +320,17 @@ class LayerNorm(Module):
         backend = self._backend
         if backend is not CPU and backend.is_foreign(x):
             return backend.across(x, self.forward, x)
-        y, rows, mean, rstd = self._apply(x)
-        return y, SavedTape(self, y.shape, (rows, mean, rstd), _copied(x, rows) + mean.nbytes + rstd.nbytes)
+        kept = self._kept_parameters()
+        y, rows, mean, rstd = self._apply(x, kept)
+        owned = _copied(x, rows) + mean.nbytes + rstd.nbytes
+        return y, SavedTape(self, y.shape, (rows, mean, rstd, kept), owned)
 
-    def _apply(self, x: Array) -> tuple[Array, Array, Array, Array]:
+    def _apply(self, x: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array, Array, Array]:
         backend = self._backend
         if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self._apply, x)
+            return backend.across(x, self._apply, x, parameters)
         rows = _as_rows("x", x, self.normalized_shape, backend)
-        weight, bias = self._flat(self._own, "weight"), self._flat(self._own, "bias")
+        weight, bias = self._flat(parameters, "weight"), self._flat(parameters, "bias")
         y, mean, rstd = backend.kernels.layer_norm_forward(rows, weight, bias, self.eps)
         return y.reshape(x.shape), rows, mean, rstd
 
@@ -340,11 +345,11 @@ class LayerNorm(Module):
         backend = self._backend
         if backend is not CPU and backend.is_foreign(dy):
             return backend.across(dy, self.backward, tape, dy)
-        rows, mean, rstd = tape.saved
+        rows, mean, rstd, kept = tape.saved
         check_array("dy", dy, tape.shape, rows.dtype, kind=backend.array)
         dx = backend.kernels.layer_norm_backward(
             rows,
-            self._flat(self._own, "weight"),
+            self._flat(kept, "weight"),
             _as_rows("dy", dy, self.normalized_shape, backend),
             mean,
             rstd,

@@ -67,13 +67,10 @@ class Optimizer:
                     f"{type(module).__name__}: expected {size} parameters as when the optimiser was made, "
                     f"got {parameters.size}"
                 )
-        try:
-            for (parameters, grads), state, backend in zip(arrays, self._state, self._backends, strict=True):
-                with backend.on_device():
-                    self._update(backend.kernels, parameters, grads, state)
-        finally:
-            for module in self._modules:
-                module._buffers.changed()
+        for module, (parameters, grads), state in zip(self._modules, arrays, self._state, strict=True):
+            backend = module._backend
+            with backend.on_device(), module._buffers:
+                self._update(backend.kernels, parameters, grads, state)
         self.step_count += 1
 
     def _update(self, kernels: Any, parameters: Array, grads: Array, state: dict[str, Array]) -> None:

@@ -220,8 +220,8 @@ class Recurrent(Module, Generic[StateT]):
             raise self._input_error(x)
         dtype, out_size = on.types(self._dtype)[0], self._out_size
         y = xp.empty((*shape[:-1], out_size), dtype)
-        (steps, indices), target = kernel_inputs(x, on is not CPU), y
-        between = steps.nbytes if indices is None and steps is not x else 0
+        (steps, indices), target = kernel_inputs(x, on is not CPU, save), y
+        between = 0 if steps is array_of(x) else steps.nbytes
         if single or self.batch_first:
             target = self._time_major(y, single)
             if indices is None:

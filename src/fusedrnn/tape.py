@@ -17,8 +17,9 @@ class Tape:
     """What one forward call keeps for backward. It may be used for backward more than once.
 
     A tape refers to the input, the initial state and the output: do not change them before backward. The
-    parameters may change, on a GPU only where forward ran in 16 bits; the gradients are those of the forward
-    call. The module has to be on the device where forward ran.
+    parameters (and the table of a `Lookup`) may change, on a GPU only where forward ran in 16 bits: the
+    gradients are those of the forward call, for every module. The module has to be on the device where
+    forward ran.
 
     Attributes:
         nbytes: bytes that stay allocated because of this tape alone: what the kernels saved and the arrays
