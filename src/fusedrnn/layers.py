@@ -131,14 +131,11 @@ class Linear(Module):
             return backend.across(dy, partial(self.backward, need_dx=need_dx), tape, dy)
         check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
         rows, kept = tape.saved
-        dx = backend.kernels.linear_backward(
-            rows,
-            kept["weight"],
-            _as_rows("dy", dy, (self.out_features,), backend),
-            self._own_grads["weight"],
-            self._own_grads.get("bias"),
-            need_dx,
-        )
+        flow = _as_rows("dy", dy, (self.out_features,), backend)
+        with self._turn.lock, self._turn:
+            dx = backend.kernels.linear_backward(
+                rows, kept["weight"], flow, self._own_grads["weight"], self._own_grads.get("bias"), need_dx
+            )
         return None if dx is None else dx.reshape(*tape.shape[:-1], self.in_features)
 
     def _extra_repr(self) -> str:
@@ -243,18 +240,22 @@ class Embedding(Module):
             backend.across(dy, self.backward, tape, dy)
             return
         grad = self._own_grads["weight"]
-        kept = None if self.padding_idx is None else grad[self.padding_idx].copy()
         if isinstance(tape, Lookup):
             if tape._owner is not self:
                 raise ValueError(f"tape: expected a lookup of this {self!r}, got one of {tape._owner!r}")
-            grad += check_array("dy", dy, grad.shape, self._dtype, "(V, D)", backend.array)
+            rows = check_array("dy", dy, grad.shape, self._dtype, "(V, D)", backend.array)
         else:
             tape = check_tape(tape, self, SavedTape)
             check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
             rows = _as_rows("dy", dy, (self.embedding_dim,), backend)
-            backend.kernels.embedding_backward(tape.saved[0], rows, grad)
-        if kept is not None:
-            grad[self.padding_idx] = kept
+        with self._turn.lock, self._turn:
+            kept = None if self.padding_idx is None else grad[self.padding_idx].copy()
+            if isinstance(tape, Lookup):
+                grad += rows
+            else:
+                backend.kernels.embedding_backward(tape.saved[0], rows, grad)
+            if kept is not None:
+                grad[self.padding_idx] = kept
 
     def _extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
@@ -347,15 +348,10 @@ class LayerNorm(Module):
             return backend.across(dy, self.backward, tape, dy)
         rows, mean, rstd, kept = tape.saved
         check_array("dy", dy, tape.shape, rows.dtype, kind=backend.array)
-        dx = backend.kernels.layer_norm_backward(
-            rows,
-            self._flat(kept, "weight"),
-            _as_rows("dy", dy, self.normalized_shape, backend),
-            mean,
-            rstd,
-            self._flat(self._own_grads, "weight"),
-            self._flat(self._own_grads, "bias"),
-        )
+        weight, flow = self._flat(kept, "weight"), _as_rows("dy", dy, self.normalized_shape, backend)
+        sums = self._flat(self._own_grads, "weight"), self._flat(self._own_grads, "bias")
+        with self._turn.lock, self._turn:
+            dx = backend.kernels.layer_norm_backward(rows, weight, flow, mean, rstd, *sums)
         return cast(Array, dx.reshape(tape.shape))
 
     def _extra_repr(self) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fusedrnn.module import Module
 
 Indices = npt.NDArray[np.int64]
+_ROWS_AT_ONCE = 4096
 
 
 class Lookup:
@@ -96,11 +97,15 @@ class Lookup:
         other._owner = self._owner
         return other
 
-    def table_gradient(self, drows: Array) -> Array:
-        """Return the gradient of the table (V, I) for that of table[indices]."""
-        gradient = np.zeros(self.table.shape, self.table.dtype)
+    def table_gradient(self, drows: Array, out: Array | None = None) -> Array:
+        """Return the gradient of the table (V, I) for that of table[indices], added to `out` if given."""
+        gradient = np.zeros(self.table.shape, self.table.dtype) if out is None else out
         rows = np.ascontiguousarray(drows).reshape(-1, self.table.shape[1])
-        _core.embedding_backward(self.indices.reshape(-1), rows, gradient)
+        indices = self.indices.reshape(-1)
+        # A part at a time takes no memory to speak of: a recurrent layer has added gradients by now.
+        for start in range(0, len(indices), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            _core.embedding_backward(indices[part], rows[part], gradient)
         return gradient
 
     def __repr__(self) -> str:
@@ -131,6 +136,6 @@ def kernel_inputs(
     return (np.array(x.table, order="C") if keep and not on_gpu else x.table), x.indices
 
 
-def kernel_gradient(x: Array | Lookup, dx: Array, on_gpu: bool = False) -> Array:
-    """Return the gradient of x from that of what `kernel_inputs` made of it."""
-    return x.table_gradient(dx) if isinstance(x, Lookup) and not is_table(x, on_gpu) else dx
+def kernel_gradient(x: Array | Lookup, dx: Array) -> Array:
+    """Return the gradient of x from that of what `kernel_inputs` made of it on a CPU."""
+    return x.table_gradient(dx) if isinstance(x, Lookup) and not is_table(x) else dx

@@ -17,6 +17,7 @@ from fusedrnn.cells import Array
 from fusedrnn.checks import as_array, assign, check_flag
 from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.init import Noise
+from fusedrnn.turns import Turn
 
 ModuleT = TypeVar("ModuleT", bound="Module")
 
@@ -33,6 +34,10 @@ class Module:
 
     A subclass calls `super().__init__()` before it assigns children. A module reached by two names has one
     set of parameters, listed under the first name. `copy.deepcopy` and pickling rebuild the views.
+
+    Threads may share a module for calls, `forward` and `backward`: gradients of all of them add up, in the
+    order in which the threads come. They may not while it is changed: loaded, stepped by an optimiser, moved,
+    built, or its gradients cleared or clipped.
 
     Attributes:
         training: switches dropout, and nothing else; see `train` and `eval`.
@@ -53,9 +58,10 @@ class Module:
     _tree_grads: ParameterDict
     _layout: object
     _snapshot: Snapshot | None
+    _turn: Turn
     # Rebuilt rather than copied: everything that points into the buffers.
     _derived = frozenset(
-        {"_buffers", "_start", "_own", "_own_grads", "_tree", "_tree_grads", "_layout", "_snapshot"}
+        {"_buffers", "_start", "_own", "_own_grads", "_tree", "_tree_grads", "_layout", "_snapshot", "_turn"}
     )
 
     def __init__(self) -> None:
@@ -66,6 +72,7 @@ class Module:
         """Create this module's own parameters, zero until they are initialised."""
         sizes = [math.prod(shape) for shape in shapes.values()]
         self.__dict__.update(_shapes=shapes, _dtype=dtype, _size=sum(sizes), _layout=None, _snapshot=None)
+        self.__dict__["_turn"] = Turn()
         self.__dict__.update(
             {name: ParameterDict() for name in ("_own", "_own_grads", "_tree", "_tree_grads")}
         )

@@ -9,13 +9,14 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.backend import CPU, Backend, first_array
-from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, Weights, gather_weights
+from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, gather_weights
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
-from fusedrnn.lookup import Lookup, array_of, is_table, kernel_gradient, kernel_inputs
+from fusedrnn.lookup import Lookup, array_of, kernel_inputs
 from fusedrnn.module import Module
 from fusedrnn.quantized import QuantizedRecurrent
+from fusedrnn.recurrent_backward import Part, backward_layers, row_of
 from fusedrnn.sequences import as_lengths
 from fusedrnn.stream import Stream
 from fusedrnn.tape import Drop, RecurrentTape, check_tape
@@ -23,9 +24,6 @@ from fusedrnn.tape import Drop, RecurrentTape, check_tape
 StateT = TypeVar("StateT")
 _BOOL = np.dtype(np.bool_)
 
-# One layer and direction: its row in the state arrays, weights, gradients, packed weights, direction and
-# the columns of the layer's output that it writes (None: all).
-_Part = tuple[int, Weights, Weights, _core.WeightCache, bool, slice | None]
 # y, the final state, and what a tape keeps: kernel tapes, dropout, bytes of the arrays between, backend.
 _Results = tuple[Array, Any, tuple[list[Any], list[Drop | None], int, Backend]]
 
@@ -62,7 +60,7 @@ class Recurrent(Module, Generic[StateT]):
     """
 
     _derived = Module._derived | {"_plan", "_plain"}
-    _plan: list[list[_Part]]
+    _plan: list[list[Part]]
     _plain: _core.PlainCall | None
     _dtype: np.dtype[Any]
     _noise: Noise
@@ -129,7 +127,7 @@ class Recurrent(Module, Generic[StateT]):
         return {name: arrays[name + suffix] for name in PARAMETER_NAMES if name + suffix in arrays}
 
     def _rebind(self) -> None:
-        plan = []
+        plan: list[list[Part]] = []
         width = self._widths[0]
         for layer in range(self.num_layers):
             parts = []
@@ -139,7 +137,7 @@ class Recurrent(Module, Generic[StateT]):
                 columns = slice(direction * width, (direction + 1) * width) if self.bidirectional else None
                 cache = self._backend.kernels.WeightCache()
                 row = len(self._suffixes(layer)) * layer + direction
-                parts.append((row, weights, grads, cache, direction == 1, columns))
+                parts.append(Part(row, weights, grads, cache, direction == 1, columns))
             plan.append(parts)
         self.__dict__["_plan"] = plan
         plain = None
@@ -252,11 +250,11 @@ class Recurrent(Module, Generic[StateT]):
                     self._spec.name,
                     steps,
                     weights,
-                    None if states is None else _row(states, row),
+                    None if states is None else row_of(states, row),
                     indices=indices,
                     lengths=ends,
                     resets=borders,
-                    reset_state=None if replacement is None else _row(replacement, row),
+                    reset_state=None if replacement is None else row_of(replacement, row),
                     reverse=reverse,
                     save=save,
                     recompute=self.recompute,
@@ -356,61 +354,8 @@ class Recurrent(Module, Generic[StateT]):
         if dy is None and dstate is None:
             raise ValueError("dy: expected an array unless dstate is given, got None for both")
         tape.on.check_types(self._dtype, self._spec, dy=dy, dstate=dstate)
-        run = partial(self._backward, tape, need_dx)
+        run = partial(backward_layers, self, tape, need_dx)
         return tape.on.enter(first_array(dy, dstate), run, dy, dstate)
-
-    def _backward(
-        self, tape: RecurrentTape, need_dx: bool, dy: Array | None, dstate: StateLike | None
-    ) -> tuple[Array | Any, StateT]:
-        """Do what `backward` does with arrays of `tape.on`."""
-        on = tape.on
-        xp, kernels, dtype = on.xp, on.kernels, on.types(self._dtype)[0]
-        shape, single = tape.shape, len(tape.shape) == 2
-        seq_len, batch = tape.layers[0].seq_len, tape.layers[0].batch
-        flow = None
-        if dy is not None:
-            flow = self._time_major(check_array("dy", dy, shape, dtype, kind=on.array), single)
-        dfinals = None if dstate is None else self._split_state("dstate", dstate, batch, single, on)
-        if self._plain is not None and tape.lookup is None and not single and not self.batch_first:
-            final = None if dfinals is None else _row(dfinals, 0)
-            dx, parts, _ = _core.backward(
-                tape.layers[0], flow, final, dparams=self._plan[0][0][2], need_dx=need_dx
-            )
-            return dx, self._spec.pack_state([part[None] for part in parts])
-        dstarts = self._new_states(batch, on)
-        dx = None
-        lookup = tape.lookup
-        for layer in reversed(range(self.num_layers)):
-            target: Any = None
-            if layer:
-                target = xp.empty((seq_len, batch, self._out_size), dtype)
-            elif need_dx and lookup is not None and is_table(lookup, on is not CPU):
-                dx = target = xp.empty(tuple(lookup.table.shape), dtype)
-            elif need_dx:
-                dx = xp.empty((*shape[:-1], self.input_size), dtype)
-                target = self._time_major(dx, single)
-            calls = [
-                kernels.BackwardCall(
-                    tape.layers[row],
-                    flow if flow is None or columns is None else flow[..., columns],
-                    None if dfinals is None else _row(dfinals, row),
-                    dparams=grads,
-                    need_dx=layer > 0 or need_dx,
-                    dx=target,
-                    accumulate_dx=reverse,
-                )
-                for row, _, grads, _, reverse, columns in self._plan[layer]
-            ]
-            for part, (_, parts, _) in zip(self._plan[layer], kernels.run_calls(calls), strict=True):
-                for dstart, start in zip(dstarts, parts, strict=True):
-                    dstart[part[0]] = start
-            drop = tape.dropout[layer - 1] if layer else None
-            flow = target if drop is None else kernels.dropout(target, *drop)
-        if single:
-            dstarts = [dstart[:, 0] for dstart in dstarts]
-        if dx is not None and lookup is not None:
-            dx = kernel_gradient(lookup, dx, on is not CPU)
-        return dx, self._spec.pack_state(dstarts)
 
     def stream(self, batch_size: int = 1) -> Stream[StateT]:
         """Return a `Stream` that runs this network one step at a time, without dropout.
@@ -455,8 +400,3 @@ class Recurrent(Module, Generic[StateT]):
         }
         options = [f"{name}={value}" for name, (value, default) in given.items() if value != default]
         return ", ".join([str(self.input_size), str(self.hidden_size), *options])
-
-
-def _row(arrays: tuple[Array | None, ...], row: int) -> tuple[Array | None, ...]:
-    """Return the entries of one layer and direction."""
-    return tuple([None if array is None else array[row] for array in arrays])
