@@ -65,10 +65,16 @@ def named_views(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 
 class Snapshot(NamedTuple):
-    """A copy of parameters that nobody writes to, and the version they had."""
+    """A copy of parameters that nobody writes to.
+
+    Attributes:
+        version: the one they had.
+        bits: all of them, as integers: so bits count in comparisons, and NaN equals itself.
+        parameters: by name.
+    """
 
     version: int | None
-    flat: Array
+    bits: npt.NDArray[np.unsignedinteger[Any]]
     parameters: dict[str, Array]
 
     @classmethod
@@ -79,13 +85,11 @@ class Snapshot(NamedTuple):
         version: int | None,
         last: "Snapshot | None" = None,
     ) -> "Snapshot":
-        """Return a snapshot of NumPy parameters, in the memory of the last one if they are equal."""
-        # As integers: bits count, and NaN equals itself.
-        bits = np.dtype(f"u{flat.itemsize}")
-        if last is not None and np.array_equal(last.flat.view(bits), flat.view(bits)):
-            return last._replace(version=version)
+        """Return a snapshot of NumPy parameters, the last one again if they are as they were."""
+        if last is not None and not (last.bits != flat.view(last.bits.dtype)).any():
+            return last if version == last.version else last._replace(version=version)
         copy = flat.copy()
-        return cls(version, copy, named_views(copy, shapes))
+        return cls(version, copy.view(f"u{copy.itemsize}"), named_views(copy, shapes))
 
 
 class ParameterDict(dict[str, Array]):

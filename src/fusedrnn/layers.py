@@ -132,7 +132,7 @@ class Linear(Module):
         check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
         rows, kept = tape.saved
         flow = _as_rows("dy", dy, (self.out_features,), backend)
-        with self._turn.lock, self._turn:
+        with self._turn.take():
             dx = backend.kernels.linear_backward(
                 rows, kept["weight"], flow, self._own_grads["weight"], self._own_grads.get("bias"), need_dx
             )
@@ -248,7 +248,7 @@ class Embedding(Module):
             tape = check_tape(tape, self, SavedTape)
             check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
             rows = _as_rows("dy", dy, (self.embedding_dim,), backend)
-        with self._turn.lock, self._turn:
+        with self._turn.take():
             kept = None if self.padding_idx is None else grad[self.padding_idx].copy()
             if isinstance(tape, Lookup):
                 grad += rows
@@ -350,7 +350,7 @@ class LayerNorm(Module):
         check_array("dy", dy, tape.shape, rows.dtype, kind=backend.array)
         weight, flow = self._flat(kept, "weight"), _as_rows("dy", dy, self.normalized_shape, backend)
         sums = self._flat(self._own_grads, "weight"), self._flat(self._own_grads, "bias")
-        with self._turn.lock, self._turn:
+        with self._turn.take():
             dx = backend.kernels.layer_norm_backward(rows, weight, flow, mean, rstd, *sums)
         return cast(Array, dx.reshape(tape.shape))
 

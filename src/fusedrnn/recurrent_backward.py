@@ -54,7 +54,7 @@ def backward_layers(
     dfinals = None if dstate is None else module._split_state("dstate", dstate, batch, single, on)
     if module._plain is not None and tape.lookup is None and not single and not module.batch_first:
         final = None if dfinals is None else row_of(dfinals, 0)
-        with module._turn.lock, module._turn:
+        with module._turn.take():
             dx, parts, _ = _core.backward(
                 tape.layers[0], flow, final, dparams=module._plan[0][0].grads, need_dx=need_dx
             )
@@ -75,7 +75,7 @@ def backward_layers(
         stages.append(_calls(module, tape, layer, flow, dfinals, targets[layer]))
         flow = targets[layer]
     work = on.kernels.StagedCalls(stages)
-    with module._turn.lock, module._turn:
+    with module._turn.take():
         for layer in reversed(range(module.num_layers)):
             for part, (_, starts, _) in zip(module._plan[layer], work.run(), strict=True):
                 for dstart, start in zip(dstarts, starts, strict=True):

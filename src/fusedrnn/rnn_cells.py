@@ -143,7 +143,7 @@ class RecurrentCell(Module, Generic[StateT]):
             return backend.across(example, partial(self.backward, need_dx=need_dx), tape, dstate)
         leading = tape.shape[:-1]
         final = self._batched("dstate", dstate, leading)
-        with self._turn.lock, self._turn:
+        with self._turn.take():
             dx, start, _ = backend.kernels.backward(
                 tape.layers[0], None, final, dparams=self._weight_grads, need_dx=need_dx
             )

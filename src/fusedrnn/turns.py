@@ -3,32 +3,33 @@
 import os
 import threading
 import weakref
+from typing import Any
 
 
 class Turn:
-    """What one module's backward holds while it adds to the gradients: `with turn.lock, turn:`.
+    """What one module's backward holds while it adds to the gradients: `with turn.take():`.
 
-    The lock is a thread's own to take again, so that a signal handler that calls backward inside backward
-    gets an error from `turn` in place of waiting for itself. A child of fork finds it free, whoever held it.
+    A child of fork finds it free, whoever held it in the parent.
     """
 
-    __slots__ = ("__weakref__", "_taken", "lock")
+    __slots__ = ("__weakref__", "_lock")
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self._taken = False
+        self._lock: Any = threading.RLock()
         _turns.add(self)
 
-    def __enter__(self) -> None:
-        if self._taken:
+    def take(self) -> Any:
+        """Return the lock to hold.
+
+        Raises:
+            RuntimeError: this thread has it: a signal handler would wait for the code that it interrupts.
+        """
+        if self._lock._is_owned():
             raise RuntimeError(
                 "backward: expected no call inside backward of the same module, got one; "
                 "a signal handler has to leave it to the code that it interrupts"
             )
-        self._taken = True
-
-    def __exit__(self, *_: object) -> None:
-        self._taken = False
+        return self._lock
 
 
 _turns: "weakref.WeakSet[Turn]" = weakref.WeakSet()
@@ -37,10 +38,10 @@ _turns: "weakref.WeakSet[Turn]" = weakref.WeakSet()
 def _free_in_child() -> None:
     """Forget the threads that only the parent has."""
     for turn in _turns:
-        if turn.lock.acquire(blocking=False):
-            turn.lock.release()
+        if turn._lock.acquire(blocking=False):
+            turn._lock.release()
         else:
-            turn.lock, turn._taken = threading.RLock(), False
+            turn._lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
