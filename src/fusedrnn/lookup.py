@@ -97,6 +97,12 @@ class Lookup:
         other._owner = self._owner
         return other
 
+    def with_indices(self, indices: Indices) -> "Lookup":
+        """Return a look-up of other rows in the same table."""
+        other = Lookup(self.table, indices)
+        other._table, other._owner = self._table, self._owner
+        return other
+
     def table_gradient(self, drows: Array, out: Array | None = None) -> Array:
         """Return the gradient of the table (V, I) for that of table[indices], added to `out` if given."""
         gradient = np.zeros(self.table.shape, self.table.dtype) if out is None else out

@@ -14,6 +14,7 @@ from fusedrnn.checks import check_array, check_flag, check_number, check_size, r
 from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.lookup import Lookup, array_of, kernel_inputs
+from fusedrnn.masks import packing_of
 from fusedrnn.module import Module
 from fusedrnn.quantized import QuantizedRecurrent
 from fusedrnn.recurrent_backward import Part, backward_layers, row_of
@@ -153,8 +154,14 @@ class Recurrent(Module, Generic[StateT]):
         lengths: npt.ArrayLike | None = None,
         resets: npt.ArrayLike | None = None,
         reset_state: StateLike | None = None,
+        mask: npt.ArrayLike | None = None,
     ) -> tuple[Array, StateT]:
         """Return (y, final state) and keep no tape. Arguments and results as `forward`, but y is writable."""
+        if mask is not None:
+            packing = packing_of(self, x, mask, lengths)
+            borders = None if resets is None else packing.borders(resets, x.shape[:-1])
+            y, final = self(packing.inputs(x), state, packing.lengths, borders, reset_state)
+            return packing.spread(y), final
         if lengths is None and resets is None and reset_state is None and not self.batch_first:
             plain = self._plain and self._plain(x, state, self._buffers.version, False, False)
             if plain:
@@ -168,6 +175,7 @@ class Recurrent(Module, Generic[StateT]):
         lengths: npt.ArrayLike | None = None,
         resets: npt.ArrayLike | None = None,
         reset_state: StateLike | None = None,
+        mask: npt.ArrayLike | None = None,
     ) -> tuple[Array, StateT, RecurrentTape]:
         """Run the network and keep what `backward` needs, in training and evaluation mode alike.
 
@@ -180,6 +188,9 @@ class Recurrent(Module, Generic[StateT]):
                 reverse direction treats the same positions as borders.
             reset_state: what resets put in place of the state: zeros if None, else arrays shaped as the
                 state, with or without the batch axis. A constant: it gets no gradient.
+            mask: (T, B) bool, laid out as x, on the CPU: false for steps that are left out, wherever they
+                are. The state passes through them, y is 0 and x gets no gradient there; a reset at one acts
+                at the next step that counts. The steps that count are copied to the front first.
 
         Returns:
             y, the final state, and the tape. y is read-only, because the tape refers to it; copy it to change
@@ -188,7 +199,18 @@ class Recurrent(Module, Generic[StateT]):
         Raises:
             TypeError: an argument of the wrong kind or dtype.
             ValueError: an argument of the wrong shape, or lengths out of range.
+            RuntimeError: a mask, and the network is on a GPU.
         """
+        if mask is not None:
+            packing = packing_of(self, x, mask, lengths)
+            borders = None if resets is None else packing.borders(resets, x.shape[:-1])
+            steps = packing.inputs(x)
+            y, final, tape = self.forward(steps, state, packing.lengths, borders, reset_state)
+            tape.packing = packing
+            tape.nbytes += packing.nbytes + y.nbytes + (0 if isinstance(steps, Lookup) else steps.nbytes)
+            y = packing.spread(y)
+            y.flags.writeable = False
+            return y, final, tape
         if lengths is None and resets is None and reset_state is None and not self.batch_first:
             plain = self._plain and self._plain(x, state, self._buffers.version, True, self.recompute)
             if plain:
@@ -355,6 +377,12 @@ class Recurrent(Module, Generic[StateT]):
             raise ValueError("dy: expected an array unless dstate is given, got None for both")
         tape.on.check_types(self._dtype, self._spec, dy=dy, dstate=dstate)
         run = partial(backward_layers, self, tape, need_dx)
+        packing = tape.packing
+        if packing is not None:
+            if dy is not None:
+                dy = packing.take(check_array("dy", dy, packing.shape(tape.shape), self._dtype))
+            dx, dstart = run(dy, dstate)
+            return dx if dx is None or tape.lookup is not None else packing.spread(dx), dstart
         return tape.on.enter(first_array(dy, dstate), run, dy, dstate)
 
     def stream(self, batch_size: int = 1) -> Stream[StateT]:

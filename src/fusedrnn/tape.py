@@ -7,6 +7,7 @@ from fusedrnn import _core
 if TYPE_CHECKING:
     from fusedrnn.backend import Backend
     from fusedrnn.lookup import Lookup
+    from fusedrnn.masks import Packing
     from fusedrnn.module import Module
 
 TapeT = TypeVar("TapeT", bound="Tape")
@@ -62,10 +63,11 @@ class RecurrentTape(Tape):
         dropout: for each layer, (p, seed, offset) of the dropout on its output, or None.
         lookup: the input if it was a Lookup, else None.
         shape: shape of the output.
+        packing: with a mask, which steps the network ran over, else None.
         on: the backend that forward ran with, which is another than the owner's in 16 bits.
     """
 
-    __slots__ = ("dropout", "layers", "lookup", "on", "shape")
+    __slots__ = ("dropout", "layers", "lookup", "on", "packing", "shape")
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class RecurrentTape(Tape):
         self.on = owner._backend if on is None else on
         self.shape = tuple(shape)
         self.lookup = lookup
+        self.packing: Packing | None = None
         self.layers = tuple(layers)
         self.dropout = tuple(dropout)
 
