@@ -7,26 +7,21 @@ tree below it moves into one buffer pair, in depth-first order, and every view i
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fusedrnn.backend import CPU, Backend, find_backend
 from fusedrnn.buffers import Buffers, ParameterDict, Snapshot, named_views
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, assign, check_flag
+from fusedrnn.checks import assign, check_flag
 from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.init import Noise
+from fusedrnn.loading import LoadResult, read_state
 from fusedrnn.turns import Turn
 
 ModuleT = TypeVar("ModuleT", bound="Module")
-
-
-class LoadResult(NamedTuple):
-    """Names that `load_state_dict(strict=False)` passed over."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
 
 
 class Module:
@@ -59,6 +54,8 @@ class Module:
     _layout: object
     _snapshot: Snapshot | None
     _turn: Turn
+    # {name: module whose parameter of this name serves for one of its own}
+    _tied: Mapping[str, "Module"] = MappingProxyType({})
     # Rebuilt rather than copied: everything that points into the buffers.
     _derived = frozenset(
         {"_buffers", "_start", "_own", "_own_grads", "_tree", "_tree_grads", "_layout", "_snapshot", "_turn"}
@@ -342,34 +339,14 @@ class Module:
 
         Raises:
             TypeError: a value is not of a float dtype.
-            ValueError: a shape differs, or `strict` and the names differ.
+            ValueError: a shape differs, or `strict` and the names differ, or two values for a tied weight.
         """
         flat = self._flat_parameters()
-        parameters = self._tree
-        missing = [name for name in parameters if name not in state_dict]
-        unexpected = [name for name in state_dict if name not in parameters]
-        if strict and (missing or unexpected):
-            raise ValueError(
-                f"state_dict: expected the names of this {type(self).__name__}, got others; "
-                f"missing: {', '.join(missing) or 'none'}; "
-                f"unexpected: {', '.join(map(str, unexpected)) or 'none'}"
-            )
-        # Converted beside the parameters and copied in one piece: nothing that fails has written.
-        values = np.array(self._backend.to_numpy(flat))
-        start = 0
-        for name, view in parameters.items():
-            size = math.prod(view.shape)
-            if name in state_dict:
-                value = as_array(state_dict[name])
-                if value.dtype.kind != "f":
-                    raise TypeError(f"{name}: expected a float dtype, got {value.dtype}")
-                if value.shape != view.shape:
-                    raise ValueError(f"{name}: expected shape {view.shape}, got {value.shape}")
-                values[start : start + size] = value.reshape(-1)
-            start += size
+        # Converted beside the parameters and copied in one piece: what fails has written nothing.
+        values, result = read_state(self, flat, state_dict, strict)
         with self._buffers:
             assign(flat, values)
-        return LoadResult(missing, unexpected)
+        return result
 
     # Modes and randomness
 
