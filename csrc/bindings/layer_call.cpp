@@ -28,16 +28,19 @@ bool all_independent(const Calls& calls) {
     return true;
 }
 
+py::value_error has_run() {
+    return py::value_error("calls: expected calls that have not run, got one that has");
+}
+
 }  // namespace
 
 StagedCalls::StagedCalls(std::vector<Calls> stages) {
-    std::vector<const LayerCall*> seen;
+    std::vector<LayerCall*> seen;
     std::vector<std::int64_t> bytes(1, 0);
     for (Calls& calls : stages) {
         std::vector<CallCost> costs;
         for (const auto& call : calls) {
-            if (call->started)
-                throw py::value_error("calls: expected calls that have not run, got one that has");
+            if (call->started) throw has_run();
             if (std::find(seen.begin(), seen.end(), call.get()) != seen.end())
                 throw py::value_error("calls: expected different calls, got one twice");
             seen.push_back(call.get());
@@ -68,8 +71,8 @@ StagedCalls::StagedCalls(std::vector<Calls> stages) {
         stages_.push_back(std::move(stage));
     }
     for (const std::int64_t n : bytes) workspaces_.emplace_back(n);
-    for (const Stage& stage : stages_) {
-        for (const auto& call : stage.calls) call->started = true;
+    for (LayerCall* call : seen) {
+        if (call->started.exchange(true)) throw has_run();
     }
 }
 
