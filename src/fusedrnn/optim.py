@@ -277,7 +277,8 @@ class SGD(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore a `state_dict`, with a momentum buffer or without; raises what the base's does."""
         super().load_state_dict(state_dict)
-        self._fresh = not any(bool(flat.any()) for state in self._state for flat in state.values())
+        buffers = state_dict.get("momentum_buffer", {}).values()
+        self._fresh = not any(as_array(buffer).any() for buffer in buffers)
 
     def _states_in(self, state_dict: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, ...]:
         used = settings.get("momentum") or "momentum_buffer" in state_dict
