@@ -196,6 +196,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "ForwardCall:lstm": lambda: replace(_forward("lstm"), function=_core.ForwardCall),
     "BackwardCall:gru": lambda: replace(_backward("gru"), function=_core.BackwardCall),
     "run_calls": lambda: Entry(_core.run_calls, {"calls": []}),  # a call runs once: test_threads.py has some
+    "StagedCalls": lambda: Entry(_core.StagedCalls, {"stages": [[], []]}),  # likewise
     "backward:lstm": lambda: _backward("lstm"),
     "backward:projected": lambda: _backward("lstm", P),
     "backward:gru": lambda: _backward("gru"),

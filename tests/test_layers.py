@@ -10,6 +10,7 @@ from support import DTYPES, LAYOUTS, Array, numeric_gradient
 from tolerances import CENTRAL_DIFFERENCES, assert_close, relative_error
 
 import fusedrnn as fr
+from fusedrnn import _core
 
 SIZES = [(1, 1, 1), (2, 3, 5), (5, 8, 8), (13, 9, 17), (64, 33, 7), (7, 100, 130)]
 
@@ -328,3 +329,16 @@ def test_mse_loss(reduction: str, dtype: str) -> None:
     assert_close(loss, tloss.detach().numpy(), "loss", dtype=dtype)
     assert dpred.dtype == pred.dtype
     assert_close(dpred, tpred.grad.numpy(), "gradient")
+
+
+def test_dropout_in_place() -> None:
+    x = np.random.default_rng(0).normal(size=(3, 50))
+    want = _core.dropout(x, 0.5, 1, 2)
+    out = x.copy()
+    assert _core.dropout(out, 0.5, 1, 2, out) is out
+    assert np.array_equal(out, want)
+    for bad, error in ((x[:2], ValueError), (x.astype("float32"), TypeError), (x[::1], ValueError)):
+        before = bad.copy()
+        with pytest.raises(error, match=r"^out: expected"):
+            _core.dropout(x, 0.5, 1, 2, bad)
+        assert np.array_equal(bad, before)

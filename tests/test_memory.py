@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support import assert_ran, run_python
 
 LIMITED = """
@@ -40,6 +41,49 @@ for megabytes in range(0, 60, 4):
     assert [a.tobytes() for a in (x, dy, *state, lstm.flat_parameters)] == before
 assert failed > 2 and passed > 2, (failed, passed)
 assert np.array_equal(lstm(x[:4], state)[0], want)
+"""
+
+STACKED = """
+import resource
+import sys
+import numpy as np
+import fusedrnn as fr
+
+def used():
+    with open("/proc/self/statm", encoding="ascii") as f:
+        return int(f.read().split()[0]) * resource.getpagesize()
+
+fr.set_num_threads(2)
+rng = np.random.default_rng(0)
+kind, shape = sys.argv[1], (250, 16)
+module = fr.GRU(64, 64, 3, bidirectional=True, dropout=0.1 if kind == "dropout" else 0.0, seed=0)
+x = rng.normal(size=(*shape, 64)).astype("float32")
+if kind == "lookup":  # too many rows for the kernels to look them up
+    x = fr.Lookup(rng.normal(size=(15_000, 64)).astype("float32"), rng.integers(0, 15_000, shape))
+y, final, tape = module.forward(x)
+dy = np.ones_like(y)
+module.backward(tape, dy)
+want = module.flat_grads.copy()
+failed = passed = 0
+ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
+for step in range(50):
+    module.zero_grad()
+    # A request that fails empties the store of freed buffers: then calls take their memory from the system.
+    for size in (0, step * 2**18):
+        resource.setrlimit(resource.RLIMIT_AS, (used() + size, ceiling))
+        try:
+            fr._core.Stream("gru", [], 2**40)
+        except MemoryError:
+            pass
+    try:
+        module.backward(tape, dy)
+        passed += 1
+    except MemoryError:
+        failed += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
+    assert np.array_equal(module.flat_grads, want) or not module.flat_grads.any(), step
+assert failed > 5 and passed > 5, (failed, passed)
 """
 
 LEAKS = """
@@ -103,6 +147,12 @@ assert in_use() - start < (20_000 if exact else 64 * 2**20), (start, in_use())
 def test_out_of_memory() -> None:
     """At any limit a call finishes or raises MemoryError, its inputs unchanged; afterwards all is well."""
     assert_ran(run_python("-c", LIMITED))
+
+
+@pytest.mark.parametrize("kind", ["stack", "dropout", "lookup"])
+def test_backward_adds_all_or_nothing(kind: str) -> None:
+    """At any limit the gradients of all layers are added, or, with MemoryError, none."""
+    assert_ran(run_python("-c", STACKED, kind))
 
 
 def test_no_leaks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -209,3 +210,144 @@ def test_clip_grad_value() -> None:
     assert np.array_equal(
         tree.flat_grads[1:], np.clip(np.linspace(-2, 2, tree.num_parameters), -0.75, 0.75)[1:]
     )
+
+
+BAD_SETTINGS: dict[str, tuple[Any, type[Exception]]] = {
+    "lr": (-1.0, ValueError),
+    "eps": (-1.0, ValueError),
+    "weight_decay": (-1.0, ValueError),
+    "momentum": (np.nan, ValueError),
+    "dampening": (np.inf, ValueError),
+    "nesterov": (1, TypeError),
+    "betas": ((0.9, 1.0), ValueError),
+}
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_settings_are_checked_wherever_they_are_set(kind: str) -> None:
+    """As an argument, by assignment and in a state_dict; what is refused changes nothing."""
+    make = getattr(fr.optim, kind)
+    optimiser = make(Tree("float32"))
+    before = optimiser.state_dict()
+    for name in make._settings:
+        for bad, error in (BAD_SETTINGS[name], ("fast", TypeError), (None, TypeError)):
+            with pytest.raises(error, match=rf"^{name}"):
+                make(Tree("float32"), **{name: bad})
+            with pytest.raises(error, match=rf"^{name}"):
+                setattr(optimiser, name, bad)
+            with pytest.raises(error, match=rf"^{name}"):
+                optimiser.load_state_dict({**before, name: bad})
+        assert getattr(optimiser, name) == before[name]
+    with pytest.raises(ValueError, match=r"^step_count"):
+        optimiser.step_count = -1
+    optimiser.step()
+
+
+def test_nesterov_needs_momentum_wherever_it_is_set() -> None:
+    match = r"^nesterov: expected momentum > 0 and dampening = 0, got"
+    sgd = fr.optim.SGD(Tree("float32"))
+    with pytest.raises(ValueError, match=match):
+        sgd.nesterov = True
+    sgd.momentum = 0.9
+    sgd.nesterov = True
+    for name, value in (("momentum", 0.0), ("dampening", 0.5)):
+        with pytest.raises(ValueError, match=match):
+            setattr(sgd, name, value)
+    with pytest.raises(ValueError, match=match):
+        sgd.load_state_dict({**sgd.state_dict(), "dampening": 0.5})
+    sgd.step()
+    assert (sgd.momentum, sgd.dampening, sgd.nesterov) == (0.9, 0.0, True)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_momentum_may_be_set_later(saved: bool) -> None:
+    """Its first step takes the gradient as it is, also after a save, as if momentum began there."""
+    tree, other = Tree("float64"), Tree("float64")
+    late = fr.optim.SGD(tree, lr=0.1)
+    tree.flat_grads[:] = 1.0
+    late.step()
+    late.momentum, late.dampening = 0.9, 0.5
+    if saved:
+        resumed = fr.optim.SGD(tree, lr=0.5)
+        resumed.load_state_dict(late.state_dict())
+        late = resumed
+    other.load_state_dict(tree.state_dict())
+    want = fr.optim.SGD(other, lr=0.1, momentum=0.9, dampening=0.5)
+    for step in range(3):
+        for name, g in gradients(tree, step).items():
+            tree.grads[name] = g
+            other.grads[name] = g
+        late.step()
+        want.step()
+        assert np.array_equal(tree.flat_parameters, other.flat_parameters), step
+    late.momentum = 0.0
+    late.step()
+    resumed = fr.optim.SGD(tree)
+    resumed.load_state_dict(late.state_dict())
+    assert resumed.momentum == 0.0 and "momentum_buffer" in resumed.state_dict()
+
+
+class Pair(fr.Module):
+    """Two children of one size, in an order of choice."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        for seed, name in enumerate(sorted(order)):
+            setattr(self, name, fr.Linear(3, 4, bias=False, dtype="float64", seed=seed))
+        self.arrange(order)
+
+    def arrange(self, order: str) -> None:
+        children = {name: getattr(self, name) for name in order}
+        for name in order:
+            delattr(self, name)
+        for name, child in children.items():
+            setattr(self, name, child)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd_momentum"])
+def test_moments_follow_their_parameters(kind: str) -> None:
+    """Children put in another order between steps, or pickled with the optimiser, change no step."""
+    name, options = OPTIMISERS[kind]
+    pair, other = Pair("ab"), Pair("ab")
+    one, two = (getattr(fr.optim, name)(tree, **options) for tree in (pair, other))
+    for step in range(6):
+        for parameter, g in gradients(pair, step).items():
+            pair.grads[parameter] = g
+            other.grads[parameter] = g
+        one.step()
+        two.step()
+        if step == 2:
+            other.arrange("ba")
+            assert list(other.parameters) == ["b.weight", "a.weight"]
+        if step == 4:
+            other, two = pickle.loads(pickle.dumps((other, two)))
+            other.arrange("ab")
+    for parameter, value in pair.parameters.items():
+        assert np.array_equal(value, other.parameters[parameter]), parameter
+    for parameter, value in one.state_dict()[one._state_names[0]].items():
+        assert np.array_equal(value, two.state_dict()[one._state_names[0]][parameter]), parameter
+
+
+def test_other_parameters_are_refused() -> None:
+    """Also where they are as many as before; nothing is stepped, of the other modules either."""
+    first, pair = fr.Linear(2, 2), Pair("ab")
+    first.flat_grads[:] = 1.0
+    optimiser = fr.optim.Adam([first, pair])
+    before = first.flat_parameters.copy()
+    kept = pair.a
+    pair.a = fr.Linear(4, 3, bias=False, dtype="float64")
+    with pytest.raises(
+        ValueError, match=r"^Pair: expected the parameters .* of another shape: a.weight; make"
+    ):
+        optimiser.step()
+    del pair.a
+    pair.c = kept
+    with pytest.raises(ValueError, match=r"^Pair: .* missing: a.weight; unexpected: c.weight; make"):
+        optimiser.step()
+    with pytest.raises(ValueError, match=r"^Pair: "):
+        optimiser.state_dict()
+    assert np.array_equal(first.flat_parameters, before) and optimiser.step_count == 0
+    del pair.c
+    pair.a = kept
+    optimiser.step()
+    assert optimiser.step_count == 1 and not np.array_equal(first.flat_parameters, before)

@@ -156,6 +156,49 @@ def test_calls_run_once() -> None:
             _core.run_calls(wrong)  # type: ignore[call-overload]
 
 
+def test_stages_run_one_after_another() -> None:
+    with num_threads(2):
+        want = _core.run_calls(calls_of(2))
+        calls = [*calls_of(2), *calls_of(2)]
+        staged = _core.StagedCalls([calls[:2], [], calls[2:]])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="calls: expected calls that have not run, got one that has"):
+            _core.run_calls(calls[:1])
+        first, none, last = staged.run(), staged.run(), staged.run()
+    assert none == []
+    for got in (first, last):
+        for (y, _, _), (expected, _, _) in zip(got, want, strict=True):
+            assert np.array_equal(y, expected)
+    with pytest.raises(ValueError, match="calls: expected a stage that has not run, got none"):
+        staged.run()
+    fresh = calls_of(1)[0]
+    with pytest.raises(ValueError, match="calls: expected different calls, got one twice"):
+        _core.StagedCalls([[fresh], [fresh]])  # type: ignore[list-item]
+    for wrong in (None, (), [None], [[None]]):
+        with pytest.raises(TypeError, match=r"(stages|calls): expected"):
+            _core.StagedCalls(wrong)  # type: ignore[arg-type]
+
+
+def test_one_thread_runs_the_stages() -> None:
+    """Two that meet get an error, not each other's workspace."""
+    x = np.ones((4000, 1, 64), "float32")
+    weights = random_problem("lstm", (1, 1, 64, 64), "float32").params
+    staged = _core.StagedCalls([[_core.ForwardCall("lstm", x, weights)] for _ in range(2)])  # type: ignore[list-item]
+    errors: list[str] = []
+
+    def run() -> None:
+        try:
+            staged.run()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors in ([], ["calls: expected one thread to run them, got two"])
+
+
 def test_calls_that_share_an_output_run_in_turn() -> None:
     """The last of two calls that write the same array has the say, as if they had been made one by one."""
     out = np.zeros((200, 1, 64), "float32")

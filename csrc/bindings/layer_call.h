@@ -1,6 +1,7 @@
 // A call of the kernels for one layer and direction, checked and ready to run, and how several of them share the threads.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -31,7 +32,7 @@ class LayerCall {
     // Afterwards: adds it. A team's share each.
     virtual void join(int member, int members) { static_cast<void>(member), static_cast<void>(members); }
 
-    bool started = false;
+    std::atomic<bool> started{false};
 };
 
 // A (T, B, n) array, or a table (V, n) whose row v is row(0, v).
@@ -57,8 +58,34 @@ void set_call(Problem& problem, const CallArrays& arrays, const Timetable& timet
     }
 }
 
-// Runs each call on a team of its own, one after another, or, where the cost model says so and none stands in another's
-// way, all at the same time on a thread each.
-void run_calls(const std::vector<std::shared_ptr<LayerCall>>& calls);
+// Calls in stages, which run one after another. Making it takes all memory that they need, so that nothing but Ctrl-C can
+// stop them once the first has written.
+class StagedCalls {
+  public:
+    using Calls = std::vector<std::shared_ptr<LayerCall>>;
+
+    explicit StagedCalls(std::vector<Calls> stages);
+    // Runs each call of the next stage on a team of its own, one after another, or, where the cost model says so and none
+    // stands in another's way, all at the same time on a thread each. Returns the calls.
+    const Calls& run();
+
+  private:
+    struct Stage {
+        Calls calls;
+        int members;               // that run calls at the same time; 1: one call after another
+        std::vector<int> threads;  // of each call that runs on its own
+    };
+
+    void run_in_turn(const Stage& stage);
+    void run_beside(const Stage& stage);
+
+    std::vector<Stage> stages_;
+    std::vector<AlignedBuffer> workspaces_;  // i for call i beside others, 0 for calls on their own
+    std::size_t next_ = 0;
+    bool running_ = false;
+};
+
+// All calls as one stage.
+void run_calls(const StagedCalls::Calls& calls);
 
 }  // namespace fusedrnn

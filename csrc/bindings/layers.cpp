@@ -217,12 +217,17 @@ std::tuple<py::array, py::array, py::array> cross_entropy(const py::object& logi
 }
 
 py::array dropout(const py::object& x_, const py::object& p_, const py::object& seed_,
-                  const py::object& offset_) {
+                  const py::object& offset_, const py::object& out_) {
     const Array x = Array::floats(x_, "x").contiguous();
     const double p = finite_number(p_, "p");
     require(p >= 0 && p <= 1, "p", "a number in [0, 1]", p);
     const std::uint64_t seed = unsigned_integer(seed_, "seed"), offset = unsigned_integer(offset_, "offset");
-    py::array y = new_like(x);
+    Array out = Array::like(out_, "out", x, kOptional);
+    if (!out_.is(x_)) out.apart_from(x);
+    std::vector<Axis> axes;
+    for (const auto size : x.sizes()) axes.push_back({std::to_string(size), size});
+    out.shape(axes).writable();
+    py::array y = out.given() ? out.object() : new_like(x);
     by_dtype(x.dtype(), [&]<class T>() {
         Team team(threads_for(4.0 * static_cast<double>(x.size())));
         run_released(team, [&] {
@@ -254,8 +259,8 @@ void bind_layers(py::module_& m) {
     m.def("cross_entropy", &cross_entropy, arg("logits"), arg("targets"), arg("weight"), arg("ignore_index"),
           arg("label_smoothing"),
           "Return losses (N,), weights in a mean (N,) and the gradient of the sum (N, C).");
-    m.def("dropout", &dropout, arg("x"), arg("p"), arg("seed"), arg("offset"),
-          "Return x / (1 - p) where element e of stream (seed, offset) is kept, else 0.");
+    m.def("dropout", &dropout, arg("x"), arg("p"), arg("seed"), arg("offset"), arg("out") = py::none(),
+          "Return x / (1 - p) where element e of stream (seed, offset) is kept, else 0; out may be x.");
 }
 
 }  // namespace fusedrnn

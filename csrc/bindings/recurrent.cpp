@@ -58,11 +58,11 @@ void bind_call(py::module_& m, const char* type, const char* function, const Ext
     m.def(function, run(&Call::make), arguments...);
 }
 
-std::vector<std::shared_ptr<LayerCall>> calls_of(py::handle given) {
+StagedCalls::Calls calls_of(py::handle given) {
     if (!PyList_Check(given.ptr())) {
         throw py::type_error(std::string("calls: expected a list, got ") + Py_TYPE(given.ptr())->tp_name);
     }
-    std::vector<std::shared_ptr<LayerCall>> calls;
+    StagedCalls::Calls calls;
     for (const py::handle item : py::reinterpret_borrow<py::list>(given)) {
         if (!py::isinstance<LayerCall>(item)) {
             throw py::type_error(std::string("calls: expected ForwardCalls or BackwardCalls, got ") +
@@ -71,6 +71,12 @@ std::vector<std::shared_ptr<LayerCall>> calls_of(py::handle given) {
         calls.push_back(item.cast<std::shared_ptr<LayerCall>>());
     }
     return calls;
+}
+
+py::list results_of(const StagedCalls::Calls& calls) {
+    py::list results;
+    for (const auto& call : calls) results.append(call->result());
+    return results;
 }
 
 void bind_calls(py::module_& m) {
@@ -87,15 +93,22 @@ void bind_calls(py::module_& m) {
                             py::arg("need_dx") = true, py::arg("dx") = py::none(),
                             py::arg("accumulate_dx") = false);
     m.def(
-        "run_calls",
-        [](py::handle given) {
-            const std::vector<std::shared_ptr<LayerCall>> calls = calls_of(given);
-            run_calls(calls);
-            py::list results;
-            for (const auto& call : calls) results.append(call->result());
-            return results;
-        },
+        "run_calls", [](py::handle calls) { return results_of(StagedCalls({calls_of(calls)}).run()); },
         py::arg("calls"));
+    py::class_<StagedCalls>(m, "StagedCalls")
+        .def(py::init([](py::handle given) {
+                 if (!PyList_Check(given.ptr())) {
+                     throw py::type_error(std::string("stages: expected a list, got ") +
+                                          Py_TYPE(given.ptr())->tp_name);
+                 }
+                 std::vector<StagedCalls::Calls> stages;
+                 for (const py::handle stage : py::reinterpret_borrow<py::list>(given)) {
+                     stages.push_back(calls_of(stage));
+                 }
+                 return std::make_unique<StagedCalls>(std::move(stages));
+             }),
+             py::arg("stages"))
+        .def("run", [](StagedCalls& self) { return results_of(self.run()); });
 }
 
 }  // namespace

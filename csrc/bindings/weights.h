@@ -52,23 +52,55 @@ std::shared_ptr<const WeightBlock<T>> pack_weights(int cell, const Dims& dims, c
     return block;
 }
 
-template <class T>
-Digest digest_of(int cell, const Dims& d, const Params<const T>& params, Team& team) {
+// Calls f(pointer, number of elements) for each parameter that is there; the pointer may be replaced.
+template <class T, class F>
+void for_each_parameter(int cell, const Dims& d, Params<const T>& params, F&& f) {
     const std::int64_t rows = kernel_table<T>().cells[cell].traits.gates * d.H;
-    Digest digest{};
-    const auto add = [&](const T* p, std::int64_t n) {
-        constexpr std::int64_t kPart = 1 << 20;  // elements between two looks at the team
-        for (std::int64_t i = 0; p != nullptr && i < n && !team.cancelled(0, kPart); i += kPart) {
-            const std::int64_t count = std::min(kPart, n - i);
-            kernel_table<T>().fingerprint(p + i, count * static_cast<std::int64_t>(sizeof(T)), digest);
-        }
+    const auto visit = [&](const T*& p, std::int64_t n) {
+        if (p != nullptr) f(p, n);
     };
-    add(params.w_ih, rows * d.I);
-    add(params.w_hh, rows * d.P);
-    add(params.b_ih, rows);
-    add(params.b_hh, rows);
-    add(params.w_hr, d.P * d.H);
+    visit(params.w_ih, rows * d.I);
+    visit(params.w_hh, rows * d.P);
+    visit(params.b_ih, rows);
+    visit(params.b_hh, rows);
+    visit(params.w_hr, d.P * d.H);
+}
+
+// Calls f(first element, number of elements) for parts of n elements, with a look at the team between them.
+template <class F>
+void for_each_part(std::int64_t n, Team& team, F&& f) {
+    constexpr std::int64_t kPart = 1 << 20;
+    for (std::int64_t i = 0; i < n && !team.cancelled(0, kPart); i += kPart) f(i, std::min(kPart, n - i));
+}
+
+template <class T>
+Digest digest_of(int cell, const Dims& d, Params<const T> params, Team& team) {
+    Digest digest{};
+    for_each_parameter<T>(cell, d, params, [&](const T* p, std::int64_t n) {
+        for_each_part(n, team, [&](std::int64_t i, std::int64_t count) {
+            kernel_table<T>().fingerprint(p + i, count * static_cast<std::int64_t>(sizeof(T)), digest);
+        });
+    });
     return digest;
+}
+
+// Moves the pointers to a copy, which is returned.
+template <class T>
+AlignedBuffer copy_parameters(int cell, const Dims& d, Params<const T>& params, Team& team) {
+    std::int64_t bytes = 0;
+    for_each_parameter<T>(cell, d, params, [&](const T*, std::int64_t n) {
+        bytes += n * static_cast<std::int64_t>(sizeof(T));
+    });
+    AlignedBuffer copy(bytes);
+    T* to = copy.as<T>();
+    for_each_parameter<T>(cell, d, params, [&](const T*& p, std::int64_t n) {
+        for_each_part(n, team, [&](std::int64_t i, std::int64_t count) {
+            std::memcpy(to + i, p + i, static_cast<std::size_t>(count) * sizeof(T));
+        });
+        p = to;
+        to += n;
+    });
+    return copy;
 }
 
 // Keeps the last packing and packs again when the weights, the sizes or the cell changed. `version` below zero: not known.
@@ -76,14 +108,21 @@ Digest digest_of(int cell, const Dims& d, const Params<const T>& params, Team& t
 class WeightCache {
   public:
     template <class T>
-    std::shared_ptr<const WeightBlock<T>> get(int cell, const Dims& dims, const Params<const T>& params,
+    std::shared_ptr<const WeightBlock<T>> get(int cell, const Dims& dims, Params<const T> params,
                                               bool backward, std::int64_t version, Team& team) {
-        const Identity identity =
+        Identity identity =
             version >= 0 ? Identity{version, {}} : Identity{-1, digest_of<T>(cell, dims, params, team)};
         {
             const std::lock_guard<std::mutex> lock(fork_safe_mutex(this));
             const auto& held = slot<T>();
             if (held != nullptr && fits(*held, cell, dims, backward, identity)) return held;
+        }
+        AlignedBuffer copy;
+        if (version < 0) {
+            // Another thread may write to the weights between the digest and the packing. A block stays, and what it is
+            // labelled with has to be the digest of what it holds: both are taken from one copy.
+            copy = copy_parameters<T>(cell, dims, params, team);
+            identity.digest = digest_of<T>(cell, dims, params, team);
         }
         auto fresh = pack_weights<T>(cell, dims, params, backward, identity, team);
         if (team.was_cancelled()) return fresh;

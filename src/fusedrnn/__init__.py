@@ -12,7 +12,8 @@ from fusedrnn.buffers import ParameterDict
 from fusedrnn.cells import CELLS, CellSpec
 from fusedrnn.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
-from fusedrnn.layers import Dropout, Embedding, LayerNorm, Linear
+from fusedrnn.embedding import Embedding
+from fusedrnn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.lookup import Lookup
 from fusedrnn.losses import cross_entropy, mse_loss
 from fusedrnn.module import Module

@@ -166,6 +166,14 @@ def backward(
     dx: _Array | None = None,
     accumulate_dx: bool = False,
 ) -> tuple[_Array | None, _State, _Grads]: ...
+
+class StagedCalls:
+    """Lists of calls that run one after another; making it takes all memory that they need."""
+
+    def __init__(self, stages: list[list[BackwardCall]]) -> None: ...
+    def run(self) -> list[tuple[_Array | None, _State, _Grads]]:
+        """Run the next list, as `run_calls` does."""
+
 @overload
 def run_calls(calls: list[ForwardCall]) -> list[tuple[_Array, _State, LayerTape | None]]: ...
 @overload
@@ -198,7 +206,7 @@ def layer_norm_backward(
 def cross_entropy(
     logits: _Array, targets: _Int64, weight: _Array | None, ignore_index: int, label_smoothing: float
 ) -> tuple[_Array, _Array, _Array]: ...
-def dropout(x: _Array, p: float, seed: int, offset: int) -> _Array: ...
+def dropout(x: _Array, p: float, seed: int, offset: int, out: _Array | None = None) -> _Array: ...
 def sgd_step(
     param: _Array,
     grad: _Array,

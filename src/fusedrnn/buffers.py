@@ -1,7 +1,9 @@
 """The flat arrays that hold the parameters and gradients of a tree of modules, and named views into them."""
 
+import itertools
+import math
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -10,27 +12,84 @@ from fusedrnn.backend import CPU, Backend
 from fusedrnn.cells import Array
 from fusedrnn.checks import as_array, assign, refuse_mask
 
+# Numbers of versions. One count for all, and drawn in one piece, so that no number is ever given twice.
+_versions = itertools.count()
+
 
 class Buffers:
     """The flat parameters and gradients that a tree of modules shares.
 
+    The library's own writes to the parameters stand in a `with` block of it.
+
     Attributes:
-        version: counts the changes of the parameters, so that packed copies of weights need no look at the
-            arrays; None once views were handed out, through which anyone may write at any time.
+        version: a number that no other values of the parameters have had, so that packed copies of weights
+            need no look at the arrays. None while they are written to, and for good once views were handed
+            out, through which anyone may write at any time.
+        handed_out: whether such views are about.
     """
 
-    __slots__ = ("grads", "parameters", "version")
+    __slots__ = ("grads", "handed_out", "parameters", "version")
 
-    def __init__(self, size: int, dtype: npt.DTypeLike, backend: Backend = CPU) -> None:
+    def __init__(
+        self, size: int, dtype: npt.DTypeLike, backend: Backend = CPU, handed_out: bool = False
+    ) -> None:
         with backend.on_device():
             self.parameters: Array = backend.xp.zeros(size, dtype)
             self.grads: Array = backend.xp.zeros(size, dtype)
-        self.version: int | None = 0
+        self.handed_out = handed_out
+        self.version: int | None = None if handed_out else next(_versions)
 
-    def changed(self) -> None:
-        """Say that the parameters have been written to."""
-        if self.version is not None:
-            self.version += 1
+    def hand_out(self) -> None:
+        """Say that views of the parameters leave the library."""
+        self.handed_out = True
+        self.version = None
+
+    def __enter__(self) -> None:
+        self.version = None
+
+    def __exit__(self, *_: object) -> None:
+        self.version = next(_versions)
+        # Asked last: another thread may have handed out views in between.
+        if self.handed_out:
+            self.version = None
+
+
+def named_views(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Return views of these shapes into a flat array, one after the other."""
+    views, offset = {}, 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        views[name] = flat[offset : offset + size].reshape(shape)
+        offset += size
+    return views
+
+
+class Snapshot(NamedTuple):
+    """A copy of parameters that nobody writes to.
+
+    Attributes:
+        version: the one they had.
+        bits: all of them, as integers: so bits count in comparisons, and NaN equals itself.
+        parameters: by name.
+    """
+
+    version: int | None
+    bits: npt.NDArray[np.unsignedinteger[Any]]
+    parameters: dict[str, Array]
+
+    @classmethod
+    def of(
+        cls,
+        flat: Array,
+        shapes: Mapping[str, tuple[int, ...]],
+        version: int | None,
+        last: "Snapshot | None" = None,
+    ) -> "Snapshot":
+        """Return a snapshot of NumPy parameters, the last one again if they are as they were."""
+        if last is not None and not (last.bits != flat.view(last.bits.dtype)).any():
+            return last if version == last.version else last._replace(version=version)
+        copy = flat.copy()
+        return cls(version, copy.view(f"u{copy.itemsize}"), named_views(copy, shapes))
 
 
 class ParameterDict(dict[str, Array]):

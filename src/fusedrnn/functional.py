@@ -117,7 +117,7 @@ def forward(
             recompute=recompute,
         )
         return y, spec.pack_state(final), FunctionalTape(spec, x, layer, names, 0)
-    inputs, indices = kernel_inputs(x)
+    inputs, indices = kernel_inputs(x, keep=True)
     y, final, layer = _core.forward(
         spec.name,
         inputs,
@@ -133,7 +133,7 @@ def forward(
     )
     assert layer is not None
     y.flags.writeable = False
-    copied = inputs.nbytes if indices is None and inputs is not x else 0
+    copied = 0 if inputs is given else inputs.nbytes
     return y, spec.pack_state(final), FunctionalTape(spec, x, layer, names, copied)
 
 

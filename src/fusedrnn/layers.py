@@ -1,56 +1,21 @@
-"""Linear, Embedding, LayerNorm and Dropout, with PyTorch's names, shapes and meaning."""
+"""Linear, LayerNorm and Dropout, with PyTorch's names, shapes and meaning."""
 
-import math
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.backend import CPU, Backend
+from fusedrnn.backend import CPU
 from fusedrnn.cells import Array
-from fusedrnn.checks import (
-    as_array,
-    as_indices,
-    check_array,
-    check_flag,
-    check_number,
-    check_size,
-    refuse_mask,
-    resolve_dtype,
-)
-from fusedrnn.init import Noise, Seed, make_rng, standard_normal, torch_uniform
-from fusedrnn.lookup import Lookup
+from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.embedding import Embedding
+from fusedrnn.init import Noise, Seed, make_rng, torch_uniform
 from fusedrnn.module import Module
+from fusedrnn.rows import as_rows, check_kind, contiguous, copied
 from fusedrnn.tape import SavedTape, check_tape
-
-
-def _as_rows(name: str, x: Any, trailing: tuple[int, ...], backend: Backend) -> Array:
-    """Return x (..., *trailing) as a contiguous and aligned (N, D) array, a view if x is both itself."""
-    _check_kind(name, x, backend)
-    split = x.ndim - len(trailing)
-    if split < 0 or x.shape[split:] != trailing:
-        raise ValueError(f"{name}: expected shape (..., {', '.join(map(str, trailing))}), got {x.shape}")
-    return _contiguous(x).reshape(math.prod(x.shape[:split]), math.prod(trailing))
-
-
-def _check_kind(name: str, x: Any, backend: Backend) -> None:
-    if not isinstance(x, backend.array):
-        kind = f"{backend.array.__module__}.{backend.array.__name__}"
-        raise TypeError(f"{name}: expected a {kind}, got {type(x).__name__}")
-    refuse_mask(name, x)
-
-
-def _contiguous(x: Array) -> Array:
-    """Return x as a contiguous and aligned array of its library; libraries of GPUs align what they make."""
-    if isinstance(x, np.ndarray):
-        return np.require(x, requirements=["C", "A"])
-    return x if x.flags.c_contiguous else x.copy(order="C")
-
-
-def _copied(x: Array, rows: Array) -> int:
-    """Return the bytes of `rows` that x does not already hold."""
-    return 0 if x.flags.c_contiguous and getattr(x.flags, "aligned", True) else rows.nbytes
 
 
 class Linear(Module):
@@ -62,6 +27,9 @@ class Linear(Module):
         in_features: I >= 0.
         out_features: O >= 1.
         bias: whether there is a bias.
+        weight_of: an `Embedding` (O, I) whose weight serves as this layer's: then only the bias is a
+            parameter of this layer, gradients of both add up in the embedding's, and a state_dict of PyTorch
+            may name the weight twice. Put the embedding into the same tree.
         dtype: "float32" or "float64".
         seed: int, numpy.random.Generator or None.
 
@@ -78,6 +46,7 @@ class Linear(Module):
         out_features: int,
         bias: bool = True,
         *,
+        weight_of: "Embedding | None" = None,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
     ) -> None:
@@ -88,14 +57,43 @@ class Linear(Module):
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
-        self._declare(shapes, resolve_dtype(dtype))
+        found = resolve_dtype(dtype)
+        if weight_of is not None:
+            if not isinstance(weight_of, Embedding):
+                raise TypeError(f"weight_of: expected an Embedding, got {type(weight_of).__name__}")
+            if weight_of.dtype != found:
+                raise TypeError(f"weight_of: expected an Embedding of {found}, got {weight_of.dtype}")
+            if weight_of._shapes["weight"] != shapes["weight"]:
+                raise ValueError(
+                    f"weight_of: expected an Embedding(O, I) = {shapes['weight']}, got {weight_of!r}"
+                )
+            # Not an attribute of its own, which would make it a child.
+            self._tied = {"weight": weight_of}
+            del shapes["weight"]
+        self._declare(shapes, found)
         rng = make_rng(seed)
         for array in self._own.values():
             torch_uniform(array, self.in_features, rng=rng)
 
     def __call__(self, x: Array) -> Array:
         """Return y (..., O) for x (..., I). An x that is not C-contiguous is copied first."""
-        return self._apply(x)[0]
+        return self._apply(x, self._joined("_own") if self._tied else self._own)[0]
+
+    def _joined(self, name: str) -> Mapping[str, Array]:
+        """Return the parameters or gradients of this layer with the embedding's, if it is tied to one."""
+        own: Mapping[str, Array] = getattr(self, name)
+        if not self._tied:
+            return own
+        source = self._tied["weight"]
+        if source._backend is not self._backend:
+            raise RuntimeError(
+                f"weight_of: expected an Embedding on {self.device} as this Linear, got {source.device}"
+            )
+        return {**own, "weight": getattr(source, name)["weight"]}
+
+    def _kept_parameters(self) -> Mapping[str, Array]:
+        own, source = super()._kept_parameters(), self._tied.get("weight")
+        return own if source is None else {**own, "weight": source._kept_parameters()["weight"]}
 
     def forward(self, x: Array) -> tuple[Array, SavedTape]:
         """Return y (..., O) and the tape, which refers to x (..., I).
@@ -107,15 +105,16 @@ class Linear(Module):
         backend = self._backend
         if backend is not CPU and backend.is_foreign(x):
             return backend.across(x, self.forward, x)
-        y, rows = self._apply(x)
-        return y, SavedTape(self, y.shape, (rows,), _copied(x, rows))
+        kept = self._kept_parameters()
+        y, rows = self._apply(x, kept)
+        return y, SavedTape(self, y.shape, (rows, kept), copied(x, rows))
 
-    def _apply(self, x: Array) -> tuple[Array, Array]:
+    def _apply(self, x: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array]:
         backend = self._backend
         if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self._apply, x)
-        rows = _as_rows("x", x, (self.in_features,), backend)
-        y = backend.kernels.linear_forward(rows, self._own["weight"], self._own.get("bias"))
+            return backend.across(x, self._apply, x, parameters)
+        rows = as_rows("x", x, (self.in_features,), backend)
+        y = backend.kernels.linear_forward(rows, parameters["weight"], parameters.get("bias"))
         return y.reshape(*x.shape[:-1], self.out_features), rows
 
     def backward(self, tape: SavedTape, dy: Array, *, need_dx: bool = True) -> Array | Any:
@@ -130,135 +129,19 @@ class Linear(Module):
         if backend is not CPU and backend.is_foreign(dy):
             return backend.across(dy, partial(self.backward, need_dx=need_dx), tape, dy)
         check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
-        dx = backend.kernels.linear_backward(
-            tape.saved[0],
-            self._own["weight"],
-            _as_rows("dy", dy, (self.out_features,), backend),
-            self._own_grads["weight"],
-            self._own_grads.get("bias"),
-            need_dx,
-        )
+        rows, kept = tape.saved
+        flow = as_rows("dy", dy, (self.out_features,), backend)
+        grads, owner = self._joined("_own_grads"), self._tied.get("weight", self)
+        # Always in this order, so that no two threads wait for each other.
+        with self._turn.take(), nullcontext() if owner is self else owner._turn.take():
+            dx = backend.kernels.linear_backward(
+                rows, kept["weight"], flow, grads["weight"], grads.get("bias"), need_dx
+            )
         return None if dx is None else dx.reshape(*tape.shape[:-1], self.in_features)
 
     def _extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias}"
-
-
-class Embedding(Module):
-    """y = weight[indices].
-
-    Parameters: weight (num_embeddings, embedding_dim), initialised from N(0, 1).
-
-    Args:
-        num_embeddings: number of rows V >= 1.
-        embedding_dim: D >= 1.
-        padding_idx: a row that starts at zero and gets no gradient; negative counts from the end.
-        dtype: "float32" or "float64".
-        seed: int, numpy.random.Generator or None.
-
-    Raises:
-        TypeError: an argument of the wrong kind.
-        ValueError: an argument out of range.
-    """
-
-    _dtype: np.dtype[Any]
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        *,
-        dtype: npt.DTypeLike = "float32",
-        seed: Seed = None,
-    ) -> None:
-        super().__init__()
-        self.num_embeddings = check_size("num_embeddings", num_embeddings)
-        self.embedding_dim = check_size("embedding_dim", embedding_dim)
-        self.padding_idx = None
-        if padding_idx is not None:
-            row = check_size("padding_idx", padding_idx, -self.num_embeddings)
-            if row >= self.num_embeddings:
-                raise ValueError(
-                    f"padding_idx: expected an int < num_embeddings = {num_embeddings}, got {row}"
-                )
-            self.padding_idx = row % self.num_embeddings
-        self._declare({"weight": (self.num_embeddings, self.embedding_dim)}, resolve_dtype(dtype))
-        standard_normal(self._own["weight"], make_rng(seed))
-        if self.padding_idx is not None:
-            self._own["weight"][self.padding_idx] = 0.0
-
-    def __call__(self, indices: npt.ArrayLike) -> Array:
-        """Return y (..., D) for indices (...) of an integer dtype, each in 0..V-1."""
-        return self._apply(indices)[0]
-
-    def forward(self, indices: npt.ArrayLike) -> tuple[Array, SavedTape]:
-        """Return y (..., D) and the tape.
-
-        Raises:
-            TypeError: indices are not integers.
-            ValueError: an index outside 0..V-1.
-        """
-        backend = self._backend
-        if backend is not CPU and backend.is_foreign(indices):
-            return backend.across(indices, self.forward, indices)
-        y, flat = self._apply(indices)
-        shared = isinstance(indices, np.ndarray) and np.may_share_memory(flat, indices)
-        owned = 0 if shared else flat.nbytes
-        return y, SavedTape(self, y.shape, (flat,), owned)
-
-    def _apply(self, indices: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
-        backend = self._backend
-        if backend is not CPU and backend.is_foreign(indices):
-            return backend.across(indices, self._apply, indices)
-        refuse_mask("indices", indices)
-        array = np.asarray(indices) if backend is CPU else as_array(indices)
-        flat = as_indices("indices", array)
-        y = backend.kernels.embedding_forward(flat, self._own["weight"])
-        return y.reshape(*array.shape, self.embedding_dim), flat
-
-    def lookup(self, indices: npt.ArrayLike) -> Lookup:
-        """Return weight[indices] for a recurrent layer, without copying the rows; see `Lookup`.
-
-        `backward` takes it as the tape, with the layer's dx.
-
-        Raises:
-            TypeError: indices are not integers.
-        """
-        return Lookup(self._own["weight"], indices, owner=self)
-
-    def backward(self, tape: SavedTape | Lookup, dy: Array) -> None:
-        """Add to the gradient of weight; there is no gradient of the indices.
-
-        Args:
-            tape: from `forward`, or what `lookup` returned.
-            dy: gradient of y (..., D), or of weight (V, D) as the layer returns it that was given a lookup.
-
-        Raises:
-            TypeError: dy is not an array of the module's dtype.
-            ValueError: dy has the wrong shape, or the tape is another module's.
-        """
-        backend = self._backend
-        if backend is not CPU and backend.is_foreign(dy):
-            backend.across(dy, self.backward, tape, dy)
-            return
-        grad = self._own_grads["weight"]
-        kept = None if self.padding_idx is None else grad[self.padding_idx].copy()
-        if isinstance(tape, Lookup):
-            if tape._owner is not self:
-                raise ValueError(f"tape: expected a lookup of this {self!r}, got one of {tape._owner!r}")
-            grad += check_array("dy", dy, grad.shape, self._dtype, "(V, D)", backend.array)
-        else:
-            tape = check_tape(tape, self, SavedTape)
-            check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
-            rows = _as_rows("dy", dy, (self.embedding_dim,), backend)
-            backend.kernels.embedding_backward(tape.saved[0], rows, grad)
-        if kept is not None:
-            grad[self.padding_idx] = kept
-
-    def _extra_repr(self) -> str:
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+        tied = ", weight_of=Embedding" if self._tied else ""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias}{tied}"
 
 
 class LayerNorm(Module):
@@ -303,12 +186,12 @@ class LayerNorm(Module):
         if self.elementwise_affine:
             self._own["weight"] = 1.0
 
-    def _flat(self, arrays: dict[str, Array], name: str) -> Array | None:
+    def _flat(self, arrays: Mapping[str, Array], name: str) -> Array | None:
         return arrays[name].reshape(-1) if name in arrays else None
 
     def __call__(self, x: Array) -> Array:
         """Return y for x (..., *normalized_shape). An x that is not C-contiguous is copied first."""
-        return self._apply(x)[0]
+        return self._apply(x, self._own)[0]
 
     def forward(self, x: Array) -> tuple[Array, SavedTape]:
         """Return y in the shape of x (..., *normalized_shape), and the tape, which refers to x.
@@ -320,15 +203,17 @@ class LayerNorm(Module):
         backend = self._backend
         if backend is not CPU and backend.is_foreign(x):
             return backend.across(x, self.forward, x)
-        y, rows, mean, rstd = self._apply(x)
-        return y, SavedTape(self, y.shape, (rows, mean, rstd), _copied(x, rows) + mean.nbytes + rstd.nbytes)
+        kept = self._kept_parameters()
+        y, rows, mean, rstd = self._apply(x, kept)
+        owned = copied(x, rows) + mean.nbytes + rstd.nbytes
+        return y, SavedTape(self, y.shape, (rows, mean, rstd, kept), owned)
 
-    def _apply(self, x: Array) -> tuple[Array, Array, Array, Array]:
+    def _apply(self, x: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array, Array, Array]:
         backend = self._backend
         if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self._apply, x)
-        rows = _as_rows("x", x, self.normalized_shape, backend)
-        weight, bias = self._flat(self._own, "weight"), self._flat(self._own, "bias")
+            return backend.across(x, self._apply, x, parameters)
+        rows = as_rows("x", x, self.normalized_shape, backend)
+        weight, bias = self._flat(parameters, "weight"), self._flat(parameters, "bias")
         y, mean, rstd = backend.kernels.layer_norm_forward(rows, weight, bias, self.eps)
         return y.reshape(x.shape), rows, mean, rstd
 
@@ -343,17 +228,12 @@ class LayerNorm(Module):
         backend = self._backend
         if backend is not CPU and backend.is_foreign(dy):
             return backend.across(dy, self.backward, tape, dy)
-        rows, mean, rstd = tape.saved
+        rows, mean, rstd, kept = tape.saved
         check_array("dy", dy, tape.shape, rows.dtype, kind=backend.array)
-        dx = backend.kernels.layer_norm_backward(
-            rows,
-            self._flat(self._own, "weight"),
-            _as_rows("dy", dy, self.normalized_shape, backend),
-            mean,
-            rstd,
-            self._flat(self._own_grads, "weight"),
-            self._flat(self._own_grads, "bias"),
-        )
+        weight, flow = self._flat(kept, "weight"), as_rows("dy", dy, self.normalized_shape, backend)
+        sums = self._flat(self._own_grads, "weight"), self._flat(self._own_grads, "bias")
+        with self._turn.take():
+            dx = backend.kernels.layer_norm_backward(rows, weight, flow, mean, rstd, *sums)
         return cast(Array, dx.reshape(tape.shape))
 
     def _extra_repr(self) -> str:
@@ -397,12 +277,12 @@ class Dropout(Module):
         backend = self._backend
         if backend is not CPU and backend.is_foreign(x):
             return backend.across(x, self.forward, x)
-        _check_kind("x", x, backend)
+        check_kind("x", x, backend)
         drop = None
         y = x
         if self.training and self.p:
             drop = self._noise.take(self.p)
-            y = backend.kernels.dropout(_contiguous(x), *drop)
+            y = backend.kernels.dropout(contiguous(x), *drop)
         return y, SavedTape(self, y.shape, (drop, x.dtype), 0)
 
     def backward(self, tape: SavedTape, dy: Array) -> Array:
@@ -418,7 +298,7 @@ class Dropout(Module):
             return backend.across(dy, self.backward, tape, dy)
         drop, dtype = tape.saved
         check_array("dy", dy, tape.shape, dtype, kind=backend.array)
-        return dy if drop is None else cast(Array, backend.kernels.dropout(_contiguous(dy), *drop))
+        return dy if drop is None else cast(Array, backend.kernels.dropout(contiguous(dy), *drop))
 
     def _extra_repr(self) -> str:
         return f"p={self.p}"

@@ -1,6 +1,6 @@
 """Lookup: inputs that are rows of a table, as an embedding gives them, without a copy of the rows."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fusedrnn.module import Module
 
 Indices = npt.NDArray[np.int64]
+_ROWS_AT_ONCE = 4096
 
 
 class Lookup:
@@ -25,9 +26,9 @@ class Lookup:
 
     Attributes:
         table: (V, I), float32 or float64, or an array on a GPU of any dtype that layers take there. Referred
-            to, not copied.
-        indices: (T, B), laid out as the layer wants x, int64 in host memory, each in 0..V-1. Given on a GPU,
-            they are copied from there.
+            to, not copied; that of an embedding is its weight, wherever that lies. A call that keeps a tape
+            copies it into the tape, but on a GPU.
+        indices: (T, B), laid out as the layer wants x, int64 in host memory, each in 0..V-1; a copy.
         shape, ndim, dtype: of table[indices].
 
     Raises:
@@ -35,7 +36,7 @@ class Lookup:
         ValueError: table has not two axes.
     """
 
-    __slots__ = ("_owner", "indices", "table")
+    __slots__ = ("_owner", "_table", "indices")
 
     def __init__(self, table: Array, indices: npt.ArrayLike, *, owner: "Module | None" = None) -> None:
         if not isinstance(table, np.ndarray) and not is_device_array(table):
@@ -44,9 +45,16 @@ class Lookup:
         if len(table.shape) != 2:
             raise ValueError(f"table: expected shape (V, I), got {tuple(table.shape)}")
         given = as_array(indices, "indices")
-        self.table = table
-        self.indices: Indices = as_indices("indices", given).reshape(given.shape)
+        self._table = table if owner is None else None
+        self.indices: Indices = np.array(as_indices("indices", given).reshape(given.shape))
         self._owner = owner
+
+    @property
+    def table(self) -> Array:
+        """The array that rows are looked up in."""
+        if self._table is None and self._owner is not None:
+            return self._owner._own["weight"]
+        return cast(Array, self._table)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,13 +94,25 @@ class Lookup:
 
     def with_table(self, table: Array) -> "Lookup":
         """Return the same lookup in another array of these rows."""
-        return Lookup(table, self.indices, owner=self._owner)
+        other = Lookup(table, self.indices)
+        other._owner = self._owner
+        return other
 
-    def table_gradient(self, drows: Array) -> Array:
-        """Return the gradient of the table (V, I) for that of table[indices]."""
-        gradient = np.zeros(self.table.shape, self.table.dtype)
+    def with_indices(self, indices: Indices) -> "Lookup":
+        """Return a look-up of other rows in the same table."""
+        other = Lookup(self.table, indices)
+        other._table, other._owner = self._table, self._owner
+        return other
+
+    def table_gradient(self, drows: Array, out: Array | None = None) -> Array:
+        """Return the gradient of the table (V, I) for that of table[indices], added to `out` if given."""
+        gradient = np.zeros(self.table.shape, self.table.dtype) if out is None else out
         rows = np.ascontiguousarray(drows).reshape(-1, self.table.shape[1])
-        _core.embedding_backward(self.indices.reshape(-1), rows, gradient)
+        indices = self.indices.reshape(-1)
+        # A part at a time takes no memory to speak of: a recurrent layer has added gradients by now.
+        for start in range(0, len(indices), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            _core.embedding_backward(indices[part], rows[part], gradient)
         return gradient
 
     def __repr__(self) -> str:
@@ -109,13 +129,20 @@ def is_table(x: Array | Lookup, on_gpu: bool = False) -> bool:
     return isinstance(x, Lookup) and (on_gpu or x.pays)
 
 
-def kernel_inputs(x: Array | Lookup, on_gpu: bool = False) -> tuple[Array, Indices | None]:
-    """Return x as kernels take it: an array and None, or a table and the indices of its rows."""
+def kernel_inputs(
+    x: Array | Lookup, on_gpu: bool = False, keep: bool = False
+) -> tuple[Array, Indices | None]:
+    """Return x as kernels take it: an array and None, or a table and the indices of its rows.
+
+    For a tape (`keep`) the table is copied, since weights may change before backward; on a GPU they may not.
+    """
     if not isinstance(x, Lookup):
         return x, None
-    return (x.table, x.indices) if is_table(x, on_gpu) else (x.rows(), None)
+    if not is_table(x, on_gpu):
+        return x.rows(), None
+    return (np.array(x.table, order="C") if keep and not on_gpu else x.table), x.indices
 
 
-def kernel_gradient(x: Array | Lookup, dx: Array, on_gpu: bool = False) -> Array:
-    """Return the gradient of x from that of what `kernel_inputs` made of it."""
-    return x.table_gradient(dx) if isinstance(x, Lookup) and not is_table(x, on_gpu) else dx
+def kernel_gradient(x: Array | Lookup, dx: Array) -> Array:
+    """Return the gradient of x from that of what `kernel_inputs` made of it on a CPU."""
+    return x.table_gradient(dx) if isinstance(x, Lookup) and not is_table(x) else dx

@@ -4,28 +4,23 @@ A leaf starts with a buffer pair of its own. The first time a parent is asked fo
 tree below it moves into one buffer pair, in depth-first order, and every view in it is renewed.
 """
 
-import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fusedrnn.backend import CPU, Backend, find_backend
-from fusedrnn.buffers import Buffers, ParameterDict
+from fusedrnn.buffers import Buffers, ParameterDict, Snapshot, named_views
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, assign, check_flag, check_mapping, check_shapes
+from fusedrnn.checks import assign, check_flag, check_mapping, check_shapes
 from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.init import Noise
+from fusedrnn.loading import LoadResult, read_state
+from fusedrnn.turns import Turn
 
 ModuleT = TypeVar("ModuleT", bound="Module")
-
-
-class LoadResult(NamedTuple):
-    """Names that `load_state_dict(strict=False)` passed over."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
 
 
 class Module:
@@ -33,6 +28,10 @@ class Module:
 
     A subclass calls `super().__init__()` before it assigns children. A module reached by two names has one
     set of parameters, listed under the first name. `copy.deepcopy` and pickling rebuild the views.
+
+    Threads may share a module for calls, `forward` and `backward`: gradients of all of them add up, in the
+    order in which the threads come. They may not while it is changed: loaded, stepped by an optimiser, moved,
+    built, or its gradients cleared or clipped.
 
     Attributes:
         training: switches dropout, and nothing else; see `train` and `eval`.
@@ -52,8 +51,14 @@ class Module:
     _tree: ParameterDict
     _tree_grads: ParameterDict
     _layout: object
+    _snapshot: Snapshot | None
+    _turn: Turn
+    # {name: module whose parameter of this name serves for one of its own}
+    _tied: Mapping[str, "Module"] = MappingProxyType({})
     # Rebuilt rather than copied: everything that points into the buffers.
-    _derived = frozenset({"_buffers", "_start", "_own", "_own_grads", "_tree", "_tree_grads", "_layout"})
+    _derived = frozenset(
+        {"_buffers", "_start", "_own", "_own_grads", "_tree", "_tree_grads", "_layout", "_snapshot", "_turn"}
+    )
 
     def __init__(self) -> None:
         self.__dict__.update(training=True, _children={}, _noise=None)
@@ -62,7 +67,8 @@ class Module:
     def _declare(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any] | None) -> None:
         """Create this module's own parameters, zero until they are initialised."""
         sizes = check_shapes(shapes, np.dtype(np.float32) if dtype is None else dtype)
-        self.__dict__.update(_shapes=shapes, _dtype=dtype, _size=sum(sizes), _layout=None)
+        self.__dict__.update(_shapes=shapes, _dtype=dtype, _size=sum(sizes), _layout=None, _snapshot=None)
+        self.__dict__["_turn"] = Turn()
         self.__dict__.update(
             {name: ParameterDict() for name in ("_own", "_own_grads", "_tree", "_tree_grads")}
         )
@@ -72,13 +78,7 @@ class Module:
         """Point this module's own views at `buffers`, from `start` on."""
         self.__dict__.update(_buffers=buffers, _start=start)
         for views, flat in ((self._own, buffers.parameters), (self._own_grads, buffers.grads)):
-            offset = start
-            found = {}
-            for name, shape in self._shapes.items():
-                size = math.prod(shape)
-                found[name] = flat[offset : offset + size].reshape(shape)
-                offset += size
-            views._replace(found)
+            views._replace(named_views(flat[start:], self._shapes))
         if self._shapes:
             self._rebind()
 
@@ -154,9 +154,13 @@ class Module:
 
     @property
     def parameters(self) -> ParameterDict:
-        """{dotted name: writable view into `flat_parameters`}; views go stale when the tree is extended."""
+        """{dotted name: writable view into `flat_parameters`}.
+
+        When the tree moves into another buffer (it is extended, or goes to another device), the dictionary
+        follows; arrays taken out of it before go stale.
+        """
         self._gather()
-        self._buffers.version = None
+        self._buffers.hand_out()
         return self._tree
 
     @property
@@ -169,7 +173,7 @@ class Module:
     def flat_parameters(self) -> Array:
         """All parameters of the tree as one 1-D array of `dtype`."""
         array = self._flat_parameters()
-        self._buffers.version = None
+        self._buffers.hand_out()
         return array
 
     @property
@@ -184,9 +188,26 @@ class Module:
         return sum(module._size for module in self.modules())
 
     def _flat_parameters(self) -> Array:
-        """Return `flat_parameters` to a caller that says `_buffers.changed()` after it has written."""
+        """Return `flat_parameters` to a caller that writes to them within `with self._buffers`."""
         stop = self._gather()
         return self._buffers.parameters[self._start : stop]
+
+    def _kept_parameters(self) -> Mapping[str, Array]:
+        """Return this module's own parameters as they are now, for a tape: later changes do not reach them.
+
+        The same copy serves until they change. On a GPU these are the parameters themselves, which have to
+        stay until backward.
+        """
+        if self._backend is not CPU:
+            return self._own
+        snapshot = self._snapshot
+        # Drawn before the parameters are read: if they change meanwhile, the number is never seen again.
+        version = self._buffers.version
+        if snapshot is None or version is None or snapshot.version != version:
+            flat = self._buffers.parameters[self._start : self._start + self._size]
+            snapshot = Snapshot.of(flat, self._shapes, version, snapshot)
+            self.__dict__["_snapshot"] = snapshot
+        return snapshot.parameters
 
     def _gather(self) -> int:
         """Make sure that the tree lies in one buffer pair and is listed; return where it ends."""
@@ -217,7 +238,9 @@ class Module:
             # None apart: NumPy takes it for float64 in comparisons.
             if module._dtype is not None and module._dtype != dtype:
                 raise TypeError(f"{name}: expected {dtype} as the other parameters, got {module._dtype}")
-        buffers = Buffers(sum(module._size for _, module in members), dtype, backend)
+        # A dictionary that was handed out follows to the new buffers.
+        handed_out = any(module._buffers.handed_out for _, module in members)
+        buffers = Buffers(sum(module._size for _, module in members), dtype, backend, handed_out)
         offset = 0
         for _, module in members:
             old = slice(module._start, module._start + module._size)
@@ -304,7 +327,7 @@ class Module:
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy parameters in, for instance from the state_dict of the same module in PyTorch.
 
-        Everything is checked before anything is written. Other float dtypes are converted.
+        Everything is checked and converted before anything is written. Other float dtypes are converted.
 
         Args:
             state_dict: {name: array, or tensor that np.asarray understands}.
@@ -315,29 +338,14 @@ class Module:
 
         Raises:
             TypeError: a value is not of a float dtype.
-            ValueError: a shape differs, or `strict` and the names differ.
+            ValueError: a shape differs, or `strict` and the names differ, or two values for a tied weight.
         """
-        check_mapping("state_dict", state_dict)
-        self._gather()
-        parameters = self._tree
-        missing = [name for name in parameters if name not in state_dict]
-        unexpected = [name for name in state_dict if name not in parameters]
-        if strict and (missing or unexpected):
-            raise ValueError(
-                f"state_dict: expected the names of this {type(self).__name__}, got others; "
-                f"missing: {', '.join(missing) or 'none'}; "
-                f"unexpected: {', '.join(map(str, unexpected)) or 'none'}"
-            )
-        values = {name: as_array(state_dict[name], name) for name in parameters if name in state_dict}
-        for name, value in values.items():
-            if value.dtype.kind != "f":
-                raise TypeError(f"{name}: expected a float dtype, got {value.dtype}")
-            if value.shape != parameters[name].shape:
-                raise ValueError(f"{name}: expected shape {parameters[name].shape}, got {value.shape}")
-        for name, value in values.items():
-            assign(parameters[name], value)
-        self._buffers.changed()
-        return LoadResult(missing, unexpected)
+        flat = self._flat_parameters()
+        # Converted beside the parameters and copied in one piece: what fails has written nothing.
+        values, result = read_state(self, flat, state_dict, strict)
+        with self._buffers:
+            assign(flat, values)
+        return result
 
     # Modes and randomness
 
@@ -394,9 +402,9 @@ class Module:
         values, grads = state.pop("_values"), state.pop("_grad_values")
         self.__dict__.update(state)
         self._declare(self._shapes, self._dtype)
-        assign(self._buffers.parameters, values)
+        with self._buffers:
+            assign(self._buffers.parameters, values)
         assign(self._buffers.grads, grads)
-        self._buffers.changed()
 
     def _extra_repr(self) -> str:
         """Return what stands between the parentheses of the repr of a leaf."""

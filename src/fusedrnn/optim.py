@@ -1,51 +1,112 @@
 """SGD, Adam and AdamW on the flat parameter arrays, with PyTorch's formulas."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
+from fusedrnn.buffers import named_views
 from fusedrnn.cells import Array
 from fusedrnn.checks import as_array, assign, check_array, check_flag, check_number, check_size
+from fusedrnn.layout import Layout
 from fusedrnn.module import Module, gather_modules
 
 
 class Optimizer:
     """Base of the optimisers: modules, their flat state arrays, and a step count.
 
+    Every setting is checked when it is assigned, as the arguments are. The state belongs to parameters by
+    name and shape: it follows them if a tree is put together in another order.
+
     Attributes:
         lr: learning rate >= 0; set it to follow a schedule.
         step_count: number of steps taken.
     """
 
-    # Names of the settings and of the state arrays, in state_dict.
+    # Names of the settings, in state_dict.
     _settings: ClassVar[tuple[str, ...]] = ()
-    _state_names: tuple[str, ...] = ()
+    lr: float
+    step_count: int
 
-    def __init__(self, modules: Module | Iterable[Module], lr: float) -> None:
+    def __init__(self, modules: Module | Iterable[Module], **settings: Any) -> None:
         self._modules = gather_modules(modules)
         self._single = isinstance(modules, Module)
-        self.lr = lr
+        # For each module, its state arrays, in the order of its parameters.
+        self._state: list[dict[str, Array]] = [{} for _ in self._modules]
+        self._backends = [module._backend for module in self._modules]
+        self._layouts = [Layout.of(module) for module in self._modules]
+        self._assign(settings)
         self.step_count = 0
 
-    def _allocate(self, names: tuple[str, ...]) -> None:
-        self._state_names = names
-        self._state = []
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._settings:
+            self._assign({name: value})
+        else:
+            super().__setattr__(name, check_size(name, value, 0) if name == "step_count" else value)
+
+    def _assign(self, settings: Mapping[str, Any]) -> None:
+        """Check settings, also together with those that stay, and set them all or none."""
+        checked = {name: self._check_setting(name, value) for name, value in settings.items()}
+        self._check_together({**self.__dict__, **checked})
+        self._prepare(checked)
+        self.__dict__.update(checked)
+
+    def _check_setting(self, name: str, value: Any) -> Any:
+        """Return a checked setting; finite numbers >= 0 unless a subclass says otherwise."""
+        return check_number(name, value, 0.0, sys.float_info.max)
+
+    def _check_together(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings that exclude each other."""
+
+    def _prepare(self, settings: Mapping[str, Any]) -> None:
+        """Make the state that settings need which are about to be set."""
+
+    @property
+    def _state_names(self) -> tuple[str, ...]:
+        """Names of the state arrays."""
+        return tuple(self._state[0]) if self._state else ()
+
+    def _zeros(self, names: tuple[str, ...]) -> list[dict[str, Array]]:
+        """Return state arrays of zeros."""
+        states = []
         for module in self._modules:
             flat = module._flat_parameters()
             with module._backend.on_device():
-                self._state.append({name: module._backend.xp.zeros_like(flat) for name in names})
-        self._backends = [module._backend for module in self._modules]
-        self._sizes = [module.num_parameters for module in self._modules]
+                states.append({name: module._backend.xp.zeros_like(flat) for name in names})
+        return states
 
-    @property
-    def lr(self) -> float:
-        """Learning rate."""
-        return self._lr
+    def _follow(self) -> None:
+        """Move the state to where its parameters are now.
 
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self._lr = check_number("lr", value)
+        Raises:
+            ValueError: a module has other parameters than when this optimiser was made.
+            RuntimeError: a module has moved to another device since.
+        """
+        moved = []
+        for module, backend, layout in zip(self._modules, self._backends, self._layouts, strict=True):
+            if module._backend is not backend:
+                raise RuntimeError(
+                    f"{type(module).__name__}: expected it on {backend.name} as when the optimiser was made, "
+                    f"got it on {module._backend.name}"
+                )
+            module._gather()
+            # One object for as long as nothing was moved.
+            if module._layout is layout.mark:
+                moved.append(layout)
+                continue
+            now = Layout.of(module)
+            if found := layout.difference(now):
+                raise ValueError(
+                    f"{type(module).__name__}: expected the parameters that it had when the optimiser was "
+                    f"made, got others; {found}; make a new optimiser"
+                )
+            moved.append(now)
+        states = [
+            {name: before.reorder(flat, now) for name, flat in state.items()}
+            for state, before, now in zip(self._state, self._layouts, moved, strict=True)
+        ]
+        self._state, self._layouts = states, moved
 
     def step(self) -> None:
         """Update every parameter from its gradient.
@@ -54,26 +115,12 @@ class Optimizer:
             ValueError: a module has other parameters than when this optimiser was made.
             RuntimeError: a module has moved to another device since.
         """
-        arrays = [(module._flat_parameters(), module.flat_grads) for module in self._modules]
-        checked = zip(self._modules, arrays, self._sizes, self._backends, strict=True)
-        for module, (parameters, _), size, backend in checked:
-            if module._backend is not backend:
-                raise RuntimeError(
-                    f"{type(module).__name__}: expected it on {backend.name} as when the optimiser was made, "
-                    f"got it on {module._backend.name}"
-                )
-            if parameters.size != size:
-                raise ValueError(
-                    f"{type(module).__name__}: expected {size} parameters as when the optimiser was made, "
-                    f"got {parameters.size}"
-                )
-        try:
-            for (parameters, grads), state, backend in zip(arrays, self._state, self._backends, strict=True):
-                with backend.on_device():
-                    self._update(backend.kernels, parameters, grads, state)
-        finally:
-            for module in self._modules:
-                module._buffers.changed()
+        self._follow()
+        for module, state in zip(self._modules, self._state, strict=True):
+            backend = module._backend
+            parameters, grads = module._flat_parameters(), module.flat_grads
+            with backend.on_device(), module._buffers:
+                self._update(backend.kernels, parameters, grads, state)
         self.step_count += 1
 
     def _update(self, kernels: Any, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
@@ -84,23 +131,20 @@ class Optimizer:
         for module in self._modules:
             module.zero_grad()
 
-    def _views(self, name: str) -> dict[str, Array]:
+    def _views(self, name: str, states: list[dict[str, Array]]) -> dict[str, Array]:
         """Return a state array as {parameter name: view}, numbering the modules if there are several."""
         views = {}
-        for number, (module, state) in enumerate(zip(self._modules, self._state, strict=True)):
-            start = 0
-            module._gather()
-            for parameter, array in module._tree.items():
-                key = parameter if self._single else f"{number}.{parameter}"
-                views[key] = state[name][start : start + array.size].reshape(array.shape)
-                start += array.size
+        for number, (layout, state) in enumerate(zip(self._layouts, states, strict=True)):
+            for parameter, view in named_views(state[name], layout.shapes).items():
+                views[parameter if self._single else f"{number}.{parameter}"] = view
         return views
 
     def state_dict(self) -> dict[str, Any]:
         """Return {"step": int, setting: value, ..., state name: {parameter name: copy}}, to save as it is."""
+        self._follow()
         settings = {name: getattr(self, name) for name in self._settings}
         arrays = {
-            name: {key: np.array(as_array(view)) for key, view in self._views(name).items()}
+            name: {key: np.array(as_array(view)) for key, view in self._views(name, self._state).items()}
             for name in self._state_names
         }
         return {"step": self.step_count, **settings, **arrays}
@@ -114,36 +158,44 @@ class Optimizer:
             TypeError: a value of the wrong kind or dtype.
             ValueError: names or shapes differ, or a setting is out of range.
         """
-        names = ("step", *self._settings, *self._state_names)
-        _check_names("state_dict", names, state_dict)
+        _check_mapping("state_dict", state_dict)
+        self._follow()
+        settings = {
+            name: self._check_setting(name, state_dict[name]) for name in self._settings if name in state_dict
+        }
+        arrays = self._states_in(state_dict, settings)
+        _check_names("state_dict", ("step", *self._settings, *arrays), state_dict)
         step = check_size("step", state_dict["step"], 0)
-        settings = {name: self._check_setting(name, state_dict[name]) for name in self._settings}
-        targets = {name: self._views(name) for name in self._state_names}
-        for name, views in targets.items():
+        self._check_together(settings)
+        states = self._zeros(arrays)
+        for name in arrays:
+            views = self._views(name, states)
             _check_names(name, tuple(views), state_dict[name])
             for key, view in views.items():
-                check_array(
-                    f"{name} {key}", as_array(state_dict[name][key], f"{name} {key}"), view.shape, view.dtype
-                )
-        for name, views in targets.items():
-            for key, view in views.items():
-                assign(view, as_array(state_dict[name][key]))
-        for name, value in settings.items():
-            setattr(self, name, value)
-        self.step_count = step
+                value = as_array(state_dict[name][key], f"{name} {key}")
+                assign(view, check_array(f"{name} {key}", value, view.shape, view.dtype))
+        self._state = states
+        self.__dict__.update(settings, step_count=step)
 
-    def _check_setting(self, name: str, value: Any) -> Any:
-        """Return a checked setting; numbers >= 0 unless a subclass says otherwise."""
-        return check_number(name, value)
+    def _states_in(self, state_dict: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of the state arrays that a state_dict with these settings has to have."""
+        return self._state_names
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_layouts": [layout._replace(mark=None) for layout in self._layouts]}
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={getattr(self, name)}" for name in self._settings)
         return f"{type(self).__name__}({settings})"
 
 
-def _check_names(what: str, expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
+def _check_mapping(what: str, given: object) -> None:
     if not isinstance(given, Mapping):
         raise TypeError(f"{what}: expected a mapping, got {type(given).__name__}")
+
+
+def _check_names(what: str, expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
+    _check_mapping(what, given)
     missing = [name for name in expected if name not in given]
     unexpected = [str(name) for name in given if name not in expected]
     if missing or unexpected:
@@ -156,8 +208,8 @@ def _check_names(what: str, expected: tuple[str, ...], given: Mapping[str, Any])
 class SGD(Optimizer):
     """Stochastic gradient descent.
 
-    g = grad + weight_decay * p; buf = momentum * buf + (1 - dampening) * g, in the first step buf = g;
-    g = g + momentum * buf with nesterov, else buf; p = p - lr * g.
+    g = grad + weight_decay * p; buf = momentum * buf + (1 - dampening) * g, in the first step with momentum
+    buf = g; g = g + momentum * buf with nesterov, else buf; p = p - lr * g.
 
     Args:
         modules: a module, or several that share nothing.
@@ -175,6 +227,12 @@ class SGD(Optimizer):
     """
 
     _settings = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+    # Whether the momentum buffer waits for its first step.
+    _fresh: bool = True
 
     def __init__(
         self,
@@ -185,32 +243,60 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        super().__init__(modules, lr)
-        self.momentum = check_number("momentum", momentum)
-        self.dampening = check_number("dampening", dampening, -np.inf)
-        self.weight_decay = check_number("weight_decay", weight_decay)
-        self.nesterov = check_flag("nesterov", nesterov)
-        if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
-            raise ValueError("nesterov: expected momentum > 0 and dampening = 0")
-        self._allocate(("momentum_buffer",) if self.momentum else ())
+        super().__init__(
+            modules,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+
+    def _prepare(self, settings: Mapping[str, Any]) -> None:
+        if settings.get("momentum") and not self._state_names:
+            self._state, self._fresh = self._zeros(("momentum_buffer",)), True
+
+    def step(self) -> None:
+        """Update every parameter from its gradient; raises what `Optimizer.step` does."""
+        super().step()
+        self._fresh = self._fresh and not self.momentum
 
     def _update(self, kernels: Any, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
         kernels.sgd_step(
             parameters,
             grads,
-            state.get("momentum_buffer"),
+            state["momentum_buffer"] if self.momentum else None,
             self.lr,
             self.momentum,
             self.dampening,
             self.weight_decay,
             self.nesterov,
-            self.step_count == 0,
+            self._fresh,
         )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`, with a momentum buffer or without; raises what the base's does."""
+        super().load_state_dict(state_dict)
+        buffers = state_dict.get("momentum_buffer", {}).values()
+        self._fresh = not any(as_array(buffer).any() for buffer in buffers)
+
+    def _states_in(self, state_dict: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, ...]:
+        used = settings.get("momentum") or "momentum_buffer" in state_dict
+        return ("momentum_buffer",) if used else ()
 
     def _check_setting(self, name: str, value: Any) -> Any:
         if name == "nesterov":
             return check_flag(name, value)
-        return check_number(name, value, -np.inf if name == "dampening" else 0.0)
+        if name == "dampening":
+            return check_number(name, value, -sys.float_info.max, sys.float_info.max)
+        return super()._check_setting(name, value)
+
+    def _check_together(self, settings: Mapping[str, Any]) -> None:
+        if settings["nesterov"] and (not settings["momentum"] or settings["dampening"]):
+            raise ValueError(
+                "nesterov: expected momentum > 0 and dampening = 0, got "
+                f"momentum={settings['momentum']}, dampening={settings['dampening']}"
+            )
 
 
 class Adam(Optimizer):
@@ -234,6 +320,9 @@ class Adam(Optimizer):
     """
 
     _settings = ("lr", "betas", "eps", "weight_decay")
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
     _decoupled: ClassVar[bool] = False
 
     def __init__(
@@ -244,11 +333,8 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(modules, lr)
-        self.betas = _check_betas(betas)
-        self.eps = check_number("eps", eps)
-        self.weight_decay = check_number("weight_decay", weight_decay)
-        self._allocate(("exp_avg", "exp_avg_sq"))
+        super().__init__(modules, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        self._state = self._zeros(("exp_avg", "exp_avg_sq"))
 
     def _update(self, kernels: Any, parameters: Array, grads: Array, state: dict[str, Array]) -> None:
         kernels.adam_step(
@@ -265,7 +351,7 @@ class Adam(Optimizer):
         )
 
     def _check_setting(self, name: str, value: Any) -> Any:
-        return _check_betas(value) if name == "betas" else check_number(name, value)
+        return _check_betas(value) if name == "betas" else super()._check_setting(name, value)
 
 
 def _check_betas(betas: tuple[float, float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.backend import CPU, Backend, first_array
-from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, Weights, gather_weights
+from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, gather_weights
 from fusedrnn.checks import (
     MOST_LAYERS,
     check_array,
@@ -21,9 +21,11 @@ from fusedrnn.checks import (
 )
 from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
-from fusedrnn.lookup import Lookup, array_of, is_table, kernel_gradient, kernel_inputs
+from fusedrnn.lookup import Lookup, array_of, kernel_inputs
+from fusedrnn.masks import packing_of
 from fusedrnn.module import Module
 from fusedrnn.quantized import QuantizedRecurrent
+from fusedrnn.recurrent_backward import Part, backward_layers, row_of
 from fusedrnn.sequences import as_lengths
 from fusedrnn.stream import Stream
 from fusedrnn.tape import Drop, RecurrentTape, check_tape
@@ -31,9 +33,6 @@ from fusedrnn.tape import Drop, RecurrentTape, check_tape
 StateT = TypeVar("StateT")
 _BOOL = np.dtype(np.bool_)
 
-# One layer and direction: its row in the state arrays, weights, gradients, packed weights, direction and
-# the columns of the layer's output that it writes (None: all).
-_Part = tuple[int, Weights, Weights, _core.WeightCache, bool, slice | None]
 # y, the final state, and what a tape keeps: kernel tapes, dropout, bytes of the arrays between, backend.
 _Results = tuple[Array, Any, tuple[list[Any], list[Drop | None], int, Backend]]
 
@@ -71,7 +70,7 @@ class Recurrent(Module, Generic[StateT]):
     """
 
     _derived = Module._derived | {"_plan", "_plain"}
-    _plan: list[list[_Part]]
+    _plan: list[list[Part]]
     _plain: _core.PlainCall | None
     _dtype: np.dtype[Any]
     _noise: Noise
@@ -138,7 +137,7 @@ class Recurrent(Module, Generic[StateT]):
         return {name: arrays[name + suffix] for name in PARAMETER_NAMES if name + suffix in arrays}
 
     def _rebind(self) -> None:
-        plan = []
+        plan: list[list[Part]] = []
         width = self._widths[0]
         for layer in range(self.num_layers):
             parts = []
@@ -148,7 +147,7 @@ class Recurrent(Module, Generic[StateT]):
                 columns = slice(direction * width, (direction + 1) * width) if self.bidirectional else None
                 cache = self._backend.kernels.WeightCache()
                 row = len(self._suffixes(layer)) * layer + direction
-                parts.append((row, weights, grads, cache, direction == 1, columns))
+                parts.append(Part(row, weights, grads, cache, direction == 1, columns))
             plan.append(parts)
         self.__dict__["_plan"] = plan
         plain = None
@@ -164,8 +163,14 @@ class Recurrent(Module, Generic[StateT]):
         lengths: npt.ArrayLike | None = None,
         resets: npt.ArrayLike | None = None,
         reset_state: StateLike | None = None,
+        mask: npt.ArrayLike | None = None,
     ) -> tuple[Array, StateT]:
         """Return (y, final state) and keep no tape. Arguments and results as `forward`, but y is writable."""
+        if mask is not None:
+            packing = packing_of(self, x, mask, lengths)
+            borders = None if resets is None else packing.borders(resets, x.shape[:-1])
+            y, final = self(packing.inputs(x), state, packing.lengths, borders, reset_state)
+            return packing.spread(y), final
         if lengths is None and resets is None and reset_state is None and not self.batch_first:
             plain = self._plain and self._plain(x, state, self._buffers.version, False, False)
             if plain:
@@ -179,6 +184,7 @@ class Recurrent(Module, Generic[StateT]):
         lengths: npt.ArrayLike | None = None,
         resets: npt.ArrayLike | None = None,
         reset_state: StateLike | None = None,
+        mask: npt.ArrayLike | None = None,
     ) -> tuple[Array, StateT, RecurrentTape]:
         """Run the network and keep what `backward` needs, in training and evaluation mode alike.
 
@@ -191,6 +197,9 @@ class Recurrent(Module, Generic[StateT]):
                 reverse direction treats the same positions as borders.
             reset_state: what resets put in place of the state: zeros if None, else arrays shaped as the
                 state, with or without the batch axis. A constant: it gets no gradient.
+            mask: (T, B) bool, laid out as x, on the CPU: false for steps that are left out, wherever they
+                are. The state passes through them, y is 0 and x gets no gradient there; a reset at one acts
+                at the next step that counts. The steps that count are copied to the front first.
 
         Returns:
             y, the final state, and the tape. y is read-only, because the tape refers to it; copy it to change
@@ -199,7 +208,18 @@ class Recurrent(Module, Generic[StateT]):
         Raises:
             TypeError: an argument of the wrong kind or dtype.
             ValueError: an argument of the wrong shape, or lengths out of range.
+            RuntimeError: a mask, and the network is on a GPU.
         """
+        if mask is not None:
+            packing = packing_of(self, x, mask, lengths)
+            borders = None if resets is None else packing.borders(resets, x.shape[:-1])
+            steps = packing.inputs(x)
+            y, final, tape = self.forward(steps, state, packing.lengths, borders, reset_state)
+            tape.packing = packing
+            tape.nbytes += packing.nbytes + y.nbytes + (0 if isinstance(steps, Lookup) else steps.nbytes)
+            y = packing.spread(y)
+            y.flags.writeable = False
+            return y, final, tape
         if lengths is None and resets is None and reset_state is None and not self.batch_first:
             plain = self._plain and self._plain(x, state, self._buffers.version, True, self.recompute)
             if plain:
@@ -229,8 +249,8 @@ class Recurrent(Module, Generic[StateT]):
             raise self._input_error(x)
         dtype, out_size = on.types(self._dtype)[0], self._out_size
         y = xp.empty((*shape[:-1], out_size), dtype)
-        (steps, indices), target = kernel_inputs(x, on is not CPU), y
-        between = steps.nbytes if indices is None and steps is not x else 0
+        (steps, indices), target = kernel_inputs(x, on is not CPU, save), y
+        between = 0 if steps is array_of(x) else steps.nbytes
         if single or self.batch_first:
             target = self._time_major(y, single)
             if indices is None:
@@ -262,11 +282,11 @@ class Recurrent(Module, Generic[StateT]):
                     self._spec.name,
                     steps,
                     weights,
-                    None if states is None else _row(states, row),
+                    None if states is None else row_of(states, row),
                     indices=indices,
                     lengths=ends,
                     resets=borders,
-                    reset_state=None if replacement is None else _row(replacement, row),
+                    reset_state=None if replacement is None else row_of(replacement, row),
                     reverse=reverse,
                     save=save,
                     recompute=self.recompute,
@@ -366,61 +386,14 @@ class Recurrent(Module, Generic[StateT]):
         if dy is None and dstate is None:
             raise ValueError("dy: expected an array unless dstate is given, got None for both")
         tape.on.check_types(self._dtype, self._spec, dy=dy, dstate=dstate)
-        run = partial(self._backward, tape, need_dx)
+        run = partial(backward_layers, self, tape, need_dx)
+        packing = tape.packing
+        if packing is not None:
+            if dy is not None:
+                dy = packing.take(check_array("dy", dy, packing.shape(tape.shape), self._dtype))
+            dx, dstart = run(dy, dstate)
+            return dx if dx is None or tape.lookup is not None else packing.spread(dx), dstart
         return tape.on.enter(first_array(dy, dstate), run, dy, dstate)
-
-    def _backward(
-        self, tape: RecurrentTape, need_dx: bool, dy: Array | None, dstate: StateLike | None
-    ) -> tuple[Array | Any, StateT]:
-        """Do what `backward` does with arrays of `tape.on`."""
-        on = tape.on
-        xp, kernels, dtype = on.xp, on.kernels, on.types(self._dtype)[0]
-        shape, single = tape.shape, len(tape.shape) == 2
-        seq_len, batch = tape.layers[0].seq_len, tape.layers[0].batch
-        flow = None
-        if dy is not None:
-            flow = self._time_major(check_array("dy", dy, shape, dtype, kind=on.array), single)
-        dfinals = None if dstate is None else self._split_state("dstate", dstate, batch, single, on)
-        if self._plain is not None and tape.lookup is None and not single and not self.batch_first:
-            final = None if dfinals is None else _row(dfinals, 0)
-            dx, parts, _ = _core.backward(
-                tape.layers[0], flow, final, dparams=self._plan[0][0][2], need_dx=need_dx
-            )
-            return dx, self._spec.pack_state([part[None] for part in parts])
-        dstarts = self._new_states(batch, on)
-        dx = None
-        lookup = tape.lookup
-        for layer in reversed(range(self.num_layers)):
-            target: Any = None
-            if layer:
-                target = xp.empty((seq_len, batch, self._out_size), dtype)
-            elif need_dx and lookup is not None and is_table(lookup, on is not CPU):
-                dx = target = xp.empty(tuple(lookup.table.shape), dtype)
-            elif need_dx:
-                dx = xp.empty((*shape[:-1], self.input_size), dtype)
-                target = self._time_major(dx, single)
-            calls = [
-                kernels.BackwardCall(
-                    tape.layers[row],
-                    flow if flow is None or columns is None else flow[..., columns],
-                    None if dfinals is None else _row(dfinals, row),
-                    dparams=grads,
-                    need_dx=layer > 0 or need_dx,
-                    dx=target,
-                    accumulate_dx=reverse,
-                )
-                for row, _, grads, _, reverse, columns in self._plan[layer]
-            ]
-            for part, (_, parts, _) in zip(self._plan[layer], kernels.run_calls(calls), strict=True):
-                for dstart, start in zip(dstarts, parts, strict=True):
-                    dstart[part[0]] = start
-            drop = tape.dropout[layer - 1] if layer else None
-            flow = target if drop is None else kernels.dropout(target, *drop)
-        if single:
-            dstarts = [dstart[:, 0] for dstart in dstarts]
-        if dx is not None and lookup is not None:
-            dx = kernel_gradient(lookup, dx, on is not CPU)
-        return dx, self._spec.pack_state(dstarts)
 
     def stream(self, batch_size: int = 1) -> Stream[StateT]:
         """Return a `Stream` that runs this network one step at a time, without dropout.
@@ -465,8 +438,3 @@ class Recurrent(Module, Generic[StateT]):
         }
         options = [f"{name}={value}" for name, (value, default) in given.items() if value != default]
         return ", ".join([str(self.input_size), str(self.hidden_size), *options])
-
-
-def _row(arrays: tuple[Array | None, ...], row: int) -> tuple[Array | None, ...]:
-    """Return the entries of one layer and direction."""
-    return tuple([None if array is None else array[row] for array in arrays])

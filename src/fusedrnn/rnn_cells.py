@@ -143,9 +143,10 @@ class RecurrentCell(Module, Generic[StateT]):
             return backend.across(example, partial(self.backward, need_dx=need_dx), tape, dstate)
         leading = tape.shape[:-1]
         final = self._batched("dstate", dstate, leading)
-        dx, start, _ = backend.kernels.backward(
-            tape.layers[0], None, final, dparams=self._weight_grads, need_dx=need_dx
-        )
+        with self._turn.take():
+            dx, start, _ = backend.kernels.backward(
+                tape.layers[0], None, final, dparams=self._weight_grads, need_dx=need_dx
+            )
         if dx is not None:
             dx = dx[0] if leading else dx[0, 0]
         if not leading:

@@ -7,6 +7,7 @@ from fusedrnn import _core
 if TYPE_CHECKING:
     from fusedrnn.backend import Backend
     from fusedrnn.lookup import Lookup
+    from fusedrnn.masks import Packing
     from fusedrnn.module import Module
 
 TapeT = TypeVar("TapeT", bound="Tape")
@@ -17,8 +18,9 @@ class Tape:
     """What one forward call keeps for backward. It may be used for backward more than once.
 
     A tape refers to the input, the initial state and the output: do not change them before backward. The
-    parameters may change, on a GPU only where forward ran in 16 bits; the gradients are those of the forward
-    call. The module has to be on the device where forward ran.
+    parameters (and the table of a `Lookup`) may change, on a GPU only where forward ran in 16 bits: the
+    gradients are those of the forward call, for every module. The module has to be on the device where
+    forward ran.
 
     Attributes:
         nbytes: bytes that stay allocated because of this tape alone: what the kernels saved and the arrays
@@ -61,10 +63,11 @@ class RecurrentTape(Tape):
         dropout: for each layer, (p, seed, offset) of the dropout on its output, or None.
         lookup: the input if it was a Lookup, else None.
         shape: shape of the output.
+        packing: with a mask, which steps the network ran over, else None.
         on: the backend that forward ran with, which is another than the owner's in 16 bits.
     """
 
-    __slots__ = ("dropout", "layers", "lookup", "on", "shape")
+    __slots__ = ("dropout", "layers", "lookup", "on", "packing", "shape")
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class RecurrentTape(Tape):
         self.on = owner._backend if on is None else on
         self.shape = tuple(shape)
         self.lookup = lookup
+        self.packing: Packing | None = None
         self.layers = tuple(layers)
         self.dropout = tuple(dropout)
 

@@ -5,9 +5,9 @@ and products of the array library, CuPy.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,17 @@ class WeightCache:
 
     def __init__(self) -> None:
         self.kept: tuple[object, tuple[Any, ...]] | None = None
+
+
+class StagedCalls(NamedTuple):
+    """As `_core.StagedCalls`."""
+
+    stages: Iterator[list[Callable[[], Any]]]
+    run_calls: Callable[[list[Callable[[], Any]]], list[Any]]
+
+    def run(self) -> list[Any]:
+        """Run the next list of calls."""
+        return self.run_calls(next(self.stages))
 
 
 class Kernels:
@@ -113,6 +124,10 @@ class Kernels:
         """Run calls one after the other, in the caller's stream."""
         return [call() for call in calls]
 
+    def StagedCalls(self, stages: list[list[Callable[[], Any]]]) -> "StagedCalls":
+        """As `_core.StagedCalls`, but a call takes its memory when it runs."""
+        return StagedCalls(iter(stages), self.run_calls)
+
     def _small(self, value: Any) -> Any:
         """Return small arrays in C order, as the CPU takes them in any."""
         if isinstance(value, (tuple, list)):
@@ -199,12 +214,15 @@ class Kernels:
             got = f"{indices.min()}..{indices.max()}"
             raise ValueError(f"{name}: expected values in [0, {symbol}) = [0, {limit}), got {got}")
 
-    def dropout(self, x: Any, p: float, seed: int, offset: int) -> Any:
+    def dropout(self, x: Any, p: float, seed: int, offset: int, out: Any = None) -> Any:
         """As `_core.dropout`: the same values are kept."""
         self._check_wide("x", x)
         y = self._xp.empty(x.shape, x.dtype)
         loader.load().dropout(self._typed(x), self._typed(y), p, seed, offset, library_of(x).stream)
-        return y
+        if out is None:
+            return y
+        out[...] = y
+        return out
 
     def cross_entropy(
         self, logits: Any, targets: Any, weight: Any, ignore_index: int, label_smoothing: float

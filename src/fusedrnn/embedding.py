@@ -1,0 +1,136 @@
+"""Embedding, with PyTorch's names, shapes and meaning."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.backend import CPU
+from fusedrnn.cells import Array
+from fusedrnn.checks import as_array, as_indices, check_array, check_size, refuse_mask, resolve_dtype
+from fusedrnn.init import Seed, make_rng
+from fusedrnn.lookup import Lookup
+from fusedrnn.module import Module
+from fusedrnn.rows import as_rows
+from fusedrnn.tape import SavedTape, check_tape
+
+
+class Embedding(Module):
+    """y = weight[indices].
+
+    Parameters: weight (num_embeddings, embedding_dim), initialised from N(0, 1).
+
+    Args:
+        num_embeddings: number of rows V >= 1.
+        embedding_dim: D >= 1.
+        padding_idx: a row that starts at zero and gets no gradient; negative counts from the end.
+        dtype: "float32" or "float64".
+        seed: int, numpy.random.Generator or None.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
+    """
+
+    _dtype: np.dtype[Any]
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        dtype: npt.DTypeLike = "float32",
+        seed: Seed = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings = check_size("num_embeddings", num_embeddings)
+        self.embedding_dim = check_size("embedding_dim", embedding_dim)
+        self.padding_idx = None
+        if padding_idx is not None:
+            row = check_size("padding_idx", padding_idx, -self.num_embeddings)
+            if row >= self.num_embeddings:
+                raise ValueError(
+                    f"padding_idx: expected an int < num_embeddings = {num_embeddings}, got {row}"
+                )
+            self.padding_idx = row % self.num_embeddings
+        self._declare({"weight": (self.num_embeddings, self.embedding_dim)}, resolve_dtype(dtype))
+        self._own["weight"] = make_rng(seed).standard_normal((self.num_embeddings, self.embedding_dim))
+        if self.padding_idx is not None:
+            self._own["weight"][self.padding_idx] = 0.0
+
+    def __call__(self, indices: npt.ArrayLike) -> Array:
+        """Return y (..., D) for indices (...) of an integer dtype, each in 0..V-1."""
+        return self._apply(indices)[0]
+
+    def forward(self, indices: npt.ArrayLike) -> tuple[Array, SavedTape]:
+        """Return y (..., D) and the tape.
+
+        Raises:
+            TypeError: indices are not integers.
+            ValueError: an index outside 0..V-1.
+        """
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(indices):
+            return backend.across(indices, self.forward, indices)
+        y, flat = self._apply(indices)
+        if isinstance(indices, np.ndarray) and np.may_share_memory(flat, indices):
+            flat = flat.copy()
+        return y, SavedTape(self, y.shape, (flat,), flat.nbytes)
+
+    def _apply(self, indices: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(indices):
+            return backend.across(indices, self._apply, indices)
+        refuse_mask("indices", indices)
+        array = np.asarray(indices) if backend is CPU else as_array(indices)
+        flat = as_indices("indices", array)
+        y = backend.kernels.embedding_forward(flat, self._own["weight"])
+        return y.reshape(*array.shape, self.embedding_dim), flat
+
+    def lookup(self, indices: npt.ArrayLike) -> Lookup:
+        """Return weight[indices] for a recurrent layer, without copying the rows; see `Lookup`.
+
+        `backward` takes it as the tape, with the layer's dx.
+
+        Raises:
+            TypeError: indices are not integers.
+        """
+        return Lookup(self._own["weight"], indices, owner=self)
+
+    def backward(self, tape: SavedTape | Lookup, dy: Array) -> None:
+        """Add to the gradient of weight; there is no gradient of the indices.
+
+        Args:
+            tape: from `forward`, or what `lookup` returned.
+            dy: gradient of y (..., D), or of weight (V, D) as the layer returns it that was given a lookup.
+
+        Raises:
+            TypeError: dy is not an array of the module's dtype.
+            ValueError: dy has the wrong shape, or the tape is another module's.
+        """
+        backend = self._backend
+        if backend is not CPU and backend.is_foreign(dy):
+            backend.across(dy, self.backward, tape, dy)
+            return
+        grad = self._own_grads["weight"]
+        if isinstance(tape, Lookup):
+            if tape._owner is not self:
+                raise ValueError(f"tape: expected a lookup of this {self!r}, got one of {tape._owner!r}")
+            rows = check_array("dy", dy, grad.shape, self._dtype, "(V, D)", backend.array)
+        else:
+            tape = check_tape(tape, self, SavedTape)
+            check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
+            rows = as_rows("dy", dy, (self.embedding_dim,), backend)
+        with self._turn.take():
+            kept = None if self.padding_idx is None else grad[self.padding_idx].copy()
+            if isinstance(tape, Lookup):
+                grad += rows
+            else:
+                backend.kernels.embedding_backward(tape.saved[0], rows, grad)
+            if kept is not None:
+                grad[self.padding_idx] = kept
+
+    def _extra_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"

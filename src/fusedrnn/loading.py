@@ -1,0 +1,70 @@
+"""What a module reads from a state_dict before it writes anything."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fusedrnn.buffers import named_views
+from fusedrnn.cells import Array
+from fusedrnn.checks import as_array, check_mapping
+
+if TYPE_CHECKING:
+    from fusedrnn.module import Module
+
+
+class LoadResult(NamedTuple):
+    """Names that `load_state_dict(strict=False)` passed over."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def read_state(
+    module: "Module", flat: Array, state_dict: Mapping[str, Any], strict: bool
+) -> tuple[Array, LoadResult]:
+    """Return new values for all parameters, converted, in the order of `flat`, which holds those of now.
+
+    Raises:
+        TypeError, ValueError: as `Module.load_state_dict`.
+    """
+    check_mapping("state_dict", state_dict)
+    parameters, tied = module._tree, _tied_names(module)
+    given = dict(state_dict)
+    for name, first in tied.items():
+        if name in given:
+            value = given.pop(name)
+            kept = as_array(given.setdefault(first, value), first)
+            if not np.array_equal(kept, as_array(value, name), equal_nan=True):
+                raise ValueError(f"{name}: expected the values of {first}, whose weight it is, got others")
+    missing = [name for name in parameters if name not in given]
+    unexpected = [name for name in given if name not in parameters]
+    if strict and (missing or unexpected):
+        raise ValueError(
+            f"state_dict: expected the names of this {type(module).__name__}, got others; "
+            f"missing: {', '.join(missing) or 'none'}; "
+            f"unexpected: {', '.join(map(str, unexpected)) or 'none'}"
+        )
+    values = np.array(module._backend.to_numpy(flat))
+    views = named_views(values, {name: view.shape for name, view in parameters.items()})
+    for name, view in views.items():
+        if name in given:
+            value = as_array(given[name], name)
+            if value.dtype.kind != "f":
+                raise TypeError(f"{name}: expected a float dtype, got {value.dtype}")
+            if value.shape != view.shape:
+                raise ValueError(f"{name}: expected shape {view.shape}, got {value.shape}")
+            view[...] = value
+    return values, LoadResult(missing, unexpected)
+
+
+def _tied_names(module: "Module") -> dict[str, str]:
+    """Return {name that PyTorch gives a parameter of another module, too: its name here}."""
+    members = list(module.named_modules())
+    prefixes = {id(member): f"{prefix}." if prefix else "" for prefix, member in members}
+    return {
+        f"{prefixes[id(member)]}{name}": f"{prefixes[id(source)]}{name}"
+        for _, member in members
+        for name, source in member._tied.items()
+        if id(source) in prefixes
+    }

@@ -1,0 +1,151 @@
+"""Masks: the state passes through the steps that are left out, wherever they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support import MODULE_CELLS, Array, bare, make_module, states_of
+from tolerances import assert_close
+
+import fusedrnn as fr
+
+T, B, I, H = 9, 5, 3, 6
+
+
+def problem(seed: int = 0) -> tuple[Array, Array]:
+    """x, and a mask with holes, a row that is padded at the left, a full one and an empty one."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random((T, B)) < 0.6
+    mask[:, 1] = np.arange(T) >= 4
+    mask[:, 2] = True
+    mask[:, 3] = False
+    return rng.normal(size=(T, B, I)), mask
+
+
+@pytest.mark.parametrize("layout", ["time", "batch_first"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", MODULE_CELLS)
+def test_as_without_the_steps(cell: str, bidirectional: bool, layers: int, layout: str) -> None:
+    """Each sequence gives what it gives with the steps cut out, gradients included."""
+    x, mask = problem()
+    rng = np.random.default_rng(1)
+    module = make_module(cell, I, H, layers, bidirectional=bidirectional, batch_first=layout == "batch_first")
+    alone = make_module(cell, I, H, layers, bidirectional=bidirectional)
+    alone.load_state_dict(module.state_dict())
+
+    def turn(array: Array) -> Array:
+        return array.swapaxes(0, 1) if layout == "batch_first" else array
+
+    shapes = [s.shape for s in states_of(module(turn(x))[1])]
+    state = tuple(rng.normal(size=shape) for shape in shapes)
+    dstate = tuple(rng.normal(size=shape) for shape in shapes)
+    hidden = x.copy()
+    hidden[~mask] = np.nan
+    y, final, tape = module.forward(turn(hidden), bare(state), mask=turn(mask))
+    assert not y.flags.writeable
+    called, _ = module(turn(hidden), bare(state), mask=turn(mask))
+    assert np.array_equal(called, y)
+    dy = rng.normal(size=y.shape)
+    nan = turn(dy.copy())
+    nan[~mask] = np.nan
+    dx, dstart = module.backward(tape, turn(nan), bare(dstate))
+    y, dx = turn(y), turn(dx)
+    assert not y[~mask].any() and not dx[~mask].any()
+    for b in range(B):
+        at = mask[:, b]
+        part = bare(tuple(np.ascontiguousarray(s[:, b]) for s in state))
+        y_b, final_b, tape_b = alone.forward(np.ascontiguousarray(x[at, b]), part)
+        dpart = bare(tuple(np.ascontiguousarray(s[:, b]) for s in dstate))
+        dx_b, dstart_b = alone.backward(tape_b, np.ascontiguousarray(turn(dy)[at, b]), dpart)
+        assert_close(y[at, b], y_b, "output")
+        assert_close(dx[at, b], dx_b, "gradient")
+        for got, want in zip(
+            states_of(final) + states_of(dstart), states_of(final_b) + states_of(dstart_b), strict=True
+        ):
+            assert_close(got[:, b], want, "output")
+    assert_close(module.flat_grads, alone.flat_grads, "gradient")
+
+
+@pytest.mark.parametrize("cell", MODULE_CELLS)
+def test_prefixes_are_lengths(cell: str) -> None:
+    x, _ = problem()
+    lengths = np.array([3, 9, 0, 5, 1])
+    mask = np.arange(T)[:, None] < lengths
+    module = make_module(cell, I, H, 2, bidirectional=True)
+    want, want_state = module(x, lengths=lengths)
+    for options in ({"mask": mask}, {"mask": np.ones_like(mask), "lengths": lengths}):
+        y, state = module(x, **options)
+        assert np.array_equal(y, want)
+        for got, expected in zip(states_of(state), states_of(want_state), strict=True):
+            assert np.array_equal(got, expected)
+
+
+def test_one_sequence_and_look_ups() -> None:
+    lstm = fr.LSTM(I, H, dtype="float64", seed=0)
+    embedding = fr.Embedding(3, I, dtype="float64", seed=1)
+    tokens = np.random.default_rng(2).integers(0, 3, T)
+    mask = np.arange(T) % 3 != 1
+    y, _, tape = lstm.forward(embedding.lookup(tokens), mask=mask)
+    want, _, want_tape = lstm.forward(embedding.lookup(tokens[mask]))
+    assert np.array_equal(y[mask], want)
+    dy = np.ones_like(y)
+    assert np.array_equal(lstm.backward(tape, dy)[0], lstm.backward(want_tape, dy[mask])[0])
+    rows = lstm.forward(embedding(tokens), mask=mask)[2]
+    dx, _ = lstm.backward(rows, dy)
+    assert dx.shape == (T, I) and not dx[~mask].any()
+    assert lstm.backward(rows, dy, need_dx=False)[0] is None
+    assert rows.nbytes > lstm.forward(embedding(tokens[mask]))[2].nbytes
+    y, (h, _) = lstm(embedding(tokens), mask=np.zeros(T, bool))
+    assert not y.any() and not h.any()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_resets_move_to_the_next_step_that_counts(bidirectional: bool) -> None:
+    x, mask = problem()
+    gru = fr.GRU(I, H, dtype="float64", seed=0, bidirectional=bidirectional)
+    resets = np.random.default_rng(3).random((T, B)) < 0.4
+    moved = np.zeros_like(resets)
+    for b in range(B):
+        pending = False
+        for t in range(T):
+            pending = pending or resets[t, b]
+            if mask[t, b]:
+                moved[t, b], pending = pending, False
+    state = np.ones((1 + bidirectional, B, H))
+    y, final = gru(x, state, resets=resets, mask=mask)
+    for b in range(B):
+        at = mask[:, b]
+        want, want_final = gru(
+            np.ascontiguousarray(x[at, b]), state[:, b].copy(), resets=np.ascontiguousarray(moved[at, b])
+        )
+        assert_close(y[at, b], want, "output")
+        assert_close(final[:, b], want_final, "output")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"mask": np.ones((T, B))}, TypeError, r"^mask: expected bool, got float64"),
+        ({"mask": np.ones((B, T), bool)}, ValueError, r"^mask: expected shape \(9, 5\), got \(5, 9\)"),
+        ({"mask": np.ones((T, B), bool), "lengths": [1]}, ValueError, r"^lengths: expected shape \(B,\)"),
+        ({"mask": np.ones((T, B), bool), "lengths": [10] * B}, ValueError, r"^lengths: expected values"),
+        ({"mask": np.ones((T, B), bool), "lengths": [1.0] * B}, TypeError, r"^lengths: "),
+        ({"mask": np.ones((T, B), bool), "resets": np.ones((T, 1), bool)}, ValueError, r"^resets: "),
+    ],
+    ids=str,
+)
+def test_errors(options: dict[str, Any], error: type[Exception], match: str) -> None:
+    gru = fr.GRU(I, H, dtype="float64", seed=0)
+    x = np.ones((T, B, I))
+    for call in (gru, gru.forward):
+        with pytest.raises(error, match=match):
+            call(x, **options)
+        for wrong in (None, x[..., :1], x[0, 0]):
+            with pytest.raises((TypeError, ValueError), match=r"^x: expected"):
+                call(wrong, mask=np.ones((T, B), bool))  # type: ignore[arg-type]
+    y, _, tape = gru.forward(x, mask=np.ones((T, B), bool))
+    with pytest.raises(ValueError, match=r"^dy: expected shape \(9, 5, 6\), got \(8, 5, 6\)"):
+        gru.backward(tape, y[1:])
