@@ -8,7 +8,7 @@ import numpy as np
 
 from fusedrnn.buffers import named_views
 from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, assign, check_array, check_flag, check_number, check_size
+from fusedrnn.checks import as_array, assign, check_array, check_flag, check_mapping, check_number, check_size
 from fusedrnn.layout import Layout
 from fusedrnn.module import Module, gather_modules
 
@@ -158,7 +158,7 @@ class Optimizer:
             TypeError: a value of the wrong kind or dtype.
             ValueError: names or shapes differ, or a setting is out of range.
         """
-        _check_mapping("state_dict", state_dict)
+        check_mapping("state_dict", state_dict)
         self._follow()
         settings = {
             name: self._check_setting(name, state_dict[name]) for name in self._settings if name in state_dict
@@ -189,13 +189,8 @@ class Optimizer:
         return f"{type(self).__name__}({settings})"
 
 
-def _check_mapping(what: str, given: object) -> None:
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{what}: expected a mapping, got {type(given).__name__}")
-
-
 def _check_names(what: str, expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
-    _check_mapping(what, given)
+    check_mapping(what, given)
     missing = [name for name in expected if name not in given]
     unexpected = [str(name) for name in given if name not in expected]
     if missing or unexpected:
