@@ -51,27 +51,28 @@ struct RowMoments {
     }
 };
 
-// scale x - from, and 0 in the lanes past the end.
-template <class T>
+// scale x - from, and 0 in the lanes past the end; the scale is 1 unless kScaled.
+template <bool kScaled, class T>
 FUSEDRNN_INLINE Vec<T> distance(const T* x, int m, T scale, T from) {
     using V = Vec<T>;
-    return first_lanes(fma(load_up_to(x, m), V::set(scale), V::set(0) - V::set(from)), m);
+    const V v = load_up_to(x, m);
+    return first_lanes((kScaled ? v * V::set(scale) : v) - V::set(from), m);
 }
 
 // The moments of a row times `scale`; the variance, eps included, is that of the scaled row.
-template <class T>
+template <bool kScaled, class T>
 FUSEDRNN_INLINE RowMoments<T> scaled_moments(std::int64_t dim, const T* x, T scale, T per_element, double eps,
                                              double& variance) {
     using V = Vec<T>;
     const T first = x[0] * scale;
     const T mean = first + per_element * row_sum<T>(dim, [&](std::int64_t d, int m) {
-                               return distance(x + d, m, scale, first);
+                               return distance<kScaled>(x + d, m, scale, first);
                            });
     T sums[2];
     row_sums<T>(
         dim,
         [&](std::int64_t d, int m, V(&acc)[2]) {
-            const V v = distance(x + d, m, scale, mean);
+            const V v = distance<kScaled>(x + d, m, scale, mean);
             acc[0] = acc[0] + v;
             acc[1] = fma(v, v, acc[1]);
         },
@@ -99,8 +100,8 @@ __attribute__((noinline)) RowMoments<T> extreme_moments(std::int64_t dim, const 
     using Range = NormRange<T>;
     const double size =
         static_cast<double>(row_largest<T>(dim, [&](std::int64_t d, int m) { return load_up_to(x + d, m); }));
-    const double spread = static_cast<double>(
-        row_largest<T>(dim, [&](std::int64_t d, int m) { return distance(x + d, m, T(1), plain.mean); }));
+    const double spread = static_cast<double>(row_largest<T>(
+        dim, [&](std::int64_t d, int m) { return distance<false>(x + d, m, T(1), plain.mean); }));
     const bool finite = plain.mean - plain.mean == 0;
     if (finite && spread == 0 && size >= Range::least) {
         // A constant row has xhat = 0 whatever eps is; without eps there is no gradient either.
@@ -116,7 +117,7 @@ __attribute__((noinline)) RowMoments<T> extreme_moments(std::int64_t dim, const 
     const T scale = scale_against<T>(most > root ? most : root);
     const double factor = static_cast<double>(scale);
     double variance;
-    RowMoments<T> moments = scaled_moments<T>(dim, x, scale, per_element, eps * factor * factor, variance);
+    RowMoments<T> moments = scaled_moments<true>(dim, x, scale, per_element, eps * factor * factor, variance);
     if (variance == 0) moments.rstd = moments.shift = 0;
     return moments;
 }
@@ -125,7 +126,7 @@ template <class T>
 FUSEDRNN_INLINE RowMoments<T> row_moments(std::int64_t dim, const T* x, T per_element, double eps) {
     using Range = NormRange<T>;
     double variance;
-    const RowMoments<T> moments = scaled_moments<T>(dim, x, T(1), per_element, eps, variance);
+    const RowMoments<T> moments = scaled_moments<false>(dim, x, T(1), per_element, eps, variance);
     if (variance > Range::least && variance < Range::most) return moments;
     return extreme_moments(dim, x, per_element, eps, moments);
 }

@@ -30,14 +30,19 @@ def _normed(x: Any, mean: Any, rstd: Any) -> Any:
     return (x * mean[:, :1] - mean[:, 1:]) * rstd[:, :1] + rstd[:, 1:]
 
 
+def _ends(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the smallest normal and the largest number of a type, as floats."""
+    range_ = np.finfo(dtype)
+    return float(range_.tiny), float(range_.max)
+
+
 def _check_setting(name: str, value: float, dtype: np.dtype[Any], may_vanish: bool = False) -> None:
     """Refuse a setting that the parameters' type does not hold, unless it is too small and may vanish."""
-    range_ = np.finfo(dtype)
-    if abs(value) <= range_.max and (not value or abs(value) >= range_.tiny or may_vanish):
+    least, most = _ends(dtype)
+    if abs(value) <= most and (not value or abs(value) >= least or may_vanish):
         return
     raise ValueError(
-        f"{name}: expected 0 or a number from {range_.tiny:.3g} to {range_.max:.3g}, as {dtype} holds, "
-        f"got {value}"
+        f"{name}: expected 0 or a number from {least:.3g} to {most:.3g}, as {dtype} holds, got {value}"
     )
 
 
@@ -199,7 +204,7 @@ class Kernels:
         # Without spread and eps, xhat is 0.
         rstd = xp.where(variance == 0.0, 0.0, 1.0 / xp.sqrt(variance))
         shift = -rest * rstd
-        rstd = xp.minimum(rstd, float(np.finfo(x.dtype).max)).astype(x.dtype)
+        rstd = xp.minimum(rstd, _ends(x.dtype)[1]).astype(x.dtype)
         return xp.stack((scale, mean[:, 0]), axis=1), xp.stack((rstd, shift.astype(x.dtype)), axis=1)
 
     def _scale_against(self, size: Any) -> Any:
@@ -334,7 +339,7 @@ class Kernels:
         if momentum:
             momentum_buf[...] = g if first else momentum * momentum_buf + (1.0 - dampening) * g
             g = g + momentum * momentum_buf if nesterov else momentum_buf
-        if lr < np.finfo(param.dtype).tiny:
+        if lr < _ends(param.dtype)[0]:
             # In two factors: times a large gradient it is not 0.
             g, lr = g * 2.0**-64, lr * 2.0**64
         param -= lr * g
@@ -354,18 +359,18 @@ class Kernels:
         step: int,
     ) -> None:
         """As `_core.adam_step`."""
-        xp, range_ = self._xp, np.finfo(param.dtype)
+        xp, (least, most) = self._xp, _ends(param.dtype)
         _check_setting("lr", lr, param.dtype, may_vanish=True)
         _check_setting("weight_decay", weight_decay, param.dtype)
-        least_eps = math.sqrt(float(range_.tiny) / (1.0 - beta2))
+        least_eps = math.sqrt(least / (1.0 - beta2))
         if eps < least_eps:
             raise ValueError(
-                f"eps: expected a number >= sqrt({range_.tiny:.3g} / (1 - beta2)) = {least_eps:.3g}, so that "
+                f"eps: expected a number >= sqrt({least:.3g} / (1 - beta2)) = {least_eps:.3g}, so that "
                 f"{param.dtype} holds its square, got {eps}"
             )
-        if lr / (1.0 - beta1) > range_.max:
+        if lr / (1.0 - beta1) > most:
             raise ValueError(f"lr: expected lr / (1 - beta1) within {param.dtype}, got {lr}")
-        if decoupled and lr * weight_decay > range_.max:
+        if decoupled and lr * weight_decay > most:
             raise ValueError(
                 f"weight_decay: expected lr * weight_decay within {param.dtype}, got {weight_decay}"
             )
@@ -377,7 +382,7 @@ class Kernels:
             correction = math.sqrt(1.0 - beta2**step)
             size = lr * correction / (1.0 - beta1**step)
             moved = shrink * param - size * (m / (xp.sqrt(v) + eps * correction))
-        lost = v > range_.max
+        lost = v > most
         for array, value in ((exp_avg, m), (exp_avg_sq, v), (param, moved)):
             array[...] = xp.where(lost, array, value)
         if bool(lost.any()):
@@ -402,12 +407,12 @@ class Kernels:
 
     def scale_(self, x: Any, factor: float) -> None:
         """As `_core.scale_`."""
-        range_ = np.finfo(x.dtype)
+        least, most = _ends(x.dtype)
         step = 2.0**64 if x.dtype == np.float32 else 2.0**512
-        while factor and abs(factor) < range_.tiny:
+        while factor and abs(factor) < least:
             x *= 1.0 / step
             factor *= step
-        while math.isfinite(factor) and abs(factor) > range_.max:
+        while math.isfinite(factor) and abs(factor) > most:
             x *= step
             factor /= step
         x *= factor
