@@ -308,6 +308,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
             "weight": np.abs(_draw(H)),
             "ignore_index": -100,
             "label_smoothing": 0.1,
+            "mean": True,
         },
         optional=frozenset({"weight"}),
         free=frozenset({"logits"}),

@@ -28,6 +28,8 @@ def _unwrap(value: Any) -> Any:
 
 def _wrap(value: Any) -> Any:
     # CuPy has no scalars: sums of whole arrays are arrays without axes.
+    if isinstance(value, tuple):
+        return tuple(map(_wrap, value))
     return ndarray(value) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
@@ -103,6 +105,12 @@ class ndarray:
     def __float__(self) -> float:
         return float(self._data)
 
+    def __bool__(self) -> bool:
+        return bool(self._data)
+
+    def __neg__(self) -> ndarray:
+        return ndarray(-self._data)
+
 
 def _methods() -> None:
     def method(name: str) -> Any:
@@ -126,14 +134,14 @@ def _methods() -> None:
 
         return call, reflected, in_place
 
-    for name in ("reshape", "swapaxes", "sum", "mean", "max", "astype", "copy", "fill", "view"):
+    for name in ("reshape", "swapaxes", "sum", "mean", "max", "astype", "copy", "fill", "view", "any"):
         setattr(ndarray, name, method(name))
     for name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
         call, reflected, in_place = operation(name)
         setattr(ndarray, f"__{name}__", call)
         setattr(ndarray, f"__r{name}__", reflected)
         setattr(ndarray, f"__i{name}__", in_place)
-    for name in ("ne", "eq"):
+    for name in ("ne", "eq", "lt", "gt"):
         setattr(ndarray, f"__{name}__", operation(name)[0])
 
 
@@ -153,8 +161,8 @@ def _function(name: str, of: Any = np) -> Any:
 
 
 for _name in [
-    *("abs", "arange", "ascontiguousarray", "clip", "empty", "exp", "log"),
-    *("ones", "sqrt", "square", "zeros", "zeros_like"),
+    *("abs", "arange", "ascontiguousarray", "clip", "empty", "exp", "frexp", "isfinite", "ldexp", "log"),
+    *("maximum", "minimum", "ones", "ones_like", "sqrt", "square", "stack", "where", "zeros", "zeros_like"),
 ]:
     globals()[_name] = _function(_name)
 

@@ -1,5 +1,7 @@
 // Activations, linear layer, embedding, layer norm, cross-entropy and dropout. Everything is checked before anything is
 // written.
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <tuple>
@@ -144,7 +146,7 @@ std::tuple<py::array, py::array, py::array> layer_norm_forward(const py::object&
     const Array bias = Array::like(bias_, "bias", x, kOptional).shape({{"D", dim}}).contiguous();
     const double eps = finite_number(eps_, "eps");
     require(eps >= 0, "eps", "a number >= 0", eps);
-    py::array y = new_like(x), mean = new_array(x.dtype(), {n}), rstd = new_array(x.dtype(), {n});
+    py::array y = new_like(x), mean = new_array(x.dtype(), {n, 2}), rstd = new_array(x.dtype(), {n, 2});
     by_dtype(x.dtype(), [&]<class T>() {
         Team team(threads_for(static_cast<double>(x.size())));
         run_released(team, [&] {
@@ -162,8 +164,8 @@ py::array layer_norm_backward(const py::object& x_, const py::object& weight_, c
     const std::int64_t n = x.size(0), dim = x.size(1);
     const Array weight = Array::like(weight_, "weight", x, kOptional).shape({{"D", dim}}).contiguous();
     const Array dy = Array::like(dy_, "dy", x).shape({{"N", n}, {"D", dim}}).contiguous();
-    const Array mean = Array::like(mean_, "mean", x).shape({{"N", n}}).contiguous();
-    const Array rstd = Array::like(rstd_, "rstd", x).shape({{"N", n}}).contiguous();
+    const Array mean = Array::like(mean_, "mean", x).shape({{"N", n}, {"2", 2}}).contiguous();
+    const Array rstd = Array::like(rstd_, "rstd", x).shape({{"N", n}, {"2", 2}}).contiguous();
     Array dweight = Array::like(dweight_, "dweight", x, kOptional).shape({{"D", dim}}).writable();
     Array dbias = Array::like(dbias_, "dbias", x, kOptional).shape({{"D", dim}}).writable();
     for (Array* sum : {&dweight, &dbias}) {
@@ -182,38 +184,80 @@ py::array layer_norm_backward(const py::object& x_, const py::object& weight_, c
     return dx;
 }
 
-std::tuple<py::array, py::array, py::array> cross_entropy(const py::object& logits_,
-                                                          const py::object& targets_,
-                                                          const py::object& weight_,
-                                                          const py::object& ignore_index_,
-                                                          const py::object& label_smoothing_) {
+void require_finite(const Array& x) {
+    by_dtype(x.dtype(), [&]<class T>() {
+        for (std::int64_t i = 0; x.given() && i < x.size(); ++i) {
+            const double value = static_cast<double>(x.data<T>()[i]);
+            if (!std::isfinite(value)) require(false, x.name().c_str(), "finite numbers", value);
+        }
+    });
+}
+
+// What the targets that are not ignored count in a mean, and each class's part of it: `parts`, or `unit` for all without
+// weights. Relative to the largest weight, so that no sum overflows.
+template <class T>
+double shares_of_mean(const std::vector<std::int64_t>& targets, std::int64_t ignore_index, const T* weight,
+                      std::vector<T>& parts, double& unit) {
+    double largest = 0, count = 0;
+    for (std::size_t c = 0; c < parts.size(); ++c) {
+        largest = std::max(largest, std::abs(static_cast<double>(weight[c])));
+    }
+    const auto relative = [&](std::int64_t c) {
+        return weight == nullptr ? 1 : largest == 0 ? 0 : static_cast<double>(weight[c]) / largest;
+    };
+    for (const std::int64_t target : targets) {
+        if (target != ignore_index) count += relative(target);
+    }
+    if (count == 0) return count;
+    unit = 1 / count;
+    for (std::size_t c = 0; c < parts.size(); ++c) {
+        parts[c] = static_cast<T>(relative(static_cast<std::int64_t>(c)) / count);
+    }
+    return count;
+}
+
+std::tuple<py::array, double, py::array> cross_entropy(const py::object& logits_, const py::object& targets_,
+                                                       const py::object& weight_,
+                                                       const py::object& ignore_index_,
+                                                       const py::object& label_smoothing_,
+                                                       const py::object& mean_) {
     constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
     const Array logits = Array::floats(logits_, "logits").shape({{"N"}, {"C"}}).contiguous();
     const std::int64_t n = logits.size(0), classes = logits.size(1);
     const Array targets = Array::int64(targets_, "targets").shape({{"N", n}}).contiguous();
     const Array weight =
         Array::like(weight_, "weight", logits, kOptional).shape({{"C", classes}}).contiguous();
+    require_finite(weight);
     const std::int64_t ignore_index = integer(ignore_index_, "ignore_index", -kMost, kMost);
     const double smoothing = finite_number(label_smoothing_, "label_smoothing");
     require(smoothing >= 0 && smoothing <= 1, "label_smoothing", "a number in [0, 1]", smoothing);
+    const bool mean = flag(mean_, "mean");
     const std::vector<std::int64_t> target = checked_indices(targets, classes, "C", &ignore_index);
-    py::array losses = new_array(logits.dtype(), {n}), weights = new_array(logits.dtype(), {n});
-    py::array dlogits = new_like(logits);
+    py::array losses = new_array(DType::float64, {n}), dlogits = new_like(logits);
+    double count = static_cast<double>(n);
     by_dtype(logits.dtype(), [&]<class T>() {
+        std::vector<T> parts(mean && weight.given() ? static_cast<std::size_t>(classes) : 0);
+        double unit = 1;
+        if (mean) count = shares_of_mean(target, ignore_index, weight.data<T>(), parts, unit);
+        if (count == 0) {
+            std::fill_n(data_of<double>(losses), n, 0.0);
+            std::fill_n(data_of<T>(dlogits), logits.size(), T(0));
+            return;
+        }
         const CrossEntropyArgs<T> args{n,
                                        classes,
                                        logits.data<T>(),
                                        target.data(),
-                                       weight.data<T>(),
+                                       parts.empty() ? weight.data<T>() : parts.data(),
+                                       unit,
                                        ignore_index,
                                        smoothing,
-                                       data_of<T>(losses),
-                                       data_of<T>(weights),
+                                       data_of<double>(losses),
                                        data_of<T>(dlogits)};
         Team team(threads_for(4.0 * static_cast<double>(logits.size())));
         run_released(team, [&] { layer_table<T>().cross_entropy(args, team); });
     });
-    return {losses, weights, dlogits};
+    return {losses, count, dlogits};
 }
 
 py::array dropout(const py::object& x_, const py::object& p_, const py::object& seed_,
@@ -253,12 +297,14 @@ void bind_layers(py::module_& m) {
     m.def("embedding_backward", &embedding_backward, arg("indices"), arg("dy"), arg("dweight"),
           "Add each row of dy to its row of dweight, in order.");
     m.def("layer_norm_forward", &layer_norm_forward, arg("x"), arg("weight"), arg("bias"), arg("eps"),
-          "Return y (N, D), mean (N,) and 1 / sqrt(variance + eps) (N,).");
+          "Return y (N, D) and what backward needs of each row: mean (N, 2) and rstd (N, 2).");
     m.def("layer_norm_backward", &layer_norm_backward, arg("x"), arg("weight"), arg("dy"), arg("mean"),
           arg("rstd"), arg("dweight"), arg("dbias"), "Return dx; dweight and dbias are added to.");
     m.def("cross_entropy", &cross_entropy, arg("logits"), arg("targets"), arg("weight"), arg("ignore_index"),
-          arg("label_smoothing"),
-          "Return losses (N,), weights in a mean (N,) and the gradient of the sum (N, C).");
+          arg("label_smoothing"), arg("mean"),
+          "Return losses (N,) in float64, what the targets count in a mean, and the gradient of the sum of "
+          "the losses "
+          "(N, C); with `mean`, losses and gradient are divided by that count, and 0 if it is 0.");
     m.def("dropout", &dropout, arg("x"), arg("p"), arg("seed"), arg("offset"), arg("out") = py::none(),
           "Return x / (1 - p) where element e of stream (seed, offset) is kept, else 0; out may be x.");
 }

@@ -26,13 +26,42 @@ FUSEDRNN_INLINE T row_max(std::int64_t width, const T* x) {
 }
 
 template <class T>
-void cross_entropy_row(const CrossEntropyArgs<T>& p, double weight_sum, std::int64_t r) {
+FUSEDRNN_INLINE double class_weight(const CrossEntropyArgs<T>& p, std::int64_t c) {
+    return p.weight == nullptr ? p.unit : static_cast<double>(p.weight[c]);
+}
+
+// share sum_c w_c (most - x_c). Its terms may overflow in T though the loss does not, and a class without weight counts
+// nothing even where its logit is infinite: then element by element, in halves.
+template <class T>
+FUSEDRNN_INLINE double smoothing_loss(const CrossEntropyArgs<T>& p, const T* x, T most, double share) {
+    using V = Vec<T>;
+    const V shift = V::set(most);
+    const T distances = row_sum<T>(p.classes, [&](std::int64_t c, int m) {
+        const V distance = shift - (m == V::kLanes ? V::load(x + c) : load_filled(x + c, m, most));
+        return p.weight == nullptr ? distance : distance * load_up_to(p.weight + c, m);
+    });
+    if (distances - distances == 0) {
+        return share * (p.weight == nullptr ? p.unit : 1) * static_cast<double>(distances);
+    }
+    double half = 0;
+    for (std::int64_t c = 0; c < p.classes; ++c) {
+        const double w = share * class_weight(p, c);
+        if (w != 0) half += w * (0.5 * static_cast<double>(most) - 0.5 * static_cast<double>(x[c]));
+    }
+    return 2 * half;
+}
+
+// share_sum: what smoothing spreads over all classes.
+template <class T>
+void cross_entropy_row(const CrossEntropyArgs<T>& p, double share_sum, std::int64_t r) {
     using V = Vec<T>;
     const std::int64_t classes = p.classes, target = p.targets[r];
     const T* x = p.logits + r * classes;
     T* dx = p.dlogits + r * classes;
-    if (target == p.ignore_index) {
-        p.losses[r] = p.weights[r] = 0;
+    const double share = p.label_smoothing / static_cast<double>(classes);
+    const double hard = target == p.ignore_index ? 0 : (1.0 - p.label_smoothing) * class_weight(p, target);
+    if (target == p.ignore_index || (hard == 0 && share == 0)) {
+        p.losses[r] = 0;
         row_vectors<T>(classes, [&](std::int64_t c, int m) { store_up_to(V::set(0), dx + c, m); });
         return;
     }
@@ -42,39 +71,32 @@ void cross_entropy_row(const CrossEntropyArgs<T>& p, double weight_sum, std::int
         store_up_to(exp_nonpositive(load_up_to(x + c, m) - shift), dx + c, m);
         return load_up_to(dx + c, m);
     });
-    const double w_target = p.weight == nullptr ? 1.0 : static_cast<double>(p.weight[target]);
-    const double smooth = p.label_smoothing / static_cast<double>(classes), hard = 1.0 - p.label_smoothing;
-    const double log_sum = __builtin_log(static_cast<double>(sum_exp));
-    double loss = hard * w_target * (log_sum - (static_cast<double>(x[target]) - static_cast<double>(most)));
-    if (smooth > 0) {
-        const T sum_x = row_sum<T>(classes, [&](std::int64_t c, int m) {
-            const V distance = (m == V::kLanes ? V::load(x + c) : load_filled(x + c, m, most)) - shift;
-            return p.weight == nullptr ? distance : distance * load_up_to(p.weight + c, m);
-        });
-        loss += smooth * (weight_sum * log_sum - static_cast<double>(sum_x));
+    double loss = (hard + share_sum) * __builtin_log(static_cast<double>(sum_exp));
+    if (hard != 0) {
+        loss += 2 * (hard * (0.5 * static_cast<double>(most) - 0.5 * static_cast<double>(x[target])));
     }
-    p.losses[r] = static_cast<T>(loss);
-    p.weights[r] = static_cast<T>(w_target);
-    const V scale =
-        V::set(static_cast<T>((hard * w_target + smooth * weight_sum) / static_cast<double>(sum_exp)));
-    const V share = V::set(static_cast<T>(smooth));
+    if (share > 0) loss += smoothing_loss(p, x, most, share);
+    p.losses[r] = loss;
+    const V scale = V::set(static_cast<T>((hard + share_sum) / static_cast<double>(sum_exp)));
+    const V part = V::set(static_cast<T>(share * (p.weight == nullptr ? p.unit : 1)));
     row_vectors<T>(classes, [&](std::int64_t c, int m) {
         V v = load_up_to(dx + c, m) * scale;
-        if (smooth > 0) v = v - (p.weight == nullptr ? share : share * load_up_to(p.weight + c, m));
+        if (share > 0) v = v - (p.weight == nullptr ? part : part * load_up_to(p.weight + c, m));
         store_up_to(v, dx + c, m);
     });
-    dx[target] -= static_cast<T>(hard * w_target);
+    dx[target] -= static_cast<T>(hard);
 }
 
 template <class T>
 void cross_entropy(const CrossEntropyArgs<T>& p, Team& team) {
-    double weight_sum = static_cast<double>(p.classes);
+    const double share = p.label_smoothing / static_cast<double>(p.classes);
+    double share_sum = p.label_smoothing * p.unit;
     if (p.weight != nullptr) {
-        weight_sum = 0;
-        for (std::int64_t c = 0; c < p.classes; ++c) weight_sum += static_cast<double>(p.weight[c]);
+        share_sum = 0;
+        for (std::int64_t c = 0; c < p.classes; ++c) share_sum += share * class_weight(p, c);
     }
     interruptible_blocks(team, p.n, rows_per_block(p.classes), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t r = begin; r < end; ++r) cross_entropy_row(p, weight_sum, r);
+        for (std::int64_t r = begin; r < end; ++r) cross_entropy_row(p, share_sum, r);
     });
 }
 

@@ -19,12 +19,12 @@ struct CrossEntropyArgs {
     std::int64_t n, classes;
     const T* logits;              // (n, classes)
     const std::int64_t* targets;  // (n), each in [0, classes) or ignore_index
-    const T* weight;              // (classes) or null: all 1
+    const T* weight;              // (classes) or null: all `unit`
+    double unit;
     std::int64_t ignore_index;
     double label_smoothing;
-    T* losses;   // (n)
-    T* weights;  // (n): what each row counts in a mean; 0 where ignored
-    T* dlogits;  // (n, classes): the gradient of the sum of the losses
+    double* losses;  // (n): float's range does not hold all of them
+    T* dlogits;      // (n, classes): the gradient of the sum of the losses
 };
 
 struct SgdOptions {
@@ -52,7 +52,8 @@ struct LayerTable {
     void (*embedding_backward)(std::int64_t n, std::int64_t dim, const std::int64_t* indices, const T* dy,
                                T* dweight, Team&);
 
-    // y (n, dim) = (x - mean) rstd w + b over rows, rstd = 1 / sqrt(variance + eps); w and b (dim) may be null.
+    // y (n, dim) = xhat w + b, xhat = (x - mean) / sqrt(variance + eps) over rows; w and b (dim) may be null. A row's
+    // mean[0], mean[1], rstd[0], rstd[1] make its xhat = (mean[0] x - mean[1]) rstd[0] + rstd[1].
     void (*layer_norm_forward)(std::int64_t n, std::int64_t dim, const T* x, const T* w, const T* b,
                                double eps, T* y, T* mean, T* rstd, Team&);
     // dw and db (dim) are added to; each may be null.
@@ -67,7 +68,8 @@ struct LayerTable {
 
     // One step of the optimiser on n parameters. momentum_buf is null without momentum.
     void (*sgd_step)(std::int64_t n, T* param, const T* grad, T* momentum_buf, const SgdOptions&, Team&);
-    void (*adam_step)(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_sq, const AdamOptions&,
+    // Adam returns false if there were elements whose exp_avg_sq overflows: these keep their values.
+    bool (*adam_step)(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_sq, const AdamOptions&,
                       Team&);
 
     // (sum |x|^p)^(1/p), the maximum for p = inf; `partial` holds ceil(n / kNormBlock) values.

@@ -16,27 +16,6 @@ FUSEDRNN_INLINE Vec<T> load_filled(const T* p, int n, T fill) {
     return Vec<T>::load(lanes);
 }
 
-// The sum of term(i, n) over the row, where a term holds the elements i to i + n and 0 in its other lanes. Four chains
-// hide the latency of the additions; a sum for each block keeps the rounding error of long rows small.
-template <class T, class Term>
-FUSEDRNN_INLINE T row_sum(std::int64_t width, const Term& term) {
-    using V = Vec<T>;
-    constexpr int L = V::kLanes;
-    constexpr std::int64_t kSumBlock = 64 * 4 * L;
-    V total = V::set(0);
-    for (std::int64_t i = 0; i < width;) {
-        const std::int64_t end = width - i < kSumBlock ? width : i + kSumBlock;
-        V acc[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
-        for (; i + 4 * L <= end; i += 4 * L) {
-#pragma GCC unroll 4
-            for (int k = 0; k < 4; ++k) acc[k] = acc[k] + term(i + k * L, L);
-        }
-        for (; i < end; i += L) acc[0] = acc[0] + term(i, end - i < L ? static_cast<int>(end - i) : L);
-        total = total + ((acc[0] + acc[1]) + (acc[2] + acc[3]));
-    }
-    return sum(total);
-}
-
 // body(i, n) for the vectors of the row: n = kLanes, and less for the last.
 template <class T, class Body>
 FUSEDRNN_INLINE void row_vectors(std::int64_t width, const Body& body) {
@@ -58,6 +37,63 @@ FUSEDRNN_INLINE void store_up_to(Vec<T> v, T* p, int n) {
     } else {
         v.store_n(p, n);
     }
+}
+
+// v in the first n lanes, and 0 in the others.
+template <class T>
+FUSEDRNN_INLINE Vec<T> first_lanes(Vec<T> v, int n) {
+    if (n == Vec<T>::kLanes) return v;
+    T lanes[Vec<T>::kLanes];
+    v.store(lanes);
+    return Vec<T>::load_n(lanes, n);
+}
+
+// N sums over the row: add(i, n, acc) adds to acc[0] .. acc[N - 1] terms of the elements i to i + n, and 0 in the lanes
+// past them. Four chains for each sum hide the latency of the additions; a sum for each block keeps the rounding error
+// of long rows small.
+template <class T, int N, class Add>
+FUSEDRNN_INLINE void row_sums(std::int64_t width, const Add& add, T (&sums)[N]) {
+    using V = Vec<T>;
+    constexpr int L = V::kLanes;
+    constexpr std::int64_t kSumBlock = 64 * 4 * L;
+    V total[N];
+    for (V& v : total) v = V::set(0);
+    for (std::int64_t i = 0; i < width;) {
+        const std::int64_t end = width - i < kSumBlock ? width : i + kSumBlock;
+        V acc[4][N];
+        for (auto& chain : acc) {
+            for (V& v : chain) v = V::set(0);
+        }
+        for (; i + 4 * L <= end; i += 4 * L) {
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) add(i + k * L, L, acc[k]);
+        }
+        for (; i < end; i += L) add(i, end - i < L ? static_cast<int>(end - i) : L, acc[0]);
+        for (int s = 0; s < N; ++s) {
+            total[s] = total[s] + ((acc[0][s] + acc[1][s]) + (acc[2][s] + acc[3][s]));
+        }
+    }
+    for (int s = 0; s < N; ++s) sums[s] = sum(total[s]);
+}
+
+// The sum of term(i, n) over the row.
+template <class T, class Term>
+FUSEDRNN_INLINE T row_sum(std::int64_t width, const Term& term) {
+    T sums[1];
+    row_sums<T>(width, [&](std::int64_t i, int n, Vec<T>(&acc)[1]) { acc[0] = acc[0] + term(i, n); }, sums);
+    return sums[0];
+}
+
+// The largest |term(i, n)|, terms as in row_sum; NaN is passed over.
+template <class T, class Term>
+FUSEDRNN_INLINE T row_largest(std::int64_t width, const Term& term) {
+    using V = Vec<T>;
+    V most = V::set(0);
+    row_vectors<T>(width, [&](std::int64_t i, int n) { most = max(abs(term(i, n)), most); });
+    T lanes[V::kLanes], result = 0;
+    most.store(lanes);
+    for (const T lane : lanes) result = lane > result ? lane : result;
+    return result;
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

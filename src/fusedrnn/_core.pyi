@@ -204,8 +204,13 @@ def layer_norm_backward(
     dbias: _Array | None,
 ) -> _Array: ...
 def cross_entropy(
-    logits: _Array, targets: _Int64, weight: _Array | None, ignore_index: int, label_smoothing: float
-) -> tuple[_Array, _Array, _Array]: ...
+    logits: _Array,
+    targets: _Int64,
+    weight: _Array | None,
+    ignore_index: int,
+    label_smoothing: float,
+    mean: bool,
+) -> tuple[_Array, float, _Array]: ...
 def dropout(x: _Array, p: float, seed: int, offset: int, out: _Array | None = None) -> _Array: ...
 def sgd_step(
     param: _Array,

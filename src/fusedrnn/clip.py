@@ -1,8 +1,11 @@
 """Gradient clipping."""
 
 import math
+import sys
 from collections.abc import Iterable
+from typing import Any
 
+from fusedrnn.cells import Array
 from fusedrnn.checks import check_flag, check_number
 from fusedrnn.module import Module, gather_modules
 
@@ -17,7 +20,7 @@ def clip_grad_norm(
 
     Args:
         modules: a module, or several that share nothing; one norm is taken over all of their gradients.
-        max_norm: >= 0.
+        max_norm: >= 0; math.inf changes nothing.
         norm_type: p > 0 of the p-norm; math.inf for the largest absolute value.
         error_if_nonfinite: refuse a norm that is NaN or infinite, before anything is written.
 
@@ -32,27 +35,43 @@ def clip_grad_norm(
     if p == 0.0:
         raise ValueError("norm_type: expected a number > 0, got 0.0")
     grads = [(item._backend.kernels, item.flat_grads) for item in gather_modules(modules)]
-    norms = [kernels.norm(grad, p) for kernels, grad in grads]
-    total = _combine(norms, p)
+    total = _norm(grads, p)
     if check_flag("error_if_nonfinite", error_if_nonfinite) and not math.isfinite(total):
         raise ValueError(f"gradients: expected a finite norm, got {total}")
+    if limit == math.inf:
+        return total
     factor = limit / (total + 1e-6)
     # Not `factor < 1`: a NaN norm has to reach the gradients.
-    if not factor >= 1.0:
-        for kernels, grad in grads:
-            kernels.scale_(grad, factor)
+    if factor >= 1.0:
+        return total
+    if limit > 0.0 and factor < sys.float_info.min:
+        # The factor has lost bits, or all of them; relative to gradients of about 1 it has not.
+        largest = _norm(grads, math.inf)
+        if 0.0 < largest < math.inf:
+            _scale(grads, 2.0 ** -math.frexp(largest)[1])
+            factor = limit / _norm(grads, p)
+    _scale(grads, factor)
     return total
 
 
-def _combine(norms: list[float], p: float) -> float:
-    """Return the p-norm of the values behind several p-norms."""
+def _scale(grads: list[tuple[Any, Array]], factor: float) -> None:
+    for kernels, grad in grads:
+        kernels.scale_(grad, factor)
+
+
+def _norm(grads: list[tuple[Any, Array]], p: float) -> float:
+    """Return the p-norm of several arrays, each with the kernels of its device."""
+    norms = [kernels.norm(grad, p) for kernels, grad in grads]
     if any(math.isnan(norm) for norm in norms):
         return math.nan
     largest = max(norms, default=0.0)
     if len(norms) < 2 or p == math.inf or largest in (0.0, math.inf):
         return largest
     # Relative to the largest, so that no power overflows.
-    return float(largest * math.fsum((norm / largest) ** p for norm in norms) ** (1.0 / p))
+    try:
+        return float(largest * math.fsum((norm / largest) ** p for norm in norms) ** (1.0 / p))
+    except OverflowError:
+        return math.inf
 
 
 def clip_grad_value(modules: Module | Iterable[Module], clip_value: float) -> None:

@@ -1,5 +1,6 @@
 """Losses. Each returns the loss and its gradient; there is no tape to keep."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, overload
@@ -49,13 +50,15 @@ def cross_entropy(
     Args:
         logits: (..., C), classes on the last axis, float32 or float64.
         targets: (...) of an integer dtype, each in 0..C-1 or ignore_index; best in host memory.
-        weight: (C,) weight of each class, in the dtype of the logits.
+        weight: (C,) weight of each class, finite, in the dtype of the logits; a class of weight 0 counts
+            nothing, whatever its logit is.
         ignore_index: target that contributes neither loss nor gradient.
         reduction: "mean", "sum" or "none".
         label_smoothing: s in [0, 1].
 
     Returns:
-        loss: float, or (...) with reduction="none"; the mean over no targets is NaN, with gradient 0.
+        loss: float, or (...) with reduction="none"; the mean over no targets, or over no weight, is NaN, with
+            gradient 0.
         dlogits: (..., C), the gradient of the loss, with reduction="none" of its sum.
 
     Raises:
@@ -83,18 +86,14 @@ def cross_entropy(
     rows = backend.xp.ascontiguousarray(logits).reshape(flat.size, logits.shape[-1])
     smoothing = check_number("label_smoothing", label_smoothing, 0.0, 1.0)
     ignored = check_size("ignore_index", ignore_index, -(2**63))
-    losses, weights, dlogits = backend.kernels.cross_entropy(rows, flat, weight, ignored, smoothing)
+    losses, count, dlogits = backend.kernels.cross_entropy(
+        rows, flat, weight, ignored, smoothing, reduction == "mean"
+    )
     gradient = dlogits.reshape(logits.shape)
     if reduction == "none":
-        return losses.reshape(labels.shape), gradient
-    total = float(losses.sum(dtype=np.float64))
-    if reduction == "sum":
-        return total, gradient
-    count = float(weights.sum(dtype=np.float64))
-    if count == 0.0:
-        return float("nan"), gradient
-    backend.kernels.scale_(dlogits, 1.0 / count)
-    return total / count, gradient
+        return losses.astype(logits.dtype, copy=False).reshape(labels.shape), gradient
+    total = float(losses.sum())
+    return (total if reduction == "sum" or count else float("nan")), gradient
 
 
 @overload
@@ -127,15 +126,28 @@ def mse_loss(pred: Array, target: Array, reduction: Reduction = "mean") -> tuple
         raise TypeError(f"pred: expected a float32 or float64 numpy.ndarray, got {kind}")
     refuse_mask("pred", pred)
     xp = backend.xp
-    error = xp.asarray(pred - check_array("target", target, pred.shape, pred.dtype, kind=backend.array))
+    check_array("target", target, pred.shape, pred.dtype, kind=backend.array)
+    error = xp.asarray(pred - target)
     if reduction == "none":
         return error * error, 2.0 * error
     total = float(xp.square(error, dtype=xp.float64).sum())
+    if not total < math.inf:
+        return _mse_past_the_range(pred, target, reduction, xp)
     if reduction == "sum":
         return total, 2.0 * error
     if not error.size:
         return float("nan"), error
     return total / error.size, error * (2.0 / error.size)
+
+
+def _mse_past_the_range(pred: Array, target: Array, reduction: Reduction, xp: Any) -> tuple[float, Array]:
+    """Return loss and gradient where differences or squares overflow, though the results may not."""
+    count = pred.size if reduction == "mean" else 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        # float64 holds float32's differences, and those of float64 in quarters.
+        quarter = xp.asarray(0.25 * pred.astype(xp.float64) - 0.25 * target.astype(xp.float64))
+        loss = float(xp.square(quarter * (4.0 / math.sqrt(count))).sum())
+        return loss, xp.asarray(quarter * (8.0 / count)).astype(pred.dtype)
 
 
 def _check_reduction(reduction: str) -> None:

@@ -300,11 +300,15 @@ class Adam(Optimizer):
     g = grad + weight_decay * p; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
     p = p - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
 
+    Where v overflows (float32: gradients above 1e19), `step` leaves the parameter and its moments as they
+    are, and raises ValueError after the others have taken it.
+
     Args:
         modules: a module, or several that share nothing.
         lr: learning rate >= 0.
         betas: (b1, b2), each in [0, 1).
-        eps: >= 0.
+        eps: at least sqrt(tiny / (1 - b2)), tiny being the smallest normal number of the parameters' dtype
+            (3.4e-18 for float32 by default): `step` refuses one whose square vanishes.
         weight_decay: >= 0.
 
     Raises:
