@@ -9,10 +9,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace fusedrnn {
@@ -28,6 +31,49 @@ struct Axis {
     std::int64_t size = -1;
 };
 
+// Where an array's elements are. It is read once: Python code may set an array's shape, strides and dtype at any time,
+// between two calls that use it and during one.
+class Layout {
+  public:
+    Layout() = default;
+    explicit Layout(const py::array& array)
+        : data_(array.data()),
+          ndim_(static_cast<int>(array.ndim())),
+          itemsize_(array.itemsize()),
+          flags_(array.flags()) {
+        const auto axes = static_cast<std::size_t>(ndim_);
+        if (axes > kMost) more_.resize(2 * axes);
+        py::ssize_t* const sizes = more_.empty() ? few_.data() : more_.data();
+        std::copy_n(array.shape(), axes, sizes);
+        std::copy_n(array.strides(), axes, sizes + ndim_);
+    }
+
+    const void* data() const { return data_; }
+    int ndim() const { return ndim_; }
+    py::ssize_t itemsize() const { return itemsize_; }
+    const py::ssize_t* shape() const { return more_.empty() ? few_.data() : more_.data(); }
+    const py::ssize_t* strides() const { return shape() + ndim_; }  // in bytes
+    std::int64_t size() const;
+    bool contiguous() const { return (flags_ & py::array::c_style) != 0; }
+    bool writable() const { return (flags_ & 0x0400) != 0; }  // NPY_ARRAY_WRITEABLE
+    bool aligned() const;
+    // First and one past the last byte that the elements occupy.
+    std::pair<std::intptr_t, std::intptr_t> extent() const;
+    // Whether no two elements share memory, judged by nested strides: enough for every slice of a contiguous array.
+    bool elements_are_apart() const;
+
+  private:
+    static constexpr std::size_t kMost = 4;
+
+    const void* data_ = nullptr;
+    int ndim_ = 0;
+    py::ssize_t itemsize_ = 0;
+    int flags_ = 0;
+    std::array<py::ssize_t, 2 * kMost> few_{};  // shape and strides
+    std::vector<py::ssize_t> more_;             // the same of an array with more axes
+};
+
+// An argument as it was when it was read. It keeps the memory, and does not look at the Python object again.
 class Array {
   public:
     Array() = default;  // an argument that was not given
@@ -55,21 +101,23 @@ class Array {
     bool given() const { return static_cast<bool>(array_); }
     const std::string& name() const { return name_; }
     DType dtype() const { return dtype_; }
+    // The caller's array, or the copy that was made of it: to be returned, not to be read.
     const py::array& object() const { return array_; }
     py::object object_or_none() const { return given() ? py::object(array_) : py::none(); }
-    int ndim() const { return static_cast<int>(array_.ndim()); }
-    std::int64_t size(int axis) const { return array_.shape(axis); }
-    std::int64_t size() const { return given() ? array_.size() : 0; }
+    int ndim() const { return layout_.ndim(); }
+    std::int64_t size(int axis) const { return layout_.shape()[axis]; }
+    std::int64_t size() const { return given() ? layout_.size() : 0; }
     // Bytes of the copy that made_contiguous() or made_rows() had to take; 0 where the caller's array serves.
-    std::int64_t copied_bytes() const { return copied_ ? array_.nbytes() : 0; }
+    std::int64_t copied_bytes() const { return copied_ ? size() * layout_.itemsize() : 0; }
+    std::int64_t itemsize() const { return layout_.itemsize(); }
     std::int64_t stride(int axis) const;  // in elements
-    std::vector<py::ssize_t> sizes() const;
+    std::vector<std::int64_t> sizes() const { return {layout_.shape(), layout_.shape() + layout_.ndim()}; }
     bool shares_memory(const Array& other) const;
 
     // Null where not given.
     template <class T>
     const T* data() const {
-        return given() ? static_cast<const T*>(array_.data()) : nullptr;
+        return static_cast<const T*>(layout_.data());
     }
     template <class T>
     T* mutable_data() const {
@@ -81,8 +129,10 @@ class Array {
     void require_dtype(bool matches, const char* expected, const Array* as = nullptr) const;
     std::string problem_with_rows(bool for_output) const;
     void copy();
+    py::array view() const;
 
     py::array array_ = py::reinterpret_steal<py::array>(py::handle());
+    Layout layout_;
     std::string name_;
     DType dtype_ = DType::float32;
     bool copied_ = false;
@@ -90,6 +140,8 @@ class Array {
 
 // "expected shape (4*H, H) = (512, 128), got (512, 64)".
 std::string shape_problem(const std::vector<Axis>& expected, const std::vector<std::int64_t>& sizes);
+
+py::dtype dtype_object(DType dtype);
 
 // A new C-contiguous array; ValueError where its size does not fit in 63 bits.
 py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes);

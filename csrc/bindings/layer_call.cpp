@@ -71,14 +71,17 @@ void run_beside(const Calls& calls, bool chained, int members) {
 void run_calls(const Calls& calls) {
     std::vector<CallCost> costs;
     for (const auto& call : calls) {
-        if (call->started) throw py::value_error("calls: expected calls that have not run, got one that has");
         for (const auto& other : calls) {
             if (&other != &call && other == call)
                 throw py::value_error("calls: expected different calls, got one twice");
         }
         costs.push_back(call->cost());
     }
-    for (const auto& call : calls) call->started = true;
+    for (const auto& call : calls) {
+        if (call->started.exchange(true)) {
+            throw py::value_error("calls: expected calls that have not run, got one that has");
+        }
+    }
     const bool chained = calls.size() > 1 && each_follows(calls);
     const int members = concurrent_members(costs.data(), static_cast<int>(costs.size()), chained);
     if (members > 1 && (chained || all_independent(calls))) {

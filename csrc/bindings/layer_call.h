@@ -1,6 +1,7 @@
 // A call of the kernels for one layer and direction, checked and ready to run, and how several of them share the threads.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -31,7 +32,7 @@ class LayerCall {
     // Afterwards: adds it. A team's share each.
     virtual void join(int member, int members) { static_cast<void>(member), static_cast<void>(members); }
 
-    bool started = false;
+    std::atomic<bool> started{false};
 };
 
 // A (T, B, n) array, or a table (V, n) whose row v is row(0, v).

@@ -2,7 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from fusedrnn import _core
+from fusedrnn.checks import check_flag
 
 if TYPE_CHECKING:
     from fusedrnn.backend import Backend
@@ -12,12 +15,33 @@ if TYPE_CHECKING:
 TapeT = TypeVar("TapeT", bound="Tape")
 Drop = tuple[float, int, int]
 
+_detecting = False
+
+
+def set_detect_changes(enabled: bool) -> None:
+    """Set whether `backward` looks for arrays that were written to since `forward`, to find mistakes.
+
+    A tape refers to x, y, states and resets. Where one of them holds other values when backward runs, say
+    because a buffer was filled with the next batch, the gradients are wrong. With this on, forward and backward
+    each read these arrays once more, on the CPU, and backward raises a RuntimeError that names the array,
+    before it writes anything. It is off at first.
+
+    Args:
+        enabled: for all threads, and for tapes made from now on.
+
+    Raises:
+        TypeError: enabled is not a bool.
+    """
+    global _detecting
+    _detecting = check_flag("enabled", enabled)
+    _core.set_detect_changes(_detecting)
+
 
 class Tape:
     """What one forward call keeps for backward. It may be used for backward more than once.
 
-    A tape refers to the input, the initial state and the output: do not change them before backward. The
-    parameters may change, on a GPU only where forward ran in 16 bits; the gradients are those of the forward
+    A tape refers to the input, the initial state and the output: do not write to them before backward
+    (`set_detect_changes` finds where that happens); their shapes are kept as they were. The parameters may change, on a GPU only where forward ran in 16 bits; the gradients are those of the forward
     call. The module has to be on the device where forward ran.
 
     Attributes:
@@ -32,6 +56,9 @@ class Tape:
         self._backend = owner._backend
         self.nbytes = nbytes
 
+    def _check_unchanged(self) -> None:
+        """Raise RuntimeError if an array that backward reads has changed since forward."""
+
     def _about(self) -> str:
         return ""
 
@@ -42,12 +69,20 @@ class Tape:
 class SavedTape(Tape):
     """Tape of a layer without a time loop: the arrays its backward reads and the shape of its output."""
 
-    __slots__ = ("saved", "shape")
+    __slots__ = ("_digests", "saved", "shape")
 
     def __init__(self, owner: "Module", shape: tuple[int, ...], saved: tuple[Any, ...], nbytes: int) -> None:
         super().__init__(owner, nbytes)
         self.shape = shape
         self.saved = saved
+        self._digests = _digests(saved) if _detecting else None
+
+    def _check_unchanged(self) -> None:
+        if self._digests is not None and self._digests != _digests(self.saved):
+            raise RuntimeError(
+                "tape: expected the input as it was after forward, got changed values; do not write to it "
+                "before backward, or give forward a copy"
+            )
 
     def _about(self) -> str:
         return f"shape={self.shape}, "
@@ -83,9 +118,18 @@ class RecurrentTape(Tape):
         self.layers = tuple(layers)
         self.dropout = tuple(dropout)
 
+    def _check_unchanged(self) -> None:
+        for layer in self.layers:
+            if isinstance(layer, _core.LayerTape):
+                layer.check_unchanged()
+
     def _about(self) -> str:
         first = self.layers[0]
         return f"seq_len={first.seq_len}, batch={first.batch}, layers={len(self.layers)}, "
+
+
+def _digests(saved: tuple[Any, ...]) -> list[int]:
+    return [hash(array.tobytes()) for array in saved if isinstance(array, np.ndarray)]
 
 
 def check_tape(tape: object, owner: "Module", kind: type[TapeT]) -> TapeT:
@@ -94,7 +138,8 @@ def check_tape(tape: object, owner: "Module", kind: type[TapeT]) -> TapeT:
     Raises:
         TypeError: not a tape.
         ValueError: the tape of another module.
-        RuntimeError: the module has moved to another device since.
+        RuntimeError: the module has moved to another device since, or `set_detect_changes` is on and an
+            array that backward reads has changed.
     """
     if not isinstance(tape, Tape):
         raise TypeError(f"tape: expected a Tape, got {type(tape).__name__}")
@@ -106,4 +151,6 @@ def check_tape(tape: object, owner: "Module", kind: type[TapeT]) -> TapeT:
         raise RuntimeError(
             f"tape: expected one made on {owner.device} as the parameters, got one made on {tape._backend}"
         )
+    if _detecting:
+        tape._check_unchanged()
     return tape
