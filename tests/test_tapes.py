@@ -43,10 +43,14 @@ def recurrent(kind: str, extra: bool = True, **options: Any) -> Run:
         a = arrays(rows=module.num_layers * (2 if module.bidirectional else 1))
         if module.batch_first:
             a |= {name: a[name].swapaxes(0, 1).copy() for name in ("x", "resets")}
-        state, reset = (a["h"], a["reset_h"]) if kind != "LSTM" else ((a["h"], a["c"]), (a["reset_h"], a["reset_c"]))
+        state, reset = (
+            (a["h"], a["reset_h"]) if kind != "LSTM" else ((a["h"], a["c"]), (a["reset_h"], a["reset_c"]))
+        )
         lengths = np.arange(B) + T - B
         y, _, tape = (
-            module.forward(a["x"], state, lengths, a["resets"], reset) if extra else module.forward(a["x"], state)
+            module.forward(a["x"], state, lengths, a["resets"], reset)
+            if extra
+            else module.forward(a["x"], state)
         )
         used = [] if kind != "LSTM" else ["c", "reset_c"]
         names = ["x", "h", *used[:1], *(["resets", "reset_h", *used[1:]] if extra else [])]

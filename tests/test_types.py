@@ -1,4 +1,4 @@
-"""Instances of compiled types come from their constructors alone: no other way leads to one without its object."""
+"""Instances of compiled types come from their constructors: no way leads to one without its object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ TYPES = [value for m in MODULES for value in vars(m).values() if type(value) is 
 
 
 def test_all_are_here() -> None:
-    names = "WeightCache PlainCall LayerTape Stream Quantized QuantizedStream LayerCall ForwardCall BackwardCall"
+    names = (
+        "WeightCache PlainCall LayerTape Stream Quantized QuantizedStream LayerCall ForwardCall BackwardCall"
+    )
     assert set(names.split()) <= {kind.__name__ for kind in TYPES}
 
 

@@ -33,6 +33,12 @@ std::string expected_shape_text(const std::vector<Axis>& expected) {
     return symbolic == actual ? symbolic : symbolic + " = " + actual;
 }
 
+// A NumPy array of its own on the same elements.
+py::array view_of(const py::array& array) {
+    return {array.dtype(), std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()),
+            std::vector<py::ssize_t>(array.strides(), array.strides() + array.ndim()), array.data(), array};
+}
+
 }  // namespace
 
 py::dtype dtype_object(DType dtype) {
@@ -46,17 +52,6 @@ py::dtype dtype_object(DType dtype) {
         default:
             return py::dtype::of<bool>();
     }
-}
-
-std::int64_t Layout::size() const {
-    std::int64_t product = 1;
-    for (int i = 0; i < ndim_; ++i) product *= shape()[i];
-    return product;
-}
-
-bool Layout::aligned() const {
-    const auto alignment = static_cast<std::uintptr_t>(itemsize_);
-    return size() == 0 || reinterpret_cast<std::uintptr_t>(data_) % alignment == 0;
 }
 
 std::pair<std::intptr_t, std::intptr_t> Layout::extent() const {
@@ -90,13 +85,15 @@ Array::Array(py::handle value, std::string name, Presence presence) : name_(std:
                              ", got " + type_name(value));
     }
     array_ = py::reinterpret_borrow<py::array>(value);
+    if (array_.ndim() > Layout::kMost) array_ = view_of(array_);
     layout_ = Layout(array_);
 }
 
-// True only for native byte order: a swapped dtype has the same kind and size.
-void Array::require_dtype(bool matches, const char* expected, const Array* as) const {
-    const char order = array_.dtype().byteorder();
-    if (matches && (order == '=' || order == '|')) return;
+// Native byte order only: a swapped dtype has the same kind and size.
+void Array::require_dtype(char kind, bool right_size, const char* expected, const Array* as) const {
+    const py::dtype dtype = array_.dtype();
+    const char order = dtype.byteorder();
+    if (dtype.kind() == kind && right_size && (order == '=' || order == '|')) return;
     throw py::type_error(name_ + ": expected dtype " + expected + (as == nullptr ? "" : " as " + as->name_) +
                          ", got " + dtype_name(array_));
 }
@@ -104,17 +101,15 @@ void Array::require_dtype(bool matches, const char* expected, const Array* as) c
 Array Array::floats(py::handle value, std::string name, Presence presence) {
     Array a(value, std::move(name), presence);
     if (!a.given()) return a;
-    const py::dtype dtype = a.array_.dtype();
-    a.require_dtype(dtype.kind() == 'f' && (dtype.itemsize() == 4 || dtype.itemsize() == 8),
-                    "float32 or float64");
-    a.dtype_ = dtype.itemsize() == 4 ? DType::float32 : DType::float64;
+    a.require_dtype('f', a.itemsize() == 4 || a.itemsize() == 8, "float32 or float64");
+    a.dtype_ = a.itemsize() == 4 ? DType::float32 : DType::float64;
     return a;
 }
 
 Array Array::int64(py::handle value, std::string name, Presence presence) {
     Array a(value, std::move(name), presence);
     if (!a.given()) return a;
-    a.require_dtype(a.array_.dtype().kind() == 'i' && a.array_.itemsize() == 8, "int64");
+    a.require_dtype('i', a.itemsize() == 8, "int64");
     a.dtype_ = DType::int64;
     return a;
 }
@@ -122,7 +117,7 @@ Array Array::int64(py::handle value, std::string name, Presence presence) {
 Array Array::boolean(py::handle value, std::string name, Presence presence) {
     Array a(value, std::move(name), presence);
     if (!a.given()) return a;
-    a.require_dtype(a.array_.dtype().kind() == 'b', "bool");
+    a.require_dtype('b', true, "bool");
     a.dtype_ = DType::boolean;
     return a;
 }
@@ -132,8 +127,7 @@ Array Array::like(py::handle value, std::string name, const Array& other, Presen
     a.dtype_ = other.dtype_;
     if (!a.given()) return a;
     const bool is_float32 = other.dtype_ == DType::float32;
-    a.require_dtype(a.array_.dtype().kind() == 'f' && a.array_.itemsize() == (is_float32 ? 4 : 8),
-                    is_float32 ? "float32" : "float64", &other);
+    a.require_dtype('f', a.itemsize() == (is_float32 ? 4 : 8), is_float32 ? "float32" : "float64", &other);
     return a;
 }
 
@@ -161,12 +155,10 @@ Array& Array::contiguous() {
     return *this;
 }
 
-// A NumPy array of its own on the same elements.
+// What was given, whatever became of the caller's array.
 py::array Array::view() const {
-    const auto axes = static_cast<std::size_t>(ndim());
-    return py::array(dtype_object(dtype_), std::vector<py::ssize_t>(layout_.shape(), layout_.shape() + axes),
-                     std::vector<py::ssize_t>(layout_.strides(), layout_.strides() + axes), layout_.data(),
-                     array_);
+    return {dtype_object(dtype_), std::vector<py::ssize_t>(layout_.shape(), layout_.shape() + ndim()),
+            std::vector<py::ssize_t>(layout_.strides(), layout_.strides() + ndim()), layout_.data(), array_};
 }
 
 void Array::copy() {
@@ -186,7 +178,8 @@ Array& Array::made_contiguous() {
 std::string Array::problem_with_rows(bool for_output) const {
     if (size() == 0) return "";
     const int last = ndim() - 1;
-    const py::ssize_t itemsize = layout_.itemsize(), *strides = layout_.strides();
+    const std::int64_t itemsize = layout_.itemsize();
+    const py::ssize_t* const strides = layout_.strides();
     if (!layout_.aligned()) return "misaligned data";
     for (int i = 0; i <= last; ++i) {
         if (size(i) == 1) continue;

@@ -9,8 +9,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -35,42 +33,48 @@ struct Axis {
 // between two calls that use it and during one.
 class Layout {
   public:
+    static constexpr int kMost = 3;
+
     Layout() = default;
+    // An array of more than kMost axes has to be one that nobody else can reach, and to outlive this.
     explicit Layout(const py::array& array)
         : data_(array.data()),
+          far_{array.shape(), array.strides()},
           ndim_(static_cast<int>(array.ndim())),
-          itemsize_(array.itemsize()),
+          itemsize_(static_cast<int>(array.itemsize())),
           flags_(array.flags()) {
-        const auto axes = static_cast<std::size_t>(ndim_);
-        if (axes > kMost) more_.resize(2 * axes);
-        py::ssize_t* const sizes = more_.empty() ? few_.data() : more_.data();
-        std::copy_n(array.shape(), axes, sizes);
-        std::copy_n(array.strides(), axes, sizes + ndim_);
+        if (ndim_ > kMost) return;
+        for (int i = 0; i < ndim_; ++i) {
+            near_[0][i] = far_[0][i];
+            near_[1][i] = far_[1][i];
+        }
     }
 
     const void* data() const { return data_; }
     int ndim() const { return ndim_; }
-    py::ssize_t itemsize() const { return itemsize_; }
-    const py::ssize_t* shape() const { return more_.empty() ? few_.data() : more_.data(); }
-    const py::ssize_t* strides() const { return shape() + ndim_; }  // in bytes
-    std::int64_t size() const;
+    std::int64_t itemsize() const { return itemsize_; }
+    const py::ssize_t* shape() const { return ndim_ > kMost ? far_[0] : near_[0]; }
+    const py::ssize_t* strides() const { return ndim_ > kMost ? far_[1] : near_[1]; }  // in bytes
+    std::int64_t size() const {
+        std::int64_t product = 1;
+        for (int i = 0; i < ndim_; ++i) product *= shape()[i];
+        return product;
+    }
     bool contiguous() const { return (flags_ & py::array::c_style) != 0; }
     bool writable() const { return (flags_ & 0x0400) != 0; }  // NPY_ARRAY_WRITEABLE
-    bool aligned() const;
+    bool aligned() const {
+        return size() == 0 || reinterpret_cast<std::uintptr_t>(data_) % static_cast<unsigned>(itemsize_) == 0;
+    }
     // First and one past the last byte that the elements occupy.
     std::pair<std::intptr_t, std::intptr_t> extent() const;
     // Whether no two elements share memory, judged by nested strides: enough for every slice of a contiguous array.
     bool elements_are_apart() const;
 
   private:
-    static constexpr std::size_t kMost = 4;
-
     const void* data_ = nullptr;
-    int ndim_ = 0;
-    py::ssize_t itemsize_ = 0;
-    int flags_ = 0;
-    std::array<py::ssize_t, 2 * kMost> few_{};  // shape and strides
-    std::vector<py::ssize_t> more_;             // the same of an array with more axes
+    const py::ssize_t* far_[2]{};
+    py::ssize_t near_[2][kMost]{};  // shape and strides
+    int ndim_ = 0, itemsize_ = 0, flags_ = 0;
 };
 
 // An argument as it was when it was read. It keeps the memory, and does not look at the Python object again.
@@ -126,7 +130,7 @@ class Array {
 
   private:
     Array(py::handle value, std::string name, Presence presence);
-    void require_dtype(bool matches, const char* expected, const Array* as = nullptr) const;
+    void require_dtype(char kind, bool right_size, const char* expected, const Array* as = nullptr) const;
     std::string problem_with_rows(bool for_output) const;
     void copy();
     py::array view() const;

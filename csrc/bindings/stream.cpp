@@ -183,8 +183,7 @@ class TypedStream : public Stream {
     void pack(const std::vector<WeightArrays>& arrays) {
         std::vector<std::shared_ptr<const WeightBlock<T>>> packed;
         for (const WeightArrays& w : arrays) {
-            packed.push_back(
-                pack_weights<T>(cell_, w.dims, w.template pointers<T>(), false, Identity{}));
+            packed.push_back(pack_weights<T>(cell_, w.dims, w.template pointers<T>(), false, Identity{}));
         }
         for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].weights = std::move(packed[i]);
         for (int from = 0; from < 2; ++from) {

@@ -23,7 +23,8 @@ class SingleUser {
             const std::uint64_t mine = forks_.load(std::memory_order_relaxed) << 32 | thread();
             std::uint64_t held = 0;
             if (token_.compare_exchange_strong(held, mine, std::memory_order_acquire)) return;
-            if (is_lost(held) && token_.compare_exchange_strong(held, mine, std::memory_order_acquire)) return;
+            if (is_lost(held) && token_.compare_exchange_strong(held, mine, std::memory_order_acquire))
+                return;
             throw std::runtime_error(
                 "stream: expected one use at a time, got one during another; make a stream for each thread");
         }
@@ -54,7 +55,8 @@ class SingleUser {
 
     inline static std::atomic<std::uint64_t> forks_{0};
     inline static std::atomic<std::uint32_t> survivor_{0};
-    std::atomic<std::uint64_t> token_{0};  // how many forks were before, and the number of the thread; 0: free
+    std::atomic<std::uint64_t> token_{
+        0};  // how many forks were before, and the number of the thread; 0: free
 };
 
 // (B, I), or (I,) where B is 1, of one step.

@@ -41,7 +41,8 @@ class StreamBase(Generic[StateT]):
         Raises:
             TypeError: x is not an array of the network's dtype.
             ValueError: x has another shape.
-            RuntimeError: the stream is in use, by another thread or by the call that a signal handler interrupts.
+            RuntimeError: the stream is in use, by another thread or by the call that a signal handler
+                interrupts.
         """
         return self._call(x)
 

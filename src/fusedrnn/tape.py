@@ -22,9 +22,10 @@ def set_detect_changes(enabled: bool) -> None:
     """Set whether `backward` looks for arrays that were written to since `forward`, to find mistakes.
 
     A tape refers to x, y, states and resets. Where one of them holds other values when backward runs, say
-    because a buffer was filled with the next batch, the gradients are wrong. With this on, forward and backward
-    each read these arrays once more, on the CPU, and backward raises a RuntimeError that names the array,
-    before it writes anything. It is off at first.
+    because a buffer was filled with the next batch, the gradients are wrong. With this on, forward and
+    backward each read these arrays once more, on the CPU, and backward raises a RuntimeError that names the
+    array before it writes anything. It is off at first; on, a training step takes 1 to 15% longer, most where
+    batch and sizes are small.
 
     Args:
         enabled: for all threads, and for tapes made from now on.
@@ -41,7 +42,8 @@ class Tape:
     """What one forward call keeps for backward. It may be used for backward more than once.
 
     A tape refers to the input, the initial state and the output: do not write to them before backward
-    (`set_detect_changes` finds where that happens); their shapes are kept as they were. The parameters may change, on a GPU only where forward ran in 16 bits; the gradients are those of the forward
+    (`set_detect_changes` finds where that happens). Their shapes and strides it keeps as they were. The
+    parameters may change, on a GPU only where forward ran in 16 bits; the gradients are those of the forward
     call. The module has to be on the device where forward ran.
 
     Attributes:
