@@ -33,40 +33,50 @@ std::string expected_shape_text(const std::vector<Axis>& expected) {
     return symbolic == actual ? symbolic : symbolic + " = " + actual;
 }
 
-bool is_aligned(const py::array& array) {
-    const auto alignment = static_cast<std::uintptr_t>(array.itemsize());
-    return array.size() == 0 || reinterpret_cast<std::uintptr_t>(array.data()) % alignment == 0;
+// A NumPy array of its own on the same elements.
+py::array view_of(const py::array& array) {
+    return {array.dtype(), std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()),
+            std::vector<py::ssize_t>(array.strides(), array.strides() + array.ndim()), array.data(), array};
 }
 
-bool is_contiguous(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
+}  // namespace
 
-// First and one past the last byte that the elements occupy.
-std::pair<std::intptr_t, std::intptr_t> extent(const py::array& array) {
-    auto low = reinterpret_cast<std::intptr_t>(array.data()), high = low;
-    if (array.size() == 0) return {low, low};
-    for (py::ssize_t i = 0; i < array.ndim(); ++i) {
-        const std::intptr_t reach = (array.shape(i) - 1) * array.strides(i);
+py::dtype dtype_object(DType dtype) {
+    switch (dtype) {
+        case DType::float32:
+            return py::dtype::of<float>();
+        case DType::float64:
+            return py::dtype::of<double>();
+        case DType::int64:
+            return py::dtype::of<std::int64_t>();
+        default:
+            return py::dtype::of<bool>();
+    }
+}
+
+std::pair<std::intptr_t, std::intptr_t> Layout::extent() const {
+    auto low = reinterpret_cast<std::intptr_t>(data_), high = low;
+    if (size() == 0) return {low, low};
+    for (int i = 0; i < ndim_; ++i) {
+        const std::intptr_t reach = (shape()[i] - 1) * strides()[i];
         (reach < 0 ? low : high) += reach;
     }
-    return {low, high + array.itemsize()};
+    return {low, high + itemsize_};
 }
 
-// Whether no two elements share memory, judged by nested strides: enough for every slice of a contiguous array.
-bool elements_are_apart(const py::array& array) {
+bool Layout::elements_are_apart() const {
     std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, size
-    for (py::ssize_t i = 0; i < array.ndim(); ++i) {
-        if (array.shape(i) > 1) axes.emplace_back(std::abs(array.strides(i)), array.shape(i));
+    for (int i = 0; i < ndim_; ++i) {
+        if (shape()[i] > 1) axes.emplace_back(std::abs(strides()[i]), shape()[i]);
     }
     std::sort(axes.begin(), axes.end());
-    std::int64_t reach = array.itemsize();
+    std::int64_t reach = itemsize_;
     for (const auto& [stride, size] : axes) {
         if (stride < reach) return false;
         reach += stride * (size - 1);
     }
     return true;
 }
-
-}  // namespace
 
 Array::Array(py::handle value, std::string name, Presence presence) : name_(std::move(name)) {
     if (value.is_none() && presence == kOptional) return;
@@ -80,12 +90,15 @@ Array::Array(py::handle value, std::string name, Presence presence) : name_(std:
                              ": expected an array without a mask, got a MaskedArray; see its filled()");
     }
     array_ = py::reinterpret_borrow<py::array>(value);
+    if (array_.ndim() > Layout::kMost) array_ = view_of(array_);
+    layout_ = Layout(array_);
 }
 
-// True only for native byte order: a swapped dtype has the same kind and size.
-void Array::require_dtype(bool matches, const char* expected, const Array* as) const {
-    const char order = array_.dtype().byteorder();
-    if (matches && (order == '=' || order == '|')) return;
+// Native byte order only: a swapped dtype has the same kind and size.
+void Array::require_dtype(char kind, bool right_size, const char* expected, const Array* as) const {
+    const py::dtype dtype = array_.dtype();
+    const char order = dtype.byteorder();
+    if (dtype.kind() == kind && right_size && (order == '=' || order == '|')) return;
     throw py::type_error(name_ + ": expected dtype " + expected + (as == nullptr ? "" : " as " + as->name_) +
                          ", got " + dtype_name(array_));
 }
@@ -93,17 +106,15 @@ void Array::require_dtype(bool matches, const char* expected, const Array* as) c
 Array Array::floats(py::handle value, std::string name, Presence presence) {
     Array a(value, std::move(name), presence);
     if (!a.given()) return a;
-    const py::dtype dtype = a.array_.dtype();
-    a.require_dtype(dtype.kind() == 'f' && (dtype.itemsize() == 4 || dtype.itemsize() == 8),
-                    "float32 or float64");
-    a.dtype_ = dtype.itemsize() == 4 ? DType::float32 : DType::float64;
+    a.require_dtype('f', a.itemsize() == 4 || a.itemsize() == 8, "float32 or float64");
+    a.dtype_ = a.itemsize() == 4 ? DType::float32 : DType::float64;
     return a;
 }
 
 Array Array::int64(py::handle value, std::string name, Presence presence) {
     Array a(value, std::move(name), presence);
     if (!a.given()) return a;
-    a.require_dtype(a.array_.dtype().kind() == 'i' && a.array_.itemsize() == 8, "int64");
+    a.require_dtype('i', a.itemsize() == 8, "int64");
     a.dtype_ = DType::int64;
     return a;
 }
@@ -111,7 +122,7 @@ Array Array::int64(py::handle value, std::string name, Presence presence) {
 Array Array::boolean(py::handle value, std::string name, Presence presence) {
     Array a(value, std::move(name), presence);
     if (!a.given()) return a;
-    a.require_dtype(a.array_.dtype().kind() == 'b', "bool");
+    a.require_dtype('b', true, "bool");
     a.dtype_ = DType::boolean;
     return a;
 }
@@ -121,59 +132,66 @@ Array Array::like(py::handle value, std::string name, const Array& other, Presen
     a.dtype_ = other.dtype_;
     if (!a.given()) return a;
     const bool is_float32 = other.dtype_ == DType::float32;
-    a.require_dtype(a.array_.dtype().kind() == 'f' && a.array_.itemsize() == (is_float32 ? 4 : 8),
-                    is_float32 ? "float32" : "float64", &other);
+    a.require_dtype('f', a.itemsize() == (is_float32 ? 4 : 8), is_float32 ? "float32" : "float64", &other);
     return a;
 }
 
 Array& Array::shape(const std::vector<Axis>& expected) {
     if (!given()) return *this;
-    bool same = static_cast<std::size_t>(array_.ndim()) == expected.size();
-    for (std::size_t i = 0; same && i < expected.size(); ++i) {
-        const auto axis = static_cast<py::ssize_t>(i);
-        same = expected[i].size < 0 || expected[i].size == array_.shape(axis);
+    bool same = static_cast<std::size_t>(ndim()) == expected.size();
+    for (int i = 0; same && i < ndim(); ++i) {
+        const std::int64_t wanted = expected[static_cast<std::size_t>(i)].size;
+        same = wanted < 0 || wanted == size(i);
     }
     if (same) return *this;
-    throw py::value_error(name_ + ": " +
-                          shape_problem(expected, {array_.shape(), array_.shape() + array_.ndim()}));
+    throw py::value_error(name_ + ": " + shape_problem(expected, sizes()));
 }
 
 Array& Array::contiguous() {
     if (!given()) return *this;
-    if (!is_contiguous(array_)) {
+    if (!layout_.contiguous()) {
         throw py::value_error(name_ + ": expected a C-contiguous array, got strides " +
-                              std::string(py::str(array_.attr("strides"))));
+                              std::string(py::str(view().attr("strides"))));
     }
-    if (!is_aligned(array_)) {
-        throw py::value_error(name_ + ": expected data aligned to its " + std::to_string(array_.itemsize()) +
+    if (!layout_.aligned()) {
+        throw py::value_error(name_ + ": expected data aligned to its " + std::to_string(layout_.itemsize()) +
                               "-byte elements, got a misaligned array");
     }
     return *this;
 }
 
+// What was given, whatever became of the caller's array.
+py::array Array::view() const {
+    return {dtype_object(dtype_), std::vector<py::ssize_t>(layout_.shape(), layout_.shape() + ndim()),
+            std::vector<py::ssize_t>(layout_.strides(), layout_.strides() + ndim()), layout_.data(), array_};
+}
+
 void Array::copy() {
     constexpr int kAligned = 0x0100;  // NPY_ARRAY_ALIGNED
-    py::array made = py::array::ensure(array_, py::array::c_style | kAligned);
+    py::array made = py::array::ensure(view(), py::array::c_style | kAligned);
     if (!made) throw std::bad_alloc();
     array_ = std::move(made);
+    layout_ = Layout(array_);
     copied_ = true;
 }
 
 Array& Array::made_contiguous() {
-    if (given() && !(is_contiguous(array_) && is_aligned(array_))) copy();
+    if (given() && !(layout_.contiguous() && layout_.aligned())) copy();
     return *this;
 }
 
 std::string Array::problem_with_rows(bool for_output) const {
-    if (array_.size() == 0) return "";
-    const py::ssize_t last = array_.ndim() - 1, itemsize = array_.itemsize();
-    if (!is_aligned(array_)) return "misaligned data";
-    for (py::ssize_t i = 0; i <= last; ++i) {
-        if (array_.shape(i) == 1) continue;
-        if (i == last && array_.strides(i) != itemsize) return "another stride";
-        if (array_.strides(i) % itemsize != 0) return "strides that split elements";
+    if (size() == 0) return "";
+    const int last = ndim() - 1;
+    const std::int64_t itemsize = layout_.itemsize();
+    const py::ssize_t* const strides = layout_.strides();
+    if (!layout_.aligned()) return "misaligned data";
+    for (int i = 0; i <= last; ++i) {
+        if (size(i) == 1) continue;
+        if (i == last && strides[i] != itemsize) return "another stride";
+        if (strides[i] % itemsize != 0) return "strides that split elements";
     }
-    return for_output && !elements_are_apart(array_) ? "elements that share memory" : "";
+    return for_output && !layout_.elements_are_apart() ? "elements that share memory" : "";
 }
 
 Array& Array::made_rows() {
@@ -183,7 +201,7 @@ Array& Array::made_rows() {
 
 Array& Array::writable_rows() {
     if (!given()) return *this;
-    if (!array_.writeable())
+    if (!layout_.writable())
         throw py::value_error(name_ + ": expected a writable array, got a read-only one");
     const std::string problem = problem_with_rows(true);
     if (problem.empty()) return *this;
@@ -192,19 +210,19 @@ Array& Array::writable_rows() {
 
 Array& Array::writable() {
     if (!given()) return *this;
-    if (!array_.writeable())
+    if (!layout_.writable())
         throw py::value_error(name_ + ": expected a writable array, got a read-only one");
     return contiguous();
 }
 
 bool Array::shares_memory(const Array& other) const {
     if (!given() || !other.given()) return false;
-    const auto [low, high] = extent(array_);
-    const auto [other_low, other_high] = extent(other.array_);
+    const auto [low, high] = layout_.extent();
+    const auto [other_low, other_high] = other.layout_.extent();
     if (low >= other_high || other_low >= high) return false;
-    if (is_contiguous(array_) && is_contiguous(other.array_)) return true;
+    if (layout_.contiguous() && other.layout_.contiguous()) return true;
     // Interleaved slices of one array: NumPy solves this exactly.
-    return py::module_::import("numpy").attr("shares_memory")(array_, other.array_).cast<bool>();
+    return py::module_::import("numpy").attr("shares_memory")(view(), other.view()).cast<bool>();
 }
 
 Array& Array::apart_from(const Array& other) {
@@ -214,10 +232,8 @@ Array& Array::apart_from(const Array& other) {
 
 std::int64_t Array::stride(int axis) const {
     // NumPy gives axes of one element any stride.
-    return array_.shape(axis) <= 1 || array_.size() == 0 ? 0 : array_.strides(axis) / array_.itemsize();
+    return size(axis) <= 1 || size() == 0 ? 0 : layout_.strides()[axis] / layout_.itemsize();
 }
-
-std::vector<py::ssize_t> Array::sizes() const { return {array_.shape(), array_.shape() + array_.ndim()}; }
 
 std::string shape_problem(const std::vector<Axis>& expected, const std::vector<std::int64_t>& sizes) {
     std::vector<std::string> got;
@@ -226,7 +242,7 @@ std::string shape_problem(const std::vector<Axis>& expected, const std::vector<s
 }
 
 py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes) {
-    const py::dtype type = dtype == DType::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
+    const py::dtype type = dtype_object(dtype);
     std::int64_t bytes = type.itemsize();
     for (const std::int64_t size : sizes) bytes = checked_product({bytes, std::max<std::int64_t>(size, 1)});
     return py::array(type, std::vector<py::ssize_t>(sizes.begin(), sizes.end()));

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace fusedrnn {
@@ -33,6 +34,55 @@ inline bool is_plain_array(py::handle value) {
     return Py_TYPE(value.ptr()) == py::detail::npy_api::get().PyArray_Type_;
 }
 
+// Where an array's elements are. It is read once: Python code may set an array's shape, strides and dtype at any time,
+// between two calls that use it and during one.
+class Layout {
+  public:
+    static constexpr int kMost = 3;
+
+    Layout() = default;
+    // An array of more than kMost axes has to be one that nobody else can reach, and to outlive this.
+    explicit Layout(const py::array& array)
+        : data_(array.data()),
+          far_{array.shape(), array.strides()},
+          ndim_(static_cast<int>(array.ndim())),
+          itemsize_(static_cast<int>(array.itemsize())),
+          flags_(array.flags()) {
+        if (ndim_ > kMost) return;
+        for (int i = 0; i < ndim_; ++i) {
+            near_[0][i] = far_[0][i];
+            near_[1][i] = far_[1][i];
+        }
+    }
+
+    const void* data() const { return data_; }
+    int ndim() const { return ndim_; }
+    std::int64_t itemsize() const { return itemsize_; }
+    const py::ssize_t* shape() const { return ndim_ > kMost ? far_[0] : near_[0]; }
+    const py::ssize_t* strides() const { return ndim_ > kMost ? far_[1] : near_[1]; }  // in bytes
+    std::int64_t size() const {
+        std::int64_t product = 1;
+        for (int i = 0; i < ndim_; ++i) product *= shape()[i];
+        return product;
+    }
+    bool contiguous() const { return (flags_ & py::array::c_style) != 0; }
+    bool writable() const { return (flags_ & 0x0400) != 0; }  // NPY_ARRAY_WRITEABLE
+    bool aligned() const {
+        return size() == 0 || reinterpret_cast<std::uintptr_t>(data_) % static_cast<unsigned>(itemsize_) == 0;
+    }
+    // First and one past the last byte that the elements occupy.
+    std::pair<std::intptr_t, std::intptr_t> extent() const;
+    // Whether no two elements share memory, judged by nested strides: enough for every slice of a contiguous array.
+    bool elements_are_apart() const;
+
+  private:
+    const void* data_ = nullptr;
+    const py::ssize_t* far_[2]{};
+    py::ssize_t near_[2][kMost]{};  // shape and strides
+    int ndim_ = 0, itemsize_ = 0, flags_ = 0;
+};
+
+// An argument as it was when it was read. It keeps the memory, and does not look at the Python object again.
 class Array {
   public:
     Array() = default;  // an argument that was not given
@@ -60,21 +110,23 @@ class Array {
     bool given() const { return static_cast<bool>(array_); }
     const std::string& name() const { return name_; }
     DType dtype() const { return dtype_; }
+    // The caller's array, or the copy that was made of it: to be returned, not to be read.
     const py::array& object() const { return array_; }
     py::object object_or_none() const { return given() ? py::object(array_) : py::none(); }
-    int ndim() const { return static_cast<int>(array_.ndim()); }
-    std::int64_t size(int axis) const { return array_.shape(axis); }
-    std::int64_t size() const { return given() ? array_.size() : 0; }
+    int ndim() const { return layout_.ndim(); }
+    std::int64_t size(int axis) const { return layout_.shape()[axis]; }
+    std::int64_t size() const { return given() ? layout_.size() : 0; }
     // Bytes of the copy that made_contiguous() or made_rows() had to take; 0 where the caller's array serves.
-    std::int64_t copied_bytes() const { return copied_ ? array_.nbytes() : 0; }
+    std::int64_t copied_bytes() const { return copied_ ? size() * layout_.itemsize() : 0; }
+    std::int64_t itemsize() const { return layout_.itemsize(); }
     std::int64_t stride(int axis) const;  // in elements
-    std::vector<py::ssize_t> sizes() const;
+    std::vector<std::int64_t> sizes() const { return {layout_.shape(), layout_.shape() + layout_.ndim()}; }
     bool shares_memory(const Array& other) const;
 
     // Null where not given.
     template <class T>
     const T* data() const {
-        return given() ? static_cast<const T*>(array_.data()) : nullptr;
+        return static_cast<const T*>(layout_.data());
     }
     template <class T>
     T* mutable_data() const {
@@ -83,11 +135,13 @@ class Array {
 
   private:
     Array(py::handle value, std::string name, Presence presence);
-    void require_dtype(bool matches, const char* expected, const Array* as = nullptr) const;
+    void require_dtype(char kind, bool right_size, const char* expected, const Array* as = nullptr) const;
     std::string problem_with_rows(bool for_output) const;
     void copy();
+    py::array view() const;
 
     py::array array_ = py::reinterpret_steal<py::array>(py::handle());
+    Layout layout_;
     std::string name_;
     DType dtype_ = DType::float32;
     bool copied_ = false;
@@ -95,6 +149,8 @@ class Array {
 
 // "expected shape (4*H, H) = (512, 128), got (512, 64)".
 std::string shape_problem(const std::vector<Axis>& expected, const std::vector<std::int64_t>& sizes);
+
+py::dtype dtype_object(DType dtype);
 
 // A new C-contiguous array; ValueError where its size does not fit in 63 bits.
 py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes);

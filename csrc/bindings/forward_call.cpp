@@ -127,6 +127,7 @@ class TypedForwardCall final : public ForwardCall {
     }
 
     py::tuple result() const override {
+        if (tape_ != nullptr) tape_->remember();
         py::tuple final(kernels().traits.states);
         for (std::size_t k = 0; k < final.size(); ++k) final[k] = final_[k].object();
         return py::make_tuple(y_.object(), std::move(final),
@@ -169,7 +170,7 @@ bool ForwardCall::follows(const LayerCall& call) const {
     const auto* before = dynamic_cast<const ForwardCall*>(&call);
     if (before == nullptr || timetable_->reverse() || before->timetable_->reverse()) return false;
     const Array &x = in_.x, &y = before->y_;
-    return in_.index == nullptr && x.dtype() == y.dtype() && x.object().data() == y.object().data() &&
+    return in_.index == nullptr && x.dtype() == y.dtype() && x.data<void>() == y.data<void>() &&
            x.sizes() == y.sizes() && x.stride(0) == y.stride(0) && x.stride(1) == y.stride(1);
 }
 

@@ -17,7 +17,7 @@
 namespace fusedrnn {
 namespace {
 
-py::array new_like(const Array& x) { return py::array(x.object().dtype(), x.sizes()); }
+py::array new_like(const Array& x) { return new_array(x.dtype(), x.sizes()); }
 
 template <class T>
 T* data_of(py::array& array) {

@@ -2,6 +2,7 @@
 #include <exception>
 
 #include "bindings/bindings.h"
+#include "bindings/seal.h"
 
 PYBIND11_MODULE(core, m, pybind11::mod_gil_not_used()) {
     m.doc() = "Kernels of fusedrnn and the checks of their arguments.";
@@ -16,6 +17,7 @@ PYBIND11_MODULE(core, m, pybind11::mod_gil_not_used()) {
     fusedrnn::bind_layers(m);
     fusedrnn::bind_optim(m);
     fusedrnn::bind_limits(m);
+    fusedrnn::seal_types(m);
 }
 
 // pybind11 would report an error of the configuration as ImportError: it is checked before pybind11 begins.

@@ -25,7 +25,7 @@ class PlainCall {
             throw py::value_error(array->name() + ": expected a C-contiguous array, got another layout");
         }
         dtype_ = like.dtype();
-        dtype_object_ = like.object().dtype();
+        dtype_object_ = dtype_object(dtype_);
     }
 
     // (y, final state, tape or None), or None for arguments that only the general call takes or refuses.
@@ -51,15 +51,8 @@ class PlainCall {
         problem.schedule = timetable->view(nullptr);
         py::array y = new_array(dtype_, {d.T, d.B, d.P});
         problem.y = {static_cast<T*>(y.mutable_data()), d.B * d.P, d.P};
-        py::tuple final(states);
-        for (int k = 0; k < states; ++k) {
-            py::array array = new_array(dtype_, {1, d.B, state_width(d, k)});
-            problem.final[k] = static_cast<T*>(array.mutable_data());
-            final[k] = std::move(array);
-        }
-        problem.backwards = cache_->backwards(d.T);
         std::shared_ptr<TypedTape<T>> tape;
-        if (save) {
+        if (save) {  // before anything that may run Python code, which could change the arrays
             tape = make_tape<T>(cell_, dtype_, timetable, weights_.pointers<T>(), recompute, problem);
             tape->arrays.x = Array::like(x, "x", weights_.w_ih);
             tape->arrays.y = Array::like(y, "y", weights_.w_ih);
@@ -68,6 +61,13 @@ class PlainCall {
                 tape->arrays.initial[k] = Array::like(part, "state", weights_.w_ih);
             }
         }
+        py::tuple final(states);
+        for (int k = 0; k < states; ++k) {
+            py::array array = new_array(dtype_, {1, d.B, state_width(d, k)});
+            problem.final[k] = static_cast<T*>(array.mutable_data());
+            final[k] = std::move(array);
+        }
+        problem.backwards = cache_->backwards(d.T);
         Team team(recurrent_threads(d, kernels.traits.gates, false));
         const AlignedBuffer workspace(kernels.forward_workspace(d, team.size()));
         std::shared_ptr<const WeightBlock<T>> weights;
@@ -77,7 +77,10 @@ class PlainCall {
             problem.weights = weights->packed;
             kernels.forward(problem, team, workspace.data());
         });
-        if (save) tape->weights = weights;
+        if (save) {
+            tape->weights = weights;
+            tape->remember();
+        }
         return py::make_tuple(std::move(y), states == 1 ? py::object(final[0]) : py::object(final),
                               save ? py::cast(std::static_pointer_cast<LayerTape>(tape)) : py::none());
     }

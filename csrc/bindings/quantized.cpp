@@ -4,6 +4,7 @@
 #include "bindings/bindings.h"
 #include "bindings/recurrent.h"
 #include "bindings/run.h"
+#include "bindings/stream.h"
 
 namespace fusedrnn {
 namespace {
@@ -251,28 +252,14 @@ class QuantizedStream {
             bytes = std::max(bytes, net_->kernels().workspace(dims));
         }
         workspace_ = AlignedBuffer(bytes);
-        y_ = new_array(DType::float32, {batch_, net_->dims().P});
-        std::memset(y_.mutable_data(), 0, static_cast<std::size_t>(y_.nbytes()));
-        if (batch_ == 1) y_row_ = y_.attr("__getitem__")(0);
+        output_ = StepOutput(DType::float32, batch_, net_->dims().P);
     }
 
     py::object call(py::handle x) {
+        const SingleUser::Use use(user_);
         const std::int64_t inputs = net_->dims().I;
-        bool single = false;
-        const float* data = direct_input(x, single);
-        Array checked;
-        if (data == nullptr) {
-            checked = Array::like(x, "x", reference_);
-            single = batch_ == 1 && checked.ndim() == 1;
-            if (single) {
-                checked.shape({{"I", inputs}});
-            } else {
-                checked.shape({{"B", batch_}, {"I", inputs}});
-            }
-            checked.made_contiguous();
-            data = checked.data<float>();
-        }
-        layers_.front().problem[parity_].x = {data, batch_ * inputs, inputs};
+        const StepInput<float> input(x, reference_, output_.dtype(), batch_, inputs);
+        layers_.front().problem[parity_].x = {input.data(), batch_ * inputs, inputs};
         const QuantizedKernels& kernels = net_->kernels();
         Team team(1);
         run_released(team, [&] {
@@ -282,12 +269,11 @@ class QuantizedStream {
             }
         });
         parity_ ^= 1;
-        std::memcpy(y_.mutable_data(), layers_.back().state[parity_][0].data(),
-                    static_cast<std::size_t>(y_.nbytes()));
-        return single ? y_row_ : y_;
+        return output_.set(layers_.back().state[parity_][0].data(), input.single());
     }
 
-    py::tuple get_state() const {
+    py::tuple get_state() {
+        const SingleUser::Use use(user_);
         py::tuple all(net_->traits().states);
         for (int k = 0; k < net_->traits().states; ++k) {
             py::array copy = new_array(DType::float32, {net_->rows(), batch_, state_width(net_->dims(), k)});
@@ -304,6 +290,7 @@ class QuantizedStream {
 
     void set_state(py::handle state) {
         const States given = States::read(state, "state", *net_, batch_, false);
+        const SingleUser::Use use(user_);
         for (std::size_t i = 0; i < layers_.size(); ++i) {
             for (int k = 0; k < net_->traits().states; ++k) {
                 const AlignedBuffer& to = layers_[i].state[parity_][k];
@@ -321,7 +308,9 @@ class QuantizedStream {
         if (rows.is_none()) return set_state(py::none());
         Array array = Array::int64(rows, "rows");
         array.shape({{"n"}}).made_contiguous();
-        for (const std::int64_t b : checked_indices(array, batch_, "B")) {
+        const std::vector<std::int64_t> chosen = checked_indices(array, batch_, "B");
+        const SingleUser::Use use(user_);
+        for (const std::int64_t b : chosen) {
             for (Layer& layer : layers_) {
                 for (int k = 0; k < net_->traits().states; ++k) {
                     const std::int64_t width = state_width(net_->dims(), k);
@@ -349,25 +338,13 @@ class QuantizedStream {
         return batch_size;
     }
 
-    // The data of the usual input, without the general checks; null for anything that needs them.
-    const float* direct_input(py::handle x, bool& single) const {
-        if (!is_plain_array(x)) return nullptr;
-        const auto& a = reinterpret_cast<const py::array&>(x);
-        constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
-        if (!a.dtype().equal(y_.dtype()) || (a.flags() & kPlain) != kPlain) return nullptr;
-        const std::int64_t inputs = net_->dims().I;
-        single = a.ndim() == 1 && batch_ == 1 && a.shape(0) == inputs;
-        if (!single && !(a.ndim() == 2 && a.shape(0) == batch_ && a.shape(1) == inputs)) return nullptr;
-        return static_cast<const float*>(a.data());
-    }
-
     std::shared_ptr<const Quantized> net_;
     std::int64_t batch_;
     Timetable timetable_;
     std::vector<Layer> layers_;
     AlignedBuffer workspace_;
-    py::array y_;
-    py::object y_row_;
+    StepOutput output_;
+    SingleUser user_;
     Array reference_ = float32_reference();
     int parity_ = 0;
 };

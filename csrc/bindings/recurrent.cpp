@@ -130,7 +130,11 @@ void bind_recurrent(py::module_& m) {
         .def(py::init<>())
         .def_property_readonly("nbytes", &WeightCache::nbytes);
 
+    m.def(
+        "set_detect_changes", [](py::handle enabled) { set_detect_changes(flag(enabled, "enabled")); },
+        py::arg("enabled"));
     py::class_<LayerTape, std::shared_ptr<LayerTape>>(m, "LayerTape")
+        .def("check_unchanged", &LayerTape::check_unchanged)
         .def_property_readonly("nbytes", &LayerTape::nbytes)
         .def_property_readonly("seq_len", [](const LayerTape& t) { return t.dims.T; })
         .def_property_readonly("batch", [](const LayerTape& t) { return t.dims.B; })
@@ -139,7 +143,7 @@ void bind_recurrent(py::module_& m) {
         .def_property_readonly("proj_size",
                                [](const LayerTape& t) { return t.dims.projected ? t.dims.P : 0; })
         .def_property_readonly("cell", [](const LayerTape& t) { return traits_of(t.cell).name; })
-        .def_property_readonly("dtype", [](const LayerTape& t) { return t.arrays.x.object().dtype(); })
+        .def_property_readonly("dtype", [](const LayerTape& t) { return dtype_object(t.dtype); })
         .def_property_readonly("reverse", [](const LayerTape& t) { return t.timetable->reverse(); });
 
     bind_calls(m);

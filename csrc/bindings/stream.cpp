@@ -1,4 +1,6 @@
 // One step at a time: everything a step needs is prepared when the stream is made, so that a call allocates nothing.
+#include "bindings/stream.h"
+
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
@@ -14,7 +16,7 @@ class Stream {
     static std::shared_ptr<Stream> make(const std::string& cell, py::handle layers, std::int64_t batch_size);
     virtual ~Stream() = default;
     virtual py::object call(py::handle x) = 0;
-    virtual py::list get_state() const = 0;
+    virtual py::list get_state() = 0;
     virtual void set_state(py::handle state) = 0;
     virtual void reset(py::handle rows) = 0;
     virtual void refresh(py::handle layers) = 0;
@@ -28,6 +30,7 @@ class TypedStream : public Stream {
           kernels_(kernel_table<T>().cells[cell]),
           batch_(batch),
           dtype_(dtype),
+          reference_(Array::floats(new_array(dtype, {0}), "the weights")),
           timetable_(1, batch, nullptr, false) {
         for (const WeightArrays& w : layers) {
             Layer layer;
@@ -51,43 +54,26 @@ class TypedStream : public Stream {
                 bytes = std::max(bytes, kernels_.forward_workspace(layer.dims, n));
         }
         workspace_ = AlignedBuffer(bytes);
+        output_ = StepOutput(dtype, batch, layers_.back().dims.P);
         pack(layers);
-        const Dims& last = layers_.back().dims;
-        y_ = new_array(dtype, {batch, last.P});
-        std::memset(y_.mutable_data(), 0, static_cast<std::size_t>(y_.nbytes()));
-        if (batch == 1) y_row_ = y_.attr("__getitem__")(0);
-        prepare();
     }
 
     py::object call(py::handle x) override {
-        const std::int64_t inputs = layers_.front().dims.I;
-        bool single = false;
-        const T* data = direct_input(x, single);
-        Array checked;
-        if (data == nullptr) {
-            checked = Array::like(x, "x", reference_);
-            single = batch_ == 1 && checked.ndim() == 1;
-            if (single) {
-                checked.shape({{"I", inputs}});
-            } else {
-                checked.shape({{"B", batch_}, {"I", inputs}});
-            }
-            checked.made_contiguous();
-            data = checked.data<T>();
-        }
+        const SingleUser::Use use(user_);
         Layer& first = layers_.front();
-        first.problem[parity_].x = {data, batch_ * inputs, inputs};
+        const std::int64_t inputs = first.dims.I;
+        const StepInput<T> input(x, reference_, output_.dtype(), batch_, inputs);
+        first.problem[parity_].x = {input.data(), batch_ * inputs, inputs};
         Team team(threads_);
         run_released(team, [&] {
             for (Layer& layer : layers_) kernels_.forward(layer.problem[parity_], team, workspace_.data());
         });
         parity_ ^= 1;
-        const Layer& last = layers_.back();
-        std::memcpy(y_.mutable_data(), last.state[parity_][0].data(), static_cast<std::size_t>(y_.nbytes()));
-        return single ? y_row_ : y_;
+        return output_.set(layers_.back().state[parity_][0].data(), input.single());
     }
 
-    py::list get_state() const override {
+    py::list get_state() override {
+        const SingleUser::Use use(user_);
         py::list all;
         for (const Layer& layer : layers_) {
             py::tuple states(kernels_.traits.states);
@@ -113,6 +99,7 @@ class TypedStream : public Stream {
                     read_state(item_of(one, "state", states, k), "state", k, layers_[i].dims, reference_));
             }
         }
+        const SingleUser::Use use(user_);
         for (std::size_t i = 0; i < layers_.size(); ++i) {
             for (int k = 0; k < states; ++k) {
                 const Array& from = given[i * static_cast<std::size_t>(states) + static_cast<std::size_t>(k)];
@@ -135,6 +122,7 @@ class TypedStream : public Stream {
             array.shape({{"n"}}).made_contiguous();
             chosen = checked_indices(array, batch_, "B");
         }
+        const SingleUser::Use use(user_);
         for (Layer& layer : layers_) {
             for (int k = 0; k < kernels_.traits.states; ++k) {
                 const std::int64_t width = state_width(layer.dims, k);
@@ -152,8 +140,8 @@ class TypedStream : public Stream {
             if (!same)
                 throw py::value_error("layers: expected the sizes that the stream was made with, got others");
         }
+        const SingleUser::Use use(user_);
         pack(read);
-        prepare();
     }
 
     // The checked weights of stacked layers: each layer's input is the output of the one below.
@@ -191,6 +179,7 @@ class TypedStream : public Stream {
         ForwardProblem<T> problem[2];        // from state[i] to state[1 - i]
     };
 
+    // Changes nothing where memory runs out: the problems point into the weights.
     void pack(const std::vector<WeightArrays>& arrays) {
         std::vector<std::shared_ptr<const WeightBlock<T>>> packed;
         Team team(1);
@@ -201,10 +190,6 @@ class TypedStream : public Stream {
             }
         });
         for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].weights = std::move(packed[i]);
-        reference_ = Array::floats(new_array(dtype_, {0}), "the weights");
-    }
-
-    void prepare() {
         for (int from = 0; from < 2; ++from) {
             const int to = 1 - from;
             for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -225,30 +210,17 @@ class TypedStream : public Stream {
         }
     }
 
-    // The data of the usual input, without the general checks; null for anything that needs them.
-    const T* direct_input(py::handle x, bool& single) const {
-        if (!is_plain_array(x)) return nullptr;
-        const auto& a = reinterpret_cast<const py::array&>(x);
-        const std::int64_t inputs = layers_.front().dims.I;
-        const py::dtype dtype = a.dtype();
-        constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
-        if (!dtype.equal(y_.dtype()) || (a.flags() & kPlain) != kPlain) return nullptr;
-        single = a.ndim() == 1 && batch_ == 1 && a.shape(0) == inputs;
-        if (!single && !(a.ndim() == 2 && a.shape(0) == batch_ && a.shape(1) == inputs)) return nullptr;
-        return static_cast<const T*>(a.data());
-    }
-
     int cell_;
     const RecurrentKernels<T>& kernels_;
     std::int64_t batch_;
     DType dtype_;
+    Array reference_;
     Timetable timetable_;
     int threads_ = 1;
     std::vector<Layer> layers_;
     AlignedBuffer workspace_;
-    py::array y_;
-    py::object y_row_;
-    Array reference_;
+    StepOutput output_;
+    SingleUser user_;
     int parity_ = 0;
 };
 

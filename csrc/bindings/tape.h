@@ -11,6 +11,9 @@
 
 namespace fusedrnn {
 
+// Whether tapes made from now on remember what their arrays hold.
+void set_detect_changes(bool enabled);
+
 // The arrays of a call that forward and backward read. The tape keeps them alive; it does not copy them.
 struct CallArrays {
     Array x, y, resets;
@@ -35,6 +38,11 @@ struct LayerTape {
         return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes() + copies;
     }
 
+    // After forward, where changes are to be detected.
+    void remember();
+    // RuntimeError if an array that backward reads has changed since then.
+    void check_unchanged() const;
+
     int cell;
     Dims dims;
     DType dtype;
@@ -42,6 +50,9 @@ struct LayerTape {
     CallArrays arrays;
     bool has_bias_ih = false, has_bias_hh = false;
     AlignedBuffer saved, states, hidden;
+
+  private:
+    std::vector<Digest> digests_;
 };
 
 template <class T>

@@ -1,4 +1,5 @@
 // The compiled module of the GPU part: a table of contents.
+#include "bindings/seal.h"
 #include "cuda/bindings/bindings.h"
 
 PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
@@ -14,4 +15,5 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
 #ifdef FUSEDRNN_CUDA_EMULATOR
     fusedrnn::cuda::bind_emulator(m);
 #endif
+    fusedrnn::seal_types(m);
 }

@@ -22,7 +22,7 @@ from fusedrnn.recurrent import GRU, LSTM, RNN
 from fusedrnn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.sequences import pad, unpad
 from fusedrnn.stream import Stream
-from fusedrnn.tape import Tape
+from fusedrnn.tape import Tape, set_detect_changes
 
 __all__ = [
     "CELLS",
@@ -56,6 +56,7 @@ __all__ = [
     "mse_loss",
     "optim",
     "pad",
+    "set_detect_changes",
     "set_num_threads",
     "show_config",
     "unpad",

@@ -1,6 +1,6 @@
 """Types of the compiled module. It checks every argument; see csrc/bindings for what each call refuses."""
 
-from typing import Any, TypeAlias, TypedDict, overload
+from typing import Any, TypeAlias, TypedDict, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ class _CellConstants(TypedDict):
 __version__: str
 cells: dict[str, _CellConstants]
 
+@final
 class WeightCache:
     """Packed weights of one layer and direction, refreshed when the arrays change. Thread-safe."""
 
@@ -32,15 +33,18 @@ class WeightCache:
     @property
     def nbytes(self) -> int: ...
 
+@final
 class PlainCall:
     def __init__(self, cell: str, params: _Params, cache: WeightCache) -> None: ...
     def __call__(
         self, x: Any, state: Any, version: int | None, save: bool, recompute: bool
     ) -> tuple[_Array, Any, LayerTape | None] | None: ...
 
+@final
 class LayerTape:
     """What backward of one layer and direction needs. `nbytes` leaves out x, y, weights and states."""
 
+    def check_unchanged(self) -> None: ...
     @property
     def nbytes(self) -> int: ...
     @property
@@ -60,6 +64,7 @@ class LayerTape:
     @property
     def reverse(self) -> bool: ...
 
+@final
 class Stream:
     """One step at a time with the weights packed once and the state kept inside."""
 
@@ -70,6 +75,7 @@ class Stream:
     def reset(self, rows: _Int64 | None = None) -> None: ...
     def refresh(self, layers: list[_Params]) -> None: ...
 
+@final
 class Quantized:
     """Layers of one or two directions with weights in "bf16" or "int8", for inference. Never changes."""
 
@@ -88,6 +94,7 @@ class Quantized:
     @property
     def nbytes(self) -> int: ...
 
+@final
 class QuantizedStream:
     """One step at a time of a `Quantized` of one direction, with the state kept inside."""
 
@@ -100,6 +107,7 @@ class QuantizedStream:
 class LayerCall:
     """A call of the kernels for one layer and direction, checked and ready to run once."""
 
+@final
 class ForwardCall(LayerCall):
     """The call `forward`."""
 
@@ -123,6 +131,7 @@ class ForwardCall(LayerCall):
         state_out: _State | None = None,
     ) -> None: ...
 
+@final
 class BackwardCall(LayerCall):
     """The call `backward`."""
 
@@ -180,6 +189,7 @@ def run_calls(calls: list[ForwardCall]) -> list[tuple[_Array, _State, LayerTape 
 def run_calls(calls: list[BackwardCall]) -> list[tuple[_Array | None, _State, _Grads]]: ...
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
+def set_detect_changes(enabled: bool) -> None: ...
 def config() -> dict[str, Any]: ...
 def measure_limits() -> dict[str, Any]: ...
 def exp(x: _Array) -> _Array: ...

@@ -23,7 +23,8 @@ Params = Mapping[str, Array] | Sequence[Array | None]
 class FunctionalTape:
     """What `forward` keeps for `backward`; usable more than once.
 
-    It refers to x, state and y, and on a GPU to the parameters, too: do not change them before backward.
+    It refers to x, state and y, and on a GPU to the parameters, too: do not write to them before backward
+    (`fusedrnn.set_detect_changes` finds where that happens on the CPU).
 
     Attributes:
         nbytes: bytes that stay allocated because of this tape alone, without the arrays the caller holds.
@@ -154,6 +155,7 @@ def backward(
     Raises:
         TypeError: an argument of the wrong kind or dtype.
         ValueError: a wrong shape, or neither dy nor dstate.
+        RuntimeError: `fusedrnn.set_detect_changes` is on, and x, y, state or resets have changed.
     """
     if not isinstance(tape, FunctionalTape):
         raise TypeError(f"tape: expected a FunctionalTape, got {type(tape).__name__}")
@@ -162,6 +164,7 @@ def backward(
     spec = tape._spec
     final = None if dstate is None else spec.unpack_state("dstate", dstate)
     if isinstance(tape._layer, _core.LayerTape):
+        tape._layer.check_unchanged()
         dx, start, grads = _core.backward(tape._layer, dy, final, need_dx=need_dx)
         if dx is not None:
             dx = kernel_gradient(tape._x, dx)

@@ -162,7 +162,8 @@ class QuantizedStream(StreamBase[StateT]):
     """A quantized network that remembers its state: `y_t = step(x_t)`; made by `QuantizedRecurrent.stream`.
 
     Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives, bit for
-    bit. A stream serves one thread at a time.
+    bit. A stream serves one thread at a time: a use that comes during another raises RuntimeError and
+    changes nothing.
 
     Attributes:
         batch_size: B.

@@ -41,6 +41,8 @@ class StreamBase(Generic[StateT]):
         Raises:
             TypeError: x is not an array of the network's dtype.
             ValueError: x has another shape.
+            RuntimeError: the stream is in use, by another thread or by the call that a signal handler
+                interrupts.
         """
         return self._call(x)
 
@@ -70,7 +72,7 @@ class Stream(StreamBase[StateT]):
 
     The weights are copied and packed when the stream is made; after they change, call `refresh`.
     Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives. A stream
-    serves one thread at a time.
+    serves one thread at a time: a use that comes during another raises RuntimeError and changes nothing.
 
     Attributes:
         batch_size: B.
