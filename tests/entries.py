@@ -238,6 +238,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     ),
     "WeightCache": lambda: Entry(_core.WeightCache, {}),
     "get_num_threads": lambda: Entry(_core.get_num_threads, {}),
+    "set_detect_changes": lambda: Entry(_core.set_detect_changes, {"enabled": False}),
     "set_num_threads": lambda: Entry(_core.set_num_threads, {"n": 1}),
     "config": lambda: Entry(_core.config, {}),
     "measure_limits": lambda: Entry(_core.measure_limits, {}),

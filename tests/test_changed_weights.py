@@ -106,6 +106,20 @@ def test_an_interrupted_write_is_seen() -> None:
     assert np.array_equal(lstm(x)[0], fresh(lstm, x))
 
 
+@pytest.mark.parametrize("hidden", [64, 128, 256])
+@pytest.mark.parametrize("factor", [0.5, 2.0, -1.0])
+def test_scaled_weights_are_seen(factor: float, hidden: int) -> None:
+    """As many words as these have sums that a difference of all exponents, or of all signs, may vanish in."""
+    module = make_module("lstm", hidden, hidden, 1, dtype="float32")
+    x = np.ones((1, 1, hidden), "float32")
+    parameters = module.parameters
+    before = module(x)[0]
+    for name in "weight_ih_l0", "weight_hh_l0":
+        parameters[name] *= factor
+    assert not np.array_equal(module(x)[0], before)
+    assert np.array_equal(module(x)[0], fresh(module, x))
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_no_packing_under_another_packings_name(layers: int) -> None:
     """A thread swaps the weights while calls pack them; afterwards each of the two gives its own result."""

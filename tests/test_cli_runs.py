@@ -260,7 +260,7 @@ def test_training_without_a_held_out_part(corpus: Path, tmp_path: Path) -> None:
 def test_a_model_that_cannot_generate_replaces_none(trained: Path, tmp_path: Path) -> None:
     out, checkpoint = tmp_path / "model.safetensors", tmp_path / "model.checkpoint.safetensors"
     corpus = trained.with_name("corpus.txt")
-    broken = [*TINY, "--lr", 1e38, "--clip", 1e38, "--max-steps", 1, "--out", out]
+    broken = [*TINY, "--lr", 1e37, "--clip", 1e38, "--max-steps", 1, "--out", out]
     assert_one_line(invoke("train", corpus, *broken), "diverged")
     assert not out.exists() and not checkpoint.exists()
     for path in (out, checkpoint):
@@ -268,7 +268,7 @@ def test_a_model_that_cannot_generate_replaces_none(trained: Path, tmp_path: Pat
     for options in (
         [corpus, *broken],
         [corpus, *broken, "--valid-fraction", 0, "--epochs", 1],
-        ["--resume", checkpoint, "--epochs", 3, "--lr", 1e38, "--clip", 1e38],
+        ["--resume", checkpoint, "--epochs", 3, "--lr", 1e37, "--clip", 1e38],
     ):
         assert_one_line(invoke("train", *options), "try a smaller --lr")
         for path in (out, checkpoint):

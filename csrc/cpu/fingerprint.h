@@ -1,5 +1,6 @@
-// A digest of an array that tells whether it changed: 64 polynomials modulo 2^32 in an odd base, one a lane, so that the
-// order matters and any change confined to one element is always seen.
+// A digest of an array that tells whether it changed: 64 lanes, each of which takes a word by a step that can be undone,
+// so that the order matters and any change confined to one element is always seen. The shift brings high bits down: a
+// product alone would keep a difference of the exponents, as of weights that were all halved, to the last nine bits.
 #pragma once
 
 #include <cstdint>
@@ -8,19 +9,23 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
+inline std::uint32_t fingerprint_step(std::uint32_t lane, std::uint32_t word) {
+    const std::uint32_t mixed = (lane ^ word) * 0x9E3779B1u;
+    return mixed ^ mixed >> 15;
+}
+
 inline void fingerprint(const void* data, std::int64_t bytes, Digest& digest) {
-    constexpr std::uint32_t kBase = 0x9E3779B1u;
     std::uint32_t lanes[kDigestLanes];
     for (int j = 0; j < kDigestLanes; ++j) lanes[j] = digest.lanes[j];
     const char* p = static_cast<const char*>(data);
     std::uint32_t words[kDigestLanes];
     for (; bytes >= static_cast<std::int64_t>(sizeof words); bytes -= sizeof words, p += sizeof words) {
         __builtin_memcpy(words, p, sizeof words);
-        for (int j = 0; j < kDigestLanes; ++j) lanes[j] = lanes[j] * kBase + words[j];
+        for (int j = 0; j < kDigestLanes; ++j) lanes[j] = fingerprint_step(lanes[j], words[j]);
     }
     for (int j = 0; j < kDigestLanes; ++j) words[j] = 0;
     __builtin_memcpy(words, p, static_cast<std::size_t>(bytes));
-    for (int j = 0; j < kDigestLanes; ++j) digest.lanes[j] = lanes[j] * kBase + words[j];
+    for (int j = 0; j < kDigestLanes; ++j) digest.lanes[j] = fingerprint_step(lanes[j], words[j]);
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA
