@@ -73,6 +73,12 @@ Attempt attempt(const Request& request, const PersistentEntries& entries,
     shape.columns = static_cast<int>(columns);
     shape.groups = static_cast<int>(tiles_of(B, columns));
     share_out(shape, tiles_of(tiles * forms[0].depth, entries.chunk));
+    if (shape.share > forms[plan.form].most_share) {
+        return {{},
+                "B: expected at most " + std::to_string(most_columns(0) * most_groups) +
+                    ", beside whose cells the weights of H " + std::to_string(H) +
+                    " fit into registers, got " + std::to_string(B)};
+    }
     const int threads = kUnitsOfBlock * shape.columns / kPersistentCells[plan.form];
     shape.warps = std::max(shape.warps, static_cast<int>(tiles_of(threads, 32)));
     return {plan, {}};

@@ -12,7 +12,8 @@ namespace fusedrnn::cuda {
 constexpr int persistent_share(Math math, int gates) {
     if (gates == 1) return 8;
     if (math == Math::tf32x3) return 2;
-    return gates == 3 ? (math == Math::ieee ? 5 : 6) : 4;
+    if (math == Math::ieee) return gates == 3 ? 4 : 3;
+    return gates == 3 ? 6 : 4;
 }
 
 template <Math kMath>
@@ -25,8 +26,10 @@ class PersistentInstance {
     template <class Cell, int kForm>
     static void add(PersistentEntries& e, CellId cell, const char* forward, const char* backward) {
         constexpr int G = Cell::kGates, share = persistent_share(kMath, G), cells = kPersistentCells[kForm];
-        e.forward[cell][kForm] = entry<PersistentProduct<kMath, G, share>>(
-            forward, &persistent_forward<Cell, kMath, share, cells>, share, 16);
+        // The second cell of a thread takes the place of a chunk.
+        constexpr int forward_share = G == 3 && share == 6 && cells == 2 ? 5 : share;
+        e.forward[cell][kForm] = entry<PersistentProduct<kMath, G, forward_share>>(
+            forward, &persistent_forward<Cell, kMath, forward_share, cells>, forward_share, 16);
         e.backward[cell][kForm] = entry<PersistentProduct<kMath, 1, G * share>>(
             backward, &persistent_backward<Cell, kMath, G * share, cells>, G * share, 16 * G);
     }

@@ -33,9 +33,9 @@ class SweepForward : protected SweepCells {
         const bool reverse = args_.source.reverse;
         // Kept, since to compute them from the arguments in every step takes longer than the step's own work.
         plain_ = is_plain(args_.schedule, args_.source);
-        gates_ = G * H_;
-        first_row_ = index_at(args_.schedule, static_cast<int>(args_.first));
-        gx_ = opaque(const_cast<C*>(static_cast<const C*>(args_.gx)) + unit_);
+        const int first_row = index_at(args_.schedule, static_cast<int>(args_.first));
+        C* const gx = const_cast<C*>(static_cast<const C*>(args_.gx)) + unit_;
+        gx_ = opaque(row_of(gx, -first_row, G * H_));
         int t = static_cast<int>(args_.first) + (reverse ? steps - 1 : 0);
         begin(t);
         kernel().send(alive_at(args_.schedule, t), 0);
@@ -101,7 +101,7 @@ class SweepForward : protected SweepCells {
         FUSEDRNN_UNROLL
         for (int i = 0; i < kCells; ++i) {
             if (!is_cell(i, 0, active)) continue;
-            const C* const from = row_of(gx_, index - first_row_ + position(i), gates_);
+            const C* const from = row_of(gx_, index + position(i), G * H_);
             FUSEDRNN_UNROLL
             for (int g = 0; g < G; ++g) gx[i][g] = V::set(load_constant(from + g * H_));
         }
@@ -170,8 +170,7 @@ class SweepForward : protected SweepCells {
 
     const SweepForwardArgs& args_;
     bool plain_;
-    int gates_, first_row_;
-    C* gx_;  // of this thread's unit, in the first row
+    C* gx_;  // of this thread's unit, where compact index 0 would be
     Carried cells_[kCells];
     V b_hh_[Cell::kSplitGates ? G : 1];
 };
