@@ -126,7 +126,7 @@ def bare_state(state: Any) -> Any:
 @pytest.mark.parametrize("cell", MODULE_CELLS)
 def test_errors_are_those_of_the_type(cell: str, dtype: str, layout: str, where: str) -> None:
     # A seed where rounding flips no relu, whose gradient jumps there.
-    rng, make = np.random.default_rng(2), tensors(where, dtype)
+    rng, make = np.random.default_rng(8), tensors(where, dtype)
     options: dict[str, Any] = {"bidirectional": True, "batch_first": layout == "batch_first", "num_layers": 2}
     module = make_module(cell, 16, 24, dtype="float32", **options).to("cuda")
     shape = {"time": (6, 4, 16), "batch_first": (4, 6, 16), "single": (6, 16)}[layout]
