@@ -28,7 +28,7 @@ class PersistentBackward
     using typename Base::T;
     using typename Base::V;
     static constexpr int G = Cell::kGates, kDepth = kUnitsOfBlock * G;  // of K, what a block writes
-    using Product = PersistentProduct<kMath, 1, kShare>;
+    using Product = PersistentProduct<kMath, 1, kShare, kCells == 1 ? 4 : 2>;
 
   public:
     FUSEDRNN_DEVICE explicit PersistentBackward(const PersistentBackwardArgs& args)

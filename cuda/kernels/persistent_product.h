@@ -9,8 +9,8 @@
 
 namespace fusedrnn::cuda {
 
-// kShare: chunks of K, at most, of a warp.
-template <Math kMath, int kTiles, int kShare>
+// kShare: chunks of K, at most, of a warp. kFew: pieces that are under way where the share leaves few registers.
+template <Math kMath, int kTiles, int kShare, int kFew = 4>
 class PersistentProduct {
   public:
     using T = typename MathTraits<kMath>::T;
@@ -107,7 +107,7 @@ class PersistentProduct {
     // What is multiplied at the same time, and the results that a lane gets of it.
     static constexpr int kTileColumns = kTensor ? 8 : 4, kResults = kTensor ? 4 : 2;
     // Pieces of rows that are on their way at the same time.
-    static constexpr int kMostAhead = kTiles == 3 ? 3 : kTensor && kTiles == 1 && kShare <= 16 ? 8 : 4;
+    static constexpr int kMostAhead = kTiles == 3 ? 3 : !kTensor || kTiles > 1 ? 4 : kShare > 16 ? kFew : 8;
     static constexpr int kAhead = !kTensor ? 4 : kShare < kMostAhead ? kShare : kMostAhead;
     // Sums that one tile is spread over, so that enough products are under way at the same time.
     static constexpr int kChains = kTiles == 1 ? 4 : 1;
