@@ -219,7 +219,7 @@ def test_changed_values_are_found(name: str, detecting: None) -> None:
 
 
 def test_an_embedding_keeps_its_indices(detecting: None) -> None:
-    used, backward = embedding()
+    _, backward = embedding()
     want = flat(backward())
     again, backward = embedding()
     again["indices"][:] = 0
