@@ -89,6 +89,35 @@ def test_each_kernel_that_is_named_runs(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("kernel", "mode"),
+    # In tf32 what blocks hand to each other is rounded, and has no such bits.
+    [
+        ("step", "ieee"),
+        ("persistent", "ieee"),
+        ("persistent", "tf32x3"),
+        ("persistent", "tf32"),
+        ("cluster", "tf32"),
+    ],
+)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("compute_9")
+def test_a_nan_of_all_ones_stays_in_its_row(cell: str, kernel: str, mode: str, device: str) -> None:
+    """Bits that stand for "not there yet" between the blocks of a persistent kernel."""
+    problem = random_problem(cell, (3, 2, 4, 40), "float32")
+    ones = np.full(1, -1, np.int32).view(np.float32)[0]
+    for states in (problem.state, problem.dstate):
+        states_of(states)[0][1] = ones
+    with fr.cuda.set_kernel(kernel):
+        ran, results = run(problem, converter("torch" if device == "gpu" else "other", device), mode)
+    y, dx = host(results[0]), host(results[1 + reference.CELLS[cell].states])
+    assert ran == kernel
+    assert np.isfinite(y[:, 0]).all()
+    assert np.isfinite(dx[:, 0]).all()
+    assert np.isnan(y[:, 1]).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.usefixtures("compute_9")
 def test_modules_run_on_the_kernel_that_is_named(

@@ -69,10 +69,8 @@ void check_choices(Report& report) {
 
 }  // namespace
 
-// Products of steps by the library, of rows that need no copy.
-void check_steps(Report& report) {
-    const std::int64_t usual = least_library_step;
-    least_library_step = 1;
+// Every mode and cell; the last case, or all, of rows that need no copy, the others of rows of all lengths.
+void check_cells(bool all_plain, Report& report) {
     for (int m = 0; m < kMathCount; ++m) {
         for (int c = 0; c < fusedrnn::kCellCount; ++c) {
             for (std::int64_t counter = 1; counter <= 4; ++counter) {
@@ -81,11 +79,18 @@ void check_steps(Report& report) {
                           static_cast<fusedrnn::CellId>(c),
                           {5, 3, 20, 17, 17, 0, false},
                           counter,
-                          true},
+                          all_plain || counter == 4},
                          report);
             }
         }
     }
+}
+
+// Products of steps by the library.
+void check_steps(Report& report) {
+    const std::int64_t usual = least_library_step;
+    least_library_step = 1;
+    check_cells(true, report);
     least_library_step = usual;
 }
 
@@ -93,20 +98,7 @@ void check_cublas(Report& report) {
     if (report.next_always()) check_choices(report);
     choose_cublas(FUSEDRNN_FAKE_CUBLAS);
     check_products(report);
-    for (int m = 0; m < fusedrnn::cuda::kMathCount; ++m) {
-        for (int c = 0; c < fusedrnn::kCellCount; ++c) {
-            // Rows of all lengths, and such as need no copy.
-            for (std::int64_t counter = 1; counter <= 4; ++counter) {
-                if (!report.next()) continue;
-                run_case({static_cast<Math>(m),
-                          static_cast<fusedrnn::CellId>(c),
-                          {5, 3, 20, 17, 17, 0, false},
-                          counter,
-                          counter == 4},
-                         report);
-            }
-        }
-    }
+    check_cells(false, report);
     check_steps(report);
     choose_cublas("0");
 }
