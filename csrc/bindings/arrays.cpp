@@ -42,16 +42,9 @@ py::array view_of(const py::array& array) {
 }  // namespace
 
 py::dtype dtype_object(DType dtype) {
-    switch (dtype) {
-        case DType::float32:
-            return py::dtype::of<float>();
-        case DType::float64:
-            return py::dtype::of<double>();
-        case DType::int64:
-            return py::dtype::of<std::int64_t>();
-        default:
-            return py::dtype::of<bool>();
-    }
+    using Numpy = py::detail::npy_api;
+    constexpr int kNumbers[] = {Numpy::NPY_FLOAT_, Numpy::NPY_DOUBLE_, Numpy::NPY_INT64_, Numpy::NPY_BOOL_};
+    return py::dtype(kNumbers[static_cast<int>(dtype)]);
 }
 
 std::pair<std::intptr_t, std::intptr_t> Layout::extent() const {

@@ -17,46 +17,57 @@ namespace fusedrnn {
 // Refuses a use that comes during another: of a second thread, or of a signal handler in the middle of a step.
 class SingleUser {
   public:
+    SingleUser() {
+        static const int registered = pthread_atfork(nullptr, nullptr, [] {
+            survivor_ = thread();
+            forks_.fetch_add(1, std::memory_order_relaxed);
+        });
+        static_cast<void>(registered);
+    }
+
     class Use {
       public:
-        explicit Use(SingleUser& user) : token_(user.token_) {
-            const std::uint64_t mine = forks_.load(std::memory_order_relaxed) << 32 | thread();
-            std::uint64_t held = 0;
-            if (token_.compare_exchange_strong(held, mine, std::memory_order_acquire)) return;
-            if (is_lost(held) && token_.compare_exchange_strong(held, mine, std::memory_order_acquire))
-                return;
+        explicit Use(SingleUser& user) : holder_(user.holder_) {
+            std::uint64_t held = holder_.load(std::memory_order_relaxed);
+            if ((held == 0 || is_lost(held)) && take(held)) return;
             throw std::runtime_error(
                 "stream: expected one use at a time, got one during another; make a stream for each thread");
         }
-        ~Use() { token_.store(0, std::memory_order_release); }
+        ~Use() { holder_.store(0, std::memory_order_release); }
         Use(const Use&) = delete;
         Use& operator=(const Use&) = delete;
 
       private:
-        std::atomic<std::uint64_t>& token_;
+        bool take(std::uint64_t held) {
+            const std::uint64_t mine = forks_.load(std::memory_order_relaxed) << kThreadBits | thread();
+#ifdef Py_GIL_DISABLED
+            return holder_.compare_exchange_strong(held, mine, std::memory_order_acquire);
+#else
+            static_cast<void>(held);  // the GIL is held
+            holder_.store(mine, std::memory_order_relaxed);
+            return true;
+#endif
+        }
+
+        std::atomic<std::uint64_t>& holder_;
     };
 
   private:
+    static constexpr int kThreadBits =
+        48;  // of the address that tells threads apart; above it the count of forks
+
+    // pthread_t is an integer or a pointer.
+    static std::uint64_t thread() { return (std::uint64_t)pthread_self() & ((1ull << kThreadBits) - 1); }
     // In the child of a fork only the thread that forked goes on: what another one held there is free.
-    static bool is_lost(std::uint64_t token) {
-        return token >> 32 != forks_.load(std::memory_order_relaxed) &&
-               static_cast<std::uint32_t>(token) != survivor_.load(std::memory_order_relaxed);
-    }
-    static std::uint32_t thread() {
-        static const int registered = pthread_atfork(nullptr, nullptr, [] {
-            survivor_.store(thread(), std::memory_order_relaxed);
-            forks_.fetch_add(1, std::memory_order_relaxed);
-        });
-        static_cast<void>(registered);
-        static std::atomic<std::uint32_t> threads{0};
-        thread_local const std::uint32_t number = ++threads;
-        return number;
+    static bool is_lost(std::uint64_t holder) {
+        const std::uint64_t forks = forks_.load(std::memory_order_relaxed);
+        return holder >> kThreadBits != (forks << kThreadBits) >> kThreadBits &&
+               (holder & ((1ull << kThreadBits) - 1)) != survivor_;
     }
 
     inline static std::atomic<std::uint64_t> forks_{0};
-    inline static std::atomic<std::uint32_t> survivor_{0};
-    std::atomic<std::uint64_t> token_{
-        0};  // how many forks were before, and the number of the thread; 0: free
+    inline static std::uint64_t survivor_ = 0;  // written where there is one thread
+    std::atomic<std::uint64_t> holder_{0};      // 0: nobody
 };
 
 // (B, I), or (I,) where B is 1, of one step.
