@@ -42,6 +42,14 @@ Argument Argument::beside(py::handle value, std::string name, dlpack::Type type,
     return a;
 }
 
+Argument Argument::inside(DeviceArray array, std::string name) {
+    Argument a;
+    a.array_ = std::move(array);
+    a.name_ = std::move(name);
+    a.given_ = true;
+    return a;
+}
+
 Argument& Argument::shape(const std::vector<Axis>& expected) {
     if (!given_) return *this;
     bool same = array_.shape.size() == expected.size();

@@ -25,6 +25,9 @@ class Argument {
     static Argument beside(py::handle value, std::string name, dlpack::Type type, const Argument& first,
                            StreamNumber stream, Presence presence = kRequired);
 
+    // An array that the caller does not see.
+    static Argument inside(DeviceArray array, std::string name);
+
     Argument& shape(const std::vector<Axis>& expected);
     // C-contiguous and aligned.
     Argument& contiguous();

@@ -39,6 +39,9 @@ struct DeviceArray {
 // The array behind an argument called `name`; what its producer has yet to write is ordered before `stream`.
 // TypeError for what is no array, RuntimeError for an array in other memory, ValueError for a malformed one.
 DeviceArray import_array(py::handle value, const std::string& name, StreamNumber stream);
+// What a producer gave, whose writes are ordered; its deleter is called when the last use ends, or now where it
+// is refused.
+DeviceArray import_managed(dlpack::VersionedManaged* given, const std::string& name);
 // From a capsule alone, whose producer has synchronised.
 DeviceArray import_capsule(py::handle capsule, const std::string& name);
 

@@ -1,4 +1,5 @@
-// The structs that libraries exchange arrays through: DLPack, major version 1, and its unversioned form.
+// The structs that libraries exchange arrays through: DLPack, major version 1, its unversioned form, and its
+// functions for C.
 //
 // Written from the specification (https://dmlc.github.io/dlpack/latest/c_api.html); the layout is an ABI. A
 // producer wraps a managed tensor in a PyCapsule with the first name below; the consumer renames it to the
@@ -53,6 +54,28 @@ struct VersionedManaged {
     std::uint64_t flags;
     Tensor tensor;
 };
+
+// What a library offers to C: the functions behind a type whose attribute `kExchangeAttribute` is a capsule
+// `kExchangeCapsule` of this table (DLPack 1.3). None of them orders streams, and all but `allocate` leave a
+// Python exception where they fail.
+struct ExchangeHeader {
+    Version version;
+    const ExchangeHeader* previous;  // the table of an older major version, or null
+};
+
+struct Exchange {
+    ExchangeHeader header;
+    // A new tensor with the dtype, shape and device of another; says what failed to `report`.
+    int (*allocate)(Tensor* like, VersionedManaged** made, void* context,
+                    void (*report)(void* context, const char* kind, const char* message));
+    int (*export_object)(void* object, VersionedManaged** made);
+    int (*import_tensor)(VersionedManaged* tensor, void** object);
+    int (*borrow_object)(void* object, Tensor* borrowed);  // or null; good while the object is not changed
+    int (*current_stream)(std::int32_t device_type, std::int32_t device, void** stream);
+};
+
+inline constexpr char kExchangeAttribute[] = "__dlpack_c_exchange_api__";
+inline constexpr char kExchangeCapsule[] = "dlpack_exchange_api";
 
 static_assert(sizeof(Type) == 4 && sizeof(Device) == 8);
 static_assert(sizeof(void*) != 8 || (sizeof(Tensor) == 48 && sizeof(Managed) == 64));

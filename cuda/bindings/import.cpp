@@ -1,8 +1,10 @@
-// Arrays of other libraries, through the two protocols that they speak.
+// Arrays of other libraries, through the two protocols that they speak; exchange.cpp has the short way.
+#include <optional>
 #include <utility>
 
 #include "bindings/arrays.h"
 #include "cuda/bindings/array.h"
+#include "cuda/bindings/exchange.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -79,6 +81,15 @@ std::shared_ptr<Tensor> take(py::handle capsule, const char* name, const char* u
     return std::shared_ptr<Tensor>(tensor, &call_deleter<Tensor>);
 }
 
+DeviceArray array_of(const std::shared_ptr<dlpack::VersionedManaged>& tensor, const std::string& name) {
+    if (tensor->version.major != dlpack::kVersion.major) {
+        throw py::value_error(name + ": expected DLPack version 1, got " +
+                              std::to_string(tensor->version.major) + "." +
+                              std::to_string(tensor->version.minor));
+    }
+    return array_of(tensor->tensor, name, tensor, (tensor->flags & dlpack::kReadOnly) != 0);
+}
+
 // Without max_version for a producer from before it.
 py::object capsule_from(py::handle value, const dlpack::Device& device, StreamNumber stream) {
     py::dict arguments;
@@ -114,6 +125,11 @@ DeviceArray import_dlpack(py::handle value, const std::string& name, StreamNumbe
     if (number < 0) {
         throw std::runtime_error(name + expected_array() + "got a " + kind_of(value) + " on " +
                                  place_name(device));
+    }
+    if (py::hasattr(value, "is_neg") && py::cast<bool>(value.attr("is_neg")())) {
+        throw py::value_error(name +
+                              ": expected an array that its library exports, got: one whose elements " +
+                              "are to be negated; use tensor.resolve_neg()");
     }
     const CurrentDevice current(number);
     try {
@@ -242,6 +258,11 @@ DeviceArray import_interface(py::handle value, const std::string& name, StreamNu
 
 }  // namespace
 
+DeviceArray import_managed(dlpack::VersionedManaged* given, const std::string& name) {
+    return array_of(std::shared_ptr<dlpack::VersionedManaged>(given, &call_deleter<dlpack::VersionedManaged>),
+                    name);
+}
+
 DeviceArray import_capsule(py::handle capsule, const std::string& name) {
     if (!PyCapsule_CheckExact(capsule.ptr())) {
         throw py::type_error(name + ": expected a DLPack capsule, got " + kind_of(capsule));
@@ -249,14 +270,9 @@ DeviceArray import_capsule(py::handle capsule, const std::string& name) {
     const char* found = PyCapsule_GetName(capsule.ptr());
     const std::string label = found == nullptr ? "" : found;
     if (label == dlpack::kVersionedCapsule) {
-        const auto tensor =
-            take<dlpack::VersionedManaged>(capsule, dlpack::kVersionedCapsule, dlpack::kUsedVersionedCapsule);
-        if (tensor->version.major != dlpack::kVersion.major) {
-            throw py::value_error(name + ": expected DLPack version 1, got " +
-                                  std::to_string(tensor->version.major) + "." +
-                                  std::to_string(tensor->version.minor));
-        }
-        return array_of(tensor->tensor, name, tensor, (tensor->flags & dlpack::kReadOnly) != 0);
+        return array_of(
+            take<dlpack::VersionedManaged>(capsule, dlpack::kVersionedCapsule, dlpack::kUsedVersionedCapsule),
+            name);
     }
     if (label == dlpack::kCapsule) {
         const auto tensor = take<dlpack::Managed>(capsule, dlpack::kCapsule, dlpack::kUsedCapsule);
@@ -268,6 +284,7 @@ DeviceArray import_capsule(py::handle capsule, const std::string& name) {
 }
 
 DeviceArray import_array(py::handle value, const std::string& name, StreamNumber stream) {
+    if (std::optional<DeviceArray> array = import_exchanged(value, name, stream)) return *std::move(array);
     if (py::isinstance<DeviceArray>(value)) {
         DeviceArray array = py::cast<const DeviceArray&>(value);
         if (array.stream != stream) order_streams(array.device, stream, array.stream);

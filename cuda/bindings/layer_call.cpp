@@ -24,6 +24,12 @@ dlpack::Type compute_type(Math math) { return math == Math::f64 ? kFloat64 : kFl
 
 std::string indexed(const char* name, int k) { return std::string(name) + "[" + std::to_string(k) + "]"; }
 
+Context Context::of(StreamNumber stream, const py::object& empty, py::handle x) {
+    const std::optional<Place> place = place_of(x);
+    const bool serves = place && place->stream == stream;
+    return {stream, empty, serves ? exchange_of(x) : nullptr};
+}
+
 Argument Context::make(const std::vector<std::int64_t>& sizes, dlpack::Type type, const std::string& name,
                        const Argument& first) const {
     py::tuple shape(sizes.size());
@@ -33,14 +39,25 @@ Argument Context::make(const std::vector<std::int64_t>& sizes, dlpack::Type type
     }
     const py::object made = empty(shape, type_name(type));
     Argument a = Argument::beside(made, name, type, first, stream);
-    std::vector<Axis> axes;
-    for (const std::int64_t size : sizes) axes.push_back({std::to_string(size), size});
-    a.shape(axes).contiguous().writable();
+    if (a.array().shape != sizes) {
+        std::vector<Axis> axes;
+        for (const std::int64_t size : sizes) axes.push_back({std::to_string(size), size});
+        a.shape(axes);
+    }
+    a.contiguous().writable();
     return a;
 }
 
+Argument Context::make_inside(std::int64_t size, dlpack::Type type, const std::string& name,
+                              const Argument& first) const {
+    std::optional<DeviceArray> array;
+    if (exchange != nullptr) array = allocate_exchanged(*exchange, {size}, type, first.device(), name);
+    // The library's own function says best why there is no memory.
+    return array ? Argument::inside(*std::move(array), name) : make({size}, type, name, first);
+}
+
 Argument Context::workspace(std::int64_t bytes, const Argument& first) const {
-    return make({bytes}, kUint8, "workspace", first);
+    return make_inside(bytes, kUint8, "workspace", first);
 }
 
 Weights WeightArguments::pointers() const {
@@ -110,15 +127,15 @@ std::shared_ptr<LayerTape> make_tape(CellId cell, Math math, std::shared_ptr<con
     tape->math = math;
     tape->timetable = std::move(timetable);
     if (!recompute) {
-        tape->saved =
-            context.make({checked_product({rows, d.H, traits.saved})}, compute_type(math), "saved", in.x);
+        tape->saved = context.make_inside(checked_product({rows, d.H, traits.saved}), compute_type(math),
+                                          "saved", in.x);
     }
     if (traits.states > 1) {
-        tape->states = context.make({checked_product({rows, d.H, traits.states - 1})}, compute_type(math),
-                                    "states", in.x);
+        tape->states = context.make_inside(checked_product({rows, d.H, traits.states - 1}),
+                                           compute_type(math), "states", in.x);
     }
     if (d.projected) {
-        tape->hidden = context.make({checked_product({rows, d.H})}, in.x.type(), "hidden", in.x);
+        tape->hidden = context.make_inside(checked_product({rows, d.H}), in.x.type(), "hidden", in.x);
     }
     return tape;
 }

@@ -9,6 +9,7 @@
 #include "bindings/checks.h"
 #include "bindings/timetable.h"
 #include "cuda/bindings/argument.h"
+#include "cuda/bindings/exchange.h"
 #include "lookups.h"
 
 namespace fusedrnn::cuda {
@@ -27,13 +28,18 @@ dlpack::Type compute_type(Math math);
 
 std::string indexed(const char* name, int k);
 
-// Where a call runs, and how it gets memory: empty(shape, dtype name) -> array.
+// Where a call runs, and how it gets memory: empty(shape, dtype name) -> array. What the caller does not see
+// comes from the table of the library of x, where it has one that allocates for the stream of the call.
 struct Context {
     StreamNumber stream;
     py::object empty;
+    const dlpack::Exchange* exchange = nullptr;
 
+    static Context of(StreamNumber stream, const py::object& empty, py::handle x);
     Argument make(const std::vector<std::int64_t>& sizes, dlpack::Type type, const std::string& name,
                   const Argument& first) const;
+    Argument make_inside(std::int64_t size, dlpack::Type type, const std::string& name,
+                         const Argument& first) const;
     // Freed in the order of the stream, as its library frees whatever else this call has used there.
     Argument workspace(std::int64_t bytes, const Argument& first) const;
 };

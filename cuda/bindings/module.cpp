@@ -10,6 +10,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
     fusedrnn::cuda::bind_errors(m);
     fusedrnn::cuda::bind_device(m);
     fusedrnn::cuda::bind_array(m);
+    fusedrnn::cuda::bind_exchange(m);
     fusedrnn::cuda::bind_recurrent(m);
     fusedrnn::cuda::bind_elements(m);
 #ifdef FUSEDRNN_CUDA_EMULATOR

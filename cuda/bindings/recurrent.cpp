@@ -115,7 +115,7 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
                recompute = flag(recompute_flag, "recompute");
     const CellId cell = cell_by_name(cell_name);
     const int states = traits_of(cell).states;
-    const Context context{stream, empty};
+    const Context context = Context::of(stream, empty, x);
     CallArguments in;
     in.x = Argument::first(x, "x", stream);
     const Math math = math_of(in.x, float32_mode);
@@ -234,8 +234,8 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
     const bool need_dx = flag(need_dx_flag, "need_dx"),
                accumulate_dx = flag(accumulate_flag, "accumulate_dx");
     if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
-    const Context context{stream, empty};
     const CallArguments& in = tape->arguments;
+    const Context context = Context::of(stream, empty, in.x.object());
     const Dims& d = tape->dims();
     const int states = traits_of(tape->cell).states;
     const dlpack::Type type = in.x.type();

@@ -5,6 +5,7 @@ None of them is imported: an array that comes in has done so.
 
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fusedrnn.cuda import loader
@@ -36,11 +37,13 @@ def is_device_array(x: object) -> bool:
     """Return whether x is an array in a GPU's memory (in the emulated build: an array at all)."""
     kind = type(x)
     if hasattr(kind, "__dlpack_device__"):
+        module = loader.find()
+        if module is not None and module.place(x) is not None:
+            return True
         device_type = int(x.__dlpack_device__()[0])  # type: ignore[attr-defined]
         if device_type in (_CUDA, _CUDA_MANAGED):
             return True
-        module = loader.find() if device_type == _CPU else None
-        return module is not None and bool(module.emulated)
+        return device_type == _CPU and module is not None and bool(module.emulated)
     return not isinstance(x, type) and hasattr(x, "__cuda_array_interface__")
 
 
@@ -62,17 +65,23 @@ def library_of(x: Any) -> Library:
     Raises:
         RuntimeError: CUDA is not there.
     """
-    module = loader.load()
-    roots = [kind.__module__.partition(".")[0] for kind in type(x).__mro__]
-    root = next((name for name in roots if name in _MAKERS), "other")
-    return _MAKERS[root](x, module)
+    return _maker_for(type(x))(x, loader.load())  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=64)
+def _maker_for(kind: type) -> Callable[[Any, Any], Library]:
+    roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
+    return _MAKERS[next((name for name in roots if name in _MAKERS), "other")]
 
 
 def _torch(x: Any, module: Any) -> Library:
     torch = sys.modules["torch"]
     where = x.device
     number, stream = 0, LEGACY_STREAM
-    if where.type == "cuda":
+    place = module.place(x)
+    if place is not None:
+        number, stream = place
+    elif where.type == "cuda":
         number = where.index
         stream = torch.cuda.current_stream(where).cuda_stream or LEGACY_STREAM
 
