@@ -1,7 +1,7 @@
 // What exchanging h costs on this GPU, by the instructions of the kernels: printed as one JSON object.
 //
-//   nvcc -std=c++20 -O2 -gencode arch=compute_90a,code=sm_90a -Xcompiler -iquote -Xcompiler cuda
-//        bench/cuda_costs.cu -o cuda_costs
+//   nvcc -std=c++20 -O2 -gencode arch=compute_90a,code=sm_90a -Xcompiler=-iquote,cuda
+//        -Xcompiler=-iquote,cuda/gpu/include bench/cuda_costs.cu -o cuda_costs
 //
 // Each time is the median of several launches with many rounds minus launches with few, over the difference:
 // what is left is one round. A wait that takes longer than seconds ends the launch with an error.

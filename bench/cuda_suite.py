@@ -109,7 +109,8 @@ def costs(device: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / "cuda_costs")
         code = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ("80", "90a")]
-        include = ["-Xcompiler", "-iquote", "-Xcompiler", str(here.parent / "cuda")]
+        cuda = here.parent / "cuda"
+        include = [f"-Xcompiler=-iquote,{path}" for path in (cuda / "gpu" / "include", cuda)]
         build = [nvcc, "-std=c++20", "-O2", *code, *include, str(here / "cuda_costs.cu"), "-o", program]
         said = Path(folder) / "said"
         try:

@@ -29,7 +29,7 @@ class Device:
         self.torch = torch.device("cuda" if self.is_gpu else "cpu")
         if not self.is_gpu:
             module = loader.load()
-            if not module.emulated:
+            if not hasattr(module, "emulate"):
                 raise SystemExit("--device emulated: expected a build with FUSEDRNN_CUDA=EMULATED")
             module.emulate(architecture=90)
             torch.set_num_threads(1)

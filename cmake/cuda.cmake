@@ -48,27 +48,25 @@ endif()
 
 # ---- everything of the module but its kernels ----------------------------------------------------------
 
-file(GLOB cuda_binding_sources CONFIGURE_DEPENDS cuda/bindings/*.cpp)
+# The platform: the folder that implements the device layer, runtime.h and bindings/device.h.
 if(cuda_wanted STREQUAL "EMULATED")
-    list(FILTER cuda_binding_sources EXCLUDE REGEX "/device\\.cpp$")
-    set(cuda_targets "the emulator")
+    set(cuda_platform tests/cuda/emulator)
 else()
-    list(FILTER cuda_binding_sources EXCLUDE REGEX "/device_emulated\\.cpp$")
-    file(GLOB cuda_driver_sources CONFIGURE_DEPENDS cuda/*.cpp)
-    set(cuda_targets "sm_80, sm_90a, PTX 8.0")
+    set(cuda_platform cuda/gpu)
 endif()
-
-pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_binding_sources} ${cuda_driver_sources}
-                    csrc/bindings/arrays.cpp)
+file(GLOB cuda_binding_sources CONFIGURE_DEPENDS cuda/bindings/*.cpp ${cuda_platform}/bindings/*.cpp)
+pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_binding_sources} csrc/bindings/arrays.cpp)
 target_link_libraries(_cuda PRIVATE fusedrnn_options Threads::Threads)
-target_compile_options(_cuda PRIVATE "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}\""
-                                     "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}/cuda\"")
+target_compile_options(
+    _cuda PRIVATE "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}\""
+                  "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}/${cuda_platform}/include\""
+                  "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}/cuda\"")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # GCC sees an overlap in std::string's own operator+ (GCC bug 105651).
     target_compile_options(_cuda PRIVATE -Wno-restrict)
 endif()
 target_compile_definitions(_cuda PRIVATE FUSEDRNN_ISA=cuda FUSEDRNN_VERSION="${SKBUILD_PROJECT_VERSION_FULL}"
-                                         FUSEDRNN_CUDA_TARGETS="${cuda_targets}")
+                                         FUSEDRNN_CUDA_TARGETS="sm_80, sm_90a, PTX 8.0")
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
     set(cuda_exports "${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports_cuda.map")
     target_link_options(_cuda PRIVATE "LINKER:--version-script=${cuda_exports}")
@@ -76,14 +74,18 @@ if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
 endif()
 install(TARGETS _cuda LIBRARY DESTINATION fusedrnn)
 
-# ---- the kernels ---------------------------------------------------------------------------------------
+# ---- the drivers and kernels ---------------------------------------------------------------------------
 
 if(cuda_wanted STREQUAL "EMULATED")
-    include(cmake/cuda_emulated.cmake)
+    if(NOT TARGET cuda_emulated)
+        add_subdirectory(tests/cuda/emulator)
+    endif()
     target_link_libraries(_cuda PRIVATE cuda_emulated)
     return()
 endif()
 
+file(GLOB cuda_driver_sources CONFIGURE_DEPENDS cuda/*.cpp ${cuda_platform}/*.cpp)
+target_sources(_cuda PRIVATE ${cuda_driver_sources})
 find_package(CUDAToolkit REQUIRED)
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
@@ -103,6 +105,7 @@ target_compile_options(
     PRIVATE "SHELL:-gencode arch=compute_80,code=[sm_80,compute_80]"
             "SHELL:-gencode arch=compute_90a,code=sm_90a"
             "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}\""
+            "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/${cuda_platform}/include\""
             "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/cuda\""
             "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/csrc\""
             # As on the CPU: a multiply and an add become one only where the source says fma.

@@ -1,6 +1,5 @@
-// The host's side of CUDA, as thin as it can be. runtime.cpp implements it on CUDA's runtime,
-// emulator/runtime.cpp (where FUSEDRNN_CUDA_EMULATOR is defined) in this process. Nothing else of the host
-// knows which of the two it is.
+// The host's side of CUDA, as thin as it can be. A platform implements it (runtime.cpp and platform/launch.h of
+// cuda/gpu, on CUDA's runtime, or of tests/cuda/emulator, in this process); nothing else knows which one it is.
 #pragma once
 
 #include <cstddef>
@@ -8,13 +7,6 @@
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <tuple>
-#include <type_traits>
-
-#ifdef FUSEDRNN_CUDA_EMULATOR
-#include "emulator/config.h"
-#include "emulator/launch.h"
-#endif
 
 namespace fusedrnn::cuda {
 
@@ -93,54 +85,11 @@ class RelaxedCapture {
     int before_;
 };
 
-#ifdef FUSEDRNN_CUDA_EMULATOR
-
-// A call of another library that gives its own launches to the stream.
-template <class F>
-void call_library(Stream stream, F&& call) {
-    emulator::submit(stream, std::forward<F>(call));
-}
-
-template <class... P>
-void launch(void (*kernel)(P...), const Shape& shape, Stream stream,
-            const std::type_identity_t<P>&... arguments) {
-    emulator::submit(stream, [kernel, shape, copies = std::tuple<P...>(arguments...)] {
-        auto body = [&] { std::apply(kernel, copies); };
-        const emulator::Body erased{[](void* p) { (*static_cast<decltype(body)*>(p))(); }, &body};
-        emulator::launch(erased, shape, (sizeof(P) + ... + 0));
-    });
-}
-
-// Blocks of this kernel that are resident on the whole device at the same time.
-template <class... P>
-int resident_blocks(void (*)(P...), const Shape& shape) {
-    return emulator::resident_blocks(shape);
-}
-
-#else
-
-// A call of another library that gives its own launches to the stream.
-template <class F>
-void call_library(Stream, F&& call) {
-    call();
-}
-
-void launch_erased(const void* kernel, const Shape& shape, Stream stream, void** arguments);
-int resident_blocks_erased(const void* kernel, const Shape& shape);
-
-template <class... P>
-void launch(void (*kernel)(P...), const Shape& shape, Stream stream,
-            const std::type_identity_t<P>&... arguments) {
-    void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))..., nullptr};
-    launch_erased(reinterpret_cast<const void*>(kernel), shape, stream, pointers);
-}
-
-// Blocks of this kernel that are resident on the whole device at the same time.
-template <class... P>
-int resident_blocks(void (*kernel)(P...), const Shape& shape) {
-    return resident_blocks_erased(reinterpret_cast<const void*>(kernel), shape);
-}
-
-#endif
-
 }  // namespace fusedrnn::cuda
+
+// With, of the kernels and libraries of this platform,
+//   launch(kernel, shape, stream, arguments...)
+//   resident_blocks(kernel, shape)   blocks of a kernel that are resident on the whole device at the same time
+//   call_library(stream, call)       a call of another library that gives its own launches to the stream
+//   kFindsLibraries                  whether libraries that nobody named work on this memory
+#include "platform/launch.h"

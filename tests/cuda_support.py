@@ -14,7 +14,7 @@ import fusedrnn as fr
 from fusedrnn.cuda import loader
 
 MODULE = loader.find()
-EMULATED = MODULE is not None and bool(MODULE.emulated)
+EMULATED = MODULE is not None and hasattr(MODULE, "emulate")
 
 # For tests that run on a device or on the emulator, whichever the build has.
 DEVICES = [

@@ -316,6 +316,7 @@ def test_the_costs_compile(tmp_path: Path) -> None:
     if not Path(nvcc).exists():
         pytest.skip("needs nvcc")
     target = ["-std=c++20", "-O1", "-gencode=arch=compute_90a,code=sm_90a", "--Werror=all-warnings", "-cubin"]
-    include = ["-Xcompiler", "-iquote", "-Xcompiler", str(BENCH.parent / "cuda")]
+    cuda = BENCH.parent / "cuda"
+    include = [f"-Xcompiler=-iquote,{path}" for path in (cuda / "gpu" / "include", cuda)]
     command = [nvcc, *target, *include, str(BENCH / "cuda_costs.cu"), "-o", str(tmp_path / "costs.cubin")]
     subprocess.run(command, check=True, timeout=200)

@@ -93,7 +93,7 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     from fusedrnn.cuda import backend
 
     class Real:
-        emulated = False
+        array_library = "cupy"
 
         def devices(self) -> list[tuple[str, int]]:
             return [("one", 90)]

@@ -86,7 +86,7 @@ def test_products_run_in_the_library_that_is_named(fake: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "failure", "reason"),
     [
-        (None, "", "the emulator takes the one that FUSEDRNN_CUBLAS names"),
+        (None, "", "this build takes the one that FUSEDRNN_CUBLAS names"),
         ("0", "", "FUSEDRNN_CUBLAS=0"),
         ("/nowhere/libcublas.so.13", "", "/nowhere/libcublas.so.13: cannot open"),
         ("libm.so.6", "", "libm.so.6: has no cublasCreate_v2"),

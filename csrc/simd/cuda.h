@@ -1,6 +1,6 @@
-// One lane, one thread of a GPU: for nvcc, and for the host compiler that builds the same kernels for the
-// emulator. See simd.h for the contract. Both give the same bits: every operation is rounded once, and none
-// is contracted.
+// One lane, one thread of a GPU: for nvcc, and for host compilers, which build the same kernels where there is no
+// GPU. See simd.h for the contract. Both give the same bits: every operation is rounded once, and none is
+// contracted.
 #pragma once
 
 #include <cmath>

@@ -72,9 +72,7 @@ using Extents = std::vector<std::pair<std::uintptr_t, std::uintptr_t>>;
 template <class F>
 void run_call(int device, Extents extents, F&& driver) {
     const py::gil_scoped_release released;
-    const CallMemory memory(std::move(extents));
-    const CurrentDevice current(device);
-    if (kEmulated) set_device(device);  // arrays may claim to be on others than the one there is
+    const CallScope scope(device, std::move(extents));
     driver();
 }
 

@@ -248,15 +248,11 @@ void bind_array(py::module_& m) {
         .def("__dlpack__", &dlpack_of, py::kw_only(), py::arg("stream") = py::none(),
              py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
              py::arg("copy") = py::none());
-    if (kEmulated) {
-        array.def_property_readonly("__array_interface__", &interface_of);
-    } else {
-        array.def_property_readonly("__cuda_array_interface__", [](const DeviceArray& a) {
-            py::dict result = interface_of(a);
-            result["stream"] = a.stream;
-            return result;
-        });
-    }
+    array.def_property_readonly(kInterface, [](const DeviceArray& a) {
+        py::dict result = interface_of(a);
+        result["stream"] = a.stream;
+        return result;
+    });
     m.def(
         "empty",
         [](const std::vector<std::int64_t>& shape, const std::string& dtype, int device,

@@ -11,8 +11,6 @@ namespace fusedrnn::cuda {
 namespace py = pybind11;
 
 void bind_device(py::module_& m) {
-    m.attr("emulated") = kEmulated;
-    m.attr("targets") = FUSEDRNN_CUDA_TARGETS;
     m.def("missing", &missing, "Return what is missing for a call to run; empty if nothing is.");
     m.def(
         "devices",

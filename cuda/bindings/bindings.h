@@ -11,8 +11,6 @@ void bind_array(pybind11::module_& m);      // arrays in device memory
 void bind_exchange(pybind11::module_& m);   // arrays whose libraries offer functions for C
 void bind_recurrent(pybind11::module_& m);  // forward, backward and their tape
 void bind_elements(pybind11::module_& m);   // rounding and dropout
-#ifdef FUSEDRNN_CUDA_EMULATOR
-void bind_emulator(pybind11::module_& m);  // the device that is emulated
-#endif
+void bind_platform(pybind11::module_& m);   // what this build runs on: bindings/device.cpp of the platform
 
 }  // namespace fusedrnn::cuda

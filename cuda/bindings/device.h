@@ -1,5 +1,4 @@
-// Devices and streams as the bindings need them beyond runtime.h. device.cpp asks the CUDA runtime; in the
-// emulated build device_emulated.cpp stands in for it, whose one device is this process's own memory.
+// Devices and streams as the bindings need them beyond runtime.h; bindings/device.cpp of the platform implements it.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +15,6 @@ using StreamNumber = std::uintptr_t;
 inline constexpr StreamNumber kLegacyStream = 1;
 inline void* native_stream(StreamNumber stream) { return reinterpret_cast<void*>(stream); }
 
-#ifdef FUSEDRNN_CUDA_EMULATOR
-inline constexpr bool kEmulated = true;
-#else
-inline constexpr bool kEmulated = false;
-#endif
-
 struct DeviceInfo {
     std::string name;
     int architecture;
@@ -34,6 +27,9 @@ std::vector<DeviceInfo> devices();
 // The device of this DLPack number, or -1 if the kernels cannot read its memory.
 int device_number(dlpack::Device device);
 dlpack::Device exported_device(int device);
+// How errors call the arrays that kernels can read, and the attribute by which others read ours.
+extern const char* const kReadableArray;
+extern const char* const kInterface;
 // The device whose memory this address is in, or -1.
 int device_of(const void* address);
 
@@ -52,16 +48,17 @@ class CurrentDevice {
     int before_;
 };
 
-// The memory of a call's arrays, first and one past the last byte of each. The emulator, whose calls come one
-// after the other, then refuses accesses to any other.
-class CallMemory {
+// What surrounds a driver: its device, and the memory of the call's arrays, first and one past the last byte of
+// each. A platform that can may refuse accesses to any other.
+class CallScope {
   public:
-    explicit CallMemory(std::vector<std::pair<std::uintptr_t, std::uintptr_t>> extents);
-    ~CallMemory();
-    CallMemory(const CallMemory&) = delete;
-    CallMemory& operator=(const CallMemory&) = delete;
+    CallScope(int device, std::vector<std::pair<std::uintptr_t, std::uintptr_t>> extents);
+    ~CallScope();
+    CallScope(const CallScope&) = delete;
+    CallScope& operator=(const CallScope&) = delete;
 
   private:
+    CurrentDevice current_;
     std::vector<std::pair<std::uintptr_t, std::uintptr_t>> extents_;
 };
 

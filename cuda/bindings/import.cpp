@@ -13,9 +13,7 @@ std::string kind_of(py::handle value) {
     return value.is_none() ? "None" : std::string(Py_TYPE(value.ptr())->tp_name);
 }
 
-const char* expected_array() {
-    return kEmulated ? ": expected an array in host memory, " : ": expected an array on a CUDA device, ";
-}
+std::string expected_array() { return std::string(": expected an array ") + kReadableArray + ", "; }
 
 std::string place_name(dlpack::Device device) {
     if (device.type == dlpack::kCpu) return "the CPU";

@@ -13,8 +13,6 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
     fusedrnn::cuda::bind_exchange(m);
     fusedrnn::cuda::bind_recurrent(m);
     fusedrnn::cuda::bind_elements(m);
-#ifdef FUSEDRNN_CUDA_EMULATOR
-    fusedrnn::cuda::bind_emulator(m);
-#endif
+    fusedrnn::cuda::bind_platform(m);
     fusedrnn::seal_types(m);
 }

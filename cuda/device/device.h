@@ -1,5 +1,5 @@
-// The thin device layer: all of CUDA that kernels use. ptx.h implements it for nvcc, emulator/device.h for a
-// host compiler, which runs the same kernels with one fiber for each thread of the grid.
+// The thin device layer: all of CUDA that kernels use. platform/device.h, which the include path chooses,
+// implements it: cuda/gpu for nvcc, tests/cuda/emulator for a host compiler.
 //
 //   FUSEDRNN_KERNEL              before `void` of a kernel
 //   FUSEDRNN_LAUNCH_BOUNDS(threads, blocks)
@@ -7,6 +7,8 @@
 //   FUSEDRNN_DEVICE              before a function of a kernel
 //   FUSEDRNN_HOST_DEVICE         before a function of kernels and of the host
 //   FUSEDRNN_UNROLL              before a loop that must be unrolled
+//   FUSEDRNN_UNROLL_FEW          before one of which a few loads are to be under way at once
+//   FUSEDRNN_KEEP_LOOP           before one that is rarely taken and would cost registers
 //
 // Where am I. Blocks have a multiple of 32 threads.
 //   int thread_index(), block_threads(), lane(), warp();  Int3 block_index(), grid_size()
@@ -98,10 +100,4 @@
 //   ldmatrix  r[i] = M_i[g][2t, 2t+1]; with _trans r[i] = M_i[2t, 2t+1][g]
 #pragma once
 
-#include "types.h"
-
-#ifdef __CUDACC__
-#include "ptx.h"
-#else
-#include "../emulator/device.h"
-#endif
+#include "platform/device.h"

@@ -1,4 +1,4 @@
-// Types that kernels, drivers and the emulator share; plain data, for any compiler.
+// Types that kernels and drivers share; plain data, for any compiler.
 #pragma once
 
 #include <cstdint>

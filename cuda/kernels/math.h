@@ -12,15 +12,6 @@
 #include "problem.h"
 #include "simd/simd.h"
 
-// Before a loop that is rarely taken and would cost registers; FEW: a few loads are to be under way at once.
-#ifdef __CUDACC__
-#define FUSEDRNN_KEEP_LOOP _Pragma("unroll 1")
-#define FUSEDRNN_UNROLL_FEW _Pragma("unroll 8")
-#else
-#define FUSEDRNN_KEEP_LOOP
-#define FUSEDRNN_UNROLL_FEW
-#endif
-
 namespace fusedrnn::cuda {
 
 // T and C as in problem.h, V: what cells are computed in.

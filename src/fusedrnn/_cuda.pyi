@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 __version__: str
-emulated: bool
 targets: str
+array_library: str  # which library holds the parameters of modules
+device_types: tuple[int, ...]  # DLPack's numbers of the memory that kernels read
 kernels: tuple[str, ...]
 
 class Array:
@@ -61,7 +62,7 @@ def missing() -> str: ...
 def devices() -> list[tuple[str, int]]: ...
 def offer_cublas(files: list[str]) -> None: ...
 def cublas() -> str: ...  # "13.1.0 (file)" or "none (reason)"
-def emulate(architecture: int = 80, processors: int = 16) -> None: ...  # in the emulated build alone
+def emulate(architecture: int = 80, processors: int = 16) -> None: ...  # where FUSEDRNN_CUDA=EMULATED
 def take_streams() -> tuple[set[int], set[tuple[int, int]]]: ...  # the same
 def is_capturing(stream: int) -> bool: ...
 def synchronize(device: int, stream: int) -> None: ...

@@ -17,7 +17,7 @@ from fusedrnn.lookup import Lookup, array_of
 
 
 class CudaBackend(Backend):
-    """One GPU. In the emulated build NumPy stands in for CuPy."""
+    """One GPU, and the library that holds the arrays there."""
 
     def __init__(self, number: int, xp: Any) -> None:
         super().__init__(f"cuda:{number}", xp, Kernels(xp, number))
@@ -141,10 +141,8 @@ def cuda_backend(number: int) -> CudaBackend:
     count = len(module.devices())
     if number >= count:
         raise ValueError(f"device: expected a device below cuda:{count}, got cuda:{number}")
-    if module.emulated:
-        return CudaBackend(number, np)
     try:
-        return CudaBackend(number, importlib.import_module("cupy"))
+        return CudaBackend(number, importlib.import_module(module.array_library))
     except ModuleNotFoundError as error:
         if error.name != "cupy":
             raise

@@ -34,16 +34,16 @@ class Library(NamedTuple):
 
 
 def is_device_array(x: object) -> bool:
-    """Return whether x is an array in a GPU's memory (in the emulated build: an array at all)."""
+    """Return whether x is an array in memory that calls on a GPU take."""
     kind = type(x)
     if hasattr(kind, "__dlpack_device__"):
         module = loader.find()
         if module is not None and module.place(x) is not None:
             return True
         device_type = int(x.__dlpack_device__()[0])  # type: ignore[attr-defined]
-        if device_type in (_CUDA, _CUDA_MANAGED):
-            return True
-        return device_type == _CPU and module is not None and bool(module.emulated)
+        return device_type in (_CUDA, _CUDA_MANAGED) or (
+            module is not None and device_type in module.device_types
+        )
     return not isinstance(x, type) and hasattr(x, "__cuda_array_interface__")
 
 

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <string>
 
-#include "device.h"
 #include "grid.h"
+#include "include/platform/device.h"
 
 namespace fusedrnn::cuda::emulator {
 

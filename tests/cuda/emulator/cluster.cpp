@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../runtime.h"
-#include "device.h"
 #include "grid.h"
+#include "include/platform/device.h"
+#include "runtime.h"
 
 namespace fusedrnn::cuda::emulator {
 

@@ -1,9 +1,9 @@
-// Clusters on a GPU of compute capability 9.0 and later: a part of ptx.h.
+// Clusters on a GPU of compute capability 9.0 and later: a part of device.h.
 #pragma once
 
 #include <type_traits>
 
-#include "types.h"
+#include "device/types.h"
 
 namespace fusedrnn::cuda {
 

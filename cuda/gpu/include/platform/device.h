@@ -1,14 +1,16 @@
-// The device layer on a GPU of compute capability 8.0 and later; its contract stands in device.h.
+// The device layer on a GPU of compute capability 8.0 and later; its contract stands in device/device.h.
 #pragma once
 
 #include <cstring>
 
-#include "types.h"
+#include "device/types.h"
 
 #define FUSEDRNN_KERNEL __global__
 #define FUSEDRNN_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define FUSEDRNN_DEVICE __device__ __forceinline__
 #define FUSEDRNN_UNROLL _Pragma("unroll")
+#define FUSEDRNN_UNROLL_FEW _Pragma("unroll 8")
+#define FUSEDRNN_KEEP_LOOP _Pragma("unroll 1")
 
 namespace fusedrnn::cuda {
 

@@ -1,5 +1,5 @@
 // The host's side of CUDA on the emulator: the device's memory is the host's, streams wait for nothing.
-#include "../runtime.h"
+#include "runtime.h"
 
 #include <cstdlib>
 #include <cstring>

@@ -1,12 +1,14 @@
 // The emulated build's device: this process's own memory, where what is asked for has happened on return.
+#include "cuda/bindings/device.h"
+
 #include <algorithm>
 #include <mutex>
 #include <set>
 #include <utility>
 
+#include "../config.h"
 #include "cuda/bindings/bindings.h"
-#include "cuda/bindings/device.h"
-#include "emulator/config.h"
+#include "runtime.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -26,6 +28,9 @@ int device_number(dlpack::Device device) {
     return device.type == dlpack::kCuda && device.id >= 0 ? device.id : -1;
 }
 
+const char* const kReadableArray = "in host memory";
+const char* const kInterface = "__array_interface__";
+
 dlpack::Device exported_device(int) { return {dlpack::kCpu, 0}; }
 
 int device_of(const void*) { return 0; }
@@ -38,8 +43,11 @@ void order_streams(int, StreamNumber waiting, StreamNumber done) {
 CurrentDevice::CurrentDevice(int device) : before_(device) {}
 CurrentDevice::~CurrentDevice() { static_cast<void>(before_); }
 
-// Views of one array overlap: their memory is merged first.
-CallMemory::CallMemory(std::vector<std::pair<std::uintptr_t, std::uintptr_t>> extents) {
+// Arrays may claim to be on other devices than the one there is. Views of one array overlap: their memory is
+// merged first.
+CallScope::CallScope(int device, std::vector<std::pair<std::uintptr_t, std::uintptr_t>> extents)
+    : current_(device) {
+    set_device(device);
     one_call.lock();
     std::sort(extents.begin(), extents.end());
     for (const auto& [low, high] : extents) {
@@ -55,14 +63,17 @@ CallMemory::CallMemory(std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ex
     }
 }
 
-CallMemory::~CallMemory() {
+CallScope::~CallScope() {
     for (const auto& extent : extents_) {
         emulator::unregister_memory(reinterpret_cast<const void*>(extent.first));
     }
     one_call.unlock();
 }
 
-void bind_emulator(pybind11::module_& m) {
+void bind_platform(pybind11::module_& m) {
+    m.attr("targets") = "the emulator";
+    m.attr("array_library") = "numpy";
+    m.attr("device_types") = pybind11::make_tuple(int{dlpack::kCpu}, int{dlpack::kCuda});
     m.def(
         "emulate",
         [](int architecture, int processors) {

@@ -3,8 +3,8 @@
 #include <cstdio>
 #include <string>
 
-#include "device.h"
 #include "grid.h"
+#include "include/platform/device.h"
 
 namespace fusedrnn::cuda::emulator {
 

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "cuda/bindings/bindings.h"
 #include "runtime.h"
 
 namespace fusedrnn::cuda {
@@ -55,6 +56,9 @@ int device_number(dlpack::Device device) {
     return device.type == dlpack::kCuda || device.type == dlpack::kCudaManaged ? device.id : -1;
 }
 
+const char* const kReadableArray = "on a CUDA device";
+const char* const kInterface = "__cuda_array_interface__";
+
 dlpack::Device exported_device(int device) { return {dlpack::kCuda, device}; }
 
 int device_of(const void* address) {
@@ -81,7 +85,13 @@ CurrentDevice::CurrentDevice(int device) {
 
 CurrentDevice::~CurrentDevice() { cudaSetDevice(before_); }
 
-CallMemory::CallMemory(std::vector<std::pair<std::uintptr_t, std::uintptr_t>>) {}
-CallMemory::~CallMemory() = default;
+CallScope::CallScope(int device, std::vector<std::pair<std::uintptr_t, std::uintptr_t>>) : current_(device) {}
+CallScope::~CallScope() = default;
+
+void bind_platform(pybind11::module_& m) {
+    m.attr("targets") = FUSEDRNN_CUDA_TARGETS;
+    m.attr("array_library") = "cupy";
+    m.attr("device_types") = pybind11::make_tuple(int{dlpack::kCuda}, int{dlpack::kCudaManaged});
+}
 
 }  // namespace fusedrnn::cuda

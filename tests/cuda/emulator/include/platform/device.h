@@ -1,17 +1,19 @@
 // The device layer on the host: every thread of the grid is a fiber. Its contract stands in
-// ../device/device.h. The last argument of a function is where it is called, and left to its default.
+// device/device.h. The last argument of a function is where it is called, and left to its default.
 #pragma once
 
 #include <cstring>
 #include <type_traits>
 
-#include "../device/types.h"
-#include "config.h"
+#include "../../config.h"
+#include "device/types.h"
 
 #define FUSEDRNN_KERNEL
 #define FUSEDRNN_LAUNCH_BOUNDS(threads, blocks)
 #define FUSEDRNN_DEVICE inline
 #define FUSEDRNN_UNROLL
+#define FUSEDRNN_UNROLL_FEW
+#define FUSEDRNN_KEEP_LOOP
 
 namespace fusedrnn::cuda {
 

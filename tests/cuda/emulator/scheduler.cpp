@@ -7,8 +7,8 @@
 #include <span>
 #include <sstream>
 
-#include "../runtime.h"
 #include "grid.h"
+#include "runtime.h"
 
 #ifdef FUSEDRNN_ASAN
 #include <sanitizer/asan_interface.h>

@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "../device/types.h"
 #include "cluster.h"
 #include "config.h"
-#include "device.h"
+#include "device/types.h"
 #include "fiber.h"
+#include "include/platform/device.h"
 #include "launch.h"
 #include "memory.h"
 

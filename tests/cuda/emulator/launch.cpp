@@ -3,8 +3,8 @@
 #include <cstdio>
 #include <mutex>
 
-#include "../runtime.h"
 #include "grid.h"
+#include "runtime.h"
 
 namespace fusedrnn::cuda::emulator {
 
