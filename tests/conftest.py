@@ -5,6 +5,7 @@ And the fixtures that several files share.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("suite")
+
+
+def _list_if_without_torch(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Write what skips because torch is missing to the file that a variable names, for a run that has it."""
+    listed = os.environ.get("FUSEDRNN_TESTS_WITHOUT_TORCH")
+    if listed and report.skipped and isinstance(report.longrepr, tuple) and "torch" in report.longrepr[2]:
+        with open(listed, "a") as file:
+            print(Path(__file__).parents[1] / report.nodeid, file=file)
+
+
+pytest_runtest_logreport = pytest_collectreport = _list_if_without_torch
 
 
 @pytest.fixture(autouse=True)

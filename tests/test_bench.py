@@ -17,6 +17,8 @@ import pytest
 
 import fusedrnn as fr
 
+pytestmark = pytest.mark.once
+
 BENCH = Path(__file__).parent.parent / "bench"
 
 

@@ -26,6 +26,8 @@ from fusedrnn.cli.text import (
 )
 from fusedrnn.cli.trainer import Checkpoint, Trainer
 
+pytestmark = pytest.mark.once
+
 # Training ---------------------------------------------------------------------------------------------------
 
 

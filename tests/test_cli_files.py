@@ -28,6 +28,8 @@ from fusedrnn.cli.text import (
 )
 from fusedrnn.cli.trainer import CHECKPOINT_FILE, Checkpoint, Trainer
 
+pytestmark = pytest.mark.once
+
 # Resuming ---------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,8 @@ from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.text import UNKNOWN, Vocabulary
 from fusedrnn.cli.trainer import CHECKPOINT_FILE, Trainer
 
+pytestmark = pytest.mark.once
+
 TEXT = "abab\n\nbaba\n\nabba b\n" * 2
 SMALL = Config(cell="rnn", hidden=1, embedding=1)
 

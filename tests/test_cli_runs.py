@@ -29,6 +29,8 @@ from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.trainer import Checkpoint, Evaluated, Trained, Trainer
 
+pytestmark = pytest.mark.once
+
 ENDLESS = [*TINY, "--epochs", 100_000, "--patience", 100_000]
 
 # Signals ----------------------------------------------------------------------------------------------------

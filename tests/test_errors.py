@@ -15,6 +15,8 @@ from support import Array, assert_ran, random_problem, run_python
 import fusedrnn as fr
 from fusedrnn import _core
 
+pytestmark = pytest.mark.once
+
 Case = tuple[str, str, tuple[Any, ...]]  # entry, argument, path inside the argument
 
 

@@ -12,6 +12,8 @@ from support import DTYPES, Array, make_module, num_threads
 import fusedrnn as fr
 from fusedrnn import init
 
+pytestmark = pytest.mark.once
+
 SHAPE = (300, 200)  # fan_out, fan_in
 
 UNIFORM: dict[str, tuple[Callable[..., Array], float]] = {

@@ -27,6 +27,7 @@ def test_the_isa_asked_for_ran() -> None:
     assert fr.config()["isa"] == os.environ.get("FUSEDRNN_ISA", best_isa())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("isa", ISAS)
 def test_used_or_refused(isa: str) -> None:
     """The error tells a CPU that lacks the ISA from a build that does."""
@@ -43,6 +44,7 @@ def test_used_or_refused(isa: str) -> None:
     assert lacking in message and present not in message
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("isa", ["sse9", "AVX2 ", "avx2,scalar"])
 def test_unknown_isa(isa: str) -> None:
     done = run_python("-c", SHOW, FUSEDRNN_ISA=isa)
@@ -83,6 +85,7 @@ def test_vector_isas_share_bits(isa: str, tmp_path: Path) -> None:
                 assert np.array_equal(theirs[name], array), name
 
 
+@pytest.mark.once
 def test_default_is_the_best_supported() -> None:
     done = run_python("-c", SHOW, FUSEDRNN_ISA=None)
     assert_ran(done)
@@ -95,6 +98,7 @@ def test_scalar_is_always_built() -> None:
     assert config["isa"] in config["isas_built"] and config["isa"] in config["isas_supported"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "3x", "99999999999999999999"])
 def test_bad_thread_count(value: str) -> None:
     done = run_python("-c", SHOW, FUSEDRNN_NUM_THREADS=value)
@@ -103,6 +107,7 @@ def test_bad_thread_count(value: str) -> None:
     assert "FUSEDRNN_NUM_THREADS" in message and value in message
 
 
+@pytest.mark.once
 def test_thread_count_from_the_environment() -> None:
     done = run_python("-c", SHOW, FUSEDRNN_NUM_THREADS="3")
     assert_ran(done)

@@ -11,6 +11,8 @@ import pytest
 import fusedrnn as fr
 from fusedrnn import _core, init
 
+pytestmark = pytest.mark.once
+
 
 def masked(*shape: int, dtype: Any = "float32") -> Any:
     values = np.ones(shape, dtype)

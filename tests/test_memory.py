@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from support import assert_ran, run_python
 
+pytestmark = pytest.mark.once
+
 LIMITED = """
 import resource
 import numpy as np

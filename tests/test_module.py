@@ -13,6 +13,8 @@ from support import MODULE_CELLS, Array, make_module
 
 import fusedrnn as fr
 
+pytestmark = pytest.mark.once
+
 
 class Net(fr.Module):
     """Embedding, bidirectional LSTM, norm, linear."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from importlib import metadata
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 
 def test_licences_come_with_the_package() -> None:
     """Its own, and that of pybind11, parts of which are compiled in."""

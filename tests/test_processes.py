@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support import TESTS, assert_ran, run_python
 
+pytestmark = pytest.mark.once
+
 # await_child(pid): the end of a child; that of a child which hangs or ends with another status is the test's.
 AWAIT = """
 import os, signal, sys, time

@@ -11,6 +11,8 @@ from support import make_module
 
 import fusedrnn as fr
 
+pytestmark = pytest.mark.once
+
 
 def module() -> Any:
     return make_module("lstm", 3, 5)

@@ -10,6 +10,8 @@ import reference
 from support import CELLS, numeric_gradient, random_params, random_problem, random_state
 from tolerances import CENTRAL_DIFFERENCES, assert_close, relative_error
 
+pytestmark = pytest.mark.once
+
 T, B, I, H = 3, 2, 3, 4
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from support import assert_ran, run_python
 
 import fusedrnn as fr
+
+pytestmark = pytest.mark.once
 
 HUGE = {
     "fr.LSTM(4, 6, 10**12)": "ValueError: num_layers: expected an int <= 1000, got 1000000000000",

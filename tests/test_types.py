@@ -10,6 +10,8 @@ import pytest
 import fusedrnn as fr
 from fusedrnn import _core, cuda
 
+pytestmark = pytest.mark.once
+
 METACLASS = type(_core.LayerTape)
 MODULES = [m for m in (_core, cuda.loader.load() if cuda.is_available() else None) if m is not None]
 TYPES = [value for m in MODULES for value in vars(m).values() if type(value) is METACLASS]

@@ -1,6 +1,5 @@
-// Slow, obvious double-precision recurrent networks: one row and one step at a time, in the form of
-// tests/reference.py. Sigmoid goes through tanh, and every derivative is taken from the pre-activations,
-// never from saved activations.
+// Slow, obvious double-precision recurrent networks: one row and one step at a time, with the equations of
+// tests/reference.py, whose cells generate_reference.py writes as C++ at build time.
 #pragma once
 
 #include "check.h"
