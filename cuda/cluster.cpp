@@ -85,16 +85,6 @@ Attempt attempt(const Request& request) {
                             : attempt(request, entries->forward[request.cell]);
 }
 
-template <class Args>
-void start(const Launcher& launcher, const ClusterKernels<Args>& kernels, const ClusterPlan& plan,
-           const Args& args) {
-    Shape shape;
-    shape.grid_x = shape.cluster = plan.blocks;
-    shape.grid_y = plan.groups;
-    shape.block = cluster_threads(plan.tiles);
-    launcher.start(kernels[plan.tiles - 1][plan.form], shape, args, kClusterFormNames[plan.form]);
-}
-
 }  // namespace
 
 std::string reason_against_cluster(const Request& request) { return attempt(request).reason; }
@@ -105,14 +95,61 @@ ClusterPlan plan_cluster(const Request& request) {
     return result.plan;
 }
 
-void launch_cluster_forward(const Launcher& launcher, CellId cell, Math math, const ClusterPlan& plan,
-                            const ClusterForwardArgs& args) {
-    start(launcher, cluster_entries(math)->forward[cell], plan, args);
+namespace {
+
+template <class Pass>
+ClusterPlan plan_pass(const Pass& pass, bool backward) {
+    const Device device = current_device();
+    return plan_cluster({pass.problem.cell, pass.problem.math, pass.problem.dims, device.architecture,
+                         device.processors, backward});
 }
 
-void launch_cluster_backward(const Launcher& launcher, CellId cell, Math math, const ClusterPlan& plan,
-                             const SweepBackwardArgs& args) {
-    start(launcher, cluster_entries(math)->backward[cell], plan, args);
+template <class Args>
+void start(const Launcher& launcher, const ClusterKernels<Args>& kernels, const ClusterPlan& plan,
+           const Args& args) {
+    Shape shape;
+    shape.grid_x = shape.cluster = plan.blocks;
+    shape.grid_y = plan.groups;
+    shape.block = cluster_threads(plan.tiles);
+    launcher.start(kernels[plan.tiles - 1][plan.form], shape, args, kClusterFormNames[plan.form]);
+}
+
+class ClusterForward final : public ForwardSteps {
+  public:
+    explicit ClusterForward(const ForwardPass& pass) : pass_(pass), plan_(plan_pass(pass, false)) {}
+    void run(std::int64_t first, std::int64_t count) const override {
+        const ForwardProblem& p = pass_.problem;
+        auto args = sweep_arguments<ClusterForwardArgs>(pass_, first, count);
+        args.vector = pass_.launcher.is_vector(args.w_hh, p.dims.P, p.dims.P);
+        start(pass_.launcher, cluster_entries(p.math)->forward[p.cell], plan_, args);
+    }
+
+  private:
+    const ForwardPass& pass_;
+    const ClusterPlan plan_;
+};
+
+class ClusterBackward final : public BackwardSteps {
+  public:
+    explicit ClusterBackward(const BackwardPass& pass) : pass_(pass), plan_(plan_pass(pass, true)) {}
+    void run() const override {
+        const BackwardProblem& p = pass_.problem;
+        start(pass_.launcher, cluster_entries(p.math)->backward[p.cell], plan_,
+              sweep_arguments<SweepBackwardArgs>(pass_));
+    }
+
+  private:
+    const BackwardPass& pass_;
+    const ClusterPlan plan_;
+};
+
+}  // namespace
+
+std::unique_ptr<ForwardSteps> cluster_forward_steps(const ForwardPass& pass, Arena&) {
+    return std::make_unique<ClusterForward>(pass);
+}
+std::unique_ptr<BackwardSteps> cluster_backward_steps(const BackwardPass& pass, Arena&) {
+    return std::make_unique<ClusterBackward>(pass);
 }
 
 }  // namespace fusedrnn::cuda

@@ -1,5 +1,5 @@
-// Many steps in one launch by thread-block clusters: whether a problem fits on the device that way, how it is
-// cut up, and the launch.
+// Many steps in one launch by thread-block clusters: whether a problem fits on the device that way, and how it is
+// cut up.
 //
 // A cluster of up to 8 blocks holds the weights in registers, 16, 32 or 48 units of all gates in each block,
 // and works on 8, 16 or 32 positions of the batch. Clusters do not wait for each other.
@@ -9,7 +9,6 @@
 
 #include "kernel_table.h"
 #include "kernels/cluster_arguments.h"
-#include "launches.h"
 
 namespace fusedrnn::cuda {
 
@@ -24,10 +23,5 @@ struct ClusterPlan {
 std::string reason_against_cluster(const Request& request);
 // How it is cut up; std::runtime_error with the reason where it does not fit.
 ClusterPlan plan_cluster(const Request& request);
-// The steps args.first and following.
-void launch_cluster_forward(const Launcher& launcher, CellId cell, Math math, const ClusterPlan& plan,
-                            const ClusterForwardArgs& args);
-void launch_cluster_backward(const Launcher& launcher, CellId cell, Math math, const ClusterPlan& plan,
-                             const SweepBackwardArgs& args);
 
 }  // namespace fusedrnn::cuda

@@ -19,22 +19,22 @@ std::int64_t input_block_steps(const Dims& dims, std::int64_t gates, Math math) 
     return std::clamp<std::int64_t>(input_block_bytes / step_bytes, 1, std::max<std::int64_t>(1, dims.T));
 }
 
-Inputs::Inputs(const Part& part, std::int64_t steps, bool projects, const Launcher& launcher,
+Inputs::Inputs(const InputProblem& problem, std::int64_t steps, bool projects, const Launcher& launcher,
                const ScheduleCopy& schedule, Arena& arena)
-    : p_(part),
+    : p_(problem),
       launcher_(launcher),
       schedule_(schedule),
-      traits_(launcher.entries().traits[part.cell]),
-      item_(storage_bytes(part.math)),
-      gates_(traits_.gates * part.dims.H),
-      stride_(part.dims.V > 0 ? 0 : matrix_stride(schedule, part.x.t_stride, part.x.b_stride)),
+      traits_(launcher.entries().traits[problem.cell]),
+      item_(storage_bytes(problem.math)),
+      gates_(traits_.gates * problem.dims.H),
+      stride_(problem.dims.V > 0 ? 0 : matrix_stride(schedule, problem.x.t_stride, problem.x.b_stride)),
       // A larger table would be more rows to multiply than are saved.
-      by_table_(part.dims.V > 0 && 2 * part.dims.V <= schedule.rows()),
+      by_table_(problem.dims.V > 0 && 2 * problem.dims.V <= schedule.rows()),
       rows_(arena.take(by_table_ || stride_ != 0
                            ? 0
-                           : std::min(steps * part.dims.B, schedule.rows()) * part.dims.I * item_)),
-      index_(arena.take(part.dims.V > 0 ? part.dims.T * part.dims.B * kIndexBytes : 0)),
-      table_gates_(by_table_ && projects ? arena.take(part.dims.V * gates_ * compute_bytes(part.math))
+                           : std::min(steps * problem.dims.B, schedule.rows()) * problem.dims.I * item_)),
+      index_(arena.take(problem.dims.V > 0 ? problem.dims.T * problem.dims.B * kIndexBytes : 0)),
+      table_gates_(by_table_ && projects ? arena.take(problem.dims.V * gates_ * compute_bytes(problem.math))
                                          : nullptr) {}
 
 std::int64_t Inputs::partial_bytes(std::int64_t steps) const {

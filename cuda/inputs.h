@@ -19,7 +19,8 @@ class Inputs {
     template <class Problem>
     Inputs(const Problem& problem, std::int64_t steps, bool projects, const Launcher& launcher,
            const ScheduleCopy& schedule, Arena& arena)
-        : Inputs(Part{problem.cell, problem.math, problem.dims, problem.weights, problem.x, problem.lookups},
+        : Inputs(InputProblem{problem.cell, problem.math, problem.dims, problem.weights, problem.x,
+                              problem.lookups},
                  steps, projects, launcher, schedule, arena) {}
 
     // Whether the rows of a table stand for the inputs.
@@ -37,7 +38,7 @@ class Inputs {
 
   private:
     // What forward and backward problems name alike.
-    struct Part {
+    struct InputProblem {
         CellId cell;
         Math math;
         Dims dims;
@@ -45,13 +46,13 @@ class Inputs {
         ConstRows x;
         Lookups lookups;
     };
-    Inputs(const Part& part, std::int64_t steps, bool projects, const Launcher& launcher,
+    Inputs(const InputProblem& problem, std::int64_t steps, bool projects, const Launcher& launcher,
            const ScheduleCopy& schedule, Arena& arena);
     void multiply(Matrix x, std::int64_t rows, void* gx, void* partial) const;
     void look_up(const Entry<LookupArgs>& entry, Matrix from, std::int64_t n, std::int64_t first,
                  std::int64_t count, void* to) const;
 
-    const Part p_;
+    const InputProblem p_;
     const Launcher& launcher_;
     const ScheduleCopy& schedule_;
     const CellTraits& traits_;

@@ -4,9 +4,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "backward.h"
 #include "cluster.h"
-#include "forward.h"
 #include "kernels/table.h"
 #include "persistent.h"
 
@@ -30,15 +28,14 @@ constexpr unsigned kClusterMaths = 1u << static_cast<int>(Math::bf16) | 1u << st
 
 // Best first.
 constexpr Kernel kKernels[] = {
-    // name, architecture, H, B, maths, cells, projections, further reason, pays, drivers
+    // name, architecture, H, B, maths, cells, projections, further reason, pays, launches every step, steps
     {"cluster", 90, kMostClusterHidden, kAny, kClusterMaths, kAllCells, false, reason_against_cluster,
-     nullptr, forward_cluster_workspace, forward_cluster, backward_cluster_workspace, backward_cluster},
+     nullptr, false, cluster_forward_steps, cluster_backward_steps},
     // With a projection each step would be two products, one after the other, with two exchanges.
     {"persistent", 80, kAny, kAny, kPersistentMaths, kAllCells, false, reason_against_persistent,
-     persistent_pays, forward_persistent_workspace, forward_persistent, backward_persistent_workspace,
-     backward_persistent},
-    {"step", 80, kAny, kAny, kAllMaths, kAllCells, true, nullptr, nullptr, forward_by_steps_workspace,
-     forward_by_steps, backward_by_steps_workspace, backward_by_steps},
+     persistent_pays, false, persistent_forward_steps, persistent_backward_steps},
+    {"step", 80, kAny, kAny, kAllMaths, kAllCells, true, nullptr, nullptr, true, step_forward_steps,
+     step_backward_steps},
 };
 
 std::string at_most(const char* what, std::int64_t limit, std::int64_t got) {

@@ -4,15 +4,12 @@
 // FUSEDRNN_CUDA_KERNEL, or a caller, may name one instead, which is then used or refused with the reason.
 #pragma once
 
+#include <memory>
 #include <string>
 
-#include "problem.h"
-#include "runtime.h"
+#include "steps.h"
 
 namespace fusedrnn::cuda {
-
-// How the steps of a problem are launched: one by one, or many at a time.
-enum class Way { steps, persistent, cluster };
 
 // A problem as far as the choice depends on it.
 struct Request {
@@ -24,7 +21,7 @@ struct Request {
     bool backward;
 };
 
-// A family of kernels and its drivers.
+// A family of kernels: which problems it takes, and its way through their steps.
 struct Kernel {
     const char* name;
     int least_architecture;
@@ -35,10 +32,15 @@ struct Kernel {
     bool projections;
     std::string (*further_reason)(const Request&);  // what else speaks against a problem; null: nothing
     bool (*pays)(const Request&);  // whether it is faster than the rows below, where measured; null: always
-    std::int64_t (*forward_workspace)(const ForwardProblem&);
-    void (*forward)(const ForwardProblem&, void* workspace, Stream);
-    std::int64_t (*backward_workspace)(const BackwardProblem&);
-    void (*backward)(const BackwardProblem&, void* workspace, Stream);
+    bool launches_every_step;      // so that calls that come again are worth a graph
+    std::unique_ptr<ForwardSteps> (*forward_steps)(const ForwardPass&, Arena&);
+    std::unique_ptr<BackwardSteps> (*backward_steps)(const BackwardPass&, Arena&);
+
+    // The drivers, of a problem that it takes. Workspaces are aligned to 256 bytes.
+    std::int64_t forward_workspace(const ForwardProblem& problem) const;
+    void forward(const ForwardProblem& problem, void* workspace, Stream stream) const;
+    std::int64_t backward_workspace(const BackwardProblem& problem) const;
+    void backward(const BackwardProblem& problem, void* workspace, Stream stream) const;
 };
 
 // Why a kernel cannot run a problem, as "H: expected at most 1024, got 2048"; empty if it can.

@@ -155,7 +155,7 @@ class ScheduleCopy {
     std::int64_t active(std::int64_t t) const { return t >= device.T ? 0 : host_.active[t]; }
     std::int64_t offset(std::int64_t t) const { return t * device.B == 0 ? 0 : host_.offset[t]; }
     std::int64_t rows() const { return offset(device.T); }
-    Moment moment(std::int64_t t) const { return {t, active(t + 1)}; }
+    TimeStep time_step(std::int64_t t) const { return {t, active(t + 1)}; }
 
     DeviceSchedule device;
 

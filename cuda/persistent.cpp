@@ -121,37 +121,80 @@ PersistentPlan plan_persistent(const Request& request) {
     return result.plan;
 }
 
-Persistent::Persistent(CellId cell, Math math, const Dims& dims, std::int64_t steps, bool backward,
-                       Arena& arena)
-    : entries_(*persistent_entries(math)), cell_(cell) {
-    const Device device = current_device();
-    plan_ = plan_persistent({cell, math, dims, device.architecture, device.processors, backward});
-    const PersistentShape& shape = plan_.shape;
-    step_bytes_ = std::int64_t{shape.groups} * shape.columns * shape.chunks * kChunkBytes;
-    exchange_ = arena.take(step_bytes_ * steps);
-}
+namespace {
 
-template <class Args>
-void Persistent::start(const Launcher& launcher, const PersistentEntry<Args>& entry, Args& args,
-                       std::int64_t steps) const {
-    args.shape = plan_.shape;
-    args.exchange = exchange_;
-    fill(exchange_, 0xff, static_cast<std::size_t>(step_bytes_ * steps), launcher.stream());
-    Shape shape;
-    shape.grid_x = plan_.shape.tiles;
-    shape.grid_y = plan_.shape.groups;
-    shape.block = 32 * plan_.shape.warps;
-    shape.shared_bytes = persistent_shared_bytes(entry, plan_.shape);
-    shape.cooperative = true;
-    launcher.start(entry, shape, args, kPersistentFormNames[plan_.form]);
-}
+// The plan of a pass on the current device, and its launches.
+class Persistent {
+  public:
+    // At most so many steps to a launch.
+    Persistent(CellId cell, Math math, const Dims& dims, std::int64_t steps, bool backward, Arena& arena) {
+        const Device device = current_device();
+        plan_ = plan_persistent({cell, math, dims, device.architecture, device.processors, backward});
+        const PersistentShape& shape = plan_.shape;
+        step_bytes_ = std::int64_t{shape.groups} * shape.columns * shape.chunks * kChunkBytes;
+        exchange_ = arena.take(step_bytes_ * steps);
+    }
 
-void Persistent::forward(const Launcher& launcher, PersistentForwardArgs args) const {
-    start(launcher, entries_.forward[cell_][plan_.form], args, args.count);
-}
+    template <class Args>
+    void start(const Launcher& launcher, const PersistentEntry<Args> (&forms)[kPersistentForms], Args args,
+               std::int64_t steps) const {
+        args.shape = plan_.shape;
+        args.exchange = exchange_;
+        fill(exchange_, 0xff, static_cast<std::size_t>(step_bytes_ * steps), launcher.stream());
+        const PersistentEntry<Args>& entry = forms[plan_.form];
+        Shape shape;
+        shape.grid_x = plan_.shape.tiles;
+        shape.grid_y = plan_.shape.groups;
+        shape.block = 32 * plan_.shape.warps;
+        shape.shared_bytes = persistent_shared_bytes(entry, plan_.shape);
+        shape.cooperative = true;
+        launcher.start(entry, shape, args, kPersistentFormNames[plan_.form]);
+    }
 
-void Persistent::backward(const Launcher& launcher, PersistentBackwardArgs args) const {
-    start(launcher, entries_.backward[cell_][plan_.form], args, args.schedule.T);
+  private:
+    PersistentPlan plan_;
+    void* exchange_;
+    std::int64_t step_bytes_;
+};
+
+class PersistentForward final : public ForwardSteps {
+  public:
+    PersistentForward(const ForwardPass& pass, Arena& arena)
+        : pass_(pass),
+          launch_(pass.problem.cell, pass.problem.math, pass.problem.dims, pass.block_steps, false, arena) {}
+    void run(std::int64_t first, std::int64_t count) const override {
+        launch_.start(pass_.launcher, persistent_entries(pass_.problem.math)->forward[pass_.problem.cell],
+                      sweep_arguments<PersistentForwardArgs>(pass_, first, count), count);
+    }
+
+  private:
+    const ForwardPass& pass_;
+    Persistent launch_;
+};
+
+class PersistentBackward final : public BackwardSteps {
+  public:
+    PersistentBackward(const BackwardPass& pass, Arena& arena)
+        : pass_(pass),
+          launch_(pass.problem.cell, pass.problem.math, pass.problem.dims, pass.problem.dims.T, true, arena) {
+    }
+    void run() const override {
+        launch_.start(pass_.launcher, persistent_entries(pass_.problem.math)->backward[pass_.problem.cell],
+                      sweep_arguments<PersistentBackwardArgs>(pass_), pass_.problem.dims.T);
+    }
+
+  private:
+    const BackwardPass& pass_;
+    Persistent launch_;
+};
+
+}  // namespace
+
+std::unique_ptr<ForwardSteps> persistent_forward_steps(const ForwardPass& pass, Arena& arena) {
+    return std::make_unique<PersistentForward>(pass, arena);
+}
+std::unique_ptr<BackwardSteps> persistent_backward_steps(const BackwardPass& pass, Arena& arena) {
+    return std::make_unique<PersistentBackward>(pass, arena);
 }
 
 }  // namespace fusedrnn::cuda

@@ -1,5 +1,4 @@
-// Many steps in one launch: whether a problem fits on the device that way, how it is cut up, and the
-// launches.
+// Many steps in one launch: whether a problem fits on the device that way, and how it is cut up.
 //
 // A block holds the weights of 16 units, so ceil(H / 16) blocks make a group, which works on some positions
 // of the batch by itself. All blocks must be resident at the same time, one to a multiprocessor: groups *
@@ -8,35 +7,12 @@
 
 #include "kernel_table.h"
 #include "kernels/persistent_arguments.h"
-#include "launches.h"
 
 namespace fusedrnn::cuda {
 
 struct PersistentPlan {
     PersistentShape shape;
     int form;  // of kPersistentCells
-};
-
-class Persistent {
-  public:
-    // Of a request that reason_against_persistent() has nothing against, on the current device.
-    // At most so many steps to a launch.
-    Persistent(CellId cell, Math math, const Dims& dims, std::int64_t steps, bool backward, Arena& arena);
-
-    // The steps args.first and following; `args` without its shape and exchange.
-    void forward(const Launcher& launcher, PersistentForwardArgs args) const;
-    void backward(const Launcher& launcher, PersistentBackwardArgs args) const;
-
-  private:
-    template <class Args>
-    void start(const Launcher& launcher, const PersistentEntry<Args>& entry, Args& args,
-               std::int64_t steps) const;
-
-    const PersistentEntries& entries_;
-    CellId cell_;
-    PersistentPlan plan_;
-    void* exchange_;
-    std::int64_t step_bytes_;
 };
 
 // Empty where the request fits.

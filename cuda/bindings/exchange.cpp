@@ -83,7 +83,7 @@ const dlpack::Exchange* exchange_of(py::handle value) {
     return reinterpret_cast<const dlpack::Exchange*>(header);
 }
 
-std::optional<Place> place_of(py::handle value) {
+std::optional<DeviceStream> device_stream_of(py::handle value) {
     const dlpack::Exchange* exchange = exchange_of(value);
     if (exchange == nullptr || exchange->borrow_object == nullptr) return {};
     dlpack::Tensor borrowed{};
@@ -93,7 +93,7 @@ std::optional<Place> place_of(py::handle value) {
     }
     const int device = device_number(borrowed.device);
     if (device < 0) return {};
-    return Place{device, current_stream(*exchange, borrowed.device)};
+    return DeviceStream{device, current_stream(*exchange, borrowed.device)};
 }
 
 std::optional<DeviceArray> import_exchanged(py::handle value, const std::string& name, StreamNumber stream) {
@@ -139,7 +139,7 @@ void bind_exchange(py::module_& m) {
     m.def(
         "place",
         [](py::handle array) -> py::object {
-            const std::optional<Place> place = place_of(array);
+            const std::optional<DeviceStream> place = device_stream_of(array);
             if (!place) return py::none();
             return py::make_tuple(place->device, place->stream);
         },

@@ -13,13 +13,13 @@ namespace fusedrnn::cuda {
 const dlpack::Exchange* exchange_of(py::handle value);
 
 // The device of an array and the current stream of its library there.
-struct Place {
+struct DeviceStream {
     int device;
     StreamNumber stream;
 };
 
 // Nothing for what has no table, or is in memory that kernels cannot read.
-std::optional<Place> place_of(py::handle value);
+std::optional<DeviceStream> device_stream_of(py::handle value);
 
 // As import_array(), or nothing where the general protocol has to be asked, which knows why.
 std::optional<DeviceArray> import_exchanged(py::handle value, const std::string& name, StreamNumber stream);

@@ -25,7 +25,7 @@ dlpack::Type compute_type(Math math) { return math == Math::f64 ? kFloat64 : kFl
 std::string indexed(const char* name, int k) { return std::string(name) + "[" + std::to_string(k) + "]"; }
 
 Context Context::of(StreamNumber stream, const py::object& empty, py::handle x) {
-    const std::optional<Place> place = place_of(x);
+    const std::optional<DeviceStream> place = device_stream_of(x);
     const bool serves = place && place->stream == stream;
     return {stream, empty, serves ? exchange_of(x) : nullptr};
 }

@@ -68,8 +68,8 @@ struct StateSource {
     bool reverse;
 };
 
-// A step in time. `next` is how many rows are alive at t + 1.
-struct Moment {
+// A time step. `next` is how many rows are alive at t + 1.
+struct TimeStep {
     std::int64_t t, next;
 };
 
@@ -78,7 +78,7 @@ struct StepForwardArgs {
     const void* product;      // C [position][G*H]: W_hh h, made before; null: made here
     const void* gx;           // C [position][G*H]
     StateSource source;
-    Moment now;
+    TimeStep now;
     const void* states_before;  // C [position][kStates - 1][H]
     const std::int64_t* order;
     void* hidden;  // T: h after the step, at `hidden_stride` times the row, or the position
@@ -107,7 +107,7 @@ struct StepBackwardArgs {
     int k;
     bool projected;
     StateSource source;
-    Moment now, later;
+    TimeStep now, later;
     const void* states_before;  // C [position][kStates - 1][H]
     const std::int64_t* order;
     int rows, later_rows;  // alive now and at the later step
@@ -125,7 +125,7 @@ struct OutputGradientArgs {
     const void *w_hh_t, *dgh;  // T [P][k], [position][k]
     int k;
     StateSource source;
-    Moment later;
+    TimeStep later;
     const std::int64_t* order;
     int rows, later_rows;
     const void* dy;

@@ -15,7 +15,7 @@ FUSEDRNN_KERNEL void recompute_cells(RecomputeArgs args) {
     constexpr int G = Cell::kGates, S = Cell::kStates;
     const std::int64_t H = args.source.H;
     for_rows(args.schedule, args.first, [&](std::int64_t t, int p, std::int64_t b, std::int64_t index) {
-        const Moment now{t, active_at(args.schedule, t + 1)};
+        const TimeStep now{t, active_at(args.schedule, t + 1)};
         const T* hidden = nullptr;
         const C* states = nullptr;
         if constexpr (Cell::kDirectHidden) hidden = hidden_before<T>(args.source, now, p, b);

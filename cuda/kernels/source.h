@@ -7,13 +7,13 @@
 namespace fusedrnn::cuda {
 
 // Whether the row at position p has a step before `now`, in the direction of time travelled.
-FUSEDRNN_DEVICE bool has_step_before(const StateSource& source, Moment now, int p) {
+FUSEDRNN_DEVICE bool has_step_before(const StateSource& source, TimeStep now, int p) {
     return source.reverse ? p < now.next : now.t > 0;
 }
 
 // Whether a reset cuts the state of row b, at position p, on its way into the step. Going back in time,
 // resets[t + 1] is the border between t + 1 and t.
-FUSEDRNN_DEVICE bool is_cut(const StateSource& source, Moment now, int p, std::int64_t b) {
+FUSEDRNN_DEVICE bool is_cut(const StateSource& source, TimeStep now, int p, std::int64_t b) {
     if (source.resets == nullptr) return false;
     if (!source.reverse) return load_constant(source.resets + now.t * source.B + b) != 0;
     return p < now.next && load_constant(source.resets + (now.t + 1) * source.B + b) != 0;
@@ -22,7 +22,7 @@ FUSEDRNN_DEVICE bool is_cut(const StateSource& source, Moment now, int p, std::i
 // The row of state 0, T, and of the state k > 0, C; null is zero. `states_before` are those after the step
 // before.
 template <class T>
-FUSEDRNN_DEVICE const T* hidden_before(const StateSource& source, Moment now, int p, std::int64_t b) {
+FUSEDRNN_DEVICE const T* hidden_before(const StateSource& source, TimeStep now, int p, std::int64_t b) {
     if (is_cut(source, now, p, b)) {
         const T* const reset = static_cast<const T*>(source.reset[0]);
         return reset == nullptr ? nullptr : reset + b * source.reset_stride[0];
@@ -38,7 +38,7 @@ FUSEDRNN_DEVICE const T* hidden_before(const StateSource& source, Moment now, in
 // Two states at most: there is one beyond h.
 static_assert(kMaxStates == 2);
 template <class C>
-FUSEDRNN_DEVICE const C* states_before(const StateSource& source, Moment now, int p, std::int64_t b,
+FUSEDRNN_DEVICE const C* states_before(const StateSource& source, TimeStep now, int p, std::int64_t b,
                                        const C* states) {
     if (is_cut(source, now, p, b)) {
         const C* const reset = static_cast<const C*>(source.reset[1]);

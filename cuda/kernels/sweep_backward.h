@@ -91,7 +91,7 @@ class SweepBackward : protected SweepCells {
     }
 
     // Everything that does not depend on the later step.
-    FUSEDRNN_DEVICE Inputs read(int i, Moment now, int index, int later_active) const {
+    FUSEDRNN_DEVICE Inputs read(int i, TimeStep now, int index, int later_active) const {
         Inputs inputs{};
         const int p = position(i);
         const std::int64_t row = cells_[i].row;
@@ -133,7 +133,7 @@ class SweepBackward : protected SweepCells {
         const DeviceSchedule& schedule = args_.schedule;
         const int index = index_at(schedule, t),
                   active = plain_ ? static_cast<int>(schedule.B) : alive_at(schedule, t);
-        const Moment now{t, plain_ && t + 1 < schedule.T ? schedule.B : active_at(schedule, t + 1)};
+        const TimeStep now{t, plain_ && t + 1 < schedule.T ? schedule.B : active_at(schedule, t + 1)};
         Inputs inputs[kCells] = {};
         bool cut[kCells] = {};
         FUSEDRNN_UNROLL

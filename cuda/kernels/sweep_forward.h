@@ -58,10 +58,10 @@ class SweepForward : protected SweepCells {
     };
 
     FUSEDRNN_DEVICE Kernel& kernel() { return static_cast<Kernel&>(*this); }
-    FUSEDRNN_DEVICE Moment moment_at(int t) const { return {t, active_at(args_.schedule, t + 1)}; }
+    FUSEDRNN_DEVICE TimeStep time_step_at(int t) const { return {t, active_at(args_.schedule, t + 1)}; }
 
     // The states before a step from memory: those of the step before the launch, of a reset, or initial ones.
-    FUSEDRNN_DEVICE void load_states(Carried& cell, Moment now, int p) const {
+    FUSEDRNN_DEVICE void load_states(Carried& cell, TimeStep now, int p) const {
         const T* const hidden = hidden_before<T>(args_.source, now, p, cell.row);
         cell.s[0] = V::set(hidden == nullptr ? C(0) : widen(load_constant(hidden + unit_)));
         if constexpr (S > 1) {
@@ -79,7 +79,7 @@ class SweepForward : protected SweepCells {
         for (int i = 0; i < kCells; ++i) {
             if (!is_cell(i, 0, B)) continue;
             cells_[i].row = static_cast<int>(row_at(args_.schedule.order, position(i)));
-            if (position(i) < active) load_states(cells_[i], moment_at(t), position(i));
+            if (position(i) < active) load_states(cells_[i], time_step_at(t), position(i));
         }
         if constexpr (Cell::kSplitGates) {
             FUSEDRNN_UNROLL
@@ -107,9 +107,9 @@ class SweepForward : protected SweepCells {
         }
         // Whether the next step does not read what this one leaves.
         bool replaced[kCells] = {};
-        Moment next{};
+        TimeStep next{};
         if (!plain_ && !is_last) {
-            next = moment_at(next_t);
+            next = time_step_at(next_t);
             FUSEDRNN_UNROLL
             for (int i = 0; i < kCells; ++i) {
                 if (!is_cell(i, 0, next_active)) continue;

@@ -3,9 +3,7 @@
 #include <numeric>
 #include <utility>
 
-#include "backward.h"
 #include "bindings/timetable.h"
-#include "forward.h"
 #include "kernel_check.h"
 #include "kernel_table.h"
 #include "lookups.h"
