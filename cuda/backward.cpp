@@ -18,7 +18,7 @@ class Backward {
           launcher_(problem.math, stream),
           arena_(workspace),
           schedule_(problem.dims, problem.schedule, arena_),
-          traits_(launcher_.entries().traits[problem.cell]),
+          traits_(*problem.cell),
           inputs_(problem,
                   problem.dparams.w_ih != nullptr || Recompute::is_needed(problem) ? problem.dims.T : 0,
                   Recompute::is_needed(problem), launcher_, schedule_, arena_),
@@ -28,7 +28,7 @@ class Backward {
           pass_{problem,       launcher_, schedule_, traits_, gates_,
                 problem.saved, nullptr,   nullptr,   nullptr, nullptr} {
         const Dims& d = p_.dims;
-        check_problem(launcher_.entries(), p_.cell, d);
+        check_problem(*p_.cell, d);
         item_ = storage_bytes(p_.math);
         rows_ = schedule_.rows();
         const bool by_table = inputs_.by_table();

@@ -81,8 +81,8 @@ Attempt attempt(const Request& request) {
         return {{}, std::string("math: not implemented for ") + kMathNames[static_cast<int>(request.math)]};
     }
     if (request.dims.projected) return {{}, "proj_size: expected 0, got " + std::to_string(request.dims.P)};
-    return request.backward ? attempt(request, entries->backward[request.cell])
-                            : attempt(request, entries->forward[request.cell]);
+    const ClusterCell& cell = *request.cell->cluster[static_cast<int>(request.math)];
+    return request.backward ? attempt(request, cell.backward) : attempt(request, cell.forward);
 }
 
 }  // namespace
@@ -121,7 +121,7 @@ class ClusterForward final : public ForwardSteps {
         const ForwardProblem& p = pass_.problem;
         auto args = sweep_arguments<ClusterForwardArgs>(pass_, first, count);
         args.vector = pass_.launcher.is_vector(args.w_hh, p.dims.P, p.dims.P);
-        start(pass_.launcher, cluster_entries(p.math)->forward[p.cell], plan_, args);
+        start(pass_.launcher, p.cell->cluster[static_cast<int>(p.math)]->forward, plan_, args);
     }
 
   private:
@@ -134,7 +134,7 @@ class ClusterBackward final : public BackwardSteps {
     explicit ClusterBackward(const BackwardPass& pass) : pass_(pass), plan_(plan_pass(pass, true)) {}
     void run() const override {
         const BackwardProblem& p = pass_.problem;
-        start(pass_.launcher, cluster_entries(p.math)->backward[p.cell], plan_,
+        start(pass_.launcher, p.cell->cluster[static_cast<int>(p.math)]->backward, plan_,
               sweep_arguments<SweepBackwardArgs>(pass_));
     }
 

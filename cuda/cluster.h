@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "cells.h"
 #include "kernel_table.h"
 #include "kernels/cluster_arguments.h"
 

@@ -17,13 +17,13 @@ class Forward {
           launcher_(problem.math, stream),
           arena_(workspace),
           schedule_(problem.dims, problem.schedule, arena_),
-          traits_(launcher_.entries().traits[problem.cell]),
+          traits_(*problem.cell),
           gates_(traits_.gates * problem.dims.H),
           block_steps_(input_block_steps(problem.dims, gates_, problem.math)),
           inputs_(problem, block_steps_, true, launcher_, schedule_, arena_),
           pass_{problem, launcher_, schedule_, traits_, gates_, block_steps_, nullptr, nullptr, nullptr} {
         const Dims& d = p_.dims;
-        check_problem(launcher_.entries(), p_.cell, d);
+        check_problem(*p_.cell, d);
         const std::int64_t compute = compute_bytes(p_.math);
         pass_.gx = arena_.take(block_steps_ * d.B * gates_ * compute);
         void* const states =

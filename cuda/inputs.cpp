@@ -24,7 +24,7 @@ Inputs::Inputs(const InputProblem& problem, std::int64_t steps, bool projects, c
     : p_(problem),
       launcher_(launcher),
       schedule_(schedule),
-      traits_(launcher.entries().traits[problem.cell]),
+      traits_(*problem.cell),
       item_(storage_bytes(problem.math)),
       gates_(traits_.gates * problem.dims.H),
       stride_(problem.dims.V > 0 ? 0 : matrix_stride(schedule, problem.x.t_stride, problem.x.b_stride)),

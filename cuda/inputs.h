@@ -3,6 +3,7 @@
 // Inputs that are looked up in a small table are not copied out of it: its rows are multiplied instead of theirs.
 #pragma once
 
+#include "cells.h"
 #include "launches.h"
 
 namespace fusedrnn::cuda {
@@ -39,7 +40,7 @@ class Inputs {
   private:
     // What forward and backward problems name alike.
     struct InputProblem {
-        CellId cell;
+        const DeviceCell* cell;
         Math math;
         Dims dims;
         Weights weights;

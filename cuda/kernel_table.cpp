@@ -4,6 +4,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "cells.h"
 #include "cluster.h"
 #include "kernels/table.h"
 #include "persistent.h"
@@ -20,22 +21,27 @@ const MathEntries& entries_f64();
 namespace {
 
 constexpr std::int64_t kAny = std::numeric_limits<int>::max();
-constexpr unsigned kAllMaths = (1u << kMathCount) - 1, kAllCells = (1u << kCellCount) - 1;
+constexpr unsigned kAllMaths = (1u << kMathCount) - 1;
 // In float64 the weights are twice as large and the products slower: nothing would be won.
 constexpr unsigned kPersistentMaths = kAllMaths & ~(1u << static_cast<int>(Math::f64));
 constexpr unsigned kClusterMaths = 1u << static_cast<int>(Math::bf16) | 1u << static_cast<int>(Math::fp16) |
                                    1u << static_cast<int>(Math::tf32);
 
+template <auto kFamily>
+bool has(const DeviceCell& cell, Math math) {
+    return (cell.*kFamily)[static_cast<int>(math)] != nullptr;
+}
+
 // Best first.
 constexpr Kernel kKernels[] = {
     // name, architecture, H, B, maths, cells, projections, further reason, pays, launches every step, steps
-    {"cluster", 90, kMostClusterHidden, kAny, kClusterMaths, kAllCells, false, reason_against_cluster,
-     nullptr, false, cluster_forward_steps, cluster_backward_steps},
+    {"cluster", 90, kMostClusterHidden, kAny, kClusterMaths, has<&DeviceCell::cluster>, false,
+     reason_against_cluster, nullptr, false, cluster_forward_steps, cluster_backward_steps},
     // With a projection each step would be two products, one after the other, with two exchanges.
-    {"persistent", 80, kAny, kAny, kPersistentMaths, kAllCells, false, reason_against_persistent,
-     persistent_pays, false, persistent_forward_steps, persistent_backward_steps},
-    {"step", 80, kAny, kAny, kAllMaths, kAllCells, true, nullptr, nullptr, true, step_forward_steps,
-     step_backward_steps},
+    {"persistent", 80, kAny, kAny, kPersistentMaths, has<&DeviceCell::persistent>, false,
+     reason_against_persistent, persistent_pays, false, persistent_forward_steps, persistent_backward_steps},
+    {"step", 80, kAny, kAny, kAllMaths, has<&DeviceCell::step>, true, nullptr, nullptr, true,
+     step_forward_steps, step_backward_steps},
 };
 
 std::string at_most(const char* what, std::int64_t limit, std::int64_t got) {
@@ -68,8 +74,8 @@ std::string reason_against(const Kernel& kernel, const Request& request) {
     if ((kernel.maths >> static_cast<int>(request.math) & 1) == 0) {
         return std::string("math: not implemented for ") + kMathNames[static_cast<int>(request.math)];
     }
-    if ((kernel.cells >> request.cell & 1) == 0) {
-        return std::string("cell: not implemented for ") + kCellNames[request.cell];
+    if (!kernel.has(*request.cell, request.math)) {
+        return std::string("cell: not implemented for ") + request.cell->name;
     }
     if (d.projected && !kernel.projections) return "proj_size: expected 0, got " + std::to_string(d.P);
     if (d.H > kernel.most_hidden) return at_most("H", kernel.most_hidden, d.H);

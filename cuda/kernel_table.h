@@ -13,7 +13,7 @@ namespace fusedrnn::cuda {
 
 // A problem as far as the choice depends on it.
 struct Request {
-    CellId cell;
+    const DeviceCell* cell;
     Math math;
     Dims dims;
     int architecture;  // 80 for compute capability 8.0
@@ -28,7 +28,7 @@ struct Kernel {
     std::int64_t most_hidden;  // the largest H
     std::int64_t most_batch;
     unsigned maths;  // bit 1 << math
-    unsigned cells;  // bit 1 << cell
+    bool (*has)(const DeviceCell&, Math);
     bool projections;
     std::string (*further_reason)(const Request&);  // what else speaks against a problem; null: nothing
     bool (*pays)(const Request&);  // whether it is faster than the rows below, where measured; null: always

@@ -197,9 +197,9 @@ void ScheduleCopy::send(Stream stream) const {
     send_one(device.offset, host_.offset, device.T + 1);
 }
 
-void check_problem(const MathEntries& entries, CellId cell, const Dims& dims) {
-    if (dims.projected && entries.direct_hidden[cell]) {
-        throw std::invalid_argument(std::string("proj_size: expected 0 for ") + entries.traits[cell].name);
+void check_problem(const CellTraits& cell, const Dims& dims) {
+    if (dims.projected && cell.direct_hidden) {
+        throw std::invalid_argument(std::string("proj_size: expected 0 for ") + cell.name);
     }
 }
 

@@ -198,6 +198,6 @@ inline void* offset_bytes(void* p, std::int64_t bytes) {
 }
 
 // Throws std::invalid_argument for what the kernels do not do.
-void check_problem(const MathEntries& entries, CellId cell, const Dims& dims);
+void check_problem(const CellTraits& cell, const Dims& dims);
 
 }  // namespace fusedrnn::cuda

@@ -92,8 +92,9 @@ Attempt attempt(const Request& request) {
     }
     if (d.H < 1) return {{}, "H: expected at least 1, got 0"};
     if (d.T * d.B >= kMostInt) return {{}, "T*B: expected less than 2^31, got " + std::to_string(d.T * d.B)};
-    return request.backward ? attempt(request, *entries, entries->backward[request.cell])
-                            : attempt(request, *entries, entries->forward[request.cell]);
+    const int math = static_cast<int>(request.math);
+    return request.backward ? attempt(request, *entries, request.cell->persistent[math]->backward)
+                            : attempt(request, *entries, request.cell->persistent[math]->forward);
 }
 
 }  // namespace
@@ -106,7 +107,7 @@ std::string reason_against_persistent(const Request& request) {
 }
 
 bool persistent_pays(const Request& request) {
-    const std::int64_t gates = kernel_entries(request.math).traits[request.cell].gates;
+    const std::int64_t gates = request.cell->gates;
     // Without tensor cores a warp has too few pieces on their way for any but the smallest weights.
     if (request.math == Math::ieee) return gates * request.dims.H <= 400;
     // With more than 16 columns each block loads so much in a step that launches cost less, but for a forward step
@@ -127,7 +128,8 @@ namespace {
 class Persistent {
   public:
     // At most so many steps to a launch.
-    Persistent(CellId cell, Math math, const Dims& dims, std::int64_t steps, bool backward, Arena& arena) {
+    Persistent(const DeviceCell* cell, Math math, const Dims& dims, std::int64_t steps, bool backward,
+               Arena& arena) {
         const Device device = current_device();
         plan_ = plan_persistent({cell, math, dims, device.architecture, device.processors, backward});
         const PersistentShape& shape = plan_.shape;
@@ -157,13 +159,18 @@ class Persistent {
     std::int64_t step_bytes_;
 };
 
+template <class Problem>
+const PersistentCell& kernels_of(const Problem& problem) {
+    return *problem.cell->persistent[static_cast<int>(problem.math)];
+}
+
 class PersistentForward final : public ForwardSteps {
   public:
     PersistentForward(const ForwardPass& pass, Arena& arena)
         : pass_(pass),
           launch_(pass.problem.cell, pass.problem.math, pass.problem.dims, pass.block_steps, false, arena) {}
     void run(std::int64_t first, std::int64_t count) const override {
-        launch_.start(pass_.launcher, persistent_entries(pass_.problem.math)->forward[pass_.problem.cell],
+        launch_.start(pass_.launcher, kernels_of(pass_.problem).forward,
                       sweep_arguments<PersistentForwardArgs>(pass_, first, count), count);
     }
 
@@ -179,7 +186,7 @@ class PersistentBackward final : public BackwardSteps {
           launch_(pass.problem.cell, pass.problem.math, pass.problem.dims, pass.problem.dims.T, true, arena) {
     }
     void run() const override {
-        launch_.start(pass_.launcher, persistent_entries(pass_.problem.math)->backward[pass_.problem.cell],
+        launch_.start(pass_.launcher, kernels_of(pass_.problem).backward,
                       sweep_arguments<PersistentBackwardArgs>(pass_), pass_.problem.dims.T);
     }
 

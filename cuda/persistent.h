@@ -5,6 +5,7 @@
 // ceil(H / 16) of them, while the weights fill the registers.
 #pragma once
 
+#include "cells.h"
 #include "kernel_table.h"
 #include "kernels/persistent_arguments.h"
 

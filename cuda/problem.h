@@ -20,6 +20,8 @@
 
 namespace fusedrnn::cuda {
 
+struct DeviceCell;
+
 enum class Math : int { ieee, tf32, tf32x3, bf16, fp16, f64 };
 inline constexpr int kMathCount = 6;
 inline constexpr const char* kMathNames[kMathCount] = {"ieee", "tf32", "tf32x3", "bf16", "fp16", "f64"};
@@ -68,7 +70,7 @@ struct Lookups {
 // The arrays of the schedule and the lookups are the host's, and stay as they are until the stream has come past
 // the call, but `resets` is the device's.
 struct ForwardProblem {
-    CellId cell;
+    const DeviceCell* cell;
     Math math;
     Dims dims;
     Schedule schedule;
@@ -88,7 +90,7 @@ struct ForwardProblem {
 };
 
 struct BackwardProblem {
-    CellId cell;
+    const DeviceCell* cell;
     Math math;
     Dims dims;
     Schedule schedule;

@@ -10,7 +10,7 @@ Recompute::Recompute(const BackwardProblem& problem, const Launcher& launcher, c
       launcher_(launcher),
       schedule_(schedule),
       inputs_(inputs),
-      traits_(launcher.entries().traits[problem.cell]),
+      traits_(*problem.cell),
       gates_(traits_.gates * problem.dims.H),
       steps_(is_needed(problem) ? input_block_steps(problem.dims, gates_, problem.math) : 0) {
     const std::int64_t compute = compute_bytes(p_.math), block = steps_ * p_.dims.B * gates_ * compute;
@@ -57,7 +57,7 @@ void Recompute::run_block(std::int64_t first, std::int64_t count, const void* hi
     args.gx = gx_, args.gh = gh_;
     args.states = p_.states;
     args.saved = offset_bytes(saved_, offset * d.H * traits_.saved * compute_bytes(p_.math));
-    launcher_.start(launcher_.entries().cells[p_.cell].recompute, launcher_.rows_shape(count, d.B), args);
+    launcher_.start(p_.cell->steps(p_.math).recompute, launcher_.rows_shape(count, d.B), args);
 }
 
 }  // namespace fusedrnn::cuda

@@ -1,6 +1,7 @@
 // The steps launched one by one: the family that can run everything.
 #include <algorithm>
 
+#include "cells.h"
 #include "steps.h"
 
 namespace fusedrnn::cuda {
@@ -88,7 +89,7 @@ class StepForward final : public ForwardSteps {
         args.rows = static_cast<int>(pass_.schedule.active(t));
         if (by_library_) args.product = multiply_step(before);
         const MathEntries& entries = pass_.launcher.entries();
-        pass_.launcher.step(entries.cells[p_.cell].forward, args, is_vector(), args.rows, d.H, d.P);
+        pass_.launcher.step(p_.cell->steps(p_.math).forward, args, is_vector(), args.rows, d.H, d.P);
         if (!d.projected) return;
         ProjectArgs project{};
         project.w = p_.weights.w_hr;
@@ -171,7 +172,7 @@ class StepBackward final : public BackwardSteps {
         if (by_library_ && later >= 0) args.product = multiply_step(later);
         const bool vector = pass_.launcher.is_vector(args.product_w, args.k, args.k) &&
                             pass_.launcher.is_vector(args.product_rows, args.k, args.k);
-        pass_.launcher.step(pass_.launcher.entries().cells[p_.cell].backward, args, vector,
+        pass_.launcher.step(p_.cell->steps(p_.math).backward, args, vector,
                             std::max(args.rows, args.later_rows), d.H, args.k);
     }
 

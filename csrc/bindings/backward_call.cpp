@@ -6,31 +6,28 @@ namespace {
 
 // The gradients of the parameters: the caller's arrays, or new ones at zero.
 std::vector<Array> gradient_arrays(py::handle dparams, const LayerTape& tape) {
+    const RecurrentCell& cell = tape.cell;
     const Dims& d = tape.dims;
-    const std::int64_t rows = traits_of(tape.cell).gates * d.H;
-    const std::string g = std::to_string(traits_of(tape.cell).gates) + "*H", p = d.projected ? "P" : "H";
-    const std::vector<Axis> shapes[5] = {
-        {{g, rows}, {"I", d.I}}, {{g, rows}, {p, d.P}}, {{g, rows}}, {{g, rows}}, {{"P", d.P}, {"H", d.H}}};
-    const char* names[5] = {"dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", "dweight_hr"};
-    const bool present[5] = {true, true, tape.has_bias_ih, tape.has_bias_hh, d.projected};
-    std::vector<Array> grads(5);
-    for (int i = 0; i < 5; ++i) {
+    std::vector<Array> grads(static_cast<std::size_t>(cell.parameter_count));
+    for (int i = 0; i < cell.parameter_count; ++i) {
+        const Parameter& p = cell.parameters[i];
+        const std::string name = std::string("d") + p.name;
+        Array& grad = grads[static_cast<std::size_t>(i)];
         if (!dparams.is_none()) {
-            grads[i] = Array::like(item_of(dparams, "dparams", 5, i), names[i], tape.arrays.x, kOptional);
-            if (grads[i].given() && !present[i]) {
-                throw py::value_error(std::string(names[i]) +
-                                      ": expected None, because the forward call had no such " +
+            grad = Array::like(item_of(dparams, "dparams", cell.parameter_count, i), name, tape.arrays.x,
+                               kOptional);
+            if (!grad.given()) continue;
+            if (!tape.has_parameter[i]) {
+                throw py::value_error(name + ": expected None, because the forward call had no such " +
                                       "parameter, got an array");
             }
-            grads[i].shape(shapes[i]).writable();
-            grads[i].apart_from(tape.arrays.x).apart_from(tape.arrays.y);
-            for (int j = 0; j < i; ++j) grads[i].apart_from(grads[j]);
-        } else if (present[i]) {
-            std::vector<std::int64_t> sizes;
-            for (const Axis& axis : shapes[i]) sizes.push_back(axis.size);
-            py::array zeros = new_array(tape.dtype, sizes);
+            grad.shape(axes_of(p, d)).writable();
+            grad.apart_from(tape.arrays.x).apart_from(tape.arrays.y);
+            for (int j = 0; j < i; ++j) grad.apart_from(grads[static_cast<std::size_t>(j)]);
+        } else if (tape.has_parameter[i]) {
+            py::array zeros = new_array(tape.dtype, sizes_of(p, d));
             std::memset(zeros.mutable_data(), 0, static_cast<std::size_t>(zeros.nbytes()));
-            grads[i] = Array::like(zeros, names[i], tape.arrays.x);
+            grad = Array::like(zeros, name, tape.arrays.x);
         }
     }
     return grads;
@@ -45,9 +42,9 @@ class TypedBackwardCall final : public BackwardCall {
         : BackwardCall(std::move(tape), std::move(arrays)) {
         const auto& typed = static_cast<const TypedTape<T>&>(*tape_);
         const Arrays& a = arrays_;
-        const int states = kernels().traits.states;
+        problem_.cell = &typed.cell;
         problem_.dims = typed.dims;
-        set_call<BackwardProblem<T>, T>(problem_, typed.arrays, *typed.timetable, states);
+        set_call<BackwardProblem<T>, T>(problem_, typed.arrays, *typed.timetable);
         problem_.weights = typed.weights->packed;
         problem_.y = sequence<T>(typed.arrays.y);
         problem_.saved = typed.saved.template as<T>();
@@ -56,18 +53,18 @@ class TypedBackwardCall final : public BackwardCall {
         if (a.dy.given()) problem_.dy = sequence<T>(a.dy);
         if (a.dx.given()) problem_.dx = writable_sequence<T>(a.dx);
         problem_.accumulate_dx = a.accumulate_dx;
-        for (int k = 0; k < states; ++k) {
+        for (int k = 0; k < typed.cell.states; ++k) {
             problem_.dfinal[k] = a.dfinal[k].data<T>();
             problem_.dinitial[k] = a.dinitial[k].mutable_data<T>();
         }
-        problem_.dparams = {a.grads[0].mutable_data<T>(), a.grads[1].mutable_data<T>(),
-                            a.grads[2].mutable_data<T>(), a.grads[3].mutable_data<T>(),
-                            a.grads[4].mutable_data<T>()};
+        for (std::size_t i = 0; i < a.grads.size(); ++i) {
+            problem_.dparams.of[i] = a.grads[i].mutable_data<T>();
+        }
     }
 
-    CallCost cost() const override { return {problem_.dims, kernels().traits.gates, true}; }
+    CallCost cost() const override { return {problem_.dims, tape_->cell.gates, true}; }
     std::int64_t workspace(int threads) const override {
-        return kernels().backward_workspace(problem_.dims, problem_.saved == nullptr, threads);
+        return kernels().backward_workspace(tape_->cell, problem_.dims, problem_.saved == nullptr, threads);
     }
     void run(Team& team, void* workspace) override { kernels().backward(problem_, team, workspace); }
 
@@ -93,7 +90,7 @@ class TypedBackwardCall final : public BackwardCall {
     }
 
   private:
-    const RecurrentKernels<T>& kernels() const { return kernel_table<T>().cells[tape_->cell]; }
+    const RecurrentKernels<T>& kernels() const { return tape_->cell.template kernels<T>(); }
     // Of dx: of the sequence, or of the table.
     std::int64_t rows() const {
         const Dims& d = problem_.dims;
@@ -106,10 +103,10 @@ class TypedBackwardCall final : public BackwardCall {
 };
 
 py::tuple BackwardCall::result() const {
-    const int states = traits_of(tape_->cell).states;
-    py::tuple start(states), grads(5);
+    const int states = tape_->cell.states;
+    py::tuple start(states), grads(arrays_.grads.size());
     for (int k = 0; k < states; ++k) start[k] = arrays_.dinitial[k].object();
-    for (int i = 0; i < 5; ++i) grads[i] = arrays_.grads[i].object_or_none();
+    for (std::size_t i = 0; i < grads.size(); ++i) grads[i] = arrays_.grads[i].object_or_none();
     return py::make_tuple(arrays_.dx.object_or_none(), start, grads);
 }
 
@@ -145,7 +142,7 @@ std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape
     if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
     const Dims& d = tape->dims;
     const Array& x = tape->arrays.x;
-    const int states = traits_of(tape->cell).states;
+    const int states = tape->cell.states;
     Arrays a;
     a.accumulate_dx = accumulate_dx;
     a.dy = Array::like(dy, "dy", x, kOptional);

@@ -5,17 +5,20 @@
 
 #include <string>
 
+#include "bindings/arrays.h"
 #include "cpu/kernels.h"
 
 namespace fusedrnn {
 
 namespace py = pybind11;
 
-inline CellId cell_by_name(const std::string& name) {
+// The cell of this name among `cells`, on whatever device they run.
+template <class Cells>
+auto& cell_among(const Cells& cells, const std::string& name) {
     std::string known;
-    for (int i = 0; i < kCellCount; ++i) {
-        if (name == kCellNames[i]) return static_cast<CellId>(i);
-        known += (i == 0 ? "" : ", ") + std::string(kCellNames[i]);
+    for (const auto& cell : cells) {
+        if (name == cell.name) return cell;
+        known += (known.empty() ? "" : ", ") + std::string(cell.name);
     }
     throw py::value_error("cell: expected one of " + known + ", got '" + name + "'");
 }
@@ -34,6 +37,11 @@ inline py::object item_of(py::handle sequence, const char* name, py::ssize_t siz
     return py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(sequence.ptr(), i));
 }
 
+// Parameter i of a tuple of all that the cell has.
+inline py::object parameter_of(py::handle params, const CellTraits& cell, int i) {
+    return item_of(params, "params", cell.parameter_count, i);
+}
+
 // H of a weight_ih of shape (rows, inputs).
 inline std::int64_t hidden_size(std::int64_t gates, std::int64_t rows, std::int64_t inputs) {
     if (rows > 0 && rows % gates == 0) return rows / gates;
@@ -42,11 +50,62 @@ inline std::int64_t hidden_size(std::int64_t gates, std::int64_t rows, std::int6
                           ")");
 }
 
-inline void check_projection(int cell, const Dims& dims) {
-    if (!dims.projected || (cell == kCell_lstm && dims.P > 0)) return;
-    throw py::value_error(
-        "weight_hr: expected None, or shape (P, H) with P >= 1 and the cell lstm, got shape (" +
-        std::to_string(dims.P) + ", " + std::to_string(dims.H) + ") and the cell " + kCellNames[cell]);
+// "4*H", "I": the symbol of an axis.
+inline std::string symbol_of(const Extent& extent, const Dims& d) {
+    const char* const size = extent.size == Size::kInputs                   ? "I"
+                             : extent.size == Size::kOutputs && d.projected ? "P"
+                                                                            : "H";
+    return (extent.times == 1 ? "" : std::to_string(extent.times) + "*") + size;
+}
+inline std::int64_t size_of(const Extent& extent, const Dims& d) {
+    const std::int64_t sizes[] = {1, d.I, d.H, d.P};
+    return extent.times * sizes[static_cast<int>(extent.size)];
+}
+inline std::vector<Axis> axes_of(const Parameter& p, const Dims& d) {
+    std::vector<Axis> axes{{symbol_of(p.rows, d), size_of(p.rows, d)}};
+    if (p.columns.size != Size::kOne) axes.push_back({symbol_of(p.columns, d), size_of(p.columns, d)});
+    return axes;
+}
+inline std::vector<std::int64_t> sizes_of(const Parameter& p, const Dims& d) {
+    std::vector<std::int64_t> sizes;
+    for (const Axis& axis : axes_of(p, d)) sizes.push_back(axis.size);
+    return sizes;
+}
+inline std::int64_t elements_of(const Parameter& p, const Dims& d) {
+    return size_of(p.rows, d) * size_of(p.columns, d);
+}
+
+// Checks the parameters of a cell, arrays of any device; sets H, P and whether there is a
+// projection. dims.I is the input's.
+template <class A, class Cells>
+void check_parameters(const CellTraits& cell, const Cells& cells, std::vector<A>& arrays, Dims& dims) {
+    const int input = cell.place(Role::kInputWeight), projection = cell.place(Role::kProjection);
+    const std::string rows = std::to_string(cell.parameters[input].rows.times) + "*H with H >= 1";
+    arrays[input].shape({{rows}, {"I", dims.I}});
+    dims.H = hidden_size(cell.parameters[input].rows.times, arrays[input].size(0), dims.I);
+    dims.P = dims.H;
+    if (projection >= 0) {
+        A& given = arrays[projection];
+        given.shape({{"P"}, {"H", dims.H}});
+        dims.projected = given.given();
+        if (dims.projected) dims.P = given.size(0);
+        if (dims.projected && (cell.parameters[projection].need == Need::kRefused || dims.P == 0)) {
+            std::string takers;
+            for (const CellTraits& other : cells) {
+                const int place = other.place(Role::kProjection);
+                if (place < 0 || other.parameters[place].need == Need::kRefused) continue;
+                takers += (takers.empty() ? "" : " or ") + std::string(other.name);
+            }
+            throw py::value_error(given.name() +
+                                  ": expected None, or shape (P, H) with P >= 1 and the cell " + takers +
+                                  ", got shape (" + std::to_string(dims.P) + ", " + std::to_string(dims.H) +
+                                  ") and the cell " + cell.name);
+        }
+    }
+    for (int i = 0; i < cell.parameter_count; ++i) {
+        if (i != input && i != projection && arrays[i].given())
+            arrays[i].shape(axes_of(cell.parameters[i], dims));
+    }
 }
 
 }  // namespace fusedrnn

@@ -67,14 +67,14 @@ Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int
         o.final[k].shape({{"B", dims.B}, {k == 0 ? width.symbol : "H", state_width(dims, k)}}).writable();
         o.final[k].apart_from(in.x).apart_from(o.y);
         for (int j = 0; j < states; ++j) o.final[k].apart_from(in.initial[j]).apart_from(in.reset[j]);
-        if (k > 0) o.final[k].apart_from(o.final[0]);
+        for (int j = 0; j < k; ++j) o.final[k].apart_from(o.final[j]);
     }
     return o;
 }
 
 // A checked call, before its element type is known.
 struct Request {
-    int cell;
+    const RecurrentCell& cell;
     WeightArrays weights;
     CallArrays in;
     Outputs out;
@@ -89,7 +89,7 @@ class TypedForwardCall final : public ForwardCall {
   public:
     explicit TypedForwardCall(Request&& r) : cell_(r.cell) {
         const Dims& dims = r.weights.dims;
-        const int states = kernels().traits.states;
+        const int states = cell_.states;
         const Params<const T> params = r.weights.pointers<T>();
         Team team(1);
         run_released(team, [&] {
@@ -99,8 +99,9 @@ class TypedForwardCall final : public ForwardCall {
         in_ = std::move(r.in);
         y_ = std::move(r.out.y);
         timetable_ = std::move(r.timetable);
+        problem_.cell = &cell_;
         problem_.dims = dims;
-        set_call<ForwardProblem<T>, T>(problem_, in_, *timetable_, states);
+        set_call<ForwardProblem<T>, T>(problem_, in_, *timetable_);
         problem_.weights = weights_->packed;
         problem_.y = writable_sequence<T>(y_);
         problem_.backwards = r.cache != nullptr && r.cache->backwards(dims.T);
@@ -109,15 +110,15 @@ class TypedForwardCall final : public ForwardCall {
             problem_.final[k] = final_[k].template mutable_data<T>();
         }
         if (!r.save) return;
-        tape_ = make_tape<T>(cell_, in_.x.dtype(), timetable_, params, r.recompute, problem_);
+        tape_ = make_tape<T>(in_.x.dtype(), timetable_, params, r.recompute, problem_);
         tape_->weights = weights_;
         tape_->arrays = in_;
         tape_->arrays.y = y_;
     }
 
-    CallCost cost() const override { return {problem_.dims, kernels().traits.gates, false}; }
+    CallCost cost() const override { return {problem_.dims, cell_.gates, false}; }
     std::int64_t workspace(int threads) const override {
-        return kernels().forward_workspace(problem_.dims, threads);
+        return kernels().forward_workspace(cell_, problem_.dims, threads);
     }
     void run(Team& team, void* workspace) override { kernels().forward(problem_, team, workspace); }
 
@@ -128,16 +129,16 @@ class TypedForwardCall final : public ForwardCall {
 
     py::tuple result() const override {
         if (tape_ != nullptr) tape_->remember();
-        py::tuple final(kernels().traits.states);
+        py::tuple final(cell_.states);
         for (std::size_t k = 0; k < final.size(); ++k) final[k] = final_[k].object();
         return py::make_tuple(y_.object(), std::move(final),
                               tape_ ? py::cast(std::static_pointer_cast<LayerTape>(tape_)) : py::none());
     }
 
   private:
-    const RecurrentKernels<T>& kernels() const { return kernel_table<T>().cells[cell_]; }
+    const RecurrentKernels<T>& kernels() const { return cell_.kernels<T>(); }
 
-    int cell_;
+    const RecurrentCell& cell_;
     std::shared_ptr<const WeightBlock<T>> weights_;
     std::shared_ptr<TypedTape<T>> tape_;
     ForwardProblem<T> problem_{};
@@ -149,17 +150,18 @@ bool ForwardCall::independent(const LayerCall& call) const {
     const auto* other = dynamic_cast<const ForwardCall*>(&call);
     if (other == nullptr) return false;
     const auto writes_to = [](const ForwardCall& a, const ForwardCall& b) {
-        for (const Array* written : {&a.y_, &a.final_[0], &a.final_[1]}) {
-            if (written->shares_memory(b.in_.x) || written->shares_memory(b.in_.resets) ||
-                written->shares_memory(b.y_)) {
-                return true;
-            }
+        const auto is_shared = [&b](const Array& written) {
+            bool shared = written.shares_memory(b.in_.x) || written.shares_memory(b.in_.resets) ||
+                          written.shares_memory(b.y_);
             for (int k = 0; k < kMaxStates; ++k) {
-                if (written->shares_memory(b.in_.initial[k]) || written->shares_memory(b.in_.reset[k]) ||
-                    written->shares_memory(b.final_[k])) {
-                    return true;
-                }
+                shared = shared || written.shares_memory(b.in_.initial[k]) ||
+                         written.shares_memory(b.in_.reset[k]) || written.shares_memory(b.final_[k]);
             }
+            return shared;
+        };
+        if (is_shared(a.y_)) return true;
+        for (const Array& state : a.final_) {
+            if (is_shared(state)) return true;
         }
         return false;
     };
@@ -186,8 +188,8 @@ std::shared_ptr<ForwardCall> ForwardCall::make(const std::string& cell_name, py:
                                                                     std::numeric_limits<std::int64_t>::max());
     const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
                recompute = flag(recompute_flag, "recompute");
-    const int cell = cell_by_name(cell_name);
-    const int states = traits_of(cell).states;
+    const RecurrentCell& cell = cell_by_name(cell_name);
+    const int states = cell.states;
     CallArrays in;
     in.x = Array::floats(x, "x");
     in.x.shape(indices.is_none() ? std::vector<Axis>{{"T"}, {"B"}, {"I"}} : std::vector<Axis>{{"V"}, {"I"}})

@@ -46,11 +46,11 @@ Sequence<T> writable_sequence(const Array& a) {
 }
 
 template <class Problem, class T>
-void set_call(Problem& problem, const CallArrays& arrays, const Timetable& timetable, int states) {
+void set_call(Problem& problem, const CallArrays& arrays, const Timetable& timetable) {
     problem.schedule = timetable.view(arrays.resets.data<std::uint8_t>());
     problem.x = sequence<T>(arrays.x);
     if (arrays.index != nullptr) problem.index = arrays.index->data();
-    for (int k = 0; k < states; ++k) {
+    for (int k = 0; k < problem.cell->states; ++k) {
         problem.initial[k] = arrays.initial[k].data<T>();
         problem.reset[k] = arrays.reset[k].data<T>();
         const bool per_row = arrays.reset[k].given() && arrays.reset[k].ndim() == 2;

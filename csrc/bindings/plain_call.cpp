@@ -16,13 +16,11 @@ class PlainCall {
     PlainCall(const std::string& cell, py::handle params, std::shared_ptr<WeightCache> cache)
         : cell_(cell_by_name(cell)), cache_(std::move(cache)) {
         if (cache_ == nullptr) throw py::type_error("cache: expected a WeightCache, got None");
-        Array like = Array::floats(item_of(params, "params", 5, 0), "weight_ih");
-        like.shape({{std::to_string(traits_of(cell_).gates) + "*H"}, {"I"}});
+        const Array like = WeightArrays::input_weight(cell_, params);
         weights_ = WeightArrays::read(cell_, params, like);
-        for (const Array* array :
-             {&weights_.w_ih, &weights_.w_hh, &weights_.b_ih, &weights_.b_hh, &weights_.w_hr}) {
-            if (array->copied_bytes() == 0) continue;
-            throw py::value_error(array->name() + ": expected a C-contiguous array, got another layout");
+        for (const Array& array : weights_.of) {
+            if (array.copied_bytes() == 0) continue;
+            throw py::value_error(array.name() + ": expected a C-contiguous array, got another layout");
         }
         dtype_ = like.dtype();
         dtype_object_ = dtype_object(dtype_);
@@ -36,11 +34,12 @@ class PlainCall {
   private:
     template <class T>
     py::object call_typed(py::handle x, py::handle state, std::int64_t version, bool save, bool recompute) {
-        const RecurrentKernels<T>& kernels = kernel_table<T>().cells[cell_];
-        const int states = kernels.traits.states;
+        const RecurrentKernels<T>& kernels = cell_.kernels<T>();
+        const int states = cell_.states;
         const py::array* inputs = plain(x);
         if (inputs == nullptr || inputs->shape(2) != weights_.dims.I) return py::none();
         ForwardProblem<T> problem{};
+        problem.cell = &cell_;
         problem.dims = weights_.dims;
         problem.dims.T = inputs->shape(0);
         problem.dims.B = inputs->shape(1);
@@ -53,12 +52,12 @@ class PlainCall {
         problem.y = {static_cast<T*>(y.mutable_data()), d.B * d.P, d.P};
         std::shared_ptr<TypedTape<T>> tape;
         if (save) {  // before anything that may run Python code, which could change the arrays
-            tape = make_tape<T>(cell_, dtype_, timetable, weights_.pointers<T>(), recompute, problem);
-            tape->arrays.x = Array::like(x, "x", weights_.w_ih);
-            tape->arrays.y = Array::like(y, "y", weights_.w_ih);
+            tape = make_tape<T>(dtype_, timetable, weights_.pointers<T>(), recompute, problem);
+            tape->arrays.x = Array::like(x, "x", weights_.of.front());
+            tape->arrays.y = Array::like(y, "y", weights_.of.front());
             for (int k = 0; k < states && !state.is_none(); ++k) {
                 const py::handle part = states == 1 ? state : py::handle(PyTuple_GET_ITEM(state.ptr(), k));
-                tape->arrays.initial[k] = Array::like(part, "state", weights_.w_ih);
+                tape->arrays.initial[k] = Array::like(part, "state", weights_.of.front());
             }
         }
         py::tuple final(states);
@@ -68,8 +67,8 @@ class PlainCall {
             final[k] = std::move(array);
         }
         problem.backwards = cache_->backwards(d.T);
-        Team team(recurrent_threads(d, kernels.traits.gates, false));
-        const AlignedBuffer workspace(kernels.forward_workspace(d, team.size()));
+        Team team(recurrent_threads(d, cell_.gates, false));
+        const AlignedBuffer workspace(kernels.forward_workspace(cell_, d, team.size()));
         std::shared_ptr<const WeightBlock<T>> weights;
         run_released(team, [&] {
             weights = cache_->get<T>(cell_, d, weights_.pointers<T>(), save, version, team);
@@ -122,7 +121,7 @@ class PlainCall {
         return true;
     }
 
-    int cell_;
+    const RecurrentCell& cell_;
     std::shared_ptr<WeightCache> cache_;
     WeightArrays weights_;
     DType dtype_;

@@ -38,6 +38,9 @@ class Quantized {
   public:
     Quantized(const std::string& cell, py::handle layers, const std::string& weights)
         : cell_(cell_by_name(cell)), format_(format_by_name(weights)) {
+        if (cell_.quantized == nullptr) {
+            throw py::value_error("cell: expected one with quantized kernels, got " + cell);
+        }
         const py::ssize_t count = length_of(layers, "a list of layers");
         std::int64_t inputs = -1;
         for (py::ssize_t i = 0; i < count; ++i) {
@@ -50,18 +53,15 @@ class Quantized {
             directions_ = static_cast<int>(directions);
             for (py::ssize_t d = 0; d < directions; ++d) {
                 const py::object params = item_of(parts, "layers", directions, d);
-                if (inputs < 0) inputs = inputs_of(params);
+                if (inputs < 0) inputs = WeightArrays::input_weight(cell_, params).size(1);
                 add(params, inputs);
             }
             inputs = directions * dims().P;
         }
     }
 
-    int cell() const { return cell_; }
-    const CellTraits& traits() const { return traits_of(cell_); }
-    const QuantizedKernels& kernels() const {
-        return kernel_table<float>().quantized->formats[format_][cell_];
-    }
+    const RecurrentCell& cell() const { return cell_; }
+    const QuantizedKernels& kernels() const { return cell_.quantized[format_]; }
     // The layer's I, H and P; every layer and direction has the H and P of the first.
     const Dims& dims() const { return layers_.front().dims; }
     int directions() const { return directions_; }
@@ -86,13 +86,6 @@ class Quantized {
         if (count == 0) throw py::value_error("layers: expected " + std::string(expected) + ", got none");
         return count;
     }
-    static std::int64_t inputs_of(py::handle params) {
-        const Array w = Array::floats(item_of(params, "params", 5, 0), "weight_ih");
-        if (w.ndim() != 2) {
-            throw py::value_error("weight_ih: expected 2 dimensions, got " + std::to_string(w.ndim()));
-        }
-        return w.size(1);
-    }
     void add(py::handle params, std::int64_t inputs) {
         const Array input = Array::floats(new_array(DType::float32, {0, inputs}), "the input");
         const WeightArrays w = WeightArrays::read(cell_, params, input);
@@ -105,15 +98,16 @@ class Quantized {
         }
         QuantizedLayer layer;
         layer.dims = w.dims;
-        layer.memory = AlignedBuffer(kernels().packed_bytes(w.dims));
+        layer.memory = AlignedBuffer(kernels().packed_bytes(cell_, w.dims));
         const Params<const float> pointers = w.pointers<float>();
         Team team(1);
-        run_released(team,
-                     [&] { kernels().pack(w.dims, pointers, layer.memory.data(), layer.weights, team); });
+        run_released(
+            team, [&] { kernels().pack(cell_, w.dims, pointers, layer.memory.data(), layer.weights, team); });
         layers_.push_back(std::move(layer));
     }
 
-    int cell_, format_, directions_ = 0;
+    const RecurrentCell& cell_;
+    int format_, directions_ = 0;
     std::vector<QuantizedLayer> layers_;  // layer by layer, its directions side by side
 };
 
@@ -128,7 +122,7 @@ struct States {
                        bool replacements) {
         States s;
         if (value.is_none()) return s;
-        const int states = net.traits().states;
+        const int states = net.cell().states;
         for (int k = 0; k < states; ++k) {
             Array& a = s.all[k];
             a = Array::like(item_of(value, name.c_str(), states, k), name + "[" + std::to_string(k) + "]",
@@ -153,7 +147,7 @@ struct States {
 
 py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handle state, py::handle lengths,
                              py::handle resets_value, py::handle reset_state) const {
-    const int states = traits().states;
+    const int states = cell_.states;
     Array x = Array::like(x_value, "x", float32_reference());
     x.shape({{"T"}, {"B"}, {"I", dims().I}}).made_rows();
     const std::int64_t seq_len = x.size(0), batch = x.size(1), width = directions_ * dims().P;
@@ -189,6 +183,7 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
     for (std::int64_t row = 0; row < rows(); ++row) {
         ForwardProblem<float>& p = problems[static_cast<std::size_t>(row)];
         const std::int64_t i = row / directions_, direction = row % directions_;
+        p.cell = &cell_;
         p.dims = layer(row).dims;
         p.dims.T = seq_len;
         p.dims.B = batch;
@@ -204,7 +199,7 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
             p.reset[k] = replacement.part(k, row);
             p.reset_stride[k] = replacement.has_batch(k) ? state_width(dims(), k) : 0;
         }
-        bytes = std::max(bytes, kernels().workspace(p.dims));
+        bytes = std::max(bytes, kernels().workspace(cell_, p.dims));
     }
     const AlignedBuffer workspace(bytes);
     Team team(1);
@@ -223,7 +218,7 @@ class QuantizedStream {
         : net_(std::move(net)),
           batch_(batch_size),
           timetable_(1, checked_batch(*net_, batch_size), nullptr, false) {
-        const int states = net_->traits().states;
+        const int states = net_->cell().states;
         layers_.resize(static_cast<std::size_t>(net_->rows()));
         std::int64_t bytes = 0;
         for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -240,6 +235,7 @@ class QuantizedStream {
             for (int from = 0; from < 2; ++from) {
                 ForwardProblem<float>& p = layers_[i].problem[from];
                 const int to = 1 - from;
+                p.cell = &net_->cell();
                 p.dims = dims;
                 p.schedule = timetable_.view(nullptr);
                 if (i > 0) p.x = {layers_[i - 1].state[to][0].as<float>(), 0, dims.I};
@@ -249,7 +245,7 @@ class QuantizedStream {
                     p.final[k] = layers_[i].state[to][k].as<float>();
                 }
             }
-            bytes = std::max(bytes, net_->kernels().workspace(dims));
+            bytes = std::max(bytes, net_->kernels().workspace(net_->cell(), dims));
         }
         workspace_ = AlignedBuffer(bytes);
         output_ = StepOutput(DType::float32, batch_, net_->dims().P);
@@ -274,8 +270,8 @@ class QuantizedStream {
 
     py::tuple get_state() {
         const SingleUser::Use use(user_);
-        py::tuple all(net_->traits().states);
-        for (int k = 0; k < net_->traits().states; ++k) {
+        py::tuple all(net_->cell().states);
+        for (int k = 0; k < net_->cell().states; ++k) {
             py::array copy = new_array(DType::float32, {net_->rows(), batch_, state_width(net_->dims(), k)});
             auto* to = static_cast<char*>(copy.mutable_data());
             for (const Layer& layer : layers_) {
@@ -292,7 +288,7 @@ class QuantizedStream {
         const States given = States::read(state, "state", *net_, batch_, false);
         const SingleUser::Use use(user_);
         for (std::size_t i = 0; i < layers_.size(); ++i) {
-            for (int k = 0; k < net_->traits().states; ++k) {
+            for (int k = 0; k < net_->cell().states; ++k) {
                 const AlignedBuffer& to = layers_[i].state[parity_][k];
                 const float* from = given.part(k, static_cast<std::int64_t>(i));
                 if (from != nullptr) {
@@ -312,7 +308,7 @@ class QuantizedStream {
         const SingleUser::Use use(user_);
         for (const std::int64_t b : chosen) {
             for (Layer& layer : layers_) {
-                for (int k = 0; k < net_->traits().states; ++k) {
+                for (int k = 0; k < net_->cell().states; ++k) {
                     const std::int64_t width = state_width(net_->dims(), k);
                     std::fill_n(layer.state[parity_][k].as<float>() + b * width, width, 0.0f);
                 }

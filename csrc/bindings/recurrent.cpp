@@ -9,28 +9,28 @@
 
 namespace fusedrnn {
 
-const CellTraits& traits_of(int cell) { return kernel_table<float>().cells[cell].traits; }
+const RecurrentCell& cell_by_name(const std::string& name) { return cell_among(kernels().cells, name); }
 
-WeightArrays WeightArrays::read(int cell, py::handle params, const Array& x) {
-    const std::int64_t gates = traits_of(cell).gates;
-    const std::string g = std::to_string(gates) + "*H";
+Array WeightArrays::input_weight(const RecurrentCell& cell, py::handle params) {
+    const int place = cell.place(Role::kInputWeight);
+    Array w = Array::floats(parameter_of(params, cell, place), cell.parameters[place].name);
+    if (w.ndim() != 2) {
+        throw py::value_error(w.name() + ": expected 2 dimensions, got " + std::to_string(w.ndim()));
+    }
+    return w;
+}
+
+WeightArrays WeightArrays::read(const RecurrentCell& cell, py::handle params, const Array& x) {
     WeightArrays w;
-    w.w_ih = Array::like(item_of(params, "params", 5, 0), "weight_ih", x);
+    w.of.reserve(static_cast<std::size_t>(cell.parameter_count));
+    for (int i = 0; i < cell.parameter_count; ++i) {
+        const Parameter& p = cell.parameters[i];
+        w.of.push_back(Array::like(parameter_of(params, cell, i), p.name, x,
+                                   p.need == Need::kRequired ? kRequired : kOptional));
+    }
     w.dims.I = x.size(x.ndim() - 1);
-    w.w_ih.shape({{g + " with H >= 1"}, {"I", w.dims.I}}).made_contiguous();
-    const std::int64_t rows = w.w_ih.size(0);
-    w.dims.H = hidden_size(gates, rows, w.dims.I);
-    w.w_hr = Array::like(item_of(params, "params", 5, 4), "weight_hr", x, kOptional);
-    w.w_hr.shape({{"P"}, {"H", w.dims.H}}).made_contiguous();
-    w.dims.projected = w.w_hr.given();
-    w.dims.P = w.dims.projected ? w.w_hr.size(0) : w.dims.H;
-    check_projection(cell, w.dims);
-    w.w_hh = Array::like(item_of(params, "params", 5, 1), "weight_hh", x);
-    w.w_hh.shape({{g, rows}, {w.dims.projected ? "P" : "H", w.dims.P}}).made_contiguous();
-    w.b_ih = Array::like(item_of(params, "params", 5, 2), "bias_ih", x, kOptional);
-    w.b_ih.shape({{g, rows}}).made_contiguous();
-    w.b_hh = Array::like(item_of(params, "params", 5, 3), "bias_hh", x, kOptional);
-    w.b_hh.shape({{g, rows}}).made_contiguous();
+    check_parameters(cell, kernels().cells, w.of, w.dims);
+    for (Array& a : w.of) a.made_contiguous();
     return w;
 }
 
@@ -111,19 +111,37 @@ void bind_calls(py::module_& m) {
         .def("run", [](StagedCalls& self) { return results_of(self.run()); });
 }
 
+py::object extent_object(const Extent& extent) {
+    constexpr const char* kSymbols[] = {"1", "I", "H", "P"};
+    return py::make_tuple(extent.times, kSymbols[static_cast<int>(extent.size)]);
+}
+
+// What src/fusedrnn/cells.py knows of a cell.
+py::dict description(const CellTraits& cell) {
+    constexpr const char* kNeeds[] = {"required", "optional", "refused"};
+    constexpr const char* kRoles[] = {"input_weight", "hidden_weight", "input_bias",
+                                      "hidden_bias",  "projection",    "per_unit"};
+    py::list parameters;
+    for (int i = 0; i < cell.parameter_count; ++i) {
+        const Parameter& p = cell.parameters[i];
+        parameters.append(py::make_tuple(p.name, kRoles[static_cast<int>(p.role)],
+                                         kNeeds[static_cast<int>(p.need)], extent_object(p.rows),
+                                         extent_object(p.columns)));
+    }
+    py::dict d;
+    d["gates"] = cell.gates;
+    d["states"] = cell.states;
+    d["saved"] = cell.saved;
+    d["split_gates"] = cell.split_gates;
+    d["parameters"] = py::tuple(parameters);
+    return d;
+}
+
 }  // namespace
 
 void bind_recurrent(py::module_& m) {
     py::dict cells;
-    for (int i = 0; i < kCellCount; ++i) {
-        const CellTraits& t = traits_of(i);
-        py::dict cell;
-        cell["gates"] = t.gates;
-        cell["states"] = t.states;
-        cell["saved"] = t.saved;
-        cell["split_gates"] = t.split_gates;
-        cells[t.name] = cell;
-    }
+    for (const RecurrentCell& c : kernels().cells) cells[c.name] = description(c);
     m.attr("cells") = cells;
 
     py::class_<WeightCache, std::shared_ptr<WeightCache>>(m, "WeightCache")
@@ -142,7 +160,7 @@ void bind_recurrent(py::module_& m) {
         .def_property_readonly("hidden_size", [](const LayerTape& t) { return t.dims.H; })
         .def_property_readonly("proj_size",
                                [](const LayerTape& t) { return t.dims.projected ? t.dims.P : 0; })
-        .def_property_readonly("cell", [](const LayerTape& t) { return traits_of(t.cell).name; })
+        .def_property_readonly("cell", [](const LayerTape& t) { return t.cell.name; })
         .def_property_readonly("dtype", [](const LayerTape& t) { return dtype_object(t.dtype); })
         .def_property_readonly("reverse", [](const LayerTape& t) { return t.timetable->reverse(); });
 

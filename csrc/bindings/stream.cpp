@@ -25,9 +25,10 @@ class Stream {
 template <class T>
 class TypedStream : public Stream {
   public:
-    TypedStream(int cell, std::vector<WeightArrays>&& layers, std::int64_t batch, DType dtype)
+    TypedStream(const RecurrentCell& cell, std::vector<WeightArrays>&& layers, std::int64_t batch,
+                DType dtype)
         : cell_(cell),
-          kernels_(kernel_table<T>().cells[cell]),
+          kernels_(cell.kernels<T>()),
           batch_(batch),
           dtype_(dtype),
           reference_(Array::floats(new_array(dtype, {0}), "the weights")),
@@ -37,9 +38,9 @@ class TypedStream : public Stream {
             layer.dims = w.dims;
             layer.dims.T = 1;
             layer.dims.B = batch;
-            threads_ = std::max(threads_, recurrent_threads(layer.dims, kernels_.traits.gates, false));
+            threads_ = std::max(threads_, recurrent_threads(layer.dims, cell_.gates, false));
             for (int parity = 0; parity < 2; ++parity) {
-                for (int k = 0; k < kernels_.traits.states; ++k) {
+                for (int k = 0; k < cell_.states; ++k) {
                     const std::int64_t n =
                         checked_product({batch, state_width(layer.dims, k), std::int64_t{sizeof(T)}});
                     layer.state[parity][k] = AlignedBuffer(n);
@@ -51,7 +52,7 @@ class TypedStream : public Stream {
         std::int64_t bytes = 0;  // the team may turn out to be the caller alone
         for (const Layer& layer : layers_) {
             for (const int n : {1, threads_})
-                bytes = std::max(bytes, kernels_.forward_workspace(layer.dims, n));
+                bytes = std::max(bytes, kernels_.forward_workspace(cell_, layer.dims, n));
         }
         workspace_ = AlignedBuffer(bytes);
         output_ = StepOutput(dtype, batch, layers_.back().dims.P);
@@ -76,8 +77,8 @@ class TypedStream : public Stream {
         const SingleUser::Use use(user_);
         py::list all;
         for (const Layer& layer : layers_) {
-            py::tuple states(kernels_.traits.states);
-            for (int k = 0; k < kernels_.traits.states; ++k) {
+            py::tuple states(cell_.states);
+            for (int k = 0; k < cell_.states; ++k) {
                 py::array copy = new_array(dtype_, {batch_, state_width(layer.dims, k)});
                 std::memcpy(copy.mutable_data(), layer.state[parity_][k].data(),
                             static_cast<std::size_t>(copy.nbytes()));
@@ -89,7 +90,7 @@ class TypedStream : public Stream {
     }
 
     void set_state(py::handle state) override {
-        const int states = kernels_.traits.states;
+        const int states = cell_.states;
         std::vector<Array> given;
         for (std::size_t i = 0; i < layers_.size(); ++i) {
             const py::object one = item_of(state, "state", static_cast<py::ssize_t>(layers_.size()),
@@ -124,7 +125,7 @@ class TypedStream : public Stream {
         }
         const SingleUser::Use use(user_);
         for (Layer& layer : layers_) {
-            for (int k = 0; k < kernels_.traits.states; ++k) {
+            for (int k = 0; k < cell_.states; ++k) {
                 const std::int64_t width = state_width(layer.dims, k);
                 T* state = layer.state[parity_][k].template as<T>();
                 for (const std::int64_t b : chosen) std::fill_n(state + b * width, width, T(0));
@@ -145,7 +146,7 @@ class TypedStream : public Stream {
     }
 
     // The checked weights of stacked layers: each layer's input is the output of the one below.
-    static std::vector<WeightArrays> read_layers(int cell, py::handle layers, DType dtype) {
+    static std::vector<WeightArrays> read_layers(const RecurrentCell& cell, py::handle layers, DType dtype) {
         if (!py::isinstance<py::list>(layers) && !py::isinstance<py::tuple>(layers)) {
             throw py::type_error("layers: expected a list of parameter tuples, got " +
                                  std::string(Py_TYPE(layers.ptr())->tp_name));
@@ -155,16 +156,8 @@ class TypedStream : public Stream {
         std::vector<WeightArrays> read;
         for (py::ssize_t i = 0; i < count; ++i) {
             const py::object params = item_of(layers, "layers", count, i);
-            std::int64_t inputs = 0;
-            if (i > 0) {
-                inputs = read.back().dims.P;
-            } else {
-                const Array w = Array::floats(item_of(params, "params", 5, 0), "weight_ih");
-                if (w.ndim() != 2)
-                    throw py::value_error("weight_ih: expected 2 dimensions, got " +
-                                          std::to_string(w.ndim()));
-                inputs = w.size(1);
-            }
+            const std::int64_t inputs =
+                i > 0 ? read.back().dims.P : WeightArrays::input_weight(cell, params).size(1);
             read.push_back(
                 WeightArrays::read(cell, params, Array::floats(new_array(dtype, {0, inputs}), "x")));
         }
@@ -196,13 +189,14 @@ class TypedStream : public Stream {
                 Layer& layer = layers_[i];
                 ForwardProblem<T>& p = layer.problem[from];
                 p = {};
+                p.cell = &cell_;
                 p.backwards = from == 1;
                 p.dims = layer.dims;
                 p.schedule = timetable_.view(nullptr);
                 p.weights = layer.weights->packed;
                 if (i > 0) p.x = {layers_[i - 1].state[to][0].template as<T>(), 0, layer.dims.I};
                 p.y = {layer.state[to][0].template as<T>(), 0, layer.dims.P};
-                for (int k = 0; k < kernels_.traits.states; ++k) {
+                for (int k = 0; k < cell_.states; ++k) {
                     p.initial[k] = layer.state[from][k].template as<T>();
                     p.final[k] = layer.state[to][k].template as<T>();
                 }
@@ -210,7 +204,7 @@ class TypedStream : public Stream {
         }
     }
 
-    int cell_;
+    const RecurrentCell& cell_;
     const RecurrentKernels<T>& kernels_;
     std::int64_t batch_;
     DType dtype_;
@@ -226,7 +220,7 @@ class TypedStream : public Stream {
 
 std::shared_ptr<Stream> Stream::make(const std::string& cell_name, py::handle layers,
                                      std::int64_t batch_size) {
-    const int cell = cell_by_name(cell_name);
+    const RecurrentCell& cell = cell_by_name(cell_name);
     if (batch_size < 1)
         throw py::value_error("batch_size: expected at least 1, got " + std::to_string(batch_size));
     require_memory(checked_product({batch_size, kTimetableBytes}));
@@ -234,7 +228,7 @@ std::shared_ptr<Stream> Stream::make(const std::string& cell_name, py::handle la
     if ((py::isinstance<py::list>(layers) || py::isinstance<py::tuple>(layers)) &&
         PySequence_Size(layers.ptr()) > 0) {
         const py::object first = item_of(layers, "layers", PySequence_Size(layers.ptr()), 0);
-        dtype = Array::floats(item_of(first, "params", 5, 0), "weight_ih").dtype();
+        dtype = WeightArrays::input_weight(cell, first).dtype();
     }
     return by_dtype(dtype, [&]<class T>() -> std::shared_ptr<Stream> {
         return std::make_shared<TypedStream<T>>(cell, TypedStream<T>::read_layers(cell, layers, dtype),

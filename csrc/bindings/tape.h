@@ -22,7 +22,8 @@ struct CallArrays {
 };
 
 struct LayerTape {
-    LayerTape(int cell, const Dims& dims, DType dtype, std::shared_ptr<const Timetable> timetable)
+    LayerTape(const RecurrentCell& cell, const Dims& dims, DType dtype,
+              std::shared_ptr<const Timetable> timetable)
         : cell(cell), dims(dims), dtype(dtype), timetable(std::move(timetable)) {}
     virtual ~LayerTape() = default;
 
@@ -43,12 +44,12 @@ struct LayerTape {
     // RuntimeError if an array that backward reads has changed since then.
     void check_unchanged() const;
 
-    int cell;
+    const RecurrentCell& cell;
     Dims dims;
     DType dtype;
     std::shared_ptr<const Timetable> timetable;
     CallArrays arrays;
-    bool has_bias_ih = false, has_bias_hh = false;
+    bool has_parameter[kMaxParameters]{};  // by the cell's schema
     AlignedBuffer saved, states, hidden;
 
   private:

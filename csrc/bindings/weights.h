@@ -10,6 +10,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/buffer.h"
+#include "bindings/checks.h"
 #include "bindings/fork_safe_mutex.h"
 #include "cpu/kernels.h"
 
@@ -33,37 +34,32 @@ struct WeightBlock {
     Packed<T> packed;
     Identity identity;
     Dims dims;
-    int cell;
+    const RecurrentCell* cell;
     bool backward;
 };
 
 // Called without the GIL, by the first member of the team; unfinished once the team is cancelled.
 template <class T>
-std::shared_ptr<const WeightBlock<T>> pack_weights(int cell, const Dims& dims, const Params<const T>& params,
-                                                   bool backward, const Identity& identity, Team& team) {
-    const RecurrentKernels<T>& kernels = kernel_table<T>().cells[cell];
+std::shared_ptr<const WeightBlock<T>> pack_weights(const RecurrentCell& cell, const Dims& dims,
+                                                   const Params<const T>& params, bool backward,
+                                                   const Identity& identity, Team& team) {
+    const RecurrentKernels<T>& kernels = cell.kernels<T>();
     auto block = std::make_shared<WeightBlock<T>>();
-    block->memory = AlignedBuffer(kernels.packed_bytes(dims, backward));
-    kernels.pack(dims, params, backward, block->memory.data(), block->packed, team);
+    block->memory = AlignedBuffer(kernels.packed_bytes(cell, dims, backward));
+    kernels.pack(cell, dims, params, backward, block->memory.data(), block->packed, team);
     block->identity = identity;
     block->dims = dims;
-    block->cell = cell;
+    block->cell = &cell;
     block->backward = backward;
     return block;
 }
 
 // Calls f(pointer, number of elements) for each parameter that is there; the pointer may be replaced.
 template <class T, class F>
-void for_each_parameter(int cell, const Dims& d, Params<const T>& params, F&& f) {
-    const std::int64_t rows = kernel_table<T>().cells[cell].traits.gates * d.H;
-    const auto visit = [&](const T*& p, std::int64_t n) {
-        if (p != nullptr) f(p, n);
-    };
-    visit(params.w_ih, rows * d.I);
-    visit(params.w_hh, rows * d.P);
-    visit(params.b_ih, rows);
-    visit(params.b_hh, rows);
-    visit(params.w_hr, d.P * d.H);
+void for_each_parameter(const RecurrentCell& cell, const Dims& d, Params<const T>& params, F&& f) {
+    for (int i = 0; i < cell.parameter_count; ++i) {
+        if (params.of[i] != nullptr) f(params.of[i], elements_of(cell.parameters[i], d));
+    }
 }
 
 // Calls f(first element, number of elements) for parts of n elements, with a look at the team between them.
@@ -74,7 +70,7 @@ void for_each_part(std::int64_t n, Team& team, F&& f) {
 }
 
 template <class T>
-Digest digest_of(int cell, const Dims& d, Params<const T> params, Team& team) {
+Digest digest_of(const RecurrentCell& cell, const Dims& d, Params<const T> params, Team& team) {
     Digest digest{};
     for_each_parameter<T>(cell, d, params, [&](const T* p, std::int64_t n) {
         for_each_part(n, team, [&](std::int64_t i, std::int64_t count) {
@@ -86,7 +82,7 @@ Digest digest_of(int cell, const Dims& d, Params<const T> params, Team& team) {
 
 // Moves the pointers to a copy, which is returned.
 template <class T>
-AlignedBuffer copy_parameters(int cell, const Dims& d, Params<const T>& params, Team& team) {
+AlignedBuffer copy_parameters(const RecurrentCell& cell, const Dims& d, Params<const T>& params, Team& team) {
     std::int64_t bytes = 0;
     for_each_parameter<T>(cell, d, params, [&](const T*, std::int64_t n) {
         bytes += n * static_cast<std::int64_t>(sizeof(T));
@@ -108,8 +104,9 @@ AlignedBuffer copy_parameters(int cell, const Dims& d, Params<const T>& params, 
 class WeightCache {
   public:
     template <class T>
-    std::shared_ptr<const WeightBlock<T>> get(int cell, const Dims& dims, Params<const T> params,
-                                              bool backward, std::int64_t version, Team& team) {
+    std::shared_ptr<const WeightBlock<T>> get(const RecurrentCell& cell, const Dims& dims,
+                                              Params<const T> params, bool backward, std::int64_t version,
+                                              Team& team) {
         Identity identity =
             version >= 0 ? Identity{version, {}} : Identity{-1, digest_of<T>(cell, dims, params, team)};
         {
@@ -142,9 +139,9 @@ class WeightCache {
 
   private:
     template <class T>
-    static bool fits(const WeightBlock<T>& held, int cell, const Dims& d, bool backward,
+    static bool fits(const WeightBlock<T>& held, const RecurrentCell& cell, const Dims& d, bool backward,
                      const Identity& identity) {
-        return held.cell == cell && held.dims.I == d.I && held.dims.H == d.H && held.dims.P == d.P &&
+        return held.cell == &cell && held.dims.I == d.I && held.dims.H == d.H && held.dims.P == d.P &&
                held.dims.projected == d.projected && (held.backward || !backward) &&
                held.identity == identity;
     }

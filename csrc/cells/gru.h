@@ -2,16 +2,18 @@
 // gx = W_ih x + b_ih and gh = W_hh h + b_hh, kept apart because r scales gh_n alone:
 //   r = sigmoid(gx_r + gh_r)   z = sigmoid(gx_z + gh_z)   n = tanh(gx_n + r gh_n)
 //   h' = (1 - z) n + z h
-// The contract of a cell is described in cell_list.h.
+// The contract of a cell is described in all.h.
 #pragma once
 
 #include "activations.h"
+#include "cells/schema.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
 struct Gru {
     static constexpr int kGates = 3, kStates = 1, kSaved = 4;
     static constexpr bool kSplitGates = true, kDirectHidden = true;
+    static constexpr auto kParameters = dense_parameters(kGates, Need::kRefused);
 
     template <class V>
     static FUSEDRNN_INLINE void forward(const V (&gx)[3], const V (&gh)[3], const V (&s)[1], V (&s_next)[1],

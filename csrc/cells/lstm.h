@@ -2,16 +2,18 @@
 // a = W_ih x + b_ih + W_hh h + b_hh:
 //   i = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
 //   c' = f c + i g     h' = o tanh(c')
-// The contract of a cell is described in cell_list.h.
+// The contract of a cell is described in all.h.
 #pragma once
 
 #include "activations.h"
+#include "cells/schema.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
 struct Lstm {
     static constexpr int kGates = 4, kStates = 2, kSaved = 4;
     static constexpr bool kSplitGates = false, kDirectHidden = false;
+    static constexpr auto kParameters = dense_parameters(kGates, Need::kOptional);
 
     template <class V>
     static FUSEDRNN_INLINE void forward(const V (&a)[4], const V (&s)[2], V (&s_next)[2], V (&saved)[4]) {

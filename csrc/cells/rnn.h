@@ -1,15 +1,17 @@
 // Elman RNN (Elman 1990), one gate a = W_ih x + b_ih + W_hh h + b_hh:
 //   h' = tanh(a)   or   h' = relu(a)
-// The contract of a cell is described in cell_list.h.
+// The contract of a cell is described in all.h.
 #pragma once
 
 #include "activations.h"
+#include "cells/schema.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
 struct RnnTanh {
     static constexpr int kGates = 1, kStates = 1, kSaved = 1;
     static constexpr bool kSplitGates = false, kDirectHidden = false;
+    static constexpr auto kParameters = dense_parameters(kGates, Need::kRefused);
 
     template <class V>
     static FUSEDRNN_INLINE void forward(const V (&a)[1], const V (&)[1], V (&s_next)[1], V (&saved)[1]) {
@@ -27,6 +29,7 @@ struct RnnTanh {
 struct RnnRelu {
     static constexpr int kGates = 1, kStates = 1, kSaved = 1;
     static constexpr bool kSplitGates = false, kDirectHidden = false;
+    static constexpr auto kParameters = dense_parameters(kGates, Need::kRefused);
 
     template <class V>
     static FUSEDRNN_INLINE void forward(const V (&a)[1], const V (&)[1], V (&s_next)[1], V (&saved)[1]) {

@@ -214,25 +214,29 @@ class Backward {
     FUSEDRNN_INLINE void cell_backward(Member& m, const Place& here, std::int64_t panel, std::int64_t i,
                                        std::int64_t position, V dh, bool continues, bool cut) {
         const std::int64_t unit = panel * L, valid = p_.dims.H - unit;
-        V saved[Cell::kSaved], s[S], ds_next[S], ds[S], dgh[G];
+        V saved[Cell::kSaved], units[kPerUnitRoom<Cell>], s[S], ds_next[S], ds[S];
+        V dgx[G], dgh[G], dunits[kPerUnitRoom<Cell>];
         const T* from = saved_at(here, panel, position);
         for (int k = 0; k < Cell::kSaved; ++k) saved[k] = V::load(from + k * L);
+        load_units<Cell, T>(p_.weights.units, panel, units);
         s[0] = Cell::kDirectHidden ? load_part(m.state_rows[i * S] + unit, valid) : V::set(0);
         ds_next[0] = dh;
         for (int k = 1; k < S; ++k) {
             s[k] = load_part(m.state_rows[i * S + k] + unit, valid);
             ds_next[k] = state_gradient(k, position, unit, continues, cut);
         }
+        call_backward<Cell>(saved, units, s, ds_next, dgx, dgh, dunits, ds);
         if constexpr (Cell::kSplitGates) {
-            V dgx[G];
-            Cell::backward(saved, s, ds_next, dgx, dgh, ds);
             T* to = gradient(plan_.dgx, here, panel, position);
             for (int g = 0; g < G; ++g) store_padded(dgx[g], to + g * L, valid);
-        } else {
-            Cell::backward(saved, s, ds_next, dgh, ds);
         }
         T* to = gradient(plan_.dgh, here, panel, position);
         for (int g = 0; g < G; ++g) store_padded(dgh[g], to + g * L, valid);
+        if constexpr (kPerUnit<Cell> > 0) {
+            T* units_to = plan_.dunits[here.buffer] +
+                          (panel * plan_.block_rows + here.row + position) * kPerUnit<Cell> * L;
+            for (int v = 0; v < kPerUnit<Cell>; ++v) store_padded(dunits[v], units_to + v * L, valid);
+        }
         for (int k = Cell::kDirectHidden ? 0 : 1; k < S; ++k) {
             ds[k].store(plan_.carry + (position * S + k) * hp_ + unit);
         }
@@ -351,7 +355,7 @@ class Backward {
 };
 
 template <class Cell, class T>
-std::int64_t backward_workspace(const Dims& dims, bool recompute, int threads) {
+std::int64_t backward_workspace(const RecurrentCell&, const Dims& dims, bool recompute, int threads) {
     BackwardPlan<Cell, T> plan(dims, recompute);
     Arena arena(nullptr);
     plan.take_shared(dims, arena);

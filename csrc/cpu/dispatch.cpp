@@ -28,8 +28,11 @@ FUSEDRNN_DECLARE_TABLES(scalar)
 
 namespace {
 
-#define FUSEDRNN_TABLES(isa) \
-    [] { return Kernels{#isa, &isa::table_f32(), &isa::table_f64(), &isa::layers_f32(), &isa::layers_f64()}; }
+#define FUSEDRNN_TABLES(isa)                                                                               \
+    [] {                                                                                                   \
+        return Kernels{#isa, &isa::table_f32(), &isa::table_f64(), &isa::layers_f32(), &isa::layers_f64(), \
+                       {}};                                                                                \
+    }
 
 #if FUSEDRNN_HAVE_AVX512
 constexpr auto kAvx512 = FUSEDRNN_TABLES(avx512);
@@ -85,6 +88,17 @@ Kernels choose() {
     throw std::logic_error("the scalar kernels are always built");
 }
 
+std::vector<RecurrentCell> compiled_cells(const Kernels& chosen) {
+    const KernelTable<float>& f32 = *chosen.f32;
+    std::vector<RecurrentCell> cells;
+    for (int i = 0; i < f32.cell_count; ++i) {
+        const bool quantized = f32.quantized[i][0].forward != nullptr;
+        cells.push_back(
+            {f32.traits[i], f32.cells[i], chosen.f64->cells[i], quantized ? f32.quantized[i] : nullptr});
+    }
+    return cells;
+}
+
 }  // namespace
 
 std::vector<IsaStatus> isa_status() {
@@ -94,7 +108,12 @@ std::vector<IsaStatus> isa_status() {
 }
 
 const Kernels& kernels() {
-    static const Kernels chosen = choose();
+    static const Kernels chosen = [] {
+        Kernels kernels = choose();
+        static const std::vector<RecurrentCell> cells = compiled_cells(kernels);
+        kernels.cells = {cells.data(), static_cast<int>(cells.size())};
+        return kernels;
+    }();
     return chosen;
 }
 

@@ -241,7 +241,8 @@ class Forward {
                                                         Cell::kSaved * L;
         for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
             V s_next[S], keep[Cell::kSaved];
-            cell_forward<Cell, T>(acc, gx, m.state_rows + i * S, unit, valid, s_next, keep);
+            cell_forward<Cell, T>(p_.dims, acc, gx, p_.weights.units, m.state_rows + i * S, panel, s_next,
+                                  keep);
             const std::int64_t position = part.position(i);
             store_part(s_next[0], m.y_rows[i] + unit, valid);
             if constexpr (S > 1) {
@@ -317,7 +318,7 @@ class Forward {
 };
 
 template <class Cell, class T>
-std::int64_t forward_workspace(const Dims& dims, int threads) {
+std::int64_t forward_workspace(const RecurrentCell&, const Dims& dims, int threads) {
     ForwardPlan<Cell, T> plan(dims, threads);
     Arena arena(nullptr);
     plan.take_shared(dims, arena);

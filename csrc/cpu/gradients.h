@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/outer.h"
+#include "cpu/pack.h"
 #include "cpu/steps.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -18,8 +19,8 @@ struct BackwardPlan {
     bool recompute;
     std::int64_t panels, p_panels, steps, block_rows;
     // Shared by all members. Gate gradients are [panel][row][G][L], and with a projection gradients of the output
-    // [panel][row][L]. Twice: the next block's sweep begins while other members still read this block's.
-    T *zero, *carry, *dgx[2], *dgh[2], *dhidden[2];
+    // [panel][row][L], of per-unit parameters [panel][row][values][L]. Twice: the next block's sweep begins while other members still read this block's.
+    T *zero, *carry, *dgx[2], *dgh[2], *dhidden[2], *dunits[2];
     T* table_gates;  // the sums of dgx over the places where a row of the table was looked up: [panel][V][G][L]
     T* saved;        // what the cells of a block keep, where the tape does not have it; laid out as the tape
     struct Member {
@@ -45,6 +46,7 @@ struct BackwardPlan {
             dgx[i] = arena.template take<T>(gradients);
             dgh[i] = Cell::kSplitGates ? arena.template take<T>(gradients) : dgx[i];
             dhidden[i] = arena.template take<T>(d.projected ? p_panels * block_rows * L : 0);
+            dunits[i] = arena.template take<T>(panels * block_rows * kPerUnit<Cell> * L);
         }
         table_gates = arena.template take<T>(panels * d.V * G * L);
         saved = arena.template take<T>(recompute ? panels * block_rows * Cell::kSaved * L : 0);
@@ -101,21 +103,23 @@ class Gradients {
         } else {
             add_to_table(m, member, dgx, rows);
         }
-        if (p_.dparams.w_hh != nullptr) {
+        if (gradient<Role::kHiddenWeight>() != nullptr) {
             // The first steps of a sequence, which end the sweep, may have had no state to multiply.
             std::int64_t with_state = rows;
             while (with_state > 0 && m.h_rows[with_state - 1] == plan_.zero) --with_state;
-            const OuterArgs<T> args{dgh,       a_panel,         G,         p_.dims.H, m.h_rows, with_state,
-                                    p_.dims.P, p_.dparams.w_hh, m.columns, team_,     member};
+            const OuterArgs<T> args{dgh,       a_panel,    G,         p_.dims.H,
+                                    m.h_rows,  with_state, p_.dims.P, gradient<Role::kHiddenWeight>(),
+                                    m.columns, team_,      member};
             outer<T>(args, larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0));
         }
         if (p_.dims.V == 0) input_bias_gradients(member, dgx, a_panel, rows);
         if constexpr (Cell::kSplitGates) {
             const Range bias = share(plan_.panels, team_.size(), member);
-            sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, p_.dparams.b_hh, nullptr, bias.begin, bias.end,
-                           team_, member);
+            sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, gradient<Role::kHiddenBias>(), nullptr, bias.begin,
+                           bias.end, team_, member);
         }
-        if (p_.dims.projected && p_.dparams.w_hr != nullptr)
+        if constexpr (kPerUnit<Cell> > 0) unit_gradients(member, plan_.dunits[buffer], rows);
+        if (p_.dims.projected && gradient<Role::kProjection>() != nullptr)
             projection_gradients(m, member, begin, end, plan_.dhidden[buffer]);
     }
 
@@ -134,6 +138,21 @@ class Gradients {
     }
 
   private:
+    template <Role kRole>
+    T* gradient() const {
+        return parameter<Cell, kRole>(p_.dparams);
+    }
+
+    // Of per-unit parameters, each its columns of what the cells gave.
+    void unit_gradients(int member, const T* dunits, std::int64_t rows) const {
+        const Range panels = share(plan_.panels, team_.size(), member);
+        for_each_per_unit<Cell>([&]<int kValues, int kFirst>(int place) {
+            sum_rows<T, kValues, kPerUnit<Cell>>(dunits + kFirst * L, plan_.block_rows * kPerUnit<Cell> * L,
+                                                 rows, p_.dims.H, p_.dparams.of[place], nullptr, panels.begin,
+                                                 panels.end, team_, member);
+        });
+    }
+
     // Finds what the rows of a block read in the forward pass, in the order of the gate gradients; returns their number.
     std::int64_t find_rows(Member& m, std::int64_t begin, std::int64_t end) const {
         const std::int64_t total = longest(p_.dims, p_.schedule);
@@ -178,18 +197,19 @@ class Gradients {
         if (p_.dx.data != nullptr && p_.dims.I > 0) {
             back_through_inputs(m, member, gates, a_panel, share(rows, team_.size(), member));
         }
-        if (p_.dparams.w_ih == nullptr) return;
-        const OuterArgs<T> args{gates,     a_panel,         G,         p_.dims.H, m.x_rows, rows,
-                                p_.dims.I, p_.dparams.w_ih, m.columns, team_,     member};
+        T* const dw = gradient<Role::kInputWeight>();
+        if (dw == nullptr) return;
+        const OuterArgs<T> args{gates,     a_panel, G,         p_.dims.H, m.x_rows, rows,
+                                p_.dims.I, dw,      m.columns, team_,     member};
         outer<T>(args, columns.begin, columns.end);
     }
 
     // db_ih from the same, and db_hh where the gates are not split.
     void input_bias_gradients(int member, const T* gates, std::int64_t a_panel, std::int64_t rows) {
         const Range panels = share(plan_.panels, team_.size(), member);
-        sum_rows<T, G>(gates, a_panel, rows, p_.dims.H, p_.dparams.b_ih,
-                       Cell::kSplitGates ? nullptr : p_.dparams.b_hh, panels.begin, panels.end, team_,
-                       member);
+        sum_rows<T, G>(gates, a_panel, rows, p_.dims.H, gradient<Role::kInputBias>(),
+                       Cell::kSplitGates ? nullptr : gradient<Role::kHiddenBias>(), panels.begin, panels.end,
+                       team_, member);
     }
 
     // dx = dgx W_ih.
@@ -237,8 +257,10 @@ class Gradients {
                 m.a_rows[n++] = p_.hidden + (p_.schedule.offset[t] + position) * hidden_row;
             }
         }
-        const OuterArgs<T> args{dhidden,   plan_.block_rows * L, 1,         p_.dims.P, m.a_rows, n,
-                                p_.dims.H, p_.dparams.w_hr,      m.columns, team_,     member};
+        T* const dw = gradient<Role::kProjection>();
+        const OuterArgs<T> args{
+            dhidden, plan_.block_rows * L, 1, p_.dims.P, m.a_rows, n, p_.dims.H, dw, m.columns, team_,
+            member};
         const Range mine = share(panels_of<T>(p_.dims.H), team_.size(), member);
         outer<T>(args, mine.begin, mine.end);
     }

@@ -5,30 +5,14 @@
 
 #include <cstdint>
 
-#include "cells/cell_list.h"
+#include "cells/schema.h"
 #include "cpu/team.h"
 
 namespace fusedrnn {
 
-enum CellId : int {
-#define FUSEDRNN_CELL_ID(name, Type) kCell_##name,
-    FUSEDRNN_CELLS(FUSEDRNN_CELL_ID)
-#undef FUSEDRNN_CELL_ID
-        kCellCount
-};
-inline constexpr const char* kCellNames[kCellCount] = {
-#define FUSEDRNN_CELL_NAME(name, Type) #name,
-    FUSEDRNN_CELLS(FUSEDRNN_CELL_NAME)
-#undef FUSEDRNN_CELL_NAME
-};
+inline constexpr int kMaxStates = 4;
 
-inline constexpr int kMaxStates = 2;
-
-struct CellTraits {
-    const char* name;
-    int gates, states, saved;
-    bool split_gates;
-};
+struct RecurrentCell;
 
 // Sizes of one layer and direction. P is the width of the hidden state: H, or the projection's size. V: inputs are looked
 // up in a table of V rows; 0: they are a sequence.
@@ -60,14 +44,10 @@ struct Sequence {
     }
 };
 
-// The weights of one layer and direction as the user holds them; null where absent.
+// The parameters of one layer and direction as the user holds them, in the order of the cell's schema; null where absent.
 template <class T>
 struct Params {
-    T* w_ih;  // (G*H, I)
-    T* w_hh;  // (G*H, P)
-    T* b_ih;  // (G*H)
-    T* b_hh;  // (G*H)
-    T* w_hr;  // (P, H)
+    T* of[kMaxParameters];
 };
 
 // The same weights in panels (see gemm.h). The last three serve backward and may be null.
@@ -75,18 +55,20 @@ template <class T>
 struct Packed {
     T *w_ih, *w_hh, *w_hr;        // [H/L][I][G][L], [H/L][P][G][L], [P/L][H][L]
     T *b_x, *b_h;                 // [H/L][G][L]: the bias of gx and, where the gates are split, of gh
+    T* units;                     // [H/L][values][L]: what each unit has of all per-unit parameters
     T *w_ih_t, *w_hh_t, *w_hr_t;  // [I/L][(H/L) G L][L], [P/L][(H/L) G L][L], [H/L][P/L L][L]
 };
 
 template <class T>
 struct ForwardProblem {
+    const RecurrentCell* cell;
     Dims dims;
     Schedule schedule;
     Packed<T> weights;
     Sequence<const T> x;        // where inputs are looked up the table: row v is x.row(0, v)
     const std::int64_t* index;  // (T, B): which row of the table each input is
     Sequence<T> y;
-    const T* initial[kMaxStates];  // (B, P), (B, H); null is zero
+    const T* initial[kMaxStates];  // (B, P), then (B, H); null is zero
     T* final[kMaxStates];          // the same shapes; may be the arrays in `initial` for a single step
     const T* reset
         [kMaxStates];  // what a reset puts in place of the state: row b at b * reset_stride; null is zero
@@ -103,6 +85,7 @@ struct ForwardProblem {
 
 template <class T>
 struct BackwardProblem {
+    const RecurrentCell* cell;
     Dims dims;
     Schedule schedule;
     Packed<T> weights;
@@ -122,15 +105,15 @@ struct BackwardProblem {
 
 template <class T>
 struct RecurrentKernels {
-    CellTraits traits;
     // Bytes of the packed weights; pack() sets the pointers into `block`, aligned to 64, and fills it, with one thread;
     // it ends early once the team is cancelled.
-    std::int64_t (*packed_bytes)(const Dims&, bool backward);
-    void (*pack)(const Dims&, const Params<const T>&, bool backward, void* block, Packed<T>& out, Team&);
+    std::int64_t (*packed_bytes)(const RecurrentCell&, const Dims&, bool backward);
+    void (*pack)(const RecurrentCell&, const Dims&, const Params<const T>&, bool backward, void* block,
+                 Packed<T>& out, Team&);
     // Bytes of workspace, aligned to 64, for a team of the given size.
-    std::int64_t (*forward_workspace)(const Dims&, int threads);
+    std::int64_t (*forward_workspace)(const RecurrentCell&, const Dims&, int threads);
     void (*forward)(const ForwardProblem<T>&, Team&, void* workspace);
-    std::int64_t (*backward_workspace)(const Dims&, bool recompute, int threads);
+    std::int64_t (*backward_workspace)(const RecurrentCell&, const Dims&, bool recompute, int threads);
     void (*backward)(const BackwardProblem<T>&, Team&, void* workspace);
 };
 
@@ -151,21 +134,36 @@ enum WeightFormat : int { kBf16, kInt8, kWeightFormats };
 struct QuantizedWeights {
     void *w_ih, *w_hh, *w_hr;   // [H/L][I/N][G][L][N], [H/L][P/N][G][L][N], [P/L][H/N][L][N]
     float *s_ih, *s_hh, *s_hr;  // int8: the scales of their rows, [H/L][G][L], [H/L][G][L], [P/L][L]
-    float *b_x, *b_h;           // [H/L][G][L], as in Packed
+    float *b_x, *b_h, *units;   // as in Packed
 };
 
 struct QuantizedKernels {
     // As RecurrentKernels'.
-    std::int64_t (*packed_bytes)(const Dims&);
-    void (*pack)(const Dims&, const Params<const float>&, void* block, QuantizedWeights& out, Team&);
+    std::int64_t (*packed_bytes)(const RecurrentCell&, const Dims&);
+    void (*pack)(const RecurrentCell&, const Dims&, const Params<const float>&, void* block,
+                 QuantizedWeights& out, Team&);
     // Inference by one thread: the tape and the float32 weights of the problem are not looked at.
-    std::int64_t (*workspace)(const Dims&);
+    std::int64_t (*workspace)(const RecurrentCell&, const Dims&);
     void (*forward)(const ForwardProblem<float>&, const QuantizedWeights&, Team&, void* workspace);
 };
 
-struct QuantizedTable {
-    QuantizedKernels formats[kWeightFormats][kCellCount];
+// A cell: what it is and its kernels. Whoever calls them has a pointer to one; its kernels get it again.
+struct RecurrentCell : CellTraits {
+    RecurrentKernels<float> f32;
+    RecurrentKernels<double> f64;
+    const QuantizedKernels* quantized;  // by format; null where the cell has none
+
+    template <class T>
+    const RecurrentKernels<T>& kernels() const;
 };
+template <>
+inline const RecurrentKernels<float>& RecurrentCell::kernels<float>() const {
+    return f32;
+}
+template <>
+inline const RecurrentKernels<double>& RecurrentCell::kernels<double>() const {
+    return f64;
+}
 
 inline constexpr int kDigestLanes = 64;
 struct Digest {
@@ -177,13 +175,24 @@ struct KernelTable {
     int lanes;
     // Continues a digest, zero at first, with `bytes` more.
     void (*fingerprint)(const void* data, std::int64_t bytes, Digest& digest);
-    RecurrentKernels<T> cells[kCellCount];
     DenseKernels<T> dense;
-    const QuantizedTable* quantized;  // float32 only, else null
+    // Of the compiled cells, in the order of cells/all.h.
+    const CellTraits* traits;
+    const RecurrentKernels<T>* cells;
+    int cell_count;
+    const QuantizedKernels (
+        *quantized)[kWeightFormats];  // float32 only, else null; null kernels where there are none
 };
 
 template <class T>
 struct LayerTable;  // layers/layer_table.h
+
+struct Cells {
+    const RecurrentCell* first;
+    int count;
+    const RecurrentCell* begin() const { return first; }
+    const RecurrentCell* end() const { return first + count; }
+};
 
 struct Kernels {
     const char* isa;
@@ -191,6 +200,7 @@ struct Kernels {
     const KernelTable<double>* f64;
     const LayerTable<float>* layers_f32;
     const LayerTable<double>* layers_f64;
+    Cells cells;
 };
 
 // The kernels in use, chosen once: FUSEDRNN_ISA, or the best that CPU and build have.

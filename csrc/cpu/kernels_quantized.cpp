@@ -1,26 +1,25 @@
 // The kernels for weights of fewer bits. Compiled once per instruction set.
-#include "cells/gru.h"
-#include "cells/lstm.h"
-#include "cells/rnn.h"
+#include "cells/all.h"
 #include "cpu/quantized_forward.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-template <class Format, class Cell>
+template <class Format, class Cell, unsigned kFamilies>
 constexpr QuantizedKernels quantized_kernels() {
-    return {quantized_bytes<Format, Cell>, quantized_pack<Format, Cell>, quantized_workspace<Format, Cell>,
-            quantized_forward<Format, Cell>};
+    if constexpr ((kFamilies & kQuantized) == 0)
+        return {};
+    else
+        return {quantized_bytes<Format, Cell>, quantized_pack<Format, Cell>,
+                quantized_workspace<Format, Cell>, quantized_forward<Format, Cell>};
 }
 
-extern const QuantizedTable kQuantizedTable;
+extern const QuantizedKernels kQuantizedKernels[][kWeightFormats];
 
-#define FUSEDRNN_QUANTIZED(Format, Type) quantized_kernels<Format, Type>(),
-#define FUSEDRNN_BF16(name, Type) FUSEDRNN_QUANTIZED(Bf16, Type)
-#define FUSEDRNN_INT8(name, Type) FUSEDRNN_QUANTIZED(Int8, Type)
-constexpr QuantizedTable kQuantizedTable = {
-    {{FUSEDRNN_CELLS(FUSEDRNN_BF16)}, {FUSEDRNN_CELLS(FUSEDRNN_INT8)}}};
+constexpr QuantizedKernels kQuantizedKernels[][kWeightFormats] = {
+#define FUSEDRNN_QUANTIZED(name, Type, driver, families) \
+    {quantized_kernels<Bf16, Type, families>(), quantized_kernels<Int8, Type, families>()},
+    FUSEDRNN_CELLS(FUSEDRNN_QUANTIZED)
 #undef FUSEDRNN_QUANTIZED
-#undef FUSEDRNN_BF16
-#undef FUSEDRNN_INT8
+};
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -138,8 +138,9 @@ void outer(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
     }
 }
 
-// db[g*H + unit] += the sum over rows of A, for the panels [first, last), in the order of the rows.
-template <class T, int G>
+// db[g*H + unit] += the sum over rows of A, for the panels [first, last), in the order of the rows. The G are the first of
+// the kWidth vectors of a row.
+template <class T, int G, int kWidth = G>
 void sum_rows(const T* a, std::int64_t a_panel, std::int64_t rows, std::int64_t units, T* db, T* db_also,
               std::int64_t first, std::int64_t last, Team& team, int member) {
     using V = Vec<T>;
@@ -151,7 +152,7 @@ void sum_rows(const T* a, std::int64_t a_panel, std::int64_t rows, std::int64_t 
         const T* from = a + j * a_panel;
         for (std::int64_t k = 0; k < rows; ++k) {
 #pragma GCC unroll 8
-            for (int g = 0; g < G; ++g) acc[g] = acc[g] + V::load(from + (k * G + g) * L);
+            for (int g = 0; g < G; ++g) acc[g] = acc[g] + V::load(from + (k * kWidth + g) * L);
         }
         for (int g = 0; g < G; ++g) {
             T* to[2] = {db, db_also};

@@ -2,6 +2,7 @@
 // once the team is cancelled.
 #pragma once
 
+#include "cells/call.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 
@@ -72,6 +73,44 @@ void pack_bias(const T* a, const T* b, std::int64_t gates, std::int64_t units, T
     }
 }
 
+// The parameter of one role; null where the cell has none.
+template <class Cell, Role kRole, class T>
+FUSEDRNN_INLINE T* parameter(const Params<T>& params) {
+    constexpr int kPlace = place_of(Cell::kParameters, kRole);
+    if constexpr (kPlace < 0) {
+        return nullptr;
+    } else {
+        return params.of[kPlace];
+    }
+}
+
+// Calls f.template operator()<values, first>(place) for each per-unit parameter: how many values of the kPerUnit<Cell> of a
+// unit are its, from which on.
+template <class Cell, int kPlace = 0, class F>
+FUSEDRNN_INLINE void for_each_per_unit(F&& f) {
+    if constexpr (kPlace < static_cast<int>(sizeof(Cell::kParameters.list) / sizeof(Parameter))) {
+        constexpr Parameter p = Cell::kParameters.list[kPlace];
+        if constexpr (p.role == Role::kPerUnit) {
+            f.template operator()<p.rows.times, per_unit_values(Cell::kParameters, kPlace)>(kPlace);
+        }
+        for_each_per_unit<Cell, kPlace + 1>(f);
+    }
+}
+
+// All per-unit parameters -> [H/L][values][L].
+template <class Cell, class T>
+void pack_units(const Dims& d, const Params<const T>& params, T* out) {
+    constexpr std::int64_t L = Vec<T>::kLanes;
+    for_each_per_unit<Cell>([&]<int kValues, int kFirst>(int place) {
+        for (std::int64_t j = 0; j < panels_of<T>(d.H); ++j) {
+            for (int v = 0; v < kValues; ++v) {
+                load_part(params.of[place] + v * d.H + j * L, d.H - j * L)
+                    .store(out + (j * kPerUnit<Cell> + kFirst + v) * L);
+            }
+        }
+    });
+}
+
 template <class Cell, class T>
 Packed<T> packed_layout(const Dims& d, bool backward, Arena& arena) {
     constexpr std::int64_t L = Vec<T>::kLanes, G = Cell::kGates;
@@ -81,6 +120,7 @@ Packed<T> packed_layout(const Dims& d, bool backward, Arena& arena) {
     out.w_hh = arena.take<T>(h * G * d.P);
     out.b_x = arena.take<T>(h * G);
     if (Cell::kSplitGates) out.b_h = arena.take<T>(h * G);
+    if (kPerUnit<Cell> > 0) out.units = arena.take<T>(h * kPerUnit<Cell>);
     if (d.projected) out.w_hr = arena.take<T>(p * d.H);
     if (backward) {
         out.w_ih_t = arena.take<T>(i * h * G);
@@ -93,26 +133,33 @@ Packed<T> packed_layout(const Dims& d, bool backward, Arena& arena) {
 }
 
 template <class Cell, class T>
-std::int64_t packed_bytes(const Dims& d, bool backward) {
+std::int64_t packed_bytes(const RecurrentCell&, const Dims& d, bool backward) {
     Arena arena(nullptr);
     packed_layout<Cell, T>(d, backward, arena);
     return arena.used();
 }
 
 template <class Cell, class T>
-void pack(const Dims& d, const Params<const T>& w, bool backward, void* block, Packed<T>& out, Team& team) {
+void pack(const RecurrentCell&, const Dims& d, const Params<const T>& params, bool backward, void* block,
+          Packed<T>& out, Team& team) {
     constexpr std::int64_t G = Cell::kGates;
+    const T* const w_ih = parameter<Cell, Role::kInputWeight>(params);
+    const T* const w_hh = parameter<Cell, Role::kHiddenWeight>(params);
+    const T* const b_ih = parameter<Cell, Role::kInputBias>(params);
+    const T* const b_hh = parameter<Cell, Role::kHiddenBias>(params);
+    const T* const w_hr = parameter<Cell, Role::kProjection>(params);
     Arena arena(block);
     out = packed_layout<Cell, T>(d, backward, arena);
-    pack_rows<T>(w.w_ih, G, d.H, d.I, out.w_ih, team, 0);
-    pack_rows<T>(w.w_hh, G, d.H, d.P, out.w_hh, team, 0);
-    pack_bias<T>(w.b_ih, Cell::kSplitGates ? nullptr : w.b_hh, G, d.H, out.b_x);
-    if (Cell::kSplitGates) pack_bias<T>(w.b_hh, nullptr, G, d.H, out.b_h);
-    if (d.projected) pack_rows<T>(w.w_hr, 1, d.P, d.H, out.w_hr, team, 0);
+    pack_rows<T>(w_ih, G, d.H, d.I, out.w_ih, team, 0);
+    pack_rows<T>(w_hh, G, d.H, d.P, out.w_hh, team, 0);
+    pack_bias<T>(b_ih, Cell::kSplitGates ? nullptr : b_hh, G, d.H, out.b_x);
+    if (Cell::kSplitGates) pack_bias<T>(b_hh, nullptr, G, d.H, out.b_h);
+    pack_units<Cell, T>(d, params, out.units);
+    if (d.projected) pack_rows<T>(w_hr, 1, d.P, d.H, out.w_hr, team, 0);
     if (backward) {
-        pack_columns<T>(w.w_ih, G, d.H, d.I, out.w_ih_t, team);
-        pack_columns<T>(w.w_hh, G, d.H, d.P, out.w_hh_t, team);
-        if (d.projected) pack_columns<T>(w.w_hr, 1, d.P, d.H, out.w_hr_t, team);
+        pack_columns<T>(w_ih, G, d.H, d.I, out.w_ih_t, team);
+        pack_columns<T>(w_hh, G, d.H, d.P, out.w_hh_t, team);
+        if (d.projected) pack_columns<T>(w_hr, 1, d.P, d.H, out.w_hr_t, team);
     }
 }
 

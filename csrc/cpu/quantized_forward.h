@@ -168,19 +168,10 @@ class QuantizedForward {
     void apply_cell(std::int64_t t, std::int64_t u, std::int64_t i, std::int64_t rows,
                     std::int64_t block_row) {
         const std::int64_t unit = u * L, valid = p_.dims.H - unit;
-        const float* acc = plan_.acc + (u * rows + i) * G * L;
-        V gates[G], s[S], s_next[S], saved[Cell::kSaved];
-        for (int g = 0; g < G; ++g) gates[g] = V::load(acc + g * L);
-        s[0] = Cell::kDirectHidden ? load_part(plan_.state_rows[i * S] + unit, valid) : V::set(0);
-        for (int k = 1; k < S; ++k) s[k] = load_part(plan_.state_rows[i * S + k] + unit, valid);
-        if constexpr (Cell::kSplitGates) {
-            const float* gx = plan_.gx + (u * plan_.block_rows + block_row + i) * G * L;
-            V from_x[G];
-            for (int g = 0; g < G; ++g) from_x[g] = V::load(gx + g * L);
-            Cell::forward(from_x, gates, s, s_next, saved);
-        } else {
-            Cell::forward(gates, s, s_next, saved);
-        }
+        V s_next[S], saved[Cell::kSaved];
+        cell_forward<Cell, float>(p_.dims, plan_.acc + (u * rows + i) * G * L,
+                                  plan_.gx + (u * plan_.block_rows + block_row + i) * G * L, w_.units,
+                                  plan_.state_rows + i * S, u, s_next, saved);
         float* y = p_.dims.projected ? plan_.hidden + i * hp_ : p_.y.row(t, p_.schedule.order[i]);
         store_part(s_next[0], y + unit, valid);
         for (int k = 1; k < S; ++k) s_next[k].store(state_out(i, k) + unit);
@@ -236,7 +227,7 @@ class QuantizedForward {
 };
 
 template <class Format, class Cell>
-std::int64_t quantized_workspace(const Dims& dims) {
+std::int64_t quantized_workspace(const RecurrentCell&, const Dims& dims) {
     Arena arena(nullptr);
     const QuantizedPlan<Format, Cell> plan(dims, arena);
     return arena.used();

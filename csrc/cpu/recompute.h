@@ -85,9 +85,9 @@ class Recompute {
 
     FUSEDRNN_INLINE void keep_row(const Member& m, std::int64_t row, std::int64_t panel, const T* acc,
                                   const T* gx) const {
-        const std::int64_t unit = panel * L;
         Vec<T> s_next[S], keep[Cell::kSaved];
-        cell_forward<Cell, T>(acc, gx, m.state_rows + row * S, unit, p_.dims.H - unit, s_next, keep);
+        cell_forward<Cell, T>(p_.dims, acc, gx, p_.weights.units, m.state_rows + row * S, panel, s_next,
+                              keep);
         T* to = m.to[row] + panel * m.to_panel[row];
         for (int k = 0; k < Cell::kSaved; ++k) keep[k].store(to + k * L);
     }

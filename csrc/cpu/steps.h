@@ -1,6 +1,7 @@
 // What forward and backward share: which rows a member owns, and where a row finds the state before a step.
 #pragma once
 
+#include "cells/call.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
@@ -154,25 +155,33 @@ void hidden_product(const Dims& d, const Packed<T>& weights, const T* const* row
     gemm<T, Cell::kGates>(args);
 }
 
-// The cell for one row and the units from `unit` on, the first `valid` of which there are. `acc` is what hidden_product
-// gave, gx what input_product gave (read where gates are split), `state` the rows of the state before the step.
+// What the units of a panel have of all per-unit parameters.
 template <class Cell, class T>
-FUSEDRNN_INLINE void cell_forward(const T* acc, const T* gx, const T* const* state, std::int64_t unit,
-                                  std::int64_t valid, Vec<T> (&s_next)[Cell::kStates],
+FUSEDRNN_INLINE void load_units(const T* packed, std::int64_t panel, Vec<T> (&units)[kPerUnitRoom<Cell>]) {
+    constexpr int L = Vec<T>::kLanes;
+    for (int v = 0; v < kPerUnit<Cell>; ++v) {
+        units[v] = Vec<T>::load(packed + (panel * kPerUnit<Cell> + v) * L);
+    }
+}
+
+// The cell for one row and one panel of units. `acc` is what hidden_product gave, gx what input_product gave (read where
+// gates are split), `units` the packed per-unit parameters, `state` the rows of the state before the step.
+template <class Cell, class T>
+FUSEDRNN_INLINE void cell_forward(const Dims& d, const T* acc, const T* gx, const T* packed_units,
+                                  const T* const* state, std::int64_t panel, Vec<T> (&s_next)[Cell::kStates],
                                   Vec<T> (&keep)[Cell::kSaved]) {
     using V = Vec<T>;
     constexpr int G = Cell::kGates, S = Cell::kStates, L = V::kLanes;
-    V gates[G], s[S];
+    const std::int64_t unit = panel * L, valid = d.H - unit;
+    V from_x[G], gates[G], units[kPerUnitRoom<Cell>], s[S];
     for (int g = 0; g < G; ++g) gates[g] = V::load(acc + g * L);
     s[0] = Cell::kDirectHidden ? load_part(state[0] + unit, valid) : V::set(0);
     for (int k = 1; k < S; ++k) s[k] = load_part(state[k] + unit, valid);
     if constexpr (Cell::kSplitGates) {
-        V from_x[G];
         for (int g = 0; g < G; ++g) from_x[g] = V::load(gx + g * L);
-        Cell::forward(from_x, gates, s, s_next, keep);
-    } else {
-        Cell::forward(gates, s, s_next, keep);
     }
+    load_units<Cell, T>(packed_units, panel, units);
+    call_forward<Cell>(from_x, gates, units, s, s_next, keep);
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

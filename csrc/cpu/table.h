@@ -1,9 +1,7 @@
 // The table of kernels for one element type on this instruction set: one row a cell, in the order of the cell list.
 #pragma once
 
-#include "cells/gru.h"
-#include "cells/lstm.h"
-#include "cells/rnn.h"
+#include "cells/all.h"
 #include "cpu/backward.h"
 #include "cpu/fingerprint.h"
 #include "cpu/forward.h"
@@ -12,30 +10,36 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
+// The kernels of the driver `dense`.
 template <class Cell, class T>
-constexpr RecurrentKernels<T> recurrent_kernels(const char* name) {
-    return {{name, Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kSplitGates},
-            packed_bytes<Cell, T>,
-            pack<Cell, T>,
-            forward_workspace<Cell, T>,
-            forward<Cell, T>,
-            backward_workspace<Cell, T>,
-            backward<Cell, T>};
+constexpr RecurrentKernels<T> dense_kernels() {
+    return {packed_bytes<Cell, T>,       pack<Cell, T>,    forward_workspace<Cell, T>, forward<Cell, T>,
+            backward_workspace<Cell, T>, backward<Cell, T>};
 }
 
-extern const QuantizedTable kQuantizedTable;  // kernels_quantized.cpp
+inline constexpr CellTraits kCellTraits[] = {
+#define FUSEDRNN_TRAITS(name, Type, driver, families) traits_of<Type>(#name),
+    FUSEDRNN_CELLS(FUSEDRNN_TRAITS)
+#undef FUSEDRNN_TRAITS
+};
+template <class T>
+inline constexpr RecurrentKernels<T> kCellKernels[] = {
+#define FUSEDRNN_KERNELS(name, Type, driver, families) driver##_kernels<Type, T>(),
+    FUSEDRNN_CELLS(FUSEDRNN_KERNELS)
+#undef FUSEDRNN_KERNELS
+};
+
+extern const QuantizedKernels kQuantizedKernels[][kWeightFormats];  // kernels_quantized.cpp
 
 template <class T>
 constexpr KernelTable<T> make_table() {
     return {Vec<T>::kLanes,
             fingerprint,
-            {
-#define FUSEDRNN_TABLE_ROW(name, Type) recurrent_kernels<Type, T>(#name),
-                FUSEDRNN_CELLS(FUSEDRNN_TABLE_ROW)
-#undef FUSEDRNN_TABLE_ROW
-            },
             {linear_workspace<T>, linear_forward<T>, linear_backward<T>},
-            sizeof(T) == sizeof(float) ? &kQuantizedTable : nullptr};
+            kCellTraits,
+            kCellKernels<T>,
+            static_cast<int>(sizeof(kCellTraits) / sizeof(CellTraits)),
+            sizeof(T) == sizeof(float) ? kQuantizedKernels : nullptr};
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -4,8 +4,6 @@
 
 namespace fusedrnn::cuda {
 
-const CellTraits& traits_of(CellId cell) { return kernel_entries(Math::ieee).traits[cell]; }
-
 Math math_of(const Argument& x, const std::string& float32_mode) {
     if (same_type(x.type(), kFloat64)) return Math::f64;
     if (same_type(x.type(), kBfloat16)) return Math::bf16;
@@ -60,32 +58,17 @@ Argument Context::workspace(std::int64_t bytes, const Argument& first) const {
     return make_inside(bytes, kUint8, "workspace", first);
 }
 
-Weights WeightArguments::pointers() const {
-    return {arrays[0].data(), arrays[1].data(), arrays[2].data(), arrays[3].data(), arrays[4].data()};
-}
-
-WeightArguments read_weights(CellId cell, py::handle params, const Argument& x, StreamNumber stream) {
-    const std::int64_t gates = traits_of(cell).gates;
-    const std::string g = std::to_string(gates) + "*H";
+WeightArguments read_weights(const DeviceCell& cell, py::handle params, const Argument& x,
+                             StreamNumber stream) {
     WeightArguments w;
-    for (int i = 0; i < 5; ++i) {
-        w.arrays[i] = Argument::beside(item_of(params, "params", 5, i), kParameterNames[i], x.type(), x,
-                                       stream, i < 2 ? kRequired : kOptional);
+    for (int i = 0; i < cell.parameter_count; ++i) {
+        const Parameter& p = cell.parameters[i];
+        w.of.push_back(Argument::beside(parameter_of(params, cell, i), p.name, x.type(), x, stream,
+                                        p.need == Need::kRequired ? kRequired : kOptional));
     }
-    auto& [w_ih, w_hh, b_ih, b_hh, w_hr] = w.arrays;
-    Dims& d = w.dims;
-    d.I = x.size(x.ndim() - 1);
-    w_ih.shape({{g + " with H >= 1"}, {"I", d.I}});
-    const std::int64_t rows = w_ih.size(0);
-    d.H = hidden_size(gates, rows, d.I);
-    w_hr.shape({{"P"}, {"H", d.H}});
-    d.projected = w_hr.given();
-    d.P = d.projected ? w_hr.size(0) : d.H;
-    check_projection(cell, d);
-    w_hh.shape({{g, rows}, {d.projected ? "P" : "H", d.P}});
-    b_ih.shape({{g, rows}});
-    b_hh.shape({{g, rows}});
-    for (Argument& a : w.arrays) a.contiguous();
+    w.dims.I = x.size(x.ndim() - 1);
+    check_parameters(cell, device_cells(), w.of, w.dims);
+    for (Argument& a : w.of) a.contiguous();
     return w;
 }
 
@@ -94,9 +77,9 @@ StateForm state_form(int k, const Dims& d, Math math, dlpack::Type storage) {
     return {d.P, d.projected ? "P" : "H", storage};
 }
 
-void read_states(py::handle state, py::handle reset_state, CellId cell, Math math, CallArguments& in,
-                 StreamNumber stream) {
-    const int states = traits_of(cell).states;
+void read_states(py::handle state, py::handle reset_state, const DeviceCell& cell, Math math,
+                 CallArguments& in, StreamNumber stream) {
+    const int states = cell.states;
     const Dims& d = in.weights.dims;
     for (int k = 0; k < states; ++k) {
         const StateForm form = state_form(k, d, math, in.x.type());
@@ -117,22 +100,22 @@ void read_states(py::handle state, py::handle reset_state, CellId cell, Math mat
     }
 }
 
-std::shared_ptr<LayerTape> make_tape(CellId cell, Math math, std::shared_ptr<const Timetable> timetable,
-                                     const CallArguments& in, bool recompute, const Context& context) {
-    const CellTraits& traits = traits_of(cell);
+std::shared_ptr<LayerTape> make_tape(const DeviceCell& cell, Math math,
+                                     std::shared_ptr<const Timetable> timetable, const CallArguments& in,
+                                     bool recompute, const Context& context) {
     const Dims& d = in.weights.dims;
     const std::int64_t rows = timetable->rows();
     auto tape = std::make_shared<LayerTape>();
-    tape->cell = cell;
+    tape->cell = &cell;
     tape->math = math;
     tape->timetable = std::move(timetable);
     if (!recompute) {
-        tape->saved = context.make_inside(checked_product({rows, d.H, traits.saved}), compute_type(math),
-                                          "saved", in.x);
+        tape->saved =
+            context.make_inside(checked_product({rows, d.H, cell.saved}), compute_type(math), "saved", in.x);
     }
-    if (traits.states > 1) {
-        tape->states = context.make_inside(checked_product({rows, d.H, traits.states - 1}),
-                                           compute_type(math), "states", in.x);
+    if (cell.states > 1) {
+        tape->states = context.make_inside(checked_product({rows, d.H, cell.states - 1}), compute_type(math),
+                                           "states", in.x);
     }
     if (d.projected) {
         tape->hidden = context.make_inside(checked_product({rows, d.H}), in.x.type(), "hidden", in.x);

@@ -8,6 +8,7 @@
 
 #include "bindings/checks.h"
 #include "bindings/timetable.h"
+#include "cells.h"
 #include "cuda/bindings/argument.h"
 #include "cuda/bindings/exchange.h"
 #include "lookups.h"
@@ -17,10 +18,6 @@ namespace fusedrnn::cuda {
 inline constexpr dlpack::Type kFloat32{dlpack::kFloat, 32, 1}, kFloat64{dlpack::kFloat, 64, 1},
     kFloat16{dlpack::kFloat, 16, 1}, kBfloat16{dlpack::kBfloat, 16, 1}, kBool{dlpack::kBool, 8, 1},
     kUint8{dlpack::kUInt, 8, 1};
-inline constexpr const char* kParameterNames[5] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh",
-                                                   "weight_hr"};
-
-const CellTraits& traits_of(CellId cell);
 // The arithmetic for an input of this dtype; `float32_mode` is the caller's choice for float32.
 Math math_of(const Argument& x, const std::string& float32_mode);
 // Of states beyond h, the tape and the gradients of weights.
@@ -45,13 +42,23 @@ struct Context {
 };
 
 struct WeightArguments {
-    Argument arrays[5];  // as kParameterNames
-    Dims dims{};         // I, H and P; the others are the call's
-
-    Weights pointers() const;
+    std::vector<Argument> of;  // in the order of the cell's schema
+    Dims dims{};               // I, H and P; the others are the call's
 };
 
-WeightArguments read_weights(CellId cell, py::handle params, const Argument& x, StreamNumber stream);
+// By the role of each, from arrays in the order of the cell's schema.
+template <class Pointers>
+Pointers by_role(const CellTraits& cell, const std::vector<Argument>& arrays) {
+    const auto of = [&](Role role) {
+        const int place = cell.place(role);
+        return place < 0 ? nullptr : arrays[static_cast<std::size_t>(place)].data();
+    };
+    return {of(Role::kInputWeight), of(Role::kHiddenWeight), of(Role::kInputBias), of(Role::kHiddenBias),
+            of(Role::kProjection)};
+}
+
+WeightArguments read_weights(const DeviceCell& cell, py::handle params, const Argument& x,
+                             StreamNumber stream);
 
 // State k of a call: h in the dtype of x, c in that of the computation.
 struct StateForm {
@@ -70,12 +77,12 @@ struct CallArguments {
 };
 
 // Reads the initial and the replacement states into `in`, whose x and dims are set.
-void read_states(py::handle state, py::handle reset_state, CellId cell, Math math, CallArguments& in,
-                 StreamNumber stream);
+void read_states(py::handle state, py::handle reset_state, const DeviceCell& cell, Math math,
+                 CallArguments& in, StreamNumber stream);
 
 // What one forward call of a layer and direction keeps for its backward.
 struct LayerTape {
-    CellId cell;
+    const DeviceCell* cell;
     Math math;
     std::shared_ptr<const Timetable> timetable;
     CallArguments arguments;
@@ -90,7 +97,8 @@ struct LayerTape {
     }
 };
 
-std::shared_ptr<LayerTape> make_tape(CellId cell, Math math, std::shared_ptr<const Timetable> timetable,
-                                     const CallArguments& in, bool recompute, const Context& context);
+std::shared_ptr<LayerTape> make_tape(const DeviceCell& cell, Math math,
+                                     std::shared_ptr<const Timetable> timetable, const CallArguments& in,
+                                     bool recompute, const Context& context);
 
 }  // namespace fusedrnn::cuda

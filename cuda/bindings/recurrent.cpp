@@ -13,15 +13,16 @@ namespace fusedrnn::cuda {
 namespace {
 
 template <class Problem>
-void set_call(Problem& problem, CellId cell, Math math, const CallArguments& a, const Timetable& timetable) {
-    problem.cell = cell;
+void set_call(Problem& problem, const DeviceCell& cell, Math math, const CallArguments& a,
+              const Timetable& timetable) {
+    problem.cell = &cell;
     problem.math = math;
     problem.dims = a.weights.dims;
     problem.schedule = timetable.view(static_cast<const std::uint8_t*>(a.resets.data()));
-    problem.weights = a.weights.pointers();
+    problem.weights = by_role<Weights>(cell, a.weights.of);
     problem.x = a.x.as_const_rows();
     if (a.lookups != nullptr) problem.lookups = a.lookups->view();
-    for (int k = 0; k < traits_of(cell).states; ++k) {
+    for (int k = 0; k < cell.states; ++k) {
         problem.initial[k] = a.initial[k].data();
         problem.reset[k] = a.reset[k].data();
         const bool per_row = a.reset[k].given() && a.reset[k].ndim() == 2;
@@ -48,7 +49,7 @@ Plan plan_call(const Problem& problem, int device, const std::optional<std::stri
 }
 
 void add_extents(Extents& extents, const CallArguments& a) {
-    for (const Argument& array : a.weights.arrays) extents.push_back(array.extent());
+    for (const Argument& array : a.weights.of) extents.push_back(array.extent());
     for (const Argument* array : {&a.x, &a.y, &a.resets}) extents.push_back(array->extent());
     for (int k = 0; k < kMaxStates; ++k) {
         extents.push_back(a.initial[k].extent());
@@ -61,9 +62,9 @@ struct Outputs {
     Argument y, final[kMaxStates];
 };
 
-Outputs make_outputs(py::handle out, py::handle state_out, CellId cell, Math math, const CallArguments& in,
-                     const Context& context) {
-    const int states = traits_of(cell).states;
+Outputs make_outputs(py::handle out, py::handle state_out, const DeviceCell& cell, Math math,
+                     const CallArguments& in, const Context& context) {
+    const int states = cell.states;
     const Dims& d = in.weights.dims;
     Outputs o;
     // All that was given is checked before memory is asked for.
@@ -81,7 +82,7 @@ Outputs make_outputs(py::handle out, py::handle state_out, CellId cell, Math mat
         a.shape({{"B", d.B}, {form.symbol, form.width}}).contiguous().writable();
         a.apart_from(in.x).apart_from(o.y);
         for (int j = 0; j < states; ++j) a.apart_from(in.initial[j]).apart_from(in.reset[j]);
-        if (k > 0) a.apart_from(o.final[0]);
+        for (int j = 0; j < k; ++j) a.apart_from(o.final[j]);
     }
     if (out.is_none()) o.y = context.make({d.T, d.B, d.P}, in.x.type(), "y", in.x);
     for (int k = 0; k < states && state_out.is_none(); ++k) {
@@ -113,8 +114,8 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
                   const py::object& empty, StreamNumber stream, py::handle out, py::handle state_out) {
     const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
                recompute = flag(recompute_flag, "recompute");
-    const CellId cell = cell_by_name(cell_name);
-    const int states = traits_of(cell).states;
+    const DeviceCell& cell = cell_among(device_cells(), cell_name);
+    const int states = cell.states;
     const Context context = Context::of(stream, empty, x);
     CallArguments in;
     in.x = Argument::first(x, "x", stream);
@@ -177,29 +178,25 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
 std::vector<Argument> gradient_arguments(py::handle dparams, const LayerTape& tape, const Context& context) {
     const CallArguments& in = tape.arguments;
     const Dims& d = tape.dims();
-    const std::int64_t rows = traits_of(tape.cell).gates * d.H;
-    const std::string g = std::to_string(traits_of(tape.cell).gates) + "*H", p = d.projected ? "P" : "H";
-    const std::vector<Axis> shapes[5] = {
-        {{g, rows}, {"I", d.I}}, {{g, rows}, {p, d.P}}, {{g, rows}}, {{g, rows}}, {{"P", d.P}, {"H", d.H}}};
+    const DeviceCell& cell = *tape.cell;
     const dlpack::Type type = compute_type(tape.math);
-    std::vector<Argument> grads(5);
-    for (int i = 0; i < 5; ++i) {
-        const std::string name = "d" + std::string(kParameterNames[i]);
-        const bool present = in.weights.arrays[i].given();
+    std::vector<Argument> grads(static_cast<std::size_t>(cell.parameter_count));
+    for (std::size_t i = 0; i < grads.size(); ++i) {
+        const Parameter& p = cell.parameters[i];
+        const std::string name = std::string("d") + p.name;
+        const bool present = in.weights.of[i].given();
         if (dparams.is_none()) {
-            std::vector<std::int64_t> sizes;
-            for (const Axis& axis : shapes[i]) sizes.push_back(axis.size);
-            if (present) grads[i] = context.make(sizes, type, name, in.x);
+            if (present) grads[i] = context.make(sizes_of(p, d), type, name, in.x);
             continue;
         }
-        grads[i] =
-            Argument::beside(item_of(dparams, "dparams", 5, i), name, type, in.x, context.stream, kOptional);
+        grads[i] = Argument::beside(item_of(dparams, "dparams", cell.parameter_count, static_cast<int>(i)),
+                                    name, type, in.x, context.stream, kOptional);
         if (grads[i].given() && !present) {
             throw py::value_error(name + ": expected None, because the forward call had no such " +
                                   "parameter, got an array");
         }
-        grads[i].shape(shapes[i]).contiguous().writable().apart_from(in.x).apart_from(in.y);
-        for (int j = 0; j < i; ++j) grads[i].apart_from(grads[j]);
+        grads[i].shape(axes_of(p, d)).contiguous().writable().apart_from(in.x).apart_from(in.y);
+        for (std::size_t j = 0; j < i; ++j) grads[i].apart_from(grads[j]);
     }
     return grads;
 }
@@ -237,7 +234,7 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
     const CallArguments& in = tape->arguments;
     const Context context = Context::of(stream, empty, in.x.object());
     const Dims& d = tape->dims();
-    const int states = traits_of(tape->cell).states;
+    const int states = tape->cell->states;
     const dlpack::Type type = in.x.type();
     Argument flow = Argument::beside(dy, "dy", type, in.x, stream, kOptional);
     flow.shape({{"T", d.T}, {"B", d.B}, {d.projected ? "P" : "H", d.P}}).rows();
@@ -256,7 +253,7 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
     }
     const Argument out = input_gradient(dx, need_dx, accumulate_dx, *tape, flow, grads, context);
     BackwardProblem problem{};
-    set_call(problem, tape->cell, tape->math, in, *tape->timetable);
+    set_call(problem, *tape->cell, tape->math, in, *tape->timetable);
     problem.y = in.y.as_const_rows();
     problem.saved = tape->saved.data();
     problem.states = tape->states.data();
@@ -264,11 +261,11 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
     problem.dy = flow.as_const_rows();
     problem.dx = out.as_rows();
     problem.accumulate_dx = accumulate_dx;
-    problem.dparams = {grads[0].data(), grads[1].data(), grads[2].data(), grads[3].data(), grads[4].data()};
+    problem.dparams = by_role<WeightGradients>(*tape->cell, grads);
     Extents extents{flow.extent(), out.extent(), tape->saved.extent(), tape->states.extent(),
                     tape->hidden.extent()};
     add_extents(extents, in);
-    py::tuple start(states), gradients(5);
+    py::tuple start(states), gradients(grads.size());
     for (int k = 0; k < states; ++k) {
         const StateForm form = state_form(k, d, tape->math, type);
         dinitial[k] = context.make({d.B, form.width}, form.type, indexed("dstate", k), in.x);
@@ -278,7 +275,7 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
         extents.push_back(dinitial[k].extent());
         start[k] = dinitial[k].object();
     }
-    for (int i = 0; i < 5; ++i) {
+    for (std::size_t i = 0; i < grads.size(); ++i) {
         extents.push_back(grads[i].extent());
         gradients[i] = grads[i].object_or_none();
     }

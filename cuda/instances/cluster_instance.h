@@ -2,6 +2,7 @@
 // with `cluster` is one mode.
 #pragma once
 
+#include "cells/all.h"
 #include "kernels/cluster_backward.h"
 #include "kernels/cluster_forward.h"
 
@@ -18,40 +19,49 @@ class ClusterInstance {
         const char *forward, *backward;
     };
     template <class Cell, int kTiles, int kForm>
-    static void add(ClusterEntries& e, CellId cell, Names names) {
+    static void add_form(ClusterCell& c, Names names) {
         constexpr int cells = kClusterCells[kForm];
         if constexpr (kTiles <= most_cluster_tiles(kMath) && cells <= most_cluster_cells(kTiles)) {
-            e.forward[cell][kTiles - 1][kForm] = {names.forward, &cluster_forward<Cell, kMath, kTiles, cells>,
-                                                  ClusterForward<Cell, kMath, kTiles, cells>::shared_bytes()};
+            c.forward[kTiles - 1][kForm] = {names.forward, &cluster_forward<Cell, kMath, kTiles, cells>,
+                                            ClusterForward<Cell, kMath, kTiles, cells>::shared_bytes()};
             if constexpr (cells != 2) {
-                e.backward[cell][kTiles - 1][kForm] = {
-                    names.backward, &cluster_backward<Cell, kMath, kTiles, cells>,
-                    ClusterBackward<Cell, kMath, kTiles, cells>::shared_bytes()};
+                c.backward[kTiles - 1][kForm] = {names.backward,
+                                                 &cluster_backward<Cell, kMath, kTiles, cells>,
+                                                 ClusterBackward<Cell, kMath, kTiles, cells>::shared_bytes()};
             }
         }
     }
     template <class Cell, int kTiles>
-    static void add_forms(ClusterEntries& e, CellId cell, Names names) {
+    static void add_forms(ClusterCell& c, Names names) {
         static_assert(kClusterForms == 3);
-        add<Cell, kTiles, 0>(e, cell, names);
-        add<Cell, kTiles, 1>(e, cell, names);
-        add<Cell, kTiles, 2>(e, cell, names);
+        add_form<Cell, kTiles, 0>(c, names);
+        add_form<Cell, kTiles, 1>(c, names);
+        add_form<Cell, kTiles, 2>(c, names);
+    }
+    template <class Cell, unsigned kFamilies>
+    static void add(ClusterEntries& e, const char* name, const Names (&names)[kMostClusterTiles]) {
+        if constexpr ((kFamilies & kCluster) != 0) {
+            ClusterCell c{};
+            c.name = name;
+            add_forms<Cell, 1>(c, names[0]);
+            add_forms<Cell, 2>(c, names[1]);
+            add_forms<Cell, 3>(c, names[2]);
+            e.push_back(c);
+        }
     }
 
   public:
     static ClusterEntries make() {
-        ClusterEntries e{};
+        ClusterEntries e;
         static_assert(kMostClusterTiles == 3 && cluster_hidden(1) == 128);
-#define FUSEDRNN_CLUSTER_TILES(name, Type, tiles, H) \
-    add_forms<Type, tiles>(e, kCell_##name,          \
-                           {"cluster_forward " #name " " #H, "cluster_backward " #name " " #H});
-#define FUSEDRNN_CLUSTER_CELL(name, Type)      \
-    FUSEDRNN_CLUSTER_TILES(name, Type, 1, 128) \
-    FUSEDRNN_CLUSTER_TILES(name, Type, 2, 256) \
-    FUSEDRNN_CLUSTER_TILES(name, Type, 3, 384)
+#define FUSEDRNN_CLUSTER_NAMES(name, H) {"cluster_forward " #name " " #H, "cluster_backward " #name " " #H}
+#define FUSEDRNN_CLUSTER_CELL(name, Type, driver, families)                                    \
+    add<Type, families>(e, #name,                                                              \
+                        {FUSEDRNN_CLUSTER_NAMES(name, 128), FUSEDRNN_CLUSTER_NAMES(name, 256), \
+                         FUSEDRNN_CLUSTER_NAMES(name, 384)});
         FUSEDRNN_CELLS(FUSEDRNN_CLUSTER_CELL)
 #undef FUSEDRNN_CLUSTER_CELL
-#undef FUSEDRNN_CLUSTER_TILES
+#undef FUSEDRNN_CLUSTER_NAMES
         return e;
     }
 };

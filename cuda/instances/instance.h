@@ -1,6 +1,7 @@
 // The kernels of one math mode, compiled and listed. Each .cu file beside this one is one mode.
 #pragma once
 
+#include "cells/all.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/recompute.h"
@@ -28,15 +29,33 @@ class Instance {
     template <int N, bool kVector>
     static void add_form(MathEntries& e, StepForm form) {
         const int i = static_cast<int>(form);
-#define FUSEDRNN_CELL_ENTRIES(name, Type)                                                     \
-    e.cells[kCell_##name].forward[i] =                                                        \
-        step<Type::kGates, N>("step_forward " #name, &step_forward<Type, kMath, N, kVector>); \
-    e.cells[kCell_##name].backward[i] =                                                       \
-        step<1, N>("step_backward " #name, &step_backward<Type, kMath, N, kVector>);
-        FUSEDRNN_CELLS(FUSEDRNN_CELL_ENTRIES)
-#undef FUSEDRNN_CELL_ENTRIES
         e.project[i] = step<1, N>("step_project", &step_project<kMath, N, kVector>);
         e.output_gradient[i] = step<1, N>("step_output_gradient", &step_output_gradient<kMath, N, kVector>);
+    }
+
+    struct Names {
+        const char *cell, *forward, *backward, *recompute;
+    };
+    template <class Cell, int N, bool kVector>
+    static void add_cell_form(StepCell& c, StepForm form, const Names& names) {
+        const int i = static_cast<int>(form);
+        c.forward[i] = step<Cell::kGates, N>(names.forward, &step_forward<Cell, kMath, N, kVector>);
+        c.backward[i] = step<1, N>(names.backward, &step_backward<Cell, kMath, N, kVector>);
+    }
+    template <class Cell, unsigned kFamilies>
+    static void add_cell(MathEntries& e, const Names& names) {
+        if constexpr ((kFamilies & kStep) != 0) {
+            StepCell c{};
+            c.name = names.cell;
+            c.traits = traits_of<Cell>(names.cell);
+            add_cell_form<Cell, 1, false>(c, StepForm::any, names);
+            add_cell_form<Cell, 1, true>(c, StepForm::vector, names);
+            if constexpr (MathTraits<kMath>::kTensor) {
+                add_cell_form<Cell, kWideTiles, true>(c, StepForm::wide, names);
+            }
+            c.recompute = {names.recompute, &recompute_cells<Cell, T, C>, 0};
+            e.cells.push_back(c);
+        }
     }
 
     template <Layout kLayout>
@@ -49,12 +68,10 @@ class Instance {
   public:
     static MathEntries make() {
         MathEntries e{};
-#define FUSEDRNN_CELL_TRAITS(name, Type)                                                            \
-    e.traits[kCell_##name] = {#name, Type::kGates, Type::kStates, Type::kSaved, Type::kSplitGates}; \
-    e.direct_hidden[kCell_##name] = Type::kDirectHidden;                                            \
-    e.cells[kCell_##name].recompute = {"recompute " #name, &recompute_cells<Type, T, C>, 0};
-        FUSEDRNN_CELLS(FUSEDRNN_CELL_TRAITS)
-#undef FUSEDRNN_CELL_TRAITS
+#define FUSEDRNN_STEP_CELL(name, Type, driver, families) \
+    add_cell<Type, families>(e, {#name, "step_forward " #name, "step_backward " #name, "recompute " #name});
+        FUSEDRNN_CELLS(FUSEDRNN_STEP_CELL)
+#undef FUSEDRNN_STEP_CELL
         add_form<1, false>(e, StepForm::any);
         add_form<1, true>(e, StepForm::vector);
         if constexpr (MathTraits<kMath>::kTensor) add_form<kWideTiles, true>(e, StepForm::wide);

@@ -2,6 +2,7 @@
 // begins with `persistent` is one mode.
 #pragma once
 
+#include "cells/all.h"
 #include "kernels/persistent_backward.h"
 #include "kernels/persistent_forward.h"
 
@@ -24,24 +25,33 @@ class PersistentInstance {
     }
 
     template <class Cell, int kForm>
-    static void add(PersistentEntries& e, CellId cell, const char* forward, const char* backward) {
+    static void add_form(PersistentCell& c, const char* forward, const char* backward) {
         constexpr int G = Cell::kGates, share = persistent_share(kMath, G), cells = kPersistentCells[kForm];
         // The second cell of a thread takes the place of a chunk.
         constexpr int forward_share = G == 3 && share == 6 && cells == 2 ? 5 : share;
-        e.forward[cell][kForm] = entry<PersistentProduct<kMath, G, forward_share>>(
+        c.forward[kForm] = entry<PersistentProduct<kMath, G, forward_share>>(
             forward, &persistent_forward<Cell, kMath, forward_share, cells>, forward_share, 16);
-        e.backward[cell][kForm] = entry<PersistentProduct<kMath, 1, G * share>>(
+        c.backward[kForm] = entry<PersistentProduct<kMath, 1, G * share>>(
             backward, &persistent_backward<Cell, kMath, G * share, cells>, G * share, 16 * G);
+    }
+    template <class Cell, unsigned kFamilies>
+    static void add(PersistentEntries& e, const char* name, const char* forward, const char* backward) {
+        if constexpr ((kFamilies & kPersistent) != 0) {
+            static_assert(kPersistentForms == 2);
+            PersistentCell c{};
+            c.name = name;
+            add_form<Cell, 0>(c, forward, backward);
+            add_form<Cell, 1>(c, forward, backward);
+            e.cells.push_back(c);
+        }
     }
 
   public:
     static PersistentEntries make() {
         PersistentEntries e{};
         e.chunk = kChunk<typename MathTraits<kMath>::T>;
-        static_assert(kPersistentForms == 2);
-#define FUSEDRNN_PERSISTENT_CELL(name, Type)                                                  \
-    add<Type, 0>(e, kCell_##name, "persistent_forward " #name, "persistent_backward " #name); \
-    add<Type, 1>(e, kCell_##name, "persistent_forward " #name, "persistent_backward " #name);
+#define FUSEDRNN_PERSISTENT_CELL(name, Type, driver, families) \
+    add<Type, families>(e, #name, "persistent_forward " #name, "persistent_backward " #name);
         FUSEDRNN_CELLS(FUSEDRNN_PERSISTENT_CELL)
 #undef FUSEDRNN_PERSISTENT_CELL
         return e;

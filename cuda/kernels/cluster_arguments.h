@@ -33,10 +33,13 @@ inline constexpr int kMostClusterHidden = cluster_hidden(kMostClusterTiles);
 template <class Args>
 using ClusterKernels = Entry<Args>[kMostClusterTiles][kClusterForms];
 
-struct ClusterEntries {
-    ClusterKernels<ClusterForwardArgs> forward[kCellCount];
-    ClusterKernels<SweepBackwardArgs> backward[kCellCount];
+struct ClusterCell {
+    const char* name;
+    ClusterKernels<ClusterForwardArgs> forward;
+    ClusterKernels<SweepBackwardArgs> backward;
 };
+
+using ClusterEntries = std::vector<ClusterCell>;
 
 // Null for a math mode that has none.
 const ClusterEntries* cluster_entries(Math math);

@@ -49,10 +49,15 @@ struct PersistentEntry : Entry<Args> {
     int column_bytes;  // and for the sums of each column
 };
 
+struct PersistentCell {
+    const char* name;
+    PersistentEntry<PersistentForwardArgs> forward[kPersistentForms];
+    PersistentEntry<PersistentBackwardArgs> backward[kPersistentForms];
+};
+
 struct PersistentEntries {
     int chunk;  // elements of K that kernels take at once
-    PersistentEntry<PersistentForwardArgs> forward[kCellCount][kPersistentForms];
-    PersistentEntry<PersistentBackwardArgs> backward[kCellCount][kPersistentForms];
+    std::vector<PersistentCell> cells;
 };
 
 // Null for a math mode that has none.

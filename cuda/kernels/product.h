@@ -21,7 +21,7 @@ template <class T, class C>
 struct RowEntry {
     const T* factor = nullptr;  // the row that is multiplied; null is zero
     const T* hidden = nullptr;  // the hidden state before the step; null is zero
-    const C* states = nullptr;  // the states beyond it; null is zero
+    const C* states = nullptr;  // state 1 before it; null is zero
     std::int64_t row = 0;       // of the batch
     bool carried = false;       // whether gradients of its states come from the later step
 };

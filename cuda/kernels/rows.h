@@ -110,13 +110,14 @@ FUSEDRNN_KERNEL void final_state(FinalStateArgs args) {
         }
         copy_state(from, static_cast<T*>(args.final[0]) + b * args.P, args.P);
     }
-    if (args.beyond > 0 && args.final[1] != nullptr) {
-        const C* from = row_or_null<C>(args.initial[1], b * args.H);
+    for (int k = 1; k <= args.beyond; ++k) {
+        if (args.final[k] == nullptr) continue;
+        const C* from = row_or_null<C>(args.initial[k], b * args.H);
         if (length > 0) {
             const std::int64_t row = args.states_by_index ? offset_at(s, last) + p : p;
-            from = static_cast<const C*>(args.states) + row * args.H;
+            from = static_cast<const C*>(args.states) + (row * args.beyond + k - 1) * args.H;
         }
-        copy_state(from, static_cast<C*>(args.final[1]) + b * args.H, args.H);
+        copy_state(from, static_cast<C*>(args.final[k]) + b * args.H, args.H);
     }
 }
 

@@ -19,8 +19,8 @@ FUSEDRNN_DEVICE bool is_cut(const StateSource& source, TimeStep now, int p, std:
     return p < now.next && load_constant(source.resets + (now.t + 1) * source.B + b) != 0;
 }
 
-// The row of state 0, T, and of the state k > 0, C; null is zero. `states_before` are those after the step
-// before.
+// The row of state 0, T, and of a state k > 0, C; null is zero. `states` are those after the step before, all beyond h of
+// a cell with S.
 template <class T>
 FUSEDRNN_DEVICE const T* hidden_before(const StateSource& source, TimeStep now, int p, std::int64_t b) {
     if (is_cut(source, now, p, b)) {
@@ -35,17 +35,17 @@ FUSEDRNN_DEVICE const T* hidden_before(const StateSource& source, TimeStep now, 
     return initial == nullptr ? nullptr : initial + b * source.P;
 }
 
-// Two states at most: there is one beyond h.
-static_assert(kMaxStates == 2);
-template <class C>
-FUSEDRNN_DEVICE const C* states_before(const StateSource& source, TimeStep now, int p, std::int64_t b,
-                                       const C* states) {
+template <class C, int S>
+FUSEDRNN_DEVICE const C* state_before(const StateSource& source, TimeStep now, int p, std::int64_t b, int k,
+                                      const C* states) {
     if (is_cut(source, now, p, b)) {
-        const C* const reset = static_cast<const C*>(source.reset[1]);
-        return reset == nullptr ? nullptr : reset + b * source.reset_stride[1];
+        const C* const reset = static_cast<const C*>(source.reset[k]);
+        return reset == nullptr ? nullptr : reset + b * source.reset_stride[k];
     }
-    if (has_step_before(source, now, p)) return states + p * source.H;
-    const C* const initial = static_cast<const C*>(source.initial[1]);
+    if (has_step_before(source, now, p)) {
+        return states + (static_cast<std::int64_t>(p) * (S - 1) + k - 1) * source.H;
+    }
+    const C* const initial = static_cast<const C*>(source.initial[k]);
     return initial == nullptr ? nullptr : initial + b * source.H;
 }
 

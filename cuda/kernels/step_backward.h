@@ -2,9 +2,7 @@
 // its result, the gate gradients. Blocks (tile of 8 N positions, tile of 16 units).
 #pragma once
 
-#include "cells/gru.h"
-#include "cells/lstm.h"
-#include "cells/rnn.h"
+#include "cells/call.h"
 #include "kernels/arguments.h"
 #include "kernels/product.h"
 #include "kernels/source.h"
@@ -69,8 +67,8 @@ class StepBackward {
             if (p < args.rows) {
                 entry.hidden = hidden_before<T>(args.source, args.now, p, entry.row);
                 if constexpr (S > 1) {
-                    entry.states = states_before<C>(args.source, args.now, p, entry.row,
-                                                    static_cast<const C*>(args.states_before));
+                    entry.states = state_before<C, S>(args.source, args.now, p, entry.row, 1,
+                                                      static_cast<const C*>(args.states_before));
                 }
             }
         }
@@ -94,7 +92,10 @@ class StepBackward {
         }
         FUSEDRNN_UNROLL
         for (int k = 1; k < S; ++k) {
-            if (entry.states != nullptr) inputs.s[k] = V::set(load_constant(entry.states + u));
+            const C* const from = k == 1 ? entry.states
+                                         : state_before<C, S>(args.source, args.now, p, entry.row, k,
+                                                              static_cast<const C*>(args.states_before));
+            if (from != nullptr) inputs.s[k] = V::set(load_constant(from + u));
         }
         return inputs;
     }
@@ -146,15 +147,13 @@ class StepBackward {
     static FUSEDRNN_DEVICE void apply_cell(const StepBackwardArgs& args, int p, std::int64_t u,
                                            const Inputs& inputs, const V (&ds_next)[S]) {
         const std::int64_t H = args.source.H, at = static_cast<std::int64_t>(p) * G * H + u;
-        V dgh[G], ds[S];
+        V dgx[G], dgh[G], ds[S], dunits[1];
+        const V units[1] = {};
+        call_backward<Cell>(inputs.saved, units, inputs.s, ds_next, dgx, dgh, dunits, ds);
         if constexpr (Cell::kSplitGates) {
-            V dgx[G];
-            Cell::backward(inputs.saved, inputs.s, ds_next, dgx, dgh, ds);
             T* const to = static_cast<T*>(args.dgx) + at;
             FUSEDRNN_UNROLL
             for (int g = 0; g < G; ++g) store(to + g * H, narrow<T>(dgx[g].v));
-        } else {
-            Cell::backward(inputs.saved, inputs.s, ds_next, dgh, ds);
         }
         T* const to = static_cast<T*>(args.dgh) + at;
         FUSEDRNN_UNROLL

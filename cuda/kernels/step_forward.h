@@ -2,9 +2,7 @@
 // Blocks (tile of 8 N positions, tile of 16 units).
 #pragma once
 
-#include "cells/gru.h"
-#include "cells/lstm.h"
-#include "cells/rnn.h"
+#include "cells/call.h"
 #include "kernels/arguments.h"
 #include "kernels/product.h"
 #include "kernels/source.h"
@@ -57,8 +55,8 @@ class StepForward {
             entry.row = row_at(args.order, p);
             entry.factor = entry.hidden = hidden_before<T>(args.source, args.now, p, entry.row);
             if constexpr (S > 1) {
-                entry.states = states_before<C>(args.source, args.now, p, entry.row,
-                                                static_cast<const C*>(args.states_before));
+                entry.states = state_before<C, S>(args.source, args.now, p, entry.row, 1,
+                                                  static_cast<const C*>(args.states_before));
             }
         }
         Product::table()[column] = entry;
@@ -79,7 +77,11 @@ class StepForward {
         }
         FUSEDRNN_UNROLL
         for (int k = 1; k < S; ++k) {
-            if (entry.states != nullptr) inputs.s[k] = V::set(load(entry.states + u));
+            const C* const from =
+                k == 1 ? entry.states
+                       : state_before<C, S>(args.source, args.now, static_cast<int>(p), entry.row, k,
+                                            static_cast<const C*>(args.states_before));
+            if (from != nullptr) inputs.s[k] = V::set(load(from + u));
         }
         return inputs;
     }
@@ -102,15 +104,14 @@ class StepForward {
                     gates[g] + V::set(widen(load_constant(static_cast<const T*>(args.b_hh) + g * H + u)));
             }
         }
-        if constexpr (Cell::kSplitGates) {
-            Cell::forward(inputs.gx, gates, inputs.s, s_next, saved);
-        } else {
-            Cell::forward(gates, inputs.s, s_next, saved);
-        }
+        const V units[1] = {};
+        call_forward<Cell>(inputs.gx, gates, units, inputs.s, s_next, saved);
         const std::int64_t row = args.hidden_by_position ? p : Product::table()[cell / kUnits].row;
         store(static_cast<T*>(args.hidden) + row * args.hidden_stride + u, narrow<T>(s_next[0].v));
         FUSEDRNN_UNROLL
-        for (int k = 1; k < S; ++k) store(static_cast<C*>(args.states) + p * H + u, s_next[k].v);
+        for (int k = 1; k < S; ++k) {
+            store(static_cast<C*>(args.states) + (p * (S - 1) + k - 1) * H + u, s_next[k].v);
+        }
         if (args.saved == nullptr) return;
         C* const tape = static_cast<C*>(args.saved) + (p * H + u) * Cell::kSaved;
         FUSEDRNN_UNROLL

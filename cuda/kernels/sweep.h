@@ -1,9 +1,7 @@
 // Which cells of a step a thread has, in a kernel that runs many steps in one launch.
 #pragma once
 
-#include "cells/gru.h"
-#include "cells/lstm.h"
-#include "cells/rnn.h"
+#include "cells/call.h"
 #include "kernels/math.h"
 #include "kernels/rows.h"
 #include "kernels/sweep_arguments.h"

@@ -25,7 +25,9 @@ class SweepBackward : protected SweepCells {
     FUSEDRNN_DEVICE void run() {
         const int steps = static_cast<int>(length_at(args_.schedule, first_position_));
         if (steps <= 0) return;
-        const bool to_initial = args_.dinitial[0] != nullptr || (S > 1 && args_.dinitial[1] != nullptr);
+        bool to_initial = false;
+        FUSEDRNN_UNROLL
+        for (int k = 0; k < S; ++k) to_initial = to_initial || args_.dinitial[k] != nullptr;
         const int exchanges = to_initial ? steps : steps - 1;
         kernel().prepare(exchanges);
         plain_ = is_plain(args_.schedule, args_.source);
@@ -104,9 +106,12 @@ class SweepBackward : protected SweepCells {
         if constexpr (S > 1) {
             const C* memory = static_cast<const C*>(args_.states);
             const int before = static_cast<int>(args_.source.reverse ? now.t + 1 : now.t - 1);
-            if (before >= 0) memory = row_of(memory, index_at(args_.schedule, before), H_);
-            const C* const states = states_before<C>(args_.source, now, p, row, memory);
-            if (states != nullptr) inputs.s[1] = V::set(load_constant(states + unit_));
+            if (before >= 0) memory = row_of(memory, index_at(args_.schedule, before), (S - 1) * H_);
+            FUSEDRNN_UNROLL
+            for (int k = 1; k < S; ++k) {
+                const C* const from = state_before<C, S>(args_.source, now, p, row, k, memory);
+                if (from != nullptr) inputs.s[k] = V::set(load_constant(from + unit_));
+            }
         }
         if (p >= later_active) {
             if (args_.dfinal[0] != nullptr) {
@@ -164,11 +169,9 @@ class SweepBackward : protected SweepCells {
         add_product(i, ds);
         FUSEDRNN_UNROLL
         for (int k = 0; k < S; ++k) ds[k] = ds[k] + inputs.ds[k];
-        if constexpr (Cell::kSplitGates) {
-            Cell::backward(inputs.saved, inputs.s, ds, dgx, dgh, cells_[i].ds);
-        } else {
-            Cell::backward(inputs.saved, inputs.s, ds, dgh, cells_[i].ds);
-        }
+        V dunits[1];
+        const V units[1] = {};
+        call_backward<Cell>(inputs.saved, units, inputs.s, ds, dgx, dgh, dunits, cells_[i].ds);
     }
 
     FUSEDRNN_DEVICE void keep(int index, const V (&dgx)[G], const V (&dgh)[G]) const {

@@ -67,9 +67,14 @@ class SweepForward : protected SweepCells {
         if constexpr (S > 1) {
             const C* memory = static_cast<const C*>(args_.states);
             const std::int64_t before = args_.source.reverse ? now.t + 1 : now.t - 1;
-            if (args_.states_by_index && before >= 0) memory += offset_at(args_.schedule, before) * H_;
-            const C* const states = states_before<C>(args_.source, now, p, cell.row, memory);
-            cell.s[1] = V::set(states == nullptr ? C(0) : load(states + unit_));
+            if (args_.states_by_index && before >= 0) {
+                memory += offset_at(args_.schedule, before) * (S - 1) * H_;
+            }
+            FUSEDRNN_UNROLL
+            for (int k = 1; k < S; ++k) {
+                const C* const from = state_before<C, S>(args_.source, now, p, cell.row, k, memory);
+                cell.s[k] = V::set(from == nullptr ? C(0) : load(from + unit_));
+            }
         }
     }
 
@@ -145,11 +150,8 @@ class SweepForward : protected SweepCells {
                 gates[g] = gates[g] + gx[g];
             }
         }
-        if constexpr (Cell::kSplitGates) {
-            Cell::forward(gx, gates, cell.s, after, saved);
-        } else {
-            Cell::forward(gates, cell.s, after, saved);
-        }
+        const V units[1] = {};
+        call_forward<Cell>(gx, gates, units, cell.s, after, saved);
         // h is what the output holds.
         cell.s[0] = V::set(widen(narrow<T>(after[0].v)));
         FUSEDRNN_UNROLL
@@ -162,7 +164,10 @@ class SweepForward : protected SweepCells {
         store(y + unit_, narrow<T>(after[0].v));
         const int row = args_.states_by_index ? index : position(i);
         FUSEDRNN_UNROLL
-        for (int k = 1; k < S; ++k) store(row_of(static_cast<C*>(args_.states), row, H_) + unit_, after[k].v);
+        for (int k = 1; k < S; ++k) {
+            C* const to = row_of(static_cast<C*>(args_.states), row, (S - 1) * H_) + (k - 1) * H_;
+            store(to + unit_, after[k].v);
+        }
         if (args_.saved == nullptr) return;
         C* const tape = row_of(static_cast<C*>(args_.saved), index, H_ * Cell::kSaved);
         store_numbers(tape + unit_ * Cell::kSaved, saved);

@@ -2,6 +2,8 @@
 // cuda/instances makes each; kernel_entries() finds them.
 #pragma once
 
+#include <vector>
+
 #include "kernels/arguments.h"
 
 namespace fusedrnn::cuda {
@@ -29,16 +31,17 @@ struct StepEntry : Entry<Args> {  // kernel null: there is no such form
     int least_warps, most_warps;
 };
 
-struct CellEntries {
+// A cell's kernels in the family `step`.
+struct StepCell {
+    const char* name;
+    CellTraits traits;
     StepEntry<StepForwardArgs> forward[kStepForms];
     StepEntry<StepBackwardArgs> backward[kStepForms];
     Entry<RecomputeArgs> recompute;
 };
 
 struct MathEntries {
-    CellTraits traits[kCellCount];
-    bool direct_hidden[kCellCount];
-    CellEntries cells[kCellCount];
+    std::vector<StepCell> cells;
     StepEntry<ProjectArgs> project[kStepForms];
     StepEntry<OutputGradientArgs> output_gradient[kStepForms];
     int chunk;      // elements of K that kernels take at once

@@ -9,10 +9,11 @@ _Array: TypeAlias = npt.NDArray[Any]
 _Int64: TypeAlias = npt.NDArray[np.int64]
 _Bool: TypeAlias = npt.NDArray[np.bool_]
 
-# (weight_ih (G*H, I), weight_hh (G*H, Hout), bias_ih (G*H,), bias_hh (G*H,), weight_hr (P, H))
-_Params: TypeAlias = tuple[_Array, _Array, _Array | None, _Array | None, _Array | None]
+# In the order of the cell's parameters: weight_ih (G*H, I), weight_hh (G*H, Hout), bias_ih (G*H,),
+# bias_hh (G*H,), weight_hr (P, H), and what the cell has besides.
+_Params: TypeAlias = tuple[_Array | None, ...]
 _Grads: TypeAlias = tuple[_Array | None, ...]
-# (h (B, Hout),) or (h (B, Hout), c (B, H))
+# (h (B, Hout),), (h (B, Hout), c (B, H)) or more of the shape of c
 _State: TypeAlias = tuple[_Array, ...]
 _StateLike: TypeAlias = tuple[_Array | None, ...]
 
@@ -21,6 +22,8 @@ class _CellConstants(TypedDict):
     states: int
     saved: int
     split_gates: bool
+    # Of each: name, role, need, rows and columns, an axis as (times, "I", "H", "P" or "1").
+    parameters: tuple[tuple[str, str, str, tuple[int, str], tuple[int, str]], ...]
 
 __version__: str
 cells: dict[str, _CellConstants]

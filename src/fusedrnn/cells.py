@@ -6,7 +6,7 @@ Also the types of arrays that every layer shares.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
@@ -14,9 +14,25 @@ from fusedrnn import _core
 
 Array: TypeAlias = npt.NDArray[Any]
 StateLike: TypeAlias = Array | tuple[Array | None, ...] | list[Array | None]
-Weights: TypeAlias = tuple[Array, Array, Array | None, Array | None, Array | None]
+Weights: TypeAlias = tuple[Array | None, ...]  # in the order of the cell's parameters
 
-PARAMETER_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a cell, as its compiled header lists it.
+
+    Attributes:
+        name: without layer and direction.
+        role: input_weight, hidden_weight, input_bias, hidden_bias, projection or per_unit.
+        need: required, optional or refused.
+        rows, columns: an axis each, as (2, "H") for 2*H; columns (1, "1") for a vector.
+    """
+
+    name: str
+    role: str
+    need: str
+    rows: tuple[int, str]
+    columns: tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class CellSpec:
         name: the key used by `fusedrnn.functional.forward` and by the kernels.
         gates: number of gates G; weight_ih is (G*H, I).
         gate_names: the order of the gate blocks in every weight and bias.
-        states: number of state arrays, 1 (h) or 2 (h, c).
+        states: number of state arrays: 1 (h), 2 (h, c) or more.
         state_names: their names.
         saved: values kept for backward for each unit and step.
         split_gates: True if the gradients of the input part and the recurrent part of the gates differ.
@@ -46,23 +62,37 @@ class CellSpec:
     paper: str
 
     @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """What the cell's compiled header lists, in the order of every tuple of parameters."""
+        return _PARAMETERS[self.name]
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names of `parameters`."""
+        return tuple(p.name for p in self.parameters)
+
+    @property
     def state_labels(self) -> tuple[str, ...]:
         """What an error message puts after the name of a state argument: nothing for a single array."""
-        return ("",) if self.states == 1 else ("[0]", "[1]")
+        return ("",) if self.states == 1 else tuple(f"[{k}]" for k in range(self.states))
+
+    def state_widths(self, hidden_size: int, proj_size: int = 0) -> tuple[int, ...]:
+        """Return the width of each state: that of h is the projection's where there is one."""
+        return (proj_size or hidden_size, *[hidden_size] * (self.states - 1))
 
     def parameter_shapes(
         self, input_size: int, hidden_size: int, bias: bool = True, proj_size: int = 0
     ) -> dict[str, tuple[int, ...]]:
         """Return {name: shape} of one layer and direction, in PyTorch's order."""
-        rows = self.gates * hidden_size
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_ih": (rows, input_size),
-            "weight_hh": (rows, proj_size or hidden_size),
-        }
-        if bias:
-            shapes["bias_ih"] = shapes["bias_hh"] = (rows,)
-        if proj_size:
-            shapes["weight_hr"] = (proj_size, hidden_size)
+        sizes = {"1": 1, "I": input_size, "H": hidden_size, "P": proj_size or hidden_size}
+        left_out = set() if bias else {"input_bias", "hidden_bias"}
+        if not proj_size:
+            left_out.add("projection")
+        shapes = {}
+        for p in self.parameters:
+            if p.role not in left_out:
+                axes = [p.rows] if p.columns == (1, "1") else [p.rows, p.columns]
+                shapes[p.name] = tuple(times * sizes[size] for times, size in axes)
         return shapes
 
     def unpack_state(self, name: str, state: object) -> tuple[Any, ...]:
@@ -86,6 +116,11 @@ class CellSpec:
         """Return h itself for a cell with one state, the tuple (h, c) otherwise."""
         return parts[0] if self.states == 1 else tuple(parts)
 
+
+_PARAMETERS = {
+    name: tuple(Parameter(*parameter) for parameter in constants["parameters"])
+    for name, constants in _core.cells.items()
+}
 
 _ELMAN = "Elman 1990, Finding structure in time"
 
@@ -176,14 +211,17 @@ def rnn_cell(nonlinearity: str) -> str:
     return f"rnn_{nonlinearity}"
 
 
-def gather_weights(params: Mapping[str, Array]) -> Weights:
+def gather_weights(spec: CellSpec, params: Mapping[str, Array]) -> Weights:
     """Return the arrays of one layer and direction in the kernels' order, None for those it lacks."""
-    return cast(Weights, tuple([params.get(name) for name in PARAMETER_NAMES]))
+    return tuple([params.get(name) for name in spec.parameter_names])
 
 
 def _check_agreement() -> None:
     """Refuse to start when this file and the compiled module describe different cells."""
-    compiled = {name: dict(constants) for name, constants in _core.cells.items()}
+    compiled = {
+        name: {key: value for key, value in constants.items() if key != "parameters"}
+        for name, constants in _core.cells.items()
+    }
     declared = {
         spec.name: {
             "gates": spec.gates,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.cells import PARAMETER_NAMES, Array, CellSpec, StateLike, Weights, gather_weights, resolve_cell
+from fusedrnn.cells import Array, CellSpec, StateLike, Weights, gather_weights, resolve_cell
 from fusedrnn.cuda import layer as cuda_layer
 from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.lookup import Lookup, array_of, kernel_gradient, kernel_inputs
@@ -101,7 +101,7 @@ def forward(
         RuntimeError: arrays on different devices, or x on a GPU that cannot be used; the message says why.
     """
     spec = resolve_cell(cell)
-    weights, names = _weights(params)
+    weights, names = _weights(spec, params)
     if reset_state is not None and resets is None:
         raise ValueError("reset_state: expected None without resets")
     given = array_of(x)
@@ -170,7 +170,7 @@ def backward(
             dx = kernel_gradient(tape._x, dx)
     else:
         dx, start, grads = cuda_layer.backward(tape._layer, tape._x, dy, final, need_dx)
-    named = dict(zip(PARAMETER_NAMES, grads, strict=True))
+    named = dict(zip(spec.parameter_names, grads, strict=True))
     params = grads if tape._names is None else {name: named[name] for name in tape._names}
     return Gradients(dx, spec.pack_state(start), params)
 
@@ -193,20 +193,23 @@ def tanh(x: npt.ArrayLike) -> Array:
     return _core.tanh(np.require(x, requirements=["C", "A"]))
 
 
-def _weights(params: Params) -> tuple[Weights, list[str] | None]:
+def _weights(spec: CellSpec, params: Params) -> tuple[Weights, list[str] | None]:
     """Return the parameters in the kernels' order, and their names if they were given by name."""
+    names = spec.parameter_names
+    required = [p.name for p in spec.parameters if p.need == "required"]
     if isinstance(params, Mapping):
-        unknown = [name for name in params if name not in PARAMETER_NAMES]
-        missing = [name for name in PARAMETER_NAMES[:2] if params.get(name) is None]
+        unknown = [name for name in params if name not in names]
+        missing = [name for name in required if params.get(name) is None]
         if unknown or missing:
             raise ValueError(
-                f"params: expected the names {', '.join(PARAMETER_NAMES)}, got others; "
+                f"params: expected the names {', '.join(names)}, got others; "
                 f"missing: {', '.join(missing) or 'none'}; "
                 f"unexpected: {', '.join(map(str, unknown)) or 'none'}"
             )
-        return gather_weights(params), list(params)
+        return gather_weights(spec, params), list(params)
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(f"params: expected a mapping or a sequence, got {type(params).__name__}")
-    if not 2 <= len(params) <= len(PARAMETER_NAMES):
-        raise ValueError(f"params: expected 2 to {len(PARAMETER_NAMES)} arrays, got {len(params)}")
-    return gather_weights(dict(zip(PARAMETER_NAMES, params, strict=False))), None  # type: ignore[arg-type]
+    least = 1 + max(names.index(name) for name in required)
+    if not least <= len(params) <= len(names):
+        raise ValueError(f"params: expected {least} to {len(names)} arrays, got {len(params)}")
+    return gather_weights(spec, dict(zip(names, params, strict=False))), None  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.backend import CPU, Backend, first_array
-from fusedrnn.cells import CELLS, PARAMETER_NAMES, Array, StateLike, gather_weights
+from fusedrnn.cells import CELLS, Array, StateLike, gather_weights
 from fusedrnn.checks import (
     MOST_LAYERS,
     check_array,
@@ -112,7 +112,7 @@ class Recurrent(Module, Generic[StateT]):
         out_size = self.proj_size or self.hidden_size
         directions = 2 if self.bidirectional else 1
         self._rows = self.num_layers * directions
-        self._widths = (out_size, self.hidden_size)[: self._spec.states]
+        self._widths = self._spec.state_widths(self.hidden_size, self.proj_size)
         self._out_size = directions * out_size
         shapes = {}
         for layer in range(self.num_layers):
@@ -131,10 +131,10 @@ class Recurrent(Module, Generic[StateT]):
         """Return what PyTorch appends to the parameter names of a layer, for each direction."""
         return [f"_l{layer}", f"_l{layer}_reverse"][: 2 if self.bidirectional else 1]
 
-    @staticmethod
-    def _select(arrays: dict[str, Array], suffix: str) -> dict[str, Array]:
+    def _select(self, arrays: dict[str, Array], suffix: str) -> dict[str, Array]:
         """Return the arrays of one layer and direction under their names without the suffix."""
-        return {name: arrays[name + suffix] for name in PARAMETER_NAMES if name + suffix in arrays}
+        names = self._spec.parameter_names
+        return {name: arrays[name + suffix] for name in names if name + suffix in arrays}
 
     def _rebind(self) -> None:
         plan: list[list[Part]] = []
@@ -142,8 +142,8 @@ class Recurrent(Module, Generic[StateT]):
         for layer in range(self.num_layers):
             parts = []
             for direction, suffix in enumerate(self._suffixes(layer)):
-                weights = gather_weights(self._select(self._own, suffix))
-                grads = gather_weights(self._select(self._own_grads, suffix))
+                weights = gather_weights(self._spec, self._select(self._own, suffix))
+                grads = gather_weights(self._spec, self._select(self._own_grads, suffix))
                 columns = slice(direction * width, (direction + 1) * width) if self.bidirectional else None
                 cache = self._backend.kernels.WeightCache()
                 row = len(self._suffixes(layer)) * layer + direction
@@ -317,7 +317,7 @@ class Recurrent(Module, Generic[StateT]):
     def _new_states(self, batch: int, on: Backend) -> list[Any]:
         """Return arrays for the states of all layers and directions."""
         types, rows = on.types(self._dtype), self._rows
-        return [on.xp.empty((rows, batch, width), types[i]) for i, width in enumerate(self._widths)]
+        return [on.xp.empty((rows, batch, width), types[i > 0]) for i, width in enumerate(self._widths)]
 
     def _time_major(self, array: Array, single: bool) -> Array:
         """Return the time-major view (T, B, ...) of an array in the caller's layout."""
@@ -332,7 +332,7 @@ class Recurrent(Module, Generic[StateT]):
         parts = self._spec.unpack_state(name, state)
         types, kind = on.types(self._dtype), on.array
         for index, width in enumerate(self._widths):
-            part, dtype = parts[index], types[index]
+            part, dtype = parts[index], types[index > 0]
             shape = (self._rows, width) if single else (self._rows, batch, width)
             # Checked here without a call when all is well: this runs at every step of a loop over time.
             if part is None or (isinstance(part, kind) and part.shape == shape and part.dtype == dtype):
@@ -345,7 +345,7 @@ class Recurrent(Module, Generic[StateT]):
         """Return the checked replacement states, (num_layers*D, width) or (num_layers*D, B, width)."""
         parts, kind = self._spec.unpack_state("reset_state", state), on.array
         for index, (part, width) in enumerate(zip(parts, self._widths, strict=True)):
-            name, dtype = "reset_state" + self._spec.state_labels[index], on.types(self._dtype)[index]
+            name, dtype = "reset_state" + self._spec.state_labels[index], on.types(self._dtype)[index > 0]
             each = isinstance(part, kind) and part.ndim == 3
             leading = (self._rows, batch) if each else (self._rows,)
             symbols = "(num_layers*D, B, H)" if each else "(num_layers*D, H)"

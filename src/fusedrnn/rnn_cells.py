@@ -59,8 +59,8 @@ class RecurrentCell(Module, Generic[StateT]):
 
     def _rebind(self) -> None:
         self.__dict__.update(
-            _weights=gather_weights(self._own),
-            _weight_grads=gather_weights(self._own_grads),
+            _weights=gather_weights(self._spec, self._own),
+            _weight_grads=gather_weights(self._spec, self._own_grads),
             _cache=self._backend.kernels.WeightCache(),
         )
 

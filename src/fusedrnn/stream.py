@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.cells import Array, StateLike
+from fusedrnn.cells import Array, StateLike, Weights
 from fusedrnn.checks import as_array, as_int64
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Stream(StreamBase[StateT]):
         self._module = module
         super().__init__(_core.Stream(module._spec.name, self._weights(), batch_size), batch_size)
 
-    def _weights(self) -> list[tuple[Array, Array, Array | None, Array | None, Array | None]]:
+    def _weights(self) -> list[Weights]:
         return [parts[0][1] for parts in self._module._plan]
 
     @property

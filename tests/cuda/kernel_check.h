@@ -8,16 +8,25 @@
 #include <set>
 #include <string>
 
+#include "cells.h"
 #include "emulator/config.h"
 #include "launches.h"
 #include "reference.h"
 
 namespace cuda_check {
 
+using fusedrnn::cuda::device_cell;
+using fusedrnn::cuda::device_cells;
+using fusedrnn::cuda::DeviceCell;
 using fusedrnn::cuda::Math;
 using kernel_check::Array;
 using kernel_check::Digest;
 using kernel_check::Random;
+
+inline bool projects(const fusedrnn::CellTraits& cell) {
+    const int place = cell.place(fusedrnn::Role::kProjection);
+    return place >= 0 && cell.parameters[place].need != fusedrnn::Need::kRefused;
+}
 
 // How numbers are stored.
 enum class Kind { f32, f64, bf16, fp16 };
@@ -116,7 +125,7 @@ class Report {
 // device, and what the kernels leave out.
 struct CellCase {
     Math math;
-    fusedrnn::CellId cell;
+    const DeviceCell* cell;
     fusedrnn::Dims dims;
     std::int64_t counter;
     bool plain = false;  // rows as long as the sequence, at multiples of 16 bytes where sizes allow it

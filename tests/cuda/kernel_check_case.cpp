@@ -10,10 +10,8 @@
 
 namespace cuda_check {
 
-using fusedrnn::CellId;
 using fusedrnn::CellTraits;
 using fusedrnn::Dims;
-using fusedrnn::kCell_lstm;
 using fusedrnn::kMaxStates;
 using fusedrnn::Timetable;
 using namespace fusedrnn::cuda;
@@ -201,7 +199,7 @@ Row rows_of(const DeviceArray& a, std::int64_t batch) {
 
 // What forward and backward problems name alike.
 template <class Call>
-Call make_call(Math math, CellId cell, const Dims& d, const Timetable& timetable, const Problem& p,
+Call make_call(Math math, const DeviceCell* cell, const Dims& d, const Timetable& timetable, const Problem& p,
                const OnDevice& device) {
     Call call{};
     call.cell = cell;
@@ -238,10 +236,10 @@ LookupTable lookups_of(const Dims& d, const Options& o) {
     return LookupTable(std::move(index));
 }
 
-void run_training(const Kernels& kernels, CellId cell, Math math, const Dims& d, const Problem& p,
+void run_training(const Kernels& kernels, const DeviceCell* cell, Math math, const Dims& d, const Problem& p,
                   const Options& o, OnDevice& device) {
     const Timetable timetable(d.T, d.B, o.lengths ? p.lengths.data() : nullptr, o.reverse);
-    const CellTraits& traits = kernel_entries(math).traits[cell];
+    const CellTraits& traits = *cell;
     const std::int64_t numbers = timetable.rows() * d.H, compute = compute_bytes(math);
     const DeviceBlock saved(numbers * traits.saved * compute),
         states(numbers * (traits.states - 1) * compute), hidden(numbers * storage_bytes(math));
@@ -272,7 +270,7 @@ void run_training(const Kernels& kernels, CellId cell, Math math, const Dims& d,
 }
 
 // Without a tape, and with the final states in place of the initial ones.
-void run_inference(const Kernel& kernel, CellId cell, Math math, const Dims& d, const Problem& p,
+void run_inference(const Kernel& kernel, const DeviceCell* cell, Math math, const Dims& d, const Problem& p,
                    const Options& o, OnDevice& device) {
     const Timetable timetable(d.T, d.B, o.lengths ? p.lengths.data() : nullptr, o.reverse);
     auto call = make_call<ForwardProblem>(math, cell, d, timetable, p, device);
@@ -340,7 +338,7 @@ void run_case(const CellCase& c, Report& report) {
     const auto [math, cell, d, counter, plain, name, backward, config] = c;
     const auto seed = static_cast<std::uint64_t>(counter);
     const Options o = options_of(c);
-    const Problem p = make_problem(kernel_entries(math).traits[cell], d, o, math, seed);
+    const Problem p = make_problem(*cell, d, o, math, seed);
     report.begin(math, name_of(p, o));
     const Results<double> start = make_results(p, o, math);
     Results<double> want = make_results(p, o, math);
@@ -368,8 +366,7 @@ void run_case(const CellCase& c, Report& report) {
 
 std::uint64_t training_digest(const CellCase& c, std::uint64_t seed) {
     const Options o = options_of(c);
-    const Problem p = make_problem(kernel_entries(c.math).traits[c.cell], c.dims, o, c.math,
-                                   static_cast<std::uint64_t>(c.counter));
+    const Problem p = make_problem(*c.cell, c.dims, o, c.math, static_cast<std::uint64_t>(c.counter));
     set_seed(c.config, seed);
     OnDevice device(p, o, c.math, make_results(p, o, c.math));
     run_training(kernels_of(c), c.cell, c.math, c.dims, p, o, device);
@@ -382,8 +379,9 @@ std::string run_layer(Math math, const emulator::Config& config) {
     std::string text;
     emulator::set_config(config);
     try {
-        for (const auto& [cell, dims] : {std::pair{fusedrnn::kCell_gru, d}, {kCell_lstm, projected}}) {
-            const Problem p = make_problem(kernel_entries(math).traits[cell], dims, options, math, 5);
+        for (const auto& [cell, dims] :
+             {std::pair{&device_cell("gru"), d}, {&device_cell("lstm"), projected}}) {
+            const Problem p = make_problem(*cell, dims, options, math, 5);
             OnDevice device(p, options, math, make_results(p, options, math));
             const Kernel& step = choose_kernel({cell, math, dims, 80, 132, true}, "step");
             run_training({step, step}, cell, math, dims, p, options, device);

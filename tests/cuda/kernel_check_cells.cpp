@@ -4,10 +4,7 @@
 
 namespace cuda_check {
 
-using fusedrnn::CellId;
 using fusedrnn::Dims;
-using fusedrnn::kCell_lstm;
-using fusedrnn::kCellCount;
 using namespace fusedrnn::cuda;
 
 void check_omissions(Math math, const emulator::Config& config, const char* files, const LayerRun& run,
@@ -48,13 +45,12 @@ void check_order(Report& report) {
 void check_cells(Report& report) {
     std::int64_t counter = 0;
     for (int m = 0; m < kMathCount; ++m) {
-        for (int c = 0; c < kCellCount; ++c) {
+        for (const DeviceCell& c : device_cells()) {
             // `plain`: all rows as long as the sequence and at multiples of 16 bytes, where the sizes allow
             // it.
             const auto run = [&](const Dims& d, bool plain = false) {
                 ++counter;
-                if (report.next())
-                    run_case({static_cast<Math>(m), static_cast<CellId>(c), d, counter, plain}, report);
+                if (report.next()) run_case({static_cast<Math>(m), &c, d, counter, plain}, report);
             };
             for (const std::int64_t H : {1, 7, 16, 17, 33}) {
                 for (const std::int64_t B : {1, 3, 9}) {
@@ -63,7 +59,7 @@ void check_cells(Report& report) {
                         // One of the sizes of the input in turn.
                         const std::int64_t I = (H + B + T) % 3 == 0 ? 1 : (H + B + T) % 3 == 1 ? 5 : 20;
                         run({T, B, I, H, H, 0, false});
-                        if (c == kCell_lstm) run({T, B, 5, H, (H + 1) / 2, 0, true});
+                        if (projects(c)) run({T, B, 5, H, (H + 1) / 2, 0, true});
                     }
                 }
             }
@@ -75,7 +71,7 @@ void check_cells(Report& report) {
             run({2, 19, 8, 48, 48, 0, false}, true);
             run({3, 20, 8, 16, 16, 0, false}, true);
             run({3, 40, 8, 16, 16, 0, false});
-            if (c == kCell_lstm) run({2, 18, 8, 48, 32, 0, true}, true);
+            if (projects(c)) run({2, 18, 8, 48, 32, 0, true}, true);
         }
     }
 }

@@ -7,16 +7,13 @@
 namespace cuda_check {
 
 using namespace fusedrnn::cuda;
-using fusedrnn::CellId;
 using fusedrnn::Dims;
-using fusedrnn::kCell_gru;
-using fusedrnn::kCell_lstm;
-using fusedrnn::kCellCount;
 
 namespace {
 
-CellCase cluster_case(Math math, int cell, const Dims& d, std::int64_t counter, int processors) {
-    CellCase c{math, static_cast<CellId>(cell), d, counter, false, "cluster"};
+CellCase cluster_case(Math math, const DeviceCell& cell, const Dims& d, std::int64_t counter,
+                      int processors) {
+    CellCase c{math, &cell, d, counter, false, "cluster"};
     c.config.resident_blocks = processors;
     c.config.architecture = 90;
     return c;
@@ -25,7 +22,7 @@ CellCase cluster_case(Math math, int cell, const Dims& d, std::int64_t counter, 
 void check_results(Report& report) {
     std::int64_t counter = 300000;
     for (const Math math : {Math::tf32, Math::bf16, Math::fp16}) {
-        for (int cell = 0; cell < kCellCount; ++cell) {
+        for (const DeviceCell& cell : device_cells()) {
             const auto run = [&](std::int64_t T, std::int64_t B, std::int64_t H, int processors) {
                 ++counter;
                 if (!report.next()) return;
@@ -49,7 +46,7 @@ void check_results(Report& report) {
     }
     // Every kernel.
     for (const Math math : {Math::tf32, Math::bf16, Math::fp16}) {
-        for (int cell = 0; cell < kCellCount; ++cell) {
+        for (const DeviceCell& cell : device_cells()) {
             const auto run = [&](std::int64_t B, std::int64_t H) {
                 ++counter;
                 if (!report.next()) return;
@@ -64,7 +61,7 @@ void check_results(Report& report) {
 
 // A forward by one kernel can be followed by a backward by the other.
 void check_mixtures(Report& report) {
-    for (int cell = 0; cell < kCellCount; ++cell) {
+    for (const DeviceCell& cell : device_cells()) {
         for (std::int64_t counter = 1; counter <= 4; ++counter) {
             if (!report.next_always()) continue;
             CellCase c = cluster_case(Math::bf16, cell, {4, 9, 5, 17, 17, 0, false}, counter, 16);
@@ -78,16 +75,15 @@ void check_mixtures(Report& report) {
 // Blocks of steps that follow each other: the results are those of one block.
 void check_blocks(Report& report) {
     const std::int64_t usual = input_block_bytes;
-    for (int cell = 0; cell < kCellCount; ++cell) {
+    for (const DeviceCell& cell : device_cells()) {
         for (std::int64_t counter = 1; counter <= 8; ++counter) {
             if (!report.next_always()) continue;
             const CellCase c = cluster_case(Math::fp16, cell, {5, 3, 5, 17, 17, 0, false}, counter, 16);
-            report.begin(c.math, "clusters, blocks of steps, cell " + std::to_string(cell) + ", " +
+            report.begin(c.math, "clusters, blocks of steps, cell " + std::string(cell.name) + ", " +
                                      std::to_string(counter));
             const std::uint64_t want = training_digest(c, 1);
             for (const std::int64_t steps : {1, 2}) {
-                input_block_bytes =
-                    steps * c.dims.B * c.dims.H * 4 * kernel_entries(c.math).traits[cell].gates;
+                input_block_bytes = steps * c.dims.B * c.dims.H * 4 * cell.gates;
                 if (training_digest(c, 1) != want) report.fail(std::to_string(steps) + " steps at a time", 0);
                 input_block_bytes = usual;
             }
@@ -98,12 +94,14 @@ void check_blocks(Report& report) {
 void check_plans(Report& report) {
     report.begin(Math::bf16, "what fits of the cluster kernels");
     bool backward = false;
-    const auto request = [&](std::int64_t H, std::int64_t B, Math math, int architecture, CellId cell) {
+    const auto request = [&](std::int64_t H, std::int64_t B, Math math, int architecture,
+                             const DeviceCell* cell) {
         return Request{cell, math, {10, B, 5, H, H, 0, false}, architecture, 132, backward};
     };
     const auto is = [&](std::int64_t H, std::int64_t B, Math math, int architecture,
                         const std::string& want) {
-        const std::string got = reason_against_cluster(request(H, B, math, architecture, kCell_lstm));
+        const std::string got =
+            reason_against_cluster(request(H, B, math, architecture, &device_cell("lstm")));
         if (got != want) report.fail("expected '" + want + "', got '" + got + "'", 0);
     };
     for (const bool way : {true, false}) {
@@ -119,7 +117,7 @@ void check_plans(Report& report) {
     is(16, 1, Math::ieee, 90, "math: not implemented for ieee");
     is(384, 524281, Math::bf16, 90, "B: expected at most 524280, got 524281");
     const auto shape = [&](std::int64_t H, std::int64_t B, int blocks, int tiles, int form, int groups) {
-        const ClusterPlan p = plan_cluster(request(H, B, Math::bf16, 90, kCell_gru));
+        const ClusterPlan p = plan_cluster(request(H, B, Math::bf16, 90, &device_cell("gru")));
         if (p.blocks == blocks && p.tiles == tiles && p.form == form && p.groups == groups) return;
         report.fail("H " + std::to_string(H) + ", B " + std::to_string(B) + ": " + std::to_string(p.blocks) +
                         " blocks, " + std::to_string(p.tiles) + " tiles, form " + std::to_string(p.form) +
@@ -153,7 +151,7 @@ void check_schedules(Report& report) {
     for (const bool forward : {true, false}) {
         for (const std::int64_t H : {40, 80}) {
             if (!report.next_always()) continue;
-            CellCase c = cluster_case(Math::bf16, kCell_lstm, {5, 9, 5, H, H, 0, false}, 31, 16);
+            CellCase c = cluster_case(Math::bf16, device_cell("lstm"), {5, 9, 5, H, H, 0, false}, 31, 16);
             c.kernel = forward ? "cluster" : "step";
             c.backward = forward ? "step" : "cluster";
             report.begin(c.math, std::string("clusters in any order, ") + (forward ? "forward" : "backward") +
@@ -169,7 +167,7 @@ void check_schedules(Report& report) {
 // Each direction by itself: what one of them does not notice the other must not hide.
 void check_exchange(Report& report) {
     for (const bool forward : {true, false}) {
-        CellCase c = cluster_case(Math::bf16, kCell_lstm, {5, 2, 5, 40, 40, 0, false}, 31, 5);
+        CellCase c = cluster_case(Math::bf16, device_cell("lstm"), {5, 2, 5, 40, 40, 0, false}, 31, 5);
         c.kernel = forward ? "cluster" : "step";
         c.backward = forward ? "step" : "cluster";
         const auto run = [&](const emulator::Config& config) { return run_training(c, config); };

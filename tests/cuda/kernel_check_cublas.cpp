@@ -72,11 +72,11 @@ void check_choices(Report& report) {
 // Every mode and cell; the last case, or all, of rows that need no copy, the others of rows of all lengths.
 void check_cells(bool all_plain, Report& report) {
     for (int m = 0; m < kMathCount; ++m) {
-        for (int c = 0; c < fusedrnn::kCellCount; ++c) {
+        for (const DeviceCell& c : device_cells()) {
             for (std::int64_t counter = 1; counter <= 4; ++counter) {
                 if (!report.next()) continue;
                 run_case({static_cast<Math>(m),
-                          static_cast<fusedrnn::CellId>(c),
+                          &c,
                           {5, 3, 20, 17, 17, 0, false},
                           counter,
                           all_plain || counter == 4},

@@ -43,8 +43,8 @@ class Layer {
           dx_(Kind::f32, d_.T * d_.B, d_.I),
           dw_ih_(Kind::f32, 3 * d_.H, d_.I),
           dw_hh_(Kind::f32, 3 * d_.H, d_.H),
-          saved_(d_.T * d_.B * d_.H * kernel_entries(Math::ieee).traits[kCell].saved * 4),
-          kernel_(choose_kernel({kCell, Math::ieee, d_, 80, 16, true}, "step")) {
+          saved_(d_.T * d_.B * d_.H * cell_.saved * 4),
+          kernel_(choose_kernel({&cell_, Math::ieee, d_, 80, 16, true}, "step")) {
         set(forward);
         forward.y = rows<Rows>(y_);
         set(backward);
@@ -85,7 +85,7 @@ class Layer {
     BackwardProblem backward{};
 
   private:
-    static constexpr fusedrnn::CellId kCell = fusedrnn::kCell_gru;
+    const DeviceCell& cell_ = device_cell("gru");
 
     static std::size_t bytes(const DeviceArray& a) {
         return static_cast<std::size_t>(a.rows() * a.stride() * 4);
@@ -96,7 +96,7 @@ class Layer {
     }
     template <class Problem>
     void set(Problem& problem) const {
-        problem.cell = kCell;
+        problem.cell = &cell_;
         problem.dims = d_;
         problem.schedule = timetable_.view(nullptr);
         problem.weights = {w_ih_.data(), w_hh_.data(), nullptr, nullptr, nullptr};

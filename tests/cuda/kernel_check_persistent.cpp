@@ -7,17 +7,13 @@
 namespace cuda_check {
 
 using namespace fusedrnn::cuda;
-using fusedrnn::CellId;
 using fusedrnn::Dims;
-using fusedrnn::kCell_gru;
-using fusedrnn::kCell_lstm;
-using fusedrnn::kCell_rnn_tanh;
-using fusedrnn::kCellCount;
 
 namespace {
 
-CellCase persistent_case(int math, int cell, const Dims& d, std::int64_t counter, int processors) {
-    CellCase c{static_cast<Math>(math), static_cast<CellId>(cell), d, counter, false, "persistent"};
+CellCase persistent_case(int math, const DeviceCell& cell, const Dims& d, std::int64_t counter,
+                         int processors) {
+    CellCase c{static_cast<Math>(math), &cell, d, counter, false, "persistent"};
     c.config.resident_blocks = processors;
     return c;
 }
@@ -26,7 +22,7 @@ void check_results(Report& report) {
     std::int64_t counter = 100000;
     for (int m = 0; m < kMathCount; ++m) {
         if (persistent_entries(static_cast<Math>(m)) == nullptr) continue;
-        for (int c = 0; c < kCellCount; ++c) {
+        for (const DeviceCell& c : device_cells()) {
             const auto run = [&](std::int64_t T, std::int64_t B, std::int64_t H, int processors) {
                 ++counter;
                 if (!report.next()) return;
@@ -48,14 +44,14 @@ void check_results(Report& report) {
         }
     }
     if (!report.next_always()) return;
-    run_case(
-        persistent_case(static_cast<int>(Math::bf16), kCell_rnn_tanh, {2, 2, 5, 272, 272, 0, false}, 5, 17),
-        report);
+    run_case(persistent_case(static_cast<int>(Math::bf16), device_cell("rnn_tanh"),
+                             {2, 2, 5, 272, 272, 0, false}, 5, 17),
+             report);
 }
 
 // A forward by one kernel can be followed by a backward by the other.
 void check_mixtures(Report& report) {
-    for (int cell = 0; cell < kCellCount; ++cell) {
+    for (const DeviceCell& cell : device_cells()) {
         for (std::int64_t counter = 1; counter <= 4; ++counter) {
             if (!report.next_always()) continue;
             CellCase c =
@@ -71,17 +67,16 @@ void check_mixtures(Report& report) {
 // Blocks of steps that follow each other: the results are those of one block.
 void check_blocks(Report& report) {
     const std::int64_t usual = input_block_bytes;
-    for (int cell = 0; cell < kCellCount; ++cell) {
+    for (const DeviceCell& cell : device_cells()) {
         for (std::int64_t counter = 1; counter <= 8; ++counter) {
             if (!report.next_always()) continue;
             const CellCase c =
                 persistent_case(static_cast<int>(Math::fp16), cell, {5, 3, 5, 17, 17, 0, false}, counter, 16);
             report.begin(c.math,
-                         "blocks of steps, cell " + std::to_string(cell) + ", " + std::to_string(counter));
+                         "blocks of steps, cell " + std::string(cell.name) + ", " + std::to_string(counter));
             const std::uint64_t want = training_digest(c, 1);
             for (const std::int64_t steps : {1, 2}) {
-                input_block_bytes =
-                    steps * c.dims.B * c.dims.H * 4 * kernel_entries(c.math).traits[cell].gates;
+                input_block_bytes = steps * c.dims.B * c.dims.H * 4 * cell.gates;
                 if (training_digest(c, 1) != want) report.fail(std::to_string(steps) + " steps at a time", 0);
                 input_block_bytes = usual;
             }
@@ -92,7 +87,7 @@ void check_blocks(Report& report) {
 // ---- what fits -----------------------------------------------------------------------------------------
 
 std::string reason(int processors, std::int64_t H, std::int64_t B, Math math = Math::bf16,
-                   CellId cell = kCell_lstm) {
+                   const DeviceCell* cell = &device_cell("lstm")) {
     return reason_against_persistent({cell, math, {10, B, 5, H, H, 0, false}, 90, processors, true});
 }
 
@@ -115,18 +110,18 @@ void check_budget(Report& report) {
     is(reason(132, 513, 1, Math::tf32), "H: expected at most 512, whose weights fit into registers, got 513");
     is(reason(40, 656, 1), "H: expected at most 640, 16 for each of the 40 multiprocessors, got 656");
     is(reason(132, 256, 256), "");
-    is(reason(132, 1280, 32, Math::fp16, kCell_gru), "");
-    is(reason(132, 1536, 16, Math::fp16, kCell_gru), "");
-    is(reason(132, 1536, 17, Math::fp16, kCell_gru),
+    is(reason(132, 1280, 32, Math::fp16, &device_cell("gru")), "");
+    is(reason(132, 1536, 16, Math::fp16, &device_cell("gru")), "");
+    is(reason(132, 1536, 17, Math::fp16, &device_cell("gru")),
        "B: expected at most 16, beside whose cells the weights of H 1536 fit into registers, got 17");
-    is(reason(132, 2048, 32, Math::fp16, kCell_rnn_tanh), "");
+    is(reason(132, 2048, 32, Math::fp16, &device_cell("rnn_tanh")), "");
     is(reason(132, 256, 1, Math::tf32x3), "");
     for (int processors = 1; processors < 200; processors += 7) {
         for (std::int64_t H = 1; H < 1100; H += 77) {
             for (std::int64_t B = 1; B < 140; B += 13) {
                 for (const bool backward : {false, true}) {
-                    const Request request{kCell_gru, Math::bf16, {10, B, 5, H, H, 0, false},
-                                          90,        processors, backward};
+                    const Request request{&device_cell("gru"), Math::bf16, {10, B, 5, H, H, 0, false}, 90,
+                                          processors,          backward};
                     if (!reason_against_persistent(request).empty()) continue;
                     const PersistentShape s = plan_persistent(request).shape;
                     const bool covered = 16 * s.tiles >= H && s.columns * s.groups >= B &&
@@ -145,10 +140,10 @@ void check_budget(Report& report) {
 // A launch that is one block too large for the device is refused; where nobody refuses it, it never ends.
 void check_too_large(Report& report) {
     report.begin(Math::bf16, "a persistent launch of more blocks than are resident");
-    const PersistentEntries& entries = *persistent_entries(Math::bf16);
+    const DeviceCell& cell = device_cell("rnn_tanh");
     const Dims d{2, 1, 5, 48, 48, 0, false};
-    const PersistentPlan plan = plan_persistent({kCell_rnn_tanh, Math::bf16, d, 80, 3, false});
-    const auto& entry = entries.forward[kCell_rnn_tanh][plan.form];
+    const PersistentPlan plan = plan_persistent({&cell, Math::bf16, d, 80, 3, false});
+    const auto& entry = cell.persistent[static_cast<int>(Math::bf16)]->forward[plan.form];
     const DeviceArray w_hh(Kind::bf16, 48, 48), gx(Kind::f32, 2, 48), y(Kind::bf16, 2, 48);
     const DeviceBlock exchange(4096);
     for (const int processors : {3, 2}) {
@@ -198,7 +193,7 @@ std::string run_training(CellCase c, const emulator::Config& config) {
 void check_exchange(Report& report) {
     // Several blocks, several warps, several chunks of K.
     const int math = static_cast<int>(Math::bf16);
-    const CellCase c = persistent_case(math, kCell_lstm, {5, 2, 5, 80, 80, 0, false}, 31, 5);
+    const CellCase c = persistent_case(math, device_cell("lstm"), {5, 2, 5, 80, 80, 0, false}, 31, 5);
     const auto run = [&](const emulator::Config& config) { return run_training(c, config); };
     check_omissions(c.math, c.config, "kernels/persistent_", run, report);
     check_omissions(c.math, c.config, "kernels/weights", run, report);

@@ -236,7 +236,7 @@ void Report::expect_all_ran() {
         };
         for (int form = 0; form < kStepForms; ++form) {
             const char* name = kStepFormNames[form];
-            for (const CellEntries& cell : entries.cells) {
+            for (const StepCell& cell : entries.cells) {
                 expect(cell.forward[form], name);
                 expect(cell.backward[form], name);
             }
@@ -250,7 +250,7 @@ void Report::expect_all_ran() {
         for (const auto* entry : {&entries.gather_rows, &entries.scatter_rows, &entries.clear_padding}) {
             expect(*entry);
         }
-        for (const CellEntries& cell : entries.cells) expect(cell.recompute);
+        for (const StepCell& cell : entries.cells) expect(cell.recompute);
         // What tf32x3 does is none of its modes.
         if (static_cast<Math>(i) != Math::tf32x3 && launches["cublas"][i] == 0) {
             fail("cublas: expected to run, got no call", 0);
@@ -264,17 +264,17 @@ void Report::expect_all_ran() {
         expect(entries.final_state);
         expect(entries.round);
         expect(entries.dropout);
-        const PersistentEntries* const persistent = persistent_entries(static_cast<Math>(i));
-        for (int form = 0; persistent != nullptr && form < kPersistentForms; ++form) {
-            for (const auto& entry : persistent->forward) expect(entry[form], kPersistentFormNames[form]);
-            for (const auto& entry : persistent->backward) expect(entry[form], kPersistentFormNames[form]);
-        }
-        const ClusterEntries* const cluster = cluster_entries(static_cast<Math>(i));
-        for (int c = 0; cluster != nullptr && c < fusedrnn::kCellCount; ++c) {
-            for (int tiles = 0; tiles < kMostClusterTiles; ++tiles) {
+        for (const DeviceCell& cell : device_cells()) {
+            const PersistentCell* const persistent = cell.persistent[i];
+            for (int form = 0; persistent != nullptr && form < kPersistentForms; ++form) {
+                expect(persistent->forward[form], kPersistentFormNames[form]);
+                expect(persistent->backward[form], kPersistentFormNames[form]);
+            }
+            const ClusterCell* const cluster = cell.cluster[i];
+            for (int tiles = 0; cluster != nullptr && tiles < kMostClusterTiles; ++tiles) {
                 for (int form = 0; form < kClusterForms; ++form) {
-                    expect(cluster->forward[c][tiles][form], kClusterFormNames[form]);
-                    expect(cluster->backward[c][tiles][form], kClusterFormNames[form]);
+                    expect(cluster->forward[tiles][form], kClusterFormNames[form]);
+                    expect(cluster->backward[tiles][form], kClusterFormNames[form]);
                 }
             }
         }

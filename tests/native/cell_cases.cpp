@@ -133,8 +133,9 @@ Sequence<Row> sequence(T& array, std::int64_t batch) {
 
 // What forward and backward problems name alike.
 template <class Call, class T>
-void set_call(Call& call, const Dims& d, const Timetable& timetable, const Problem& p, const Typed<T>& in,
-              const Packed<T>& weights) {
+void set_call(Call& call, const RecurrentCell& cell, const Dims& d, const Timetable& timetable,
+              const Problem& p, const Typed<T>& in, const Packed<T>& weights) {
+    call.cell = &cell;
     call.dims = d;
     call.schedule = timetable.view(p.resets.empty() ? nullptr : p.resets.data());
     call.weights = weights;
@@ -153,61 +154,61 @@ bool is_finite(const T* tape, std::int64_t n) {
 }
 
 template <class T>
-Results<T> run_kernels(const RecurrentKernels<T>& kernels, int lanes, const Dims& d, const Problem& p,
+Results<T> run_kernels(const RecurrentCell& cell, int lanes, const Dims& d, const Problem& p,
                        const Options& o, Array<T>& y_inference, bool& tape_filled) {
+    const RecurrentKernels<T>& kernels = cell.kernels<T>();
     const Typed<T> in(p, o.gap);
     const Timetable timetable(d.T, d.B, o.lengths ? p.lengths.data() : nullptr, o.reverse);
     Results<T> out = make_results<T, T>(p, o.gap);
-    Workspace block(kernels.packed_bytes(d, true));
+    Workspace block(kernels.packed_bytes(cell, d, true));
     Packed<T> weights;
     Team team(1);
-    kernels.pack(d, {in.w_ih.data(), in.w_hh.data(), in.b_ih.data(), in.b_hh.data(), in.w_hr.data()}, true,
-                 block.as<void>(), weights, team);
+    kernels.pack(cell, d, {{in.w_ih.data(), in.w_hh.data(), in.b_ih.data(), in.b_hh.data(), in.w_hr.data()}},
+                 true, block.as<void>(), weights, team);
     const std::int64_t padded = (d.H + lanes - 1) / lanes * lanes, item = sizeof(T), rows = timetable.rows();
-    Workspace saved(rows * padded * kernels.traits.saved * item), states(rows * padded * item),
+    Workspace saved(rows * padded * cell.saved * item), states(rows * padded * (cell.states - 1) * item),
         hidden(rows * padded * item);
 
     ForwardProblem<T> forward{};
-    set_call(forward, d, timetable, p, in, weights);
+    set_call(forward, cell, d, timetable, p, in, weights);
     forward.y = sequence<T>(y_inference, d.B);
-    for (int k = 0; k < kernels.traits.states; ++k) forward.final[k] = out.final[k].data();
-    Workspace workspace(kernels.forward_workspace(d, 1));
+    for (int k = 0; k < cell.states; ++k) forward.final[k] = out.final[k].data();
+    Workspace workspace(kernels.forward_workspace(cell, d, 1));
     kernels.forward(forward, team, workspace.as<void>());
     forward.y = sequence<T>(out.y, d.B);
     forward.saved = o.recompute ? nullptr : saved.as<T>();
-    forward.states = kernels.traits.states > 1 ? states.as<T>() : nullptr;
+    forward.states = cell.states > 1 ? states.as<T>() : nullptr;
     forward.hidden = d.projected ? hidden.as<T>() : nullptr;
     kernels.forward(forward, team, workspace.as<void>());
-    tape_filled = o.recompute || is_finite(saved.as<T>(), rows * padded * kernels.traits.saved);
+    tape_filled = o.recompute || is_finite(saved.as<T>(), rows * padded * cell.saved);
 
     BackwardProblem<T> backward{};
-    set_call(backward, d, timetable, p, in, weights);
+    set_call(backward, cell, d, timetable, p, in, weights);
     backward.y = sequence<const T>(out.y, d.B);
     backward.saved = forward.saved, backward.states = forward.states, backward.hidden = forward.hidden;
     if (in.dy.given()) backward.dy = sequence<const T>(in.dy, d.B);
     backward.dx = sequence<T>(out.dx, d.B);
     backward.accumulate_dx = o.accumulate_dx;
-    for (int k = 0; k < kernels.traits.states; ++k) {
+    for (int k = 0; k < cell.states; ++k) {
         backward.dfinal[k] = in.dfinal[k].data();
         backward.dinitial[k] = out.dinitial[k].data();
     }
-    backward.dparams = {out.dw_ih.data(), out.dw_hh.data(), out.db_ih.data(), out.db_hh.data(),
-                        out.dw_hr.data()};
-    Workspace backward_workspace(kernels.backward_workspace(d, o.recompute, 1));
+    backward.dparams = {
+        {out.dw_ih.data(), out.dw_hh.data(), out.db_ih.data(), out.db_hh.data(), out.dw_hr.data()}};
+    Workspace backward_workspace(kernels.backward_workspace(cell, d, o.recompute, 1));
     kernels.backward(backward, team, backward_workspace.as<void>());
     return out;
 }
 
 template <class T>
-void run_case(const KernelTable<T>& table, int cell, const Dims& d, const Options& o, Report& report) {
-    const RecurrentKernels<T>& kernels = table.cells[cell];
+void run_case(const RecurrentCell& cell, int lanes, const Dims& d, const Options& o, Report& report) {
     // A seed with which no lone number, where H = 1, is left over from a cancellation.
     const std::uint64_t seed = 1000039u * static_cast<std::uint64_t>(d.H) + static_cast<std::uint64_t>(d.T);
-    const Problem p = make_problem<T>(kernels.traits, d, o, seed);
+    const Problem p = make_problem<T>(cell, d, o, seed);
     const std::string name = name_of(p, o, type_name<T>());
     Array<T> y_inference(d.T * d.B, d.P, o.gap);
     bool tape_filled = false;
-    const Results<T> got = run_kernels(kernels, table.lanes, d, p, o, y_inference, tape_filled);
+    const Results<T> got = run_kernels<T>(cell, lanes, d, p, o, y_inference, tape_filled);
     Results<double> want = make_results<T, double>(p, 0);
     want.y.fill(0.0);
     if (!o.accumulate_dx) want.dx.fill(0.0);
@@ -222,7 +223,7 @@ void run_case(const KernelTable<T>& table, int cell, const Dims& d, const Option
         report.fail(name, "y differs between inference and training", 0);
     }
     report.compare(name, "dx", got.dx, want.dx);
-    for (int k = 0; k < kernels.traits.states; ++k) {
+    for (int k = 0; k < cell.states; ++k) {
         report.compare(name, "final state", got.final[k], want.final[k]);
         report.compare(name, "initial state's gradient", got.dinitial[k], want.dinitial[k]);
     }
@@ -232,8 +233,12 @@ void run_case(const KernelTable<T>& table, int cell, const Dims& d, const Option
     report.compare(name, "dbias_hh", got.db_hh, want.db_hh);
     report.compare(name, "dweight_hr", got.dw_hr, want.dw_hr);
     Digest out, inputs, weights;
-    out.add(got.y).add(got.final[0]).add(got.final[1]);
-    inputs.add(got.dx).add(got.dinitial[0]).add(got.dinitial[1]);
+    out.add(got.y);
+    inputs.add(got.dx);
+    for (int k = 0; k < cell.states; ++k) {
+        out.add(got.final[k]);
+        inputs.add(got.dinitial[k]);
+    }
     weights.add(got.dw_ih).add(got.dw_hh).add(got.db_ih).add(got.db_hh).add(got.dw_hr);
     report.done(name, {{"y", out}, {"dx", inputs}, {"dw", weights}});
 }
@@ -241,18 +246,20 @@ void run_case(const KernelTable<T>& table, int cell, const Dims& d, const Option
 }  // namespace
 
 template <class T>
-void check_cells(const KernelTable<T>& table, Report& report) {
-    for (int cell = 0; cell < kCellCount; ++cell) {
-        std::int64_t counter = 1000 * cell;
+void check_cells(const Kernels& kernels, int lanes, Report& report) {
+    std::int64_t number = 0;
+    for (const RecurrentCell& cell : kernels.cells) {
+        std::int64_t counter = 1000 * number++;
         const auto run = [&](const Dims& d) {
             const Options options = options_of(++counter);
-            if (report.next()) run_case(table, cell, d, options, report);
+            if (report.next()) run_case<T>(cell, lanes, d, options, report);
         };
+        const bool projects = cell.parameters[cell.place(Role::kProjection)].need != Need::kRefused;
         for (const std::int64_t H : {1, 7, 8, 9, 17, 33}) {
             for (const std::int64_t B : {1, 3, 5}) {
                 for (const std::int64_t T_ : {1, 2, 3, 4}) {
                     for (const std::int64_t I : {1, 3, 9}) run({T_, B, I, H, H, 0, false});
-                    if (cell != kCell_lstm) continue;
+                    if (!projects) continue;
                     for (const std::int64_t P : {1, 5, 9}) run({T_, B, 3, H, P, 0, true});
                 }
             }
@@ -264,7 +271,7 @@ void check_cells(const KernelTable<T>& table, Report& report) {
     }
 }
 
-template void check_cells<float>(const KernelTable<float>&, Report&);
-template void check_cells<double>(const KernelTable<double>&, Report&);
+template void check_cells<float>(const Kernels&, int, Report&);
+template void check_cells<double>(const Kernels&, int, Report&);
 
 }  // namespace kernel_check

@@ -178,7 +178,7 @@ class Report {
 };
 
 template <class T>
-void check_cells(const fusedrnn::KernelTable<T>& table, Report& report);
+void check_cells(const Kernels& kernels, int lanes, Report& report);
 template <class T>
 void check_layers(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTable<T>& layers,
                   Report& report);

@@ -6,6 +6,8 @@
 
 namespace kernel_check {
 
+using fusedrnn::kMaxStates;
+
 using Vector = std::vector<double>;
 
 // One layer and direction, as the reference sees it. Absent arrays are not given; x, y and their gradients
@@ -17,8 +19,8 @@ struct Problem {
     std::vector<std::int64_t> lengths;  // (B)
     std::vector<std::uint8_t> resets;   // (T*B)
     Array<double> x, w_ih, w_hh, b_ih, b_hh, w_hr;
-    Array<double> initial[2], reset[2];  // reset: one row for all, or B
-    Array<double> dy, dfinal[2];
+    Array<double> initial[kMaxStates], reset[kMaxStates];  // reset: one row for all, or B
+    Array<double> dy, dfinal[kMaxStates];
 
     std::int64_t width(std::int64_t state) const { return state == 0 ? P : H; }
 };
@@ -26,7 +28,7 @@ struct Problem {
 // Gradients of parameters are added to what they hold.
 template <class T>
 struct Results {
-    Array<T> y, final[2], dx, dinitial[2], dw_ih, dw_hh, db_ih, db_hh, dw_hr;
+    Array<T> y, final[kMaxStates], dx, dinitial[kMaxStates], dw_ih, dw_hh, db_ih, db_hh, dw_hr;
 };
 
 // False if it knows no cell of that name.

@@ -41,9 +41,11 @@ class CudaBackend(Backend):
         names = self.names(dtype)
         given = [("dy", dy, names[0])]
         for name, state in states.items():
-            parts = () if state is None else spec.unpack_state(name, state)
+            if state is None:
+                continue
+            parts = spec.unpack_state(name, state)
             labels = [name + label for label in spec.state_labels]
-            given += zip(labels, parts, names, strict=False)
+            given += zip(labels, parts, (names[0], *[names[1]] * (spec.states - 1)), strict=True)
         for label, array, expected in given:
             got = "" if array is None else dtype_name(array)
             if got and got != expected:
