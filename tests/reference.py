@@ -5,7 +5,8 @@ sigmoid goes through tanh, and every derivative is taken from the pre-activation
 saved activations. test_reference.py checks the gradients here by central differences.
 
 Shapes: x (T, B, I), y (T, B, P), h (B, P), c (B, H); P is the projection size, or H without a projection.
-Parameters of one direction: weight_ih (G*H, I), weight_hh (G*H, P), bias_ih, bias_hh, weight_hr (P, H).
+Parameters of one direction: weight_ih (G*H, I), weight_hh (G*H, P), bias_ih, bias_hh, weight_hr (P, H), then
+what the cell has for each unit.
 """
 
 from __future__ import annotations
@@ -46,12 +47,24 @@ def relu_slope(z: Array) -> Array:
 
 @dataclass(frozen=True)
 class Cell:
-    """One step of one row. `a` and `b` (G*H,) are the shares of input and state in the pre-activations."""
+    """One step of one row. `a` and `b` (G*H,) are the shares of input and state in the pre-activations.
+
+    `per_unit` names the parameters that step and pull get besides, and how many values of each unit they are:
+    (values, H) each. pull then ends with their gradients.
+    """
 
     gates: int
     states: int
-    step: Callable[[Array, Array, State], State]
-    pull: Callable[[Array, Array, State, State], tuple[Array, Array, State]]
+    step: Callable[..., State]
+    pull: Callable[..., tuple[Any, ...]]
+    per_unit: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        return (*PARAM_NAMES, *(name for name, _ in self.per_unit))
+
+    def widths(self, hidden: int, proj: int = 0) -> tuple[int, ...]:
+        return (proj or hidden, *[hidden] * (self.states - 1))
 
 
 def _simple_cell(f: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Cell:
@@ -177,11 +190,12 @@ def forward(
     """One layer, one direction: outputs, the state after each row's last step, the record for backward."""
     x = np.asarray(x, dtype=np.float64)
     params = _float64(params)
-    w, u, bias_ih, bias_hh, projection = params
+    w, u, bias_ih, bias_hh, projection, *units = params
     seq_len, batch = x.shape[:2]
     spec = CELLS[cell]
     hidden = w.shape[0] // spec.gates
-    widths = (u.shape[1], hidden)[: spec.states]
+    widths = spec.widths(hidden, u.shape[1])
+    units = [values.reshape(-1, hidden) for values in units]
     y = np.zeros((seq_len, batch, widths[0]))
     final = tuple(np.zeros((batch, width)) for width in widths)
     rows = []
@@ -199,7 +213,7 @@ def forward(
                 now = tuple(_row_of(reset_state, k, row, width) for k, width in enumerate(widths))
             a = w @ x[t, row] + (0.0 if bias_ih is None else bias_ih)
             b = u @ now[0] + (0.0 if bias_hh is None else bias_hh)
-            after = spec.step(a, b, now)
+            after = spec.step(a, b, now, *units)
             steps.append(Step(t, now, was_reset, a, b, after[0]))
             h = after[0] if projection is None else projection @ after[0]
             now = (h, *after[1:])
@@ -213,14 +227,17 @@ def forward(
 def backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[Array, State, Params]:
     """dx, the gradient of the initial state, and those of the parameters (None where there is none)."""
     spec = CELLS[tape.cell]
-    w, u, _, _, projection = tape.params
+    w, u, _, _, projection, *units = tape.params
+    hidden = w.shape[0] // spec.gates
+    units = [values.reshape(-1, hidden) for values in units]
     seq_len, batch = tape.x.shape[:2]
-    widths = (u.shape[1], w.shape[0] // spec.gates)[: spec.states]
+    widths = spec.widths(hidden, u.shape[1])
     dy = np.zeros((seq_len, batch, widths[0])) if dy is None else np.asarray(dy, dtype=np.float64)
     given = (None,) * spec.states if dstate is None else dstate
     dx = np.zeros_like(tape.x)
     dstate0 = tuple(np.zeros((batch, width)) for width in widths)
-    dw, du, dbias_ih, dbias_hh, dprojection = (None if p is None else np.zeros_like(p) for p in tape.params)
+    grads = tuple(None if p is None else np.zeros_like(p) for p in tape.params)
+    dw, du, dbias_ih, dbias_hh, dprojection, *dunits = grads
     for row in range(batch):
         d: State = tuple(
             np.zeros(width) if s is None else np.asarray(s, dtype=np.float64)[row]
@@ -231,7 +248,9 @@ def backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[Array, Sta
             if projection is not None:
                 dprojection += np.outer(dh, step.raw_h)
                 dh = dh @ projection
-            da, db, pointwise = spec.pull(step.a, step.b, step.state, (dh, *d[1:]))
+            da, db, pointwise, *parts = spec.pull(step.a, step.b, step.state, (dh, *d[1:]), *units)
+            for total, part in zip(dunits, parts, strict=True):
+                total += part.reshape(-1)
             dw += np.outer(da, tape.x[step.t, row])
             du += np.outer(db, step.state[0])
             if dbias_ih is not None:
@@ -244,7 +263,7 @@ def backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[Array, Sta
                 d = tuple(np.zeros_like(part) for part in d)
         for k, part in enumerate(d):
             dstate0[k][row] = part
-    return dx, dstate0, (dw, du, dbias_ih, dbias_hh, dprojection)
+    return dx, dstate0, grads
 
 
 def stack_forward(

@@ -80,7 +80,8 @@ def random_params(
         return rng.uniform(-bound, bound, shape).astype(dtype)
 
     biases = (draw(rows), draw(rows)) if bias else (None, None)
-    return (draw(rows, inputs), draw(rows, outputs), *biases, draw(proj, hidden) if proj else None)
+    dense = (draw(rows, inputs), draw(rows, outputs), *biases, draw(proj, hidden) if proj else None)
+    return (*dense, *[draw(values * hidden) for _, values in reference.CELLS[cell].per_unit])
 
 
 def random_state(
@@ -91,7 +92,7 @@ def random_state(
     proj: int = 0,
     dtype: str = "float64",
 ) -> tuple[Array, ...]:
-    widths = (proj or hidden, hidden)[: reference.CELLS[cell].states]
+    widths = reference.CELLS[cell].widths(hidden, proj)
     return tuple(rng.normal(size=(*lead, width)).astype(dtype) for width in widths)
 
 

@@ -76,7 +76,7 @@ def random_case(cell: str, seed: int, dtype: str) -> Problem:
         options["lengths"] = random_lengths(rng, seq_len, batch)
     if rng.integers(2):
         options["resets"] = rng.random((seq_len, batch)) < 0.3
-        widths = (proj or hidden, hidden)[: reference.CELLS[cell].states]
+        widths = reference.CELLS[cell].widths(hidden, proj)
         if rng.integers(2):
             lead = (batch,) if rng.integers(2) else ()
             options["reset_state"] = tuple(rng.normal(size=(*lead, w)).astype(dtype) for w in widths)

@@ -59,7 +59,7 @@ def check(problem: Problem) -> None:
     assert_close(grads.x, dx, "gradient", "dx")
     for k, (got, want) in enumerate(zip(states_of(grads.state), dstate, strict=True)):
         assert_close(got, want, "gradient", f"dstate {k}")
-    for name, got, want in zip(reference.PARAM_NAMES, grads.params, dparams, strict=True):
+    for name, got, want in zip(reference.CELLS[problem.cell].param_names, grads.params, dparams, strict=True):
         assert (got is None) == (want is None), name
         if want is not None:
             assert_close(got, want, "gradient", f"d{name}")
