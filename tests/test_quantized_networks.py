@@ -42,8 +42,8 @@ def test_layers_and_directions(cell: str, bidirectional: bool, weights: str) -> 
     y, final = module.quantize(weights)(x, bare(state))
     for layer in range(4):
         outputs = []
-        for _, params, _, _, reverse, _ in module._plan[layer]:
-            row = layer * (rows // 4) + reverse
+        for part in module._plan.layers[layer]:
+            params, reverse, row = part.weights, part.reverse, part.row
             start = tuple(part[row : row + 1] for part in state)
             one, last = run(name, [[params]], weights, x[::-1] if reverse else x, start)
             outputs.append(one[::-1] if reverse else one)

@@ -8,21 +8,21 @@ dx, dstate = lstm.backward(tape, dy)
 
 from fusedrnn import cuda, functional, init, optim
 from fusedrnn._core import __version__
-from fusedrnn.buffers import ParameterDict
 from fusedrnn.cells import CELLS, CellSpec
-from fusedrnn.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
-from fusedrnn.embedding import Embedding
-from fusedrnn.layers import Dropout, LayerNorm, Linear
-from fusedrnn.lookup import Lookup
-from fusedrnn.losses import cross_entropy, mse_loss
-from fusedrnn.module import Module
-from fusedrnn.quantized import QuantizedRecurrent, QuantizedStream
-from fusedrnn.recurrent import GRU, LSTM, RNN
-from fusedrnn.rnn_cells import GRUCell, LSTMCell, RNNCell
-from fusedrnn.sequences import pad, unpad
-from fusedrnn.stream import Stream
-from fusedrnn.tape import Tape, set_detect_changes
+from fusedrnn.inference.quantized import QuantizedRecurrent, QuantizedStream
+from fusedrnn.inference.stream import Stream
+from fusedrnn.inputs.lookup import Lookup
+from fusedrnn.inputs.sequences import pad, unpad
+from fusedrnn.nn.buffers import ParameterDict
+from fusedrnn.nn.embedding import Embedding
+from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
+from fusedrnn.nn.module import Module
+from fusedrnn.nn.recurrent import GRU, LSTM, RNN
+from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
+from fusedrnn.nn.tape import Tape, set_detect_changes
+from fusedrnn.training.clip import clip_grad_norm, clip_grad_value
+from fusedrnn.training.losses import cross_entropy, mse_loss
 
 __all__ = [
     "CELLS",

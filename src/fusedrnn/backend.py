@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fusedrnn import _core
-from fusedrnn.cells import Array, CellSpec
-from fusedrnn.cuda.libraries import is_device_array, library_of
+from fusedrnn.arrays import Array
+from fusedrnn.cells import CellSpec
 
 ResultT = TypeVar("ResultT")
 
@@ -73,8 +73,8 @@ class Backend:
     def __repr__(self) -> str:
         return self.name
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return find_backend, (self.name,)
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return "CPU"  # the name of the only one
 
 
 CPU = Backend("cpu", np, _core)
@@ -87,30 +87,3 @@ def first_array(*values: Any) -> Any:
         if found is not None:
             return found
     return None
-
-
-def backend_of(x: object) -> Backend:
-    """Return the backend of the GPU that an array is on; the CPU for everything else."""
-    if isinstance(x, np.ndarray) or not is_device_array(x):
-        return CPU
-    return find_backend(f"cuda:{library_of(x).device}")
-
-
-def find_backend(device: object) -> Backend:
-    """Return the backend of "cpu", "cuda" (the first GPU) or "cuda:N".
-
-    Raises:
-        TypeError: not a string.
-        ValueError: another string, or a GPU that is not there.
-        RuntimeError: CUDA or CuPy is not there; the message says which.
-    """
-    if not isinstance(device, str):
-        raise TypeError(f"device: expected a string, got {type(device).__name__}")
-    kind, colon, number = device.partition(":")
-    if device == "cpu":
-        return CPU
-    if kind != "cuda" or (colon and not (number.isascii() and number.isdigit())):
-        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-    from fusedrnn.cuda.backend import cuda_backend
-
-    return cuda_backend(int(number or 0))

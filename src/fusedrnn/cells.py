@@ -1,19 +1,13 @@
-"""The cells this build knows: their constants, names and equations, checked against the compiled module.
-
-Also the types of arrays that every layer shares.
-"""
+"""The cells this build knows: their constants, names and equations, checked against the compiled module."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-import numpy.typing as npt
-
 from fusedrnn import _core
+from fusedrnn.arrays import Array
 
-Array: TypeAlias = npt.NDArray[Any]
-StateLike: TypeAlias = Array | tuple[Array | None, ...] | list[Array | None]
 Weights: TypeAlias = tuple[Array | None, ...]  # in the order of the cell's parameters
 
 

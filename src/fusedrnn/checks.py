@@ -12,35 +12,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.cells import Array
+from fusedrnn.arrays import Array, refuse_mask
 
 # Each layer takes objects and steps of the interpreter, whatever its size.
 MOST_LAYERS = 1000
-
-
-def refuse_mask(name: str, value: Any) -> None:
-    """Refuse a masked array: the mask would be lost without a word."""
-    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray; see its filled()")
-
-
-def as_array(value: Any, name: str = "value") -> Array:
-    """Return an array or a tensor of another library as a NumPy array, off its gradient tape and device."""
-    refuse_mask(name, value)
-    for method in ("detach", "cpu"):
-        if hasattr(value, method):
-            value = getattr(value, method)()
-    if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):
-        value = value.get()
-    return np.asarray(value)
-
-
-def assign(view: Any, value: Array) -> None:
-    """Copy a NumPy array into an array of its shape, NumPy's or, on a GPU, CuPy's."""
-    if isinstance(view, np.ndarray):
-        view[...] = value
-    else:
-        view.set(np.ascontiguousarray(value, dtype=view.dtype))
 
 
 def as_int64(name: str, array: Array) -> npt.NDArray[np.int64]:

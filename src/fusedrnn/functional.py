@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.cells import Array, CellSpec, StateLike, Weights, gather_weights, resolve_cell
-from fusedrnn.cuda import layer as cuda_layer
-from fusedrnn.cuda.libraries import is_device_array
-from fusedrnn.lookup import Lookup, array_of, kernel_gradient, kernel_inputs
-from fusedrnn.sequences import as_lengths
+from fusedrnn.arrays import Array, StateLike
+from fusedrnn.cells import CellSpec, Weights, gather_weights, resolve_cell
+from fusedrnn.devices import layers_on
+from fusedrnn.inputs.lookup import Lookup, array_of
 
 Params = Mapping[str, Array] | Sequence[Array | None]
 
@@ -30,18 +29,20 @@ class FunctionalTape:
         nbytes: bytes that stay allocated because of this tape alone, without the arrays the caller holds.
     """
 
-    __slots__ = ("_layer", "_names", "_spec", "_x", "nbytes")
+    __slots__ = ("_layer", "_layers", "_names", "_spec", "_x", "nbytes")
 
     def __init__(
         self,
         spec: CellSpec,
         x: Array | Lookup,
-        layer: _core.LayerTape | Any,
+        layers: Any,
+        layer: Any,
         names: list[str] | None,
         copied: int,
     ) -> None:
         self._spec = spec
         self._x = x
+        self._layers = layers
         self._layer = layer
         self._names = names
         self.nbytes = layer.nbytes + copied
@@ -104,38 +105,19 @@ def forward(
     weights, names = _weights(spec, params)
     if reset_state is not None and resets is None:
         raise ValueError("reset_state: expected None without resets")
-    given = array_of(x)
-    if not isinstance(given, np.ndarray) and is_device_array(given):
-        y, final, layer = cuda_layer.forward(
-            spec,
-            x,
-            weights,
-            None if state is None else spec.unpack_state("state", state),
-            lengths=lengths,
-            resets=resets,
-            reset_state=None if reset_state is None else spec.unpack_state("reset_state", reset_state),
-            reverse=reverse,
-            recompute=recompute,
-        )
-        return y, spec.pack_state(final), FunctionalTape(spec, x, layer, names, 0)
-    inputs, indices = kernel_inputs(x, keep=True)
-    y, final, layer = _core.forward(
-        spec.name,
-        inputs,
+    layers = layers_on(array_of(x))
+    y, final, layer, copied = layers.forward(
+        spec,
+        x,
         weights,
         None if state is None else spec.unpack_state("state", state),
-        indices=indices,
-        lengths=None if lengths is None else as_lengths(lengths),
+        lengths=lengths,
         resets=resets,
         reset_state=None if reset_state is None else spec.unpack_state("reset_state", reset_state),
         reverse=reverse,
-        save=True,
         recompute=recompute,
     )
-    assert layer is not None
-    y.flags.writeable = False
-    copied = 0 if inputs is given else inputs.nbytes
-    return y, spec.pack_state(final), FunctionalTape(spec, x, layer, names, copied)
+    return y, spec.pack_state(final), FunctionalTape(spec, x, layers, layer, names, copied)
 
 
 def backward(
@@ -163,13 +145,7 @@ def backward(
         raise ValueError("dy: expected an array unless dstate is given, got None for both")
     spec = tape._spec
     final = None if dstate is None else spec.unpack_state("dstate", dstate)
-    if isinstance(tape._layer, _core.LayerTape):
-        tape._layer.check_unchanged()
-        dx, start, grads = _core.backward(tape._layer, dy, final, need_dx=need_dx)
-        if dx is not None:
-            dx = kernel_gradient(tape._x, dx)
-    else:
-        dx, start, grads = cuda_layer.backward(tape._layer, tape._x, dy, final, need_dx)
+    dx, start, grads = tape._layers.backward(tape._layer, tape._x, dy, final, need_dx)
     named = dict(zip(spec.parameter_names, grads, strict=True))
     params = grads if tape._names is None else {name: named[name] for name in tape._names}
     return Gradients(dx, spec.pack_state(start), params)

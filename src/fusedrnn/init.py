@@ -8,8 +8,8 @@ from typing import TypeAlias
 import numpy as np
 
 from fusedrnn import _core
-from fusedrnn.cells import Array, CellSpec
-from fusedrnn.checks import refuse_mask
+from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.cells import CellSpec
 
 Seed: TypeAlias = int | np.random.Generator | None
 

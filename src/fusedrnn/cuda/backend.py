@@ -8,12 +8,14 @@ from typing import Any, cast
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.backend import Backend, ResultT
-from fusedrnn.cells import Array, CellSpec
+from fusedrnn.cells import CellSpec
 from fusedrnn.cuda import loader
+from fusedrnn.cuda.half import BITS, HalfKernels
 from fusedrnn.cuda.kernels import Kernels
 from fusedrnn.cuda.libraries import LEGACY_STREAM, Library, dtype_name, is_device_array, library_of
-from fusedrnn.lookup import Lookup, array_of
+from fusedrnn.inputs.lookup import Lookup, array_of
 
 
 class CudaBackend(Backend):
@@ -59,6 +61,9 @@ class CudaBackend(Backend):
         """Return whether x is another library's array on a GPU, or looks rows up in one."""
         x = array_of(x)
         return not isinstance(x, (self.array, np.ndarray)) and is_device_array(x)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copied, (self.number,)
 
     def on_device(self) -> AbstractContextManager[Any]:
         """Return a context in which new arrays are made on this device."""
@@ -124,10 +129,40 @@ class _Stream:
         return 0, self._number
 
 
+class HalfBackend(CudaBackend):
+    """One GPU for the calls of recurrent modules with x of bfloat16 or float16."""
+
+    def __init__(self, number: int, xp: Any, dtype: str) -> None:
+        super().__init__(number, xp)
+        self.dtype = dtype
+        self.kernels = HalfKernels(xp, number, dtype)
+
+    def types(self, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Return the types of h and of the states beyond it, as the module sees them."""
+        return BITS if self.dtype == "bfloat16" else np.dtype(self.dtype), dtype
+
+    def names(self, dtype: np.dtype[Any]) -> tuple[str, str]:
+        """Return the types of h and of the states beyond it, as the caller sees them."""
+        return self.dtype, dtype.name
+
+    def is_foreign(self, x: object) -> bool:
+        """Return whether x has to be converted, as all of bfloat16."""
+        return dtype_name(x) == "bfloat16" or super().is_foreign(x)
+
+    def _take(self, array: Any, stream: int) -> Any:
+        if dtype_name(array) != "bfloat16":
+            return super()._take(array, stream)
+        found = self.xp.from_dlpack(loader.load().view(array_of(array), stream, BITS.name))
+        return array.with_table(found) if isinstance(array, Lookup) else found
+
+    def _give(self, array: Any, library: Library) -> Any:
+        if array.dtype == BITS:
+            array = loader.load().view(array, library.stream, self.dtype)
+        return library.adopt(array)
+
+
 @cache
 def _half_backend(number: int, xp: Any, dtype: str) -> Backend:
-    from fusedrnn.cuda.half import HalfBackend
-
     return HalfBackend(number, xp, dtype)
 
 
@@ -152,3 +187,8 @@ def cuda_backend(number: int) -> CudaBackend:
             "cuda: expected CuPy, which holds the parameters of modules on a GPU, got none; "
             "install fusedrnn[cuda13]"
         ) from None
+
+
+def _copied(number: int) -> CudaBackend:
+    """Return what copies and pickles of a backend become."""
+    return cuda_backend(number)

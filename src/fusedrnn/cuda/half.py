@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.cuda import loader
-from fusedrnn.cuda.backend import CudaBackend
 from fusedrnn.cuda.kernels import Kernels
 from fusedrnn.cuda.libraries import Library, dtype_name, library_of
-from fusedrnn.lookup import Lookup, array_of
 
-_BITS = np.dtype(np.uint16)
+# What stands for bfloat16 within a module.
+BITS = np.dtype(np.uint16)
 
 
 class HalfKernels(Kernels):
@@ -52,7 +51,7 @@ class HalfKernels(Kernels):
 
     def _empty(self, library: Library) -> Any:
         def empty(shape: tuple[int, ...], dtype: str) -> Any:
-            return self._typed(library.empty(shape, _BITS.name if dtype == "bfloat16" else dtype))
+            return self._typed(library.empty(shape, BITS.name if dtype == "bfloat16" else dtype))
 
         return empty
 
@@ -60,7 +59,7 @@ class HalfKernels(Kernels):
         """Return what kernels take for arrays of 16 bits, looking into tuples."""
         if isinstance(value, tuple):
             return tuple([self._typed(item) for item in value])
-        if value is None or value.dtype != _BITS:
+        if value is None or value.dtype != BITS:
             return value
         return loader.load().view(value, library_of(value).stream, self.dtype)
 
@@ -68,36 +67,4 @@ class HalfKernels(Kernels):
         """Return what kernels have made as an array of the module's library."""
         if dtype_name(array) != "bfloat16":
             return array
-        return self._xp.from_dlpack(loader.load().view(array, stream, _BITS.name))
-
-
-class HalfBackend(CudaBackend):
-    """One GPU for the calls of recurrent modules with x of bfloat16 or float16."""
-
-    def __init__(self, number: int, xp: Any, dtype: str) -> None:
-        super().__init__(number, xp)
-        self.dtype = dtype
-        self.kernels = HalfKernels(xp, number, dtype)
-
-    def types(self, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
-        """Return the types of h and of the states beyond it, as the module sees them."""
-        return _BITS if self.dtype == "bfloat16" else np.dtype(self.dtype), dtype
-
-    def names(self, dtype: np.dtype[Any]) -> tuple[str, str]:
-        """Return the types of h and of the states beyond it, as the caller sees them."""
-        return self.dtype, dtype.name
-
-    def is_foreign(self, x: object) -> bool:
-        """Return whether x has to be converted, as all of bfloat16."""
-        return dtype_name(x) == "bfloat16" or super().is_foreign(x)
-
-    def _take(self, array: Any, stream: int) -> Any:
-        if dtype_name(array) != "bfloat16":
-            return super()._take(array, stream)
-        found = self.xp.from_dlpack(loader.load().view(array_of(array), stream, _BITS.name))
-        return array.with_table(found) if isinstance(array, Lookup) else found
-
-    def _give(self, array: Any, library: Library) -> Any:
-        if array.dtype == _BITS:
-            array = loader.load().view(array, library.stream, self.dtype)
-        return library.adopt(array)
+        return self._xp.from_dlpack(loader.load().view(array, stream, BITS.name))

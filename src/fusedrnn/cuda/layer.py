@@ -8,8 +8,8 @@ from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.cuda import loader
 from fusedrnn.cuda.libraries import Library, library_of
 from fusedrnn.cuda.modes import get_float32_mode, get_kernel
-from fusedrnn.lookup import array_of, kernel_inputs
-from fusedrnn.sequences import as_lengths
+from fusedrnn.inputs.lookup import array_of, kernel_inputs
+from fusedrnn.inputs.sequences import as_lengths
 
 
 def host_lengths(lengths: Any) -> npt.NDArray[Any] | None:
@@ -64,8 +64,8 @@ def forward(
     reset_state: tuple[Any, ...] | None,
     reverse: bool,
     recompute: bool,
-) -> tuple[Any, tuple[Any, ...], Any]:
-    """Return y, the final state and the kernels' tape; arguments as `fusedrnn.functional.forward`."""
+) -> tuple[Any, tuple[Any, ...], Any, int]:
+    """Return y, the final state, the kernels' tape and the bytes copied for it."""
     table, indices = kernel_inputs(x, on_gpu=True)
     library = library_of(table)
     y, final, tape = call_forward(
@@ -83,7 +83,7 @@ def forward(
         recompute=recompute,
     )
     _finish(library)
-    return library.adopt(y), tuple([library.adopt(part) for part in final]), tape
+    return library.adopt(y), tuple([library.adopt(part) for part in final]), tape, 0
 
 
 def backward(

@@ -1,18 +1,16 @@
 """QuantizedRecurrent: a recurrent network for inference with its weights in bfloat16 or int8."""
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.cells import Array, StateLike
-from fusedrnn.checks import as_array, check_array, check_size
-from fusedrnn.sequences import as_lengths
-from fusedrnn.stream import StreamBase
-
-if TYPE_CHECKING:
-    from fusedrnn.recurrent_base import Recurrent
+from fusedrnn.arrays import Array, StateLike, as_array
+from fusedrnn.checks import check_array, check_size
+from fusedrnn.inference.stream import StreamBase
+from fusedrnn.inputs.sequences import as_lengths
+from fusedrnn.nn.plan import Network
 
 StateT = TypeVar("StateT")
 
@@ -32,13 +30,14 @@ class QuantizedRecurrent(Generic[StateT]):
         input_size, hidden_size, num_layers, bias, batch_first, bidirectional, proj_size: as in the network.
     """
 
-    def __init__(self, module: "Recurrent[StateT]", weights: str) -> None:
+    def __init__(self, module: Network, weights: str) -> None:
         if not isinstance(weights, str):
             raise TypeError(f"weights: expected 'bf16' or 'int8', got {weights!r}")
         if weights not in WEIGHT_FORMATS:
             raise ValueError(f"weights: expected 'bf16' or 'int8', got {weights!r}")
-        if module.dtype != np.float32:
-            raise TypeError(f"quantize: expected a network of float32, got {module.dtype}")
+        shape = module._network
+        if shape.dtype != np.float32:
+            raise TypeError(f"quantize: expected a network of float32, got {shape.dtype}")
         self.weights = weights
         self.input_size = module.input_size
         self.hidden_size = module.hidden_size
@@ -47,11 +46,10 @@ class QuantizedRecurrent(Generic[StateT]):
         self.batch_first = module.batch_first
         self.bidirectional = module.bidirectional
         self.proj_size = module.proj_size
-        self._spec = module._spec
-        self._rows, self._widths, self._out_size = module._rows, module._widths, module._out_size
+        self._spec, self._rows = shape.spec, shape.rows
+        self._widths, self._out_size = shape.widths, shape.out_size
         self._origin = repr(module)
-        layers = [[part[1] for part in parts] for parts in module._plan]
-        self._core = _core.Quantized(self._spec.name, layers, weights)
+        self._core = _core.Quantized(self._spec.name, module._plan.weights(), weights)
 
     @property
     def dtype(self) -> np.dtype[Any]:

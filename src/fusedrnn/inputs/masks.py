@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.cells import Array
+from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array
-from fusedrnn.lookup import Lookup
-from fusedrnn.sequences import as_lengths
+from fusedrnn.inputs.lookup import Lookup
+from fusedrnn.inputs.sequences import as_lengths
 
 
 class Packing:

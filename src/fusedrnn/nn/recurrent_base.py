@@ -8,27 +8,21 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
+from fusedrnn.arrays import Array, StateLike, refuse_mask
 from fusedrnn.backend import CPU, Backend, first_array
-from fusedrnn.cells import CELLS, Array, StateLike, gather_weights
-from fusedrnn.checks import (
-    MOST_LAYERS,
-    check_array,
-    check_flag,
-    check_number,
-    check_size,
-    refuse_mask,
-    resolve_dtype,
-)
+from fusedrnn.cells import CELLS, gather_weights
+from fusedrnn.checks import MOST_LAYERS, check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.cuda.layer import host_lengths
+from fusedrnn.inference.quantized import QuantizedRecurrent
+from fusedrnn.inference.stream import Stream
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
-from fusedrnn.lookup import Lookup, array_of, kernel_inputs
-from fusedrnn.masks import packing_of
-from fusedrnn.module import Module
-from fusedrnn.quantized import QuantizedRecurrent
-from fusedrnn.recurrent_backward import Part, backward_layers, row_of
-from fusedrnn.sequences import as_lengths
-from fusedrnn.stream import Stream
-from fusedrnn.tape import Drop, RecurrentTape, check_tape
+from fusedrnn.inputs.lookup import Lookup, array_of, kernel_inputs
+from fusedrnn.inputs.masks import packing_of
+from fusedrnn.inputs.sequences import as_lengths
+from fusedrnn.nn.module import Module
+from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, row_of, time_major
+from fusedrnn.nn.recurrent_backward import backward_layers
+from fusedrnn.nn.tape import Drop, RecurrentTape, check_tape
 
 StateT = TypeVar("StateT")
 _BOOL = np.dtype(np.bool_)
@@ -70,7 +64,7 @@ class Recurrent(Module, Generic[StateT]):
     """
 
     _derived = Module._derived | {"_plan", "_plain"}
-    _plan: list[list[Part]]
+    _plan: NetworkPlan
     _plain: _core.PlainCall | None
     _dtype: np.dtype[Any]
     _noise: Noise
@@ -111,12 +105,12 @@ class Recurrent(Module, Generic[StateT]):
         found, rng = resolve_dtype(dtype), make_rng(seed)
         out_size = self.proj_size or self.hidden_size
         directions = 2 if self.bidirectional else 1
-        self._rows = self.num_layers * directions
-        self._widths = self._spec.state_widths(self.hidden_size, self.proj_size)
-        self._out_size = directions * out_size
+        widths = self._spec.state_widths(self.hidden_size, self.proj_size)
+        rows = self.num_layers * directions
+        self._network = NetworkShape(self._spec, found, rows, widths, directions * out_size)
         shapes = {}
         for layer in range(self.num_layers):
-            inputs = self._out_size if layer else self.input_size
+            inputs = self._network.out_size if layer else self.input_size
             for suffix in self._suffixes(layer):
                 part = self._spec.parameter_shapes(inputs, self.hidden_size, self.bias, self.proj_size)
                 shapes.update({name + suffix: shape for name, shape in part.items()})
@@ -137,8 +131,8 @@ class Recurrent(Module, Generic[StateT]):
         return {name: arrays[name + suffix] for name in names if name + suffix in arrays}
 
     def _rebind(self) -> None:
-        plan: list[list[Part]] = []
-        width = self._widths[0]
+        layers: list[tuple[Part, ...]] = []
+        width = self._network.widths[0]
         for layer in range(self.num_layers):
             parts = []
             for direction, suffix in enumerate(self._suffixes(layer)):
@@ -148,13 +142,12 @@ class Recurrent(Module, Generic[StateT]):
                 cache = self._backend.kernels.WeightCache()
                 row = len(self._suffixes(layer)) * layer + direction
                 parts.append(Part(row, weights, grads, cache, direction == 1, columns))
-            plan.append(parts)
-        self.__dict__["_plan"] = plan
+            layers.append(tuple(parts))
         plain = None
         if self.num_layers == 1 and not self.bidirectional and self._backend is CPU:
-            _, weights, _, cache, _, _ = plan[0][0]
-            plain = _core.PlainCall(self._spec.name, weights, cache)
-        self.__dict__["_plain"] = plain
+            part = layers[0][0]
+            plain = _core.PlainCall(self._spec.name, part.weights, part.cache)
+        self.__dict__.update(_plan=NetworkPlan(tuple(layers), plain), _plain=plain)
 
     def __call__(
         self,
@@ -247,53 +240,53 @@ class Recurrent(Module, Generic[StateT]):
         single = len(shape) == 2
         if not (single or len(shape) == 3) or shape[-1] != self.input_size:
             raise self._input_error(x)
-        dtype, out_size = on.types(self._dtype)[0], self._out_size
+        dtype, out_size = on.types(self._dtype)[0], self._network.out_size
         y = xp.empty((*shape[:-1], out_size), dtype)
         (steps, indices), target = kernel_inputs(x, on is not CPU, save), y
         between = 0 if steps is array_of(x) else steps.nbytes
         if single or self.batch_first:
-            target = self._time_major(y, single)
+            target = time_major(y, single, self.batch_first)
             if indices is None:
-                steps = self._time_major(steps, single)
+                steps = time_major(steps, single, self.batch_first)
             else:
-                indices = self._time_major(indices, single)
+                indices = time_major(indices, single, self.batch_first)
         seq_len, batch, _ = target.shape
-        states = None if state is None else self._split_state("state", state, batch, single, on)
+        states = None if state is None else self._network.split_state("state", state, batch, single, on)
         ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
         borders = None
         if resets is not None:
             refuse_mask("resets", resets)
             given = np.asarray(resets) if on is CPU else resets
             borders = check_array("resets", given, shape[:-1], _BOOL, kind=on.array)
-            borders = self._time_major(borders, single)
+            borders = time_major(borders, single, self.batch_first)
         replacement = None
         if reset_state is not None:
             if resets is None:
                 raise ValueError("reset_state: expected None without resets")
-            replacement = self._split_reset_state(reset_state, batch, on)
-        finals = self._new_states(batch, on)
+            replacement = self._network.split_reset_state(reset_state, batch, on)
+        finals = self._network.new_states(batch, on)
         drops: list[Drop | None] = []
         calls, results = [], []
-        for layer, parts in enumerate(self._plan, 1):
+        for layer, parts in enumerate(self._plan.layers, 1):
             last = layer == self.num_layers
             out = target if last else xp.empty((seq_len, batch, out_size), dtype)
-            for row, weights, _, cache, reverse, columns in parts:
+            for part in parts:
                 call = kernels.ForwardCall(
                     self._spec.name,
                     steps,
-                    weights,
-                    None if states is None else row_of(states, row),
+                    part.weights,
+                    None if states is None else row_of(states, part.row),
                     indices=indices,
                     lengths=ends,
                     resets=borders,
-                    reset_state=None if replacement is None else row_of(replacement, row),
-                    reverse=reverse,
+                    reset_state=None if replacement is None else row_of(replacement, part.row),
+                    reverse=part.reverse,
                     save=save,
                     recompute=self.recompute,
-                    cache=cache,
+                    cache=part.cache,
                     version=self._buffers.version,
-                    out=out if columns is None else out[..., columns],
-                    state_out=tuple([final[row] for final in finals]),
+                    out=out if part.columns is None else out[..., part.columns],
+                    state_out=tuple([final[part.row] for final in finals]),
                 )
                 calls.append(call)
             steps, indices = out, None
@@ -313,44 +306,6 @@ class Recurrent(Module, Generic[StateT]):
         if single:
             finals = [final[:, 0] for final in finals]
         return y, self._spec.pack_state(finals), (tapes, drops, between, on)
-
-    def _new_states(self, batch: int, on: Backend) -> list[Any]:
-        """Return arrays for the states of all layers and directions."""
-        types, rows = on.types(self._dtype), self._rows
-        return [on.xp.empty((rows, batch, width), types[i > 0]) for i, width in enumerate(self._widths)]
-
-    def _time_major(self, array: Array, single: bool) -> Array:
-        """Return the time-major view (T, B, ...) of an array in the caller's layout."""
-        if single:
-            return array[:, None]
-        return array.swapaxes(0, 1) if self.batch_first else array
-
-    def _split_state(
-        self, name: str, state: StateLike, batch: int, single: bool = False, on: Backend = CPU
-    ) -> tuple[Array | None, ...]:
-        """Return the checked state arrays as (num_layers*D, B, width) views."""
-        parts = self._spec.unpack_state(name, state)
-        types, kind = on.types(self._dtype), on.array
-        for index, width in enumerate(self._widths):
-            part, dtype = parts[index], types[index > 0]
-            shape = (self._rows, width) if single else (self._rows, batch, width)
-            # Checked here without a call when all is well: this runs at every step of a loop over time.
-            if part is None or (isinstance(part, kind) and part.shape == shape and part.dtype == dtype):
-                continue
-            symbols = "(num_layers*D, H)" if single else "(num_layers*D, B, H)"
-            check_array(name + self._spec.state_labels[index], part, shape, dtype, symbols, kind)
-        return tuple([None if part is None else part[:, None] for part in parts]) if single else parts
-
-    def _split_reset_state(self, state: StateLike, batch: int, on: Backend) -> tuple[Array, ...]:
-        """Return the checked replacement states, (num_layers*D, width) or (num_layers*D, B, width)."""
-        parts, kind = self._spec.unpack_state("reset_state", state), on.array
-        for index, (part, width) in enumerate(zip(parts, self._widths, strict=True)):
-            name, dtype = "reset_state" + self._spec.state_labels[index], on.types(self._dtype)[index > 0]
-            each = isinstance(part, kind) and part.ndim == 3
-            leading = (self._rows, batch) if each else (self._rows,)
-            symbols = "(num_layers*D, B, H)" if each else "(num_layers*D, H)"
-            check_array(name, part, (*leading, width), dtype, symbols, kind)
-        return parts
 
     def _input_error(self, x: Any) -> Exception:
         """Say what is wrong with x."""

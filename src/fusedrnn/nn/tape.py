@@ -1,22 +1,28 @@
 """Tape: what a forward call keeps for backward."""
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from fusedrnn import _core
+from fusedrnn.backend import Backend
 from fusedrnn.checks import check_flag
-
-if TYPE_CHECKING:
-    from fusedrnn.backend import Backend
-    from fusedrnn.lookup import Lookup
-    from fusedrnn.masks import Packing
-    from fusedrnn.module import Module
+from fusedrnn.inputs.lookup import Lookup
+from fusedrnn.inputs.masks import Packing
 
 TapeT = TypeVar("TapeT", bound="Tape")
 Drop = tuple[float, int, int]
 
 _detecting = False
+
+
+class TapeOwner(Protocol):
+    """What a tape asks of the module whose forward made it."""
+
+    _backend: Backend
+
+    @property
+    def device(self) -> str: ...
 
 
 def set_detect_changes(enabled: bool) -> None:
@@ -55,7 +61,7 @@ class Tape:
 
     __slots__ = ("_backend", "_owner", "nbytes")
 
-    def __init__(self, owner: "Module", nbytes: int) -> None:
+    def __init__(self, owner: TapeOwner, nbytes: int) -> None:
         self._owner = owner
         self._backend = owner._backend
         self.nbytes = nbytes
@@ -75,7 +81,7 @@ class SavedTape(Tape):
 
     __slots__ = ("_digests", "saved", "shape")
 
-    def __init__(self, owner: "Module", shape: tuple[int, ...], saved: tuple[Any, ...], nbytes: int) -> None:
+    def __init__(self, owner: TapeOwner, shape: tuple[int, ...], saved: tuple[Any, ...], nbytes: int) -> None:
         super().__init__(owner, nbytes)
         self.shape = shape
         self.saved = saved
@@ -108,13 +114,13 @@ class RecurrentTape(Tape):
 
     def __init__(
         self,
-        owner: "Module",
+        owner: TapeOwner,
         shape: tuple[int, ...],
         layers: list[_core.LayerTape],
         dropout: list[Drop | None],
         between: int,
-        on: "Backend | None" = None,
-        lookup: "Lookup | None" = None,
+        on: Backend | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
         super().__init__(owner, sum([layer.nbytes for layer in layers]) + between)
         self.on = owner._backend if on is None else on
@@ -138,7 +144,7 @@ def _digests(saved: tuple[Any, ...]) -> list[int]:
     return [hash(array.tobytes()) for array in saved if isinstance(array, np.ndarray)]
 
 
-def check_tape(tape: object, owner: "Module", kind: type[TapeT]) -> TapeT:
+def check_tape(tape: object, owner: TapeOwner, kind: type[TapeT]) -> TapeT:
     """Return the tape if it came from `owner.forward`.
 
     Raises:

@@ -2,20 +2,19 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.backend import CPU
-from fusedrnn.cells import Array
+from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
-from fusedrnn.embedding import Embedding
 from fusedrnn.init import Noise, Seed, make_rng, torch_uniform
-from fusedrnn.module import Module
-from fusedrnn.rows import as_rows, check_kind, contiguous, copied
-from fusedrnn.tape import SavedTape, check_tape
+from fusedrnn.inputs.rows import as_rows, check_kind, contiguous, copied
+from fusedrnn.nn.crossing import crosses, crosses_back
+from fusedrnn.nn.embedding import Embedding
+from fusedrnn.nn.module import Module
+from fusedrnn.nn.tape import SavedTape, check_tape
 
 
 class Linear(Module):
@@ -75,6 +74,7 @@ class Linear(Module):
         for array in self._own.values():
             torch_uniform(array, self.in_features, rng=rng)
 
+    @crosses
     def __call__(self, x: Array) -> Array:
         """Return y (..., O) for x (..., I). An x that is not C-contiguous is copied first."""
         return self._apply(x, self._joined("_own") if self._tied else self._own)[0]
@@ -95,6 +95,7 @@ class Linear(Module):
         own, source = super()._kept_parameters(), self._tied.get("weight")
         return own if source is None else {**own, "weight": source._kept_parameters()["weight"]}
 
+    @crosses
     def forward(self, x: Array) -> tuple[Array, SavedTape]:
         """Return y (..., O) and the tape, which refers to x (..., I).
 
@@ -102,21 +103,17 @@ class Linear(Module):
             TypeError: x is not an array of the module's dtype.
             ValueError: the last axis is not I.
         """
-        backend = self._backend
-        if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self.forward, x)
         kept = self._kept_parameters()
         y, rows = self._apply(x, kept)
         return y, SavedTape(self, y.shape, (rows, kept), copied(x, rows))
 
     def _apply(self, x: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array]:
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self._apply, x, parameters)
         rows = as_rows("x", x, (self.in_features,), backend)
         y = backend.kernels.linear_forward(rows, parameters["weight"], parameters.get("bias"))
         return y.reshape(*x.shape[:-1], self.out_features), rows
 
+    @crosses_back
     def backward(self, tape: SavedTape, dy: Array, *, need_dx: bool = True) -> Array | Any:
         """Add to the gradients of weight and bias; return dx (..., I), or None without need_dx.
 
@@ -126,8 +123,6 @@ class Linear(Module):
         """
         tape = check_tape(tape, self, SavedTape)
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(dy):
-            return backend.across(dy, partial(self.backward, need_dx=need_dx), tape, dy)
         check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
         rows, kept = tape.saved
         flow = as_rows("dy", dy, (self.out_features,), backend)
@@ -189,10 +184,12 @@ class LayerNorm(Module):
     def _flat(self, arrays: Mapping[str, Array], name: str) -> Array | None:
         return arrays[name].reshape(-1) if name in arrays else None
 
+    @crosses
     def __call__(self, x: Array) -> Array:
         """Return y for x (..., *normalized_shape). An x that is not C-contiguous is copied first."""
         return self._apply(x, self._own)[0]
 
+    @crosses
     def forward(self, x: Array) -> tuple[Array, SavedTape]:
         """Return y in the shape of x (..., *normalized_shape), and the tape, which refers to x.
 
@@ -200,9 +197,6 @@ class LayerNorm(Module):
             TypeError: x is not an array of the module's dtype.
             ValueError: the last axes are not normalized_shape.
         """
-        backend = self._backend
-        if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self.forward, x)
         kept = self._kept_parameters()
         y, rows, mean, rstd = self._apply(x, kept)
         owned = copied(x, rows) + mean.nbytes + rstd.nbytes
@@ -210,13 +204,12 @@ class LayerNorm(Module):
 
     def _apply(self, x: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array, Array, Array]:
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self._apply, x, parameters)
         rows = as_rows("x", x, self.normalized_shape, backend)
         weight, bias = self._flat(parameters, "weight"), self._flat(parameters, "bias")
         y, mean, rstd = backend.kernels.layer_norm_forward(rows, weight, bias, self.eps)
         return y.reshape(x.shape), rows, mean, rstd
 
+    @crosses_back
     def backward(self, tape: SavedTape, dy: Array) -> Array:
         """Add to the gradients of weight and bias; return dx in the shape of x.
 
@@ -226,8 +219,6 @@ class LayerNorm(Module):
         """
         tape = check_tape(tape, self, SavedTape)
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(dy):
-            return backend.across(dy, self.backward, tape, dy)
         rows, mean, rstd, kept = tape.saved
         check_array("dy", dy, tape.shape, rows.dtype, kind=backend.array)
         weight, flow = self._flat(kept, "weight"), as_rows("dy", dy, self.normalized_shape, backend)
@@ -264,10 +255,12 @@ class Dropout(Module):
         self.p = check_number("p", p, 0.0, 1.0)
         self._noise = Noise(make_rng(seed))
 
+    @crosses
     def __call__(self, x: Array) -> Array:
         """Return y in the shape of x, float32 or float64; a new mask at every call in training mode."""
         return self.forward(x)[0]
 
+    @crosses
     def forward(self, x: Array) -> tuple[Array, SavedTape]:
         """Return y in the shape of x, and the tape.
 
@@ -275,8 +268,6 @@ class Dropout(Module):
             TypeError: x is not a float32 or float64 array.
         """
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self.forward, x)
         check_kind("x", x, backend)
         drop = None
         y = x
@@ -285,6 +276,7 @@ class Dropout(Module):
             y = backend.kernels.dropout(contiguous(x), *drop)
         return y, SavedTape(self, y.shape, (drop, x.dtype), 0)
 
+    @crosses_back
     def backward(self, tape: SavedTape, dy: Array) -> Array:
         """Return dx: dy with the mask and scale of the forward call.
 
@@ -294,8 +286,6 @@ class Dropout(Module):
         """
         tape = check_tape(tape, self, SavedTape)
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(dy):
-            return backend.across(dy, self.backward, tape, dy)
         drop, dtype = tape.saved
         check_array("dy", dy, tape.shape, dtype, kind=backend.array)
         return dy if drop is None else cast(Array, backend.kernels.dropout(contiguous(dy), *drop))

@@ -1,16 +1,16 @@
 """Losses. Each returns the loss and its gradient; there is no tape to keep."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.backend import CPU, backend_of
-from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, as_indices, check_array, check_number, check_size, refuse_mask
+from fusedrnn.arrays import Array, as_array, refuse_mask
+from fusedrnn.backend import CPU, Backend
+from fusedrnn.checks import as_indices, check_array, check_number, check_size
+from fusedrnn.devices import backend_of
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -69,10 +69,21 @@ def cross_entropy(
     """
     _check_reduction(reduction)
     backend = backend_of(logits)
-    if backend is not CPU and backend.is_foreign(logits):
-        options: Any = {"reduction": reduction, "label_smoothing": label_smoothing}
-        again = partial(cross_entropy, ignore_index=ignore_index, **options)
-        return backend.across(logits, again, logits, targets, weight)
+    ignored = check_size("ignore_index", ignore_index, -(2**63))
+    smoothing = check_number("label_smoothing", label_smoothing, 0.0, 1.0)
+    run = partial(_cross_entropy, backend, reduction, ignored, smoothing)
+    return backend.enter(logits, run, logits, targets, weight)
+
+
+def _cross_entropy(
+    backend: Backend,
+    reduction: Reduction,
+    ignored: int,
+    smoothing: float,
+    logits: Any,
+    targets: Any,
+    weight: Any,
+) -> tuple[float | Array, Array]:
     if not isinstance(logits, backend.array):
         raise TypeError(f"logits: expected a numpy.ndarray, got {type(logits).__name__}")
     refuse_mask("logits", logits)
@@ -84,8 +95,6 @@ def cross_entropy(
         raise ValueError(f"targets: expected shape (...) = {logits.shape[:-1]}, got {labels.shape}")
     flat = as_indices("targets", labels)
     rows = backend.xp.ascontiguousarray(logits).reshape(flat.size, logits.shape[-1])
-    smoothing = check_number("label_smoothing", label_smoothing, 0.0, 1.0)
-    ignored = check_size("ignore_index", ignore_index, -(2**63))
     losses, count, dlogits = backend.kernels.cross_entropy(
         rows, flat, weight, ignored, smoothing, reduction == "mean"
     )
@@ -118,9 +127,10 @@ def mse_loss(pred: Array, target: Array, reduction: Reduction = "mean") -> tuple
     """
     _check_reduction(reduction)
     backend = backend_of(pred)
-    if backend is not CPU and backend.is_foreign(pred):
-        again: Callable[..., tuple[float | Array, Array]] = partial(mse_loss, reduction=reduction)
-        return backend.across(pred, again, pred, target)
+    return backend.enter(pred, partial(_mse_loss, backend, reduction), pred, target)
+
+
+def _mse_loss(backend: Backend, reduction: Reduction, pred: Any, target: Any) -> tuple[float | Array, Array]:
     if not isinstance(pred, backend.array) or pred.dtype not in (np.float32, np.float64):
         kind = pred.dtype if isinstance(pred, backend.array) else type(pred).__name__
         raise TypeError(f"pred: expected a float32 or float64 numpy.ndarray, got {kind}")

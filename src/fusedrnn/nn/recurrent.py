@@ -2,10 +2,11 @@
 
 import numpy.typing as npt
 
-from fusedrnn.cells import Array, rnn_cell
+from fusedrnn.arrays import Array
+from fusedrnn.cells import rnn_cell
 from fusedrnn.checks import check_reset_after
 from fusedrnn.init import Seed
-from fusedrnn.recurrent_base import Recurrent
+from fusedrnn.nn.recurrent_base import Recurrent
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 

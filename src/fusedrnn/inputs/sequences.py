@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.cells import Array
-from fusedrnn.checks import as_int64, refuse_mask
+from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.checks import as_int64
 
 
 def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:

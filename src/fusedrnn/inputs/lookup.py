@@ -1,20 +1,25 @@
 """Lookup: inputs that are rows of a table, as an embedding gives them, without a copy of the rows."""
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, as_indices, refuse_mask
+from fusedrnn.arrays import Array, as_array, refuse_mask
+from fusedrnn.checks import as_indices
 from fusedrnn.cuda.libraries import is_device_array
-
-if TYPE_CHECKING:
-    from fusedrnn.module import Module
 
 Indices = npt.NDArray[np.int64]
 _ROWS_AT_ONCE = 4096
+
+
+class TableOwner(Protocol):
+    """A module whose weight is a table."""
+
+    @property
+    def _own(self) -> Mapping[str, Array]: ...
 
 
 class Lookup:
@@ -38,7 +43,7 @@ class Lookup:
 
     __slots__ = ("_owner", "_table", "indices")
 
-    def __init__(self, table: Array, indices: npt.ArrayLike, *, owner: "Module | None" = None) -> None:
+    def __init__(self, table: Array, indices: npt.ArrayLike, *, owner: TableOwner | None = None) -> None:
         if not isinstance(table, np.ndarray) and not is_device_array(table):
             raise TypeError(f"table: expected a numpy.ndarray, got {type(table).__name__}")
         refuse_mask("table", table)

@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn.arrays import Array, as_array, refuse_mask
 from fusedrnn.backend import CPU
-from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, as_indices, check_array, check_size, refuse_mask, resolve_dtype
+from fusedrnn.checks import as_indices, check_array, check_size, resolve_dtype
 from fusedrnn.init import Seed, make_rng
-from fusedrnn.lookup import Lookup
-from fusedrnn.module import Module
-from fusedrnn.rows import as_rows
-from fusedrnn.tape import SavedTape, check_tape
+from fusedrnn.inputs.lookup import Lookup
+from fusedrnn.inputs.rows import as_rows
+from fusedrnn.nn.crossing import crosses, crosses_back
+from fusedrnn.nn.module import Module
+from fusedrnn.nn.tape import SavedTape, check_tape
 
 
 class Embedding(Module):
@@ -59,10 +60,12 @@ class Embedding(Module):
         if self.padding_idx is not None:
             self._own["weight"][self.padding_idx] = 0.0
 
+    @crosses
     def __call__(self, indices: npt.ArrayLike) -> Array:
         """Return y (..., D) for indices (...) of an integer dtype, each in 0..V-1."""
         return self._apply(indices)[0]
 
+    @crosses
     def forward(self, indices: npt.ArrayLike) -> tuple[Array, SavedTape]:
         """Return y (..., D) and the tape.
 
@@ -70,9 +73,6 @@ class Embedding(Module):
             TypeError: indices are not integers.
             ValueError: an index outside 0..V-1.
         """
-        backend = self._backend
-        if backend is not CPU and backend.is_foreign(indices):
-            return backend.across(indices, self.forward, indices)
         y, flat = self._apply(indices)
         if isinstance(indices, np.ndarray) and np.may_share_memory(flat, indices):
             flat = flat.copy()
@@ -80,8 +80,6 @@ class Embedding(Module):
 
     def _apply(self, indices: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(indices):
-            return backend.across(indices, self._apply, indices)
         refuse_mask("indices", indices)
         array = np.asarray(indices) if backend is CPU else as_array(indices)
         flat = as_indices("indices", array)
@@ -98,6 +96,7 @@ class Embedding(Module):
         """
         return Lookup(self._own["weight"], indices, owner=self)
 
+    @crosses_back
     def backward(self, tape: SavedTape | Lookup, dy: Array) -> None:
         """Add to the gradient of weight; there is no gradient of the indices.
 
@@ -110,9 +109,6 @@ class Embedding(Module):
             ValueError: dy has the wrong shape, or the tape is another module's.
         """
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(dy):
-            backend.across(dy, self.backward, tape, dy)
-            return
         grad = self._own_grads["weight"]
         if isinstance(tape, Lookup):
             if tape._owner is not self:

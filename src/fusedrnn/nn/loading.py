@@ -1,16 +1,23 @@
 """What a module reads from a state_dict before it writes anything."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from fusedrnn.buffers import named_views
-from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, check_mapping
+from fusedrnn.arrays import Array, as_array
+from fusedrnn.backend import Backend
+from fusedrnn.checks import check_mapping
+from fusedrnn.nn.buffers import ParameterDict, named_views
 
-if TYPE_CHECKING:
-    from fusedrnn.module import Module
+
+class Loaded(Protocol):
+    """What is read of the module that a state_dict is for."""
+
+    _tree: ParameterDict
+    _backend: Backend
+
+    def named_modules(self) -> Iterator[tuple[str, Any]]: ...
 
 
 class LoadResult(NamedTuple):
@@ -21,7 +28,7 @@ class LoadResult(NamedTuple):
 
 
 def read_state(
-    module: "Module", flat: Array, state_dict: Mapping[str, Any], strict: bool
+    module: Loaded, flat: Array, state_dict: Mapping[str, Any], strict: bool
 ) -> tuple[Array, LoadResult]:
     """Return new values for all parameters, converted, in the order of `flat`, which holds those of now.
 
@@ -58,7 +65,7 @@ def read_state(
     return values, LoadResult(missing, unexpected)
 
 
-def _tied_names(module: "Module") -> dict[str, str]:
+def _tied_names(module: Loaded) -> dict[str, str]:
     """Return {name that PyTorch gives a parameter of another module, too: its name here}."""
     members = list(module.named_modules())
     prefixes = {id(member): f"{prefix}." if prefix else "" for prefix, member in members}

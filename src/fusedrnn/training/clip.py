@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from fusedrnn.cells import Array
+from fusedrnn.arrays import Array
 from fusedrnn.checks import check_flag, check_number
-from fusedrnn.module import Module, gather_modules
+from fusedrnn.nn.module import Module, gather_modules
 
 
 def clip_grad_norm(

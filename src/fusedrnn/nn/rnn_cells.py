@@ -1,14 +1,14 @@
 """RNNCell, LSTMCell and GRUCell: one step with PyTorch's names, on the same kernels as whole sequences."""
 
-from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.backend import CPU, first_array
-from fusedrnn.cells import CELLS, Array, StateLike, Weights, gather_weights, rnn_cell
+from fusedrnn.arrays import Array, StateLike
+from fusedrnn.backend import CPU
+from fusedrnn.cells import CELLS, Weights, gather_weights, rnn_cell
 from fusedrnn.checks import (
     check_array,
     check_flag,
@@ -18,8 +18,9 @@ from fusedrnn.checks import (
     resolve_dtype,
 )
 from fusedrnn.init import Seed, check_method, make_rng, recurrent_layer
-from fusedrnn.module import Module
-from fusedrnn.tape import RecurrentTape, check_tape
+from fusedrnn.nn.crossing import crosses_back
+from fusedrnn.nn.module import Module
+from fusedrnn.nn.tape import RecurrentTape, check_tape
 
 StateT = TypeVar("StateT")
 
@@ -91,8 +92,14 @@ class RecurrentCell(Module, Generic[StateT]):
         self, x: Array, state: StateLike | None, save: bool
     ) -> tuple[Any, Array, _core.LayerTape | None]:
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(x):
-            return backend.across(x, self._step, x, state, save)
+        if backend is not CPU:
+            return backend.enter(x, self._run, x, state, save)
+        return self._run(x, state, save)
+
+    def _run(
+        self, x: Array, state: StateLike | None, save: bool
+    ) -> tuple[Any, Array, _core.LayerTape | None]:
+        backend = self._backend
         if not isinstance(x, backend.array):
             raise self._kind_error("x", x)
         if not 1 <= x.ndim <= 2 or x.shape[-1] != self.input_size:
@@ -123,6 +130,7 @@ class RecurrentCell(Module, Generic[StateT]):
                 check_array(name + label, part, shape, self._dtype, symbols, self._backend.array)
         return parts if leading else tuple([None if part is None else part[None] for part in parts])
 
+    @crosses_back
     def backward(
         self, tape: RecurrentTape, dstate: StateLike, *, need_dx: bool = True
     ) -> tuple[Array | Any, StateT]:
@@ -139,8 +147,6 @@ class RecurrentCell(Module, Generic[StateT]):
         """
         tape = check_tape(tape, self, RecurrentTape)
         backend = self._backend
-        if backend is not CPU and backend.is_foreign(example := first_array(dstate)):
-            return backend.across(example, partial(self.backward, need_dx=need_dx), tape, dstate)
         leading = tape.shape[:-1]
         final = self._batched("dstate", dstate, leading)
         with self._turn.take():

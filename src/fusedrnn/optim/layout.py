@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from fusedrnn.buffers import named_views
-from fusedrnn.cells import Array
-from fusedrnn.module import Module
+from fusedrnn.arrays import Array
+from fusedrnn.nn.buffers import named_views
+from fusedrnn.nn.module import Module
 
 
 class Layout(NamedTuple):

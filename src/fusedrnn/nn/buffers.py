@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn.arrays import Array, as_array, assign, refuse_mask
 from fusedrnn.backend import CPU, Backend
-from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, assign, refuse_mask
 
 # Numbers of versions. One count for all, and drawn in one piece, so that no number is ever given twice.
 _versions = itertools.count()

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.backend import Backend
-from fusedrnn.cells import Array
-from fusedrnn.checks import refuse_mask
 
 
 def as_rows(name: str, x: Any, trailing: tuple[int, ...], backend: Backend) -> Array:

@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW on the flat parameter arrays, with PyTorch's formulas."""
+"""The optimisers and their base."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fusedrnn.buffers import named_views
-from fusedrnn.cells import Array
-from fusedrnn.checks import as_array, assign, check_array, check_flag, check_mapping, check_number, check_size
-from fusedrnn.layout import Layout
-from fusedrnn.module import Module, gather_modules
+from fusedrnn.arrays import Array, as_array, assign
+from fusedrnn.checks import check_array, check_flag, check_mapping, check_number, check_size
+from fusedrnn.nn.buffers import named_views
+from fusedrnn.nn.module import Module, gather_modules
+from fusedrnn.optim.layout import Layout
 
 
 class Optimizer:

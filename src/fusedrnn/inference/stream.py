@@ -1,16 +1,15 @@
 """Stream: one step at a time, with the weights packed once and the state kept between calls."""
 
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.cells import Array, StateLike, Weights
-from fusedrnn.checks import as_array, as_int64
-
-if TYPE_CHECKING:
-    from fusedrnn.recurrent_base import Recurrent
+from fusedrnn.arrays import Array, StateLike, as_array
+from fusedrnn.cells import Weights
+from fusedrnn.checks import as_int64
+from fusedrnn.nn.plan import Network
 
 StateT = TypeVar("StateT")
 
@@ -81,24 +80,22 @@ class Stream(StreamBase[StateT]):
     __slots__ = ("_module",)
     _core: _core.Stream
 
-    def __init__(self, module: "Recurrent[StateT]", batch_size: int) -> None:
+    def __init__(self, module: Network, batch_size: int) -> None:
         self._module = module
-        super().__init__(_core.Stream(module._spec.name, self._weights(), batch_size), batch_size)
+        super().__init__(_core.Stream(module._network.spec.name, self._weights(), batch_size), batch_size)
 
     def _weights(self) -> list[Weights]:
-        return [parts[0][1] for parts in self._module._plan]
+        return [parts[0].weights for parts in self._module._plan.layers]
 
     @property
     def state(self) -> StateT:
         """A copy of the state, h or (h, c), each (num_layers, B, ...) as `forward` takes it; can be set."""
-        layers = self._core.get_state()
-        return cast(
-            StateT, self._module._spec.pack_state([np.stack(parts) for parts in zip(*layers, strict=True)])
-        )
+        parts = [np.stack(part) for part in zip(*self._core.get_state(), strict=True)]
+        return cast(StateT, self._module._network.spec.pack_state(parts))
 
     @state.setter
     def state(self, value: StateLike) -> None:
-        parts = self._module._split_state("state", value, self.batch_size)
+        parts = self._module._network.split_state("state", value, self.batch_size)
         rows = range(self._module.num_layers)
         self._core.set_state([tuple([None if part is None else part[row] for part in parts]) for row in rows])
 

@@ -5,25 +5,27 @@ tree below it moves into one buffer pair, in depth-first order, and every view i
 """
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from fusedrnn.backend import CPU, Backend, find_backend
-from fusedrnn.buffers import Buffers, ParameterDict, Snapshot, named_views
-from fusedrnn.cells import Array
-from fusedrnn.checks import assign, check_flag, check_mapping, check_shapes
+from fusedrnn.arrays import Array, assign
+from fusedrnn.backend import CPU, Backend
+from fusedrnn.checks import check_flag, check_mapping, check_shapes
 from fusedrnn.cuda.libraries import is_device_array
+from fusedrnn.devices import find_backend
 from fusedrnn.init import Noise
-from fusedrnn.loading import LoadResult, read_state
-from fusedrnn.turns import Turn
+from fusedrnn.nn.buffers import Buffers, ParameterDict, Snapshot, named_views
+from fusedrnn.nn.loading import LoadResult, read_state
+from fusedrnn.nn.tree import Tree
+from fusedrnn.nn.turns import Turn
 
 ModuleT = TypeVar("ModuleT", bound="Module")
 
 
-class Module:
+class Module(Tree["Module"]):
     """Base of all layers. Assigning a module to an attribute makes it a child; lists of modules are refused.
 
     A subclass calls `super().__init__()` before it assigns children. A module reached by two names has one
@@ -38,7 +40,6 @@ class Module:
     """
 
     training: bool
-    _children: dict[str, "Module"]
     _noise: Noise | None
     _backend: Backend = CPU
     _dtype: np.dtype[Any] | None
@@ -84,65 +85,6 @@ class Module:
 
     def _rebind(self) -> None:
         """Hook for subclasses that keep views of their parameters; called whenever the views change."""
-
-    # Children
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "_children" not in self.__dict__:
-            raise RuntimeError(
-                f"{type(self).__name__}: super().__init__() must come before {name!r} is assigned"
-            )
-        members = value if isinstance(value, (list, tuple)) else ()
-        if any(isinstance(item, Module) and item not in self._children.values() for item in members):
-            raise TypeError(
-                f"{name}: modules in a {type(value).__name__} are not found; use add_module for each"
-            )
-        object.__setattr__(self, name, value)
-        if isinstance(value, Module):
-            self._children[name] = value
-        else:
-            self._children.pop(name, None)
-
-    def __delattr__(self, name: str) -> None:
-        object.__delattr__(self, name)
-        self._children.pop(name, None)
-
-    def add_module(self, name: str, module: "Module") -> None:
-        """Make `module` a child and an attribute called `name`.
-
-        Raises:
-            TypeError: `module` is not a Module.
-            ValueError: the name holds a dot, or is an attribute that is not a child.
-        """
-        if not isinstance(module, Module):
-            raise TypeError(f"{name}: expected a Module, got {type(module).__name__}")
-        if "." in name or (name not in self._children and hasattr(self, name)):
-            raise ValueError(f"name: expected a free attribute name without a dot, got {name!r}")
-        setattr(self, name, module)
-
-    def named_children(self) -> Iterator[tuple[str, "Module"]]:
-        """Iterate over (attribute name, child)."""
-        yield from self._children.items()
-
-    def children(self) -> Iterator["Module"]:
-        """Iterate over the children."""
-        yield from self._children.values()
-
-    def named_modules(self) -> Iterator[tuple[str, "Module"]]:
-        """Iterate over (dotted name, module) of the whole tree, this module ("") first, each module once."""
-        return self._walk("", set())
-
-    def modules(self) -> Iterator["Module"]:
-        """Iterate over the modules of the whole tree, this one first, each once."""
-        return (module for _, module in self.named_modules())
-
-    def _walk(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, "Module"]]:
-        if id(self) in seen:
-            return
-        seen.add(id(self))
-        yield prefix, self
-        for name, child in self._children.items():
-            yield from child._walk(f"{prefix}.{name}" if prefix else name, seen)
 
     # Parameters
 

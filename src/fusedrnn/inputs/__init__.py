@@ -1,0 +1,1 @@
+"""What layers take besides plain arrays: looked-up rows, masks, sequences of different lengths."""

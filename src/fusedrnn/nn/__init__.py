@@ -1,0 +1,1 @@
+"""Modules: the tree of parameters, and the layers."""

@@ -1,0 +1,128 @@
+"""The plan of a recurrent network: its layers and directions, and how states lie in its arrays."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fusedrnn import _core
+from fusedrnn.arrays import Array, StateLike
+from fusedrnn.backend import CPU, Backend
+from fusedrnn.cells import CellSpec, Weights
+from fusedrnn.checks import check_array
+from fusedrnn.nn.turns import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkShape:
+    """The sizes of a network's states and outputs.
+
+    Attributes:
+        spec: its cell.
+        dtype: that of its parameters.
+        rows: num_layers*D, of every state array.
+        widths: of the state arrays, Hout and, for an LSTM, H.
+        out_size: D*Hout.
+    """
+
+    spec: CellSpec
+    dtype: np.dtype[Any]
+    rows: int
+    widths: tuple[int, ...]
+    out_size: int
+
+    def new_states(self, batch: int, on: Backend) -> list[Any]:
+        """Return arrays for the states of all layers and directions."""
+        types, rows = on.types(self.dtype), self.rows
+        return [on.xp.empty((rows, batch, width), types[i > 0]) for i, width in enumerate(self.widths)]
+
+    def split_state(
+        self, name: str, state: StateLike, batch: int, single: bool = False, on: Backend = CPU
+    ) -> tuple[Array | None, ...]:
+        """Return the checked state arrays as (num_layers*D, B, width) views."""
+        parts = self.spec.unpack_state(name, state)
+        types, kind = on.types(self.dtype), on.array
+        for index, width in enumerate(self.widths):
+            part, dtype = parts[index], types[index > 0]
+            shape = (self.rows, width) if single else (self.rows, batch, width)
+            # Checked here without a call when all is well: this runs at every step of a loop over time.
+            if part is None or (isinstance(part, kind) and part.shape == shape and part.dtype == dtype):
+                continue
+            symbols = "(num_layers*D, H)" if single else "(num_layers*D, B, H)"
+            check_array(name + self.spec.state_labels[index], part, shape, dtype, symbols, kind)
+        return tuple([None if part is None else part[:, None] for part in parts]) if single else parts
+
+    def split_reset_state(self, state: StateLike, batch: int, on: Backend) -> tuple[Array, ...]:
+        """Return the checked replacement states, (num_layers*D, width) or (num_layers*D, B, width)."""
+        parts, kind = self.spec.unpack_state("reset_state", state), on.array
+        for index, (part, width) in enumerate(zip(parts, self.widths, strict=True)):
+            name, dtype = "reset_state" + self.spec.state_labels[index], on.types(self.dtype)[index > 0]
+            each = isinstance(part, kind) and part.ndim == 3
+            leading = (self.rows, batch) if each else (self.rows,)
+            symbols = "(num_layers*D, B, H)" if each else "(num_layers*D, H)"
+            check_array(name, part, (*leading, width), dtype, symbols, kind)
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One layer and direction.
+
+    Attributes:
+        row: its row in the state arrays.
+        weights, grads: its parameters and their gradients, as kernels take them.
+        cache: its packed weights.
+        reverse: whether it runs from the end.
+        columns: those of the layer's output that it writes; None for all.
+    """
+
+    row: int
+    weights: Weights
+    grads: Weights
+    cache: _core.WeightCache
+    reverse: bool
+    columns: slice | None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPlan:
+    """What runs in a call: the parts of each layer, one for each direction.
+
+    Attributes:
+        layers: the parts, from the first layer on.
+        plain: one call for the commonest case, a layer of one direction on the CPU, else None.
+    """
+
+    layers: tuple[tuple[Part, ...], ...]
+    plain: _core.PlainCall | None
+
+    def weights(self) -> list[list[Weights]]:
+        """Return the parameters of each layer and direction."""
+        return [[part.weights for part in parts] for parts in self.layers]
+
+
+class Network(Protocol):
+    """What backward, streams and quantized networks read of a recurrent network."""
+
+    _network: NetworkShape
+    _plan: NetworkPlan
+    _turn: Turn
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    bidirectional: bool
+    proj_size: int
+
+
+def time_major(array: Array, single: bool, batch_first: bool) -> Array:
+    """Return the time-major view (T, B, ...) of an array in the caller's layout."""
+    if single:
+        return array[:, None]
+    return array.swapaxes(0, 1) if batch_first else array
+
+
+def row_of(arrays: tuple[Array | None, ...], row: int) -> tuple[Array | None, ...]:
+    """Return the entries of one layer and direction."""
+    return tuple([None if array is None else array[row] for array in arrays])

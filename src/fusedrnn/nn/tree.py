@@ -1,0 +1,69 @@
+"""Tree: modules as attributes of modules."""
+
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar, cast
+
+NodeT = TypeVar("NodeT", bound="Tree[Any]")
+
+
+class Tree(Generic[NodeT]):
+    """The children of a module, found by the names of its attributes; the base of `Module`."""
+
+    _children: dict[str, NodeT]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_children" not in self.__dict__:
+            raise RuntimeError(
+                f"{type(self).__name__}: super().__init__() must come before {name!r} is assigned"
+            )
+        members = value if isinstance(value, (list, tuple)) else ()
+        if any(isinstance(item, Tree) and item not in self._children.values() for item in members):
+            raise TypeError(
+                f"{name}: modules in a {type(value).__name__} are not found; use add_module for each"
+            )
+        object.__setattr__(self, name, value)
+        if isinstance(value, Tree):
+            self._children[name] = cast(NodeT, value)
+        else:
+            self._children.pop(name, None)
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        self._children.pop(name, None)
+
+    def add_module(self, name: str, module: NodeT) -> None:
+        """Make `module` a child and an attribute called `name`.
+
+        Raises:
+            TypeError: `module` is not a Module.
+            ValueError: the name holds a dot, or is an attribute that is not a child.
+        """
+        if not isinstance(module, Tree):
+            raise TypeError(f"{name}: expected a Module, got {type(module).__name__}")
+        if "." in name or (name not in self._children and hasattr(self, name)):
+            raise ValueError(f"name: expected a free attribute name without a dot, got {name!r}")
+        setattr(self, name, module)
+
+    def named_children(self) -> Iterator[tuple[str, NodeT]]:
+        """Iterate over (attribute name, child)."""
+        yield from self._children.items()
+
+    def children(self) -> Iterator[NodeT]:
+        """Iterate over the children."""
+        yield from self._children.values()
+
+    def named_modules(self) -> Iterator[tuple[str, NodeT]]:
+        """Iterate over (dotted name, module) of the whole tree, this module ("") first, each module once."""
+        return self._walk("", set())
+
+    def modules(self) -> Iterator[NodeT]:
+        """Iterate over the modules of the whole tree, this one first, each once."""
+        return (module for _, module in self.named_modules())
+
+    def _walk(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, NodeT]]:
+        if id(self) in seen:
+            return
+        seen.add(id(self))
+        yield prefix, cast(NodeT, self)
+        for name, child in self._children.items():
+            yield from child._walk(f"{prefix}.{name}" if prefix else name, seen)

@@ -1,0 +1,5 @@
+"""SGD, Adam and AdamW on the flat parameter arrays, with PyTorch's formulas."""
+
+from fusedrnn.optim.optimizer import SGD, Adam, AdamW, Optimizer
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
