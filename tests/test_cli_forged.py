@@ -201,7 +201,6 @@ def test_a_checkpoint_of_other_values_is_one_line(
         {"random": []},
         {"scores": [{"step": 1, "bits": None}]},
         {"scores": 7} if best else {"scores": [{"step": 1, "bits": 1.0}]},
-        {"optimiser": []},
         {"settings": {**content["settings"], "batch": True}},
         {"settings": {**content["settings"], "lr": True}},
         {"settings": {**content["settings"], "clip": True}},

@@ -119,7 +119,7 @@ def save(path: Path, kind: str, tensors: Mapping[str, npt.NDArray[Any]], content
     Raises:
         CliError: the file cannot be written.
     """
-    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     text = json.dumps({"format": kind, "version": VERSION, "content": content}, sort_keys=True)
     metadata = {_ENTRY: f"{_checksum(text, arrays)} {text}"}
     write_atomically(path, safetensors.numpy.save(arrays, metadata))

@@ -229,11 +229,10 @@ class Trainer:
         Raises:
             CliError: the file cannot be written.
         """
-        arrays, numbers = _parted(self._optimiser.state_dict())
         tensors = {
             **_prefixed("model", self.model.state_dict()),
             **_prefixed("best", self.best_state or {}),
-            **_prefixed("optimiser", arrays),
+            **_prefixed("optimiser", self._optimiser.state_dict()),
             **_prefixed("carried", {str(i): array for i, array in enumerate(_states(self._state))}),
             "losses": np.array(self.losses, np.float64),
         }
@@ -243,7 +242,6 @@ class Trainer:
             "text": {"source": source, "sha256": self.fingerprint},
             "vocabulary": self.vocabulary.characters,
             "position": {"passed": self.passed, "windows": len(self._windows)},
-            "optimiser": numbers,
             "random": self.model.random_state(),
             "scores": [asdict(score) for score in self.scores],
         }
@@ -263,7 +261,7 @@ class Trainer:
         try:
             self.model.load_state_dict(_below("model", tensors))
             self.model.load_random_state(content["random"])
-            self._optimiser.load_state_dict(_joined(_below("optimiser", tensors), content["optimiser"]))
+            self._optimiser.load_state_dict(_below("optimiser", tensors))
             self.losses = tensors["losses"].astype(np.float64, casting="safe").reshape(-1).tolist()
             self.step = len(self.losses)
             passed, windows = content["position"]["passed"], content["position"]["windows"]
@@ -340,21 +338,6 @@ def _below(prefix: str, tensors: files.Tensors) -> dict[str, Array]:
     """The tensors called `prefix`.something, in the order of their names."""
     start = f"{prefix}."
     return {name[len(start) :]: tensors[name] for name in sorted(tensors) if name.startswith(start)}
-
-
-def _parted(state: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
-    """An optimiser's state as its arrays, called "name.parameter", and the rest."""
-    nested = {name: value for name, value in state.items() if isinstance(value, dict)}
-    arrays = {f"{name}.{key}": array for name, value in nested.items() for key, array in value.items()}
-    return arrays, {name: value for name, value in state.items() if name not in nested}
-
-
-def _joined(arrays: dict[str, Array], rest: dict[str, Any]) -> dict[str, Any]:
-    """The state that `_parted` took apart."""
-    state = dict(rest)
-    for name in dict.fromkeys(key.partition(".")[0] for key in arrays):
-        state[name] = _below(name, arrays)
-    return state
 
 
 def _states(state: Any) -> tuple[Array, ...]:

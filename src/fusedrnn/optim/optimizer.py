@@ -1,5 +1,7 @@
 """The optimisers and their base."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -8,12 +10,12 @@ import numpy as np
 
 from fusedrnn.arrays import Array, as_array, assign
 from fusedrnn.checks import check_array, check_flag, check_mapping, check_number, check_size
+from fusedrnn.listing import Listed
 from fusedrnn.nn.buffers import named_views
 from fusedrnn.nn.module import Module, gather_modules
 from fusedrnn.optim.layout import Layout
 
-
-class Optimizer:
+class Optimizer(Listed):
     """Base of the optimisers: modules, their flat state arrays, and a step count.
 
     Every setting is checked when it is assigned, as the arguments are. The state belongs to parameters by
@@ -139,20 +141,28 @@ class Optimizer:
                 views[parameter if self._single else f"{number}.{parameter}"] = view
         return views
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"step": int, setting: value, ..., state name: {parameter name: copy}}, to save as it is."""
+    def state_dict(self) -> dict[str, Array]:
+        """Return {"step": (), setting: () or (2,), ..., "state name.parameter name": copy}, NumPy arrays all.
+
+        It can be saved as it is, `numpy.savez(path, **state)` or `safetensors.numpy.save_file(state, path)`,
+        and what these load goes to `load_state_dict`. The learning rate that a schedule has set is in it.
+        """
         self._follow()
-        settings = {name: getattr(self, name) for name in self._settings}
-        arrays = {
-            name: {key: np.array(as_array(view)) for key, view in self._views(name, self._state).items()}
-            for name in self._state_names
-        }
-        return {"step": self.step_count, **settings, **arrays}
+        state = self._numbers()
+        for name in self._state_names:
+            for key, view in self._views(name, self._state).items():
+                state[f"{name}.{key}"] = np.array(as_array(view))
+        return state
+
+    def _numbers(self) -> dict[str, Array]:
+        """Return the step and the settings as arrays."""
+        settings = {name: np.array(getattr(self, name)) for name in self._settings}
+        return {"step": np.array(self.step_count, np.int64), **settings}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what `state_dict` of the same optimiser over the same modules returned.
 
-        Everything is checked before anything is written.
+        Everything is checked before anything is written. Settings and the step may be plain numbers too.
 
         Raises:
             TypeError: a value of the wrong kind or dtype.
@@ -160,20 +170,22 @@ class Optimizer:
         """
         check_mapping("state_dict", state_dict)
         self._follow()
-        settings = {
-            name: self._check_setting(name, state_dict[name]) for name in self._settings if name in state_dict
+        kept = self._numbers()
+        given = {
+            name: _plain(name, state_dict[name], like) for name, like in kept.items() if name in state_dict
         }
-        arrays = self._states_in(state_dict, settings)
-        _check_names("state_dict", ("step", *self._settings, *arrays), state_dict)
-        step = check_size("step", state_dict["step"], 0)
+        settings = {name: self._check_setting(name, given[name]) for name in self._settings if name in given}
+        states = self._zeros(self._states_in(state_dict, settings))
+        views = {
+            f"{name}.{key}": view
+            for name in (states[0] if states else ())
+            for key, view in self._views(name, states).items()
+        }
+        _check_names((*kept, *views), state_dict)
+        step = check_size("step", given["step"], 0)
         self._check_together(settings)
-        states = self._zeros(arrays)
-        for name in arrays:
-            views = self._views(name, states)
-            _check_names(name, tuple(views), state_dict[name])
-            for key, view in views.items():
-                value = as_array(state_dict[name][key], f"{name} {key}")
-                assign(view, check_array(f"{name} {key}", value, view.shape, view.dtype))
+        for name, view in views.items():
+            assign(view, check_array(name, as_array(state_dict[name], name), view.shape, view.dtype))
         self._state = states
         self.__dict__.update(settings, step_count=step)
 
@@ -185,19 +197,26 @@ class Optimizer:
         return {**self.__dict__, "_layouts": [layout._replace(mark=None) for layout in self._layouts]}
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={getattr(self, name)}" for name in self._settings)
-        return f"{type(self).__name__}({settings})"
+        modules = repr(self._modules[0] if self._single else self._modules)
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._settings)
+        return f"{type(self).__name__}({modules}, {settings})"
 
 
-def _check_names(what: str, expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
-    check_mapping(what, given)
+def _check_names(expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
     missing = [name for name in expected if name not in given]
     unexpected = [str(name) for name in given if name not in expected]
     if missing or unexpected:
         raise ValueError(
-            f"{what}: expected the names of this optimiser, got others; "
+            "state_dict: expected the names of this optimiser, got others; "
             f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
         )
+
+
+def _plain(name: str, value: Any, like: Array) -> Any:
+    """Return as plain numbers what was saved as an array like another; everything else as it is."""
+    if not hasattr(value, "__array__") or isinstance(value, np.generic):
+        return value
+    return check_array(name, as_array(value, name), like.shape, like.dtype).tolist()
 
 
 class SGD(Optimizer):
@@ -272,12 +291,11 @@ class SGD(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore a `state_dict`, with a momentum buffer or without; raises what the base's does."""
         super().load_state_dict(state_dict)
-        buffers = state_dict.get("momentum_buffer", {}).values()
-        self._fresh = not any(as_array(buffer).any() for buffer in buffers)
+        self._fresh = not any(as_array(array).any() for state in self._state for array in state.values())
 
     def _states_in(self, state_dict: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, ...]:
-        used = settings.get("momentum") or "momentum_buffer" in state_dict
-        return ("momentum_buffer",) if used else ()
+        saved = any(str(name).startswith("momentum_buffer.") for name in state_dict)
+        return ("momentum_buffer",) if saved or settings.get("momentum") else ()
 
     def _check_setting(self, name: str, value: Any) -> Any:
         if name == "nesterov":
@@ -366,7 +384,16 @@ def _check_betas(betas: tuple[float, float]) -> tuple[float, float]:
 class AdamW(Adam):
     """Adam with weight decay apart from the gradient: p = p - lr * weight_decay * p, then Adam's step.
 
-    Arguments and exceptions as `Adam`, but weight_decay is 0.01 if not given.
+    Args:
+        modules: a module, or several that share nothing.
+        lr: learning rate >= 0.
+        betas: (b1, b2), each in [0, 1).
+        eps: added to the denominator; at least sqrt(tiny / (1 - b2)), as `Adam` says.
+        weight_decay: >= 0.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
 
     Paper: Loshchilov and Hutter 2017, arXiv:1711.05101v3.
     """
