@@ -75,6 +75,7 @@ class Quantized {
 
     py::tuple forward(py::handle x, py::handle out, py::handle state, py::handle lengths, py::handle resets,
                       py::handle reset_state) const;
+    py::list weights() const;
 
   private:
     static py::ssize_t length_of(py::handle sequence, const char* expected) {
@@ -110,6 +111,55 @@ class Quantized {
     int format_, directions_ = 0;
     std::vector<QuantizedLayer> layers_;  // layer by layer, its directions side by side
 };
+
+// The N values of neighbouring k that panels hold side by side, for each format (cpu/quantized.h).
+constexpr std::int64_t kNeighbours[kWeightFormats] = {2, 4};
+
+// [H/L][K/N][G][L][N] as (G*H, K).
+template <class T>
+py::array_t<T> without_panels(const void* panels, std::int64_t gates, std::int64_t units, std::int64_t k_size,
+                              std::int64_t neighbours) {
+    const std::int64_t lanes = kernel_table<float>().lanes, groups = (k_size + neighbours - 1) / neighbours;
+    py::array_t<T> made(std::vector<py::ssize_t>{gates * units, k_size});
+    T* to = made.mutable_data();
+    for (std::int64_t g = 0; g < gates; ++g) {
+        for (std::int64_t unit = 0; unit < units; ++unit) {
+            for (std::int64_t k = 0; k < k_size; ++k) {
+                const std::int64_t group = (unit / lanes * groups + k / neighbours) * gates + g;
+                *to++ = static_cast<const T*>(
+                    panels)[(group * lanes + unit % lanes) * neighbours + k % neighbours];
+            }
+        }
+    }
+    return made;
+}
+
+// For each layer and direction, the same on every instruction set: (weight_ih, weight_hh, weight_hr) as they are kept,
+// the scales of their rows, and the biases of the input and, where gates are split, of the recurrent part.
+py::list Quantized::weights() const {
+    const std::int64_t gates = traits().gates, neighbours = kNeighbours[format_];
+    const auto vector = [](const float* panels, std::int64_t g, std::int64_t units) -> py::object {
+        if (panels == nullptr) return py::none();
+        return without_panels<float>(panels, g, units, 1, 1).reshape({-1});
+    };
+    py::list all;
+    for (const QuantizedLayer& layer : layers_) {
+        const QuantizedWeights& w = layer.weights;
+        const Dims& d = layer.dims;
+        const auto matrix = [&](const void* panels, std::int64_t g, std::int64_t units,
+                                std::int64_t k_size) -> py::object {
+            if (panels == nullptr) return py::none();
+            if (format_ == kInt8) return without_panels<std::int8_t>(panels, g, units, k_size, neighbours);
+            return without_panels<std::uint16_t>(panels, g, units, k_size, neighbours);
+        };
+        all.append(py::make_tuple(
+            py::make_tuple(matrix(w.w_ih, gates, d.H, d.I), matrix(w.w_hh, gates, d.H, d.P),
+                           matrix(w.w_hr, 1, d.P, d.H)),
+            py::make_tuple(vector(w.s_ih, gates, d.H), vector(w.s_hh, gates, d.H), vector(w.s_hr, 1, d.P)),
+            py::make_tuple(vector(w.b_x, gates, d.H), vector(w.b_h, gates, d.H))));
+    }
+    return all;
+}
 
 // What gives float32 its name in errors.
 Array float32_reference() { return Array::floats(new_array(DType::float32, {0}), "the weights"); }
@@ -354,6 +404,7 @@ void bind_quantized(py::module_& m) {
         .def("forward", &Quantized::forward, py::arg("x"), py::arg("out"), py::arg("state") = py::none(),
              py::kw_only(), py::arg("lengths") = py::none(), py::arg("resets") = py::none(),
              py::arg("reset_state") = py::none())
+        .def("weights", &Quantized::weights)
         .def_property_readonly("nbytes", &Quantized::nbytes);
     py::class_<QuantizedStream, std::shared_ptr<QuantizedStream>>(m, "QuantizedStream")
         .def(py::init([](const std::shared_ptr<Quantized>& network, std::int64_t batch_size) {

@@ -94,6 +94,9 @@ class Quantized:
         resets: _Bool | None = None,
         reset_state: _StateLike | None = None,
     ) -> _State: ...
+    # For each layer and direction: (weight_ih, weight_hh, weight_hr) in int8 or the upper halves of float32,
+    # the scales of their rows, and the biases of the input and the recurrent part; None for what is missing.
+    def weights(self) -> list[tuple[_Grads, _Grads, _Grads]]: ...
     @property
     def nbytes(self) -> int: ...
 

@@ -1,5 +1,8 @@
 """QuantizedRecurrent: a recurrent network for inference with its weights in bfloat16 or int8."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -7,9 +10,11 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike, as_array
-from fusedrnn.checks import check_array, check_size
+from fusedrnn.cells import gather_weights
+from fusedrnn.checks import check_array, check_mapping, check_size, kind_error
 from fusedrnn.inference.stream import StreamBase
 from fusedrnn.inputs.sequences import as_lengths
+from fusedrnn.listing import Listed
 from fusedrnn.nn.plan import Network
 
 StateT = TypeVar("StateT")
@@ -17,13 +22,18 @@ StateT = TypeVar("StateT")
 WEIGHT_FORMATS = ("bf16", "int8")
 
 
-class QuantizedRecurrent(Generic[StateT]):
+class QuantizedRecurrent(Listed, Generic[StateT]):
     """An RNN, LSTM or GRU with weights of 16 or 8 bits, for inference; made by `lstm.quantize(weights)`.
 
     It holds a copy of the weights: what happens to the float32 network later does not reach it. Shapes,
     states, lengths and resets are those of the network it was made from; all arrays are float32. Biases,
-    states and the equations of the cell stay in float32. One thread runs a call. Nothing in it changes, so
-    that threads may share it. docs/quantized.md has the scheme and what accuracy to expect.
+    states and the equations of the cell stay in float32. One thread runs a call. Only `load_state_dict`
+    changes it, all at once, so that threads may share it. It can be pickled and copied; `state_dict` is for
+    files. docs/quantized.md has the scheme and what accuracy to expect.
+
+    Args:
+        module: an RNN, LSTM or GRU of float32 on the CPU.
+        weights: "bf16" or "int8".
 
     Attributes:
         weights: "bf16" or "int8".
@@ -46,7 +56,7 @@ class QuantizedRecurrent(Generic[StateT]):
         self.batch_first = module.batch_first
         self.bidirectional = module.bidirectional
         self.proj_size = module.proj_size
-        self._spec, self._rows = shape.spec, shape.rows
+        self._spec, self._network.rows = shape.spec, shape.rows
         self._widths, self._out_size = shape.widths, shape.out_size
         self._origin = repr(module)
         self._core = _core.Quantized(self._spec.name, module._plan.weights(), weights)
@@ -112,8 +122,11 @@ class QuantizedRecurrent(Generic[StateT]):
         final: StateT = self._spec.pack_state(finals)
         return y, final
 
-    def stream(self, batch_size: int = 1) -> "QuantizedStream[StateT]":
+    def stream(self, batch_size: int = 1) -> QuantizedStream[StateT]:
         """Return a `QuantizedStream` that runs this network one step at a time.
+
+        Args:
+            batch_size: how many sequences go side by side.
 
         Raises:
             TypeError: batch_size is not an int.
@@ -124,6 +137,81 @@ class QuantizedRecurrent(Generic[StateT]):
                 "stream: expected bidirectional=False: the reverse direction starts from the end"
             )
         return QuantizedStream(self, check_size("batch_size", batch_size, maximum=2**63 - 1))
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return {name: copy} in few bits, the same on every instruction set, to save as it is.
+
+        For each layer and direction, with the suffix _l{k}{_reverse}: weight_ih (G*H, I or D*Hout), weight_hh
+        (G*H, Hout) and weight_hr (P, H) in int8, or with "bf16" in uint16, the upper halves of float32; with
+        "int8" the scales of their rows, scale_ih, scale_hh and scale_hr, float32; and bias_ih (G*H,), which
+        for an RNN or LSTM is the sum of both biases, and for a GRU bias_hh (G*H,).
+        """
+        state: dict[str, Array] = {}
+        for row, (weights, scales, biases) in enumerate(self._core.weights()):
+            suffix = self._suffix(row)
+            for kind, arrays in (("weight", weights), ("scale", scales), ("bias", biases)):
+                if kind == "bias" and not self.bias:
+                    continue
+                for name, array in zip(("ih", "hh", "hr"), arrays, strict=False):
+                    if array is not None:
+                        state[f"{kind}_{name}{suffix}"] = array
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the weights from the `state_dict` of a network of the same sizes and format, bit for bit.
+
+        `fusedrnn.LSTM(..., init=None).quantize(...)` makes one to load into. Streams made before keep theirs.
+
+        Raises:
+            TypeError: a value of another dtype.
+            ValueError: names or shapes differ.
+        """
+        check_mapping("state_dict", state_dict)
+        like = self.state_dict()
+        if set(like) != set(state_dict):
+            missing = [name for name in like if name not in state_dict]
+            unexpected = [str(name) for name in state_dict if name not in like]
+            raise ValueError(
+                f"state_dict: expected the names of this {self!r}, got others; "
+                f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
+            )
+        state = {
+            name: check_array(name, as_array(state_dict[name], name), array.shape, array.dtype)
+            for name, array in like.items()
+        }
+        self._core = self._packed(state)
+
+    def _packed(self, state: Mapping[str, Array]) -> _core.Quantized:
+        """Return the compiled network of a `state_dict`."""
+        layers: list[list[Any]] = []
+        for row in range(self._network.rows):
+            suffix = self._suffix(row)
+            params: dict[str, Any] = {
+                name: decoded(state[name + suffix], state.get(f"scale_{name[-2:]}{suffix}"))
+                for name in ("weight_ih", "weight_hh", "weight_hr")
+                if name + suffix in state
+            }
+            params.update({name: state.get(name + suffix) for name in ("bias_ih", "bias_hh")})
+            if row % self._directions == 0:
+                layers.append([])
+            layers[-1].append(gather_weights(params))
+        return _core.Quantized(self._network.spec.name, layers, self.weights)
+
+    @property
+    def _directions(self) -> int:
+        return self._network.rows // self.num_layers
+
+    def _suffix(self, row: int) -> str:
+        """Return what follows the names of a layer and direction."""
+        layer, direction = divmod(row, self._directions)
+        return f"_l{layer}_reverse" if direction else f"_l{layer}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_core": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._core = self._packed(state["_core"])
 
     def _time_major(self, array: Array, single: bool) -> Array:
         """Return the time-major view (T, B, ...) of an array in the caller's layout."""
@@ -139,21 +227,37 @@ class QuantizedRecurrent(Generic[StateT]):
         symbols = "(num_layers*D, H)" if single else "(num_layers*D, B, H)"
         for label, part, width in zip(self._spec.state_labels, parts, self._widths, strict=True):
             if part is not None:
-                shape = (self._rows, width) if single else (self._rows, batch, width)
+                shape = (self._network.rows, width) if single else (self._network.rows, batch, width)
                 check_array(name + label, part, shape, self.dtype, symbols)
         return tuple([None if part is None else part[:, None] for part in parts]) if single else parts
 
     def _input_error(self, x: Any) -> Exception:
         """Say what is wrong with x."""
         if not isinstance(x, np.ndarray):
-            return TypeError(f"x: expected a numpy.ndarray of float32, got {type(x).__name__}")
+            return kind_error("x", x, "a numpy.ndarray of float32")
         order = "B, T" if self.batch_first else "T, B"
         return ValueError(
             f"x: expected shape ({order}, I) or (T, I) with I = {self.input_size}, got {x.shape}"
         )
 
     def __repr__(self) -> str:
-        return f"QuantizedRecurrent({self._origin}, weights={self.weights})"
+        return f"QuantizedRecurrent({self._origin}, weights={self.weights!r})"
+
+
+def decoded(weight: Array, scale: Array | None) -> Array:
+    """Return weights in float32 that become the same bits again: the same integers and the same scales."""
+    if scale is None:
+        return (weight.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A scale is the row's largest magnitude by 127: the float32 that has it as quotient is next to 127 s.
+        near = scale * np.float32(127)
+        largest = near
+        for toward in (-np.inf, np.inf):
+            other = np.nextafter(near, np.float32(toward))
+            largest = np.where(largest / np.float32(127) == scale, largest, other)
+        integers = weight.astype(np.float32)
+        ends = np.sign(integers) * largest[:, None]
+        return np.where(np.abs(integers) == 127, ends, integers * scale[:, None])
 
 
 class QuantizedStream(StreamBase[StateT]):
