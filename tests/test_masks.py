@@ -129,7 +129,11 @@ def test_resets_move_to_the_next_step_that_counts(bidirectional: bool) -> None:
     ("options", "error", "match"),
     [
         ({"mask": np.ones((T, B))}, TypeError, r"^mask: expected bool, got float64"),
-        ({"mask": np.ones((B, T), bool)}, ValueError, r"^mask: expected shape \(9, 5\), got \(5, 9\)"),
+        (
+            {"mask": np.ones((B, T), bool)},
+            ValueError,
+            r"^mask: expected shape \(T, B\) = \(9, 5\), got \(5, 9\)",
+        ),
         ({"mask": np.ones((T, B), bool), "lengths": [1]}, ValueError, r"^lengths: expected shape \(B,\)"),
         ({"mask": np.ones((T, B), bool), "lengths": [10] * B}, ValueError, r"^lengths: expected values"),
         ({"mask": np.ones((T, B), bool), "lengths": [1.0] * B}, TypeError, r"^lengths: "),

@@ -74,8 +74,12 @@ bool Layout::elements_are_apart() const {
 Array::Array(py::handle value, std::string name, Presence presence) : name_(std::move(name)) {
     if (value.is_none() && presence == kOptional) return;
     if (!py::isinstance<py::array>(value)) {
+        const bool tensor = py::hasattr(value, "detach"), array = py::hasattr(value, "__array__");
         throw py::type_error(name_ + ": expected a NumPy array" + (presence == kOptional ? " or None" : "") +
-                             ", got " + type_name(value));
+                             ", got " + type_name(value) +
+                             (tensor  ? "; use " + name_ + ".detach().numpy()"
+                              : array ? "; use numpy.asarray(" + name_ + ")"
+                                      : ""));
     }
     if (!is_plain_array(value) &&
         py::isinstance(value, py::module_::import("numpy.ma").attr("MaskedArray"))) {
@@ -92,8 +96,13 @@ void Array::require_dtype(char kind, bool right_size, const char* expected, cons
     const py::dtype dtype = array_.dtype();
     const char order = dtype.byteorder();
     if (dtype.kind() == kind && right_size && (order == '=' || order == '|')) return;
-    throw py::type_error(name_ + ": expected dtype " + expected + (as == nullptr ? "" : " as " + as->name_) +
-                         ", got " + dtype_name(array_));
+    const std::string wanted(expected), found(1, dtype.kind());
+    const std::string number = wanted.substr(0, wanted.find(' '));
+    throw py::type_error(name_ + ": expected dtype " + wanted + (as == nullptr ? "" : " as " + as->name_) +
+                         ", got " + dtype_name(array_) +
+                         (std::string("fiub").find(found) == std::string::npos
+                              ? ""
+                              : "; use " + name_ + ".astype('" + number + "')"));
 }
 
 Array Array::floats(py::handle value, std::string name, Presence presence) {
@@ -126,6 +135,18 @@ Array Array::like(py::handle value, std::string name, const Array& other, Presen
     if (!a.given()) return a;
     const bool is_float32 = other.dtype_ == DType::float32;
     a.require_dtype('f', a.itemsize() == (is_float32 ? 4 : 8), is_float32 ? "float32" : "float64", &other);
+    return a;
+}
+
+Array Array::parameter(py::handle value, std::string name, const Array& x, Presence presence) {
+    Array a =
+        x.name_ == "x" ? floats(value, std::move(name), presence) : like(value, std::move(name), x, presence);
+    if (a.given() && a.dtype_ != x.dtype_) {
+        const std::string wanted = py::str(dtype_object(a.dtype_)), got = py::str(dtype_object(x.dtype_));
+        throw py::type_error("x: expected dtype " + wanted + " as " + a.name_ + ", got " + got +
+                             "; use x.astype('" + wanted + "'), or parameters with dtype='" + got + "'");
+    }
+    a.dtype_ = x.dtype_;
     return a;
 }
 

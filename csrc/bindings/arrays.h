@@ -92,6 +92,8 @@ class Array {
     static Array boolean(py::handle value, std::string name, Presence presence = kRequired);
     // The dtype of another argument.
     static Array like(py::handle value, std::string name, const Array& other, Presence presence = kRequired);
+    // The same for a parameter beside an input `x`: where they differ, the error is one about x, which a caller gave.
+    static Array parameter(py::handle value, std::string name, const Array& x, Presence presence = kRequired);
 
     Array& shape(const std::vector<Axis>& expected);
     // Refuses what is not C-contiguous and aligned.

@@ -53,7 +53,7 @@ py::array linear_forward(const py::object& x_, const py::object& weight_, const 
                          const py::object& out_) {
     const Array x = Array::floats(x_, "x").shape({{"N"}, {"I"}}).contiguous();
     const std::int64_t n = x.size(0), in = x.size(1);
-    const Array weight = Array::like(weight_, "weight", x).shape({{"O"}, {"I", in}}).contiguous();
+    const Array weight = Array::parameter(weight_, "weight", x).shape({{"O"}, {"I", in}}).contiguous();
     const std::int64_t out = weight.size(0);
     const Array bias = Array::like(bias_, "bias", x, kOptional).shape({{"O", out}}).contiguous();
     const Array given = Array::like(out_, "out", x, kOptional)
@@ -79,7 +79,7 @@ py::object linear_backward(const py::object& x_, const py::object& weight_, cons
                            const py::object& dweight_, const py::object& dbias_, const py::object& need_dx_) {
     const Array x = Array::floats(x_, "x").shape({{"N"}, {"I"}}).contiguous();
     const std::int64_t n = x.size(0), in = x.size(1);
-    const Array weight = Array::like(weight_, "weight", x).shape({{"O"}, {"I", in}}).contiguous();
+    const Array weight = Array::parameter(weight_, "weight", x).shape({{"O"}, {"I", in}}).contiguous();
     const std::int64_t out = weight.size(0);
     const Array dy = Array::like(dy_, "dy", x).shape({{"N", n}, {"O", out}}).contiguous();
     Array dweight = Array::like(dweight_, "dweight", x).shape({{"O", out}, {"I", in}}).writable();
@@ -142,7 +142,7 @@ std::tuple<py::array, py::array, py::array> layer_norm_forward(const py::object&
                                                                const py::object& eps_) {
     const Array x = Array::floats(x_, "x").shape({{"N"}, {"D"}}).contiguous();
     const std::int64_t n = x.size(0), dim = x.size(1);
-    const Array weight = Array::like(weight_, "weight", x, kOptional).shape({{"D", dim}}).contiguous();
+    const Array weight = Array::parameter(weight_, "weight", x, kOptional).shape({{"D", dim}}).contiguous();
     const Array bias = Array::like(bias_, "bias", x, kOptional).shape({{"D", dim}}).contiguous();
     const double eps = finite_number(eps_, "eps");
     require(eps >= 0, "eps", "a number >= 0", eps);
@@ -162,7 +162,7 @@ py::array layer_norm_backward(const py::object& x_, const py::object& weight_, c
                               const py::object& dbias_) {
     const Array x = Array::floats(x_, "x").shape({{"N"}, {"D"}}).contiguous();
     const std::int64_t n = x.size(0), dim = x.size(1);
-    const Array weight = Array::like(weight_, "weight", x, kOptional).shape({{"D", dim}}).contiguous();
+    const Array weight = Array::parameter(weight_, "weight", x, kOptional).shape({{"D", dim}}).contiguous();
     const Array dy = Array::like(dy_, "dy", x).shape({{"N", n}, {"D", dim}}).contiguous();
     const Array mean = Array::like(mean_, "mean", x).shape({{"N", n}, {"2", 2}}).contiguous();
     const Array rstd = Array::like(rstd_, "rstd", x).shape({{"N", n}, {"2", 2}}).contiguous();

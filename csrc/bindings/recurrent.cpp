@@ -25,8 +25,9 @@ WeightArrays WeightArrays::read(const RecurrentCell& cell, py::handle params, co
     w.of.reserve(static_cast<std::size_t>(cell.parameter_count));
     for (int i = 0; i < cell.parameter_count; ++i) {
         const Parameter& p = cell.parameters[i];
-        w.of.push_back(Array::like(parameter_of(params, cell, i), p.name, x,
-                                   p.need == Need::kRequired ? kRequired : kOptional));
+        const Presence presence = p.need == Need::kRequired ? kRequired : kOptional;
+        const auto read = p.role == Role::kInputWeight ? Array::parameter : Array::like;
+        w.of.push_back(read(parameter_of(params, cell, i), p.name, x, presence));
     }
     w.dims.I = x.size(x.ndim() - 1);
     check_parameters(cell, kernels().cells, w.of, w.dims);

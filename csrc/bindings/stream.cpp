@@ -159,7 +159,7 @@ class TypedStream : public Stream {
             const std::int64_t inputs =
                 i > 0 ? read.back().dims.P : WeightArrays::input_weight(cell, params).size(1);
             read.push_back(
-                WeightArrays::read(cell, params, Array::floats(new_array(dtype, {0, inputs}), "x")));
+                WeightArrays::read(cell, params, Array::floats(new_array(dtype, {0, inputs}), "the input")));
         }
         return read;
     }

@@ -61,3 +61,7 @@ __all__ = [
     "show_config",
     "unpad",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,7 @@
 """Arrays: the types that every room shares, and the ways from and to other libraries' arrays."""
 
+from __future__ import annotations
+
 from typing import Any, TypeAlias
 
 import numpy as np

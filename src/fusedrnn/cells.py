@@ -1,5 +1,7 @@
 """The cells this build knows: their constants, names and equations, checked against the compiled module."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -6,7 +6,7 @@ value or shape. The arrays of a call into the kernels are checked there.
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -18,10 +18,32 @@ from fusedrnn.arrays import Array, refuse_mask
 MOST_LAYERS = 1000
 
 
+def kind_error(name: str, value: Any, expected: str) -> TypeError:
+    """Return the error for a value that is no array of the kind that calls take, and say what makes one."""
+    got, way = type(value).__name__, ""
+    if "cupy" in expected:
+        way = f"; use cupy.asarray({name})"
+    elif hasattr(value, "detach"):
+        grad = bool(getattr(value, "requires_grad", False))
+        off_cpu = str(getattr(value, "device", "cpu")) != "cpu"
+        wide = not str(getattr(value, "dtype", "")).endswith("bfloat16")
+        way = f"; use {name}{'.detach()' * grad}{'.cpu()' * off_cpu}{'' if wide else '.float()'}.numpy()"
+        got += " that requires grad" * grad
+        way += ": gradients are those that backward returns" * grad
+    elif isinstance(value, (list, tuple, int, float, np.generic)) or hasattr(value, "__array__"):
+        way = f"; use numpy.asarray({name})"
+    return TypeError(f"{name}: expected {expected}, got {got}{way}")
+
+
+def dtype_error(name: str, dtype: np.dtype[Any], got: object) -> TypeError:
+    """Return the error for an array of another dtype, and say what converts it."""
+    return TypeError(f"{name}: expected {dtype}, got {got}; use {name}.astype({dtype.name!r})")
+
+
 def as_int64(name: str, array: Array) -> npt.NDArray[np.int64]:
     """Return an array of any integer dtype as contiguous int64; refuse others, and values past int64."""
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
+        raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}; use {name}.astype('int64')")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name}: expected values below 2**63, got {array.max()}")
     return np.ascontiguousarray(array, dtype=np.int64)
@@ -88,6 +110,17 @@ def check_mapping(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected a mapping, got {type(value).__name__}")
 
 
+def check_names(name: str, owner: str, expected: Collection[str], given: Mapping[str, Any]) -> None:
+    """Refuse a mapping that has not just the names expected, or raise ValueError with those that differ."""
+    missing = [key for key in expected if key not in given]
+    unexpected = [str(key) for key in given if key not in expected]
+    if missing or unexpected:
+        raise ValueError(
+            f"{name}: expected the names of {owner}, got others; "
+            f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
+        )
+
+
 def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> float:
     """Return a real argument in [low, high] as float, or raise TypeError (kind) or ValueError (range)."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
@@ -108,10 +141,10 @@ def check_array(
 ) -> Array:
     """Return an array argument, or raise TypeError (not an array, dtype) or ValueError (shape)."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected a {kind.__module__}.{kind.__name__}, got {type(value).__name__}")
+        raise kind_error(name, value, f"a {kind.__module__}.{kind.__name__}")
     refuse_mask(name, value)
     if value.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+        raise dtype_error(name, dtype, value.dtype)
     if value.shape != shape:
         symbols = f"{symbols} = " if symbols else ""
         raise ValueError(f"{name}: expected shape {symbols}{shape}, got {value.shape}")

@@ -1,5 +1,7 @@
 """Threads, and what this build and this machine can do."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from fusedrnn import _core
@@ -8,6 +10,9 @@ from fusedrnn.cuda import loader
 
 def set_num_threads(n: int) -> None:
     """Set how many threads the kernels of this process use; results do not depend on it.
+
+    Args:
+        n: from 1 to what the build supports.
 
     Raises:
         TypeError: n is not an int.

@@ -4,6 +4,8 @@ Arrays are NumPy's, or on a GPU PyTorch's, CuPy's, JAX's or another library's th
 `__cuda_array_interface__`; all of a call are on one device, and results are arrays of the library of x.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +17,19 @@ from fusedrnn.arrays import Array, StateLike
 from fusedrnn.cells import CellSpec, Weights, gather_weights, resolve_cell
 from fusedrnn.devices import layers_on
 from fusedrnn.inputs.lookup import Lookup, array_of
+from fusedrnn.listing import Listed
 
 Params = Mapping[str, Array] | Sequence[Array | None]
 
 
-class FunctionalTape:
+__all__ = ["FunctionalTape", "Gradients", "backward", "forward", "sigmoid", "tanh"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class FunctionalTape(Listed):
     """What `forward` keeps for `backward`; usable more than once.
 
     It refers to x, state and y, and on a GPU to the parameters, too: do not write to them before backward
@@ -66,10 +76,10 @@ def forward(
     x: Array | Lookup,
     params: Params,
     state: StateLike | None = None,
-    *,
     lengths: npt.ArrayLike | None = None,
     resets: npt.NDArray[np.bool_] | None = None,
     reset_state: StateLike | None = None,
+    *,
     reverse: bool = False,
     recompute: bool = False,
 ) -> tuple[Array, Any, FunctionalTape]:
@@ -140,7 +150,10 @@ def backward(
         RuntimeError: `fusedrnn.set_detect_changes` is on, and x, y, state or resets have changed.
     """
     if not isinstance(tape, FunctionalTape):
-        raise TypeError(f"tape: expected a FunctionalTape, got {type(tape).__name__}")
+        raise TypeError(
+            f"tape: expected a FunctionalTape, got {type(tape).__name__}; "
+            "it is the last of what forward returns"
+        )
     if dy is None and dstate is None:
         raise ValueError("dy: expected an array unless dstate is given, got None for both")
     spec = tape._spec

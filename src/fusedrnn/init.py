@@ -1,5 +1,7 @@
 """Initialisers. Each fills an array in place and returns it; all randomness comes from `rng`."""
 
+from __future__ import annotations
+
 import math
 import operator
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ import numpy as np
 from fusedrnn import _core
 from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.cells import CellSpec
+from fusedrnn.checks import kind_error
 
 Seed: TypeAlias = int | np.random.Generator | None
 
@@ -17,6 +20,22 @@ RECURRENT_METHODS = ("default", "torch")
 
 _PART = 1 << 20  # elements drawn at a time
 _REFLECTIONS = 96  # taken together: enough for the products to be worth it
+
+
+__all__ = [
+    "forget_gate_bias",
+    "he_normal",
+    "he_uniform",
+    "orthogonal",
+    "recurrent_layer",
+    "torch_uniform",
+    "xavier_normal",
+    "xavier_uniform",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def make_rng(seed: Seed, name: str = "seed") -> np.random.Generator:
@@ -73,7 +92,19 @@ def xavier_uniform(array: Array, gain: float = 1.0, *, rng: Seed = None) -> Arra
 
 
 def xavier_normal(array: Array, gain: float = 1.0, *, rng: Seed = None) -> Array:
-    """Fill with N(0, s^2), s = gain * sqrt(2 / (fan_in + fan_out)). Arguments as `xavier_uniform`."""
+    """Fill with N(0, s^2), s = gain * sqrt(2 / (fan_in + fan_out)).
+
+    Args:
+        array: (fan_out, fan_in), float32 or float64; further axes count into both fans.
+        gain: scale factor.
+        rng: an int seed, a numpy.random.Generator, or None for fresh entropy.
+
+    Raises:
+        TypeError: not a float array.
+        ValueError: read-only, or fewer than two axes.
+
+    Paper: Glorot and Bengio 2010.
+    """
     fan_in, fan_out = _fans(array)
     return _normal(array, gain * _inverse_root((fan_in + fan_out) / 2.0), rng)
 
@@ -96,7 +127,19 @@ def he_uniform(array: Array, *, mode: str = "fan_in", rng: Seed = None) -> Array
 
 
 def he_normal(array: Array, *, mode: str = "fan_in", rng: Seed = None) -> Array:
-    """Fill with N(0, s^2), s = sqrt(2 / fan). Arguments as `he_uniform`."""
+    """Fill with N(0, s^2), s = sqrt(2 / fan), for layers followed by a rectifier.
+
+    Args:
+        array: (fan_out, fan_in), float32 or float64.
+        mode: "fan_in" keeps the variance of the forward pass, "fan_out" that of the backward pass.
+        rng: an int seed, a numpy.random.Generator, or None for fresh entropy.
+
+    Raises:
+        TypeError: not a float array.
+        ValueError: read-only, fewer than two axes, or an unknown mode.
+
+    Paper: He et al. 2015, arXiv:1502.01852v1.
+    """
     return _normal(array, _inverse_root(_fan(array, mode) / 2.0), rng)
 
 
@@ -126,6 +169,11 @@ def orthogonal(array: Array, gain: float = 1.0, *, rng: Seed = None) -> Array:
 def torch_uniform(array: Array, fan: int, *, rng: Seed = None) -> Array:
     """Fill with U(-1/sqrt(fan), 1/sqrt(fan)): PyTorch's default with fan = hidden_size or in_features.
 
+    Args:
+        array: float32 or float64.
+        fan: number of inputs.
+        rng: an int seed, a numpy.random.Generator, or None for fresh entropy.
+
     Raises:
         TypeError: not a float array.
         ValueError: read-only.
@@ -138,6 +186,12 @@ def forget_gate_bias(bias: Array, value: float = 1.0, *, gate: int = 1, gates: i
     """Set the forget gate's block of an LSTM bias (4*H,) in i, f, g, o order; the rest is left alone.
 
     Both LSTM biases are added, so set one of them only.
+
+    Args:
+        bias: (gates*H,), float32 or float64.
+        value: what the forget gate's H values become.
+        gate: which of the blocks is the forget gate's.
+        gates: number of blocks.
 
     Raises:
         TypeError: not a float array.
@@ -211,9 +265,10 @@ def check_method(method: str | None) -> str | None:
 
 def _check_array(array: Array) -> None:
     refuse_mask("array", array)
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        kind = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise TypeError(f"array: expected a float numpy.ndarray, got {kind}")
+    if not isinstance(array, np.ndarray):
+        raise kind_error("array", array, "a float numpy.ndarray")
+    if array.dtype.kind != "f":
+        raise TypeError(f"array: expected a float numpy.ndarray, got dtype {array.dtype}")
     if not array.flags.writeable:
         raise ValueError("array: expected a writable array, got a read-only one")
 

@@ -19,6 +19,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def is_available() -> bool:
     """Return whether calls can run on a GPU; if not, `missing()` says why."""
     return not missing()

@@ -28,10 +28,10 @@ class CudaBackend(Backend):
     def for_input(self, x: Any, dtype: np.dtype[Any]) -> Backend:
         """Return the backend for calls with x of a recurrent module with parameters of `dtype`."""
         name = dtype_name(x)
-        if name not in ("bfloat16", "float16"):
+        if name == dtype.name or not is_device_array(array_of(x)):
             return self
-        if dtype != np.float32:
-            raise TypeError(f"x: expected {dtype} as the parameters, got {name}")
+        if dtype != np.float32 or name not in ("bfloat16", "float16"):
+            raise TypeError(f"x: expected {dtype} as the parameters, got {name}; convert x to {dtype}")
         return _half_backend(self.number, self.xp, name)
 
     def names(self, dtype: np.dtype[Any]) -> tuple[str, str]:
@@ -106,7 +106,7 @@ class CudaBackend(Backend):
                 "array: expected float32 or float64, got bfloat16, which only RNN, LSTM and GRU take"
             )
         found = self.xp.from_dlpack(array_of(array))
-        return array.with_table(found) if isinstance(array, Lookup) else found
+        return array._with_table(found) if isinstance(array, Lookup) else found
 
     def _give(self, array: Any, library: Library) -> Any:
         """Return an array of this library as one of the caller's."""
@@ -153,7 +153,7 @@ class HalfBackend(CudaBackend):
         if dtype_name(array) != "bfloat16":
             return super()._take(array, stream)
         found = self.xp.from_dlpack(loader.load().view(array_of(array), stream, BITS.name))
-        return array.with_table(found) if isinstance(array, Lookup) else found
+        return array._with_table(found) if isinstance(array, Lookup) else found
 
     def _give(self, array: Any, library: Library) -> Any:
         if array.dtype == BITS:

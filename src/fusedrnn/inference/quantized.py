@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike, as_array
 from fusedrnn.cells import gather_weights
-from fusedrnn.checks import check_array, check_mapping, check_size, kind_error
+from fusedrnn.checks import check_array, check_mapping, check_names, check_size, kind_error
 from fusedrnn.inference.stream import StreamBase
 from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.listing import Listed
@@ -56,7 +56,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
         self.batch_first = module.batch_first
         self.bidirectional = module.bidirectional
         self.proj_size = module.proj_size
-        self._spec, self._network.rows = shape.spec, shape.rows
+        self._spec, self._rows = shape.spec, shape.rows
         self._widths, self._out_size = shape.widths, shape.out_size
         self._origin = repr(module)
         self._core = _core.Quantized(self._spec.name, module._plan.weights(), weights)
@@ -168,13 +168,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
         """
         check_mapping("state_dict", state_dict)
         like = self.state_dict()
-        if set(like) != set(state_dict):
-            missing = [name for name in like if name not in state_dict]
-            unexpected = [str(name) for name in state_dict if name not in like]
-            raise ValueError(
-                f"state_dict: expected the names of this {self!r}, got others; "
-                f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
-            )
+        check_names("state_dict", f"this {self!r}", like, state_dict)
         state = {
             name: check_array(name, as_array(state_dict[name], name), array.shape, array.dtype)
             for name, array in like.items()
@@ -184,7 +178,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
     def _packed(self, state: Mapping[str, Array]) -> _core.Quantized:
         """Return the compiled network of a `state_dict`."""
         layers: list[list[Any]] = []
-        for row in range(self._network.rows):
+        for row in range(self._rows):
             suffix = self._suffix(row)
             params: dict[str, Any] = {
                 name: decoded(state[name + suffix], state.get(f"scale_{name[-2:]}{suffix}"))
@@ -195,11 +189,11 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
             if row % self._directions == 0:
                 layers.append([])
             layers[-1].append(gather_weights(params))
-        return _core.Quantized(self._network.spec.name, layers, self.weights)
+        return _core.Quantized(self._spec.name, layers, self.weights)
 
     @property
     def _directions(self) -> int:
-        return self._network.rows // self.num_layers
+        return self._rows // self.num_layers
 
     def _suffix(self, row: int) -> str:
         """Return what follows the names of a layer and direction."""
@@ -227,7 +221,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
         symbols = "(num_layers*D, H)" if single else "(num_layers*D, B, H)"
         for label, part, width in zip(self._spec.state_labels, parts, self._widths, strict=True):
             if part is not None:
-                shape = (self._network.rows, width) if single else (self._network.rows, batch, width)
+                shape = (self._rows, width) if single else (self._rows, batch, width)
                 check_array(name + label, part, shape, self.dtype, symbols)
         return tuple([None if part is None else part[:, None] for part in parts]) if single else parts
 

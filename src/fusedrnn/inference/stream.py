@@ -1,5 +1,7 @@
 """Stream: one step at a time, with the weights packed once and the state kept between calls."""
 
+from __future__ import annotations
+
 from typing import Generic, TypeVar, cast
 
 import numpy as np
@@ -9,12 +11,13 @@ from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike, as_array
 from fusedrnn.cells import Weights
 from fusedrnn.checks import as_int64
+from fusedrnn.listing import Listed
 from fusedrnn.nn.plan import Network
 
 StateT = TypeVar("StateT")
 
 
-class StreamBase(Generic[StateT]):
+class StreamBase(Listed, Generic[StateT]):
     """What streams of every kind of weights share: they are called and reset alike.
 
     Attributes:
@@ -23,7 +26,7 @@ class StreamBase(Generic[StateT]):
 
     __slots__ = ("_call", "_core", "batch_size")
 
-    def __init__(self, core: "_core.Stream | _core.QuantizedStream", batch_size: int) -> None:
+    def __init__(self, core: _core.Stream | _core.QuantizedStream, batch_size: int) -> None:
         self.batch_size = batch_size
         self._core = core
         self._call = core.__call__

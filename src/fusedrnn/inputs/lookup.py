@@ -1,5 +1,7 @@
 """Lookup: inputs that are rows of a table, as an embedding gives them, without a copy of the rows."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
@@ -8,8 +10,9 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array, as_array, refuse_mask
-from fusedrnn.checks import as_indices
+from fusedrnn.checks import as_indices, kind_error
 from fusedrnn.cuda.libraries import is_device_array
+from fusedrnn.listing import Listed
 
 Indices = npt.NDArray[np.int64]
 _ROWS_AT_ONCE = 4096
@@ -22,18 +25,22 @@ class TableOwner(Protocol):
     def _own(self) -> Mapping[str, Array]: ...
 
 
-class Lookup:
+class Lookup(Listed):
     """x = table[indices], as input of RNN, LSTM, GRU and `functional.forward`.
 
     A recurrent layer multiplies each row of the table by W_ih once, instead of every place of the sequence,
     and adds up the gate gradients of equal indices before it multiplies them. Outputs are those of
     `table[indices]`, on the CPU bitwise; the gradient of x is that of the table.
 
-    Attributes:
+    Args:
         table: (V, I), float32 or float64, or an array on a GPU of any dtype that layers take there. Referred
             to, not copied; that of an embedding is its weight, wherever that lies. A call that keeps a tape
             copies it into the tape, but on a GPU.
-        indices: (T, B), laid out as the layer wants x, int64 in host memory, each in 0..V-1; a copy.
+        indices: (T, B), laid out as the layer wants x, of an integer dtype, each in 0..V-1; copied.
+        owner: the embedding whose weight the table is; `Embedding.lookup` gives it.
+
+    Attributes:
+        table, indices: as given, indices as int64 in host memory.
         shape, ndim, dtype: of table[indices].
 
     Raises:
@@ -45,7 +52,7 @@ class Lookup:
 
     def __init__(self, table: Array, indices: npt.ArrayLike, *, owner: TableOwner | None = None) -> None:
         if not isinstance(table, np.ndarray) and not is_device_array(table):
-            raise TypeError(f"table: expected a numpy.ndarray, got {type(table).__name__}")
+            raise kind_error("table", table, "a numpy.ndarray")
         refuse_mask("table", table)
         if len(table.shape) != 2:
             raise ValueError(f"table: expected shape (V, I), got {tuple(table.shape)}")
@@ -90,26 +97,28 @@ class Lookup:
             ValueError: an index outside 0..V-1.
         """
         table = np.require(as_array(self.table), requirements=["C", "A"])
+        if table.dtype not in (np.float32, np.float64):
+            raise TypeError(f"table: expected float32 or float64, got {table.dtype}")
         return _core.embedding_forward(self.indices.reshape(-1), table).reshape(self.shape)
 
     @property
-    def pays(self) -> bool:
+    def _pays(self) -> bool:
         """Whether the table is so small beside the sequence that the CPU's kernels should look rows up."""
         return 2 * int(self.table.shape[0]) <= self.indices.size
 
-    def with_table(self, table: Array) -> "Lookup":
+    def _with_table(self, table: Array) -> Lookup:
         """Return the same lookup in another array of these rows."""
         other = Lookup(table, self.indices)
         other._owner = self._owner
         return other
 
-    def with_indices(self, indices: Indices) -> "Lookup":
+    def _with_indices(self, indices: Indices) -> Lookup:
         """Return a look-up of other rows in the same table."""
         other = Lookup(self.table, indices)
         other._table, other._owner = self._table, self._owner
         return other
 
-    def table_gradient(self, drows: Array, out: Array | None = None) -> Array:
+    def _table_gradient(self, drows: Array, out: Array | None = None) -> Array:
         """Return the gradient of the table (V, I) for that of table[indices], added to `out` if given."""
         gradient = np.zeros(self.table.shape, self.table.dtype) if out is None else out
         rows = np.ascontiguousarray(drows).reshape(-1, self.table.shape[1])
@@ -131,7 +140,7 @@ def array_of(x: Any) -> Any:
 
 def is_table(x: Array | Lookup, on_gpu: bool = False) -> bool:
     """Return whether kernels take the table; those of a GPU always do, and decide what they multiply."""
-    return isinstance(x, Lookup) and (on_gpu or x.pays)
+    return isinstance(x, Lookup) and (on_gpu or x._pays)
 
 
 def kernel_inputs(
@@ -150,4 +159,4 @@ def kernel_inputs(
 
 def kernel_gradient(x: Array | Lookup, dx: Array) -> Array:
     """Return the gradient of x from that of what `kernel_inputs` made of it on a CPU."""
-    return x.table_gradient(dx) if isinstance(x, Lookup) and not is_table(x) else dx
+    return x._table_gradient(dx) if isinstance(x, Lookup) and not is_table(x) else dx

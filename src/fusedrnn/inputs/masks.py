@@ -1,5 +1,7 @@
 """Masks over the steps of sequences: those that count move to the front, where `lengths` cuts them off."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,8 @@ class Packing:
     def __init__(
         self, mask: npt.ArrayLike, lengths: npt.ArrayLike | None, leading: tuple[int, ...], axis: int
     ) -> None:
-        counts = check_array("mask", np.asarray(mask), leading, np.dtype(np.bool_))
+        symbols = ("(T, B)" if axis == 0 else "(B, T)") if len(leading) == 2 else "(T,)"
+        counts = check_array("mask", np.asarray(mask), leading, np.dtype(np.bool_), symbols)
         self._axis, self._seq_len = axis, leading[axis]
         if lengths is not None:
             ends, batch = as_lengths(lengths), leading[1 - axis] if len(leading) == 2 else 1
@@ -64,7 +67,7 @@ class Packing:
 
     def inputs(self, x: Array | Lookup) -> Array | Lookup:
         """As `take`, of a look-up too."""
-        return x.with_indices(self.take(x.indices)) if isinstance(x, Lookup) else self.take(x)
+        return x._with_indices(self.take(x.indices)) if isinstance(x, Lookup) else self.take(x)
 
     def borders(self, resets: npt.ArrayLike, leading: tuple[int, ...]) -> Array:
         """Return resets of the packed steps: one at a step that does not count acts at the next that does."""

@@ -1,5 +1,7 @@
 """Inputs of layers as the kernels take them: contiguous rows."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 
 from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.backend import Backend
+from fusedrnn.checks import kind_error
 
 
 def as_rows(name: str, x: Any, trailing: tuple[int, ...], backend: Backend) -> Array:
@@ -22,7 +25,7 @@ def check_kind(name: str, x: Any, backend: Backend) -> None:
     """Refuse what is not an array of the backend, or has a mask."""
     if not isinstance(x, backend.array):
         kind = f"{backend.array.__module__}.{backend.array.__name__}"
-        raise TypeError(f"{name}: expected a {kind}, got {type(x).__name__}")
+        raise kind_error(name, x, f"a {kind}")
     refuse_mask(name, x)
 
 

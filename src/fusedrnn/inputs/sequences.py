@@ -1,5 +1,7 @@
 """Sequences of different lengths: padding them into one array and back."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.checks import as_int64
+from fusedrnn.checks import as_int64, kind_error
 
 
 def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -21,6 +23,11 @@ def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
     array = np.asarray(lengths)
     if not array.size and not isinstance(lengths, np.ndarray):
         return np.empty(array.shape, np.int64)  # an empty list has no dtype of its own
+    if array.dtype.kind == "f" and array.ndim > 1:
+        raise TypeError(
+            f"lengths: expected an integer dtype, got {array.dtype}; "
+            "a state of two arrays is one pair, (h, c)"
+        )
     return as_int64("lengths", array)
 
 
@@ -47,7 +54,7 @@ def pad(
         raise ValueError("sequences: expected at least one array, got none")
     for index, item in enumerate(items):
         if not isinstance(item, np.ndarray):
-            raise TypeError(f"sequences[{index}]: expected a numpy.ndarray, got {type(item).__name__}")
+            raise kind_error(f"sequences[{index}]", item, "a numpy.ndarray")
         refuse_mask(f"sequences[{index}]", item)
         if item.ndim == 0:
             raise ValueError(f"sequences[{index}]: expected shape (T, ...), got ()")
@@ -96,7 +103,7 @@ def unpad(x: Array, lengths: npt.ArrayLike, batch_first: bool = False) -> list[A
         ValueError: x has fewer than two axes, or lengths of another shape or out of range.
     """
     if not isinstance(x, np.ndarray):
-        raise TypeError(f"x: expected a numpy.ndarray, got {type(x).__name__}")
+        raise kind_error("x", x, "a numpy.ndarray")
     refuse_mask("x", x)
     if x.ndim < 2:
         raise ValueError(f"x: expected shape (T, B, ...), got {x.shape}")

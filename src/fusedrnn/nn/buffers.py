@@ -1,5 +1,7 @@
 """The flat arrays that hold the parameters and gradients of a tree of modules, and named views into them."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Mapping
@@ -82,8 +84,8 @@ class Snapshot(NamedTuple):
         flat: Array,
         shapes: Mapping[str, tuple[int, ...]],
         version: int | None,
-        last: "Snapshot | None" = None,
-    ) -> "Snapshot":
+        last: Snapshot | None = None,
+    ) -> Snapshot:
         """Return a snapshot of NumPy parameters, the last one again if they are as they were."""
         if last is not None and not (last.bits != flat.view(last.bits.dtype)).any():
             return last if version == last.version else last._replace(version=version)
@@ -99,6 +101,13 @@ class ParameterDict(dict[str, Array]):
     """
 
     __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Say what a caller used to methods of this name looks for."""
+        raise TypeError(
+            "parameters and grads are dictionaries {name: array}, not methods: leave out the parentheses; "
+            "optimisers and clip_grad_norm take the module itself, as in Adam(lstm)"
+        )
 
     def __setitem__(self, name: str, value: npt.ArrayLike) -> None:
         view = self[name]

@@ -1,5 +1,7 @@
 """Embedding, with PyTorch's names, shapes and meaning."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -129,4 +131,5 @@ class Embedding(Module):
 
     def _extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+        dtype = "" if self._dtype == np.float32 else f", dtype='{self._dtype}'"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}{dtype}"

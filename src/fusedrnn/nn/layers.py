@@ -1,5 +1,7 @@
 """Linear, LayerNorm and Dropout, with PyTorch's names, shapes and meaning."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, cast
@@ -45,7 +47,7 @@ class Linear(Module):
         out_features: int,
         bias: bool = True,
         *,
-        weight_of: "Embedding | None" = None,
+        weight_of: Embedding | None = None,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
     ) -> None:
@@ -135,8 +137,10 @@ class Linear(Module):
         return None if dx is None else dx.reshape(*tape.shape[:-1], self.in_features)
 
     def _extra_repr(self) -> str:
-        tied = ", weight_of=Embedding" if self._tied else ""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias}{tied}"
+        tied = f", weight_of={self._tied['weight']!r}" if self._tied else ""
+        dtype = "" if self._dtype == np.float32 else f", dtype='{self._dtype}'"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias}{tied}{dtype}"
 
 
 class LayerNorm(Module):
@@ -228,7 +232,10 @@ class LayerNorm(Module):
         return cast(Array, dx.reshape(tape.shape))
 
     def _extra_repr(self) -> str:
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        bias = "" if self.bias else ", bias=False"
+        dtype = "" if self._dtype is None or self._dtype == np.float32 else f", dtype='{self._dtype}'"
+        options = f"eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        return f"{self.normalized_shape}, {options}{bias}{dtype}"
 
 
 class Dropout(Module):

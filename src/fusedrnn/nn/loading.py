@@ -1,5 +1,7 @@
 """What a module reads from a state_dict before it writes anything."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 

@@ -4,6 +4,8 @@ A leaf starts with a buffer pair of its own. The first time a parent is asked fo
 tree below it moves into one buffer pair, in depth-first order, and every view in it is renewed.
 """
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -13,10 +15,11 @@ import numpy as np
 
 from fusedrnn.arrays import Array, assign
 from fusedrnn.backend import CPU, Backend
-from fusedrnn.checks import check_flag, check_mapping, check_shapes
+from fusedrnn.checks import check_flag, check_mapping, check_shapes, kind_error
 from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.devices import find_backend
 from fusedrnn.init import Noise
+from fusedrnn.listing import Listed
 from fusedrnn.nn.buffers import Buffers, ParameterDict, Snapshot, named_views
 from fusedrnn.nn.loading import LoadResult, read_state
 from fusedrnn.nn.tree import Tree
@@ -25,7 +28,7 @@ from fusedrnn.nn.turns import Turn
 ModuleT = TypeVar("ModuleT", bound="Module")
 
 
-class Module(Tree["Module"]):
+class Module(Listed, Tree["Module"]):
     """Base of all layers. Assigning a module to an attribute makes it a child; lists of modules are refused.
 
     A subclass calls `super().__init__()` before it assigns children. A module reached by two names has one
@@ -55,7 +58,7 @@ class Module(Tree["Module"]):
     _snapshot: Snapshot | None
     _turn: Turn
     # {name: module whose parameter of this name serves for one of its own}
-    _tied: Mapping[str, "Module"] = MappingProxyType({})
+    _tied: Mapping[str, Module] = MappingProxyType({})
     # Rebuilt rather than copied: everything that points into the buffers.
     _derived = frozenset(
         {"_buffers", "_start", "_own", "_own_grads", "_tree", "_tree_grads", "_layout", "_snapshot", "_turn"}
@@ -173,7 +176,7 @@ class Module(Tree["Module"]):
             self._list()
         return offset
 
-    def _move(self, members: list[tuple[str, "Module"]], backend: Backend) -> None:
+    def _move(self, members: list[tuple[str, Module]], backend: Backend) -> None:
         """Copy the tree's parameters and gradients into a new buffer pair, there."""
         dtype = self.dtype
         for name, module in members:
@@ -254,7 +257,7 @@ class Module(Tree["Module"]):
                 f"{type(value).__name__} on a GPU; see to()"
             )
         kind = f"{self._backend.array.__module__}.{self._backend.array.__name__}"
-        return TypeError(f"{name}: expected a {kind} of {self.dtype}, got {type(value).__name__}")
+        return kind_error(name, value, f"a {kind} of {self.dtype}")
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
@@ -369,11 +372,13 @@ def gather_modules(modules: object) -> list[Module]:
     """
     found: list[Module] = []
     seen: set[int] = set()
-    if isinstance(modules, Module) or not isinstance(modules, Iterable):
+    if isinstance(modules, (Module, ParameterDict)) or not isinstance(modules, Iterable):
         modules = [modules]
     for item in modules:
         if not isinstance(item, Module):
-            raise TypeError(f"modules: expected a Module or a list of them, got {type(item).__name__}")
+            arrays = isinstance(item, (Mapping, np.ndarray)) or is_device_array(item)
+            way = "; give the module itself, as in Adam(lstm), not its parameters" if arrays else ""
+            raise TypeError(f"modules: expected a Module or a list of them, got {type(item).__name__}{way}")
         members = {id(member) for member in item.modules()}
         if members & seen:
             raise ValueError(f"modules: expected modules that share nothing, got {type(item).__name__} twice")

@@ -1,5 +1,7 @@
 """The plan of a recurrent network: its layers and directions, and how states lie in its arrays."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -121,6 +123,14 @@ def time_major(array: Array, single: bool, batch_first: bool) -> Array:
     if single:
         return array[:, None]
     return array.swapaxes(0, 1) if batch_first else array
+
+
+def layout_error(error: ValueError, shape: tuple[int, ...], batch_first: bool) -> ValueError:
+    """Return an error about what has to fit the batch of x, with how x was read."""
+    if len(shape) != 3 or not str(error).startswith(("state", "reset_state", "lengths: expected shape")):
+        return error
+    read, other = ("(B, T, I)", "(T, B, I)") if batch_first else ("(T, B, I)", "(B, T, I)")
+    return ValueError(f"{error}; x is {read} = {tuple(shape)}, with batch_first={not batch_first} {other}")
 
 
 def row_of(arrays: tuple[Array | None, ...], row: int) -> tuple[Array | None, ...]:

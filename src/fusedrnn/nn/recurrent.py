@@ -1,5 +1,7 @@
 """RNN, LSTM and GRU: the networks over whole sequences."""
 
+from __future__ import annotations
+
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
@@ -14,12 +16,35 @@ __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 class RNN(Recurrent[Array]):
     """Elman network, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or max(0, ...) with nonlinearity="relu".
 
-    The state is the array h (num_layers*D, B, H). Shapes, calls, arguments and exceptions as `Recurrent`.
+    `y, state = rnn(x)`; to train, `y, state, tape = rnn.forward(x)` and `dx, _ = rnn.backward(tape, dy)`.
+    x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*H), laid out as x, with
+    D = 2 if bidirectional else 1.
+    The state is the array h (num_layers*D, B, H).
+
     Parameters are named and shaped as torch.nn.RNN's: weight_ih_l{k}{_reverse} (H, I or D*H),
     weight_hh_l{k}{_reverse} (H, H), bias_ih_l{k}{_reverse} (H,), bias_hh_l{k}{_reverse} (H,).
 
     Args:
+        input_size: size of x_t, I >= 0.
+        hidden_size: size of the state, H >= 1.
+        num_layers: layers stacked on each other.
         nonlinearity: "tanh" or "relu".
+        bias: whether there are biases.
+        batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.
+        dropout: probability of dropping an output between layers, in training mode.
+        bidirectional: run each layer in both directions and join their outputs.
+        dtype: of parameters, inputs and states: "float32" or "float64".
+        seed: int, numpy.random.Generator or None, for initialisation and dropout.
+        init: "default" (orthogonal weight_hh) or "torch" (as PyTorch draws them), see
+            `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are loaded
+            next.
+        recompute: tapes leave out the gates, and backward computes them once more: a fifth of the memory or
+            less for about a third more time. Gradients keep their bits on the CPU, and the accuracy of the
+            arithmetic on a GPU. May be changed at any time.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
 
     Paper: Elman 1990, Finding structure in time.
     """
@@ -60,7 +85,7 @@ class RNN(Recurrent[Array]):
 
     def _extra_repr(self) -> str:
         options = super()._extra_repr()
-        return options if self.nonlinearity == "tanh" else f"{options}, nonlinearity={self.nonlinearity}"
+        return options if self.nonlinearity == "tanh" else f"{options}, nonlinearity={self.nonlinearity!r}"
 
 
 class LSTM(Recurrent[tuple[Array, Array]]):
@@ -69,14 +94,37 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh); g = tanh(...); c' = f*c + i*g; h' = o*tanh(c'),
     or h' = W_hr (o*tanh(c')) with proj_size > 0.
 
-    The state is the pair (h (num_layers*D, B, Hout), c (num_layers*D, B, H)). Shapes, calls, arguments and
-    exceptions as `Recurrent`. Parameters are named, shaped and ordered (i, f, g, o) as torch.nn.LSTM's:
+    `y, state = lstm(x)`; to train, `y, state, tape = lstm.forward(x)` and `dx, _ = lstm.backward(tape, dy)`.
+    x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*Hout), laid out as x,
+    with D = 2 if bidirectional else 1 and Hout = proj_size or hidden_size.
+    The state is the pair (h (num_layers*D, B, Hout), c (num_layers*D, B, H)).
+
+    Parameters are named, shaped and ordered (i, f, g, o) as torch.nn.LSTM's:
     weight_ih_l{k}{_reverse} (4*H, I or D*Hout), weight_hh_l{k}{_reverse} (4*H, Hout),
     bias_ih_l{k}{_reverse} (4*H,), bias_hh_l{k}{_reverse} (4*H,), weight_hr_l{k}{_reverse} (proj_size, H).
 
     Args:
+        input_size: size of x_t, I >= 0.
+        hidden_size: size of the state, H >= 1.
+        num_layers: layers stacked on each other.
+        bias: whether there are biases.
+        batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.
+        dropout: probability of dropping an output between layers, in training mode.
+        bidirectional: run each layer in both directions and join their outputs.
         proj_size: size of h if positive, below hidden_size; 0 for no projection.
+        dtype: of parameters, inputs and states: "float32" or "float64".
+        seed: int, numpy.random.Generator or None, for initialisation and dropout.
+        init: "default" (orthogonal weight_hh, forget_bias) or "torch" (as PyTorch draws them), see
+            `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are loaded
+            next.
         forget_bias: initial bias of the forget gate, put into bias_ih; used by init="default" only.
+        recompute: tapes leave out the gates, and backward computes them once more: a fifth of the memory or
+            less for about a third more time. Gradients keep their bits on the CPU, and the accuracy of the
+            arithmetic on a GPU. May be changed at any time.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
 
     Paper: Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000; projection: Sak, Senior and
     Beaufays 2014, arXiv:1402.1128v1.
@@ -123,13 +171,36 @@ class GRU(Recurrent[Array]):
     r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh); n = tanh(W_in x + b_in + r*(W_hn h + b_hn));
     h' = (1-z)*n + z*h.
 
-    The state is the array h (num_layers*D, B, H). Shapes, calls, arguments and exceptions as `Recurrent`.
+    `y, state = gru(x)`; to train, `y, state, tape = gru.forward(x)` and `dx, _ = gru.backward(tape, dy)`.
+    x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*H), laid out as x, with
+    D = 2 if bidirectional else 1.
+    The state is the array h (num_layers*D, B, H).
+
     Parameters are named, shaped and ordered (r, z, n) as torch.nn.GRU's: weight_ih_l{k}{_reverse}
     (3*H, I or D*H), weight_hh_l{k}{_reverse} (3*H, H), bias_ih_l{k}{_reverse} (3*H,),
     bias_hh_l{k}{_reverse} (3*H,).
 
     Args:
+        input_size: size of x_t, I >= 0.
+        hidden_size: size of the state, H >= 1.
+        num_layers: layers stacked on each other.
+        bias: whether there are biases.
+        batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.
+        dropout: probability of dropping an output between layers, in training mode.
+        bidirectional: run each layer in both directions and join their outputs.
         reset_after: only True, the form above, is built.
+        dtype: of parameters, inputs and states: "float32" or "float64".
+        seed: int, numpy.random.Generator or None, for initialisation and dropout.
+        init: "default" (orthogonal weight_hh) or "torch" (as PyTorch draws them), see
+            `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are loaded
+            next.
+        recompute: tapes leave out the gates, and backward computes them once more: a fifth of the memory or
+            less for about a third more time. Gradients keep their bits on the CPU, and the accuracy of the
+            arithmetic on a GPU. May be changed at any time.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
 
     Paper: Cho et al. 2014, arXiv:1406.1078v1.
     """

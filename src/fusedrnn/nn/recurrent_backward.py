@@ -14,11 +14,11 @@ from fusedrnn.nn.tape import RecurrentTape
 def backward_layers(
     module: Network, tape: RecurrentTape, need_dx: bool, dy: Any, dstate: StateLike | None
 ) -> tuple[Any, Any]:
-    """Do what `Recurrent.backward` does, with arrays of `tape.on`.
+    """Do what `Recurrent.backward` does, with arrays of `tape._on`.
 
     On the CPU all memory is taken before the first gradient is added to: MemoryError leaves them as before.
     """
-    on, network = tape.on, module._network
+    on, network = tape._on, module._network
     shape, single = tape.shape, len(tape.shape) == 2
     batch = tape.layers[0].batch
     dtype = on.types(network.dtype)[0]
@@ -60,7 +60,7 @@ def backward_layers(
     if single:
         dstarts = [dstart[:, 0] for dstart in dstarts]
     if lookup is not None and rows is not None:
-        rows = lookup.table_gradient(rows, out=gradient)
+        rows = lookup._table_gradient(rows, out=gradient)
     return gradient if rows is None else rows, network.spec.pack_state(dstarts)
 
 
@@ -68,7 +68,7 @@ def _between(module: Network, tape: RecurrentTape, dtype: Any) -> list[Any]:
     """Return arrays for the gradients of the outputs of all layers but the last: one of two, in turn."""
     shape = (tape.layers[0].seq_len, tape.layers[0].batch, module._network.out_size)
     count = module.num_layers - 1
-    arrays = [tape.on.xp.empty(shape, dtype) for _ in range(min(2, count))]
+    arrays = [tape._on.xp.empty(shape, dtype) for _ in range(min(2, count))]
     return [arrays[index % 2] for index in range(count)]
 
 
@@ -77,7 +77,7 @@ def _calls(
 ) -> list[Any]:
     """Return the calls of one layer, which write the gradient of its input to `target`, if given."""
     return [
-        tape.on.kernels.BackwardCall(
+        tape._on.kernels.BackwardCall(
             tape.layers[part.row],
             flow if flow is None or part.columns is None else flow[..., part.columns],
             None if dfinals is None else row_of(dfinals, part.row),

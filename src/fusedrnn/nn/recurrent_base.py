@@ -1,5 +1,7 @@
 """The base of RNN, LSTM and GRU: layers, directions and sequence options around the compiled kernels."""
 
+from __future__ import annotations
+
 import warnings
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
@@ -20,7 +22,7 @@ from fusedrnn.inputs.lookup import Lookup, array_of, kernel_inputs
 from fusedrnn.inputs.masks import packing_of
 from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, row_of, time_major
+from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, layout_error, row_of, time_major
 from fusedrnn.nn.recurrent_backward import backward_layers
 from fusedrnn.nn.tape import Drop, RecurrentTape, check_tape
 
@@ -40,25 +42,7 @@ class Recurrent(Module, Generic[StateT]):
         y: (T, B, D*Hout), laid out as x.
         state: h (num_layers*D, B, Hout), and c (num_layers*D, B, H) for an LSTM; no B for one sequence.
 
-    Args:
-        input_size: I >= 0.
-        hidden_size: H >= 1.
-        num_layers: layers stacked on each other.
-        bias: whether there are biases.
-        batch_first: x and y are (B, T, ...); states are not affected.
-        dropout: probability of dropping an output between layers, in training mode.
-        bidirectional: run each layer in both directions and join their outputs.
-        dtype: "float32" or "float64".
-        seed: int, numpy.random.Generator or None, for initialisation and dropout.
-        init: "default" or "torch", see `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero,
-            for weights that are loaded next.
-        recompute: tapes leave out the gates, and backward computes them once more: a fifth of the memory or
-            less for about a third more time. Gradients keep their bits on the CPU, and the accuracy of the
-            arithmetic on a GPU. May be changed at any time.
-
-    Raises:
-        TypeError: an argument of the wrong kind.
-        ValueError: an argument out of range.
+    RNN, LSTM and GRU explain the arguments, and what they raise.
 
     Paper: dropout between layers: Zaremba, Sutskever and Vinyals 2014, arXiv:1409.2329v5.
     """
@@ -158,7 +142,18 @@ class Recurrent(Module, Generic[StateT]):
         reset_state: StateLike | None = None,
         mask: npt.ArrayLike | None = None,
     ) -> tuple[Array, StateT]:
-        """Return (y, final state) and keep no tape. Arguments and results as `forward`, but y is writable."""
+        """Return (y, final state) and keep no tape; y is writable.
+
+        Args:
+            x: (T, B, I), (B, T, I) with batch_first, or (T, I); or a `Lookup` of such a shape.
+            state: the initial state, h or (h, c), or None for zeros.
+            lengths: (B,) of an integer dtype, each in 0..T; y is 0 past the end.
+            resets: (T, B) bool, laid out as x: where true, the state is replaced before step t reads it.
+            reset_state: what resets put in place of the state; None for zeros.
+            mask: (T, B) bool, laid out as x: false for steps that are left out.
+
+        `forward` says more about each, and what is raised.
+        """
         if mask is not None:
             packing = packing_of(self, x, mask, lengths)
             borders = None if resets is None else packing.borders(resets, x.shape[:-1])
@@ -208,7 +203,7 @@ class Recurrent(Module, Generic[StateT]):
             borders = None if resets is None else packing.borders(resets, x.shape[:-1])
             steps = packing.inputs(x)
             y, final, tape = self.forward(steps, state, packing.lengths, borders, reset_state)
-            tape.packing = packing
+            tape._packing = packing
             tape.nbytes += packing.nbytes + y.nbytes + (0 if isinstance(steps, Lookup) else steps.nbytes)
             y = packing.spread(y)
             y.flags.writeable = False
@@ -229,7 +224,10 @@ class Recurrent(Module, Generic[StateT]):
         on = self._backend.for_input(x, self._dtype)
         on.check_types(self._dtype, self._spec, state=state, reset_state=reset_state)
         run = partial(self._run_layers, on, lengths, save)
-        return on.enter(x, run, x, state, resets, reset_state)
+        try:
+            return on.enter(x, run, x, state, resets, reset_state)
+        except ValueError as error:
+            raise layout_error(error, x.shape, self.batch_first) from None
 
     def _run_layers(
         self, on: Backend, lengths: Any, save: bool, x: Any, state: Any, resets: Any, reset_state: Any
@@ -257,7 +255,8 @@ class Recurrent(Module, Generic[StateT]):
         if resets is not None:
             refuse_mask("resets", resets)
             given = np.asarray(resets) if on is CPU else resets
-            borders = check_array("resets", given, shape[:-1], _BOOL, kind=on.array)
+            symbols = "(T,)" if single else "(B, T)" if self.batch_first else "(T, B)"
+            borders = check_array("resets", given, shape[:-1], _BOOL, symbols, on.array)
             borders = time_major(borders, single, self.batch_first)
         replacement = None
         if reset_state is not None:
@@ -312,8 +311,9 @@ class Recurrent(Module, Generic[StateT]):
         if not isinstance(given := array_of(x), self._backend.array):
             return self._kind_error("x", given)
         order = "B, T" if self.batch_first else "T, B"
+        way = "; numbers of tokens go through an Embedding first" if x.dtype.kind in "iu" else ""
         return ValueError(
-            f"x: expected shape ({order}, I) or (T, I) with I = {self.input_size}, got {x.shape}"
+            f"x: expected shape ({order}, I) or (T, I) with I = {self.input_size}, got {x.shape}{way}"
         )
 
     def backward(
@@ -340,18 +340,21 @@ class Recurrent(Module, Generic[StateT]):
         tape = check_tape(tape, self, RecurrentTape)
         if dy is None and dstate is None:
             raise ValueError("dy: expected an array unless dstate is given, got None for both")
-        tape.on.check_types(self._dtype, self._spec, dy=dy, dstate=dstate)
+        tape._on.check_types(self._dtype, self._spec, dy=dy, dstate=dstate)
         run = partial(backward_layers, self, tape, need_dx)
-        packing = tape.packing
+        packing = tape._packing
         if packing is not None:
             if dy is not None:
                 dy = packing.take(check_array("dy", dy, packing.shape(tape.shape), self._dtype))
             dx, dstart = run(dy, dstate)
             return dx if dx is None or tape.lookup is not None else packing.spread(dx), dstart
-        return tape.on.enter(first_array(dy, dstate), run, dy, dstate)
+        return tape._on.enter(first_array(dy, dstate), run, dy, dstate)
 
     def stream(self, batch_size: int = 1) -> Stream[StateT]:
         """Return a `Stream` that runs this network one step at a time, without dropout.
+
+        Args:
+            batch_size: how many sequences go side by side.
 
         Raises:
             TypeError: batch_size is not an int.
@@ -391,5 +394,5 @@ class Recurrent(Module, Generic[StateT]):
             "recompute": (self.recompute, False),
             "dtype": (str(self._dtype), "float32"),
         }
-        options = [f"{name}={value}" for name, (value, default) in given.items() if value != default]
+        options = [f"{name}={value!r}" for name, (value, default) in given.items() if value != default]
         return ", ".join([str(self.input_size), str(self.hidden_size), *options])

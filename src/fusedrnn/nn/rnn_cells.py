@@ -1,5 +1,7 @@
 """RNNCell, LSTMCell and GRUCell: one step with PyTorch's names, on the same kernels as whole sequences."""
 
+from __future__ import annotations
+
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -66,7 +68,12 @@ class RecurrentCell(Module, Generic[StateT]):
         )
 
     def __call__(self, x: Array, state: StateLike | None = None) -> StateT:
-        """Return the next state, h or (h, c), and keep no tape. Arguments as `forward`."""
+        """Return the next state, h or (h, c), and keep no tape; raises what `forward` does.
+
+        Args:
+            x: (B, I) or (I,).
+            state: h (B, H), or (h, c); without B if x is (I,); None for zeros.
+        """
         return cast(StateT, self._step(x, state, False)[0])
 
     def forward(self, x: Array, state: StateLike | None = None) -> tuple[StateT, RecurrentTape]:
@@ -162,15 +169,31 @@ class RecurrentCell(Module, Generic[StateT]):
     def _extra_repr(self) -> str:
         options = [] if self.bias else ["bias=False"]
         if self._dtype != np.float32:
-            options.append(f"dtype={self._dtype}")
+            options.append(f"dtype='{self._dtype}'")
         return ", ".join([str(self.input_size), str(self.hidden_size), *options])
 
 
 class RNNCell(RecurrentCell[Array]):
     """One Elman step, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or max(0, ...) with nonlinearity="relu".
 
-    Calls as in `RecurrentCell`: `h = cell(x, h)`. Parameters: weight_ih (H, I), weight_hh (H, H),
-    bias_ih (H,), bias_hh (H,). Arguments and exceptions as `fusedrnn.RNN`.
+    `h = cell(x, h)`, with x (B, I) or (I,) and h (B, H) or (H,); `h, tape = cell.forward(x, h)` and
+    `dx, dh = cell.backward(tape, dh)` to train. Parameters: weight_ih (H, I), weight_hh (H, H), bias_ih (H,),
+    bias_hh (H,).
+
+    Args:
+        input_size: size of x_t, I >= 0.
+        hidden_size: size of the state, H >= 1.
+        bias: whether there are biases.
+        nonlinearity: "tanh" or "relu".
+        dtype: of parameters, inputs and states: "float32" or "float64".
+        seed: int, numpy.random.Generator or None, for initialisation.
+        init: "default" (orthogonal weight_hh) or "torch" (as PyTorch draws them), see
+            `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are loaded
+            next.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
 
     Paper: Elman 1990, Finding structure in time.
     """
@@ -191,14 +214,30 @@ class RNNCell(RecurrentCell[Array]):
 
     def _extra_repr(self) -> str:
         options = super()._extra_repr()
-        return options if self.nonlinearity == "tanh" else f"{options}, nonlinearity={self.nonlinearity}"
+        return options if self.nonlinearity == "tanh" else f"{options}, nonlinearity={self.nonlinearity!r}"
 
 
 class LSTMCell(RecurrentCell[tuple[Array, Array]]):
     """One LSTM step, c' = f*c + i*g, h' = o*tanh(c'); gates in the order i, f, g, o.
 
-    Calls as in `RecurrentCell`: `h, c = cell(x, (h, c))`. Parameters: weight_ih (4*H, I), weight_hh (4*H, H),
-    bias_ih (4*H,), bias_hh (4*H,). Arguments and exceptions as `fusedrnn.LSTM`.
+    `h, c = cell(x, (h, c))`, with x (B, I) or (I,), h and c (B, H) or (H,); to train,
+    `state, tape = cell.forward(x, state)` and `dx, dstate = cell.backward(tape, dstate)`. Parameters:
+    weight_ih (4*H, I), weight_hh (4*H, H), bias_ih (4*H,), bias_hh (4*H,).
+
+    Args:
+        input_size: size of x_t, I >= 0.
+        hidden_size: size of the state, H >= 1.
+        bias: whether there are biases.
+        dtype: of parameters, inputs and states: "float32" or "float64".
+        seed: int, numpy.random.Generator or None, for initialisation.
+        init: "default" (orthogonal weight_hh, forget_bias) or "torch" (as PyTorch draws them), see
+            `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are loaded
+            next.
+        forget_bias: initial bias of the forget gate, put into bias_ih; used by init="default" only.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
 
     Paper: Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000.
     """
@@ -220,8 +259,24 @@ class LSTMCell(RecurrentCell[tuple[Array, Array]]):
 class GRUCell(RecurrentCell[Array]):
     """One GRU step with the reset gate after the matrix product; gates in the order r, z, n.
 
-    Calls as in `RecurrentCell`: `h = cell(x, h)`. Parameters: weight_ih (3*H, I), weight_hh (3*H, H),
-    bias_ih (3*H,), bias_hh (3*H,). Arguments and exceptions as `fusedrnn.GRU`.
+    `h = cell(x, h)`, with x (B, I) or (I,) and h (B, H) or (H,); `h, tape = cell.forward(x, h)` and
+    `dx, dh = cell.backward(tape, dh)` to train. Parameters: weight_ih (3*H, I), weight_hh (3*H, H), bias_ih
+    (3*H,), bias_hh (3*H,).
+
+    Args:
+        input_size: size of x_t, I >= 0.
+        hidden_size: size of the state, H >= 1.
+        bias: whether there are biases.
+        reset_after: only True, the form with the reset gate after the matrix product, is built.
+        dtype: of parameters, inputs and states: "float32" or "float64".
+        seed: int, numpy.random.Generator or None, for initialisation.
+        init: "default" (orthogonal weight_hh) or "torch" (as PyTorch draws them), see
+            `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are loaded
+            next.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
 
     Paper: Cho et al. 2014, arXiv:1406.1078v1.
     """

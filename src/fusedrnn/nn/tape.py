@@ -1,5 +1,7 @@
 """Tape: what a forward call keeps for backward."""
 
+from __future__ import annotations
+
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -9,6 +11,7 @@ from fusedrnn.backend import Backend
 from fusedrnn.checks import check_flag
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.masks import Packing
+from fusedrnn.listing import Listed
 
 TapeT = TypeVar("TapeT", bound="Tape")
 Drop = tuple[float, int, int]
@@ -45,7 +48,7 @@ def set_detect_changes(enabled: bool) -> None:
     _core.set_detect_changes(_detecting)
 
 
-class Tape:
+class Tape(Listed):
     """What one forward call keeps for backward. It may be used for backward more than once.
 
     A tape refers to the input, the initial state and the output: do not write to them before backward
@@ -106,11 +109,11 @@ class RecurrentTape(Tape):
         dropout: for each layer, (p, seed, offset) of the dropout on its output, or None.
         lookup: the input if it was a Lookup, else None.
         shape: shape of the output.
-        packing: with a mask, which steps the network ran over, else None.
-        on: the backend that forward ran with, which is another than the owner's in 16 bits.
     """
 
-    __slots__ = ("dropout", "layers", "lookup", "on", "packing", "shape")
+    # _on: the backend that forward ran with, another than the owner's in 16 bits.
+    # _packing: with a mask, which steps the network ran over, else None.
+    __slots__ = ("_on", "_packing", "dropout", "layers", "lookup", "shape")
 
     def __init__(
         self,
@@ -123,10 +126,10 @@ class RecurrentTape(Tape):
         lookup: Lookup | None = None,
     ) -> None:
         super().__init__(owner, sum([layer.nbytes for layer in layers]) + between)
-        self.on = owner._backend if on is None else on
+        self._on = owner._backend if on is None else on
         self.shape = tuple(shape)
         self.lookup = lookup
-        self.packing: Packing | None = None
+        self._packing: Packing | None = None
         self.layers = tuple(layers)
         self.dropout = tuple(dropout)
 
@@ -154,7 +157,9 @@ def check_tape(tape: object, owner: TapeOwner, kind: type[TapeT]) -> TapeT:
             array that backward reads has changed.
     """
     if not isinstance(tape, Tape):
-        raise TypeError(f"tape: expected a Tape, got {type(tape).__name__}")
+        raise TypeError(
+            f"tape: expected a Tape, got {type(tape).__name__}; it is the last of what forward returns"
+        )
     if not isinstance(tape, kind) or tape._owner is not owner:
         raise ValueError(
             f"tape: expected a tape of this {owner!r}, got one of another module, {tape._owner!r}"

@@ -1,5 +1,7 @@
 """Tree: modules as attributes of modules."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar, cast
 

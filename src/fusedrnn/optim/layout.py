@@ -1,5 +1,7 @@
 """Layout: which parameter lies where in the flat arrays of a module."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from fusedrnn.arrays import Array
@@ -19,7 +21,7 @@ class Layout(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, module: Module) -> "Layout":
+    def of(cls, module: Module) -> Layout:
         """Return the layout that a module has now."""
         module._gather()
         shapes = {
@@ -29,7 +31,7 @@ class Layout(NamedTuple):
         }
         return cls(module._layout, shapes)
 
-    def reorder(self, flat: Array, new: "Layout") -> Array:
+    def reorder(self, flat: Array, new: Layout) -> Array:
         """Return an array of this layout in another of the same names and shapes; itself if they agree."""
         if list(self.shapes) == list(new.shapes):
             return flat
@@ -39,7 +41,7 @@ class Layout(NamedTuple):
             view[...] = source[name]
         return moved
 
-    def difference(self, new: "Layout") -> str:
+    def difference(self, new: Layout) -> str:
         """Say which parameters of another layout are not those of this one; empty if all are."""
         before, now = self.shapes, new.shapes
         kinds = {

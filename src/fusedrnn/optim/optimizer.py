@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fusedrnn.arrays import Array, as_array, assign
-from fusedrnn.checks import check_array, check_flag, check_mapping, check_number, check_size
+from fusedrnn.checks import check_array, check_flag, check_mapping, check_names, check_number, check_size
 from fusedrnn.listing import Listed
 from fusedrnn.nn.buffers import named_views
 from fusedrnn.nn.module import Module, gather_modules
 from fusedrnn.optim.layout import Layout
+
 
 class Optimizer(Listed):
     """Base of the optimisers: modules, their flat state arrays, and a step count.
@@ -171,9 +172,7 @@ class Optimizer(Listed):
         check_mapping("state_dict", state_dict)
         self._follow()
         kept = self._numbers()
-        given = {
-            name: _plain(name, state_dict[name], like) for name, like in kept.items() if name in state_dict
-        }
+        given = {name: _plain(name, state_dict[name], kept[name]) for name in kept if name in state_dict}
         settings = {name: self._check_setting(name, given[name]) for name in self._settings if name in given}
         states = self._zeros(self._states_in(state_dict, settings))
         views = {
@@ -181,7 +180,7 @@ class Optimizer(Listed):
             for name in (states[0] if states else ())
             for key, view in self._views(name, states).items()
         }
-        _check_names((*kept, *views), state_dict)
+        check_names("state_dict", "this optimiser", (*kept, *views), state_dict)
         step = check_size("step", given["step"], 0)
         self._check_together(settings)
         for name, view in views.items():
@@ -200,16 +199,6 @@ class Optimizer(Listed):
         modules = repr(self._modules[0] if self._single else self._modules)
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._settings)
         return f"{type(self).__name__}({modules}, {settings})"
-
-
-def _check_names(expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
-    missing = [name for name in expected if name not in given]
-    unexpected = [str(name) for name in given if name not in expected]
-    if missing or unexpected:
-        raise ValueError(
-            "state_dict: expected the names of this optimiser, got others; "
-            f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
-        )
 
 
 def _plain(name: str, value: Any, like: Array) -> Any:

@@ -1,5 +1,7 @@
 """Gradient clipping."""
 
+from __future__ import annotations
+
 import math
 import sys
 from collections.abc import Iterable
@@ -76,6 +78,10 @@ def _norm(grads: list[tuple[Any, Array]], p: float) -> float:
 
 def clip_grad_value(modules: Module | Iterable[Module], clip_value: float) -> None:
     """Limit every gradient to [-clip_value, clip_value].
+
+    Args:
+        modules: a module, or several that share nothing.
+        clip_value: >= 0.
 
     Raises:
         TypeError: an argument of the wrong kind.

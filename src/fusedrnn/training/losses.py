@@ -1,5 +1,7 @@
 """Losses. Each returns the loss and its gradient; there is no tape to keep."""
 
+from __future__ import annotations
+
 import math
 from functools import partial
 from typing import Any, Literal, overload
@@ -9,7 +11,7 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array, as_array, refuse_mask
 from fusedrnn.backend import CPU, Backend
-from fusedrnn.checks import as_indices, check_array, check_number, check_size
+from fusedrnn.checks import as_indices, check_array, check_number, check_size, kind_error
 from fusedrnn.devices import backend_of
 
 Reduction = Literal["mean", "sum", "none"]
@@ -85,14 +87,15 @@ def _cross_entropy(
     weight: Any,
 ) -> tuple[float | Array, Array]:
     if not isinstance(logits, backend.array):
-        raise TypeError(f"logits: expected a numpy.ndarray, got {type(logits).__name__}")
+        raise kind_error("logits", logits, "a numpy.ndarray")
     refuse_mask("logits", logits)
     refuse_mask("targets", targets)
     if logits.ndim == 0:
         raise ValueError("logits: expected shape (..., C), got ()")
     labels = np.asarray(targets) if backend is CPU else as_array(targets)
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"targets: expected shape (...) = {logits.shape[:-1]}, got {labels.shape}")
+        way = "; use targets.argmax(-1) for the numbers of classes" if labels.shape == logits.shape else ""
+        raise ValueError(f"targets: expected shape (...) = {logits.shape[:-1]}, got {labels.shape}{way}")
     flat = as_indices("targets", labels)
     rows = backend.xp.ascontiguousarray(logits).reshape(flat.size, logits.shape[-1])
     losses, count, dlogits = backend.kernels.cross_entropy(
@@ -131,9 +134,12 @@ def mse_loss(pred: Array, target: Array, reduction: Reduction = "mean") -> tuple
 
 
 def _mse_loss(backend: Backend, reduction: Reduction, pred: Any, target: Any) -> tuple[float | Array, Array]:
-    if not isinstance(pred, backend.array) or pred.dtype not in (np.float32, np.float64):
-        kind = pred.dtype if isinstance(pred, backend.array) else type(pred).__name__
-        raise TypeError(f"pred: expected a float32 or float64 numpy.ndarray, got {kind}")
+    if not isinstance(pred, backend.array):
+        raise kind_error("pred", pred, "a float32 or float64 numpy.ndarray")
+    if pred.dtype not in (np.float32, np.float64):
+        raise TypeError(
+            f"pred: expected a float32 or float64 numpy.ndarray, got {pred.dtype}; use pred.astype('float32')"
+        )
     refuse_mask("pred", pred)
     xp = backend.xp
     check_array("target", target, pred.shape, pred.dtype, kind=backend.array)
