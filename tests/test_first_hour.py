@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fusedrnn as fr
+from fusedrnn.cuda.backend import CudaBackend
 
 X64 = np.random.default_rng(0).standard_normal((7, 2, 3))
 X = X64.astype(np.float32)
@@ -259,3 +260,21 @@ def test_options_by_position_and_by_name() -> None:
     named = fr.functional.forward("lstm", X, PARAMS, lengths=lengths, resets=resets, reset_state=fresh)[0]
     assert np.array_equal(ours, named)
     assert np.array_equal(ours, LSTM(X, None, lengths, resets)[0])
+
+
+class OnGpu:
+    """What a module on a GPU sees of an array there."""
+
+    __cuda_array_interface__: Any = None
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = np.dtype(dtype)
+
+
+def test_float64_is_about_x_on_a_gpu() -> None:
+    backend: Any = object.__new__(CudaBackend)
+    match = r"^x: expected float32 as the parameters, got float64; convert x to float32$"
+    with pytest.raises(TypeError, match=match):
+        backend.for_input(OnGpu("float64"), np.dtype(np.float32))
+    for x in (OnGpu("float32"), [1.0], None):
+        assert backend.for_input(x, np.dtype(np.float32)) is backend

@@ -50,7 +50,10 @@ def test_one_parameter() -> None:
         assert np.array_equal(other(TOKENS), net(TOKENS))
         other.parameters["embed.weight"] = -1.0
         assert_close(other.head(x), x @ np.full((D, V), -1.0) + other.head.parameters["bias"], "output")
-    assert repr(net.head) == "Linear(in_features=4, out_features=7, bias=True, weight_of=Embedding(7, 4))"
+    assert repr(net.head) == (
+        "Linear(in_features=4, out_features=7, bias=True, "
+        "weight_of=Embedding(7, 4, dtype='float64'), dtype='float64')"
+    )
     assert list(fr.Linear(D, V, bias=False, weight_of=net.embed, dtype="float64").parameters) == []
 
 

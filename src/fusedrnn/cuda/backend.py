@@ -28,11 +28,13 @@ class CudaBackend(Backend):
     def for_input(self, x: Any, dtype: np.dtype[Any]) -> Backend:
         """Return the backend for calls with x of a recurrent module with parameters of `dtype`."""
         name = dtype_name(x)
-        if name == dtype.name or not is_device_array(array_of(x)):
+        if name == dtype.name:
             return self
-        if dtype != np.float32 or name not in ("bfloat16", "float16"):
+        if dtype == np.float32 and name in ("bfloat16", "float16"):
+            return _half_backend(self.number, self.xp, name)
+        if is_device_array(array_of(x)):
             raise TypeError(f"x: expected {dtype} as the parameters, got {name}; convert x to {dtype}")
-        return _half_backend(self.number, self.xp, name)
+        return self
 
     def names(self, dtype: np.dtype[Any]) -> tuple[str, str]:
         """Return the types of h and of the states beyond it, as the caller sees them."""
