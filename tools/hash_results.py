@@ -22,7 +22,6 @@ import hash_calls as calls
 import numpy as np
 
 import fusedrnn as fr
-from fusedrnn.cuda import loader
 
 DTYPES = ("float32", "float64")
 
@@ -108,17 +107,22 @@ def cpu_cases() -> Iterator[Case]:
 
 
 def cuda_cases() -> Iterator[Case]:
+    from fusedrnn import _cuda
+
+    if not hasattr(_cuda, "emulate"):
+        raise SystemExit("--cuda: expected a build with FUSEDRNN_CUDA=EMULATED")
+
     def case(kernel: str | None, mode: str, cell: str, dtype: str, *rest: Any) -> Case:
         name = " ".join(map(str, ("cuda", kernel or "any", mode, cell, dtype, *rest)))
 
         def run() -> calls.Results:
             # Before 9.0 devices have no clusters.
-            loader.load().emulate(**({"architecture": 90} if kernel == "cluster" else {}))
+            _cuda.emulate(**({"architecture": 90} if kernel == "cluster" else {}))
             try:
                 with fr.cuda.set_kernel(kernel), fr.cuda.set_float32_mode(mode):
                     return calls.functional(name, cell, dtype, *rest, convert=calls.foreign)
             finally:
-                loader.load().emulate()
+                _cuda.emulate()
 
         return name, run
 
@@ -188,8 +192,6 @@ def main() -> int:
     given = parser.parse_args()
     if given.compare:
         return compare(*given.compare)
-    if given.cuda and not getattr(loader.find(), "emulated", False):
-        raise SystemExit("--cuda: expected a build with FUSEDRNN_CUDA=EMULATED")
     print(f"isa {fr.config()['isa']}, {fr.config()['cuda']}", file=sys.stderr)
     seen = set()
     for name, run in cuda_cases() if given.cuda else cpu_cases():
