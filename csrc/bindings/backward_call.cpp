@@ -44,7 +44,9 @@ class TypedBackwardCall final : public BackwardCall {
         const Arrays& a = arrays_;
         problem_.cell = &typed.cell;
         problem_.dims = typed.dims;
-        set_call<BackwardProblem<T>, T>(problem_, typed.arrays, *typed.timetable);
+        problem_.schedule = typed.timetable->view(typed.arrays.resets.template data<std::uint8_t>());
+        set_options<T>(problem_, typed.arrays);
+        problem_.x = sequence<T>(typed.arrays.x);
         problem_.weights = typed.weights->packed;
         problem_.y = sequence<T>(typed.arrays.y);
         problem_.saved = typed.saved.template as<T>();
@@ -54,6 +56,7 @@ class TypedBackwardCall final : public BackwardCall {
         if (a.dx.given()) problem_.dx = writable_sequence<T>(a.dx);
         problem_.accumulate_dx = a.accumulate_dx;
         for (int k = 0; k < typed.cell.states; ++k) {
+            problem_.initial[k] = typed.arrays.initial[k].template data<T>();
             problem_.dfinal[k] = a.dfinal[k].data<T>();
             problem_.dinitial[k] = a.dinitial[k].mutable_data<T>();
         }

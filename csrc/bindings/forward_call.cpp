@@ -89,7 +89,6 @@ class TypedForwardCall final : public ForwardCall {
   public:
     explicit TypedForwardCall(Request&& r) : cell_(r.cell) {
         const Dims& dims = r.weights.dims;
-        const int states = cell_.states;
         const Params<const T> params = r.weights.pointers<T>();
         Team team(1);
         run_released(team, [&] {
@@ -99,16 +98,14 @@ class TypedForwardCall final : public ForwardCall {
         in_ = std::move(r.in);
         y_ = std::move(r.out.y);
         timetable_ = std::move(r.timetable);
-        problem_.cell = &cell_;
-        problem_.dims = dims;
-        set_call<ForwardProblem<T>, T>(problem_, in_, *timetable_);
-        problem_.weights = weights_->packed;
-        problem_.y = writable_sequence<T>(y_);
+        for (int k = 0; k < cell_.states; ++k) final_[k] = std::move(r.out.final[k]);
+        problem_ = forward_problem<T>(
+            cell_, dims, timetable_->view(in_.resets.data<std::uint8_t>()), weights_->packed,
+            sequence<T>(in_.x), writable_sequence<T>(y_), [&](int k) {
+                return StateRows<T>{in_.initial[k].data<T>(), final_[k].template mutable_data<T>()};
+            });
+        set_options<T>(problem_, in_);
         problem_.backwards = r.cache != nullptr && r.cache->backwards(dims.T);
-        for (int k = 0; k < states; ++k) {
-            final_[k] = std::move(r.out.final[k]);
-            problem_.final[k] = final_[k].template mutable_data<T>();
-        }
         if (!r.save) return;
         tape_ = make_tape<T>(in_.x.dtype(), timetable_, params, r.recompute, problem_);
         tape_->weights = weights_;

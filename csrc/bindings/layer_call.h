@@ -45,13 +45,11 @@ Sequence<T> writable_sequence(const Array& a) {
     return {a.mutable_data<T>(), a.ndim() == 3 ? a.stride(0) : 0, a.stride(a.ndim() - 2)};
 }
 
-template <class Problem, class T>
-void set_call(Problem& problem, const CallArrays& arrays, const Timetable& timetable) {
-    problem.schedule = timetable.view(arrays.resets.data<std::uint8_t>());
-    problem.x = sequence<T>(arrays.x);
+// What forward and backward both take as options.
+template <class T, class Problem>
+void set_options(Problem& problem, const CallArrays& arrays) {
     if (arrays.index != nullptr) problem.index = arrays.index->data();
     for (int k = 0; k < problem.cell->states; ++k) {
-        problem.initial[k] = arrays.initial[k].data<T>();
         problem.reset[k] = arrays.reset[k].data<T>();
         const bool per_row = arrays.reset[k].given() && arrays.reset[k].ndim() == 2;
         problem.reset_stride[k] = per_row ? state_width(problem.dims, k) : 0;

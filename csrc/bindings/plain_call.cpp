@@ -38,18 +38,22 @@ class PlainCall {
         const int states = cell_.states;
         const py::array* inputs = plain(x);
         if (inputs == nullptr || inputs->shape(2) != weights_.dims.I) return py::none();
-        ForwardProblem<T> problem{};
-        problem.cell = &cell_;
-        problem.dims = weights_.dims;
-        problem.dims.T = inputs->shape(0);
-        problem.dims.B = inputs->shape(1);
-        const Dims& d = problem.dims;
-        problem.x = {static_cast<const T*>(inputs->data()), d.B * d.I, d.I};
-        if (!state.is_none() && !read_state(state, states, problem)) return py::none();
+        Dims d = weights_.dims;
+        d.T = inputs->shape(0);
+        d.B = inputs->shape(1);
+        const T* initial[kMaxStates] = {};
+        if (!state.is_none() && !read_state(state, d, initial)) return py::none();
         const std::shared_ptr<const Timetable> timetable = timetable_of(d.T, d.B);
-        problem.schedule = timetable->view(nullptr);
         py::array y = new_array(dtype_, {d.T, d.B, d.P});
-        problem.y = {static_cast<T*>(y.mutable_data()), d.B * d.P, d.P};
+        py::object made[kMaxStates];
+        ForwardProblem<T> problem = forward_problem<T>(
+            cell_, d, timetable->view(nullptr), {}, {static_cast<const T*>(inputs->data()), d.B * d.I, d.I},
+            {static_cast<T*>(y.mutable_data()), d.B * d.P, d.P}, [&](int k) {
+                py::array array = new_array(dtype_, {1, d.B, state_width(d, k)});
+                T* const data = static_cast<T*>(array.mutable_data());
+                made[k] = std::move(array);
+                return StateRows<T>{initial[k], data};
+            });
         std::shared_ptr<TypedTape<T>> tape;
         if (save) {  // before anything that may run Python code, which could change the arrays
             tape = make_tape<T>(dtype_, timetable, weights_.pointers<T>(), recompute, problem);
@@ -61,11 +65,7 @@ class PlainCall {
             }
         }
         py::tuple final(states);
-        for (int k = 0; k < states; ++k) {
-            py::array array = new_array(dtype_, {1, d.B, state_width(d, k)});
-            problem.final[k] = static_cast<T*>(array.mutable_data());
-            final[k] = std::move(array);
-        }
+        for (int k = 0; k < states; ++k) final[k] = std::move(made[k]);
         problem.backwards = cache_->backwards(d.T);
         Team team(recurrent_threads(d, cell_.gates, false));
         const AlignedBuffer workspace(kernels.forward_workspace(cell_, d, team.size()));
@@ -106,17 +106,18 @@ class PlainCall {
 
     // h, or the tuple (h, c), each (1, B, width).
     template <class T>
-    bool read_state(py::handle state, int states, ForwardProblem<T>& problem) const {
+    bool read_state(py::handle state, const Dims& d, const T* (&initial)[kMaxStates]) const {
+        const int states = cell_.states;
         if (states > 1 && (!PyTuple_CheckExact(state.ptr()) || PyTuple_GET_SIZE(state.ptr()) != states))
             return false;
         for (int k = 0; k < states; ++k) {
             const py::handle part = states == 1 ? state : py::handle(PyTuple_GET_ITEM(state.ptr(), k));
             const py::array* array = plain(part);
-            if (array == nullptr || array->shape(0) != 1 || array->shape(1) != problem.dims.B ||
-                array->shape(2) != state_width(problem.dims, k)) {
+            if (array == nullptr || array->shape(0) != 1 || array->shape(1) != d.B ||
+                array->shape(2) != state_width(d, k)) {
                 return false;
             }
-            problem.initial[k] = static_cast<const T*>(array->data());
+            initial[k] = static_cast<const T*>(array->data());
         }
         return true;
     }

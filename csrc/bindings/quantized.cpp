@@ -233,21 +233,21 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
     for (std::int64_t row = 0; row < rows(); ++row) {
         ForwardProblem<float>& p = problems[static_cast<std::size_t>(row)];
         const std::int64_t i = row / directions_, direction = row % directions_;
-        p.cell = &cell_;
-        p.dims = layer(row).dims;
-        p.dims.T = seq_len;
-        p.dims.B = batch;
-        p.schedule = timetables[direction].view(resets.data<std::uint8_t>());
-        p.x = i == 0 ? Sequence<const float>{x.data<float>(), x.stride(0), x.stride(1)}
-                     : Sequence<const float>{between[(i - 1) % 2].as<float>(), batch * width, width};
-        p.y = i == layers - 1 ? Sequence<float>{out.mutable_data<float>(), out.stride(0), out.stride(1)}
-                              : Sequence<float>{between[i % 2].as<float>(), batch * width, width};
-        p.y.data += direction * dims().P;
+        Dims d = layer(row).dims;
+        d.T = seq_len;
+        d.B = batch;
+        Sequence<const float> from{x.data<float>(), x.stride(0), x.stride(1)};
+        Sequence<float> to{out.mutable_data<float>(), out.stride(0), out.stride(1)};
+        if (i > 0) from = {between[(i - 1) % 2].as<float>(), batch * width, width};
+        if (i < layers - 1) to = {between[i % 2].as<float>(), batch * width, width};
+        to.data += direction * d.P;
+        p = forward_problem<float>(
+            cell_, d, timetables[direction].view(resets.data<std::uint8_t>()), {}, from, to, [&](int k) {
+                return StateRows<float>{initial.part(k, row), finals[k] + row * batch * state_width(d, k)};
+            });
         for (int k = 0; k < states; ++k) {
-            p.initial[k] = initial.part(k, row);
-            p.final[k] = finals[k] + row * batch * state_width(dims(), k);
             p.reset[k] = replacement.part(k, row);
-            p.reset_stride[k] = replacement.has_batch(k) ? state_width(dims(), k) : 0;
+            p.reset_stride[k] = replacement.has_batch(k) ? state_width(d, k) : 0;
         }
         bytes = std::max(bytes, kernels().workspace(cell_, p.dims));
     }
@@ -283,17 +283,15 @@ class QuantizedStream {
                 }
             }
             for (int from = 0; from < 2; ++from) {
-                ForwardProblem<float>& p = layers_[i].problem[from];
                 const int to = 1 - from;
-                p.cell = &net_->cell();
-                p.dims = dims;
-                p.schedule = timetable_.view(nullptr);
-                if (i > 0) p.x = {layers_[i - 1].state[to][0].as<float>(), 0, dims.I};
-                p.y = {layers_[i].state[to][0].as<float>(), 0, dims.P};
-                for (int k = 0; k < states; ++k) {
-                    p.initial[k] = layers_[i].state[from][k].as<float>();
-                    p.final[k] = layers_[i].state[to][k].as<float>();
-                }
+                const auto& state = layers_[i].state;
+                Sequence<const float> x{};  // of the first layer: the call's
+                if (i > 0) x = {layers_[i - 1].state[to][0].as<float>(), 0, dims.I};
+                layers_[i].problem[from] = forward_problem<float>(
+                    net_->cell(), dims, timetable_.view(nullptr), {}, x,
+                    {state[to][0].as<float>(), 0, dims.P}, [&](int k) {
+                        return StateRows<float>{state[from][k].as<float>(), state[to][k].as<float>()};
+                    });
             }
             bytes = std::max(bytes, net_->kernels().workspace(net_->cell(), dims));
         }

@@ -31,6 +31,34 @@ struct WeightArrays {
 std::int64_t state_width(const Dims& dims, int k);
 Array read_state(py::handle value, const std::string& name, int k, const Dims& dims, const Array& like);
 
+// The rows of one state, before the sequence and after it.
+template <class T>
+struct StateRows {
+    const T* initial;  // null is zero
+    T* final;
+};
+
+// What every forward call has, so that none forgets a part of it; `state` gives the StateRows of state k. Of what is not an
+// argument here a call may have none.
+template <class T, class F>
+ForwardProblem<T> forward_problem(const RecurrentCell& cell, const Dims& dims, const Schedule& schedule,
+                                  const Packed<T>& weights, const Sequence<const T>& x, const Sequence<T>& y,
+                                  F&& state) {
+    ForwardProblem<T> problem{};
+    problem.cell = &cell;
+    problem.dims = dims;
+    problem.schedule = schedule;
+    problem.weights = weights;
+    problem.x = x;
+    problem.y = y;
+    for (int k = 0; k < cell.states; ++k) {
+        const StateRows<T> rows = state(k);
+        problem.initial[k] = rows.initial;
+        problem.final[k] = rows.final;
+    }
+    return problem;
+}
+
 // The tape of a forward call, to be filled by it: `problem` gets the pointers. The caller adds `arrays` and `weights`.
 template <class T>
 std::shared_ptr<TypedTape<T>> make_tape(DType dtype, std::shared_ptr<const Timetable> timetable,

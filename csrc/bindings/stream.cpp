@@ -187,19 +187,15 @@ class TypedStream : public Stream {
             const int to = 1 - from;
             for (std::size_t i = 0; i < layers_.size(); ++i) {
                 Layer& layer = layers_[i];
-                ForwardProblem<T>& p = layer.problem[from];
-                p = {};
-                p.cell = &cell_;
-                p.backwards = from == 1;
-                p.dims = layer.dims;
-                p.schedule = timetable_.view(nullptr);
-                p.weights = layer.weights->packed;
-                if (i > 0) p.x = {layers_[i - 1].state[to][0].template as<T>(), 0, layer.dims.I};
-                p.y = {layer.state[to][0].template as<T>(), 0, layer.dims.P};
-                for (int k = 0; k < cell_.states; ++k) {
-                    p.initial[k] = layer.state[from][k].template as<T>();
-                    p.final[k] = layer.state[to][k].template as<T>();
-                }
+                Sequence<const T> x{};  // of the first layer: the call's
+                if (i > 0) x = {layers_[i - 1].state[to][0].template as<T>(), 0, layer.dims.I};
+                layer.problem[from] =
+                    forward_problem<T>(cell_, layer.dims, timetable_.view(nullptr), layer.weights->packed, x,
+                                       {layer.state[to][0].template as<T>(), 0, layer.dims.P}, [&](int k) {
+                                           return StateRows<T>{layer.state[from][k].template as<T>(),
+                                                               layer.state[to][k].template as<T>()};
+                                       });
+                layer.problem[from].backwards = from == 1;
             }
         }
     }
