@@ -2,7 +2,7 @@
 // block, in which each panel of units goes from the recurrent product through the cell while it is in the L1 cache.
 #pragma once
 
-#include "cpu/steps.h"
+#include "cpu/forward_steps.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -17,7 +17,7 @@ struct ForwardPlan {
     static constexpr std::int64_t G = Cell::kGates, L = Vec<T>::kLanes;
     std::int64_t panels, member_rows, member_panels, steps, block_rows;
     // Shared by all members.
-    T *zero, *states, *hidden;
+    ForwardRows<Cell, T> rows;
     T* table_gx;  // projected rows of the table: [panel][V][G][L]
     // One piece a member.
     struct Member {
@@ -40,9 +40,7 @@ struct ForwardPlan {
         block_rows = larger(1, steps * member_rows);
     }
     void take_shared(const Dims& d, Arena& arena) {
-        zero = arena.template take<T>(larger(padded<T>(d.H), padded<T>(d.P)));
-        states = arena.template take<T>(d.B * (Cell::kStates - 1) * padded<T>(d.H));
-        hidden = arena.template take<T>(d.projected ? d.B * padded<T>(d.H) : 0);
+        rows = ForwardRows<Cell, T>(d, arena);
         table_gx = arena.template take<T>(panels * d.V * G * L);
     }
     Member take_member(Arena& arena) const {
@@ -58,20 +56,17 @@ struct ForwardPlan {
 };
 
 template <class Cell, class T>
-class Forward {
+class Forward : ForwardSteps<Cell, T> {
   public:
-    static constexpr int G = Cell::kGates, S = Cell::kStates;
-    static constexpr std::int64_t L = Vec<T>::kLanes;
-    using V = Vec<T>;
+    using Base = ForwardSteps<Cell, T>;
+    using Base::G, Base::S, Base::L, typename Base::V;
 
     Forward(const ForwardProblem<T>& problem, Team& team, void* workspace)
-        : p_(problem),
-          team_(team),
+        : Base(problem, team),
           plan_(problem.dims, team.size(), problem.input_progress != nullptr),
           arena_(workspace) {
         plan_.take_shared(p_.dims, arena_);
-        fill_zero(plan_.zero, larger(padded<T>(p_.dims.H), padded<T>(p_.dims.P)));
-        hp_ = padded<T>(p_.dims.H);
+        this->use(plan_.rows);
     }
 
     void run_member(int member) {
@@ -79,7 +74,7 @@ class Forward {
         typename ForwardPlan<Cell, T>::Member m{};
         for (int i = 0; i <= member; ++i) m = plan_.take_member(arena);
         const Part part = part_of(p_.dims, plan_.panels, team_.size(), member);
-        clear_padding(part, member);
+        this->clear_padding(part, member);
         if (p_.dims.V > 0) {
             project_table(m, member, share(plan_.panels, team_.size(), member));
             if (team_.size() > 1 && !team_.barrier(member)) return;
@@ -101,34 +96,14 @@ class Forward {
             }
         }
         publish(p_.dims.T);
-        store_final(part);
+        this->store_final(part);
     }
 
   private:
-    std::int64_t time_of(std::int64_t step, std::int64_t total) const {
-        return p_.schedule.reverse ? total - 1 - step : step;
-    }
+    using Base::p_, Base::team_, Base::time_of;
+
     void publish(std::int64_t steps) {
         if (p_.output_progress != nullptr) p_.output_progress->steps.store(steps, std::memory_order_release);
-    }
-    const T* states() const { return p_.states != nullptr ? p_.states : plan_.states; }
-    T* states_out(std::int64_t t, std::int64_t position) const {
-        if (p_.states != nullptr) return p_.states + (p_.schedule.offset[t] + position) * (S - 1) * hp_;
-        return plan_.states + position * (S - 1) * hp_;
-    }
-    PreviousStates<Cell, T> previous() const {
-        return PreviousStates<Cell, T>(p_, plan_.zero, states(), p_.states != nullptr);
-    }
-
-    // Outputs past the end of a row are zero.
-    void clear_padding(const Part& part, int member) {
-        const bool shared = part.stride == 1 && team_.size() > 1;
-        for (std::int64_t i = shared ? member : 0; i < part.rows(p_.dims.B); i += shared ? team_.size() : 1) {
-            const std::int64_t position = part.position(i);
-            for (std::int64_t t = p_.schedule.length[position]; t < p_.dims.T; ++t) {
-                fill_zero(p_.y.row(t, p_.schedule.order[position]), p_.dims.P);
-            }
-        }
     }
 
     // Every row of the table once: a sequence longer than the table needs no other product with W_ih.
@@ -190,13 +165,10 @@ class Forward {
     // Ends early once the call was cancelled.
     void run_step(const Part& part, typename ForwardPlan<Cell, T>::Member& m, int member, std::int64_t t,
                   std::int64_t rows, std::int64_t block_row, bool project) {
-        const PreviousStates<Cell, T> previous_states = previous();
+        this->find_states(part, t, rows, m.state_rows);
         for (std::int64_t i = 0; i < rows; ++i) {
-            const T* found[S];
-            previous_states.find(t, part.position(i), found);
-            m.h_rows[i] = found[0];
-            for (int k = 0; k < S; ++k) m.state_rows[i * S + k] = found[k];
-            m.y_rows[i] = output_row(t, part.position(i));
+            m.h_rows[i] = m.state_rows[i * S];
+            m.y_rows[i] = this->output_row(t, part.position(i));
         }
         const std::int64_t panels = part.panels.end - part.panels.begin;
         const PanelGroups groups(panels, panels_at_once<G>(rows), ((t & 1) != 0) != p_.backwards);
@@ -215,44 +187,24 @@ class Forward {
                                         m.gx + (u * plan_.block_rows + block_row + r) * G * L,
                                         plan_.block_rows, m.acc, kRowGroup);
                 for (std::int64_t v = u; v < end; ++v) {
-                    const T* acc = m.acc + (v - u) * kRowGroup * G * L;
-                    apply_cell(part, m, t, v, r, n, acc,
-                               m.gx + (v * plan_.block_rows + block_row + r) * G * L);
+                    apply_cells(part, m, t, v, r, n, m.acc + (v - u) * kRowGroup * G * L,
+                                m.gx + (v * plan_.block_rows + block_row + r) * G * L);
                 }
             }
         }
         if (p_.dims.projected) project_hidden(part, m, member, t, rows);
     }
 
-    // Where the cell puts h: the output, or the row that the projection reads.
-    T* output_row(std::int64_t t, std::int64_t position) const {
-        if (!p_.dims.projected) return p_.y.row(t, p_.schedule.order[position]);
-        if (p_.hidden != nullptr) return p_.hidden + (p_.schedule.offset[t] + position) * hp_;
-        return plan_.hidden + position * hp_;
-    }
-
     // The cell for n rows of one panel (v counts from the member's first).
-    void apply_cell(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
-                    std::int64_t v, std::int64_t r, std::int64_t n, const T* acc, const T* gx) {
-        const std::int64_t panel = part.panels.begin + v, unit = panel * L, valid = p_.dims.H - unit;
-        const std::int64_t active = p_.schedule.active[t];
-        T* saved = p_.saved == nullptr ? nullptr
-                                       : p_.saved + (p_.schedule.offset[t] * plan_.panels + panel * active) *
-                                                        Cell::kSaved * L;
+    void apply_cells(const Part& part, const typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
+                     std::int64_t v, std::int64_t r, std::int64_t n, const T* acc, const T* gx) const {
+        const std::int64_t panel = part.panels.begin + v;
+        const std::int64_t row = p_.schedule.offset[t] * plan_.panels + panel * p_.schedule.active[t];
         for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
-            V s_next[S], keep[Cell::kSaved];
-            cell_forward<Cell, T>(p_.dims, acc, gx, p_.weights.units, m.state_rows + i * S, panel, s_next,
-                                  keep);
             const std::int64_t position = part.position(i);
-            store_part(s_next[0], m.y_rows[i] + unit, valid);
-            if constexpr (S > 1) {
-                T* to = states_out(t, position) + unit;
-                for (int k = 1; k < S; ++k) s_next[k].store(to + (k - 1) * hp_);
-            }
-            if (saved != nullptr) {
-                for (int k = 0; k < Cell::kSaved; ++k)
-                    keep[k].store(saved + (position * Cell::kSaved + k) * L);
-            }
+            T* const saved = p_.saved == nullptr ? nullptr : p_.saved + (row + position) * Cell::kSaved * L;
+            this->apply_cell(t, panel, position, m.state_rows + i * S, acc, gx, p_.weights.units, m.y_rows[i],
+                             saved);
         }
     }
 
@@ -278,43 +230,14 @@ class Forward {
                 if (team_.cancelled(member, args.n * count * args.b_panel)) return;
                 gemm<T, 1>(args);
                 for (std::int64_t v = 0; v < count; ++v) {
-                    const std::int64_t unit = (u + v) * L;
-                    for (std::int64_t i = 0; i < args.n; ++i) {
-                        T* y = p_.y.row(t, p_.schedule.order[part.position(r + i)]);
-                        store_part(V::load(m.acc + (v * kRowGroup + i) * L), y + unit, p_.dims.P - unit);
-                    }
+                    this->store_projected(part, t, u + v, r, args.n, m.acc + v * kRowGroup * L);
                 }
             }
         }
     }
 
-    // The state after each row's last step; the initial state where there was none. Copies this member's units.
-    void store_final(const Part& part) {
-        const std::int64_t unit = part.panels.begin * L;
-        const std::int64_t h_end = p_.dims.projected ? p_.dims.P : smaller(part.panels.end * L, p_.dims.H);
-        const std::int64_t units = larger(0, smaller(part.panels.end * L, p_.dims.H) - unit);
-        for (std::int64_t i = 0; i < part.rows(p_.dims.B); ++i) {
-            const std::int64_t position = part.position(i), b = p_.schedule.order[position];
-            const std::int64_t length = p_.schedule.length[position];
-            for (int k = 0; k < S; ++k) {
-                const std::int64_t width = k == 0 ? p_.dims.P : p_.dims.H;
-                const T* from;
-                if (length == 0) {
-                    from = p_.initial[k] == nullptr ? nullptr : p_.initial[k] + b * width + unit;
-                } else {
-                    const std::int64_t last = p_.schedule.reverse ? 0 : length - 1;
-                    from = (k == 0 ? p_.y.row(last, b) : states_out(last, position) + (k - 1) * hp_) + unit;
-                }
-                copy_or_zero(from, p_.final[k] + b * width + unit, k == 0 ? h_end - unit : units);
-            }
-        }
-    }
-
-    const ForwardProblem<T>& p_;
-    Team& team_;
     ForwardPlan<Cell, T> plan_;
     Arena arena_;
-    std::int64_t hp_;
 };
 
 template <class Cell, class T>

@@ -19,7 +19,8 @@ struct BackwardPlan {
     bool recompute;
     std::int64_t panels, p_panels, steps, block_rows;
     // Shared by all members. Gate gradients are [panel][row][G][L], and with a projection gradients of the output
-    // [panel][row][L], of per-unit parameters [panel][row][values][L]. Twice: the next block's sweep begins while other members still read this block's.
+    // [panel][row][L], and of per-unit parameters [panel][row][values][L]. Twice: the next block's sweep begins while
+    // other members still read this block's.
     T *zero, *carry, *dgx[2], *dgh[2], *dhidden[2], *dunits[2];
     T* table_gates;  // the sums of dgx over the places where a row of the table was looked up: [panel][V][G][L]
     T* saved;        // what the cells of a block keep, where the tape does not have it; laid out as the tape
@@ -80,7 +81,7 @@ class Gradients {
     using Member = typename Plan::Member;
 
     Gradients(const BackwardProblem<T>& problem, const Plan& plan, Team& team)
-        : p_(problem), plan_(plan), team_(team) {}
+        : p_(problem), plan_(plan), team_(team), to_(by_role<Cell>(problem.dparams)) {}
 
     // Before the first block: nothing has been looked up yet.
     void clear_table(int member) {
@@ -103,23 +104,22 @@ class Gradients {
         } else {
             add_to_table(m, member, dgx, rows);
         }
-        if (gradient<Role::kHiddenWeight>() != nullptr) {
+        if (to_.w_hh != nullptr) {
             // The first steps of a sequence, which end the sweep, may have had no state to multiply.
             std::int64_t with_state = rows;
             while (with_state > 0 && m.h_rows[with_state - 1] == plan_.zero) --with_state;
-            const OuterArgs<T> args{dgh,       a_panel,    G,         p_.dims.H,
-                                    m.h_rows,  with_state, p_.dims.P, gradient<Role::kHiddenWeight>(),
-                                    m.columns, team_,      member};
+            const OuterArgs<T> args{dgh,       a_panel,  G,         p_.dims.H, m.h_rows, with_state,
+                                    p_.dims.P, to_.w_hh, m.columns, team_,     member};
             outer<T>(args, larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0));
         }
         if (p_.dims.V == 0) input_bias_gradients(member, dgx, a_panel, rows);
         if constexpr (Cell::kSplitGates) {
             const Range bias = share(plan_.panels, team_.size(), member);
-            sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, gradient<Role::kHiddenBias>(), nullptr, bias.begin,
-                           bias.end, team_, member);
+            sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, to_.b_hh, nullptr, bias.begin, bias.end, team_,
+                           member);
         }
         if constexpr (kPerUnit<Cell> > 0) unit_gradients(member, plan_.dunits[buffer], rows);
-        if (p_.dims.projected && gradient<Role::kProjection>() != nullptr)
+        if (p_.dims.projected && to_.w_hr != nullptr)
             projection_gradients(m, member, begin, end, plan_.dhidden[buffer]);
     }
 
@@ -138,11 +138,6 @@ class Gradients {
     }
 
   private:
-    template <Role kRole>
-    T* gradient() const {
-        return parameter<Cell, kRole>(p_.dparams);
-    }
-
     // Of per-unit parameters, each its columns of what the cells gave.
     void unit_gradients(int member, const T* dunits, std::int64_t rows) const {
         const Range panels = share(plan_.panels, team_.size(), member);
@@ -197,19 +192,17 @@ class Gradients {
         if (p_.dx.data != nullptr && p_.dims.I > 0) {
             back_through_inputs(m, member, gates, a_panel, share(rows, team_.size(), member));
         }
-        T* const dw = gradient<Role::kInputWeight>();
-        if (dw == nullptr) return;
-        const OuterArgs<T> args{gates,     a_panel, G,         p_.dims.H, m.x_rows, rows,
-                                p_.dims.I, dw,      m.columns, team_,     member};
+        if (to_.w_ih == nullptr) return;
+        const OuterArgs<T> args{gates,     a_panel,  G,         p_.dims.H, m.x_rows, rows,
+                                p_.dims.I, to_.w_ih, m.columns, team_,     member};
         outer<T>(args, columns.begin, columns.end);
     }
 
     // db_ih from the same, and db_hh where the gates are not split.
     void input_bias_gradients(int member, const T* gates, std::int64_t a_panel, std::int64_t rows) {
         const Range panels = share(plan_.panels, team_.size(), member);
-        sum_rows<T, G>(gates, a_panel, rows, p_.dims.H, gradient<Role::kInputBias>(),
-                       Cell::kSplitGates ? nullptr : gradient<Role::kHiddenBias>(), panels.begin, panels.end,
-                       team_, member);
+        sum_rows<T, G>(gates, a_panel, rows, p_.dims.H, to_.b_ih, Cell::kSplitGates ? nullptr : to_.b_hh,
+                       panels.begin, panels.end, team_, member);
     }
 
     // dx = dgx W_ih.
@@ -257,9 +250,8 @@ class Gradients {
                 m.a_rows[n++] = p_.hidden + (p_.schedule.offset[t] + position) * hidden_row;
             }
         }
-        T* const dw = gradient<Role::kProjection>();
         const OuterArgs<T> args{
-            dhidden, plan_.block_rows * L, 1, p_.dims.P, m.a_rows, n, p_.dims.H, dw, m.columns, team_,
+            dhidden, plan_.block_rows * L, 1, p_.dims.P, m.a_rows, n, p_.dims.H, to_.w_hr, m.columns, team_,
             member};
         const Range mine = share(panels_of<T>(p_.dims.H), team_.size(), member);
         outer<T>(args, mine.begin, mine.end);
@@ -268,6 +260,7 @@ class Gradients {
     const BackwardProblem<T>& p_;
     const Plan& plan_;
     Team& team_;
+    const DenseParams<T> to_;
 };
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

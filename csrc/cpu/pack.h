@@ -73,15 +73,21 @@ void pack_bias(const T* a, const T* b, std::int64_t gates, std::int64_t units, T
     }
 }
 
-// The parameter of one role; null where the cell has none.
+// The parameters of a dense cell by their roles, null where absent.
+template <class T>
+struct DenseParams {
+    T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+};
 template <class Cell, Role kRole, class T>
 FUSEDRNN_INLINE T* parameter(const Params<T>& params) {
     constexpr int kPlace = place_of(Cell::kParameters, kRole);
-    if constexpr (kPlace < 0) {
-        return nullptr;
-    } else {
-        return params.of[kPlace];
-    }
+    return kPlace < 0 ? nullptr : params.of[kPlace < 0 ? 0 : kPlace];
+}
+template <class Cell, class T>
+FUSEDRNN_INLINE DenseParams<T> by_role(const Params<T>& params) {
+    return {parameter<Cell, Role::kInputWeight>(params), parameter<Cell, Role::kHiddenWeight>(params),
+            parameter<Cell, Role::kInputBias>(params), parameter<Cell, Role::kHiddenBias>(params),
+            parameter<Cell, Role::kProjection>(params)};
 }
 
 // Calls f.template operator()<values, first>(place) for each per-unit parameter: how many values of the kPerUnit<Cell> of a
@@ -143,11 +149,7 @@ template <class Cell, class T>
 void pack(const RecurrentCell&, const Dims& d, const Params<const T>& params, bool backward, void* block,
           Packed<T>& out, Team& team) {
     constexpr std::int64_t G = Cell::kGates;
-    const T* const w_ih = parameter<Cell, Role::kInputWeight>(params);
-    const T* const w_hh = parameter<Cell, Role::kHiddenWeight>(params);
-    const T* const b_ih = parameter<Cell, Role::kInputBias>(params);
-    const T* const b_hh = parameter<Cell, Role::kHiddenBias>(params);
-    const T* const w_hr = parameter<Cell, Role::kProjection>(params);
+    const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_role<Cell>(params);
     Arena arena(block);
     out = packed_layout<Cell, T>(d, backward, arena);
     pack_rows<T>(w_ih, G, d.H, d.I, out.w_ih, team, 0);

@@ -214,17 +214,12 @@ template <class Format, class Cell>
 void quantized_pack(const RecurrentCell&, const Dims& d, const Params<const float>& params, void* block,
                     QuantizedWeights& out, Team& team) {
     constexpr std::int64_t G = Cell::kGates;
-    const float* const b_ih = parameter<Cell, Role::kInputBias>(params);
-    const float* const b_hh = parameter<Cell, Role::kHiddenBias>(params);
+    const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_role<Cell>(params);
     Arena arena(block);
     out = quantized_layout<Format, Cell>(d, arena);
-    quantize_rows<Format>(parameter<Cell, Role::kInputWeight>(params), G, d.H, d.I, out.w_ih, out.s_ih, team);
-    quantize_rows<Format>(parameter<Cell, Role::kHiddenWeight>(params), G, d.H, d.P, out.w_hh, out.s_hh,
-                          team);
-    if (d.projected) {
-        quantize_rows<Format>(parameter<Cell, Role::kProjection>(params), 1, d.P, d.H, out.w_hr, out.s_hr,
-                              team);
-    }
+    quantize_rows<Format>(w_ih, G, d.H, d.I, out.w_ih, out.s_ih, team);
+    quantize_rows<Format>(w_hh, G, d.H, d.P, out.w_hh, out.s_hh, team);
+    if (d.projected) quantize_rows<Format>(w_hr, 1, d.P, d.H, out.w_hr, out.s_hr, team);
     pack_bias<float>(b_ih, Cell::kSplitGates ? nullptr : b_hh, G, d.H, out.b_x);
     if (Cell::kSplitGates) pack_bias<float>(b_hh, nullptr, G, d.H, out.b_h);
     pack_units<Cell, float>(d, params, out.units);

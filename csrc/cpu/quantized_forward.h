@@ -2,8 +2,8 @@
 // one thread. States, resets and lengths are those of every forward call (steps.h).
 #pragma once
 
+#include "cpu/forward_steps.h"
 #include "cpu/quantized.h"
-#include "cpu/steps.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -15,7 +15,8 @@ template <class Format, class Cell>
 struct QuantizedPlan {
     static constexpr std::int64_t G = Cell::kGates, L = Vec<float>::kLanes;
     std::int64_t panels, steps, block_rows, x_row, h_row;
-    float *zero, *states, *hidden, *gx, *acc;
+    ForwardRows<Cell, float> rows;
+    float *gx, *acc;
     RowScale *x_scale, *h_scale;
     typename Format::Value *x, *h;
     const float** state_rows;
@@ -28,9 +29,7 @@ struct QuantizedPlan {
         const std::int64_t step_bytes = d.B * larger(hp * G, x_row) * std::int64_t{sizeof(float)};
         steps = larger(1, smaller(d.T, kQuantizedBlockBytes / larger(1, step_bytes)));
         block_rows = steps * d.B;
-        zero = arena.take<float>(larger(hp, pp));
-        states = arena.take<float>(d.B * (Cell::kStates - 1) * hp);
-        hidden = arena.take<float>(d.projected ? d.B * hp : 0);
+        rows = ForwardRows<Cell, float>(d, arena);
         gx = arena.take<float>(block_rows * hp * G);
         acc = arena.take<float>(d.B * larger(hp * G, pp));
         x_scale = arena.take<RowScale>(block_rows);
@@ -42,25 +41,20 @@ struct QuantizedPlan {
 };
 
 template <class Format, class Cell>
-class QuantizedForward {
+class QuantizedForward : ForwardSteps<Cell, float> {
   public:
-    static constexpr int G = Cell::kGates, S = Cell::kStates;
-    static constexpr std::int64_t L = Vec<float>::kLanes;
-    using V = Vec<float>;
+    using Base = ForwardSteps<Cell, float>;
+    using Base::G, Base::S, Base::L;
     using Weight = typename Format::Weight;
 
     QuantizedForward(const ForwardProblem<float>& problem, const QuantizedWeights& weights, Team& team,
                      Arena arena)
-        : p_(problem),
-          w_(weights),
-          team_(team),
-          plan_(problem.dims, arena),
-          hp_(padded<float>(problem.dims.H)) {
-        fill_zero(plan_.zero, larger(hp_, padded<float>(p_.dims.P)));
+        : Base(problem, team), w_(weights), plan_(problem.dims, arena) {
+        this->use(plan_.rows);
     }
 
     void run() {
-        clear_padding();
+        this->clear_padding(whole(), 0);
         const std::int64_t total = longest(p_.dims, p_.schedule);
         for (std::int64_t s = 0; s < total; s += plan_.steps) {
             const std::int64_t end = smaller(s + plan_.steps, total);
@@ -73,25 +67,11 @@ class QuantizedForward {
                 if (team_.cancelled(0, 0)) return;
             }
         }
-        store_final();
+        this->store_final(whole());
     }
 
   private:
-    std::int64_t time_of(std::int64_t step, std::int64_t total) const {
-        return p_.schedule.reverse ? total - 1 - step : step;
-    }
-    float* state_out(std::int64_t position, int k) const {
-        return plan_.states + (position * (S - 1) + k - 1) * hp_;
-    }
-
-    // Outputs past the end of a row are zero.
-    void clear_padding() {
-        for (std::int64_t position = 0; position < p_.dims.B; ++position) {
-            for (std::int64_t t = p_.schedule.length[position]; t < p_.dims.T; ++t) {
-                fill_zero(p_.y.row(t, p_.schedule.order[position]), p_.dims.P);
-            }
-        }
-    }
+    using Base::p_, Base::team_, Base::time_of, Base::hp_;
 
     // gx = W_ih x + b_x for all rows of steps [s, end): [panel][row][G][L].
     void project_inputs(std::int64_t s, std::int64_t end, std::int64_t total) {
@@ -122,15 +102,14 @@ class QuantizedForward {
 
     void run_step(std::int64_t t, std::int64_t block_row) {
         const std::int64_t rows = p_.schedule.active[t];
-        const PreviousStates<Cell, float> previous(p_, plan_.zero, plan_.states, false);
-        for (std::int64_t i = 0; i < rows; ++i) {
-            const float* found[S];
-            previous.find(t, i, found);
-            for (int k = 0; k < S; ++k) plan_.state_rows[i * S + k] = found[k];
-        }
+        this->find_states(whole(), t, rows, plan_.state_rows);
         recurrent_product(rows, block_row);
         for (std::int64_t u = 0; u < plan_.panels; ++u) {
-            for (std::int64_t i = 0; i < rows; ++i) apply_cell(t, u, i, rows, block_row);
+            for (std::int64_t i = 0; i < rows; ++i) {
+                this->apply_cell(t, u, i, plan_.state_rows + i * S, plan_.acc + (u * rows + i) * G * L,
+                                 plan_.gx + (u * plan_.block_rows + block_row + i) * G * L, w_.units,
+                                 this->output_row(t, i), nullptr);
+            }
         }
         if (p_.dims.projected) project_hidden(t, rows);
     }
@@ -164,23 +143,10 @@ class QuantizedForward {
         multiply<Format, G>(m, team_);
     }
 
-    // The cell for the units of panel u in row i.
-    void apply_cell(std::int64_t t, std::int64_t u, std::int64_t i, std::int64_t rows,
-                    std::int64_t block_row) {
-        const std::int64_t unit = u * L, valid = p_.dims.H - unit;
-        V s_next[S], saved[Cell::kSaved];
-        cell_forward<Cell, float>(p_.dims, plan_.acc + (u * rows + i) * G * L,
-                                  plan_.gx + (u * plan_.block_rows + block_row + i) * G * L, w_.units,
-                                  plan_.state_rows + i * S, u, s_next, saved);
-        float* y = p_.dims.projected ? plan_.hidden + i * hp_ : p_.y.row(t, p_.schedule.order[i]);
-        store_part(s_next[0], y + unit, valid);
-        for (int k = 1; k < S; ++k) s_next[k].store(state_out(i, k) + unit);
-    }
-
     // y = W_hr hidden.
     void project_hidden(std::int64_t t, std::int64_t rows) {
         for (std::int64_t i = 0; i < rows; ++i) {
-            Format::prepare(plan_.hidden + i * hp_, p_.dims.H, plan_.h + i * plan_.h_row, plan_.h_row,
+            Format::prepare(plan_.rows.hidden + i * hp_, p_.dims.H, plan_.h + i * plan_.h_row, plan_.h_row,
                             plan_.h_scale + i);
         }
         Product<Format> m{};
@@ -197,33 +163,15 @@ class QuantizedForward {
         m.out_row = L;
         multiply<Format, 1>(m, team_);
         for (std::int64_t u = 0; u < m.panels; ++u) {
-            for (std::int64_t i = 0; i < rows; ++i) {
-                store_part(V::load(plan_.acc + (u * rows + i) * L), p_.y.row(t, p_.schedule.order[i]) + u * L,
-                           p_.dims.P - u * L);
-            }
+            this->store_projected(whole(), t, u, 0, rows, plan_.acc + u * rows * L);
         }
     }
 
-    // The state after each row's last step; the initial state where there was none.
-    void store_final() {
-        for (std::int64_t i = 0; i < p_.dims.B; ++i) {
-            const std::int64_t b = p_.schedule.order[i], length = p_.schedule.length[i];
-            for (int k = 0; k < S; ++k) {
-                const std::int64_t width = k == 0 ? p_.dims.P : p_.dims.H;
-                const float* from = p_.initial[k] == nullptr ? nullptr : p_.initial[k] + b * width;
-                if (length > 0) {
-                    from = k == 0 ? p_.y.row(p_.schedule.reverse ? 0 : length - 1, b) : state_out(i, k);
-                }
-                copy_or_zero(from, p_.final[k] + b * width, width);
-            }
-        }
-    }
+    // All rows and panels.
+    Part whole() const { return {0, 1, {0, plan_.panels}}; }
 
-    const ForwardProblem<float>& p_;
     const QuantizedWeights& w_;
-    Team& team_;
     QuantizedPlan<Format, Cell> plan_;
-    std::int64_t hp_;
 };
 
 template <class Format, class Cell>
