@@ -126,6 +126,7 @@ LONG_CALLS = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("make", LONG_CALLS, ids=lambda make: make.__name__)
 def test_handlers_run_inside_long_calls(make: Callable[[int], Callable[[], Any]], threads: int) -> None:
@@ -149,6 +150,7 @@ def gradual_underflow() -> bool:
     return bool((halves > 0).all() and (halves + halves == tiny).all()) and 2.0**-1022 / 2 > 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("make", [linear, one_step, packing], ids=lambda make: make.__name__)
 def test_handlers_see_gradual_underflow(make: Callable[[int], Callable[[], Any]], threads: int) -> None:
@@ -195,6 +197,7 @@ def test_the_callers_rounding_does_not_reach_the_kernels() -> None:
             assert got == want
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("nearest")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_handler_has_and_may_set_the_callers_rounding(threads: int) -> None:
