@@ -150,6 +150,17 @@ def test_the_learning_rate_falls_along_a_cosine() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
+def test_a_loaded_model_draws_no_weights(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were drawn")
+
+    for name in ("_uniform", "_normal", "_orthonormal_rows"):
+        monkeypatch.setattr(fr.init, name, refuse)
+    with pytest.raises(AssertionError):
+        CharLM(Config(hidden=3), 5)
+    load_model(trained)
+
+
 # Generation -------------------------------------------------------------------------------------------------
 
 

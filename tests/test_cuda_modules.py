@@ -331,3 +331,31 @@ def test_the_callers_stream_is_cupys(monkeypatch: pytest.MonkeyPatch) -> None:
             RuntimeError, match=r"x: expected an array on cuda:0 as the parameters, got cuda:1"
         ):
             module(x)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_backward_adds_nothing(
+    error: type[BaseException], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gru = fr.GRU(3, 4, 3, bidirectional=True, seed=0).to("cuda")
+    x = own_or(where, "own")(np.ones((5, 2, 3), np.float32))
+    y, _, tape = gru.forward(x)
+    gru.backward(tape, y)
+    before = host(gru.flat_grads).copy()
+    kernels = type(gru._backend.kernels)
+    stages = kernels.run_calls
+
+    for last in range(3):
+        left = [last]
+
+        def run(self: Any, calls: Any, left: list[int] = left) -> Any:
+            if not left[0]:
+                raise error
+            left[0] -= 1
+            return stages(self, calls)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "run_calls", run)
+            with pytest.raises(error):
+                gru.backward(tape, y)
+        assert np.array_equal(host(gru.flat_grads), before)

@@ -189,6 +189,19 @@ def test_no_initialisation(make: Any) -> None:
     assert np.array_equal(module.flat_parameters, other.flat_parameters)
 
 
+@pytest.mark.parametrize("make", [fr.Linear, fr.Embedding])
+def test_layers_without_initialisation(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    assert not make(6, 64, init=None, seed=rng).flat_parameters.any()
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    for method in ("default", "torch"):
+        assert np.array_equal(
+            make(6, 64, init=method, seed=1).flat_parameters, make(6, 64, seed=1).flat_parameters
+        )
+    with pytest.raises(ValueError, match=r"^init: expected one of default, torch or None, got 'keras'"):
+        make(6, 64, init="keras")
+
+
 def test_float32_and_float64_draw_the_same_numbers() -> None:
     wide, narrow = (fr.GRU(5, 7, dtype=dtype, seed=3).flat_parameters for dtype in ("float64", "float32"))
     assert np.array_equal(wide.astype("float32"), narrow)

@@ -216,3 +216,36 @@ def test_a_handler_has_and_may_set_the_callers_rounding(threads: int) -> None:
         libm.fesetround(0)
     assert len(modes) > 2 and modes[0] == UPWARD and set(modes[1:]) <= {DOWNWARD, 0}
     assert left == DOWNWARD and np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interrupted_backward_of_a_stack_adds_nothing(threads: int) -> None:
+    """Wherever Ctrl-C comes, gradients are as before; the call after it adds all of them."""
+    with num_threads(threads):
+        module = fr.GRU(128, 128, 4, bidirectional=True, dropout=0.1, init="torch", seed=0)
+        y, _, tape = module.forward(normal(60, 32, 128))
+        dy = np.ones_like(y)
+        module.backward(tape, dy)
+        before = module.flat_grads.copy()
+        module.backward(tape, dy)
+        want = module.flat_grads.copy()
+        interrupted = moment = 0
+        while True:
+            moment += 1 + moment // 2
+            module.flat_grads[...] = before
+            left = [moment]
+
+            def handler(left: list[int] = left) -> None:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+
+            try:
+                with handled(handler):
+                    module.backward(tape, dy)
+            except KeyboardInterrupt:
+                interrupted += 1
+                assert np.array_equal(module.flat_grads, before) or np.array_equal(module.flat_grads, want)
+            else:
+                break
+        assert interrupted > 2 and np.array_equal(module.flat_grads, want)

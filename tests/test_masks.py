@@ -153,3 +153,77 @@ def test_errors(options: dict[str, Any], error: type[Exception], match: str) -> 
     y, _, tape = gru.forward(x, mask=np.ones((T, B), bool))
     with pytest.raises(ValueError, match=r"^dy: expected shape \(9, 5, 6\), got \(8, 5, 6\)"):
         gru.backward(tape, y[1:])
+
+
+@pytest.mark.parametrize("lookup", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_functions_as_modules(reverse: bool, lookup: bool) -> None:
+    """Both give the same bits, with lengths, resets and states, gradients included."""
+    x, mask = problem()
+    rng = np.random.default_rng(4)
+    gru = fr.GRU(I, H, dtype="float64", seed=0, bidirectional=True)
+    suffix = "_l0_reverse" if reverse else "_l0"
+    params = {
+        name: gru.parameters[name + suffix] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    }
+    options = {"mask": mask, "lengths": np.array([9, 8, 7, 6, 5]), "resets": rng.random((T, B)) < 0.2}
+    state = rng.normal(size=(2, B, H))
+    given = fr.Lookup(x[0], rng.integers(0, B, (T, B))) if lookup else x
+    y, final, tape = gru.forward(given, state, reset_state=state, **options)
+    part, columns = int(reverse), slice(H, None) if reverse else slice(H)
+    one = fr.functional.forward(
+        "gru", given, params, state[part], reset_state=state[part], reverse=reverse, **options
+    )
+    assert np.array_equal(one[0], y[..., columns]) and np.array_equal(one[1], final[part])
+    assert not one[0].flags.writeable and one[2].nbytes > 0
+    dy, dstate = np.zeros_like(y), np.zeros_like(state)
+    dy[..., columns], dstate[part] = rng.normal(size=(T, B, H)), rng.normal(size=(B, H))
+    dx, dstart = gru.backward(tape, dy, dstate)
+    got = fr.functional.backward(one[2], dy[..., columns].copy(), dstate[part])
+    assert np.array_equal(got.x, dx) and np.array_equal(got.state, dstart[part])
+    for name in params:
+        assert np.array_equal(got.params[name], gru.grads[name + suffix])
+    assert fr.functional.backward(one[2], None, dstate[part], need_dx=False).x is None
+    with pytest.raises(ValueError, match=r"^dy: expected shape \(9, 5, 6\), got \(8, 5, 6\)"):
+        fr.functional.backward(one[2], one[0][1:])
+
+
+@pytest.mark.parametrize("layout", ["time", "batch_first", "single"])
+def test_quantized_networks(layout: str) -> None:
+    """As with the steps cut out."""
+    x, mask = problem()
+    x = x.astype(np.float32)
+    network = fr.LSTM(I, H, 2, bidirectional=layout != "single", batch_first=layout == "batch_first", seed=0)
+    small = network.quantize("int8")
+    resets = np.random.default_rng(5).random((T, B)) < 0.3
+    if layout == "single":
+        x, mask, resets = x[:, 0].copy(), mask[:, 0], resets[:, 0] & mask[:, 0]
+        y, final = small(x, mask=mask, resets=resets)
+        want, want_final = small(x[mask], resets=resets[mask])
+        assert np.array_equal(y[mask], want) and not y[~mask].any()
+        assert all(map(np.array_equal, final, want_final))
+        return
+    resets &= mask
+    turn = (lambda a: a.swapaxes(0, 1).copy()) if layout == "batch_first" else (lambda a: a)
+    y, final = small(turn(x), mask=turn(mask), resets=turn(resets))
+    y = turn(y)
+    assert not y[~mask].any()
+    for b in range(B):
+        at = mask[:, b]
+        want, want_final = small(turn(x[at, b][:, None]), resets=turn(resets[at, b][:, None]))
+        assert np.array_equal(y[at, b], turn(want)[:, 0])
+        assert all(np.array_equal(f[:, b], w[:, 0]) for f, w in zip(final, want_final, strict=True))
+
+
+def test_errors_of_functions_and_quantized_networks() -> None:
+    x, ones = np.ones((T, B, I), np.float32), np.ones((T, B), bool)
+    lstm = fr.LSTM(I, H, seed=0)
+    params = {name.removesuffix("_l0"): array for name, array in lstm.parameters.items()}
+    for call in (lambda x, **o: fr.functional.forward("lstm", x, params, **o), lstm.quantize("bf16")):
+        with pytest.raises(TypeError, match=r"^mask: expected bool, got float64"):
+            call(x, mask=np.ones((T, B)))
+        with pytest.raises(ValueError, match=r"^mask: expected shape \(9, 5\), got \(5, 9\)"):
+            call(x, mask=ones.T)
+        for wrong in (None, x[0, 0]):
+            with pytest.raises((TypeError, ValueError), match=r"^x: expected"):
+                call(wrong, mask=ones)

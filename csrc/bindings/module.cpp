@@ -4,7 +4,7 @@
 #include "bindings/bindings.h"
 #include "bindings/seal.h"
 
-PYBIND11_MODULE(core, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(core, m) {
     m.doc() = "Kernels of fusedrnn and the checks of their arguments.";
     m.attr("__version__") = FUSEDRNN_VERSION;
     pybind11::options options;

@@ -2,7 +2,7 @@
 #include "bindings/seal.h"
 #include "cuda/bindings/bindings.h"
 
-PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(_cuda, m) {
     m.doc() = "CUDA kernels of fusedrnn and the checks of their arguments.";
     m.attr("__version__") = FUSEDRNN_VERSION;
     pybind11::options options;

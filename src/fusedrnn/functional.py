@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn import _core
+from fusedrnn import _core, host_layer
 from fusedrnn.arrays import Array, StateLike
 from fusedrnn.cells import CellSpec, Weights, gather_weights, resolve_cell
+from fusedrnn.checks import check_array
 from fusedrnn.devices import layers_on
 from fusedrnn.inputs.lookup import Lookup, array_of
+from fusedrnn.inputs.masks import Packing
 from fusedrnn.listing import Listed
 
 Params = Mapping[str, Array] | Sequence[Array | None]
@@ -39,7 +41,7 @@ class FunctionalTape(Listed):
         nbytes: bytes that stay allocated because of this tape alone, without the arrays the caller holds.
     """
 
-    __slots__ = ("_layer", "_layers", "_names", "_spec", "_x", "nbytes")
+    __slots__ = ("_layer", "_layers", "_names", "_packing", "_spec", "_x", "nbytes")
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class FunctionalTape(Listed):
         names: list[str] | None,
         copied: int,
     ) -> None:
+        self._packing: Packing | None = None
         self._spec = spec
         self._x = x
         self._layers = layers
@@ -82,6 +85,7 @@ def forward(
     *,
     reverse: bool = False,
     recompute: bool = False,
+    mask: npt.ArrayLike | None = None,
 ) -> tuple[Array, Any, FunctionalTape]:
     """Run one layer in one direction. The equations are in `fusedrnn.CELLS[cell].equations`.
 
@@ -99,6 +103,9 @@ def forward(
         reverse: run from the last step to the first.
         recompute: the tape leaves out the gates, and backward computes them once more: on the CPU to the same
             bits, on a GPU within the accuracy of the arithmetic.
+        mask: (T, B) bool, on the CPU: false for steps that are left out, wherever they are. The state passes
+            through them, y is 0 and x gets no gradient there; a reset at one acts at the next step that
+            counts. The steps that count are copied to the front first.
 
     Returns:
         y (T, B, Hout), read-only because the tape refers to it; the final state; the tape.
@@ -109,12 +116,26 @@ def forward(
     Raises:
         TypeError: an argument of the wrong kind or dtype.
         ValueError: an unknown cell or parameter name, a wrong shape, or lengths out of range.
-        RuntimeError: arrays on different devices, or x on a GPU that cannot be used; the message says why.
+        RuntimeError: arrays on different devices, a mask beside x on a GPU, or a GPU that cannot be used; the
+            message says why.
     """
     spec = resolve_cell(cell)
     weights, names = _weights(spec, params)
     if reset_state is not None and resets is None:
         raise ValueError("reset_state: expected None without resets")
+    if mask is not None:
+        return _forward_masked(
+            spec,
+            x,
+            params,
+            state,
+            mask,
+            lengths,
+            resets,
+            reset_state,
+            reverse=reverse,
+            recompute=recompute,
+        )
     layers = layers_on(array_of(x))
     y, final, layer, copied = layers.forward(
         spec,
@@ -128,6 +149,37 @@ def forward(
         recompute=recompute,
     )
     return y, spec.pack_state(final), FunctionalTape(spec, x, layers, layer, names, copied)
+
+
+def _forward_masked(
+    cell: CellSpec,
+    x: Array | Lookup,
+    params: Params,
+    state: StateLike | None,
+    mask: npt.ArrayLike,
+    lengths: npt.ArrayLike | None,
+    resets: npt.ArrayLike | None,
+    reset_state: StateLike | None,
+    **options: bool,
+) -> tuple[Array, Any, FunctionalTape]:
+    """Do what `forward` does with a mask."""
+    given = array_of(x)
+    if layers_on(given) is not host_layer:
+        raise RuntimeError(f"mask: expected x on cpu with it, got a {type(given).__name__} on a GPU")
+    if not isinstance(given, np.ndarray):
+        raise TypeError(f"x: expected a numpy.ndarray or a Lookup, got {type(given).__name__}")
+    if len(x.shape) != 3:
+        raise ValueError(f"x: expected shape (T, B, I), got {x.shape}")
+    leading = x.shape[:-1]
+    packing = Packing(mask, lengths, leading, 0)
+    borders = None if resets is None else packing.borders(resets, leading)
+    steps = packing.inputs(x)
+    y, final, tape = forward(cell, steps, params, state, packing.lengths, borders, reset_state, **options)
+    tape._packing = packing
+    tape.nbytes += packing.nbytes + y.nbytes + (0 if isinstance(steps, Lookup) else steps.nbytes)
+    y = packing.spread(y)
+    y.flags.writeable = False
+    return y, final, tape
 
 
 def backward(
@@ -158,7 +210,13 @@ def backward(
         raise ValueError("dy: expected an array unless dstate is given, got None for both")
     spec = tape._spec
     final = None if dstate is None else spec.unpack_state("dstate", dstate)
-    dx, start, grads = tape._layers.backward(tape._layer, tape._x, dy, final, need_dx)
+    packing, layer = tape._packing, tape._layer
+    if packing is not None and dy is not None:
+        packed = layer.seq_len, layer.batch, layer.proj_size or layer.hidden_size
+        dy = packing.take(check_array("dy", dy, packing.shape(packed), layer.dtype))
+    dx, start, grads = tape._layers.backward(layer, tape._x, dy, final, need_dx)
+    if packing is not None and dx is not None and not isinstance(tape._x, Lookup):
+        dx = packing.spread(dx)
     named = dict(zip(spec.parameter_names, grads, strict=True))
     params = grads if tape._names is None else {name: named[name] for name in tape._names}
     return Gradients(dx, spec.pack_state(start), params)

@@ -257,7 +257,7 @@ def standard_normal(array: Array, rng: Seed) -> Array:
 
 
 def check_method(method: str | None) -> str | None:
-    """Return the name of an initialisation for recurrent layers or None, or raise ValueError."""
+    """Return the name of an initialisation of a layer or None, or raise ValueError."""
     if method is not None and method not in RECURRENT_METHODS:
         raise ValueError(f"init: expected one of {', '.join(RECURRENT_METHODS)} or None, got {method!r}")
     return method

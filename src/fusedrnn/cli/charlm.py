@@ -65,10 +65,12 @@ class Tape(NamedTuple):
 class CharLM(fr.Module):
     """Embedding, recurrent layers, dropout, and a linear layer to the logits of the next character."""
 
-    def __init__(self, config: Config, vocabulary_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, config: Config, vocabulary_size: int, seed: int = 0, init: str | None = "default"
+    ) -> None:
         super().__init__()
         rng = np.random.default_rng(seed)
-        options: dict[str, Any] = {"dtype": config.dtype, "seed": rng}
+        options: dict[str, Any] = {"dtype": config.dtype, "seed": rng, "init": init}
         self.embedding = fr.Embedding(vocabulary_size, config.embedding, **options)
         # With a single layer there is nothing between layers to drop.
         between = config.dropout if config.layers > 1 else 0.0
@@ -161,7 +163,7 @@ def build(config: Config, vocabulary: Vocabulary, state: Mapping[str, Array]) ->
         ValueError: names or shapes do not fit the configuration.
     """
     check_shapes(config, len(vocabulary), state)
-    model = CharLM(config, len(vocabulary))
+    model = CharLM(config, len(vocabulary), init=None)
     model.load_state_dict(state)
     return model
 

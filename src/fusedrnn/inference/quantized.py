@@ -13,6 +13,7 @@ from fusedrnn.arrays import Array, StateLike, as_array
 from fusedrnn.cells import gather_weights
 from fusedrnn.checks import check_array, check_mapping, check_names, check_size, kind_error
 from fusedrnn.inference.stream import StreamBase
+from fusedrnn.inputs.masks import packing_of
 from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.listing import Listed
 from fusedrnn.nn.plan import Network
@@ -78,6 +79,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
         lengths: npt.ArrayLike | None = None,
         resets: npt.ArrayLike | None = None,
         reset_state: StateLike | None = None,
+        mask: npt.ArrayLike | None = None,
     ) -> tuple[Array, StateT]:
         """Run the network over whole sequences, without dropout.
 
@@ -88,6 +90,8 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
             resets: (T, B) bool, laid out as x: where true, the state is replaced before step t reads it.
             reset_state: what resets put in place of the state: zeros if None, else arrays shaped as the
                 state (num_layers*D, B, H), with or without the batch axis.
+            mask: (T, B) bool, laid out as x: false for steps that are left out. The state passes through
+                them and y is 0 there; a reset at one acts at the next step that counts.
 
         Returns:
             y (T, B, D*Hout), laid out as x, and the final state.
@@ -96,6 +100,11 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
             TypeError: an argument of the wrong kind or dtype.
             ValueError: an argument of the wrong shape, or lengths out of range.
         """
+        if mask is not None:
+            packing = packing_of(self, x, mask, lengths)
+            borders = None if resets is None else packing.borders(resets, x.shape[:-1])
+            y, last = self(packing.take(x), state, packing.lengths, borders, reset_state)
+            return packing.spread(y), last
         shape = x.shape if isinstance(x, np.ndarray) else ()
         single = len(shape) == 2
         if not (single or len(shape) == 3) or shape[-1] != self.input_size:

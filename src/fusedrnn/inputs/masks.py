@@ -86,15 +86,13 @@ class Packing:
         return x
 
 
-def packing_of(module: Any, x: Any, mask: npt.ArrayLike, lengths: npt.ArrayLike | None) -> Packing:
-    """Return how the steps of an input of a recurrent network are packed.
+def packing_of(network: Any, x: Any, mask: npt.ArrayLike, lengths: npt.ArrayLike | None) -> Packing:
+    """Return how the steps of an input of a recurrent network on the CPU, quantized or not, are packed.
 
     Raises:
-        RuntimeError: the network is on a GPU.
         TypeError, ValueError: as `Packing`, or x is not an input of the network.
     """
-    module._require_cpu("mask")
     shape = x.shape if isinstance(x, (np.ndarray, Lookup)) else ()
-    if len(shape) not in (2, 3) or shape[-1] != module.input_size:
-        raise module._input_error(x)
-    return Packing(mask, lengths, shape[:-1], int(module.batch_first and len(shape) == 3))
+    if len(shape) not in (2, 3) or shape[-1] != network.input_size:
+        raise network._input_error(x)
+    return Packing(mask, lengths, shape[:-1], int(network.batch_first and len(shape) == 3))

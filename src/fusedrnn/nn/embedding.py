@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array, as_array, refuse_mask
 from fusedrnn.backend import CPU
 from fusedrnn.checks import as_indices, check_array, check_size, resolve_dtype
-from fusedrnn.init import Seed, make_rng
+from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.rows import as_rows
 from fusedrnn.nn.crossing import crosses, crosses_back
@@ -29,6 +29,8 @@ class Embedding(Module):
         padding_idx: a row that starts at zero and gets no gradient; negative counts from the end.
         dtype: "float32" or "float64".
         seed: int, numpy.random.Generator or None.
+        init: "default" or "torch", which are the same here; None leaves all parameters at zero, for weights
+            that are loaded next.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -45,6 +47,7 @@ class Embedding(Module):
         *,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
+        init: str | None = "default",
     ) -> None:
         super().__init__()
         self.num_embeddings = check_size("num_embeddings", num_embeddings)
@@ -57,8 +60,10 @@ class Embedding(Module):
                     f"padding_idx: expected an int < num_embeddings = {num_embeddings}, got {row}"
                 )
             self.padding_idx = row % self.num_embeddings
-        self._declare({"weight": (self.num_embeddings, self.embedding_dim)}, resolve_dtype(dtype))
-        self._own["weight"] = make_rng(seed).standard_normal((self.num_embeddings, self.embedding_dim))
+        found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
+        self._declare({"weight": (self.num_embeddings, self.embedding_dim)}, found)
+        if method:
+            self._own["weight"] = rng.standard_normal((self.num_embeddings, self.embedding_dim))
         if self.padding_idx is not None:
             self._own["weight"][self.padding_idx] = 0.0
 

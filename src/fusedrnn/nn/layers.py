@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
-from fusedrnn.init import Noise, Seed, make_rng, torch_uniform
+from fusedrnn.init import Noise, Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows, check_kind, contiguous, copied
 from fusedrnn.nn.crossing import crosses, crosses_back
 from fusedrnn.nn.embedding import Embedding
@@ -33,6 +33,8 @@ class Linear(Module):
             may name the weight twice. Put the embedding into the same tree.
         dtype: "float32" or "float64".
         seed: int, numpy.random.Generator or None.
+        init: "default" or "torch", which are the same here; None leaves all parameters at zero, for weights
+            that are loaded next.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -50,6 +52,7 @@ class Linear(Module):
         weight_of: Embedding | None = None,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
+        init: str | None = "default",
     ) -> None:
         super().__init__()
         self.in_features = check_size("in_features", in_features, 0)
@@ -58,7 +61,7 @@ class Linear(Module):
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
-        found = resolve_dtype(dtype)
+        found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
         if weight_of is not None:
             if not isinstance(weight_of, Embedding):
                 raise TypeError(f"weight_of: expected an Embedding, got {type(weight_of).__name__}")
@@ -72,8 +75,7 @@ class Linear(Module):
             self._tied = {"weight": weight_of}
             del shapes["weight"]
         self._declare(shapes, found)
-        rng = make_rng(seed)
-        for array in self._own.values():
+        for array in self._own.values() if method else ():
             torch_uniform(array, self.in_features, rng=rng)
 
     @crosses

@@ -16,7 +16,8 @@ def backward_layers(
 ) -> tuple[Any, Any]:
     """Do what `Recurrent.backward` does, with arrays of `tape._on`.
 
-    On the CPU all memory is taken before the first gradient is added to: MemoryError leaves them as before.
+    Several layers or directions add to the gradients together or, with KeyboardInterrupt or an error, not at
+    all. On the CPU all memory is taken before, so that MemoryError comes first.
     """
     on, network = tape._on, module._network
     shape, single = tape.shape, len(tape.shape) == 2
@@ -49,7 +50,7 @@ def backward_layers(
         stages.append(_calls(module, tape, layer, flow, dfinals, targets[layer]))
         flow = targets[layer]
     work = on.kernels.StagedCalls(stages)
-    with module._turn.take():
+    with module._turn.take(), _AllOrNothing(module):
         for layer in reversed(range(module.num_layers)):
             for part, (_, starts, _) in zip(module._plan.layers[layer], work.run(), strict=True):
                 for dstart, start in zip(dstarts, starts, strict=True):
@@ -62,6 +63,21 @@ def backward_layers(
     if lookup is not None and rows is not None:
         rows = lookup._table_gradient(rows, out=gradient)
     return gradient if rows is None else rows, network.spec.pack_state(dstarts)
+
+
+class _AllOrNothing:
+    """Gradients of a module that are as before if what adds to them is interrupted, by Ctrl-C or an error."""
+
+    def __init__(self, module: Network) -> None:
+        start = module._start
+        self._grads = module._buffers.grads[start : start + module._size]
+        self._before = self._grads.copy()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._grads[...] = self._before
 
 
 def _between(module: Network, tape: RecurrentTape, dtype: Any) -> list[Any]:

@@ -155,6 +155,7 @@ class Recurrent(Module, Generic[StateT]):
         `forward` says more about each, and what is raised.
         """
         if mask is not None:
+            self._require_cpu("mask")
             packing = packing_of(self, x, mask, lengths)
             borders = None if resets is None else packing.borders(resets, x.shape[:-1])
             y, final = self(packing.inputs(x), state, packing.lengths, borders, reset_state)
@@ -199,6 +200,7 @@ class Recurrent(Module, Generic[StateT]):
             RuntimeError: a mask, and the network is on a GPU.
         """
         if mask is not None:
+            self._require_cpu("mask")
             packing = packing_of(self, x, mask, lengths)
             borders = None if resets is None else packing.borders(resets, x.shape[:-1])
             steps = packing.inputs(x)
@@ -325,6 +327,8 @@ class Recurrent(Module, Generic[StateT]):
         need_dx: bool = True,
     ) -> tuple[Array | Any, StateT]:
         """Add the gradients of the parameters to `grads`; return (dx, dstate) of the input and initial state.
+
+        Of several layers or directions, Ctrl-C and MemoryError leave the gradients as they were.
 
         Args:
             tape: from `forward` of this module; usable again.
