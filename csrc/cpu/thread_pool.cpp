@@ -56,6 +56,8 @@ FloatingPoint floats_of_this_thread() { return {}; }
 void set_floats(const FloatingPoint&) {}
 #endif
 
+// The least time between two moves of a worker: where others have the processors, moves do not help.
+constexpr std::chrono::milliseconds kBetweenMoves{1};
 constexpr int kSpins = 2000;             // about 20 us of pauses before a worker sleeps
 constexpr int kSpinsBeforeYield = 4000;  // in a barrier; then the processor is offered to others
 
@@ -81,6 +83,28 @@ std::atomic<InterruptCheck> interrupt_check{nullptr};
 // Forks between the process that loaded the library and this one.
 std::atomic<std::uint64_t> forks{0};
 
+// The processor that this thread is on; -1 where that is not told.
+int this_processor() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// Leaves a processor for another one that this thread may use, if there is one and the system allows it: the scheduler
+// can take 50 ms to see that another is idle. Afterwards the thread may go where it could go before.
+void leave_processor([[maybe_unused]] int processor) {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    cpu_set_t others = allowed;
+    CPU_CLR(static_cast<unsigned>(processor), &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+    sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
+}
+
 }  // namespace
 
 void set_interrupt_check(InterruptCheck check) { interrupt_check.store(check); }
@@ -96,6 +120,7 @@ class ThreadPool {
 
   private:
     void work(int member, std::uint64_t seen);
+    void leave_the_caller(std::chrono::steady_clock::time_point& moved);
 
     std::mutex mutex_;
     std::condition_variable wake_;
@@ -103,12 +128,21 @@ class ThreadPool {
     std::atomic<int> running_{0};
     int workers_ = 0;
     int size_ = 0;
+    int processor_ = -1;  // the caller's when the call began
     void (*fn_)(void*, int) = nullptr;
     void* context_ = nullptr;
 };
 
+void ThreadPool::leave_the_caller(std::chrono::steady_clock::time_point& moved) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - moved < kBetweenMoves) return;
+    moved = now;
+    leave_processor(processor_);
+}
+
 void ThreadPool::work(int member, std::uint64_t seen) {
     set_floats(kKernelFloats);
+    std::chrono::steady_clock::time_point moved{};
     for (;;) {
         int spins = 0;
         while (epoch_.load(std::memory_order_acquire) == seen && ++spins < kSpins) pause();
@@ -117,13 +151,17 @@ void ThreadPool::work(int member, std::uint64_t seen) {
             wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
         }
         seen = epoch_.load(std::memory_order_acquire);
-        if (member < size_) fn_(context_, member);
+        if (member < size_) {
+            if (processor_ >= 0 && this_processor() == processor_) leave_the_caller(moved);
+            fn_(context_, member);
+        }
         running_.fetch_sub(1, std::memory_order_release);
     }
 }
 
 void ThreadPool::start(int size, void (*fn)(void*, int), void* context) {
     size_ = size;
+    processor_ = this_processor();
     fn_ = fn;
     context_ = context;
     for (int i = 0; i < size; ++i) arrived[i].value.store(0, std::memory_order_relaxed);
