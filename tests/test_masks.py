@@ -222,7 +222,7 @@ def test_errors_of_functions_and_quantized_networks() -> None:
     for call in (lambda x, **o: fr.functional.forward("lstm", x, params, **o), lstm.quantize("bf16")):
         with pytest.raises(TypeError, match=r"^mask: expected bool, got float64"):
             call(x, mask=np.ones((T, B)))
-        with pytest.raises(ValueError, match=r"^mask: expected shape \(9, 5\), got \(5, 9\)"):
+        with pytest.raises(ValueError, match=r"^mask: expected shape \(T, B\) = \(9, 5\), got \(5, 9\)"):
             call(x, mask=ones.T)
         for wrong in (None, x[0, 0]):
             with pytest.raises((TypeError, ValueError), match=r"^x: expected"):

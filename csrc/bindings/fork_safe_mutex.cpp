@@ -18,7 +18,7 @@ void take_all() {
 void give_back_all() {
     for (std::mutex& mutex : mutexes) mutex.unlock();
 }
-[[maybe_unused]] const int registered = pthread_atfork(take_all, give_back_all, give_back_all);
+[[maybe_unused]] const int at_fork = pthread_atfork(take_all, give_back_all, give_back_all);
 
 }  // namespace
 

@@ -38,6 +38,8 @@ class Module(Listed, Tree["Module"]):
     order in which the threads come. They may not while it is changed: loaded, stepped by an optimiser, moved,
     built, or its gradients cleared or clipped.
 
+    Ctrl-C in the backward of several recurrent layers or directions leaves their gradients as they were.
+
     Attributes:
         training: switches dropout, and nothing else; see `train` and `eval`.
     """

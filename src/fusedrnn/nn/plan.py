@@ -12,6 +12,7 @@ from fusedrnn.arrays import Array, StateLike
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.checks import check_array
+from fusedrnn.nn.buffers import Buffers
 from fusedrnn.nn.turns import Turn
 
 
@@ -109,6 +110,9 @@ class Network(Protocol):
     _network: NetworkShape
     _plan: NetworkPlan
     _turn: Turn
+    _buffers: Buffers
+    _start: int
+    _size: int
     input_size: int
     hidden_size: int
     num_layers: int

@@ -328,8 +328,6 @@ class Recurrent(Module, Generic[StateT]):
     ) -> tuple[Array | Any, StateT]:
         """Add the gradients of the parameters to `grads`; return (dx, dstate) of the input and initial state.
 
-        Of several layers or directions, Ctrl-C and MemoryError leave the gradients as they were.
-
         Args:
             tape: from `forward` of this module; usable again.
             dy: gradient of y, in its shape and dtype, or None for zeros if dstate is given.
