@@ -53,7 +53,8 @@ else()
     set(cuda_platform cuda/gpu)
 endif()
 file(GLOB cuda_binding_sources CONFIGURE_DEPENDS cuda/bindings/*.cpp ${cuda_platform}/bindings/*.cpp)
-pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_binding_sources} csrc/bindings/arrays.cpp)
+pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_binding_sources} csrc/bindings/arrays.cpp
+                    csrc/bindings/optimiser_options.cpp)
 target_link_libraries(_cuda PRIVATE fusedrnn_options Threads::Threads)
 target_compile_options(
     _cuda PRIVATE "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}\""

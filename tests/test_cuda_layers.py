@@ -124,6 +124,32 @@ def test_losses(name: str, reduction: Any, where: str) -> None:
         fr.cross_entropy(convert(logits), targets + 5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("width", [1, 31, 256, 1500])
+def test_rows_that_the_threads_of_a_block_share(width: int, dtype: Any, where: str) -> None:
+    if where == "numpy":
+        pytest.skip("NumPy's arrays go to the CPU")
+    own = own_or(where, "own")
+    rng = np.random.default_rng(width)
+    plain, moved = fr.LayerNorm(width, dtype=dtype), fr.LayerNorm(width, dtype=dtype).to("cuda")
+    x, dy = (rng.normal(size=(70, width)).astype(dtype) for _ in range(2))
+    x[3] *= np.asarray(1e30, dtype)  # squares overflow in float32
+    y, tape = plain.forward(x)
+    got, got_tape = moved.forward(own(x))
+    assert_same(got, y)
+    assert_same(moved.backward(got_tape, own(dy)), plain.backward(tape, dy), "gradient")
+    assert_same(host(moved.flat_grads), plain.flat_grads, "gradient")
+    targets = rng.integers(0, width, 70)
+    targets[5] = -100
+    weight = rng.random(width).astype(dtype)
+    for options in ({}, {"weight": weight, "label_smoothing": 0.1}):
+        given = {key: own(value) if key == "weight" else value for key, value in options.items()}
+        loss, dlogits = fr.cross_entropy(dy, targets, **options)
+        got_loss, got_dlogits = fr.cross_entropy(own(dy), targets, **given)
+        assert_same(np.asarray(got_loss, dtype), np.asarray(loss, dtype), "loss")
+        assert_same(got_dlogits, dlogits, "gradient")
+
+
 OPTIMISERS: dict[str, Callable[[Any], Any]] = {
     "sgd": lambda m: fr.optim.SGD(m, 0.1, weight_decay=0.01),
     "momentum": lambda m: fr.optim.SGD(m, 0.1, momentum=0.9, dampening=0.1),

@@ -75,6 +75,12 @@ BUDGETS = {
     "final_state": (64, 64),
     "round_elements": (64, 0),
     "dropout": (64, 64),
+    "layer_norm_rows": (0, 128),
+    "layer_norm_backward_rows": (0, 128),
+    "layer_norm_columns_32": (0, 96),
+    "cross_entropy_rows": (0, 128),
+    "sgd_elements": (0, 64),
+    "adam_elements": (0, 64),
 }
 
 

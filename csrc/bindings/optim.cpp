@@ -1,14 +1,12 @@
 // Optimisers and the operations on gradients, all in place. Arrays may have any shape, the same for all of one call.
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/optimiser_options.h"
 #include "bindings/run.h"
 #include "layers/layer_table.h"
 
@@ -26,45 +24,6 @@ Array beside(const Array& param, py::handle value, const char* name, Presence pr
     return Array::like(value, name, param, presence).shape(axes_of(param)).contiguous().apart_from(param);
 }
 
-double fraction_below_one(py::handle value, const char* name) {
-    const double number = finite_number(value, name);
-    require(number >= 0 && number < 1, name, "a number in [0, 1)", number);
-    return number;
-}
-
-// The numbers of a type: what is smaller than `least` counts as 0 in the kernels, what is larger than `most` as infinite.
-struct Range {
-    const char* name;
-    double least, most;
-};
-Range range_of(DType dtype) {
-    using F = std::numeric_limits<float>;
-    using D = std::numeric_limits<double>;
-    return dtype == DType::float32 ? Range{"float32", F::min(), F::max()}
-                                   : Range{"float64", D::min(), D::max()};
-}
-
-std::string text(double number) {
-    char digits[32];
-    std::snprintf(digits, sizeof digits, "%.3g", number);
-    return digits;
-}
-
-[[noreturn]] void refuse(const char* name, const std::string& expected, double value) {
-    require(false, name, expected, value);
-    std::abort();
-}
-
-// A setting that multiplies arrays of the type, unless it is that small that `may_vanish`.
-double setting(py::handle value, const char* name, const Range& range, bool may_vanish = false) {
-    const double number = finite_number(value, name), size = std::abs(number);
-    if (size <= range.most && (size == 0 || size >= range.least || may_vanish)) return number;
-    refuse(name,
-           "0 or a number from " + text(range.least) + " to " + text(range.most) + ", as " + range.name +
-               " holds",
-           number);
-}
-
 template <class T>
 double norm_of(const Array& x, double p) {
     std::vector<double> partial(static_cast<std::size_t>((x.size() + kNormBlock - 1) / kNormBlock));
@@ -80,19 +39,12 @@ void sgd_step(const py::object& param_, const py::object& grad_, const py::objec
               const py::object& weight_decay, const py::object& nesterov, const py::object& first) {
     const Array param = Array::floats(param_, "param").writable();
     const Array grad = beside(param, grad_, "grad");
-    const Range range = range_of(param.dtype());
-    const SgdOptions options{setting(lr, "lr", range, true),
-                             setting(momentum, "momentum", range),
-                             setting(dampening, "dampening", range, true),
-                             setting(weight_decay, "weight_decay", range),
-                             flag(nesterov, "nesterov"),
-                             flag(first, "first")};
+    const SgdOptions options =
+        read_sgd_options(range_of(param.dtype()), lr, momentum, dampening, weight_decay, nesterov, first);
     const bool uses_momentum = options.momentum != 0;
     const Array buf = beside(param, momentum_buf_, "momentum_buf", uses_momentum ? kRequired : kOptional)
                           .writable()
                           .apart_from(grad);
-    require(uses_momentum || !options.nesterov, "momentum", "a number above 0 with nesterov",
-            options.momentum);
     by_dtype(param.dtype(), [&]<class T>() {
         Team team(threads_for(static_cast<double>(param.size())));
         run_released(team, [&] {
@@ -111,28 +63,9 @@ void adam_step(const py::object& param_, const py::object& grad_, const py::obje
     const Array exp_avg = beside(param, exp_avg_, "exp_avg").writable().apart_from(grad);
     const Array exp_avg_sq =
         beside(param, exp_avg_sq_, "exp_avg_sq").writable().apart_from(grad).apart_from(exp_avg);
-    const Range range = range_of(param.dtype());
-    const AdamOptions options{setting(lr, "lr", range, true),
-                              fraction_below_one(beta1, "beta1"),
-                              fraction_below_one(beta2, "beta2"),
-                              finite_number(eps, "eps"),
-                              setting(weight_decay, "weight_decay", range),
-                              flag(decoupled, "decoupled"),
-                              integer(step, "step", 1, std::numeric_limits<std::int64_t>::max())};
-    // A gradient below it has no square in exp_avg_sq: its step would be without bounds, or 0 / 0.
-    const double least_eps = std::sqrt(range.least / (1 - options.beta2));
-    if (options.eps < least_eps) {
-        refuse("eps",
-               "a number >= sqrt(" + text(range.least) + " / (1 - beta2)) = " + text(least_eps) +
-                   ", so that " + range.name + " holds its square",
-               options.eps);
-    }
-    if (std::abs(options.lr) / (1 - options.beta1) > range.most) {
-        refuse("lr", std::string("lr / (1 - beta1) within ") + range.name, options.lr);
-    }
-    if (options.decoupled && std::abs(options.lr * options.weight_decay) > range.most) {
-        refuse("weight_decay", std::string("lr * weight_decay within ") + range.name, options.weight_decay);
-    }
+    const NumberRange range = range_of(param.dtype());
+    const AdamOptions options =
+        read_adam_options(range, lr, beta1, beta2, eps, weight_decay, decoupled, step);
     by_dtype(param.dtype(), [&]<class T>() {
         bool held = true;
         {
@@ -143,12 +76,7 @@ void adam_step(const py::object& param_, const py::object& grad_, const py::obje
                                                   options, team);
             });
         }
-        if (held) return;
-        refuse(
-            "grad",
-            std::string("values whose squares ") + range.name +
-                " holds (clip_grad_norm limits them; parameters with larger gradients were left as they are)",
-            norm_of<T>(grad, HUGE_VAL));
+        if (!held) refuse_gradient(range, norm_of<T>(grad, HUGE_VAL));
     });
 }
 
@@ -162,7 +90,7 @@ double norm(const py::object& x_, const py::object& p_) {
 void scale(const py::object& x_, const py::object& factor_) {
     const Array x = Array::floats(x_, "x").writable();
     double factor = real_number(factor_, "factor");
-    const Range range = range_of(x.dtype());
+    const NumberRange range = range_of(x.dtype());
     by_dtype(x.dtype(), [&]<class T>() {
         constexpr double kStep = sizeof(T) == 4 ? 0x1p64 : 0x1p512;
         const auto multiply = [&](double by) {

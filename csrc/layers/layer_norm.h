@@ -60,16 +60,16 @@ FUSEDRNN_INLINE Vec<T> distance(const T* x, int m, T scale, T from) {
 }
 
 // The moments of a row times `scale`; the variance, eps included, is that of the scaled row.
-template <bool kScaled, class T>
-FUSEDRNN_INLINE RowMoments<T> scaled_moments(std::int64_t dim, const T* x, T scale, T per_element, double eps,
-                                             double& variance) {
+template <bool kScaled, class Threads, class T>
+FUSEDRNN_KERNEL_INLINE RowMoments<T> scaled_moments(std::int64_t dim, const T* x, T scale, T per_element,
+                                                    double eps, double& variance) {
     using V = Vec<T>;
     const T first = x[0] * scale;
-    const T mean = first + per_element * row_sum<T>(dim, [&](std::int64_t d, int m) {
+    const T mean = first + per_element * row_sum<T, Threads>(dim, [&](std::int64_t d, int m) {
                                return distance<kScaled>(x + d, m, scale, first);
                            });
     T sums[2];
-    row_sums<T>(
+    row_sums<T, Threads>(
         dim,
         [&](std::int64_t d, int m, V(&acc)[2]) {
             const V v = distance<kScaled>(x + d, m, scale, mean);
@@ -94,13 +94,13 @@ FUSEDRNN_INLINE T scale_against(double size) {
 
 // Where squares may have overflowed or vanished: relative to the largest distance, or the largest element if distances
 // overflow or are denormal themselves.
-template <class T>
-__attribute__((noinline)) RowMoments<T> extreme_moments(std::int64_t dim, const T* x, T per_element,
-                                                        double eps, const RowMoments<T>& plain) {
+template <class Threads, class T>
+FUSEDRNN_KERNEL_RARELY RowMoments<T> extreme_moments(std::int64_t dim, const T* x, T per_element, double eps,
+                                                     const RowMoments<T>& plain) {
     using Range = NormRange<T>;
-    const double size =
-        static_cast<double>(row_largest<T>(dim, [&](std::int64_t d, int m) { return load_up_to(x + d, m); }));
-    const double spread = static_cast<double>(row_largest<T>(
+    const double size = static_cast<double>(
+        row_largest<T, Threads>(dim, [&](std::int64_t d, int m) { return load_up_to(x + d, m); }));
+    const double spread = static_cast<double>(row_largest<T, Threads>(
         dim, [&](std::int64_t d, int m) { return distance<false>(x + d, m, T(1), plain.mean); }));
     const bool finite = plain.mean - plain.mean == 0;
     if (finite && spread == 0 && size >= Range::least) {
@@ -117,47 +117,52 @@ __attribute__((noinline)) RowMoments<T> extreme_moments(std::int64_t dim, const 
     const T scale = scale_against<T>(most > root ? most : root);
     const double factor = static_cast<double>(scale);
     double variance;
-    RowMoments<T> moments = scaled_moments<true>(dim, x, scale, per_element, eps * factor * factor, variance);
+    RowMoments<T> moments =
+        scaled_moments<true, Threads>(dim, x, scale, per_element, eps * factor * factor, variance);
     if (variance == 0) moments.rstd = moments.shift = 0;
     return moments;
 }
 
-template <class T>
-FUSEDRNN_INLINE RowMoments<T> row_moments(std::int64_t dim, const T* x, T per_element, double eps) {
+template <class Threads, class T>
+FUSEDRNN_KERNEL_INLINE RowMoments<T> row_moments(std::int64_t dim, const T* x, T per_element, double eps) {
     using Range = NormRange<T>;
     double variance;
-    const RowMoments<T> moments = scaled_moments<false>(dim, x, T(1), per_element, eps, variance);
+    const RowMoments<T> moments = scaled_moments<false, Threads>(dim, x, T(1), per_element, eps, variance);
     if (variance > Range::least && variance < Range::most) return moments;
-    return extreme_moments(dim, x, per_element, eps, moments);
+    return extreme_moments<Threads>(dim, x, per_element, eps, moments);
+}
+
+template <class Threads, class T>
+FUSEDRNN_KERNEL_INLINE void normalise_row(std::int64_t dim, const T* x, const T* w, const T* b, T per_element,
+                                          double eps, T* y, T* mean, T* rstd) {
+    const RowMoments<T> moments = row_moments<Threads>(dim, x, per_element, eps);
+    if (Threads::owns(0)) moments.store(mean, rstd);
+    // By value: what is captured by reference is read again after every store.
+    row_vectors<T, Threads>(dim, [=](std::int64_t d, int m) {
+        Vec<T> v = moments.xhat(load_up_to(x + d, m));
+        if (w != nullptr) v = v * load_up_to(w + d, m);
+        if (b != nullptr) v = v + load_up_to(b + d, m);
+        store_up_to(v, y + d, m);
+    });
 }
 
 template <class T>
 void layer_norm_forward(std::int64_t n, std::int64_t dim, const T* x, const T* w, const T* b, double eps,
                         T* y, T* mean, T* rstd, Team& team) {
-    using V = Vec<T>;
     if (dim == 0) return;
     const T per_element = T(1) / static_cast<T>(dim);
     interruptible_blocks(team, n, rows_per_block(dim), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
-            const T* row = x + r * dim;
-            T* out = y + r * dim;
-            const RowMoments<T> moments = row_moments(dim, row, per_element, eps);
-            moments.store(mean + 2 * r, rstd + 2 * r);
-            // By value: what is captured by reference is read again after every store.
-            row_vectors<T>(dim, [=](std::int64_t d, int m) {
-                V v = moments.xhat(load_up_to(row + d, m));
-                if (w != nullptr) v = v * load_up_to(w + d, m);
-                if (b != nullptr) v = v + load_up_to(b + d, m);
-                store_up_to(v, out + d, m);
-            });
+            normalise_row<OneThread>(dim, x + r * dim, w, b, per_element, eps, y + r * dim, mean + 2 * r,
+                                     rstd + 2 * r);
         }
     });
 }
 
 // dx / `back`, but for the row's scale. Returns whether all sums are finite.
-template <class T>
-FUSEDRNN_INLINE bool scaled_dx(std::int64_t dim, const T* x, const T* w, const T* dy,
-                               const RowMoments<T>& moments, T forth, T* dx) {
+template <class Threads, class T>
+FUSEDRNN_KERNEL_INLINE bool scaled_dx(std::int64_t dim, const T* x, const T* w, const T* dy,
+                                      const RowMoments<T>& moments, T forth, T* dx) {
     using V = Vec<T>;
     const T per_element = T(1) / static_cast<T>(dim);
     const auto g = [=](std::int64_t d, int m) {
@@ -168,7 +173,7 @@ FUSEDRNN_INLINE bool scaled_dx(std::int64_t dim, const T* x, const T* w, const T
     // Relative to the first, so that a constant g has no distance from its mean.
     const T first = w == nullptr ? dy[0] * forth : dy[0] * forth * w[0];
     T sums[2];
-    row_sums<T>(
+    row_sums<T, Threads>(
         dim,
         [&](std::int64_t d, int m, V(&acc)[2]) {
             const V v = g(d, m);
@@ -178,23 +183,23 @@ FUSEDRNN_INLINE bool scaled_dx(std::int64_t dim, const T* x, const T* w, const T
         sums);
     const V mean_g = V::set(first + per_element * sums[0]), mean_gx = V::set(per_element * sums[1]);
     const V scale = V::set(moments.rstd);
-    row_vectors<T>(dim, [=](std::int64_t d, int m) {
+    row_vectors<T, Threads>(dim, [=](std::int64_t d, int m) {
         store_up_to(scale * (g(d, m) - mean_g - xhat(d, m) * mean_gx), dx + d, m);
     });
     return (sums[0] + sums[1]) * T(0) == T(0);
 }
 
-template <class T>
-void layer_norm_dx(std::int64_t dim, const T* x, const T* w, const T* dy, const RowMoments<T>& moments,
-                   T* dx) {
+template <class Threads, class T>
+FUSEDRNN_KERNEL_CODE void layer_norm_dx(std::int64_t dim, const T* x, const T* w, const T* dy,
+                                        const RowMoments<T>& moments, T* dx) {
     using V = Vec<T>;
     T back = 1;
-    if (!scaled_dx(dim, x, w, dy, moments, T(1), dx)) {
+    if (!scaled_dx<Threads>(dim, x, w, dy, moments, T(1), dx)) {
         back = NormRange<T>::back;
-        scaled_dx(dim, x, w, dy, moments, 1 / back, dx);
+        scaled_dx<Threads>(dim, x, w, dy, moments, 1 / back, dx);
     }
     if (moments.scale == 1 && back == 1) return;
-    row_vectors<T>(dim, [&](std::int64_t d, int m) {
+    row_vectors<T, Threads>(dim, [&](std::int64_t d, int m) {
         store_up_to(load_up_to(dx + d, m) * V::set(moments.scale) * V::set(back), dx + d, m);
     });
 }
@@ -202,26 +207,27 @@ void layer_norm_dx(std::int64_t dim, const T* x, const T* w, const T* dy, const 
 template <class T>
 inline constexpr std::int64_t kLineColumns = 64 / sizeof(T);  // a cache line
 
-// Columns d to d + width of dw and db, a cache line at most: partial sums of 64 rows keep the rounding error of long sums
-// small.
-template <class T>
-void layer_norm_columns(std::int64_t n, std::int64_t dim, std::int64_t d, int width, const T* x, const T* dy,
-                        const T* mean, const T* rstd, T* dw, T* db) {
+// Columns d to d + width of dw and db, kColumns at most: partial sums of 64 rows keep the rounding error of long sums
+// small. The threads share the rows.
+template <class Threads, std::int64_t kColumns, class T>
+FUSEDRNN_KERNEL_CODE void layer_norm_columns(std::int64_t n, std::int64_t dim, std::int64_t d, int width,
+                                             const T* x, const T* dy, const T* mean, const T* rstd, T* dw,
+                                             T* db) {
     using V = Vec<T>;
-    constexpr int L = V::kLanes, kVectors = kLineColumns<T> / L;
+    constexpr int L = V::kLanes, kVectors = kColumns / L;
     int lanes[kVectors];
     V total_w[kVectors], total_b[kVectors];
     for (int k = 0; k < kVectors; ++k) {
         lanes[k] = width <= k * L ? 0 : width - k * L < L ? width - k * L : L;
         total_w[k] = total_b[k] = V::set(0);
     }
-    for (std::int64_t first = 0; first < n; first += 64) {
+    for (std::int64_t first = 64 * Threads::index(); first < n; first += 64 * Threads::count()) {
         const std::int64_t last = first + 64 < n ? first + 64 : n;
         V part_w[kVectors], part_b[kVectors];
         for (int k = 0; k < kVectors; ++k) part_w[k] = part_b[k] = V::set(0);
         for (std::int64_t r = first; r < last; ++r) {
             const RowMoments<T> moments = RowMoments<T>::load(mean + 2 * r, rstd + 2 * r);
-#pragma GCC unroll 16
+            FUSEDRNN_UNROLL_BY(16)
             for (int k = 0; k < kVectors; ++k) {
                 const std::int64_t i = r * dim + d + k * L;
                 const V v = load_up_to(dy + i, lanes[k]);
@@ -235,6 +241,9 @@ void layer_norm_columns(std::int64_t n, std::int64_t dim, std::int64_t d, int wi
         }
     }
     for (int k = 0; k < kVectors; ++k) {
+        total_w[k] = Threads::sum(total_w[k]);
+        total_b[k] = Threads::sum(total_b[k]);
+        if (!Threads::owns(0)) continue;
         const std::int64_t i = d + k * L;
         if (dw != nullptr) store_up_to(load_up_to(dw + i, lanes[k]) + total_w[k], dw + i, lanes[k]);
         if (db != nullptr) store_up_to(load_up_to(db + i, lanes[k]) + total_b[k], db + i, lanes[k]);
@@ -247,8 +256,8 @@ void layer_norm_backward(std::int64_t n, std::int64_t dim, const T* x, const T* 
     if (dim == 0) return;
     parallel_ranges(team, n, 1, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
-            layer_norm_dx(dim, x + r * dim, w, dy + r * dim, RowMoments<T>::load(mean + 2 * r, rstd + 2 * r),
-                          dx + r * dim);
+            layer_norm_dx<OneThread>(dim, x + r * dim, w, dy + r * dim,
+                                     RowMoments<T>::load(mean + 2 * r, rstd + 2 * r), dx + r * dim);
         }
     });
     if (dw == nullptr && db == nullptr) return;
@@ -256,7 +265,8 @@ void layer_norm_backward(std::int64_t n, std::int64_t dim, const T* x, const T* 
     parallel_ranges(team, dim, kColumns, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t d = begin; d < end; d += kColumns) {
             const std::int64_t width = end - d < kColumns ? end - d : kColumns;
-            layer_norm_columns(n, dim, d, static_cast<int>(width), x, dy, mean, rstd, dw, db);
+            layer_norm_columns<OneThread, kColumns>(n, dim, d, static_cast<int>(width), x, dy, mean, rstd, dw,
+                                                    db);
         }
     });
 }

@@ -28,8 +28,9 @@ inline constexpr T kSmallUnit = static_cast<T>(sizeof(T) == 4 ? 0x1p-64 : 0x1p-5
 
 // g = grad + weight_decay param;  buf = momentum buf + (1 - dampening) g, or g at first;
 // param -= lr (g + momentum buf) if nesterov, lr buf with momentum, lr g without.
+// Returns update(i, m), which does so for the m elements from i on.
 template <class T>
-void sgd_step(std::int64_t n, T* param, const T* grad, T* momentum_buf, const SgdOptions& o, Team& team) {
+FUSEDRNN_KERNEL_INLINE auto sgd_update(T* param, const T* grad, T* momentum_buf, const SgdOptions& o) {
     using V = Vec<T>;
     // A rate too small for T is taken in two factors: times a large gradient it is not 0.
     const bool small = o.lr < kLeastNormal<T>;
@@ -38,7 +39,7 @@ void sgd_step(std::int64_t n, T* param, const T* grad, T* momentum_buf, const Sg
     const V decay = V::set(static_cast<T>(o.weight_decay));
     const bool first = o.first, nesterov = o.nesterov;
     const V keep = V::set(static_cast<T>(o.momentum)), take = V::set(static_cast<T>(1 - o.dampening));
-    parallel_vectors<T>(team, n, [=](std::int64_t i, int m) {
+    return [=](std::int64_t i, int m) {
         const V p = load_up_to(param + i, m);
         V g = load_up_to(grad + i, m) + decay * p;
         if (momentum_buf != nullptr) {
@@ -47,7 +48,12 @@ void sgd_step(std::int64_t n, T* param, const T* grad, T* momentum_buf, const Sg
             g = nesterov ? g + keep * buf : buf;
         }
         store_up_to(p - (small ? lr * (g * unit) : lr * g), param + i, m);
-    });
+    };
+}
+
+template <class T>
+void sgd_step(std::int64_t n, T* param, const T* grad, T* momentum_buf, const SgdOptions& o, Team& team) {
+    parallel_vectors<T>(team, n, sgd_update(param, grad, momentum_buf, o));
 }
 
 FUSEDRNN_INLINE float root(float x) { return __builtin_sqrtf(x); }
@@ -62,29 +68,34 @@ FUSEDRNN_INLINE Vec<T> root(Vec<T> x) {
     return Vec<T>::load(lanes);
 }
 
-FUSEDRNN_INLINE double power(double base, std::int64_t exponent) {
-    return __builtin_pow(base, static_cast<double>(exponent));
+// What is left of the first steps' zeros in the averages of Adam: 1 - beta^step.
+struct AdamBias {
+    double first, second;
+};
+inline __attribute__((always_inline)) AdamBias adam_bias(const AdamOptions& o) {
+    const double step = static_cast<double>(o.step);
+    return {1 - __builtin_pow(o.beta1, step), 1 - __builtin_pow(o.beta2, step)};
 }
 
 // Kingma & Ba 2014, arXiv:1412.6980v9; decoupled decay: Loshchilov & Hutter 2019, arXiv:1711.05101v3.
 //   g = grad + weight_decay param, or param -= lr weight_decay param if decoupled
 //   m += (1 - beta1) (g - m)   v = beta2 v + (1 - beta2) g^2
 //   param -= lr c / (1 - beta1^step) m / (sqrt(v) + c eps)   c = sqrt(1 - beta2^step)
-// An element whose v overflows is left alone. Returns whether there was none.
+// An element whose v overflows is left alone. Returns update(largest, i, lanes), which does so for the elements from i on
+// and collects the largest v.
 template <class T>
-bool adam_step(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_sq, const AdamOptions& o,
-               Team& team) {
+FUSEDRNN_KERNEL_INLINE auto adam_update(T* param, const T* grad, T* exp_avg, T* exp_avg_sq,
+                                        const AdamOptions& o, const AdamBias& bias) {
     using V = Vec<T>;
     const V shrink = V::set(static_cast<T>(o.decoupled ? 1 - o.lr * o.weight_decay : 1));
     const V decay = V::set(static_cast<T>(o.decoupled ? 0 : o.weight_decay));
     const V take1 = V::set(static_cast<T>(1 - o.beta1));
     const V keep2 = V::set(static_cast<T>(o.beta2)), take2 = V::set(static_cast<T>(1 - o.beta2));
-    const double correction = __builtin_sqrt(1 - power(o.beta2, o.step));
-    const V size = V::set(static_cast<T>(o.lr * correction / (1 - power(o.beta1, o.step))));
+    const double correction = __builtin_sqrt(bias.second);
+    const V size = V::set(static_cast<T>(o.lr * correction / bias.first));
     const V eps = V::set(static_cast<T>(o.eps * correction));
     const V most = V::set(kMost<T>);
-    bool overflowed = false;
-    const auto update = [=](V& largest, std::int64_t i, int lanes) {
+    return [=](V& largest, std::int64_t i, int lanes) {
         const V p = load_up_to(param + i, lanes), g = load_up_to(grad + i, lanes) + decay * p;
         const V m_old = load_up_to(exp_avg + i, lanes), v_old = load_up_to(exp_avg_sq + i, lanes);
         const V m = m_old + take1 * (g - m_old), v = keep2 * v_old + take2 * g * g;
@@ -95,6 +106,15 @@ bool adam_step(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_s
         const V moved = shrink * p - size * (m / (root(v) + eps));
         store_up_to(select(lost, p, moved), param + i, lanes);
     };
+}
+
+// Returns whether no v overflowed.
+template <class T>
+bool adam_step(std::int64_t n, T* param, const T* grad, T* exp_avg, T* exp_avg_sq, const AdamOptions& o,
+               Team& team) {
+    using V = Vec<T>;
+    const auto update = adam_update(param, grad, exp_avg, exp_avg_sq, o, adam_bias(o));
+    bool overflowed = false;
     parallel_ranges(team, n, kLine, [&](int, std::int64_t begin, std::int64_t end) {
         V largest = V::set(0);
         row_vectors<T>(end - begin,

@@ -13,6 +13,7 @@ PYBIND11_MODULE(_cuda, m) {
     fusedrnn::cuda::bind_exchange(m);
     fusedrnn::cuda::bind_recurrent(m);
     fusedrnn::cuda::bind_elements(m);
+    fusedrnn::cuda::bind_ops(m);
     fusedrnn::cuda::bind_platform(m);
     fusedrnn::seal_types(m);
 }

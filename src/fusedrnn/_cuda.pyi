@@ -105,3 +105,49 @@ def backward(
 ) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]: ...
 def round(weight: Any, rounded: Any, stream: int = 1) -> None: ...
 def dropout(x: Any, y: Any, p: float, seed: int, offset: int, stream: int = 1) -> None: ...
+def layer_norm_forward(
+    x: Any, weight: Any, bias: Any, eps: float, y: Any, mean: Any, rstd: Any, stream: int = 1
+) -> None: ...
+def layer_norm_backward(
+    x: Any, weight: Any, dy: Any, mean: Any, rstd: Any, dx: Any, dweight: Any, dbias: Any, stream: int = 1
+) -> None: ...
+def cross_entropy(
+    logits: Any,
+    targets: Any,
+    weight: Any,
+    unit: float,
+    weight_sum: float,
+    ignore_index: int,
+    label_smoothing: float,
+    losses: Any,
+    dlogits: Any,
+    stream: int = 1,
+) -> None: ...
+def sgd_step(
+    param: Any,
+    grad: Any,
+    momentum_buf: Any,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    first: bool,
+    stream: int = 1,
+) -> None: ...
+def adam_step(
+    param: Any,
+    grad: Any,
+    exp_avg: Any,
+    exp_avg_sq: Any,
+    overflowed: Any,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    step: int,
+    stream: int = 1,
+) -> None: ...
+def refuse_gradient(wide: bool, largest: float) -> None: ...

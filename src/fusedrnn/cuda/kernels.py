@@ -1,7 +1,7 @@
 """What a GPU's backend offers in place of `fusedrnn._core`: functions with the same names and arguments.
 
-Recurrent layers and dropout are compiled kernels; everything else is written once in elementwise operations
-and products of the array library, CuPy.
+Equations are those of the compiled kernels; products and the moving of rows are left to the array library,
+CuPy.
 """
 
 import math
@@ -34,27 +34,6 @@ class StagedCalls(NamedTuple):
     def run(self) -> list[Any]:
         """Run the next list of calls."""
         return self.run_calls(next(self.stages))
-
-
-def _normed(x: Any, mean: Any, rstd: Any) -> Any:
-    """Return xhat of layer normalisation."""
-    return (x * mean[:, :1] - mean[:, 1:]) * rstd[:, :1] + rstd[:, 1:]
-
-
-def _ends(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return the smallest normal and the largest number of a type, as floats."""
-    range_ = np.finfo(dtype)
-    return float(range_.tiny), float(range_.max)
-
-
-def _check_setting(name: str, value: float, dtype: np.dtype[Any], may_vanish: bool = False) -> None:
-    """Refuse a setting that the parameters' type does not hold, unless it is too small and may vanish."""
-    least, most = _ends(dtype)
-    if abs(value) <= most and (not value or abs(value) >= least or may_vanish):
-        return
-    raise ValueError(
-        f"{name}: expected 0 or a number from {least:.3g} to {most:.3g}, as {dtype} holds, got {value}"
-    )
 
 
 class Kernels:
@@ -191,63 +170,18 @@ class Kernels:
         if weight is not None:
             self._check("x", x, weight)
         self._check_wide("x", x)
-        if not x.shape[1]:
-            return x.copy(), self._xp.zeros((len(x), 2), x.dtype), self._xp.zeros((len(x), 2), x.dtype)
-        with np.errstate(all="ignore"):
-            mean, rstd = self._row_moments(x, eps)
-            y = _normed(x, mean, rstd)
-            if weight is not None:
-                y *= weight
-            if bias is not None:
-                y += bias
-        return y, mean, rstd
-
-    def _row_moments(self, x: Any, eps: float) -> tuple[Any, Any]:
-        """Return (scale, mean) and (rstd, shift) of every row; xhat = (scale x - mean) rstd + shift."""
         xp = self._xp
-        far, size = xp.abs(x - x[:, :1]).max(axis=1), xp.abs(x).max(axis=1)
-        # Relative to the largest distance, to the largest element where distances overflow, or to sqrt(eps).
-        size = xp.maximum(xp.where(xp.isfinite(far), far, size), x.dtype.type(min(math.sqrt(eps), 2.0**126)))
-        scale = xp.where(far == 0.0, x.dtype.type(1.0), self._scale_against(size))
-        scaled = x * scale[:, None]
-        first = scaled[:, :1]
-        mean = first + (scaled - first).mean(axis=1)[:, None]
-        distance = (scaled - mean).astype(xp.float64)
-        rest = distance.mean(axis=1)
-        wide = scale.astype(xp.float64)
-        variance = xp.maximum((distance * distance).mean(axis=1) - rest * rest, 0.0) + eps * wide * wide
-        # Without spread and eps, xhat is 0.
-        rstd = xp.where(variance == 0.0, 0.0, 1.0 / xp.sqrt(variance))
-        shift = -rest * rstd
-        rstd = xp.minimum(rstd, _ends(x.dtype)[1]).astype(x.dtype)
-        return xp.stack((scale, mean[:, 0]), axis=1), xp.stack((rstd, shift.astype(x.dtype)), axis=1)
-
-    def _scale_against(self, size: Any) -> Any:
-        """Return 2^-e for sizes in [2^e, 2^(e + 1)), as far as their type holds it."""
-        most = 126 if size.dtype == np.float32 else 1022
-        return self._xp.ldexp(
-            self._xp.ones_like(size), self._xp.clip(1 - self._xp.frexp(size)[1], -most, most)
-        )
+        y, (mean, rstd) = xp.empty(x.shape, x.dtype), [xp.zeros((len(x), 2), x.dtype) for _ in range(2)]
+        loader.load().layer_norm_forward(x, weight, bias, eps, y, mean, rstd, library_of(x).stream)
+        return y, mean, rstd
 
     def layer_norm_backward(
         self, x: Any, weight: Any, dy: Any, mean: Any, rstd: Any, dweight: Any, dbias: Any
     ) -> Any:
         """As `_core.layer_norm_backward`."""
-        if not x.shape[1]:
-            return x.copy()
-        with np.errstate(all="ignore"):
-            normed = _normed(x, mean, rstd)
-            if dweight is not None:
-                dweight += (dy * normed).sum(axis=0)
-            if dbias is not None:
-                dbias += dy.sum(axis=0)
-            # Rows of gradients whose sums would overflow are scaled.
-            forth = self._scale_against(self._xp.abs(dy).max(axis=1))[:, None]
-            flow = dy * forth if weight is None else dy * forth * weight
-            first = flow[:, :1]
-            flow = flow - (first + (flow - first).mean(axis=1)[:, None])
-            flow = flow - normed * (flow * normed).mean(axis=1)[:, None]
-            return flow * rstd[:, :1] * mean[:, :1] / forth
+        dx = self._xp.empty(x.shape, x.dtype)
+        loader.load().layer_norm_backward(x, weight, dy, mean, rstd, dx, dweight, dbias, library_of(x).stream)
+        return dx
 
     def embedding_forward(self, indices: Any, weight: Any) -> Any:
         """As `_core.embedding_forward`, with indices in host memory."""
@@ -291,48 +225,40 @@ class Kernels:
     ) -> tuple[Any, float, Any]:
         """As `_core.cross_entropy`, with targets in host memory."""
         xp, classes = self._xp, logits.shape[1]
-        counted = targets != ignore_index
-        self._check_indices("targets", targets[counted], "C", classes)
-        each = xp.ones(classes, xp.float64)
+        counted = targets[targets != ignore_index]
+        self._check_indices("targets", counted, "C", classes)
+        each, unit, count = None, 1.0, float(len(targets))
         if weight is not None:
             self._check("weight", weight, logits, "logits")
             largest = float(xp.abs(weight).max()) if classes else 0.0
             if not math.isfinite(largest):
                 raise ValueError(f"weight: expected finite numbers, got {largest}")
             each = weight.astype(xp.float64)
-            if mean and largest:
-                each = each / largest
-        kept = xp.asarray(counted.astype(np.float64))
-        rows, columns = xp.arange(len(targets)), xp.asarray(np.where(counted, targets, 0))
-        count = float((each[columns] * kept).sum()) if mean and classes else float(len(targets))
-        if not count or not logits.size:
-            return xp.zeros(len(targets), xp.float64), count, xp.zeros(logits.shape, logits.dtype)
-        if mean:
-            each = each / count
-        with np.errstate(all="ignore"):
-            most = logits.max(axis=1)
-            exps = xp.exp(logits - most[:, None])
-            total = exps.sum(axis=1).astype(xp.float64)
-            hard = (1.0 - label_smoothing) * each[columns] * kept
-            share = label_smoothing / classes
-            whole = hard + share * each.sum() * kept
-            # Distances in halves, so that they overflow nowhere; without weight they count nothing.
-            halves = 0.5 * most.astype(xp.float64)
-            distance = halves - 0.5 * logits[rows, columns].astype(xp.float64)
-            losses = whole * xp.log(total) + 2.0 * xp.where(hard == 0.0, 0.0, hard * distance)
-            dlogits = exps * (whole / total).astype(logits.dtype)[:, None]
-            if label_smoothing:
-                distances = halves[:, None] - 0.5 * logits.astype(xp.float64)
-                losses += 2.0 * kept * xp.where(each == 0.0, 0.0, share * each * distances).sum(axis=1)
-                dlogits -= kept.astype(logits.dtype)[:, None] * (share * each).astype(logits.dtype)
-            dlogits[rows, columns] -= hard.astype(logits.dtype)
-        # A row that counts nothing does so whatever its logits are.
-        active = (hard != 0.0) if not label_smoothing else (kept != 0.0)
-        return (
-            xp.where(active, losses, 0.0),
-            count,
-            xp.where(active[:, None], dlogits, logits.dtype.type(0.0)),
-        )
+            if mean:
+                # Relative to the largest, so that no sum overflows.
+                each = each / largest if largest else each
+                count = float(each[xp.asarray(counted)].sum()) if counted.size else 0.0
+                each = each / count if count else each
+            each = each.astype(logits.dtype)
+        elif mean:
+            count = float(counted.size)
+            unit = 1.0 / count if count else 0.0
+        losses, dlogits = xp.zeros(len(targets), xp.float64), xp.zeros(logits.shape, logits.dtype)
+        if count and logits.size:
+            total = unit * classes if each is None else float(each.astype(xp.float64).sum())
+            loader.load().cross_entropy(
+                logits,
+                xp.asarray(targets),
+                each,
+                unit,
+                total,
+                ignore_index,
+                label_smoothing,
+                losses,
+                dlogits,
+                library_of(logits).stream,
+            )
+        return losses, count, dlogits
 
     # Optimisers and gradients
 
@@ -349,18 +275,18 @@ class Kernels:
         first: bool,
     ) -> None:
         """As `_core.sgd_step`."""
-        _check_setting("lr", lr, param.dtype, may_vanish=True)
-        _check_setting("momentum", momentum, param.dtype)
-        _check_setting("dampening", dampening, param.dtype, may_vanish=True)
-        _check_setting("weight_decay", weight_decay, param.dtype)
-        g = grad + weight_decay * param if weight_decay else grad
-        if momentum:
-            momentum_buf[...] = g if first else momentum * momentum_buf + (1.0 - dampening) * g
-            g = g + momentum * momentum_buf if nesterov else momentum_buf
-        if lr < _ends(param.dtype)[0]:
-            # In two factors: times a large gradient it is not 0.
-            g, lr = g * 2.0**-64, lr * 2.0**64
-        param -= lr * g
+        loader.load().sgd_step(
+            param,
+            grad,
+            momentum_buf,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            first,
+            library_of(param).stream,
+        )
 
     def adam_step(
         self,
@@ -377,37 +303,24 @@ class Kernels:
         step: int,
     ) -> None:
         """As `_core.adam_step`."""
-        xp, (least, most) = self._xp, _ends(param.dtype)
-        _check_setting("lr", lr, param.dtype, may_vanish=True)
-        _check_setting("weight_decay", weight_decay, param.dtype)
-        least_eps = math.sqrt(least / (1.0 - beta2))
-        if eps < least_eps:
-            raise ValueError(
-                f"eps: expected a number >= sqrt({least:.3g} / (1 - beta2)) = {least_eps:.3g}, so that "
-                f"{param.dtype} holds its square, got {eps}"
-            )
-        if lr / (1.0 - beta1) > most:
-            raise ValueError(f"lr: expected lr / (1 - beta1) within {param.dtype}, got {lr}")
-        if decoupled and lr * weight_decay > most:
-            raise ValueError(
-                f"weight_decay: expected lr * weight_decay within {param.dtype}, got {weight_decay}"
-            )
-        with np.errstate(all="ignore"):
-            g = grad + weight_decay * param if weight_decay and not decoupled else grad
-            shrink = 1.0 - lr * weight_decay if decoupled else 1.0
-            m = exp_avg + (1.0 - beta1) * (g - exp_avg)
-            v = beta2 * exp_avg_sq + (1.0 - beta2) * g * g
-            correction = math.sqrt(1.0 - beta2**step)
-            size = lr * correction / (1.0 - beta1**step)
-            moved = shrink * param - size * (m / (xp.sqrt(v) + eps * correction))
-        lost = v > most
-        for array, value in ((exp_avg, m), (exp_avg_sq, v), (param, moved)):
-            array[...] = xp.where(lost, array, value)
-        if bool(lost.any()):
-            raise ValueError(
-                f"grad: expected values whose squares {param.dtype} holds (clip_grad_norm limits them; "
-                f"parameters with larger gradients were left as they are), got {self.norm(grad, math.inf)}"
-            )
+        overflowed = self._xp.zeros(1, np.uint8)
+        loader.load().adam_step(
+            param,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+            overflowed,
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            decoupled,
+            step,
+            library_of(param).stream,
+        )
+        if bool(overflowed.any()):
+            loader.load().refuse_gradient(param.dtype == np.float64, self.norm(grad, math.inf))
 
     def norm(self, x: Any, p: float) -> float:
         """As `_core.norm`."""
@@ -425,7 +338,7 @@ class Kernels:
 
     def scale_(self, x: Any, factor: float) -> None:
         """As `_core.scale_`."""
-        least, most = _ends(x.dtype)
+        least, most = float(np.finfo(x.dtype).tiny), float(np.finfo(x.dtype).max)
         step = 2.0**64 if x.dtype == np.float32 else 2.0**512
         while factor and abs(factor) < least:
             x *= 1.0 / step
