@@ -137,7 +137,7 @@ py::array_t<T> without_panels(const void* panels, std::int64_t gates, std::int64
 // For each layer and direction, the same on every instruction set: (weight_ih, weight_hh, weight_hr) as they are kept,
 // the scales of their rows, and the biases of the input and, where gates are split, of the recurrent part.
 py::list Quantized::weights() const {
-    const std::int64_t gates = traits().gates, neighbours = kNeighbours[format_];
+    const std::int64_t gates = cell_.gates, neighbours = kNeighbours[format_];
     const auto vector = [](const float* panels, std::int64_t g, std::int64_t units) -> py::object {
         if (panels == nullptr) return py::none();
         return without_panels<float>(panels, g, units, 1, 1).reshape({-1});

@@ -117,8 +117,7 @@ void backward_row(const Problem& p, const Cell& cell, std::int64_t b, const std:
             d[k].assign(d[k].size(), 0.0);
         }
     }
-    for (std::int64_t k = 0; k < p.states; ++k)
-        std::copy(d[k].begin(), d[k].end(), out.dinitial[k].row(b));
+    for (std::int64_t k = 0; k < p.states; ++k) std::copy(d[k].begin(), d[k].end(), out.dinitial[k].row(b));
 }
 
 }  // namespace

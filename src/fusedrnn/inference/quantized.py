@@ -197,7 +197,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
             params.update({name: state.get(name + suffix) for name in ("bias_ih", "bias_hh")})
             if row % self._directions == 0:
                 layers.append([])
-            layers[-1].append(gather_weights(params))
+            layers[-1].append(gather_weights(self._spec, params))
         return _core.Quantized(self._spec.name, layers, self.weights)
 
     @property
