@@ -343,7 +343,7 @@ void run_case(const CellCase& c, Report& report) {
     const Results<double> start = make_results(p, o, math);
     Results<double> want = make_results(p, o, math);
     if (!reference_of(p, o, want)) {
-        report.fail("tests/native/reference.cpp knows no such cell", 0);
+        report.fail("tests/reference.py knows no such cell", 0);
         return;
     }
     const Kernels kernels = kernels_of(c);

@@ -213,7 +213,7 @@ void run_case(const RecurrentCell& cell, int lanes, const Dims& d, const Options
     want.y.fill(0.0);
     if (!o.accumulate_dx) want.dx.fill(0.0);
     if (!reference(p, want)) {
-        report.fail(name, "tests/native/reference.cpp knows no such cell", 0);
+        report.fail(name, "tests/reference.py knows no such cell", 0);
         return;
     }
     report.compare(name, "y", got.y, want.y);
