@@ -8,7 +8,10 @@ import sys
 import pytest
 from support import assert_ran, run_python
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's affinity masks")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's affinity masks"),
+]
 
 START = """
 import os

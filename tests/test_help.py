@@ -11,6 +11,8 @@ import pytest
 
 import fusedrnn as fr
 
+pytestmark = pytest.mark.once
+
 CONSTRUCTORS = [
     *(fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell),
     *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout),
