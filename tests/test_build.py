@@ -14,7 +14,7 @@ CMAKE = shutil.which("cmake")
 
 # What of the build decides about CUDA, and nothing after it.
 PROJECT = """
-cmake_minimum_required(VERSION 3.26)
+cmake_minimum_required(VERSION 3.20)
 project(check LANGUAGES NONE)
 include("{source}/cmake/cuda.cmake")
 """
