@@ -43,7 +43,8 @@ class CellSpec:
         state_names: their names.
         saved: values kept for backward for each unit and step.
         split_gates: True if the gradients of the input part and the recurrent part of the gates differ.
-        equations: the step in ASCII; `*` is elementwise.
+        equations: the step in ASCII; `*` is elementwise, h' what h is after it. `tools/equations.py` writes
+            them into docstrings and pages.
         paper: where it comes from.
     """
 
@@ -119,6 +120,10 @@ _PARAMETERS = {
 }
 
 _ELMAN = "Elman 1990, Finding structure in time"
+_ELMAN_STEP = (
+    "a  = W_ih x + b_ih + W_hh h + b_hh\n"
+    "h' = tanh(a)                                or, with nonlinearity=\"relu\":  h' = max(0, a)"
+)
 
 CELLS: Mapping[str, CellSpec] = MappingProxyType(
     {
@@ -133,9 +138,11 @@ CELLS: Mapping[str, CellSpec] = MappingProxyType(
                 saved=4,
                 split_gates=False,
                 equations=(
-                    "i, f, o = sigmoid(W x + b_ih + U h + b_hh); g = tanh(W_g x + b_ig + U_g h + b_hg)\n"
-                    "c' = f * c + i * g\n"
-                    "h' = o * tanh(c'), or W_hr (o * tanh(c')) with a projection"
+                    "a  = W_ih x + b_ih + W_hh h + b_hh          four blocks of H rows: a_i, a_f, a_g, a_o\n"
+                    "i  = sigmoid(a_i)     f = sigmoid(a_f)     g = tanh(a_g)     o = sigmoid(a_o)\n"
+                    "c' = f*c + i*g\n"
+                    "u  = o*tanh(c')\n"
+                    "h' = u                                      or, with proj_size = P > 0:  h' = W_hr u"
                 ),
                 paper=(
                     "Hochreiter and Schmidhuber 1997; forget gate: Gers, Schmidhuber and Cummins 2000; "
@@ -151,9 +158,11 @@ CELLS: Mapping[str, CellSpec] = MappingProxyType(
                 saved=4,
                 split_gates=True,
                 equations=(
-                    "r, z = sigmoid(W x + b_ih + U h + b_hh)\n"
-                    "n = tanh(W_n x + b_in + r * (U_n h + b_hn))\n"
-                    "h' = (1 - z) * n + z * h"
+                    "gx = W_ih x + b_ih         gh = W_hh h + b_hh         three blocks of H rows: r, z, n\n"
+                    "r  = sigmoid(gx_r + gh_r)\n"
+                    "z  = sigmoid(gx_z + gh_z)\n"
+                    "n  = tanh(gx_n + r*gh_n)\n"
+                    "h' = (1 - z)*n + z*h                                  computed as n + z*(h - n)"
                 ),
                 paper="Cho et al. 2014, arXiv:1406.1078v1 (reset after the matrix product)",
             ),
@@ -165,7 +174,7 @@ CELLS: Mapping[str, CellSpec] = MappingProxyType(
                 state_names=("h",),
                 saved=1,
                 split_gates=False,
-                equations="h' = tanh(W x + b_ih + U h + b_hh)",
+                equations=_ELMAN_STEP,
                 paper=_ELMAN,
             ),
             CellSpec(
@@ -176,7 +185,7 @@ CELLS: Mapping[str, CellSpec] = MappingProxyType(
                 state_names=("h",),
                 saved=1,
                 split_gates=False,
-                equations="h' = max(0, W x + b_ih + U h + b_hh)",
+                equations=_ELMAN_STEP,
                 paper=_ELMAN,
             ),
         )

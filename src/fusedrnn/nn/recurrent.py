@@ -14,7 +14,12 @@ __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
 
 class RNN(Recurrent[Array]):
-    """Elman network, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or max(0, ...) with nonlinearity="relu".
+    """Elman network, with tanh or relu.
+
+    A step:
+
+        a  = W_ih x + b_ih + W_hh h + b_hh
+        h' = tanh(a)                                or, with nonlinearity="relu":  h' = max(0, a)
 
     `y, state = rnn(x)`; to train, `y, state, tape = rnn.forward(x)` and `dx, _ = rnn.backward(tape, dy)`.
     x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*H), laid out as x, with
@@ -38,9 +43,9 @@ class RNN(Recurrent[Array]):
         init: "default" (orthogonal weight_hh) or "torch" (as PyTorch draws them), see
             `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are loaded
             next.
-        recompute: tapes leave out the gates, and backward computes them once more: a fifth of the memory or
-            less for about a third more time. Gradients keep their bits on the CPU, and the accuracy of the
-            arithmetic on a GPU. May be changed at any time.
+        recompute: tapes leave out the gates, and backward computes them once more: a fifth of a layer's
+            memory or less for about a third more time. Gradients keep their bits on the CPU, and the accuracy
+            of the arithmetic on a GPU. May be changed at any time.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -91,8 +96,13 @@ class RNN(Recurrent[Array]):
 class LSTM(Recurrent[tuple[Array, Array]]):
     """Long short-term memory.
 
-    i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh); g = tanh(...); c' = f*c + i*g; h' = o*tanh(c'),
-    or h' = W_hr (o*tanh(c')) with proj_size > 0.
+    A step:
+
+        a  = W_ih x + b_ih + W_hh h + b_hh          four blocks of H rows: a_i, a_f, a_g, a_o
+        i  = sigmoid(a_i)     f = sigmoid(a_f)     g = tanh(a_g)     o = sigmoid(a_o)
+        c' = f*c + i*g
+        u  = o*tanh(c')
+        h' = u                                      or, with proj_size = P > 0:  h' = W_hr u
 
     `y, state = lstm(x)`; to train, `y, state, tape = lstm.forward(x)` and `dx, _ = lstm.backward(tape, dy)`.
     x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*Hout), laid out as x,
@@ -118,9 +128,9 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are loaded
             next.
         forget_bias: initial bias of the forget gate, put into bias_ih; used by init="default" only.
-        recompute: tapes leave out the gates, and backward computes them once more: a fifth of the memory or
-            less for about a third more time. Gradients keep their bits on the CPU, and the accuracy of the
-            arithmetic on a GPU. May be changed at any time.
+        recompute: tapes leave out the gates, and backward computes them once more: a fifth of a layer's
+            memory or less for about a third more time. Gradients keep their bits on the CPU, and the accuracy
+            of the arithmetic on a GPU. May be changed at any time.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -168,8 +178,13 @@ class LSTM(Recurrent[tuple[Array, Array]]):
 class GRU(Recurrent[Array]):
     """Gated recurrent unit with the reset gate after the matrix product.
 
-    r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh); n = tanh(W_in x + b_in + r*(W_hn h + b_hn));
-    h' = (1-z)*n + z*h.
+    A step:
+
+        gx = W_ih x + b_ih         gh = W_hh h + b_hh         three blocks of H rows: r, z, n
+        r  = sigmoid(gx_r + gh_r)
+        z  = sigmoid(gx_z + gh_z)
+        n  = tanh(gx_n + r*gh_n)
+        h' = (1 - z)*n + z*h                                  computed as n + z*(h - n)
 
     `y, state = gru(x)`; to train, `y, state, tape = gru.forward(x)` and `dx, _ = gru.backward(tape, dy)`.
     x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*H), laid out as x, with
@@ -194,9 +209,9 @@ class GRU(Recurrent[Array]):
         init: "default" (orthogonal weight_hh) or "torch" (as PyTorch draws them), see
             `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are loaded
             next.
-        recompute: tapes leave out the gates, and backward computes them once more: a fifth of the memory or
-            less for about a third more time. Gradients keep their bits on the CPU, and the accuracy of the
-            arithmetic on a GPU. May be changed at any time.
+        recompute: tapes leave out the gates, and backward computes them once more: a fifth of a layer's
+            memory or less for about a third more time. Gradients keep their bits on the CPU, and the accuracy
+            of the arithmetic on a GPU. May be changed at any time.
 
     Raises:
         TypeError: an argument of the wrong kind.
