@@ -54,3 +54,19 @@ def test_the_size_of_a_step() -> None:
 
 def test_what_was_not_timed_is_said_once() -> None:
     assert len(re.findall("not timed", TEXT, re.IGNORECASE)) == 1
+
+
+def test_links_lead_somewhere() -> None:
+    """Those of README.md and of the pages, to files and to their sections."""
+    pages = [README, *(README.parent / "docs").glob("*.md"), README.parent / "CONTRIBUTING.md"]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, section = target.partition("#")
+            if ":" in name:
+                continue
+            path = page.parent / name if name else page
+            assert path.exists(), f"{page.name}: {target}"
+            if section:
+                headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+                slugs = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in headings}
+                assert section in slugs, f"{page.name}: {target}"
