@@ -12,6 +12,8 @@ import pytest
 SOURCE = Path(__file__).parents[1]
 CMAKE = shutil.which("cmake")
 
+pytestmark = pytest.mark.once
+
 # What of the build decides about CUDA, and nothing after it.
 PROJECT = """
 cmake_minimum_required(VERSION 3.20)

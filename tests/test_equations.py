@@ -11,6 +11,8 @@ from support import assert_ran
 
 import fusedrnn as fr
 
+pytestmark = pytest.mark.once
+
 TOOL = Path(__file__).parents[1] / "tools" / "equations.py"
 
 

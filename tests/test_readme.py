@@ -17,7 +17,7 @@ README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8") if README.exists() else ""
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
-pytestmark = pytest.mark.skipif(not TEXT, reason="needs README.md beside the tests")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(not TEXT, reason="needs README.md beside the tests")]
 
 
 def on_a_gpu() -> bool:
