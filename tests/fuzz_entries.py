@@ -103,7 +103,11 @@ def mutated(rng: np.random.Generator, value: Any, valid: list[Any]) -> Any:
         new = array[None] if rng.integers(2) else array[0] if array.ndim and len(array) else array
     elif kind == 1 and array.ndim:
         axis = int(rng.integers(array.ndim))
-        new = array.take(np.arange(rng.integers(0, array.shape[axis] + 3)) % max(array.shape[axis], 1), axis)
+        size = int(rng.integers(0, array.shape[axis] + 3))
+        if array.shape[axis]:
+            new = array.take(np.arange(size) % array.shape[axis], axis)
+        else:
+            new = np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
     elif kind == 2:
         new = array.astype("f4" if array.dtype == np.float64 else "f8")
     elif kind == 3:
@@ -114,7 +118,8 @@ def mutated(rng: np.random.Generator, value: Any, valid: list[Any]) -> Any:
     elif kind == 5:
         new = array.copy()
         if new.size:
-            new.flat[rng.integers(new.size)] = rng.choice([-1, 2, 10**6]) if new.dtype.kind in "iu" else 1
+            number = rng.choice([-1, 2, 10**6]) if new.dtype.kind in "iu" else 1
+            new.flat[rng.integers(new.size)] = np.array(number).astype(new.dtype)
     return replaced(value, path, new)
 
 

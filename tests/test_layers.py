@@ -342,3 +342,21 @@ def test_dropout_in_place() -> None:
         with pytest.raises(error, match=r"^out: expected"):
             _core.dropout(x, 0.5, 1, 2, bad)
         assert np.array_equal(bad, before)
+
+
+def test_integers_and_logits_of_any_alignment() -> None:
+    """As all other arrays, those are copied where kernels cannot read them."""
+    tokens, logits = np.array([[1, 2, 0]]), np.random.default_rng(0).normal(size=(1, 3, 4))
+    embedding = fr.Embedding(3, 4, dtype="float64", seed=0)
+    lstm = fr.LSTM(4, 5, dtype="float64", seed=0)
+    lengths = np.array([1, 0, 1])
+    for lay in (LAYOUTS[name] for name in ("byte_misaligned", "transposed", "negative", "read_only")):
+        assert np.array_equal(embedding(lay(tokens)), embedding(tokens))
+        looked_up = embedding.lookup(lay(tokens))
+        assert np.array_equal(
+            lstm(looked_up, lengths=lay(lengths))[0], lstm(embedding(tokens), lengths=lengths)[0]
+        )
+        for got, want in zip(
+            fr.cross_entropy(lay(logits), lay(tokens)), fr.cross_entropy(logits, tokens), strict=True
+        ):
+            assert np.array_equal(got, want)

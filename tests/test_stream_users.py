@@ -160,6 +160,28 @@ def test_the_output_may_be_changed() -> None:
     assert_ran(run_python("-W", "ignore::DeprecationWarning", "-c", OUTPUT))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("shape", (-1,)), ("shape", (1, 1, -1)), ("dtype", "i4"), ("strides", (0, 0))]
+)
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_changed_output_does_not_come_back(batch: int, weights: str, attribute: str, value: Any) -> None:
+    """What is set on it stays with it: the next step returns an array as before, in the same memory."""
+    lstm = fr.LSTM(4, 8, seed=0)
+    network: Any = lstm if weights == "float32" else lstm.quantize(weights)
+    step, other = network.stream(batch), network.stream(batch)
+    for x in (np.ones((batch, 4), np.float32), np.ones(4, np.float32))[: 3 - batch]:
+        y = step(x)
+        want = other(x)
+        assert step(x) is y
+        other(x)
+        setattr(y, attribute, value[: y.ndim] if attribute == "strides" else value)
+        got, want = step(x), other(x)
+        assert got is not y and got.shape == want.shape and got.dtype == want.dtype
+        assert np.array_equal(got, want) and np.shares_memory(got, y)
+
+
 OUT_OF_MEMORY = """
 import resource
 import numpy as np

@@ -190,6 +190,33 @@ for shape in (8, 4000, 64), (-1, 64), (-1,):
     assert_ran(run_python("-W", "ignore::DeprecationWarning", "-c", script))
 
 
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize("rows", [3, 200], ids=["table", "rows"])
+def test_a_look_up_that_changes_after_forward(rows: int, functional: bool) -> None:
+    """Its indices, and the shapes of its arrays."""
+
+    def backward(change: Callable[[fr.Lookup], None]) -> list[bytes]:
+        rng = np.random.default_rng(0)
+        x = fr.Lookup(rng.standard_normal((rows, I)), rng.integers(0, rows, (T, B)))
+        params = [rng.standard_normal(shape) for shape in ((3 * H, I), (3 * H, H))]
+        module = fr.GRU(I, H, dtype="float64", seed=0)
+        y, _, tape = fr.functional.forward("gru", x, params) if functional else module.forward(x)
+        dy = np.ones_like(y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            change(x)
+        if functional:
+            return flat(list(fr.functional.backward(tape, dy)))
+        return flat([*module.backward(tape, dy), module.flat_grads])
+
+    want = backward(lambda x: None)
+    assert backward(lambda x: x.indices.fill(0)) == want
+    assert backward(lambda x: x.indices.fill(10**9)) == want
+    assert backward(lambda x: setattr(x.indices, "shape", (-1,))) == want
+    assert backward(lambda x: setattr(x.table, "shape", (-1,))) == want
+    assert backward(lambda x: setattr(x.table, "shape", (I, rows))) == want
+
+
 @pytest.fixture
 def detecting() -> Iterator[None]:
     fr.set_detect_changes(True)

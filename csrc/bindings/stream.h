@@ -108,31 +108,47 @@ class StepInput {
     bool single_ = false;
 };
 
-// The array that every step returns. Its memory is not NumPy's, which would let the caller resize it.
+// The array that every step returns. Its memory is not NumPy's, which would let the caller resize it. One whose
+// shape, strides or dtype the caller has set is the caller's from then on: the next step returns another.
 class StepOutput {
   public:
     StepOutput() = default;
-    StepOutput(DType dtype, std::int64_t batch, std::int64_t width) : dtype_(dtype_object(dtype)) {
-        bytes_ = checked_product({batch, width, dtype_.itemsize()});
+    StepOutput(DType dtype, std::int64_t batch, std::int64_t width)
+        : dtype_(dtype_object(dtype)), batch_(batch), width_(width), itemsize_(dtype_.itemsize()) {
+        bytes_ = checked_product({batch, width, itemsize_});
         auto memory = std::make_unique<AlignedBuffer>(bytes_);
         data_ = memory->data();
         std::memset(data_, 0, static_cast<std::size_t>(bytes_));
-        const py::capsule owner(memory.get(), [](void* p) { delete static_cast<AlignedBuffer*>(p); });
+        owner_ = py::capsule(memory.get(), [](void* p) { delete static_cast<AlignedBuffer*>(p); });
         memory.release();
-        all_ = py::array(dtype_, std::vector<py::ssize_t>{batch, width}, {}, data_, owner);
-        if (batch == 1) row_ = all_[py::int_(0)];
+        all_ = made(false);
+        if (batch == 1) row_ = made(true);
     }
     const py::dtype& dtype() const { return dtype_; }
     py::object set(const void* values, bool single) {
         std::memcpy(data_, values, static_cast<std::size_t>(bytes_));
-        return single ? row_ : all_;
+        py::array& out = single ? row_ : all_;
+        if (!as_made(out, single)) out = made(single);
+        return out;
     }
 
   private:
+    py::array made(bool single) const {
+        const std::vector<py::ssize_t> shape{batch_, width_};
+        return {dtype_, {shape.begin() + (single ? 1 : 0), shape.end()}, {}, data_, owner_};
+    }
+    bool as_made(const py::array& out, bool single) const {
+        const int last = single ? 0 : 1;
+        return out.ndim() == last + 1 && out.shape()[last] == width_ && out.strides()[last] == itemsize_ &&
+               (single || (out.shape()[0] == batch_ && out.strides()[0] == width_ * itemsize_)) &&
+               out.dtype().is(dtype_);
+    }
+
     py::dtype dtype_ = py::dtype::of<float>();
-    py::object all_, row_;
+    py::capsule owner_;
+    py::array all_, row_;
     void* data_ = nullptr;
-    std::int64_t bytes_ = 0;
+    std::int64_t batch_ = 0, width_ = 0, itemsize_ = 0, bytes_ = 0;
 };
 
 }  // namespace fusedrnn

@@ -41,12 +41,13 @@ def dtype_error(name: str, dtype: np.dtype[Any], got: object) -> TypeError:
 
 
 def as_int64(name: str, array: Array) -> npt.NDArray[np.int64]:
-    """Return an array of any integer dtype as contiguous int64; refuse others, and values past int64."""
+    """Return an array of any integer dtype as kernels take int64; refuse others, and values past int64."""
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}; use {name}.astype('int64')")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name}: expected values below 2**63, got {array.max()}")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    converted = np.ascontiguousarray(array, dtype=np.int64)
+    return converted if converted.flags.aligned else converted.copy()
 
 
 def as_indices(name: str, array: Array) -> npt.NDArray[np.int64]:

@@ -38,7 +38,8 @@ def forward(
     )
     assert tape is not None
     y.flags.writeable = False
-    return y, final, tape, 0 if inputs is array_of(x) else inputs.nbytes
+    copied = 0 if inputs is array_of(x) else inputs.nbytes
+    return y, final, tape, copied + (x.indices.nbytes if isinstance(x, Lookup) and not x.pays else 0)
 
 
 def backward(

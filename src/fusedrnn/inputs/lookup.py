@@ -48,7 +48,7 @@ class Lookup(Listed):
         ValueError: table has not two axes.
     """
 
-    __slots__ = ("_owner", "_table", "indices")
+    __slots__ = ("_owner", "_sizes", "_table", "indices")
 
     def __init__(self, table: Array, indices: npt.ArrayLike, *, owner: TableOwner | None = None) -> None:
         if not isinstance(table, np.ndarray) and not is_device_array(table):
@@ -58,6 +58,7 @@ class Lookup(Listed):
             raise ValueError(f"table: expected shape (V, I), got {tuple(table.shape)}")
         given = as_array(indices, "indices")
         self._table = table if owner is None else None
+        self._sizes = int(table.shape[0]), int(table.shape[1])
         self.indices: Indices = np.array(as_indices("indices", given).reshape(given.shape))
         self._owner = owner
 
@@ -71,7 +72,7 @@ class Lookup(Listed):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of table[indices]."""
-        return (*self.indices.shape, int(self.table.shape[1]))
+        return (*self.indices.shape, self._sizes[1])
 
     @property
     def ndim(self) -> int:
@@ -104,7 +105,18 @@ class Lookup(Listed):
     @property
     def _pays(self) -> bool:
         """Whether the table is so small beside the sequence that the CPU's kernels should look rows up."""
-        return 2 * int(self.table.shape[0]) <= self.indices.size
+        return 2 * self._sizes[0] <= self.indices.size
+
+    def kept(self) -> "Lookup":
+        """Return this look-up as a tape keeps it: what is set on its arrays later does not reach the tape."""
+        table = self.table
+        if not isinstance(table, np.ndarray):
+            return self
+        other = Lookup.__new__(Lookup)
+        other._table, other._sizes, other._owner = table.view(), self._sizes, self._owner
+        # Where it pays, kernels have a copy of the indices.
+        other.indices = self.indices.view() if self.pays else self.indices.copy()
+        return other
 
     def _with_table(self, table: Array) -> Lookup:
         """Return the same lookup in another array of these rows."""

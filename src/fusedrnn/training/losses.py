@@ -13,6 +13,7 @@ from fusedrnn.arrays import Array, as_array, refuse_mask
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.checks import as_indices, check_array, check_number, check_size, kind_error
 from fusedrnn.devices import backend_of
+from fusedrnn.inputs.rows import contiguous
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -97,7 +98,7 @@ def _cross_entropy(
         way = "; use targets.argmax(-1) for the numbers of classes" if labels.shape == logits.shape else ""
         raise ValueError(f"targets: expected shape (...) = {logits.shape[:-1]}, got {labels.shape}{way}")
     flat = as_indices("targets", labels)
-    rows = backend.xp.ascontiguousarray(logits).reshape(flat.size, logits.shape[-1])
+    rows = contiguous(logits).reshape(flat.size, logits.shape[-1])
     losses, count, dlogits = backend.kernels.cross_entropy(
         rows, flat, weight, ignored, smoothing, reduction == "mean"
     )
