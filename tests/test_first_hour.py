@@ -159,6 +159,7 @@ MESSAGES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "state[0]: expected shape (num_layers*D, B, H) = (1, 7, 5), got (1, 2, 5); "
         "x is (T, B, I) = (2, 7, 3), with batch_first=True (B, T, I)",
     ),
+    "state_count": (lambda: GRU(X, (H, H)), ValueError, "state: expected 1 array(s) (h), got 2"),
     "lengths_batch": (
         lambda: FIRST(X, lengths=[1, 2]),
         ValueError,
@@ -240,7 +241,7 @@ MESSAGES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "clip": (
         lambda: fr.clip_grad_norm(LSTM.parameters, 1.0),  # type: ignore[arg-type]
         TypeError,
-        "got ParameterDict; give the module itself",
+        "got ParameterDict; give the module itself, as in Adam(lstm), not its parameters",
     ),
 }
 
@@ -249,7 +250,7 @@ MESSAGES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 def test_messages(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=re.escape(message)) as caught:
         call()
-    assert type(caught.value) is kind
+    assert type(caught.value) is kind and str(caught.value).endswith(message)
 
 
 def test_options_by_position_and_by_name() -> None:

@@ -146,6 +146,10 @@ py::list Quantized::weights() const {
     for (const QuantizedLayer& layer : layers_) {
         const QuantizedWeights& w = layer.weights;
         const Dims& d = layer.dims;
+        if (w.units != nullptr) {
+            throw py::value_error(std::string("weights: expected a cell without per-unit parameters, got ") +
+                                  cell_.name);
+        }
         const auto matrix = [&](const void* panels, std::int64_t g, std::int64_t units,
                                 std::int64_t k_size) -> py::object {
             if (panels == nullptr) return py::none();

@@ -131,7 +131,9 @@ def time_major(array: Array, single: bool, batch_first: bool) -> Array:
 
 def layout_error(error: ValueError, shape: tuple[int, ...], batch_first: bool) -> ValueError:
     """Return an error about what has to fit the batch of x, with how x was read."""
-    if len(shape) != 3 or not str(error).startswith(("state", "reset_state", "lengths: expected shape")):
+    message = str(error)
+    about = message.startswith(("state", "reset_state", "lengths")) and ": expected shape" in message
+    if len(shape) != 3 or not about:
         return error
     read, other = ("(B, T, I)", "(T, B, I)") if batch_first else ("(T, B, I)", "(B, T, I)")
     return ValueError(f"{error}; x is {read} = {tuple(shape)}, with batch_first={not batch_first} {other}")
