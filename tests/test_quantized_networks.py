@@ -304,5 +304,5 @@ def test_core_refuses_other_layers() -> None:
 
 def test_repr() -> None:
     network = fr.GRU(4, 9, 2, batch_first=True, seed=1).quantize("int8")
-    assert repr(network) == "QuantizedRecurrent(GRU(4, 9, num_layers=2, batch_first=True), weights=int8)"
+    assert repr(network) == "QuantizedRecurrent(GRU(4, 9, num_layers=2, batch_first=True), weights='int8')"
     assert repr(network.stream(2)) == f"QuantizedStream({network!r}, batch_size=2)"

@@ -283,7 +283,7 @@ def test_adam_over_the_range(dtype: str, eps: float) -> None:
             assert refusal.startswith(f"grad: expected values whose squares {dtype} holds")
             assert np.isfinite(layer.flat_parameters).all()
             for state in ("exp_avg", "exp_avg_sq"):
-                assert np.isfinite(optimiser.state_dict()[state]["weight"]).all()
+                assert np.isfinite(optimiser.state_dict()[f"{state}.weight"]).all()
         else:
             assert_near(layer.flat_parameters, adam(gradients, 0.1, 0.9, 0.999, eps), size, dtype)
 
