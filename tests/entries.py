@@ -23,7 +23,7 @@ class Entry:
     Attributes:
         written: arguments whose arrays the call writes to; all others are only read.
         optional: arguments that may be None.
-        free: arguments whose sizes set those of the rest, so that an error may name another argument instead.
+        free: arguments whose sizes or dtype set those of the rest, so that an error may name another.
         unbound: arguments of which any shape is right, or none is wrong while the others fit.
         open_axes: (argument, path, axis) of single axes whose size nothing else fixes.
     """
@@ -283,7 +283,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
         _core.layer_norm_forward,
         {"x": _draw(B, H), "weight": _draw(H), "bias": _draw(H), "eps": 1e-5},
         optional=frozenset({"weight", "bias"}),
-        free=frozenset({"x"}),
+        free=frozenset({"x", "weight"}),
         open_axes=frozenset({("x", (), 0)}),
     ),
     "layer_norm_backward": lambda: Entry(
@@ -299,7 +299,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
         },
         frozenset({"dweight", "dbias"}),
         frozenset({"weight", "dweight", "dbias"}),
-        frozenset({"x"}),
+        frozenset({"x", "weight"}),
     ),
     "cross_entropy": lambda: Entry(
         _core.cross_entropy,
