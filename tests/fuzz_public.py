@@ -154,8 +154,8 @@ def table() -> dict[str, tuple[Any, Arguments]]:
         "train": (module.train, {"mode": True}),
         "add_module": (fr.Module().add_module, {"name": "a", "module": small_module()}),
         "parameters": (
-            module.parameters.__setitem__,
-            {"name": "bias_ih_l0", "value": np.ones(12, np.float32)},
+            lambda value: module.parameters.__setitem__("bias_ih_l0", value),
+            {"value": np.ones(12, np.float32)},
         ),
         "stream": (module.stream, {"batch_size": 2}),
         "quantize": (module.quantize, {"weights": "bf16"}),
@@ -218,6 +218,6 @@ def public_call(rng: Rng) -> None:
         {key: getattr(arguments[key], "shape", repr(arguments[key])[:60]) for key in wrong},
         flush=True,
     )
-    result = outcome(lambda: function(*arguments.values()) if name == "parameters" else function(**arguments))
+    result = outcome(function, **arguments)
     assert wrong or result[1] is None, result
     fr.set_num_threads(1)

@@ -162,7 +162,7 @@ def test_the_output_may_be_changed() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
-    ("attribute", "value"), [("shape", (-1,)), ("shape", (1, 1, -1)), ("dtype", "i4"), ("strides", (0, 0))]
+    ("attribute", "value"), [("shape", (-1, 1)), ("shape", (1, 1, -1)), ("dtype", "i4"), ("strides", (0, 0))]
 )
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 @pytest.mark.parametrize("batch", [1, 2])

@@ -138,10 +138,11 @@ class StepOutput {
         return {dtype_, {shape.begin() + (single ? 1 : 0), shape.end()}, {}, data_, owner_};
     }
     bool as_made(const py::array& out, bool single) const {
+        const auto* a = py::detail::array_proxy(out.ptr());
         const int last = single ? 0 : 1;
-        return out.ndim() == last + 1 && out.shape()[last] == width_ && out.strides()[last] == itemsize_ &&
-               (single || (out.shape()[0] == batch_ && out.strides()[0] == width_ * itemsize_)) &&
-               out.dtype().is(dtype_);
+        return a->nd == last + 1 && a->dimensions[last] == width_ && a->strides[last] == itemsize_ &&
+               (single || (a->dimensions[0] == batch_ && a->strides[0] == width_ * itemsize_)) &&
+               a->descr == dtype_.ptr();
     }
 
     py::dtype dtype_ = py::dtype::of<float>();
