@@ -137,7 +137,7 @@ def forward(
             recompute=recompute,
         )
     layers = layers_on(array_of(x))
-    x = x.kept() if isinstance(x, Lookup) else x
+    x = x._kept() if isinstance(x, Lookup) else x
     y, final, layer, copied = layers.forward(
         spec,
         x,

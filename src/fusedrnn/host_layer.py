@@ -39,7 +39,7 @@ def forward(
     assert tape is not None
     y.flags.writeable = False
     copied = 0 if inputs is array_of(x) else inputs.nbytes
-    return y, final, tape, copied + (x.indices.nbytes if isinstance(x, Lookup) and not x.pays else 0)
+    return y, final, tape, copied + (x.indices.nbytes if isinstance(x, Lookup) and not x._pays else 0)
 
 
 def backward(

@@ -107,7 +107,7 @@ class Lookup(Listed):
         """Whether the table is so small beside the sequence that the CPU's kernels should look rows up."""
         return 2 * self._sizes[0] <= self.indices.size
 
-    def kept(self) -> "Lookup":
+    def _kept(self) -> Lookup:
         """Return this look-up as a tape keeps it: what is set on its arrays later does not reach the tape."""
         table = self.table
         if not isinstance(table, np.ndarray):
@@ -115,7 +115,7 @@ class Lookup(Listed):
         other = Lookup.__new__(Lookup)
         other._table, other._sizes, other._owner = table.view(), self._sizes, self._owner
         # Where it pays, kernels have a copy of the indices.
-        other.indices = self.indices.view() if self.pays else self.indices.copy()
+        other.indices = self.indices.view() if self._pays else self.indices.copy()
         return other
 
     def _with_table(self, table: Array) -> Lookup:

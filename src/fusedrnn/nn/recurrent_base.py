@@ -216,13 +216,13 @@ class Recurrent(Module, Generic[StateT]):
                 y, final, layer = plain
                 y.flags.writeable = False
                 return y, final, RecurrentTape(self, y.shape, [cast(_core.LayerTape, layer)], [None], 0)
-        x = x.kept() if isinstance(x, Lookup) else x
+        x = x._kept() if isinstance(x, Lookup) else x
         y, final, saved = self._run(x, state, lengths, resets, reset_state, True)
         if isinstance(y, np.ndarray):
             y.flags.writeable = False
         lookup = x if isinstance(x, Lookup) else None
         tape = RecurrentTape(self, y.shape, *saved, lookup)
-        if lookup is not None and not lookup.pays:
+        if lookup is not None and not lookup._pays:
             tape.nbytes += lookup.indices.nbytes
         return y, final, tape
 
