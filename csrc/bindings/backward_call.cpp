@@ -21,7 +21,8 @@ std::vector<Array> gradient_arrays(py::handle dparams, const LayerTape& tape) {
                 throw py::value_error(name + ": expected None, because the forward call had no such " +
                                       "parameter, got an array");
             }
-            grad.shape(axes_of(p, d)).writable();
+            check_shape(grad, p, d);
+            grad.writable();
             grad.apart_from(tape.arrays.x).apart_from(tape.arrays.y);
             for (int j = 0; j < i; ++j) grad.apart_from(grads[static_cast<std::size_t>(j)]);
         } else if (tape.has_parameter[i]) {
@@ -152,7 +153,7 @@ std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape
     a.dy.shape({{"T", d.T}, {"B", d.B}, {d.projected ? "P" : "H", d.P}}).made_rows();
     for (int k = 0; k < states; ++k) {
         if (!dstate.is_none())
-            a.dfinal[k] = read_state(item_of(dstate, "dstate", states, k), "dstate", k, d, x);
+            a.dfinal.at(k) = read_state(item_of(dstate, "dstate", states, k), "dstate", k, d, x);
     }
     a.grads = gradient_arrays(dparams, *tape);
     if (!dx.is_none()) {
@@ -174,7 +175,7 @@ std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape
         for (int k = 0; k < states; ++k) grad.apart_from(a.dfinal[k]);
     }
     for (int k = 0; k < states; ++k) {
-        a.dinitial[k] = Array::like(new_array(tape->dtype, {d.B, state_width(d, k)}), "dstate", x);
+        a.dinitial.at(k) = Array::like(new_array(tape->dtype, {d.B, state_width(d, k)}), "dstate", x);
     }
     return by_dtype(tape->dtype, [&]<class T>() -> std::shared_ptr<BackwardCall> {
         return std::make_shared<TypedBackwardCall<T>>(tape, std::move(a));

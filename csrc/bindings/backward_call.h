@@ -15,7 +15,8 @@ class BackwardCall : public LayerCall {
 
   protected:
     struct Arrays {
-        Array dy, dx, dfinal[kMaxStates], dinitial[kMaxStates];
+        Array dy, dx;
+        StateArrays dfinal, dinitial;
         std::vector<Array> grads;
         bool accumulate_dx;
     };

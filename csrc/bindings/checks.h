@@ -75,21 +75,33 @@ inline std::int64_t elements_of(const Parameter& p, const Dims& d) {
     return size_of(p.rows, d) * size_of(p.columns, d);
 }
 
+// Refuses an array of another shape than its parameter's; what is right costs no words.
+template <class A>
+void check_shape(A& array, const Parameter& p, const Dims& d) {
+    const bool matrix = p.columns.size != Size::kOne;
+    const bool right = array.ndim() == (matrix ? 2 : 1) && array.size(0) == size_of(p.rows, d) &&
+                       (!matrix || array.size(1) == size_of(p.columns, d));
+    if (!right) array.shape(axes_of(p, d));
+}
+
 // Checks the parameters of a cell, arrays of any device; sets H, P and whether there is a
 // projection. dims.I is the input's.
 template <class A, class Cells>
 void check_parameters(const CellTraits& cell, const Cells& cells, std::vector<A>& arrays, Dims& dims) {
     const int input = cell.place(Role::kInputWeight), projection = cell.place(Role::kProjection);
-    const std::string rows = std::to_string(cell.parameters[input].rows.times) + "*H with H >= 1";
-    arrays[input].shape({{rows}, {"I", dims.I}});
-    dims.H = hidden_size(cell.parameters[input].rows.times, arrays[input].size(0), dims.I);
+    const int gates = cell.parameters[input].rows.times;
+    A& w = arrays[input];
+    if (w.ndim() != 2 || w.size(1) != dims.I) {
+        w.shape({{std::to_string(gates) + "*H with H >= 1"}, {"I", dims.I}});
+    }
+    dims.H = hidden_size(gates, w.size(0), dims.I);
     dims.P = dims.H;
-    if (projection >= 0) {
+    if (projection >= 0 && arrays[projection].given()) {
         A& given = arrays[projection];
         given.shape({{"P"}, {"H", dims.H}});
-        dims.projected = given.given();
-        if (dims.projected) dims.P = given.size(0);
-        if (dims.projected && (cell.parameters[projection].need == Need::kRefused || dims.P == 0)) {
+        dims.projected = true;
+        dims.P = given.size(0);
+        if (cell.parameters[projection].need == Need::kRefused || dims.P == 0) {
             std::string takers;
             for (const CellTraits& other : cells) {
                 const int place = other.place(Role::kProjection);
@@ -104,7 +116,7 @@ void check_parameters(const CellTraits& cell, const Cells& cells, std::vector<A>
     }
     for (int i = 0; i < cell.parameter_count; ++i) {
         if (i != input && i != projection && arrays[i].given())
-            arrays[i].shape(axes_of(cell.parameters[i], dims));
+            check_shape(arrays[i], cell.parameters[i], dims);
     }
 }
 

@@ -40,7 +40,8 @@ void read_inputs(py::handle indices, CallArrays& in, Dims& dims) {
 
 // Arrays a forward call writes.
 struct Outputs {
-    Array y, final[kMaxStates];
+    Array y;
+    StateArrays final;
 };
 
 Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int states,
@@ -60,14 +61,15 @@ Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int
     for (int k = 0; k < states; ++k) {
         const std::string name = "state_out[" + std::to_string(k) + "]";
         if (state_out.is_none()) {
-            o.final[k] = Array::like(new_array(dtype, {dims.B, state_width(dims, k)}), name, in.x);
+            o.final.at(k) = Array::like(new_array(dtype, {dims.B, state_width(dims, k)}), name, in.x);
             continue;
         }
-        o.final[k] = Array::like(item_of(state_out, "state_out", states, k), name, in.x);
-        o.final[k].shape({{"B", dims.B}, {k == 0 ? width.symbol : "H", state_width(dims, k)}}).writable();
-        o.final[k].apart_from(in.x).apart_from(o.y);
-        for (int j = 0; j < states; ++j) o.final[k].apart_from(in.initial[j]).apart_from(in.reset[j]);
-        for (int j = 0; j < k; ++j) o.final[k].apart_from(o.final[j]);
+        Array& final = o.final.at(k);
+        final = Array::like(item_of(state_out, "state_out", states, k), name, in.x);
+        final.shape({{"B", dims.B}, {k == 0 ? width.symbol : "H", state_width(dims, k)}}).writable();
+        final.apart_from(in.x).apart_from(o.y);
+        for (int j = 0; j < states; ++j) final.apart_from(in.initial[j]).apart_from(in.reset[j]);
+        for (int j = 0; j < k; ++j) final.apart_from(o.final[j]);
     }
     return o;
 }
@@ -98,7 +100,7 @@ class TypedForwardCall final : public ForwardCall {
         in_ = std::move(r.in);
         y_ = std::move(r.out.y);
         timetable_ = std::move(r.timetable);
-        for (int k = 0; k < cell_.states; ++k) final_[k] = std::move(r.out.final[k]);
+        final_ = std::move(r.out.final);
         problem_ = forward_problem<T>(
             cell_, dims, timetable_->view(in_.resets.data<std::uint8_t>()), weights_->packed,
             sequence<T>(in_.x), writable_sequence<T>(y_), [&](int k) {
@@ -127,7 +129,7 @@ class TypedForwardCall final : public ForwardCall {
     py::tuple result() const override {
         if (tape_ != nullptr) tape_->remember();
         py::tuple final(cell_.states);
-        for (std::size_t k = 0; k < final.size(); ++k) final[k] = final_[k].object();
+        for (int k = 0; k < cell_.states; ++k) final[static_cast<std::size_t>(k)] = final_[k].object();
         return py::make_tuple(y_.object(), std::move(final),
                               tape_ ? py::cast(std::static_pointer_cast<LayerTape>(tape_)) : py::none());
     }
@@ -195,10 +197,11 @@ std::shared_ptr<ForwardCall> ForwardCall::make(const std::string& cell_name, py:
     read_inputs(indices, in, w.dims);
     for (int k = 0; k < states; ++k) {
         if (!state.is_none()) {
-            in.initial[k] = read_state(item_of(state, "state", states, k), "state", k, w.dims, in.x);
+            in.initial.at(k) = read_state(item_of(state, "state", states, k), "state", k, w.dims, in.x);
         }
         if (!reset_state.is_none()) {
-            in.reset[k] = read_reset_state(item_of(reset_state, "reset_state", states, k), k, w.dims, in.x);
+            in.reset.at(k) =
+                read_reset_state(item_of(reset_state, "reset_state", states, k), k, w.dims, in.x);
         }
     }
     in.resets = Array::boolean(resets, "resets", kOptional);

@@ -17,7 +17,8 @@ class ForwardCall : public LayerCall {
 
   protected:
     CallArrays in_;
-    Array y_, final_[kMaxStates];
+    Array y_;
+    StateArrays final_;
     std::shared_ptr<const Timetable> timetable_;
     Progress progress_;
 };

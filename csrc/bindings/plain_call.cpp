@@ -61,7 +61,7 @@ class PlainCall {
             tape->arrays.y = Array::like(y, "y", weights_.of.front());
             for (int k = 0; k < states && !state.is_none(); ++k) {
                 const py::handle part = states == 1 ? state : py::handle(PyTuple_GET_ITEM(state.ptr(), k));
-                tape->arrays.initial[k] = Array::like(part, "state", weights_.of.front());
+                tape->arrays.initial.at(k) = Array::like(part, "state", weights_.of.front());
             }
         }
         py::tuple final(states);

@@ -14,11 +14,30 @@ namespace fusedrnn {
 // Whether tapes made from now on remember what their arrays hold.
 void set_detect_changes(bool enabled);
 
+// An array for each state, or none of any: most calls give no states, and need not pay for those of other cells.
+class StateArrays {
+  public:
+    const Array& operator[](int k) const {
+        static const Array none;
+        return static_cast<std::size_t>(k) < arrays_.size() ? arrays_[static_cast<std::size_t>(k)] : none;
+    }
+    // To be written.
+    Array& at(int k) {
+        if (arrays_.empty()) arrays_.resize(kMaxStates);
+        return arrays_[static_cast<std::size_t>(k)];
+    }
+    auto begin() const { return arrays_.begin(); }
+    auto end() const { return arrays_.end(); }
+
+  private:
+    std::vector<Array> arrays_;
+};
+
 // The arrays of a call that forward and backward read. The tape keeps them alive; it does not copy them.
 struct CallArrays {
     Array x, y, resets;
     std::shared_ptr<const std::vector<std::int64_t>> index;  // a copy; null where x is a sequence
-    Array initial[kMaxStates], reset[kMaxStates];
+    StateArrays initial, reset;
 };
 
 struct LayerTape {
@@ -30,8 +49,8 @@ struct LayerTape {
     // What the tape keeps beyond the caller's arrays and the weights.
     std::int64_t nbytes() const {
         std::int64_t copies = arrays.x.copied_bytes() + arrays.resets.copied_bytes();
-        for (int k = 0; k < kMaxStates; ++k) {
-            copies += arrays.initial[k].copied_bytes() + arrays.reset[k].copied_bytes();
+        for (const StateArrays* states : {&arrays.initial, &arrays.reset}) {
+            for (const Array& state : *states) copies += state.copied_bytes();
         }
         if (arrays.index != nullptr) {
             copies += static_cast<std::int64_t>(arrays.index->size() * sizeof(std::int64_t));
