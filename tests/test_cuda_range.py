@@ -1,22 +1,31 @@
-"""The GPU's layer norm, losses and optimisers against the CPU's at the ends of the range, on a stand-in."""
+"""The GPU's layer norm, losses and optimisers against the CPU's at the ends of the range, on the emulator."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import fake_cupy as cp
 import numpy as np
 import pytest
+from cuda_support import needs_emulator
 from support import DTYPES, Array
 from tolerances import TOLERANCE
 
 import fusedrnn as fr
 from fusedrnn.cuda.kernels import Kernels
 
+pytestmark = needs_emulator
+
 CPU = fr._core
 GPU = Kernels(cp, 0)
 SIZES = {"float32": (-30, -10, 0, 10, 25, 38), "float64": (-290, -10, 0, 10, 25, 307)}
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", cp)
 
 
 def assert_same(got: Any, want: Any, what: object, dtype: str) -> None:
