@@ -54,7 +54,7 @@ def test_numbers_of_versions_are_given_once() -> None:
     def load() -> None:
         for _ in range(500):
             lstm.load_state_dict(state)
-            seen.append(lstm._buffers.version)
+            seen.append(lstm._buffers.values.version)
 
     threads = [threading.Thread(target=load) for _ in range(3)]
     for thread in threads:
@@ -62,10 +62,12 @@ def test_numbers_of_versions_are_given_once() -> None:
     for thread in threads:
         thread.join()
     numbers = [number for number in seen if number is not None]
-    assert lstm._buffers.version == max(numbers)
-    lstm.parameters  # noqa: B018
+    assert lstm._buffers.values.version == max(numbers)
+    views = lstm.parameters
     lstm.load_state_dict(state)
-    assert lstm._buffers.version is None
+    assert lstm._buffers.values.version is None
+    del views
+    assert lstm._buffers.values.version not in (None, *numbers)
 
 
 def test_a_load_that_fails_writes_nothing() -> None:

@@ -234,9 +234,9 @@ MESSAGES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "got ndarray; give the module itself, as in Adam(lstm), not its parameters",
     ),
     "adam_groups": (
-        lambda: fr.optim.Adam([{"params": LSTM.parameters}]),  # type: ignore[list-item]
+        lambda: fr.optim.Adam([{"params": LSTM.parameters}]),
         TypeError,
-        "got dict; give the module itself, as in Adam(lstm), not its parameters",
+        "got ParameterDict; give the module itself, as in Adam(lstm), not its parameters",
     ),
     "clip": (
         lambda: fr.clip_grad_norm(LSTM.parameters, 1.0),  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from fusedrnn.inference.stream import Stream
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import pad, unpad
 from fusedrnn.nn.buffers import ParameterDict
+from fusedrnn.nn.containers import ModuleDict, ModuleList, Sequential
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
@@ -38,10 +39,13 @@ __all__ = [
     "Linear",
     "Lookup",
     "Module",
+    "ModuleDict",
+    "ModuleList",
     "ParameterDict",
     "QuantizedRecurrent",
     "QuantizedStream",
     "RNNCell",
+    "Sequential",
     "Stream",
     "Tape",
     "__version__",

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -17,42 +21,99 @@ from fusedrnn.backend import CPU, Backend
 _versions = itertools.count()
 
 
+class Values:
+    """What the parameters hold between two changes.
+
+    Attributes:
+        version: a number that no other values have had, so that packed copies of weights need no look at the
+            arrays; None while anyone may write to them.
+    """
+
+    __slots__ = ("version",)
+
+    def __init__(self, version: int | None) -> None:
+        self.version = version
+
+
+def _give_back(values: Values, _: object) -> None:
+    """Number the values: nobody else can write to them any more."""
+    values.version = next(_versions)
+
+
+def _nobody() -> None:
+    """Stand for a weak reference to nothing."""
+
+
 class Buffers:
     """The flat parameters and gradients that a tree of modules shares.
 
-    The library's own writes to the parameters stand in a `with` block of it.
+    The library's own writes to the parameters stand in a `with` block of it. Everyone else's go through views
+    of the array that `lend` returns: it is not the array itself, and no view outlives it, so that its end is
+    the end of all writes. Then the parameters have a version again.
 
     Attributes:
-        version: a number that no other values of the parameters have had, so that packed copies of weights
-            need no look at the arrays. None while they are written to, and for good once views were handed
-            out, through which anyone may write at any time.
-        handed_out: whether such views are about.
+        values: stands for what the parameters hold. It is replaced, never numbered again, by whoever may
+            change them: so no number is given to values that a thread may still change.
     """
 
-    __slots__ = ("grads", "handed_out", "parameters", "version")
+    __slots__ = ("_forever", "_lent", "grads", "parameters", "values")
+    # For the moments in which what is lent changes; one for all, since they are short.
+    turn: ClassVar[Any] = threading.RLock()
 
-    def __init__(
-        self, size: int, dtype: npt.DTypeLike, backend: Backend = CPU, handed_out: bool = False
-    ) -> None:
+    def __init__(self, size: int, dtype: npt.DTypeLike, backend: Backend = CPU) -> None:
         with backend.on_device():
             self.parameters: Array = backend.xp.zeros(size, dtype)
             self.grads: Array = backend.xp.zeros(size, dtype)
-        self.handed_out = handed_out
-        self.version: int | None = None if handed_out else next(_versions)
+        self._lent: Callable[[], Array | None] = _nobody
+        self._forever = False
+        self.values = Values(next(_versions))
 
-    def hand_out(self) -> None:
-        """Say that views of the parameters leave the library."""
-        self.handed_out = True
-        self.version = None
+    def lend(self) -> Array:
+        """Return the parameters for others to write to, for as long as they hold any view of the array.
+
+        On a GPU for good: no library there says when the last view is gone.
+        """
+        with Buffers.turn:
+            if not isinstance(self.parameters, np.ndarray):
+                self.values, self._forever = Values(None), True
+                return self.parameters
+            flat = self._lent()
+            if flat is None:
+                # The base of views of it is this array: NumPy looks for their owner no further than to a base
+                # that is no array.
+                made = np.asarray(memoryview(self.parameters))  # type: ignore[arg-type]
+                watched = self._watch(made)
+                # Asked again: a finaliser that ran meanwhile may have lent them.
+                flat = self._lent()
+                if flat is None:
+                    self._lent, self.values = watched
+                    flat = made
+            return flat
+
+    @staticmethod
+    def _watch(flat: Array) -> tuple[Callable[[], Array | None], Values]:
+        values = Values(None)
+        return weakref.ref(flat, partial(_give_back, values)), values
 
     def __enter__(self) -> None:
-        self.version = None
+        self.values = Values(None)
 
     def __exit__(self, *_: object) -> None:
-        self.version = next(_versions)
-        # Asked last: another thread may have handed out views in between.
-        if self.handed_out:
-            self.version = None
+        with Buffers.turn:
+            flat = self._lent()
+            if flat is not None:
+                self._lent, self.values = self._watch(flat)
+            else:
+                self.values = Values(None if self._forever else next(_versions))
+
+
+def _free_in_child() -> None:
+    """Forget the thread whose turn it was, which only the parent has."""
+    Buffers.turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_in_child)
 
 
 def named_views(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -100,7 +161,7 @@ class ParameterDict(dict[str, Array]):
     neither added nor removed. Copies of it are plain dictionaries.
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Say what a caller used to methods of this name looks for."""

@@ -104,12 +104,13 @@ class Embedding(Module):
         return Lookup(self._own["weight"], indices, owner=self)
 
     @crosses_back
-    def backward(self, tape: SavedTape | Lookup, dy: Array) -> None:
+    def backward(self, tape: SavedTape | Lookup, dy: Array, *, need_dx: bool = True) -> None:
         """Add to the gradient of weight; there is no gradient of the indices.
 
         Args:
             tape: from `forward`, or what `lookup` returned.
             dy: gradient of y (..., D), or of weight (V, D) as the layer returns it that was given a lookup.
+            need_dx: changes nothing.
 
         Raises:
             TypeError: dy is not an array of the module's dtype.

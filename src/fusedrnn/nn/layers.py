@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -216,8 +216,8 @@ class LayerNorm(Module):
         return y.reshape(x.shape), rows, mean, rstd
 
     @crosses_back
-    def backward(self, tape: SavedTape, dy: Array) -> Array:
-        """Add to the gradients of weight and bias; return dx in the shape of x.
+    def backward(self, tape: SavedTape, dy: Array, *, need_dx: bool = True) -> Array | Any:
+        """Add to the gradients of weight and bias; return dx in the shape of x, or None without need_dx.
 
         Raises:
             TypeError: dy is not an array of the module's dtype.
@@ -231,7 +231,7 @@ class LayerNorm(Module):
         sums = self._flat(self._own_grads, "weight"), self._flat(self._own_grads, "bias")
         with self._turn.take():
             dx = backend.kernels.layer_norm_backward(rows, weight, flow, mean, rstd, *sums)
-        return cast(Array, dx.reshape(tape.shape))
+        return dx.reshape(tape.shape) if need_dx else None
 
     def _extra_repr(self) -> str:
         bias = "" if self.bias else ", bias=False"
@@ -286,8 +286,8 @@ class Dropout(Module):
         return y, SavedTape(self, y.shape, (drop, x.dtype), 0)
 
     @crosses_back
-    def backward(self, tape: SavedTape, dy: Array) -> Array:
-        """Return dx: dy with the mask and scale of the forward call.
+    def backward(self, tape: SavedTape, dy: Array, *, need_dx: bool = True) -> Array | Any:
+        """Return dx: dy with the mask and scale of the forward call; None without need_dx.
 
         Raises:
             TypeError: dy is not an array of the dtype of y.
@@ -297,7 +297,9 @@ class Dropout(Module):
         backend = self._backend
         drop, dtype = tape.saved
         check_array("dy", dy, tape.shape, dtype, kind=backend.array)
-        return dy if drop is None else cast(Array, backend.kernels.dropout(contiguous(dy), *drop))
+        if not need_dx:
+            return None
+        return dy if drop is None else backend.kernels.dropout(contiguous(dy), *drop)
 
     def _extra_repr(self) -> str:
         return f"p={self.p}"

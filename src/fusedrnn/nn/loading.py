@@ -21,6 +21,8 @@ class Loaded(Protocol):
 
     def named_modules(self) -> Iterator[tuple[str, Any]]: ...
 
+    def named_buffers(self) -> Iterator[tuple[str, Array]]: ...
+
 
 class LoadResult(NamedTuple):
     """Names that `load_state_dict(strict=False)` passed over."""
@@ -31,14 +33,17 @@ class LoadResult(NamedTuple):
 
 def read_state(
     module: Loaded, flat: Array, state_dict: Mapping[str, Any], strict: bool
-) -> tuple[Array, LoadResult]:
+) -> tuple[Array, dict[str, Array], LoadResult]:
     """Return new values for all parameters, converted, in the order of `flat`, which holds those of now.
+
+    And those of all buffers, by name.
 
     Raises:
         TypeError, ValueError: as `Module.load_state_dict`.
     """
     check_mapping("state_dict", state_dict)
     parameters, tied = module._tree, _tied_names(module)
+    saved = {name: np.array(module._backend.to_numpy(array)) for name, array in module.named_buffers()}
     given = dict(state_dict)
     for name, first in tied.items():
         if name in given:
@@ -46,8 +51,8 @@ def read_state(
             kept = as_array(given.setdefault(first, value), first)
             if not np.array_equal(kept, as_array(value, name), equal_nan=True):
                 raise ValueError(f"{name}: expected the values of {first}, whose weight it is, got others")
-    missing = [name for name in parameters if name not in given]
-    unexpected = [name for name in given if name not in parameters]
+    missing = [name for name in (*parameters, *saved) if name not in given]
+    unexpected = [name for name in given if name not in parameters and name not in saved]
     if strict and (missing or unexpected):
         raise ValueError(
             f"state_dict: expected the names of this {type(module).__name__}, got others; "
@@ -64,7 +69,15 @@ def read_state(
             if value.shape != view.shape:
                 raise ValueError(f"{name}: expected shape {view.shape}, got {value.shape}")
             view[...] = value
-    return values, LoadResult(missing, unexpected)
+    for name, array in saved.items():
+        if name in given:
+            value = as_array(given[name], name)
+            if not np.can_cast(value.dtype, array.dtype, "same_kind"):
+                raise TypeError(f"{name}: expected a dtype that casts to {array.dtype}, got {value.dtype}")
+            if value.shape != array.shape:
+                raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
+            array[...] = value
+    return values, saved, LoadResult(missing, unexpected)
 
 
 def _tied_names(module: Loaded) -> dict[str, str]:

@@ -1,38 +1,52 @@
-"""Module: parameters and gradients as named views into two flat arrays, and a tree of child modules.
-
-A leaf starts with a buffer pair of its own. The first time a parent is asked for its parameters, the whole
-tree below it moves into one buffer pair, in depth-first order, and every view in it is renewed.
-"""
+"""Module: the base of all layers and of the models made of them."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from fusedrnn.arrays import Array, assign
-from fusedrnn.backend import CPU, Backend
-from fusedrnn.checks import check_flag, check_mapping, check_shapes, kind_error
+from fusedrnn.backend import CPU
+from fusedrnn.checks import check_flag, check_mapping, kind_error, resolve_dtype
 from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.devices import find_backend
 from fusedrnn.init import Noise
 from fusedrnn.listing import Listed
-from fusedrnn.nn.buffers import Buffers, ParameterDict, Snapshot, named_views
+from fusedrnn.nn.buffers import ParameterDict
 from fusedrnn.nn.loading import LoadResult, read_state
-from fusedrnn.nn.tree import Tree
-from fusedrnn.nn.turns import Turn
+from fusedrnn.nn.store import Store, moved
 
 ModuleT = TypeVar("ModuleT", bound="Module")
 
 
-class Module(Listed, Tree["Module"]):
-    """Base of all layers. Assigning a module to an attribute makes it a child; lists of modules are refused.
+class Module(Listed, Store["Module"]):
+    """Base of all layers, and of models that are made of them.
 
-    A subclass calls `super().__init__()` before it assigns children. A module reached by two names has one
-    set of parameters, listed under the first name. `copy.deepcopy` and pickling rebuild the views.
+    Every module keeps one protocol, so that one can be made of others:
+
+        y, tape = m.forward(x)                       # keeps what backward needs
+        dx = m.backward(tape, dy, need_dx=True)      # adds to m.grads; dx is None without need_dx
+        y = m(x)                                     # forward without a tape
+
+    and where `m.has_state`, a state goes beside:
+
+        y, state, tape = m.forward(x, state)
+        dx, dstate = m.backward(tape, dy, dstate)
+        y, state = m(x, state)
+
+    A tape belongs to the module that made it, keeps the parameters of that time, and may be used again. A
+    model defines `forward` and `backward` by those of its parts; its tape is theirs, say in a tuple, and a
+    call is `forward` without it. An embedding has no gradient of its indices: its dx is None.
+
+    Assigning a module to an attribute makes it a child. Several go into a `ModuleList` or `ModuleDict`: plain
+    lists and dictionaries with modules in them are refused. `parameter` and `buffer` add arrays of a module's
+    own. A subclass calls `super().__init__()` first. A module reached by two names has one set of parameters,
+    listed under the first name. `copy.deepcopy` and pickling rebuild the views.
 
     Threads may share a module for calls, `forward` and `backward`: gradients of all of them add up, in the
     order in which the threads come. They may not while it is changed: loaded, stepped by an optimiser, moved,
@@ -42,188 +56,39 @@ class Module(Listed, Tree["Module"]):
 
     Attributes:
         training: switches dropout, and nothing else; see `train` and `eval`.
+        has_state: whether `forward` and `backward` have a state beside.
     """
 
+    has_state: ClassVar[bool] = False
     training: bool
     _noise: Noise | None
-    _backend: Backend = CPU
-    _dtype: np.dtype[Any] | None
-    _shapes: dict[str, tuple[int, ...]]
-    _size: int
-    _buffers: Buffers
-    _start: int
-    _own: ParameterDict
-    _own_grads: ParameterDict
-    _tree: ParameterDict
-    _tree_grads: ParameterDict
-    _layout: object
-    _snapshot: Snapshot | None
-    _turn: Turn
     # {name: module whose parameter of this name serves for one of its own}
     _tied: Mapping[str, Module] = MappingProxyType({})
-    # Rebuilt rather than copied: everything that points into the buffers.
-    _derived = frozenset(
-        {"_buffers", "_start", "_own", "_own_grads", "_tree", "_tree_grads", "_layout", "_snapshot", "_turn"}
-    )
 
     def __init__(self) -> None:
-        self.__dict__.update(training=True, _children={}, _noise=None)
+        self.__dict__.update(training=True, _children={}, _noise=None, _saved={}, _frozen=False)
         self._declare({}, None)
 
-    def _declare(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any] | None) -> None:
-        """Create this module's own parameters, zero until they are initialised."""
-        sizes = check_shapes(shapes, np.dtype(np.float32) if dtype is None else dtype)
-        self.__dict__.update(_shapes=shapes, _dtype=dtype, _size=sum(sizes), _layout=None, _snapshot=None)
-        self.__dict__["_turn"] = Turn()
-        self.__dict__.update(
-            {name: ParameterDict() for name in ("_own", "_own_grads", "_tree", "_tree_grads")}
-        )
-        self._bind(Buffers(self._size, np.float32 if dtype is None else dtype, self._backend), 0)
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Return what `forward` does, but for the tape."""
+        results = self.forward(*arguments, **options)
+        return results[0] if len(results) == 2 else results[:-1]
 
-    def _bind(self, buffers: Buffers, start: int) -> None:
-        """Point this module's own views at `buffers`, from `start` on."""
-        self.__dict__.update(_buffers=buffers, _start=start)
-        for views, flat in ((self._own, buffers.parameters), (self._own_grads, buffers.grads)):
-            views._replace(named_views(flat[start:], self._shapes))
-        if self._shapes:
-            self._rebind()
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """Return y and the tape, or y, the state and the tape.
 
-    def _rebind(self) -> None:
-        """Hook for subclasses that keep views of their parameters; called whenever the views change."""
-
-    # Parameters
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters; float32 for a tree that has none."""
-        found = next((module._dtype for module in self.modules() if module._dtype is not None), None)
-        return np.dtype(np.float32) if found is None else found
-
-    @property
-    def parameters(self) -> ParameterDict:
-        """{dotted name: writable view into `flat_parameters`}.
-
-        When the tree moves into another buffer (it is extended, or goes to another device), the dictionary
-        follows; arrays taken out of it before go stale.
+        Raises:
+            TypeError: this kind of module has none.
         """
-        self._gather()
-        self._buffers.hand_out()
-        return self._tree
+        raise TypeError(f"{type(self).__name__}: expected a class that defines forward, got one without")
 
-    @property
-    def grads(self) -> ParameterDict:
-        """{dotted name: view into `flat_grads`}, which `backward` adds to."""
-        self._gather()
-        return self._tree_grads
+    def backward(self, *arguments: Any, **options: Any) -> Any:
+        """Add to the gradients; return dx, or dx and dstate.
 
-    @property
-    def flat_parameters(self) -> Array:
-        """All parameters of the tree as one 1-D array of `dtype`."""
-        array = self._flat_parameters()
-        self._buffers.hand_out()
-        return array
-
-    @property
-    def flat_grads(self) -> Array:
-        """All gradients of the tree as one 1-D array of `dtype`, in the order of `flat_parameters`."""
-        stop = self._gather()
-        return self._buffers.grads[self._start : stop]
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of trainable values in the tree."""
-        return sum(module._size for module in self.modules())
-
-    def _flat_parameters(self) -> Array:
-        """Return `flat_parameters` to a caller that writes to them within `with self._buffers`."""
-        stop = self._gather()
-        return self._buffers.parameters[self._start : stop]
-
-    def _kept_parameters(self) -> Mapping[str, Array]:
-        """Return this module's own parameters as they are now, for a tape: later changes do not reach them.
-
-        The same copy serves until they change. On a GPU these are the parameters themselves, which have to
-        stay until backward.
+        Raises:
+            TypeError: this kind of module has none.
         """
-        if self._backend is not CPU:
-            return self._own
-        snapshot = self._snapshot
-        # Drawn before the parameters are read: if they change meanwhile, the number is never seen again.
-        version = self._buffers.version
-        if snapshot is None or version is None or snapshot.version != version:
-            flat = self._buffers.parameters[self._start : self._start + self._size]
-            snapshot = Snapshot.of(flat, self._shapes, version, snapshot)
-            self.__dict__["_snapshot"] = snapshot
-        return snapshot.parameters
-
-    def _gather(self) -> int:
-        """Make sure that the tree lies in one buffer pair and is listed; return where it ends."""
-        members = list(self.named_modules())
-        offset = self._start
-        together = True
-        for _, module in members:
-            together = together and module._buffers is self._buffers and module._start == offset
-            offset += module._size
-        if not together:
-            for name, module in members:
-                if module._backend is not self._backend:
-                    raise RuntimeError(
-                        f"{name}: expected a module on {self.device} as the others, "
-                        f"got one on {module.device}; move them together with to()"
-                    )
-            self._move(members, self._backend)
-            offset = self._buffers.parameters.size
-        # Listing again without need would upset a loop over the dictionary.
-        if self._layout != (self._buffers, self._start, members[1:]):
-            self._list()
-        return offset
-
-    def _move(self, members: list[tuple[str, Module]], backend: Backend) -> None:
-        """Copy the tree's parameters and gradients into a new buffer pair, there."""
-        dtype = self.dtype
-        for name, module in members:
-            # None apart: NumPy takes it for float64 in comparisons.
-            if module._dtype is not None and module._dtype != dtype:
-                raise TypeError(f"{name}: expected {dtype} as the other parameters, got {module._dtype}")
-        # A dictionary that was handed out follows to the new buffers.
-        handed_out = any(module._buffers.handed_out for _, module in members)
-        buffers = Buffers(sum(module._size for _, module in members), dtype, backend, handed_out)
-        offset = 0
-        for _, module in members:
-            old = slice(module._start, module._start + module._size)
-            new = slice(offset, offset + module._size)
-            for target, source in (
-                (buffers.parameters, module._buffers.parameters),
-                (buffers.grads, module._buffers.grads),
-            ):
-                if module._backend is backend:
-                    target[new] = source[old]
-                else:
-                    assign(target[new], module._backend.to_numpy(source[old]))
-            if module._backend is not backend:
-                module.__dict__["_backend"] = backend
-            module._bind(buffers, offset)
-            offset = new.stop
-        for _, module in members:
-            module._list()
-
-    def _list(self) -> None:
-        """Renew the dictionaries of the whole tree."""
-        members = list(self.named_modules())
-        self.__dict__["_layout"] = (self._buffers, self._start, members[1:])
-        for tree, own in ((self._tree, "_own"), (self._tree_grads, "_own_grads")):
-            tree._replace(
-                {
-                    f"{prefix}.{name}" if prefix else name: view
-                    for prefix, module in members
-                    for name, view in getattr(module, own).items()
-                }
-            )
-
-    @property
-    def device(self) -> str:
-        """Where the parameters are: "cpu", or "cuda:0" and so on."""
-        return self._backend.name
+        raise TypeError(f"{type(self).__name__}: expected a class that defines backward, got one without")
 
     def to(self: ModuleT, device: str) -> ModuleT:
         """Move the parameters and gradients of the whole tree; return self.
@@ -241,10 +106,50 @@ class Module(Listed, Tree["Module"]):
             RuntimeError: CUDA or CuPy is not there; the message says which.
         """
         backend = find_backend(device)
+        self._check_found()
         members = list(self.named_modules())
         if any(module._backend is not backend for _, module in members):
             self._move(members, backend)
         return self
+
+    def astype(self: ModuleT, dtype: npt.DTypeLike) -> ModuleT:
+        """Convert the parameters, gradients and buffers of floats of the whole tree; return self.
+
+        Views of the parameters go stale, and tapes with them. Make optimisers after it.
+
+        Args:
+            dtype: "float32" or "float64".
+
+        Raises:
+            TypeError: another dtype.
+        """
+        found = resolve_dtype(dtype)
+        members = list(self.named_modules())
+        self._check_found()
+        # None apart: NumPy takes it for float64 in comparisons.
+        if any(module._dtype is not None and module._dtype != found for _, module in members):
+            self._move(members, self._backend, found)
+        return self
+
+    def requires_grad_(self: ModuleT, requires_grad: bool = True) -> ModuleT:
+        """Set whether optimisers change the parameters of the whole tree; return self.
+
+        Those that are frozen (False) are left as they are by `step`, weight decay included, and their
+        gradients do not count in `clip_grad_norm`. `backward` adds to these as before. Names, state_dict and
+        num_parameters stay.
+
+        Raises:
+            TypeError: not a bool.
+        """
+        frozen = not check_flag("requires_grad", requires_grad)
+        for module in self.modules():
+            module.__dict__["_frozen"] = frozen
+        return self
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether optimisers change any parameter of the tree."""
+        return any(module._size and not module._frozen for module in self.modules())
 
     def _require_cpu(self, what: str) -> None:
         """Refuse what only the CPU has."""
@@ -267,9 +172,15 @@ class Module(Listed, Tree["Module"]):
         self.flat_grads.view(np.uint8).fill(0)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return {dotted name: copy of the parameter}, as NumPy arrays on every device."""
+        """Return {dotted name: copy of the parameter, or of the buffer}, as NumPy arrays on every device.
+
+        Raises:
+            TypeError: a module stands in a list, tuple, set or dict, where it is not found.
+        """
+        self._check_found()
         self._gather()
-        return {name: np.array(self._backend.to_numpy(view)) for name, view in self._tree.items()}
+        arrays = {**self._tree, **dict(self.named_buffers())}
+        return {name: np.array(self._backend.to_numpy(array)) for name, array in arrays.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy parameters in, for instance from the state_dict of the same module in PyTorch.
@@ -287,11 +198,14 @@ class Module(Listed, Tree["Module"]):
             TypeError: a value is not of a float dtype.
             ValueError: a shape differs, or `strict` and the names differ, or two values for a tied weight.
         """
+        self._check_found()
         flat = self._flat_parameters()
         # Converted beside the parameters and copied in one piece: what fails has written nothing.
-        values, result = read_state(self, flat, state_dict, strict)
+        values, saved, result = read_state(self, flat, state_dict, strict)
         with self._buffers:
             assign(flat, values)
+        for name, array in self.named_buffers():
+            assign(array, saved[name])
         return result
 
     # Modes and randomness
@@ -340,6 +254,7 @@ class Module(Listed, Tree["Module"]):
         state = {name: value for name, value in self.__dict__.items() if name not in self._derived}
         own = slice(self._start, self._start + self._size)
         state["_children"] = dict(self._children)
+        state["_saved"] = {name: np.array(self._backend.to_numpy(a)) for name, a in self._saved.items()}
         state["_values"] = np.array(self._backend.to_numpy(self._buffers.parameters[own]))
         state["_grad_values"] = np.array(self._backend.to_numpy(self._buffers.grads[own]))
         return state
@@ -348,6 +263,7 @@ class Module(Listed, Tree["Module"]):
         state = dict(state)
         values, grads = state.pop("_values"), state.pop("_grad_values")
         self.__dict__.update(state)
+        self.__dict__["_saved"] = {n: moved(array, CPU, self._backend) for n, array in self._saved.items()}
         self._declare(self._shapes, self._dtype)
         with self._buffers:
             assign(self._buffers.parameters, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
@@ -47,6 +48,7 @@ class Recurrent(Module, Generic[StateT]):
     Paper: dropout between layers: Zaremba, Sutskever and Vinyals 2014, arXiv:1409.2329v5.
     """
 
+    has_state = True
     _derived = Module._derived | {"_plan", "_plain"}
     _plan: NetworkPlan
     _plain: _core.PlainCall | None
@@ -87,11 +89,10 @@ class Recurrent(Module, Generic[StateT]):
             warnings.warn("dropout: acts between layers, so it does nothing with num_layers=1", stacklevel=3)
         method, forget = check_method(init), check_number("forget_bias", forget_bias, -np.inf)
         found, rng = resolve_dtype(dtype), make_rng(seed)
-        out_size = self.proj_size or self.hidden_size
         directions = 2 if self.bidirectional else 1
         widths = self._spec.state_widths(self.hidden_size, self.proj_size)
         rows = self.num_layers * directions
-        self._network = NetworkShape(self._spec, found, rows, widths, directions * out_size)
+        self._network = NetworkShape(self._spec, found, rows, widths, directions * widths[0])
         shapes = {}
         for layer in range(self.num_layers):
             inputs = self._network.out_size if layer else self.input_size
@@ -100,8 +101,7 @@ class Recurrent(Module, Generic[StateT]):
                 shapes.update({name + suffix: shape for name, shape in part.items()})
         self._declare(shapes, found)
         for layer in range(self.num_layers):
-            for suffix in self._suffixes(layer):
-                arrays = self._select(self._own, suffix)
+            for arrays in [self._select(self._own, suffix) for suffix in self._suffixes(layer)]:
                 recurrent_layer(self._spec, arrays, method, forget_bias=forget, rng=rng)
         self._noise = Noise(rng)
 
@@ -111,10 +111,10 @@ class Recurrent(Module, Generic[StateT]):
 
     def _select(self, arrays: dict[str, Array], suffix: str) -> dict[str, Array]:
         """Return the arrays of one layer and direction under their names without the suffix."""
-        names = self._spec.parameter_names
-        return {name: arrays[name + suffix] for name in names if name + suffix in arrays}
+        return {n: arrays[n + suffix] for n in self._spec.parameter_names if n + suffix in arrays}
 
     def _rebind(self) -> None:
+        self.__dict__["_network"] = replace(self._network, dtype=self._dtype)
         layers: list[tuple[Part, ...]] = []
         width = self._network.widths[0]
         for layer in range(self.num_layers):
@@ -161,7 +161,7 @@ class Recurrent(Module, Generic[StateT]):
             y, final = self(packing.inputs(x), state, packing.lengths, borders, reset_state)
             return packing.spread(y), final
         if lengths is None and resets is None and reset_state is None and not self.batch_first:
-            plain = self._plain and self._plain(x, state, self._buffers.version, False, False)
+            plain = self._plain and self._plain(x, state, self._buffers.values.version, False, False)
             if plain:
                 return plain[0], plain[1]
         return self._run(x, state, lengths, resets, reset_state, False)[:2]
@@ -211,7 +211,7 @@ class Recurrent(Module, Generic[StateT]):
             y.flags.writeable = False
             return y, final, tape
         if lengths is None and resets is None and reset_state is None and not self.batch_first:
-            plain = self._plain and self._plain(x, state, self._buffers.version, True, self.recompute)
+            plain = self._plain and self._plain(x, state, self._buffers.values.version, True, self.recompute)
             if plain:
                 y, final, layer = plain
                 y.flags.writeable = False
@@ -289,7 +289,7 @@ class Recurrent(Module, Generic[StateT]):
                     save=save,
                     recompute=self.recompute,
                     cache=part.cache,
-                    version=self._buffers.version,
+                    version=self._buffers.values.version,
                     out=out if part.columns is None else out[..., part.columns],
                     state_out=tuple([final[part.row] for final in finals]),
                 )

@@ -121,7 +121,7 @@ class RecurrentCell(Module, Generic[StateT]):
             start,
             save=save,
             cache=self._cache,
-            version=self._buffers.version,
+            version=self._buffers.values.version,
         )
         if single:
             final = tuple([part[0] for part in final])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar, cast
 
+CONTAINERS = (list, tuple, dict, set, frozenset)
+
 NodeT = TypeVar("NodeT", bound="Tree[Any]")
 
 
@@ -12,17 +14,16 @@ class Tree(Generic[NodeT]):
     """The children of a module, found by the names of its attributes; the base of `Module`."""
 
     _children: dict[str, NodeT]
+    # Attributes of the library's own, where modules may stand.
+    _not_searched = frozenset({"_children", "_tied"})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_children" not in self.__dict__:
             raise RuntimeError(
                 f"{type(self).__name__}: super().__init__() must come before {name!r} is assigned"
             )
-        members = value if isinstance(value, (list, tuple)) else ()
-        if any(isinstance(item, Tree) and item not in self._children.values() for item in members):
-            raise TypeError(
-                f"{name}: modules in a {type(value).__name__} are not found; use add_module for each"
-            )
+        if isinstance(value, CONTAINERS) and name not in self._not_searched:
+            self._refuse_hidden(name, value, {id(member) for member in self.modules()})
         object.__setattr__(self, name, value)
         if isinstance(value, Tree):
             self._children[name] = cast(NodeT, value)
@@ -69,3 +70,34 @@ class Tree(Generic[NodeT]):
         yield prefix, cast(NodeT, self)
         for name, child in self._children.items():
             yield from child._walk(f"{prefix}.{name}" if prefix else name, seen)
+
+    def _check_found(self) -> None:
+        """Refuse a tree with modules in plain containers, where nothing would train, save or move them."""
+        members = list(self.named_modules())
+        known = {id(member) for _, member in members}
+        for prefix, member in members:
+            for name, value in member.__dict__.items():
+                if isinstance(value, CONTAINERS) and name not in member._not_searched:
+                    member._refuse_hidden(f"{prefix}.{name}" if prefix else name, value, known)
+
+    def _refuse_hidden(self, name: str, value: Any, known: set[int]) -> None:
+        container = _hiding(value, known, set())
+        if container is not None:
+            raise TypeError(
+                f"{name}: modules in a {type(container).__name__} are not found; "
+                "use ModuleList or ModuleDict, or add_module for each"
+            )
+
+
+def _hiding(value: Any, known: set[int], seen: set[int]) -> Any:
+    """Return the container, at any depth, that has a module which is none of those known, or None."""
+    if id(value) in seen:
+        return None
+    seen.add(id(value))
+    for item in list(value.values()) if isinstance(value, dict) else list(value):
+        if isinstance(item, Tree):
+            if id(item) not in known:
+                return value
+        elif isinstance(item, CONTAINERS) and (found := _hiding(item, known, seen)) is not None:
+            return found
+    return None

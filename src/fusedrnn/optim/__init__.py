@@ -1,8 +1,11 @@
 """SGD, Adam and AdamW on the flat parameter arrays, with PyTorch's formulas."""
 
-from fusedrnn.optim.optimizer import SGD, Adam, AdamW, Optimizer
+from fusedrnn.optim.adam import Adam, AdamW
+from fusedrnn.optim.groups import ParameterGroup
+from fusedrnn.optim.optimizer import Optimizer
+from fusedrnn.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "ParameterGroup"]
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,8 @@ def clip_grad_norm(
     """Scale all gradients by max_norm / (norm + 1e-6) if that is below 1; return the norm before clipping.
 
     Args:
-        modules: a module, or several that share nothing; one norm is taken over all of their gradients.
+        modules: a module, or several that share nothing; one norm is taken over all of their gradients but
+            those of frozen parameters, which stay.
         max_norm: >= 0; math.inf changes nothing.
         norm_type: p > 0 of the p-norm; math.inf for the largest absolute value.
         error_if_nonfinite: refuse a norm that is NaN or infinite, before anything is written.
@@ -36,7 +37,7 @@ def clip_grad_norm(
     p = check_number("norm_type", norm_type)
     if p == 0.0:
         raise ValueError("norm_type: expected a number > 0, got 0.0")
-    grads = [(item._backend.kernels, item.flat_grads) for item in gather_modules(modules)]
+    grads = _trained(modules)
     total = _norm(grads, p)
     if check_flag("error_if_nonfinite", error_if_nonfinite) and not math.isfinite(total):
         raise ValueError(f"gradients: expected a finite norm, got {total}")
@@ -54,6 +55,15 @@ def clip_grad_norm(
             factor = limit / _norm(grads, p)
     _scale(grads, factor)
     return total
+
+
+def _trained(modules: Module | Iterable[Module]) -> list[tuple[Any, Array]]:
+    """Return the gradients of all parameters that are not frozen, each piece with its kernels."""
+    pieces = []
+    for item in gather_modules(modules):
+        grads = item.flat_grads
+        pieces += [(item._backend.kernels, grads[part]) for part in item._trained()]
+    return pieces
 
 
 def _scale(grads: list[tuple[Any, Array]], factor: float) -> None:
@@ -88,5 +98,5 @@ def clip_grad_value(modules: Module | Iterable[Module], clip_value: float) -> No
         ValueError: clip_value is negative.
     """
     limit = check_number("clip_value", clip_value)
-    for item in gather_modules(modules):
-        item._backend.kernels.clamp_(item.flat_grads, -limit, limit)
+    for kernels, grad in _trained(modules):
+        kernels.clamp_(grad, -limit, limit)
