@@ -74,6 +74,8 @@ PUBLIC: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "linear_size": (lambda: fr.Linear(3, -4), ValueError, "out_features"),
     "embedding_indices": (lambda: fr.Embedding(3, 4)(np.array([3])), ValueError, "indices"),
     "embedding_dtype": (lambda: fr.Embedding(3, 4)(np.array([0.0])), TypeError, "indices"),
+    "no_gates": (lambda: fr.init.forget_gate_bias(np.zeros(8), gates=0), ValueError, "gates"),
+    "gate": (lambda: fr.init.forget_gate_bias(np.zeros(8), gate=4), ValueError, "gate"),
     "dropout_p": (lambda: fr.Dropout(-0.5), ValueError, "p"),
     "layer_norm": (lambda: fr.LayerNorm(4)(np.zeros((2, 3), np.float32)), ValueError, "x"),
     "cross_entropy_targets": (

@@ -12,7 +12,7 @@ import numpy as np
 from fusedrnn import _core
 from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.cells import CellSpec
-from fusedrnn.checks import kind_error
+from fusedrnn.checks import check_size, kind_error
 
 Seed: TypeAlias = int | np.random.Generator | None
 
@@ -194,15 +194,17 @@ def forget_gate_bias(bias: Array, value: float = 1.0, *, gate: int = 1, gates: i
         gates: number of blocks.
 
     Raises:
-        TypeError: not a float array.
-        ValueError: read-only, not one axis, or a size that is not a multiple of `gates`.
+        TypeError: not a float array, or gate or gates no int.
+        ValueError: read-only, not one axis, a size that is not a multiple of `gates`, or no such gate.
 
     Paper: Gers, Schmidhuber and Cummins 2000.
     """
     _check_array(bias)
-    if bias.ndim != 1 or bias.size % gates:
+    blocks = check_size("gates", gates)
+    check_size("gate", gate, 0, blocks - 1)
+    if bias.ndim != 1 or bias.size % blocks:
         raise ValueError(f"bias: expected shape ({gates}*H,), got {bias.shape}")
-    size = bias.size // gates
+    size = bias.size // blocks
     bias[gate * size : (gate + 1) * size] = value
     return bias
 
