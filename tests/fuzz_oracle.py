@@ -34,7 +34,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind != "O" and value.size < 10**6:
         return np.array(value, order="C") if type(value) is np.ndarray else value.copy()
     if isinstance(value, fr.Lookup):
-        return fr.Lookup(plain(value.table), value.indices)
+        # With other axes than two there is no other: calls refuse it.
+        return fr.Lookup(plain(value.table), value.indices) if value.table.ndim == 2 else value
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if type(value) in (tuple, list):
