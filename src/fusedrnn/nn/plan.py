@@ -8,12 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusedrnn import _core
-from fusedrnn.arrays import Array, StateLike
+from fusedrnn.arrays import Array, StateLike, refuse_mask
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.checks import check_array
 from fusedrnn.nn.buffers import Buffers
 from fusedrnn.nn.turns import Turn
+
+_BOOL = np.dtype(np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,14 @@ def layout_error(error: ValueError, shape: tuple[int, ...], batch_first: bool) -
         return error
     read, other = ("(B, T, I)", "(T, B, I)") if batch_first else ("(T, B, I)", "(B, T, I)")
     return ValueError(f"{error}; x is {read} = {tuple(shape)}, with batch_first={not batch_first} {other}")
+
+
+def borders_of(resets: Any, shape: tuple[int, ...], single: bool, batch_first: bool, on: Backend) -> Array:
+    """Return the time-major view of checked resets, of this shape in the caller's layout."""
+    refuse_mask("resets", resets)
+    given = np.asarray(resets) if on is CPU else resets
+    symbols = "(T,)" if single else "(B, T)" if batch_first else "(T, B)"
+    return time_major(check_array("resets", given, shape, _BOOL, symbols, on.array), single, batch_first)
 
 
 def row_of(arrays: tuple[Array | None, ...], row: int) -> tuple[Array | None, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.arrays import Array, StateLike, refuse_mask
+from fusedrnn.arrays import Array, StateLike
 from fusedrnn.backend import CPU, Backend, first_array
 from fusedrnn.cells import CELLS, gather_weights
 from fusedrnn.checks import MOST_LAYERS, check_array, check_flag, check_number, check_size, resolve_dtype
@@ -23,12 +23,11 @@ from fusedrnn.inputs.lookup import Lookup, array_of, kernel_inputs
 from fusedrnn.inputs.masks import packing_of
 from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, layout_error, row_of, time_major
+from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, borders_of, layout_error, row_of, time_major
 from fusedrnn.nn.recurrent_backward import backward_layers
 from fusedrnn.nn.tape import Drop, RecurrentTape, check_tape
 
 StateT = TypeVar("StateT")
-_BOOL = np.dtype(np.bool_)
 
 # y, the final state, and what a tape keeps: kernel tapes, dropout, bytes of the arrays between, backend.
 _Results = tuple[Array, Any, tuple[list[Any], list[Drop | None], int, Backend]]
@@ -257,13 +256,7 @@ class Recurrent(Module, Generic[StateT]):
         seq_len, batch, _ = target.shape
         states = None if state is None else self._network.split_state("state", state, batch, single, on)
         ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
-        borders = None
-        if resets is not None:
-            refuse_mask("resets", resets)
-            given = np.asarray(resets) if on is CPU else resets
-            symbols = "(T,)" if single else "(B, T)" if self.batch_first else "(T, B)"
-            borders = check_array("resets", given, shape[:-1], _BOOL, symbols, on.array)
-            borders = time_major(borders, single, self.batch_first)
+        borders = None if resets is None else borders_of(resets, shape[:-1], single, self.batch_first, on)
         replacement = None
         if reset_state is not None:
             if resets is None:
