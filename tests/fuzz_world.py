@@ -104,6 +104,8 @@ class World:
         if got[1] is not None:
             return
         results, tape = got[0][:-1], got[0][-1]
+        if not all(array.size < 10**6 for array in arrays_of(results)):
+            return  # arrays without memory behind them, handed through
         copies = tuple(plain(result) for result in results)
         given = [*before, *content(list(results))]
         self.tapes = [
