@@ -356,7 +356,10 @@ def test_integers_and_logits_of_any_alignment() -> None:
         assert np.array_equal(
             lstm(looked_up, lengths=lay(lengths))[0], lstm(embedding(tokens), lengths=lengths)[0]
         )
+        weight = np.arange(1, logits.shape[-1] + 1, dtype=logits.dtype)
         for got, want in zip(
-            fr.cross_entropy(lay(logits), lay(tokens)), fr.cross_entropy(logits, tokens), strict=True
+            fr.cross_entropy(lay(logits), lay(tokens), weight=lay(weight)),
+            fr.cross_entropy(logits, tokens, weight=weight),
+            strict=True,
         ):
             assert np.array_equal(got, want)

@@ -99,6 +99,8 @@ def _cross_entropy(
         raise ValueError(f"targets: expected shape (...) = {logits.shape[:-1]}, got {labels.shape}{way}")
     flat = as_indices("targets", labels)
     rows = contiguous(logits).reshape(flat.size, logits.shape[-1])
+    if isinstance(weight, backend.array):
+        weight = contiguous(weight)
     losses, count, dlogits = backend.kernels.cross_entropy(
         rows, flat, weight, ignored, smoothing, reduction == "mean"
     )
