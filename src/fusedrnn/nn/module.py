@@ -264,6 +264,8 @@ class Module(Listed, Store["Module"]):
         values, grads = state.pop("_values"), state.pop("_grad_values")
         self.__dict__.update(state)
         self.__dict__["_saved"] = {n: moved(array, CPU, self._backend) for n, array in self._saved.items()}
+        if "_shown" in state:
+            self._show()
         self._declare(self._shapes, self._dtype)
         with self._buffers:
             assign(self._buffers.parameters, values)

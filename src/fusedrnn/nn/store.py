@@ -77,7 +77,7 @@ class Store(Tree[StoreT]):
             self._rebind()
 
     def _rebind(self) -> None:
-        """Hook for subclasses that keep views of their parameters; called whenever the views change."""
+        """Hook for subclasses that keep views of their parameters; called whenever these change."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -210,9 +210,15 @@ class Store(Tree[StoreT]):
         if not name or "." in name or hasattr(self, name) or name in self._shapes:
             raise ValueError(f"name: expected a free attribute name without a dot, got {name!r}")
         sizes = shape if isinstance(shape, (tuple, list)) else (shape,)
+        self._show()
         return tuple([check_size("shape", size, 0) for size in sizes])
 
-    def __getattr__(self, name: str) -> Any:
+    def _show(self) -> None:
+        """Let this class find parameters and buffers as attributes: it slows all others."""
+        self.__dict__["_shown"] = True
+        setattr(type(self), "__getattr__", Store._attribute)  # noqa: B010
+
+    def _attribute(self, name: str) -> Any:
         # Called for what is no attribute: parameters, to be read, and buffers.
         own, saved = self.__dict__.get("_own", {}), self.__dict__.get("_saved", {})
         if name in saved:
@@ -296,7 +302,6 @@ class Store(Tree[StoreT]):
                     )
             self._move(members, self._backend)
             offset = self._buffers.parameters.size
-        # Listing again without need would upset a loop over the dictionary.
         if self._layout != (self._buffers, self._start, members[1:]):
             self._list()
         return offset
