@@ -146,8 +146,8 @@ class Store(Tree[StoreT]):
     ) -> None:
         """Add a parameter of this module's own: trained, saved and moved as those of layers.
 
-        `self.name` reads it, as a forward does; a backward adds to `self.grads[name]`. To write to it,
-        `self.parameters[name][...] = values`.
+        `self.name` reads it, as a forward does (in a class without `__getattr__`); a backward adds to
+        `self.grads[name]`. To write to it, `self.parameters[name][...] = values`.
 
         Args:
             name: a free attribute name without a dot.
@@ -214,17 +214,17 @@ class Store(Tree[StoreT]):
         return tuple([check_size("shape", size, 0) for size in sizes])
 
     def _show(self) -> None:
-        """Let this class find parameters and buffers as attributes: it slows all others."""
+        """Let this class, if it does not find its own way, have these attributes: it slows all others."""
         self.__dict__["_shown"] = True
-        setattr(type(self), "__getattr__", Store._attribute)  # noqa: B010
+        if not hasattr(type(self), "__getattr__"):
+            setattr(type(self), "__getattr__", Store._attribute)  # noqa: B010
 
     def _attribute(self, name: str) -> Any:
         # Called for what is no attribute: parameters, to be read, and buffers.
-        own, saved = self.__dict__.get("_own", {}), self.__dict__.get("_saved", {})
-        if name in saved:
+        if name in (saved := self.__dict__.get("_saved", {})):
             return saved[name]
-        if name in own and not name.startswith("_"):
-            view = own[name][...]
+        if name in self.__dict__.get("_own", {}) and not name.startswith("_"):
+            view = self._own[name][...]
             if isinstance(view, np.ndarray):
                 view.flags.writeable = False
             return view
