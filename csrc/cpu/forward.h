@@ -196,8 +196,9 @@ class Forward : ForwardSteps<Cell, T> {
     }
 
     // The cell for n rows of one panel (v counts from the member's first).
-    void apply_cells(const Part& part, const typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
-                     std::int64_t v, std::int64_t r, std::int64_t n, const T* acc, const T* gx) const {
+    FUSEDRNN_INLINE void apply_cells(const Part& part, const typename ForwardPlan<Cell, T>::Member& m,
+                                     std::int64_t t, std::int64_t v, std::int64_t r, std::int64_t n,
+                                     const T* acc, const T* gx) const {
         const std::int64_t panel = part.panels.begin + v;
         const std::int64_t row = p_.schedule.offset[t] * plan_.panels + panel * p_.schedule.active[t];
         for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
