@@ -48,7 +48,8 @@ for _ in range(30):
     left += processor(worker) != here
     assert sorted(os.sched_getaffinity(worker)) == allowed
     assert os.sched_getaffinity(0) == {here}
-assert left > 10, left
+# None where workers do not step aside, most where the machine has nothing else to do.
+assert left > 2, left
 """
 
 ALONE = """
