@@ -104,7 +104,7 @@ class TypedForwardCall final : public ForwardCall {
         problem_ = forward_problem<T>(
             cell_, dims, timetable_->view(in_.resets.data<std::uint8_t>()), weights_->packed,
             sequence<T>(in_.x), writable_sequence<T>(y_), [&](int k) {
-                return StateRows<T>{in_.initial[k].data<T>(), final_[k].template mutable_data<T>()};
+                return StateRows<T>{in_.initial[k].template data<T>(), final_[k].template mutable_data<T>()};
             });
         set_options<T>(problem_, in_);
         problem_.backwards = r.cache != nullptr && r.cache->backwards(dims.T);
