@@ -141,3 +141,19 @@ def test_errors() -> None:
     head = fr.Linear(D, V, weight_of=embed)
     with pytest.raises(ValueError, match=r"^x: "):
         head(np.zeros((2, V), "float32"))
+
+
+def test_a_table_written_to_through_a_look_up_is_no_stale_weight() -> None:
+    """A tape has the weights of its own forward, though the last one's were copied."""
+    net = fr.Module()
+    net.embedding = fr.Embedding(5, 4, seed=0)
+    net.out = fr.Linear(4, 5, weight_of=net.embedding, seed=0)
+    x = np.ones((2, 4), np.float32)
+    y, _ = net.out.forward(x)
+    table = net.embedding.lookup(np.array([1])).table
+    for _ in range(3):
+        y, tape = net.out.forward(x)
+        want = net.out.backward(tape, np.ones_like(y))
+        table *= 2
+        y, tape = net.out.forward(x)
+        assert np.array_equal(net.out.backward(tape, np.ones_like(y)), 2 * want)

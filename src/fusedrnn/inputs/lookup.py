@@ -22,6 +22,9 @@ class TableOwner(Protocol):
     """A module whose weight is a table."""
 
     @property
+    def parameters(self) -> Mapping[str, Array]: ...
+
+    @property
     def _own(self) -> Mapping[str, Array]: ...
 
 
@@ -64,7 +67,12 @@ class Lookup(Listed):
 
     @property
     def table(self) -> Array:
-        """The array that rows are looked up in."""
+        """The array that rows are looked up in; that of an embedding as in its `parameters`."""
+        return self._values if self._owner is None else self._owner.parameters["weight"]
+
+    @property
+    def _values(self) -> Array:
+        """The table for the library's own eyes: whoever may write to it has to ask for `table`."""
         if self._table is None and self._owner is not None:
             return self._owner._own["weight"]
         return cast(Array, self._table)
@@ -82,7 +90,7 @@ class Lookup(Listed):
     @property
     def dtype(self) -> np.dtype[Any]:
         """The table's."""
-        return self.table.dtype
+        return self._values.dtype
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if copy is False:
@@ -97,7 +105,7 @@ class Lookup(Listed):
             TypeError: the table is not of float32 or float64.
             ValueError: an index outside 0..V-1.
         """
-        table = np.require(as_array(self.table), requirements=["C", "A"])
+        table = np.require(as_array(self._values), requirements=["C", "A"])
         if table.dtype not in (np.float32, np.float64):
             raise TypeError(f"table: expected float32 or float64, got {table.dtype}")
         return _core.embedding_forward(self.indices.reshape(-1), table).reshape(self.shape)
@@ -109,7 +117,7 @@ class Lookup(Listed):
 
     def _kept(self) -> Lookup:
         """Return this look-up as a tape keeps it: what is set on its arrays later does not reach the tape."""
-        table = self.table
+        table = self._values
         if not isinstance(table, np.ndarray):
             return self
         other = Lookup.__new__(Lookup)
@@ -126,14 +134,14 @@ class Lookup(Listed):
 
     def _with_indices(self, indices: Indices) -> Lookup:
         """Return a look-up of other rows in the same table."""
-        other = Lookup(self.table, indices)
+        other = Lookup(self._values, indices)
         other._table, other._owner = self._table, self._owner
         return other
 
     def _table_gradient(self, drows: Array, out: Array | None = None) -> Array:
         """Return the gradient of the table (V, I) for that of table[indices], added to `out` if given."""
-        gradient = np.zeros(self.table.shape, self.table.dtype) if out is None else out
-        rows = np.ascontiguousarray(drows).reshape(-1, self.table.shape[1])
+        gradient = np.zeros(self._values.shape, self._values.dtype) if out is None else out
+        rows = np.ascontiguousarray(drows).reshape(-1, self._values.shape[1])
         indices = self.indices.reshape(-1)
         # A part at a time takes no memory to speak of: a recurrent layer has added gradients by now.
         for start in range(0, len(indices), _ROWS_AT_ONCE):
@@ -142,12 +150,12 @@ class Lookup(Listed):
         return gradient
 
     def __repr__(self) -> str:
-        return f"Lookup(table={tuple(self.table.shape)}, indices={self.indices.shape}, dtype={self.dtype})"
+        return f"Lookup(table={tuple(self._values.shape)}, indices={self.indices.shape}, dtype={self.dtype})"
 
 
 def array_of(x: Any) -> Any:
     """Return the array in device or host memory behind an input: x, or the table of a Lookup."""
-    return x.table if isinstance(x, Lookup) else x
+    return x._values if isinstance(x, Lookup) else x
 
 
 def is_table(x: Array | Lookup, on_gpu: bool = False) -> bool:
@@ -166,7 +174,7 @@ def kernel_inputs(
         return x, None
     if not is_table(x, on_gpu):
         return x.rows(), None
-    return (np.array(x.table, order="C") if keep and not on_gpu else x.table), x.indices
+    return (np.array(x._values, order="C") if keep and not on_gpu else x._values), x.indices
 
 
 def kernel_gradient(x: Array | Lookup, dx: Array) -> Array:

@@ -39,7 +39,7 @@ def backward_layers(
     looked_up = lookup is not None and is_table(lookup, on is not CPU)
     gradient: Any = None
     if need_dx and lookup is not None:
-        gradient = (on.xp.empty if looked_up else on.xp.zeros)(tuple(lookup.table.shape), dtype)
+        gradient = (on.xp.empty if looked_up else on.xp.zeros)(tuple(lookup._values.shape), dtype)
     inputs, rows = gradient, None
     if need_dx and not looked_up:
         rows = on.xp.empty((*shape[:-1], module.input_size), dtype)
