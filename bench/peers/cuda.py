@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any
 
@@ -205,7 +206,7 @@ def import_problem(name: str) -> str:
     return ""
 
 
-class ForeignRun:
+class ForeignRun(ABC):
     """Calls `layer`, batch first or not, and its backward; the input product is part of it, as of ours."""
 
     CELLS: tuple[str, ...] = ()
@@ -216,9 +217,9 @@ class ForeignRun:
         self.x = data.x.clone().requires_grad_(self.training)
         self.params = [w.clone().requires_grad_(self.training) for w in data.weights.values()]
 
+    @abstractmethod
     def layer(self) -> torch.Tensor:
         """y (T, B, H)."""
-        raise NotImplementedError
 
     def call(self) -> None:
         """What is timed."""

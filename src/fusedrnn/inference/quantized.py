@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike, as_array
+from fusedrnn.backend import CPU
 from fusedrnn.cells import gather_weights
 from fusedrnn.checks import check_array, check_mapping, check_names, check_size, kind_error
 from fusedrnn.inference.stream import StreamBase
 from fusedrnn.inputs.masks import packing_of
 from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.listing import Listed
-from fusedrnn.nn.plan import Network
+from fusedrnn.nn.plan import Network, borders_of, time_major
 
 StateT = TypeVar("StateT")
 
@@ -57,8 +58,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
         self.batch_first = module.batch_first
         self.bidirectional = module.bidirectional
         self.proj_size = module.proj_size
-        self._spec, self._rows = shape.spec, shape.rows
-        self._widths, self._out_size = shape.widths, shape.out_size
+        self._spec, self._shape = shape.spec, shape
         self._origin = repr(module)
         self._core = _core.Quantized(self._spec.name, module._plan.weights(), weights)
 
@@ -109,19 +109,18 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
         single = len(shape) == 2
         if not (single or len(shape) == 3) or shape[-1] != self.input_size:
             raise self._input_error(x)
-        y = np.empty((*shape[:-1], self._out_size), np.float32)
-        steps = self._time_major(x, single)
+        y = np.empty((*shape[:-1], self._shape.out_size), np.float32)
+        steps = time_major(x, single, self.batch_first)
         batch = steps.shape[1]
         borders = None
         if resets is not None:
-            borders = check_array("resets", as_array(resets, "resets"), shape[:-1], np.dtype(np.bool_))
-            borders = self._time_major(borders, single)
+            borders = borders_of(resets, shape[:-1], single, self.batch_first, CPU)
         elif reset_state is not None:
             raise ValueError("reset_state: expected None without resets")
         finals = self._core.forward(
             steps,
-            self._time_major(y, single),
-            None if state is None else self._split("state", state, batch, single),
+            time_major(y, single, self.batch_first),
+            None if state is None else self._shape.split_state("state", state, batch, single),
             lengths=None if lengths is None else as_lengths(lengths),
             resets=borders,
             reset_state=None if reset_state is None else self._spec.unpack_state("reset_state", reset_state),
@@ -187,7 +186,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
     def _packed(self, state: Mapping[str, Array]) -> _core.Quantized:
         """Return the compiled network of a `state_dict`."""
         layers: list[list[Any]] = []
-        for row in range(self._rows):
+        for row in range(self._shape.rows):
             suffix = self._suffix(row)
             params: dict[str, Any] = {
                 name: decoded(state[name + suffix], state.get(f"scale_{name[-2:]}{suffix}"))
@@ -202,7 +201,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
 
     @property
     def _directions(self) -> int:
-        return self._rows // self.num_layers
+        return self._shape.rows // self.num_layers
 
     def _suffix(self, row: int) -> str:
         """Return what follows the names of a layer and direction."""
@@ -215,24 +214,6 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._core = self._packed(state["_core"])
-
-    def _time_major(self, array: Array, single: bool) -> Array:
-        """Return the time-major view (T, B, ...) of an array in the caller's layout."""
-        if single:
-            return array[:, None]
-        return array.swapaxes(0, 1) if self.batch_first else array
-
-    def _split(
-        self, name: str, state: StateLike, batch: int, single: bool = False
-    ) -> tuple[Array | None, ...]:
-        """Return the checked state arrays as (num_layers*D, B, width) views."""
-        parts = self._spec.unpack_state(name, state)
-        symbols = "(num_layers*D, H)" if single else "(num_layers*D, B, H)"
-        for label, part, width in zip(self._spec.state_labels, parts, self._widths, strict=True):
-            if part is not None:
-                shape = (self._rows, width) if single else (self._rows, batch, width)
-                check_array(name + label, part, shape, self.dtype, symbols)
-        return tuple([None if part is None else part[:, None] for part in parts]) if single else parts
 
     def _input_error(self, x: Any) -> Exception:
         """Say what is wrong with x."""
@@ -289,7 +270,7 @@ class QuantizedStream(StreamBase[StateT]):
 
     @state.setter
     def state(self, value: StateLike) -> None:
-        self._core.set_state(self._network._split("state", value, self.batch_size))
+        self._core.set_state(self._network._shape.split_state("state", value, self.batch_size))
 
     def __repr__(self) -> str:
         return f"QuantizedStream({self._network!r}, batch_size={self.batch_size})"

@@ -40,7 +40,7 @@ def _give_back(values: Values, _: object) -> None:
     values.version = next(_versions)
 
 
-def _nobody() -> None:
+def nobody() -> None:
     """Stand for a weak reference to nothing."""
 
 
@@ -64,7 +64,7 @@ class Buffers:
         with backend.on_device():
             self.parameters: Array = backend.xp.zeros(size, dtype)
             self.grads: Array = backend.xp.zeros(size, dtype)
-        self._lent: Callable[[], Array | None] = _nobody
+        self._lent: Callable[[], Array | None] = nobody
         self._forever = False
         self.values = Values(next(_versions))
 

@@ -16,16 +16,12 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array, as_array, assign
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.checks import check_shapes, check_size, resolve_dtype
-from fusedrnn.nn.buffers import Buffers, ParameterDict, Snapshot, named_views
+from fusedrnn.nn.buffers import Buffers, ParameterDict, Snapshot, named_views, nobody
 from fusedrnn.nn.tree import Tree
 from fusedrnn.nn.turns import Turn
 
 StoreT = TypeVar("StoreT", bound="Store[Any]")
 Initial: TypeAlias = "float | npt.ArrayLike | Callable[[Array], object]"
-
-
-def _nobody() -> None:
-    """Stand for a weak reference to nothing."""
 
 
 class Store(Tree[StoreT]):
@@ -61,7 +57,7 @@ class Store(Tree[StoreT]):
         """Create this module's own parameters, zero until they are initialised."""
         sizes = check_shapes(shapes, np.dtype(np.float32) if dtype is None else dtype)
         self.__dict__.update(_shapes=shapes, _dtype=dtype, _size=sum(sizes), _layout=None, _snapshot=None)
-        self.__dict__.setdefault("_given", _nobody)
+        self.__dict__.setdefault("_given", nobody)
         self.__dict__["_turn"] = Turn()
         self.__dict__.update(
             {name: ParameterDict() for name in ("_own", "_own_grads", "_tree", "_tree_grads")}
