@@ -107,7 +107,10 @@ class Sequence(World):
         self.usual_call()
 
     def fork(self) -> None:
-        """A child, made while another thread calls, calls the module and runs backward."""
+        """A child, made while another thread calls, calls the module and runs backward.
+
+        A sanitizer's allocator has locks that a child may find taken (libasan before GCC 14): alone then.
+        """
         if not hasattr(os, "fork"):
             return
         arguments, stop = self.arguments(usual=True), threading.Event()
@@ -117,7 +120,8 @@ class Sequence(World):
             while not stop.is_set():
                 outcome(self.module, **arguments)
 
-        helpers = [forever] if chance(self.rng, 0.5) and not random_state else []
+        beside = chance(self.rng, 0.5) and not random_state and not SANITIZED
+        helpers = [forever] if beside else []
         with running(*helpers):
             # Its thread would be missing in the child, and waited for.
             WATCH.stop()

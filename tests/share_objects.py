@@ -53,13 +53,16 @@ def share_module(module: Any, x: Any, last: Callable[[tuple[Any, ...]], Any]) ->
     """Calls, forward and backward of one module, and backward of one tape."""
 
     def round_of() -> None:
-        # Packed again, by whichever thread comes first.
-        module.parameters[next(iter(module.parameters))] *= np.float32(-1.0)
+        weight = module.parameters[next(iter(module.parameters))]
         want = module(x)
         *results, tape = module.forward(x)
         flow = last(tuple(results))
         gradient = module.backward(tape, flow)
         module.zero_grad()
+        # What is packed is of other weights: each thread finds that, and packs.
+        weight *= np.float32(-1.0)
+        module(x)
+        weight *= np.float32(-1.0)
 
         def work() -> None:
             for _ in range(2):
@@ -149,7 +152,8 @@ def share_settings(module: Any) -> Callable[[], None]:
 
 def main(rounds: int) -> None:
     lstm, gru = fr.LSTM(6, 9, seed=0, init="torch"), fr.GRU(6, 9, 3, seed=0, init="torch")
-    large = fr.LSTM(6, 64, bidirectional=True, seed=0, init="torch")
+    # Large enough that a thread packs while another calls.
+    large = fr.LSTM(6, 128, bidirectional=True, seed=0, init="torch")
     table = fr.Embedding(5, 6, seed=0)
     scenarios = {
         "layer": share_module(lstm, X, ones),
