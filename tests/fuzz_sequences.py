@@ -25,6 +25,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from cuda_support import EMULATED
 from fuzz_changes import WATCH, await_child, disturb, outcome_of_a_storm, running, write_weights
 from fuzz_oracle import (
     arrays_of,
@@ -181,7 +182,7 @@ OPERATIONS = {
     "call": 10, "forward": 12, "backward": 14, "change_array": 14, "change_weights": 8, "switch": 4,
     "refused_load": 1, "disfigured_weight": 1.5, "join_a_tree": 1.5, "copied": 1.5, "optimise": 3, "clip": 2,
     "stream": 5, "quantize": 3, "threads": 1, "storm": 0.4, "change_weights_elsewhere": 0.5, "fork": 0.3,
-    "handler": 1, "outside": 6, "forget": 2,
+    "handler": 1, "device": 5 if EMULATED else 0.1, "outside": 6, "forget": 2,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from cuda_support import EMULATED
 from fuzz_changes import disturb, running, write_weights
 from fuzz_entries import ALLOWED, garbage, mutated
 from fuzz_oracle import (
@@ -214,6 +215,35 @@ class World:
             assert self.module.to("cpu") is self.module
         else:
             self.module.zero_grad()
+
+    def device(self) -> None:
+        """To the GPU, where the build has an emulator of one, calls there, and back; elsewhere an error."""
+        module, before = self.module, bits(self.module.state_dict())
+        grads = module.flat_grads.copy()
+        if not EMULATED:
+            assert isinstance(outcome(module.to, "cuda")[1], (RuntimeError, ValueError))
+        else:
+            twin = self.subject.fresh().to("cuda")
+            assert module.to("cuda") is module
+            for name in ("__call__", "forward"):
+                # Of a usual layout: the GPU refuses what is not aligned.
+                arguments = plain(self.arguments(usual=True))
+                want = outcome(getattr(twin, name), **plain(arguments))
+                got = outcome(getattr(module, name), **arguments)
+                if name == "__call__":
+                    check_same("call on the GPU", got, want)
+            if got[1] is None:
+                flow = plain(self.subject.flow(self.rng, got[0][:-1]))
+                want = outcome(twin.backward, want[0][-1], **plain(flow))
+                check_same("backward on the GPU", outcome(module.backward, got[0][-1], **flow), want)
+                check_same("gradients", (module.flat_grads, None), (twin.flat_grads, None))
+            disturb(self.rng, pick(self.rng, self.arrays))
+            assert module.to("cpu") is module
+            module.load_random_state(twin.random_state())
+            module.flat_grads[...] = grads
+            # Those of the parameters that were left behind.
+            self.tapes, self.optimizers, self.streams = [], [], []
+        assert bits(module.state_dict()) == before
 
     def join_a_tree(self) -> None:
         """The module's parameters move; what was handed out before follows or goes stale."""
