@@ -136,3 +136,17 @@ def test_errors() -> None:
         embedding.backward(fr.Lookup(table, [[0]]), table)
     with pytest.raises(ValueError, match=r"^dy: expected shape \(V, D\) = \(3, 5\), got \(1, 1, 5\)"):
         embedding.backward(embedding.lookup([[0]]), np.zeros((1, 1, I), np.float32))
+
+
+@pytest.mark.parametrize("size", [0, 1, T])  # nothing to look up, copied beforehand, looked up by the kernels
+def test_a_table_whose_shape_was_set(size: int) -> None:
+    table = np.zeros((3, I))
+    lookup = fr.Lookup(table, np.zeros((size, 1), int))
+    table.shape = (I, 3)
+    lstm = fr.LSTM(I, H, seed=1, dtype="float64")
+    for call in (lstm, lstm.forward, lambda x: np.asarray(x)):
+        with pytest.raises(ValueError, match=rf"^table: expected shape \(3, {I}\), as .*, got \({I}, 3\)"):
+            call(lookup)
+    params = {name.removesuffix("_l0"): value for name, value in lstm.parameters.items()}
+    with pytest.raises(ValueError, match=r"^table: expected shape"):
+        fr.functional.forward("lstm", lookup, params)

@@ -103,12 +103,20 @@ class Lookup(Listed):
 
         Raises:
             TypeError: the table is not of float32 or float64.
-            ValueError: an index outside 0..V-1.
+            ValueError: an index outside 0..V-1, or the table has another shape by now.
         """
+        self._check_shape()
         table = np.require(as_array(self._values), requirements=["C", "A"])
         if table.dtype not in (np.float32, np.float64):
             raise TypeError(f"table: expected float32 or float64, got {table.dtype}")
         return _core.embedding_forward(self.indices.reshape(-1), table).reshape(self.shape)
+
+    def _check_shape(self) -> None:
+        """Refuse a table whose shape was set since: rows would be of another size, or not there."""
+        if tuple(self._values.shape) != self._sizes:
+            raise ValueError(
+                f"table: expected shape {self._sizes}, as when it was given, got {tuple(self._values.shape)}"
+            )
 
     @property
     def _pays(self) -> bool:
@@ -174,6 +182,7 @@ def kernel_inputs(
         return x, None
     if not is_table(x, on_gpu):
         return x.rows(), None
+    x._check_shape()
     return (np.array(x._values, order="C") if keep and not on_gpu else x._values), x.indices
 
 

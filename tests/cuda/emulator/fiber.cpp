@@ -73,7 +73,12 @@ void Fiber::prepare(void (*entry)(), unsigned colour) {
         stack_ = static_cast<unsigned char*>(p) + kPage;
     }
 #ifdef FUSEDRNN_ASAN
-    __asan_unpoison_memory_region(stack_, kStack);
+    unsigned char* used = stack_;
+#ifndef FUSEDRNN_USES_UCONTEXT
+    // Of an earlier run the calls are left in which it ended; what lies below them has been given back.
+    used = pointer_ == nullptr ? stack_ + kStack : static_cast<unsigned char*>(pointer_) - kPage;
+#endif
+    __asan_unpoison_memory_region(used, static_cast<std::size_t>(stack_ + kStack - used));
 #endif
     entry_ = entry;
     fake_stack_ = nullptr;
