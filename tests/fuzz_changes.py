@@ -142,6 +142,6 @@ def await_child(pid: int, limit: float) -> None:
 
 
 def outcome_of_a_storm(function: Callable[..., Any], *args: Any, **arguments: Any) -> None:
-    """As `outcome`, of arguments that change meanwhile."""
-    with suppress(*ALLOWED):
+    """As `outcome`, of arguments that change meanwhile: a row that was there may be gone."""
+    with suppress(*ALLOWED, IndexError):
         function(*args, **arguments)

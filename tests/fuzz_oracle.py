@@ -45,6 +45,8 @@ def plain(value: Any) -> Any:
 
 def bits(value: Any) -> Any:
     """Everything that two equal results have in common; one NaN is as good as another."""
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
     if isinstance(value, np.ndarray):
         if value.size > 10**7:
             return value.shape, str(value.dtype)  # without memory behind it
