@@ -143,7 +143,11 @@ def test_other_devices_are_refused() -> None:
         cuda.view(liar)
 
 
-@pytest.mark.parametrize("value", [None, 3, [1.0], "x", object(), Producer], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [None, 3, [1.0], "x", object(), Producer],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
 def test_what_is_no_array_is_refused(value: Any) -> None:
     assert not is_device_array(value)
     with pytest.raises(TypeError, match=r"array: expected an array in host memory, got "):
