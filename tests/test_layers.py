@@ -363,3 +363,12 @@ def test_integers_and_logits_of_any_alignment() -> None:
             strict=True,
         ):
             assert np.array_equal(got, want)
+
+
+def test_a_gradient_whose_shape_was_set_is_refused() -> None:
+    embedding = fr.Embedding(5, 3, padding_idx=4, seed=0)
+    y, tape = embedding.forward([1, 4])
+    embedding.grads["weight"].shape = (1, 15)
+    for given, dy in ((tape, y), (embedding.lookup([[1]]), np.zeros((5, 3), np.float32))):
+        with pytest.raises(ValueError, match=r"^grads\['weight'\]: expected shape \(V, D\) = \(5, 3\)"):
+            embedding.backward(given, dy)

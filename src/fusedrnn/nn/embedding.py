@@ -117,7 +117,9 @@ class Embedding(Module):
             ValueError: dy has the wrong shape, or the tape is another module's.
         """
         backend = self._backend
-        grad = self._own_grads["weight"]
+        grad, shape = self._own_grads["weight"], (self.num_embeddings, self.embedding_dim)
+        if grad.shape != shape:
+            raise ValueError(f"grads['weight']: expected shape (V, D) = {shape}, got {grad.shape}")
         if isinstance(tape, Lookup):
             if tape._owner is not self:
                 raise ValueError(f"tape: expected a lookup of this {self!r}, got one of {tape._owner!r}")
