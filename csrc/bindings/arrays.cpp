@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <string_view>
 #include <utility>
 
 namespace fusedrnn {
@@ -26,8 +27,9 @@ std::string tuple_text(const std::vector<std::string>& items) {
 std::string expected_shape_text(const std::vector<Axis>& expected) {
     std::vector<std::string> symbols, sizes;
     for (const Axis& axis : expected) {
-        symbols.push_back(axis.symbol);
-        sizes.push_back(axis.size < 0 ? axis.symbol : std::to_string(axis.size));
+        const std::string size = std::to_string(axis.size), times = std::to_string(axis.times) + "*";
+        symbols.push_back(axis.symbol == nullptr ? size : (axis.times == 1 ? "" : times) + axis.symbol);
+        sizes.push_back(axis.size < 0 ? symbols.back() : size);
     }
     const std::string symbolic = tuple_text(symbols), actual = tuple_text(sizes);
     return symbolic == actual ? symbolic : symbolic + " = " + actual;
@@ -47,16 +49,6 @@ py::dtype dtype_object(DType dtype) {
     return py::dtype(kNumbers[static_cast<int>(dtype)]);
 }
 
-std::pair<std::intptr_t, std::intptr_t> Layout::extent() const {
-    auto low = reinterpret_cast<std::intptr_t>(data_), high = low;
-    if (size() == 0) return {low, low};
-    for (int i = 0; i < ndim_; ++i) {
-        const std::intptr_t reach = (shape()[i] - 1) * strides()[i];
-        (reach < 0 ? low : high) += reach;
-    }
-    return {low, high + itemsize_};
-}
-
 bool Layout::elements_are_apart() const {
     std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, size
     for (int i = 0; i < ndim_; ++i) {
@@ -71,19 +63,20 @@ bool Layout::elements_are_apart() const {
     return true;
 }
 
-Array::Array(py::handle value, std::string name, Presence presence) : name_(std::move(name)) {
+Array::Array(py::handle value, Name name, Presence presence) : name_(name) {
     if (value.is_none() && presence == kOptional) return;
     if (!py::isinstance<py::array>(value)) {
         const bool tensor = py::hasattr(value, "detach"), array = py::hasattr(value, "__array__");
-        throw py::type_error(name_ + ": expected a NumPy array" + (presence == kOptional ? " or None" : "") +
+        const std::string said = name.str();
+        throw py::type_error(said + ": expected a NumPy array" + (presence == kOptional ? " or None" : "") +
                              ", got " + type_name(value) +
-                             (tensor  ? "; use " + name_ + ".detach().numpy()"
-                              : array ? "; use numpy.asarray(" + name_ + ")"
+                             (tensor  ? "; use " + said + ".detach().numpy()"
+                              : array ? "; use numpy.asarray(" + said + ")"
                                       : ""));
     }
     if (!is_plain_array(value) &&
         py::isinstance(value, py::module_::import("numpy.ma").attr("MaskedArray"))) {
-        throw py::type_error(name_ +
+        throw py::type_error(name.str() +
                              ": expected an array without a mask, got a MaskedArray; see its filled()");
     }
     array_ = py::reinterpret_borrow<py::array>(value);
@@ -98,39 +91,39 @@ void Array::require_dtype(char kind, bool right_size, const char* expected, cons
     if (dtype.kind() == kind && right_size && (order == '=' || order == '|')) return;
     const std::string wanted(expected), found(1, dtype.kind());
     const std::string number = wanted.substr(0, wanted.find(' '));
-    throw py::type_error(name_ + ": expected dtype " + wanted + (as == nullptr ? "" : " as " + as->name_) +
+    throw py::type_error(name() + ": expected dtype " + wanted + (as == nullptr ? "" : " as " + as->name()) +
                          ", got " + dtype_name(array_) +
                          (std::string("fiub").find(found) == std::string::npos
                               ? ""
-                              : "; use " + name_ + ".astype('" + number + "')"));
+                              : "; use " + name() + ".astype('" + number + "')"));
 }
 
-Array Array::floats(py::handle value, std::string name, Presence presence) {
-    Array a(value, std::move(name), presence);
+Array Array::floats(py::handle value, Name name, Presence presence) {
+    Array a(value, name, presence);
     if (!a.given()) return a;
     a.require_dtype('f', a.itemsize() == 4 || a.itemsize() == 8, "float32 or float64");
     a.dtype_ = a.itemsize() == 4 ? DType::float32 : DType::float64;
     return a;
 }
 
-Array Array::int64(py::handle value, std::string name, Presence presence) {
-    Array a(value, std::move(name), presence);
+Array Array::int64(py::handle value, Name name, Presence presence) {
+    Array a(value, name, presence);
     if (!a.given()) return a;
     a.require_dtype('i', a.itemsize() == 8, "int64");
     a.dtype_ = DType::int64;
     return a;
 }
 
-Array Array::boolean(py::handle value, std::string name, Presence presence) {
-    Array a(value, std::move(name), presence);
+Array Array::boolean(py::handle value, Name name, Presence presence) {
+    Array a(value, name, presence);
     if (!a.given()) return a;
     a.require_dtype('b', true, "bool");
     a.dtype_ = DType::boolean;
     return a;
 }
 
-Array Array::like(py::handle value, std::string name, const Array& other, Presence presence) {
-    Array a(value, std::move(name), presence);
+Array Array::like(py::handle value, Name name, const Array& other, Presence presence) {
+    Array a(value, name, presence);
     a.dtype_ = other.dtype_;
     if (!a.given()) return a;
     const bool is_float32 = other.dtype_ == DType::float32;
@@ -138,38 +131,44 @@ Array Array::like(py::handle value, std::string name, const Array& other, Presen
     return a;
 }
 
-Array Array::parameter(py::handle value, std::string name, const Array& x, Presence presence) {
-    Array a =
-        x.name_ == "x" ? floats(value, std::move(name), presence) : like(value, std::move(name), x, presence);
+Array Array::parameter(py::handle value, Name name, const Array& x, Presence presence) {
+    Array a = std::string_view(x.name_.text) == "x" ? floats(value, name, presence)
+                                                    : like(value, name, x, presence);
     if (a.given() && a.dtype_ != x.dtype_) {
         const std::string wanted = py::str(dtype_object(a.dtype_)), got = py::str(dtype_object(x.dtype_));
-        throw py::type_error("x: expected dtype " + wanted + " as " + a.name_ + ", got " + got +
+        throw py::type_error("x: expected dtype " + wanted + " as " + a.name() + ", got " + got +
                              "; use x.astype('" + wanted + "'), or parameters with dtype='" + got + "'");
     }
     a.dtype_ = x.dtype_;
     return a;
 }
 
-Array& Array::shape(const std::vector<Axis>& expected) {
+Array& Array::shape(const Axis* expected, std::size_t count) {
     if (!given()) return *this;
-    bool same = static_cast<std::size_t>(ndim()) == expected.size();
-    for (int i = 0; same && i < ndim(); ++i) {
-        const std::int64_t wanted = expected[static_cast<std::size_t>(i)].size;
-        same = wanted < 0 || wanted == size(i);
-    }
+    bool same = static_cast<std::size_t>(ndim()) == count;
+    for (int i = 0; same && i < ndim(); ++i) same = expected[i].size < 0 || expected[i].size == size(i);
     if (same) return *this;
-    throw py::value_error(name_ + ": " + shape_problem(expected, sizes()));
+    throw py::value_error(name() + ": " + shape_problem({expected, expected + count}, sizes()));
+}
+
+Array& Array::shape_of(const Array& other) {
+    if (!given()) return *this;
+    const py::ssize_t *mine = layout_.shape(), *theirs = other.layout_.shape();
+    if (std::equal(mine, mine + ndim(), theirs, theirs + other.ndim())) return *this;
+    std::vector<Axis> axes;
+    for (const std::int64_t size : other.sizes()) axes.push_back({nullptr, size});
+    return shape(axes);
 }
 
 Array& Array::contiguous() {
     if (!given()) return *this;
     if (!layout_.contiguous()) {
-        throw py::value_error(name_ + ": expected a C-contiguous array, got strides " +
+        throw py::value_error(name() + ": expected a C-contiguous array, got strides " +
                               std::string(py::str(view().attr("strides"))));
     }
     if (!layout_.aligned()) {
-        throw py::value_error(name_ + ": expected data aligned to its " + std::to_string(layout_.itemsize()) +
-                              "-byte elements, got a misaligned array");
+        throw py::value_error(name() + ": expected data aligned to its " +
+                              std::to_string(layout_.itemsize()) + "-byte elements, got a misaligned array");
     }
     return *this;
 }
@@ -216,32 +215,27 @@ Array& Array::made_rows() {
 Array& Array::writable_rows() {
     if (!given()) return *this;
     if (!layout_.writable())
-        throw py::value_error(name_ + ": expected a writable array, got a read-only one");
+        throw py::value_error(name() + ": expected a writable array, got a read-only one");
     const std::string problem = problem_with_rows(true);
     if (problem.empty()) return *this;
-    throw py::value_error(name_ + ": expected unit stride in the last axis, got " + problem);
+    throw py::value_error(name() + ": expected unit stride in the last axis, got " + problem);
 }
 
 Array& Array::writable() {
     if (!given()) return *this;
     if (!layout_.writable())
-        throw py::value_error(name_ + ": expected a writable array, got a read-only one");
+        throw py::value_error(name() + ": expected a writable array, got a read-only one");
     return contiguous();
 }
 
-bool Array::shares_memory(const Array& other) const {
-    if (!given() || !other.given()) return false;
-    const auto [low, high] = layout_.extent();
-    const auto [other_low, other_high] = other.layout_.extent();
-    if (low >= other_high || other_low >= high) return false;
+bool Array::shares_elements(const Array& other) const {
     if (layout_.contiguous() && other.layout_.contiguous()) return true;
     // Interleaved slices of one array: NumPy solves this exactly.
     return py::module_::import("numpy").attr("shares_memory")(view(), other.view()).cast<bool>();
 }
 
-Array& Array::apart_from(const Array& other) {
-    if (!shares_memory(other)) return *this;
-    throw py::value_error(name_ + ": expected memory of its own, got an overlap with " + other.name_);
+void Array::refuse_overlap(const Array& other) const {
+    throw py::value_error(name() + ": expected memory of its own, got an overlap with " + other.name());
 }
 
 std::int64_t Array::stride(int axis) const {
@@ -255,11 +249,33 @@ std::string shape_problem(const std::vector<Axis>& expected, const std::vector<s
     return "expected shape " + expected_shape_text(expected) + ", got " + tuple_text(got);
 }
 
-py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes) {
-    const py::dtype type = dtype_object(dtype);
+namespace {
+
+// By NumPy's own function: pybind11 would work out strides and keep three vectors on the way.
+py::array array_of(DType dtype, const std::int64_t* sizes, std::size_t count) {
+    constexpr std::size_t kMostAxes = 64;  // NumPy's
+    py::dtype type = dtype_object(dtype);
     std::int64_t bytes = type.itemsize();
-    for (const std::int64_t size : sizes) bytes = checked_product({bytes, std::max<std::int64_t>(size, 1)});
-    return py::array(type, std::vector<py::ssize_t>(sizes.begin(), sizes.end()));
+    py::ssize_t shape[kMostAxes];
+    for (std::size_t i = 0; i < count; ++i) {
+        bytes = checked_product({bytes, std::max<std::int64_t>(sizes[i], 1)});
+        shape[i] = sizes[i];
+    }
+    const auto& numpy = py::detail::npy_api::get();
+    PyObject* const made =
+        numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, type.release().ptr(), static_cast<int>(count), shape,
+                                    nullptr, nullptr, 0, nullptr);
+    if (made == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::array>(made);
+}
+
+}  // namespace
+
+py::array new_array(DType dtype, std::initializer_list<std::int64_t> sizes) {
+    return array_of(dtype, sizes.begin(), sizes.size());
+}
+py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes) {
+    return array_of(dtype, sizes.data(), sizes.size());
 }
 
 std::int64_t checked_product(std::initializer_list<std::int64_t> sizes) {

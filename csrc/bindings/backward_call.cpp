@@ -11,14 +11,14 @@ std::vector<Array> gradient_arrays(py::handle dparams, const LayerTape& tape) {
     std::vector<Array> grads(static_cast<std::size_t>(cell.parameter_count));
     for (int i = 0; i < cell.parameter_count; ++i) {
         const Parameter& p = cell.parameters[i];
-        const std::string name = std::string("d") + p.name;
+        const Name name(p.name, -1, "d");
         Array& grad = grads[static_cast<std::size_t>(i)];
         if (!dparams.is_none()) {
             grad = Array::like(item_of(dparams, "dparams", cell.parameter_count, i), name, tape.arrays.x,
                                kOptional);
             if (!grad.given()) continue;
             if (!tape.has_parameter[i]) {
-                throw py::value_error(name + ": expected None, because the forward call had no such " +
+                throw py::value_error(name.str() + ": expected None, because the forward call had no such " +
                                       "parameter, got an array");
             }
             check_shape(grad, p, d);
@@ -159,9 +159,12 @@ std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape
     if (!dx.is_none()) {
         if (!need_dx) throw py::value_error("dx: expected None with need_dx=False, got an array");
         a.dx = Array::like(dx, "dx", x);
-        a.dx.shape(x.ndim() == 2 ? std::vector<Axis>{{"V", d.V}, {"I", d.I}}
-                                 : std::vector<Axis>{{"T", d.T}, {"B", d.B}, {"I", d.I}})
-            .writable_rows();
+        if (x.ndim() == 2) {
+            a.dx.shape({{"V", d.V}, {"I", d.I}});
+        } else {
+            a.dx.shape({{"T", d.T}, {"B", d.B}, {"I", d.I}});
+        }
+        a.dx.writable_rows();
         a.dx.apart_from(x).apart_from(a.dy).apart_from(tape->arrays.y);
         for (const Array& grad : a.grads) a.dx.apart_from(grad);
     } else if (need_dx) {

@@ -50,20 +50,19 @@ inline std::int64_t hidden_size(std::int64_t gates, std::int64_t rows, std::int6
                           ")");
 }
 
-// "4*H", "I": the symbol of an axis.
-inline std::string symbol_of(const Extent& extent, const Dims& d) {
-    const char* const size = extent.size == Size::kInputs                   ? "I"
-                             : extent.size == Size::kOutputs && d.projected ? "P"
-                                                                            : "H";
-    return (extent.times == 1 ? "" : std::to_string(extent.times) + "*") + size;
-}
 inline std::int64_t size_of(const Extent& extent, const Dims& d) {
     const std::int64_t sizes[] = {1, d.I, d.H, d.P};
     return extent.times * sizes[static_cast<int>(extent.size)];
 }
+inline Axis axis_of(const Extent& extent, const Dims& d) {
+    const char* const symbol = extent.size == Size::kInputs                   ? "I"
+                               : extent.size == Size::kOutputs && d.projected ? "P"
+                                                                              : "H";
+    return {symbol, size_of(extent, d), extent.times};
+}
 inline std::vector<Axis> axes_of(const Parameter& p, const Dims& d) {
-    std::vector<Axis> axes{{symbol_of(p.rows, d), size_of(p.rows, d)}};
-    if (p.columns.size != Size::kOne) axes.push_back({symbol_of(p.columns, d), size_of(p.columns, d)});
+    std::vector<Axis> axes{axis_of(p.rows, d)};
+    if (p.columns.size != Size::kOne) axes.push_back(axis_of(p.columns, d));
     return axes;
 }
 inline std::vector<std::int64_t> sizes_of(const Parameter& p, const Dims& d) {
@@ -92,7 +91,7 @@ void check_parameters(const CellTraits& cell, const Cells& cells, std::vector<A>
     const int gates = cell.parameters[input].rows.times;
     A& w = arrays[input];
     if (w.ndim() != 2 || w.size(1) != dims.I) {
-        w.shape({{std::to_string(gates) + "*H with H >= 1"}, {"I", dims.I}});
+        w.shape({{"H with H >= 1", -1, gates}, {"I", dims.I}});
     }
     dims.H = hidden_size(gates, w.size(0), dims.I);
     dims.P = dims.H;

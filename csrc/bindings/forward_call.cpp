@@ -10,7 +10,7 @@ namespace {
 
 // A replacement state: one row for all, or one each.
 Array read_reset_state(py::handle value, int k, const Dims& dims, const Array& like) {
-    Array a = Array::like(value, "reset_state[" + std::to_string(k) + "]", like, kOptional);
+    Array a = Array::like(value, {"reset_state", k}, like, kOptional);
     if (!a.given()) return a;
     const Axis last{k == 0 && dims.projected ? "P" : "H", state_width(dims, k)};
     if (a.ndim() == 1) {
@@ -59,7 +59,7 @@ Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int
         for (int k = 0; k < states; ++k) o.y.apart_from(in.initial[k]).apart_from(in.reset[k]);
     }
     for (int k = 0; k < states; ++k) {
-        const std::string name = "state_out[" + std::to_string(k) + "]";
+        const Name name("state_out", k);
         if (state_out.is_none()) {
             o.final.at(k) = Array::like(new_array(dtype, {dims.B, state_width(dims, k)}), name, in.x);
             continue;
@@ -191,8 +191,12 @@ std::shared_ptr<ForwardCall> ForwardCall::make(const std::string& cell_name, py:
     const int states = cell.states;
     CallArrays in;
     in.x = Array::floats(x, "x");
-    in.x.shape(indices.is_none() ? std::vector<Axis>{{"T"}, {"B"}, {"I"}} : std::vector<Axis>{{"V"}, {"I"}})
-        .made_rows();
+    if (indices.is_none()) {
+        in.x.shape({{"T"}, {"B"}, {"I"}});
+    } else {
+        in.x.shape({{"V"}, {"I"}});
+    }
+    in.x.made_rows();
     WeightArrays w = WeightArrays::read(cell, params, in.x);
     read_inputs(indices, in, w.dims);
     for (int k = 0; k < states; ++k) {

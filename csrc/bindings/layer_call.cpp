@@ -124,6 +124,11 @@ void StagedCalls::run_beside(const Stage& stage) {
     });
 }
 
-void run_calls(const Calls& calls) { StagedCalls({calls}).run(); }
+void run_alone(LayerCall& call) {
+    const auto [dims, gates, backward] = call.cost();
+    Team team(recurrent_threads(dims, gates, backward));
+    const AlignedBuffer workspace(call.workspace(team.size()));
+    run_released(team, [&] { call.run(team, workspace.data()); });
+}
 
 }  // namespace fusedrnn

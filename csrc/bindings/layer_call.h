@@ -83,7 +83,7 @@ class StagedCalls {
     bool running_ = false;
 };
 
-// All calls as one stage.
-void run_calls(const StagedCalls::Calls& calls);
+// Runs a call that is beside no others.
+void run_alone(LayerCall& call);
 
 }  // namespace fusedrnn

@@ -268,9 +268,7 @@ py::array dropout(const py::object& x_, const py::object& p_, const py::object& 
     const std::uint64_t seed = unsigned_integer(seed_, "seed"), offset = unsigned_integer(offset_, "offset");
     Array out = Array::like(out_, "out", x, kOptional);
     if (!out_.is(x_)) out.apart_from(x);
-    std::vector<Axis> axes;
-    for (const auto size : x.sizes()) axes.push_back({std::to_string(size), size});
-    out.shape(axes).writable();
+    out.shape_of(x).writable();
     py::array y = out.given() ? out.object() : new_like(x);
     by_dtype(x.dtype(), [&]<class T>() {
         Team team(threads_for(4.0 * static_cast<double>(x.size())));

@@ -13,15 +13,9 @@
 namespace fusedrnn {
 namespace {
 
-std::vector<Axis> axes_of(const Array& x) {
-    std::vector<Axis> axes;
-    for (int i = 0; i < x.ndim(); ++i) axes.push_back({std::to_string(x.size(i)), x.size(i)});
-    return axes;
-}
-
 // An array of param's shape that the step reads, or also writes.
 Array beside(const Array& param, py::handle value, const char* name, Presence presence = kRequired) {
-    return Array::like(value, name, param, presence).shape(axes_of(param)).contiguous().apart_from(param);
+    return Array::like(value, name, param, presence).shape_of(param).contiguous().apart_from(param);
 }
 
 template <class T>

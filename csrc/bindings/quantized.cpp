@@ -172,15 +172,14 @@ Array float32_reference() { return Array::floats(new_array(DType::float32, {0}),
 struct States {
     Array all[kMaxStates];
 
-    static States read(py::handle value, const std::string& name, const Quantized& net, std::int64_t batch,
+    static States read(py::handle value, const char* name, const Quantized& net, std::int64_t batch,
                        bool replacements) {
         States s;
         if (value.is_none()) return s;
         const int states = net.cell().states;
         for (int k = 0; k < states; ++k) {
             Array& a = s.all[k];
-            a = Array::like(item_of(value, name.c_str(), states, k), name + "[" + std::to_string(k) + "]",
-                            float32_reference(), kOptional);
+            a = Array::like(item_of(value, name, states, k), {name, k}, float32_reference(), kOptional);
             const Axis rows{"num_layers*D", net.rows()};
             const Axis width{k == 0 && net.dims().projected ? "P" : "H", state_width(net.dims(), k)};
             if (replacements && a.given() && a.ndim() == 2) {

@@ -37,8 +37,8 @@ WeightArrays WeightArrays::read(const RecurrentCell& cell, py::handle params, co
 
 std::int64_t state_width(const Dims& dims, int k) { return k == 0 ? dims.P : dims.H; }
 
-Array read_state(py::handle value, const std::string& name, int k, const Dims& dims, const Array& like) {
-    Array a = Array::like(value, name + "[" + std::to_string(k) + "]", like, kOptional);
+Array read_state(py::handle value, const char* name, int k, const Dims& dims, const Array& like) {
+    Array a = Array::like(value, {name, k}, like, kOptional);
     a.shape({{"B", dims.B}, {k == 0 && dims.projected ? "P" : "H", state_width(dims, k)}}).made_contiguous();
     return a;
 }
@@ -52,7 +52,7 @@ void bind_call(py::module_& m, const char* type, const char* function, const Ext
     const auto run = []<class... A>(std::shared_ptr<Call> (*make)(A...)) {
         return [make](A... values) {
             const std::shared_ptr<Call> call = make(values...);
-            run_calls({call});
+            run_alone(*call);
             return call->result();
         };
     };
@@ -82,15 +82,14 @@ py::list results_of(const StagedCalls::Calls& calls) {
 
 void bind_calls(py::module_& m) {
     py::class_<LayerCall, std::shared_ptr<LayerCall>>(m, "LayerCall");
-    bind_call<ForwardCall>(m, "ForwardCall", "forward", py::arg("cell"), py::arg("x"), py::arg("params"),
-                           py::arg("state") = py::none(), py::kw_only(), py::arg("indices") = py::none(),
-                           py::arg("lengths") = py::none(), py::arg("resets") = py::none(),
-                           py::arg("reset_state") = py::none(), py::arg("reverse") = false,
-                           py::arg("save") = false, py::arg("recompute") = false,
-                           py::arg("cache") = py::none(), py::arg("version") = py::none(),
-                           py::arg("out") = py::none(), py::arg("state_out") = py::none());
+    bind_call<ForwardCall>(
+        m, "ForwardCall", "forward", py::arg("cell"), py::arg("x"), py::arg("params"),
+        py::arg("state") = py::none(), py::arg("indices") = py::none(), py::arg("lengths") = py::none(),
+        py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
+        py::arg("save") = false, py::arg("recompute") = false, py::arg("cache") = py::none(),
+        py::arg("version") = py::none(), py::arg("out") = py::none(), py::arg("state_out") = py::none());
     bind_call<BackwardCall>(m, "BackwardCall", "backward", py::arg("tape"), py::arg("dy") = py::none(),
-                            py::arg("dstate") = py::none(), py::kw_only(), py::arg("dparams") = py::none(),
+                            py::arg("dstate") = py::none(), py::arg("dparams") = py::none(),
                             py::arg("need_dx") = true, py::arg("dx") = py::none(),
                             py::arg("accumulate_dx") = false);
     m.def(

@@ -29,7 +29,7 @@ struct WeightArrays {
 
 // The width of state k, and one state array (B, width) of a call, contiguous.
 std::int64_t state_width(const Dims& dims, int k);
-Array read_state(py::handle value, const std::string& name, int k, const Dims& dims, const Array& like);
+Array read_state(py::handle value, const char* name, int k, const Dims& dims, const Array& like);
 
 // The rows of one state, before the sequence and after it.
 template <class T>

@@ -10,7 +10,7 @@ namespace {
 Argument output_beside(py::handle value, const char* name, dlpack::Type type, const Argument& from,
                        StreamNumber stream) {
     std::vector<Axis> axes;
-    for (const std::int64_t size : from.array().shape) axes.push_back({std::to_string(size), size});
+    for (const std::int64_t size : from.array().shape) axes.push_back({nullptr, size});
     Argument to = Argument::beside(value, name, type, from, stream);
     to.shape(axes).contiguous().writable().apart_from(from);
     return to;

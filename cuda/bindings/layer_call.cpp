@@ -39,7 +39,7 @@ Argument Context::make(const std::vector<std::int64_t>& sizes, dlpack::Type type
     Argument a = Argument::beside(made, name, type, first, stream);
     if (a.array().shape != sizes) {
         std::vector<Axis> axes;
-        for (const std::int64_t size : sizes) axes.push_back({std::to_string(size), size});
+        for (const std::int64_t size : sizes) axes.push_back({nullptr, size});
         a.shape(axes);
     }
     a.contiguous().writable();

@@ -63,7 +63,7 @@ WeightArguments read_weights(const DeviceCell& cell, py::handle params, const Ar
 // State k of a call: h in the dtype of x, c in that of the computation.
 struct StateForm {
     std::int64_t width;
-    std::string symbol;
+    const char* symbol;
     dlpack::Type type;
 };
 

@@ -128,7 +128,7 @@ void cross_entropy_of(py::handle logits, py::handle targets, py::handle weight, 
 
 std::vector<Axis> axes_of(const Argument& param) {
     std::vector<Axis> axes;
-    for (const std::int64_t size : param.array().shape) axes.push_back({std::to_string(size), size});
+    for (const std::int64_t size : param.array().shape) axes.push_back({nullptr, size});
     return axes;
 }
 
