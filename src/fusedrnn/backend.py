@@ -13,6 +13,9 @@ from fusedrnn.cells import CellSpec
 ResultT = TypeVar("ResultT")
 
 
+NOTHING = nullcontext()  # a context that does nothing
+
+
 class Backend:
     """The CPU, and the base of a GPU's backend (`fusedrnn.cuda.backend`).
 
@@ -68,7 +71,7 @@ class Backend:
 
     def on_device(self) -> AbstractContextManager[Any]:
         """Return a context in which new arrays are made on this device."""
-        return nullcontext()
+        return NOTHING
 
     def __repr__(self) -> str:
         return self.name

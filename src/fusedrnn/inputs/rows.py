@@ -32,7 +32,8 @@ def check_kind(name: str, x: Any, backend: Backend) -> None:
 def contiguous(x: Array) -> Array:
     """Return x as a contiguous and aligned array of its library; libraries of GPUs align what they make."""
     if isinstance(x, np.ndarray):
-        return np.require(x, requirements=["C", "A"])
+        flags = x.flags
+        return x if flags.c_contiguous and flags.aligned else np.require(x, requirements=["C", "A"])
     return x if x.flags.c_contiguous else x.copy(order="C")
 
 

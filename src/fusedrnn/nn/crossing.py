@@ -25,11 +25,11 @@ def crosses(method: MethodT) -> MethodT:
 def crosses_back(method: MethodT) -> MethodT:
     """Wrap a `backward(tape, dy)`; dy may be a state, with None in it."""
 
-    def call(self: Any, tape: Any, dy: Any, **options: Any) -> Any:
+    def call(self: Any, tape: Any, dy: Any, *, need_dx: bool = True) -> Any:
         backend = self._backend
         if backend is not CPU and backend.is_foreign(example := first_array(dy)):
-            return backend.across(example, partial(method, self, **options), tape, dy)
-        return method(self, tape, dy, **options)
+            return backend.across(example, partial(method, self, need_dx=need_dx), tape, dy)
+        return method(self, tape, dy, need_dx=need_dx)
 
     return _called_as(method, call)
 
@@ -44,4 +44,5 @@ def _called_as(method: MethodT, wrapper: Callable[..., Any]) -> MethodT:
     count = code.co_argcount
     names = cast(FunctionType, method).__code__.co_varnames[:count] + code.co_varnames[count:]
     renamed = FunctionType(code.replace(co_varnames=names), call.__globals__, None, None, call.__closure__)
+    renamed.__kwdefaults__ = call.__kwdefaults__
     return cast(MethodT, wraps(method)(renamed))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
+from fusedrnn.backend import NOTHING
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.init import Noise, Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows, check_kind, contiguous, copied
@@ -132,7 +132,7 @@ class Linear(Module):
         flow = as_rows("dy", dy, (self.out_features,), backend)
         grads, owner = self._joined("_own_grads"), self._tied.get("weight", self)
         # Always in this order, so that no two threads wait for each other.
-        with self._turn.take(), nullcontext() if owner is self else owner._turn.take():
+        with self._turn.take(), NOTHING if owner is self else owner._turn.take():
             dx = backend.kernels.linear_backward(
                 rows, kept["weight"], flow, grads["weight"], grads.get("bias"), need_dx
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -95,11 +96,9 @@ class NetworkPlan:
 
     Attributes:
         layers: the parts, from the first layer on.
-        plain: one call for the commonest case, a layer of one direction on the CPU, else None.
     """
 
     layers: tuple[tuple[Part, ...], ...]
-    plain: _core.PlainCall | None
 
     def weights(self) -> list[list[Weights]]:
         """Return the parameters of each layer and direction."""
@@ -111,6 +110,8 @@ class Network(Protocol):
 
     _network: NetworkShape
     _plan: NetworkPlan
+    # One call for the commonest case, a layer of one direction on the CPU, else None.
+    _plain: Callable[..., Any] | None
     _turn: Turn
     _buffers: Buffers
     _start: int

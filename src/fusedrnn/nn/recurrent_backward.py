@@ -21,17 +21,17 @@ def backward_layers(
     """
     on, network = tape._on, module._network
     shape, single = tape.shape, len(tape.shape) == 2
-    batch = tape.layers[0].batch
+    batch = 1 if single else shape[0 if module.batch_first else 1]
     dtype = on.types(network.dtype)[0]
     flow = None
     if dy is not None:
         flow = time_major(check_array("dy", dy, shape, dtype, kind=on.array), single, module.batch_first)
     dfinals = None if dstate is None else network.split_state("dstate", dstate, batch, single, on)
-    if module._plan.plain is not None and tape.lookup is None and not single and not module.batch_first:
+    if module._plain is not None and tape.lookup is None and not single and not module.batch_first:
         final = None if dfinals is None else row_of(dfinals, 0)
         with module._turn.take():
             dx, parts, _ = _core.backward(
-                tape.layers[0], flow, final, dparams=module._plan.layers[0][0].grads, need_dx=need_dx
+                tape.layers[0], flow, final, module._plan.layers[0][0].grads, need_dx
             )
         return dx, network.spec.pack_state([part[None] for part in parts])
     dstarts = network.new_states(batch, on)
@@ -97,10 +97,10 @@ def _calls(
             tape.layers[part.row],
             flow if flow is None or part.columns is None else flow[..., part.columns],
             None if dfinals is None else row_of(dfinals, part.row),
-            dparams=part.grads,
-            need_dx=target is not None,
-            dx=target,
-            accumulate_dx=part.reverse,
+            part.grads,
+            target is not None,
+            target,
+            part.reverse,
         )
         for part in module._plan.layers[layer]
     ]

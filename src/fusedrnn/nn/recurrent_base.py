@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,7 @@ class Recurrent(Module, Generic[StateT]):
     has_state = True
     _derived = Module._derived | {"_plan", "_plain"}
     _plan: NetworkPlan
-    _plain: _core.PlainCall | None
+    _plain: Callable[..., Any] | None
     _dtype: np.dtype[Any]
     _noise: Noise
 
@@ -129,8 +130,8 @@ class Recurrent(Module, Generic[StateT]):
         plain = None
         if self.num_layers == 1 and not self.bidirectional and self._backend is CPU:
             part = layers[0][0]
-            plain = _core.PlainCall(self._spec.name, part.weights, part.cache)
-        self.__dict__.update(_plan=NetworkPlan(tuple(layers), plain), _plain=plain)
+            plain = _core.PlainCall(self._spec.name, part.weights, part.cache).__call__
+        self.__dict__.update(_plan=NetworkPlan(tuple(layers)), _plain=plain)
 
     def __call__(
         self,
@@ -213,8 +214,8 @@ class Recurrent(Module, Generic[StateT]):
             plain = self._plain and self._plain(x, state, self._buffers.values.version, True, self.recompute)
             if plain:
                 y, final, layer = plain
-                y.flags.writeable = False
-                return y, final, RecurrentTape(self, y.shape, [cast(_core.LayerTape, layer)], [None], 0)
+                y.setflags(write=False)
+                return y, final, RecurrentTape(self, y.shape, (layer,), (None,), 0)
         x = x._kept() if isinstance(x, Lookup) else x
         y, final, saved = self._run(x, state, lengths, resets, reset_state, True)
         if isinstance(y, np.ndarray):
@@ -227,9 +228,11 @@ class Recurrent(Module, Generic[StateT]):
 
     def _run(self, x: Any, state: Any, lengths: Any, resets: Any, reset_state: Any, save: bool) -> _Results:
         on = self._backend.for_input(x, self._dtype)
-        on.check_types(self._dtype, self._spec, state=state, reset_state=reset_state)
-        run = partial(self._run_layers, on, lengths, save)
         try:
+            if on is CPU:
+                return self._run_layers(on, lengths, save, x, state, resets, reset_state)
+            on.check_types(self._dtype, self._spec, state=state, reset_state=reset_state)
+            run = partial(self._run_layers, on, lengths, save)
             return on.enter(x, run, x, state, resets, reset_state)
         except ValueError as error:
             raise layout_error(error, x.shape, self.batch_first) from None
@@ -269,22 +272,23 @@ class Recurrent(Module, Generic[StateT]):
             last = layer == self.num_layers
             out = target if last else xp.empty((seq_len, batch, out_size), dtype)
             for part in parts:
+                # By position: every name of an argument costs a call 200 instructions.
                 call = kernels.ForwardCall(
                     self._spec.name,
                     steps,
                     part.weights,
                     None if states is None else row_of(states, part.row),
-                    indices=indices,
-                    lengths=ends,
-                    resets=borders,
-                    reset_state=None if replacement is None else row_of(replacement, part.row),
-                    reverse=part.reverse,
-                    save=save,
-                    recompute=self.recompute,
-                    cache=part.cache,
-                    version=self._buffers.values.version,
-                    out=out if part.columns is None else out[..., part.columns],
-                    state_out=tuple([final[part.row] for final in finals]),
+                    indices,
+                    ends,
+                    borders,
+                    None if replacement is None else row_of(replacement, part.row),
+                    part.reverse,
+                    save,
+                    self.recompute,
+                    part.cache,
+                    self._buffers.values.version,
+                    out if part.columns is None else out[..., part.columns],
+                    tuple([final[part.row] for final in finals]),
                 )
                 calls.append(call)
             steps, indices = out, None
@@ -339,15 +343,17 @@ class Recurrent(Module, Generic[StateT]):
         tape = check_tape(tape, self, RecurrentTape)
         if dy is None and dstate is None:
             raise ValueError("dy: expected an array unless dstate is given, got None for both")
-        tape._on.check_types(self._dtype, self._spec, dy=dy, dstate=dstate)
-        run = partial(backward_layers, self, tape, need_dx)
-        packing = tape._packing
-        if packing is not None:
-            if dy is not None:
-                dy = packing.take(check_array("dy", dy, packing.shape(tape.shape), self._dtype))
-            dx, dstart = run(dy, dstate)
-            return dx if dx is None or tape.lookup is not None else packing.spread(dx), dstart
-        return tape._on.enter(first_array(dy, dstate), run, dy, dstate)
+        on, packing = tape._on, tape._packing
+        if on is not CPU:
+            on.check_types(self._dtype, self._spec, dy=dy, dstate=dstate)
+            run = partial(backward_layers, self, tape, need_dx)
+            return on.enter(first_array(dy, dstate), run, dy, dstate)
+        if packing is None:
+            return backward_layers(self, tape, need_dx, dy, dstate)
+        if dy is not None:
+            dy = packing.take(check_array("dy", dy, packing.shape(tape.shape), self._dtype))
+        dx, dstart = backward_layers(self, tape, need_dx, dy, dstate)
+        return dx if dx is None or tape.lookup is not None else packing.spread(dx), dstart
 
     def stream(self, batch_size: int = 1) -> Stream[StateT]:
         """Return a `Stream` that runs this network one step at a time, without dropout.

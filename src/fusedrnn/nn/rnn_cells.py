@@ -26,6 +26,9 @@ from fusedrnn.nn.tape import RecurrentTape, check_tape
 
 StateT = TypeVar("StateT")
 
+# indices, lengths, resets, reset_state and reverse of a kernel's call: names would cost it more than it does.
+_NO_OPTIONS = (None, None, None, None, False)
+
 
 class RecurrentCell(Module, Generic[StateT]):
     """One step of a recurrent cell; the base of RNNCell, LSTMCell and GRUCell.
@@ -119,9 +122,11 @@ class RecurrentCell(Module, Generic[StateT]):
             steps,
             self._weights,
             start,
-            save=save,
-            cache=self._cache,
-            version=self._buffers.values.version,
+            *_NO_OPTIONS,
+            save,
+            False,
+            self._cache,
+            self._buffers.values.version,
         )
         if single:
             final = tuple([part[0] for part in final])
@@ -157,9 +162,7 @@ class RecurrentCell(Module, Generic[StateT]):
         leading = tape.shape[:-1]
         final = self._batched("dstate", dstate, leading)
         with self._turn.take():
-            dx, start, _ = backend.kernels.backward(
-                tape.layers[0], None, final, dparams=self._weight_grads, need_dx=need_dx
-            )
+            dx, start, _ = backend.kernels.backward(tape.layers[0], None, final, self._weight_grads, need_dx)
         if dx is not None:
             dx = dx[0] if leading else dx[0, 0]
         if not leading:

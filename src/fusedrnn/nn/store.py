@@ -243,10 +243,11 @@ class Store(Tree[StoreT]):
             for name, array in module._saved.items():
                 yield f"{prefix}.{name}" if prefix else name, array
 
-    def _flat_parameters(self) -> Array:
-        """Return `flat_parameters` to a caller that writes to them within `with self._buffers`."""
+    def _flats(self) -> tuple[Array, Array]:
+        """Return the flat parameters, to be written to within `with self._buffers`, and gradients."""
         stop = self._gather()
-        return self._buffers.parameters[self._start : stop]
+        own = slice(self._start, stop)
+        return self._buffers.parameters[own], self._buffers.grads[own]
 
     def _trained(self) -> list[slice]:
         """Return where in the flat arrays those parameters lie that are not frozen; of a gathered tree."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -85,7 +86,7 @@ class SavedTape(Tape):
     __slots__ = ("_digests", "saved", "shape")
 
     def __init__(self, owner: TapeOwner, shape: tuple[int, ...], saved: tuple[Any, ...], nbytes: int) -> None:
-        super().__init__(owner, nbytes)
+        Tape.__init__(self, owner, nbytes)
         self.shape = shape
         self.saved = saved
         self._digests = _digests(saved) if _detecting else None
@@ -119,14 +120,16 @@ class RecurrentTape(Tape):
         self,
         owner: TapeOwner,
         shape: tuple[int, ...],
-        layers: list[_core.LayerTape],
-        dropout: list[Drop | None],
+        layers: Sequence[_core.LayerTape],
+        dropout: Sequence[Drop | None],
         between: int,
         on: Backend | None = None,
         lookup: Lookup | None = None,
     ) -> None:
-        super().__init__(owner, sum([layer.nbytes for layer in layers]) + between)
-        self._on = owner._backend if on is None else on
+        for layer in layers:
+            between += layer.nbytes
+        Tape.__init__(self, owner, between)
+        self._on = self._backend if on is None else on
         self.shape = tuple(shape)
         self.lookup = lookup
         self._packing: Packing | None = None

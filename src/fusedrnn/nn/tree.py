@@ -57,19 +57,20 @@ class Tree(Generic[NodeT]):
 
     def named_modules(self) -> Iterator[tuple[str, NodeT]]:
         """Iterate over (dotted name, module) of the whole tree, this module ("") first, each module once."""
-        return self._walk("", set())
+        found: dict[int, tuple[str, NodeT]] = {}
+        self._walk("", found)
+        return iter(found.values())
 
     def modules(self) -> Iterator[NodeT]:
         """Iterate over the modules of the whole tree, this one first, each once."""
         return (module for _, module in self.named_modules())
 
-    def _walk(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, NodeT]]:
-        if id(self) in seen:
+    def _walk(self, prefix: str, found: dict[int, tuple[str, NodeT]]) -> None:
+        if id(self) in found:
             return
-        seen.add(id(self))
-        yield prefix, cast(NodeT, self)
+        found[id(self)] = prefix, cast(NodeT, self)
         for name, child in self._children.items():
-            yield from child._walk(f"{prefix}.{name}" if prefix else name, seen)
+            child._walk(f"{prefix}.{name}" if prefix else name, found)
 
     def _check_found(self) -> None:
         """Refuse a tree with modules in plain containers, where nothing would train, save or move them."""

@@ -80,7 +80,8 @@ class Optimizer(Listed):
 
     def _settings_of(self, own: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that hold in a group."""
-        return {name: own.get(name, self.__dict__[name]) for name in self._settings}
+        common = self.__dict__
+        return {name: own.get(name, common[name]) for name in self._settings}
 
     def _check_setting(self, name: str, value: Any) -> Any:
         """Return a checked setting; finite numbers >= 0 unless a subclass says otherwise."""
@@ -101,7 +102,7 @@ class Optimizer(Listed):
         """Return state arrays of zeros."""
         states = []
         for module in self._modules:
-            flat = module._flat_parameters()
+            flat = module._flats()[0]
             with module._backend.on_device():
                 states.append({name: module._backend.xp.zeros_like(flat) for name in names})
         return states
@@ -132,6 +133,8 @@ class Optimizer(Listed):
                     f"made, got others; {found}; make a new optimiser"
                 )
             moved.append(now)
+        if moved == self._layouts:
+            return
         states = [
             {name: before.reorder(flat, now) for name, flat in state.items()}
             for state, before, now in zip(self._state, self._layouts, moved, strict=True)
@@ -149,12 +152,12 @@ class Optimizer(Listed):
         settings = [self._settings_of(own) for own in self._own_settings]
         for module, number, state in zip(self._modules, self._group_of, self._state, strict=True):
             backend = module._backend
-            parameters, grads = module._flat_parameters(), module.flat_grads
+            parameters, grads = module._flats()
             with backend.on_device(), module._buffers:
                 for part in module._trained():
                     values = {name: array[part] for name, array in state.items()}
                     self._update(backend.kernels, parameters[part], grads[part], values, settings[number])
-        self.step_count += 1
+        self.__dict__["step_count"] += 1
 
     def _update(
         self, kernels: Any, parameters: Array, grads: Array, state: dict[str, Array], settings: dict[str, Any]
