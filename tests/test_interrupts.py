@@ -249,3 +249,22 @@ def test_an_interrupted_backward_of_a_stack_adds_nothing(threads: int) -> None:
             else:
                 break
         assert interrupted > 2 and np.array_equal(module.flat_grads, want)
+
+
+@pytest.mark.once
+def test_a_short_backward_of_a_stack_is_one_call() -> None:
+    """Stages that take a moment run in one piece, each once, and say what they did; longer ones do not."""
+
+    def staged(steps: int) -> Any:
+        layers = fr.GRU(64, 64, 2, seed=0).forward(normal(steps, 32, 64))[2].layers
+        dy = normal(steps, 32, 64)
+        return _core.StagedCalls([[_core.BackwardCall(layer, dy)] for layer in layers])
+
+    apart, together = staged(1), staged(1)
+    assert together.run_if_short() and not together.run_if_short()
+    for _ in range(2):
+        (want,), (got,) = apart.run(), together.run()
+        assert all(np.array_equal(a, b) for a, b in zip(want[2][:4], got[2][:4], strict=True))
+    with pytest.raises(ValueError, match="a stage that has not run"):
+        together.run()
+    assert not apart.run_if_short() and not staged(100).run_if_short()

@@ -11,6 +11,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
+#include "bindings/run.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "cpu/team.h"
@@ -41,7 +42,7 @@ bool on_main_thread() {
 
 // Only the main thread runs signal handlers: others need not wait for the GIL to learn that.
 bool interrupted() {
-    if (!on_main_thread()) return false;
+    if (SignalsWait::waiting || !on_main_thread()) return false;
     const py::gil_scoped_acquire acquired;
     return PyErr_CheckSignals() != 0;
 }

@@ -45,6 +45,9 @@ StagedCalls::StagedCalls(std::vector<Calls> stages) {
                 throw py::value_error("calls: expected different calls, got one twice");
             seen.push_back(call.get());
             costs.push_back(call->cost());
+            const auto& [d, gates, backward] = costs.back();
+            work_ += static_cast<double>(d.T * d.B) * gates * static_cast<double>(d.H * (d.I + d.P)) *
+                     (1 + backward);
         }
         const bool chained = calls.size() > 1 && each_follows(calls);
         int members = concurrent_members(costs.data(), static_cast<int>(costs.size()), chained);
@@ -85,12 +88,25 @@ const Calls& StagedCalls::run() {
         ~Running() { flag = false; }
         bool& flag;
     } const running(running_);
+    if (!have_run_) run_stage(stage);
+    return stage.calls;
+}
+
+bool StagedCalls::run_if_short() {
+    constexpr double kShort = 1 << 22;  // a millisecond
+    if (work_ > kShort || next_ > 0 || have_run_) return false;
+    have_run_ = true;
+    const SignalsWait wait;
+    for (const Stage& stage : stages_) run_stage(stage);
+    return true;
+}
+
+void StagedCalls::run_stage(const Stage& stage) {
     if (stage.members > 1) {
         run_beside(stage);
     } else {
         run_in_turn(stage);
     }
-    return stage.calls;
 }
 
 void StagedCalls::run_in_turn(const Stage& stage) {

@@ -66,6 +66,9 @@ class StagedCalls {
     // Runs each call of the next stage on a team of its own, one after another, or, where the cost model says so and none
     // stands in another's way, all at the same time on a thread each. Returns the calls.
     const Calls& run();
+    // Runs all stages, and nothing can stop them halfway, if that takes a moment only; says whether. Each run() then returns
+    // the calls of the next stage, which have run.
+    bool run_if_short();
 
   private:
     struct Stage {
@@ -74,13 +77,15 @@ class StagedCalls {
         std::vector<int> threads;  // of each call that runs on its own
     };
 
+    void run_stage(const Stage& stage);
     void run_in_turn(const Stage& stage);
     void run_beside(const Stage& stage);
 
     std::vector<Stage> stages_;
     std::vector<AlignedBuffer> workspaces_;  // i for call i beside others, 0 for calls on their own
     std::size_t next_ = 0;
-    bool running_ = false;
+    double work_ = 0;  // multiply-adds
+    bool running_ = false, have_run_ = false;
 };
 
 // Runs a call that is beside no others.

@@ -108,7 +108,8 @@ void bind_calls(py::module_& m) {
                  return std::make_unique<StagedCalls>(std::move(stages));
              }),
              py::arg("stages"))
-        .def("run", [](StagedCalls& self) { return results_of(self.run()); });
+        .def("run", [](StagedCalls& self) { return results_of(self.run()); })
+        .def("run_if_short", &StagedCalls::run_if_short);
 }
 
 py::object extent_object(const Extent& extent) {

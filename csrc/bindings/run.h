@@ -23,6 +23,15 @@ inline void take_gil(PyThreadState* state) {
     }
 }
 
+// While it lives, signals to this thread wait: for calls of a moment that must not end halfway.
+struct SignalsWait {
+    SignalsWait() { waiting = true; }
+    ~SignalsWait() { waiting = false; }
+    SignalsWait(const SignalsWait&) = delete;
+    SignalsWait& operator=(const SignalsWait&) = delete;
+    inline static thread_local bool waiting = false;
+};
+
 // The kernels' work: f() without the GIL, in the kernels' floating-point state; and if it was interrupted, what the
 // signal handler raised.
 template <class F>

@@ -184,6 +184,8 @@ class StagedCalls:
     def __init__(self, stages: list[list[BackwardCall]]) -> None: ...
     def run(self) -> list[tuple[_Array | None, _State, _Grads]]:
         """Run the next list, as `run_calls` does."""
+    def run_if_short(self) -> bool:
+        """Run all lists if that takes a moment only, with no signal between; `run` then returns results."""
 
 @overload
 def run_calls(calls: list[ForwardCall]) -> list[tuple[_Array, _State, LayerTape | None]]: ...

@@ -199,6 +199,7 @@ class Module(Listed, Store["Module"]):
             ValueError: a shape differs, or `strict` and the names differ, or two values for a tied weight.
         """
         self._check_found()
+        self._gather()
         flat = self._flats()[0]
         # Converted beside the parameters and copied in one piece: what fails has written nothing.
         values, saved, result = read_state(self, flat, state_dict, strict)

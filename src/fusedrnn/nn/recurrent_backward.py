@@ -4,7 +4,7 @@ from typing import Any
 
 from fusedrnn import _core
 from fusedrnn.arrays import StateLike
-from fusedrnn.backend import CPU
+from fusedrnn.backend import CPU, NOTHING
 from fusedrnn.checks import check_array
 from fusedrnn.inputs.lookup import is_table
 from fusedrnn.nn.plan import Network, row_of, time_major
@@ -50,7 +50,9 @@ def backward_layers(
         stages.append(_calls(module, tape, layer, flow, dfinals, targets[layer]))
         flow = targets[layer]
     work = on.kernels.StagedCalls(stages)
-    with module._turn.take(), _AllOrNothing(module):
+    # Dropout between layers is a call of its own.
+    whole = on is CPU and not any(tape.dropout)
+    with module._turn.take(), NOTHING if whole and work.run_if_short() else _AllOrNothing(module):
         for layer in reversed(range(module.num_layers)):
             for part, (_, starts, _) in zip(module._plan.layers[layer], work.run(), strict=True):
                 for dstart, start in zip(dstarts, starts, strict=True):

@@ -129,8 +129,7 @@ class Recurrent(Module, Generic[StateT]):
             layers.append(tuple(parts))
         plain = None
         if self.num_layers == 1 and not self.bidirectional and self._backend is CPU:
-            part = layers[0][0]
-            plain = _core.PlainCall(self._spec.name, part.weights, part.cache).__call__
+            plain = _core.PlainCall(self._spec.name, layers[0][0].weights, layers[0][0].cache).__call__
         self.__dict__.update(_plan=NetworkPlan(tuple(layers)), _plain=plain)
 
     def __call__(
@@ -232,8 +231,7 @@ class Recurrent(Module, Generic[StateT]):
             if on is CPU:
                 return self._run_layers(on, lengths, save, x, state, resets, reset_state)
             on.check_types(self._dtype, self._spec, state=state, reset_state=reset_state)
-            run = partial(self._run_layers, on, lengths, save)
-            return on.enter(x, run, x, state, resets, reset_state)
+            return on.enter(x, partial(self._run_layers, on, lengths, save), x, state, resets, reset_state)
         except ValueError as error:
             raise layout_error(error, x.shape, self.batch_first) from None
 
@@ -272,8 +270,7 @@ class Recurrent(Module, Generic[StateT]):
             last = layer == self.num_layers
             out = target if last else xp.empty((seq_len, batch, out_size), dtype)
             for part in parts:
-                # By position: every name of an argument costs a call 200 instructions.
-                call = kernels.ForwardCall(
+                call = kernels.ForwardCall(  # by position: names would cost as much as all the checks
                     self._spec.name,
                     steps,
                     part.weights,

@@ -244,9 +244,9 @@ class Store(Tree[StoreT]):
                 yield f"{prefix}.{name}" if prefix else name, array
 
     def _flats(self) -> tuple[Array, Array]:
-        """Return the flat parameters, to be written to within `with self._buffers`, and gradients."""
-        stop = self._gather()
-        own = slice(self._start, stop)
+        """Return the flat parameters, to be written to `with self._buffers`, and gradients, once gathered."""
+        below = sum([module._size for _, module in self._layout[2]])
+        own = slice(self._start, self._start + self._size + below)
         return self._buffers.parameters[own], self._buffers.grads[own]
 
     def _trained(self) -> list[slice]:
@@ -284,6 +284,8 @@ class Store(Tree[StoreT]):
 
     def _gather(self) -> int:
         """Make sure that the tree lies in one buffer pair and is listed; return where it ends."""
+        if not self._children and self._layout == (self._buffers, self._start, []):
+            return self._start + self._size
         members = list(self.named_modules())
         offset = self._start
         together = True

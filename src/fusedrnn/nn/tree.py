@@ -68,7 +68,7 @@ class Tree(Generic[NodeT]):
     def _walk(self, prefix: str, found: dict[int, tuple[str, NodeT]]) -> None:
         if id(self) in found:
             return
-        found[id(self)] = prefix, cast(NodeT, self)
+        found[id(self)] = prefix, self  # type: ignore[assignment]
         for name, child in self._children.items():
             child._walk(f"{prefix}.{name}" if prefix else name, found)
 

@@ -102,6 +102,7 @@ class Optimizer(Listed):
         """Return state arrays of zeros."""
         states = []
         for module in self._modules:
+            module._gather()
             flat = module._flats()[0]
             with module._backend.on_device():
                 states.append({name: module._backend.xp.zeros_like(flat) for name in names})
