@@ -81,7 +81,7 @@ class Optimizer(Listed):
     def _settings_of(self, own: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that hold in a group."""
         common = self.__dict__
-        return {name: own.get(name, common[name]) for name in self._settings}
+        return {**{name: common[name] for name in self._settings}, **own}
 
     def _check_setting(self, name: str, value: Any) -> Any:
         """Return a checked setting; finite numbers >= 0 unless a subclass says otherwise."""

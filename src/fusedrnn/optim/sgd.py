@@ -66,8 +66,8 @@ class SGD(Optimizer):
     def step(self) -> None:
         """Update every parameter from its gradient; raises what `Optimizer.step` does."""
         super().step()
-        used = any(own.get("momentum", self.momentum) for own in self._own_settings)
-        self._fresh = self._fresh and not used
+        if self._fresh:
+            self._fresh = not any(own.get("momentum", self.momentum) for own in self._own_settings)
 
     def _update(
         self, kernels: Any, parameters: Array, grads: Array, state: dict[str, Array], settings: dict[str, Any]
