@@ -52,7 +52,7 @@ class Module(Listed, Store["Module"]):
     order in which the threads come. They may not while it is changed: loaded, stepped by an optimiser, moved,
     built, or its gradients cleared or clipped.
 
-    Ctrl-C in the backward of several recurrent layers or directions leaves their gradients as they were.
+    Ctrl-C in the backward of several recurrent layers or directions adds all of their gradients or none.
 
     Attributes:
         training: switches dropout, and nothing else; see `train` and `eval`.
