@@ -15,6 +15,7 @@ PYBIND11_MODULE(core, m) {
     fusedrnn::bind_stream(m);
     fusedrnn::bind_quantized(m);
     fusedrnn::bind_layers(m);
+    fusedrnn::bind_programs(m);
     fusedrnn::bind_optim(m);
     fusedrnn::bind_limits(m);
     fusedrnn::seal_types(m);

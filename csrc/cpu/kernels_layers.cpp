@@ -1,4 +1,5 @@
 // The table of layer kernels of one instruction set.
+#include "cells/program.h"
 #include "layers/cross_entropy.h"
 #include "layers/dropout.h"
 #include "layers/elementwise.h"
@@ -17,6 +18,7 @@ constexpr LayerTable<T> kTable = {
     .exp = elementwise<T, ExpOp>,
     .sigmoid = elementwise<T, SigmoidOp>,
     .tanh = elementwise<T, TanhOp>,
+    .run_program = run_program<T>,
     .embedding_forward = embedding_forward<T>,
     .embedding_backward = embedding_backward<T>,
     .layer_norm_forward = layer_norm_forward<T>,

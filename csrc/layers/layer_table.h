@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cells/program_list.h"
 #include "cpu/team.h"
 
 namespace fusedrnn {
@@ -45,6 +46,10 @@ struct LayerTable {
     void (*exp)(std::int64_t n, const T* x, T* y, Team&);
     void (*sigmoid)(std::int64_t n, const T* x, T* y, Team&);
     void (*tanh)(std::int64_t n, const T* x, T* y, Team&);
+
+    // A program's instructions, for `rows` vectors of each slot.
+    void (*run_program)(const Instruction* code, std::int64_t length, std::int64_t rows,
+                        const Slot<T>* slots);
 
     // y (n, dim): row i is row indices[i] of weight. Backward adds row i of dy to that row of dweight, in the order of i.
     void (*embedding_forward)(std::int64_t n, std::int64_t dim, const std::int64_t* indices, const T* weight,

@@ -71,6 +71,11 @@ FUSEDRNN_INLINE VecF copysign(VecF a, VecF sign) {
 FUSEDRNN_INLINE VecF round(VecF a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
+FUSEDRNN_INLINE VecF sqrt(VecF a) { return {_mm256_sqrt_ps(a.v)}; }
+FUSEDRNN_INLINE VecF exponent(VecF a) {
+    const __m256i biased = _mm256_srli_epi32(_mm256_castps_si256(a.v), 23);
+    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(biased, _mm256_set1_epi32(127)))};
+}
 FUSEDRNN_INLINE VecF pow2n(VecF n) {
     const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
@@ -124,6 +129,14 @@ FUSEDRNN_INLINE VecD copysign(VecD a, VecD sign) {
 }
 FUSEDRNN_INLINE VecD round(VecD a) {
     return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+FUSEDRNN_INLINE VecD sqrt(VecD a) { return {_mm256_sqrt_pd(a.v)}; }
+FUSEDRNN_INLINE VecD exponent(VecD a) {
+    // As the last bits of 2^52 they are a number.
+    const __m256d power = _mm256_set1_pd(4503599627370496.0);
+    const __m256i biased = _mm256_srli_epi64(_mm256_castpd_si256(a.v), 52);
+    const __m256d sum = _mm256_castsi256_pd(_mm256_or_si256(biased, _mm256_castpd_si256(power)));
+    return {_mm256_sub_pd(sum, _mm256_add_pd(power, _mm256_set1_pd(1023)))};
 }
 FUSEDRNN_INLINE VecD pow2n(VecD n) {
     const __m256i biased =

@@ -99,6 +99,11 @@ FUSEDRNN_INLINE VecF copysign(VecF a, VecF sign) {
 FUSEDRNN_INLINE VecF round(VecF a) {
     return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
+FUSEDRNN_INLINE VecF sqrt(VecF a) { return {_mm512_sqrt_ps(a.v)}; }
+FUSEDRNN_INLINE VecF exponent(VecF a) {
+    const __m512i biased = _mm512_srli_epi32(_mm512_castps_si512(a.v), 23);
+    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(biased, _mm512_set1_epi32(127)))};
+}
 FUSEDRNN_INLINE VecF pow2n(VecF n) {
     const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
@@ -149,6 +154,11 @@ FUSEDRNN_INLINE VecD copysign(VecD a, VecD sign) {
 }
 FUSEDRNN_INLINE VecD round(VecD a) {
     return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+FUSEDRNN_INLINE VecD sqrt(VecD a) { return {_mm512_sqrt_pd(a.v)}; }
+FUSEDRNN_INLINE VecD exponent(VecD a) {
+    const __m512i biased = _mm512_srli_epi64(_mm512_castpd_si512(a.v), 52);
+    return {_mm512_cvtepi64_pd(_mm512_sub_epi64(biased, _mm512_set1_epi64(1023)))};
 }
 FUSEDRNN_INLINE VecD pow2n(VecD n) {
     const __m512i biased = _mm512_add_epi64(_mm512_cvtpd_epi64(n.v), _mm512_set1_epi64(1023));

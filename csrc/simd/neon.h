@@ -78,6 +78,11 @@ FUSEDRNN_INLINE VecF max(VecF a, VecF b) { return select(less(b, a), a, b); }
 FUSEDRNN_INLINE VecF abs(VecF a) { return {vabsq_f32(a.v)}; }
 FUSEDRNN_INLINE VecF copysign(VecF a, VecF sign) { return select(vdupq_n_u32(0x80000000u), sign, a); }
 FUSEDRNN_INLINE VecF round(VecF a) { return {vrndnq_f32(a.v)}; }
+FUSEDRNN_INLINE VecF sqrt(VecF a) { return {vsqrtq_f32(a.v)}; }
+FUSEDRNN_INLINE VecF exponent(VecF a) {
+    const uint32x4_t biased = vshrq_n_u32(vreinterpretq_u32_f32(a.v), 23);
+    return {vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(biased), vdupq_n_s32(127)))};
+}
 FUSEDRNN_INLINE VecF pow2n(VecF n) {
     const int32x4_t biased = vaddq_s32(vcvtnq_s32_f32(n.v), vdupq_n_s32(127));
     return {vreinterpretq_f32_s32(vshlq_n_s32(biased, 23))};
@@ -130,6 +135,11 @@ FUSEDRNN_INLINE VecD copysign(VecD a, VecD sign) {
     return select(vdupq_n_u64(std::uint64_t{1} << 63), sign, a);
 }
 FUSEDRNN_INLINE VecD round(VecD a) { return {vrndnq_f64(a.v)}; }
+FUSEDRNN_INLINE VecD sqrt(VecD a) { return {vsqrtq_f64(a.v)}; }
+FUSEDRNN_INLINE VecD exponent(VecD a) {
+    const uint64x2_t biased = vshrq_n_u64(vreinterpretq_u64_f64(a.v), 52);
+    return {vcvtq_f64_s64(vsubq_s64(vreinterpretq_s64_u64(biased), vdupq_n_s64(1023)))};
+}
 FUSEDRNN_INLINE VecD pow2n(VecD n) {
     const int64x2_t biased = vaddq_s64(vcvtnq_s64_f64(n.v), vdupq_n_s64(1023));
     return {vreinterpretq_f64_s64(vshlq_n_s64(biased, 52))};

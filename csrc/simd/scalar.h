@@ -114,6 +114,19 @@ FUSEDRNN_INLINE Vec<double> round(Vec<double> a) {
     volatile double shifted = a.v + 6755399441055744.0;
     return {shifted - 6755399441055744.0};
 }
+// Without -fmath-errno the builtins are one instruction, not the library's function.
+FUSEDRNN_INLINE Vec<float> sqrt(Vec<float> a) { return {__builtin_sqrtf(a.v)}; }
+FUSEDRNN_INLINE Vec<double> sqrt(Vec<double> a) { return {__builtin_sqrt(a.v)}; }
+FUSEDRNN_INLINE Vec<float> exponent(Vec<float> a) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &a.v, sizeof bits);
+    return {static_cast<float>(static_cast<std::int32_t>(bits >> 23) - 127)};
+}
+FUSEDRNN_INLINE Vec<double> exponent(Vec<double> a) {
+    std::uint64_t bits;
+    std::memcpy(&bits, &a.v, sizeof bits);
+    return {static_cast<double>(static_cast<std::int64_t>(bits >> 52) - 1023)};
+}
 FUSEDRNN_INLINE Vec<float> pow2n(Vec<float> n) {
     if (!(n.v == n.v)) return n;
     const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.v) + 127) << 23;

@@ -26,7 +26,10 @@
 //   + - * / and fma(a,b,c)     a*b+c, rounded once where the ISA has it (the scalar build rounds twice)
 //   min, max(a, b)             b where either is NaN
 //   abs, copysign, round       round to nearest even
+//   sqrt                       rounded once
 //   pow2n(n)                   2^n for integral n in [-127, 127]; -127 gives 0
+//   exponent(a)                the n of 2^n <= a < 2^(n+1) for a normal a > 0; one more than the largest for inf, some
+//                              integer near the range for what is no such number
 //   less(a, b), select(m,a,b)  lane-wise a < b; m ? a : b
 //   sum(a)                     all lanes, pairwise: lane l with lane l + kLanes/2, and so on
 //   keep_in_register(a)        stops the compiler from folding a load into each of its uses

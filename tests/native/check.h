@@ -180,6 +180,9 @@ class Report {
 template <class T>
 void check_cells(const Kernels& kernels, int lanes, Report& report);
 template <class T>
+void check_programs(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTable<T>& layers,
+                    Report& report);
+template <class T>
 void check_layers(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTable<T>& layers,
                   Report& report);
 
