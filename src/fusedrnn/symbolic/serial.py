@@ -1,0 +1,130 @@
+"""Cells as JSON: names and a list of operations, nothing that is executed."""
+
+import json
+import math
+from typing import Any, NoReturn
+
+from fusedrnn.symbolic.cell import DefinedCell, check_declared
+from fusedrnn.symbolic.graph import Expression, Graph, cone
+from fusedrnn.symbolic.operations import OPERATIONS, USER_OPERATIONS
+
+_FORMAT, _VERSION = "fusedrnn.cell", 1
+_KEYS = ("format", "version", "name", "gates", "states", "parameters", "nodes", "next")
+
+# Of a file; a long LSTM has 2 kB.
+MOST_BYTES = 1 << 20
+MOST_SAVED_NODES = 4096
+
+
+def cell_to_json(cell: DefinedCell) -> str:
+    """Return a cell as JSON.
+
+    `nodes` is a list of ["input", name], ["constant", value] and [operation, index, ...], where an index is
+    the place of an earlier node; `next` has the place of each state's expression.
+    """
+    nodes = cone(cell.next_states.values())
+    place = {node.id: i for i, node in enumerate(nodes)}
+    listed: list[list[Any]] = []
+    for node in nodes:
+        if node.operation == "input":
+            listed.append(["input", node.name])
+        elif node.operation == "constant":
+            listed.append(["constant", node.value])
+        else:
+            listed.append([node.operation, *(place[a.id] for a in node.arguments)])
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "name": cell.name,
+        "gates": cell.gates,
+        "states": cell.states,
+        "parameters": cell.parameters,
+        "nodes": listed,
+        "next": {state: place[node.id] for state, node in cell.next_states.items()},
+    }
+    return json.dumps(content)
+
+
+def cell_from_json(text: str) -> DefinedCell:
+    """Return the cell that `cell_to_json` wrote; nothing in the text is executed.
+
+    Raises:
+        TypeError: `text` is no str.
+        ValueError: it is no cell.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"cell: expected a str of JSON, got {type(text).__name__}")
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"cell: expected JSON of at most {MOST_BYTES} characters, got {len(text)}")
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"cell: expected JSON of a cell, got what is none: {error}") from None
+    if not isinstance(content, dict) or set(content) != set(_KEYS) or content["format"] != _FORMAT:
+        raise ValueError(f"cell: expected a JSON object of format {_FORMAT!r} with {', '.join(_KEYS)}")
+    if content["version"] != _VERSION:
+        raise ValueError(f"cell: version: expected {_VERSION}, got {content['version']!r:.40}")
+    names = {}
+    for kind in ("gates", "states", "parameters"):
+        names[kind] = content[kind]
+        if not isinstance(names[kind], list) or not all(isinstance(n, str) for n in names[kind]):
+            raise ValueError(f"cell: {kind}: expected a list of names")
+    check_declared(content["name"], **names)
+    known = [f"{kind}.{gate}" for kind in "xha" for gate in names["gates"]]
+    known += [f"s.{state}" for state in names["states"]] + [f"p.{name}" for name in names["parameters"]]
+    graph = Graph()
+    nodes = _read_nodes(graph, content["nodes"], frozenset(known))
+    after = content["next"]
+    if not isinstance(after, dict) or set(after) != set(names["states"]):
+        raise ValueError(f"cell: next: expected an expression for each of {', '.join(names['states'])}")
+    next_states = {
+        state: nodes[_index(f"next.{state}", after[state], len(nodes))] for state in names["states"]
+    }
+    return DefinedCell(content["name"], **names, graph=graph, next_states=next_states)
+
+
+def _read_nodes(graph: Graph, listed: Any, known: frozenset[str]) -> list[Expression]:
+    if not isinstance(listed, list) or not 1 <= len(listed) <= MOST_SAVED_NODES:
+        raise ValueError(f"cell: nodes: expected a list of 1 to {MOST_SAVED_NODES} operations")
+    nodes: list[Expression] = []
+    for i, entry in enumerate(listed):
+        where = f"nodes[{i}]"
+        if not isinstance(entry, list) or not entry or not isinstance(entry[0], str):
+            raise ValueError(f"cell: {where}: expected [operation, argument, ...]")
+        operation, *args = entry
+        arity = 1 if operation in ("input", "constant") else None
+        if arity is None and operation in USER_OPERATIONS:
+            arity = OPERATIONS[operation].arity
+        if arity is None:
+            raise ValueError(f"cell: {where}: expected one of the known operations, got {operation!r:.40}")
+        if len(args) != arity:
+            raise ValueError(f"cell: {where}: expected {arity} argument(s) of {operation}, got {len(args)}")
+        if operation == "input":
+            if not isinstance(args[0], str) or args[0] not in known:
+                raise ValueError(f"cell: {where}: expected a declared symbol, got {args[0]!r:.40}")
+            kind, _, name = args[0].partition(".")
+            pair = (graph.input(f"x.{name}"), graph.input(f"h.{name}")) if kind == "a" else None
+            nodes.append(graph.make("add", *pair) if pair else graph.input(args[0]))
+        elif operation == "constant":
+            value = args[0]
+            if type(value) not in (int, float) or not abs(value) < math.inf or abs(value) > 1e308:
+                raise ValueError(f"cell: {where}: expected a finite constant, got {value!r:.40}")
+            nodes.append(graph.constant(value))
+        else:
+            operands = [nodes[_index(where, a, i)] for a in args]
+            if operation == "where" and not operands[0].is_condition:
+                raise ValueError(f"cell: {where}: expected a comparison as the condition of where")
+            nodes.append(graph.make(operation, *operands))
+    return nodes
+
+
+def _index(where: str, value: Any, end: int) -> int:
+    if type(value) is not int or not 0 <= value < end:
+        raise ValueError(
+            f"cell: {where}: expected the index of an earlier node, below {end}, got {value!r:.40}"
+        )
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of a cell")

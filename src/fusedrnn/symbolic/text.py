@@ -1,0 +1,70 @@
+"""Expressions as text."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fusedrnn.symbolic.graph import Expression
+
+# The sign of an operation and how tightly it binds.
+_INFIX = {
+    "less": ("<", 1),
+    "less_equal": ("<=", 1),
+    "add": ("+", 2),
+    "subtract": ("-", 2),
+    "multiply": ("*", 3),
+    "divide": ("/", 3),
+}
+_DEEPEST = 12
+
+
+def render(node: "Expression", names: Mapping[int, str], depth: int = 0) -> str:
+    """Return an expression as text; a node whose id has a name is that name, except at the top."""
+    if depth and node.id in names:
+        return names[node.id]
+    if node.operation == "input":
+        return node.name
+    if node.operation == "constant":
+        return f"{node.value:.17g}" if float(f"{node.value:.9g}") != node.value else f"{node.value:.9g}"
+    if depth > _DEEPEST:
+        return "..."
+    parts = [render(a, names, depth + 1) for a in node.arguments]
+    if node.operation in _INFIX:
+        sign, tightness = _INFIX[node.operation]
+        for i, argument in enumerate(node.arguments):
+            if _tightness(argument, names) < tightness + i:
+                parts[i] = f"({parts[i]})"
+        return f"{parts[0]} {sign} {parts[1]}"
+    if node.operation == "negative":
+        return f"-({parts[0]})" if _tightness(node.arguments[0], names) < 4 else f"-{parts[0]}"
+    return f"{node.operation}({', '.join(parts)})"
+
+
+def _tightness(node: "Expression", names: Mapping[int, str]) -> int:
+    if node.id in names or (node.operation == "constant" and node.value >= 0):
+        return 4
+    if node.operation in ("negative", "constant"):
+        return 2
+    return _INFIX[node.operation][1] if node.operation in _INFIX else 4
+
+
+def equations(nodes: list["Expression"], outputs: Mapping[str, "Expression"]) -> list[str]:
+    """Return `name = expression` for each output, and before them for values that are used more than once."""
+    uses: dict[int, int] = {}
+    depth: dict[int, int] = {}
+    for node in nodes:
+        depth[node.id] = 1 + max((depth[a.id] for a in node.arguments), default=0)
+        for argument in node.arguments:
+            uses[argument.id] = uses.get(argument.id, 0) + 1
+        if depth[node.id] >= _DEEPEST:
+            uses[node.id] = 2
+            depth[node.id] = 1
+    names: dict[int, str] = {}
+    lines = []
+    for node in nodes:
+        if node.arguments and (uses.get(node.id, 0) > 1 or depth[node.id] == 1):
+            lines.append(f"t{len(names) + 1} = {render(node, names)}")
+            names[node.id] = f"t{len(names) + 1}"
+    for name, node in outputs.items():
+        lines.append(f"{name} = {names.get(node.id) or render(node, names)}")
+    return lines
