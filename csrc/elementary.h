@@ -3,7 +3,7 @@
 //
 // Maximum error, measured by tests/test_programs.py, in units in the last place of the result unless it says otherwise:
 //   log       2 ULP
-//   softplus  3 ULP
+//   softplus  2 ULP
 //   elu       2 ULP
 //   erf       2 ULP
 //   sin, cos  1 ULP of 1 for |x| <= 4096 (float) or 10^6 (double); farther away they lose accuracy, and mean nothing

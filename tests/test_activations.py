@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import LAYOUTS, Array
-from tolerances import ULP
+from tolerances import ULP, ulp_error
 
 import fusedrnn as fr
 from fusedrnn import _core
@@ -40,20 +40,6 @@ FUNCTIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Wide], Wide]]] = 
     "sigmoid": (_core.sigmoid, exact_sigmoid),
     "tanh": (_core.tanh, exact_tanh),
 }
-
-
-def ulp_error(got: Array, exact: Wide) -> Array:
-    """|got - exact| in units in the last place of the exact value; denormal results and overflow apart."""
-    info = np.finfo(got.dtype)
-    wide = exact.dtype.type
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = np.abs(exact).astype(got.dtype)
-        ulp = np.spacing(np.clip(rounded, info.tiny, info.max)).astype(wide)
-        error = np.abs(got.astype(wide) - exact) / ulp
-    # An exact value beyond the largest number may give it or Inf; an exact denormal may give 0.
-    beyond = np.abs(exact) > wide(info.max)
-    error = np.where(beyond & (np.abs(got) >= info.max), 0.0, error)
-    return np.where((np.abs(exact) < wide(info.tiny)) & (got == 0), 0.0, error)
 
 
 def worst(name: str, x: Array, wide: type) -> tuple[float, float]:

@@ -42,3 +42,17 @@ def assert_close(got: Any, want: Any, quantity: str, what: str = "", dtype: str 
     limit = TOLERANCE[dtype or got.dtype.name][quantity]
     error = relative_error(got, want)
     assert error <= limit, f"{what or quantity}: relative error {error:.3g}, allowed {limit:g}"
+
+
+def ulp_error(got: Any, exact: Any) -> Any:
+    """|got - exact| in units in the last place of the exact value; denormal results and overflow apart."""
+    info = np.finfo(got.dtype)
+    wide = exact.dtype.type
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = np.abs(exact).astype(got.dtype)
+        ulp = np.spacing(np.clip(rounded, info.tiny, info.max)).astype(wide)
+        error = np.abs(got.astype(wide) - exact) / ulp
+    # An exact value beyond the largest number may give it or Inf; an exact denormal may give 0.
+    beyond = np.abs(exact) > wide(info.max)
+    error = np.where(beyond & (np.abs(got) >= info.max), 0.0, error)
+    return np.where((np.abs(exact) < wide(info.tiny)) & (got == 0), 0.0, error)

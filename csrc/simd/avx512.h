@@ -157,8 +157,11 @@ FUSEDRNN_INLINE VecD round(VecD a) {
 }
 FUSEDRNN_INLINE VecD sqrt(VecD a) { return {_mm512_sqrt_pd(a.v)}; }
 FUSEDRNN_INLINE VecD exponent(VecD a) {
+    // As the last bits of 2^52 they are a number.
+    const __m512d power = _mm512_set1_pd(4503599627370496.0);
     const __m512i biased = _mm512_srli_epi64(_mm512_castpd_si512(a.v), 52);
-    return {_mm512_cvtepi64_pd(_mm512_sub_epi64(biased, _mm512_set1_epi64(1023)))};
+    const __m512d sum = _mm512_castsi512_pd(_mm512_or_si512(biased, _mm512_castpd_si512(power)));
+    return {_mm512_sub_pd(sum, _mm512_add_pd(power, _mm512_set1_pd(1023)))};
 }
 FUSEDRNN_INLINE VecD pow2n(VecD n) {
     const __m512i biased = _mm512_add_epi64(_mm512_cvtpd_epi64(n.v), _mm512_set1_epi64(1023));

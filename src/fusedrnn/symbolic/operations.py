@@ -21,7 +21,7 @@ class Operation:
     Attributes:
         arity: number of arguments.
         evaluate: its value by NumPy, of arrays or numbers.
-        cost: about how many cycles a vector takes; 1 for an addition.
+        cost: the time it takes over a tile of 32 rows, in additions, as measured with AVX2 in float32.
         commutative: whether its two arguments may change places without a change of a bit.
     """
 
@@ -45,28 +45,28 @@ PROGRAM_OPERATIONS: dict[str, Operation] = {
     "add": Operation(2, np.add, commutative=True),
     "subtract": Operation(2, np.subtract),
     "multiply": Operation(2, np.multiply, commutative=True),
-    "divide": Operation(2, np.divide, 5),
-    "fma": Operation(3, lambda a, b, c: a * b + c),
+    "divide": Operation(2, np.divide, 1.7),
+    "fma": Operation(3, lambda a, b, c: a * b + c, 1.4),
     # The gradient a b through a sigmoid and a tanh of value y.
-    "sigmoid_slope": Operation(3, lambda a, b, y: a * b * (y * (1 - y)), 2),
-    "tanh_slope": Operation(3, lambda a, b, y: a * b * (1 - y * y), 2),
-    "less": Operation(2, lambda a, b: np.less(a, b) + 0.0),
+    "sigmoid_slope": Operation(3, lambda a, b, y: a * b * (y * (1 - y)), 1.7),
+    "tanh_slope": Operation(3, lambda a, b, y: a * b * (1 - y * y), 1.7),
+    "less": Operation(2, lambda a, b: np.less(a, b) + 0.0, 1.3),
     "less_equal": Operation(2, lambda a, b: np.less_equal(a, b) + 0.0, 2),
-    "where": Operation(3, lambda c, a, b: np.where(np.greater(c, 0), a, b)),
-    "minimum": Operation(2, np.minimum, 2, commutative=True),
-    "maximum": Operation(2, np.maximum, 2, commutative=True),
+    "where": Operation(3, lambda c, a, b: np.where(np.greater(c, 0), a, b), 1.5),
+    "minimum": Operation(2, np.minimum, 1.5, commutative=True),
+    "maximum": Operation(2, np.maximum, 1.5, commutative=True),
     "abs": Operation(1, np.abs),
     "relu": Operation(1, lambda a: np.maximum(a, 0)),
-    "sqrt": Operation(1, np.sqrt, 6),
-    "exp": Operation(1, np.exp, 9),
-    "log": Operation(1, np.log, 15),
-    "sigmoid": Operation(1, _sigmoid, 14),
-    "tanh": Operation(1, np.tanh, 14),
-    "softplus": Operation(1, lambda a: np.logaddexp(a, 0), 25),
-    "elu": Operation(1, lambda a: np.where(np.greater(a, 0), a, np.expm1(np.minimum(a, 0))), 10),
-    "erf": Operation(1, _erf, 25),
-    "sin": Operation(1, np.sin, 15),
-    "cos": Operation(1, np.cos, 15),
+    "sqrt": Operation(1, np.sqrt, 2.5),
+    "exp": Operation(1, np.exp, 5),
+    "log": Operation(1, np.log, 14),
+    "sigmoid": Operation(1, _sigmoid, 9),
+    "tanh": Operation(1, np.tanh, 6.5),
+    "softplus": Operation(1, lambda a: np.logaddexp(a, 0), 11),
+    "elu": Operation(1, lambda a: np.where(np.greater(a, 0), a, np.expm1(np.minimum(a, 0))), 4.5),
+    "erf": Operation(1, _erf, 13),
+    "sin": Operation(1, np.sin, 7),
+    "cos": Operation(1, np.cos, 7),
 }
 
 OPERATIONS: dict[str, Operation] = {

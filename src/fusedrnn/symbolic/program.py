@@ -211,10 +211,9 @@ def _slope(node: Expression) -> tuple[str, Expression] | None:
     return None
 
 
-# Cycles that a value on the tape takes, written in forward and read in backward from memory that no cache
-# holds; and those of one more operation, whatever it does.
-_SAVE_COST = 25.0
-_DISPATCH_COST = 1.5
+# What a value on the tape takes, in additions: it is written in forward and read in backward, from memory
+# that no cache holds.
+_SAVE_COST = 15.0
 # Values among which the cheapest choice is looked for; the time grows with the square of their number.
 _MOST_CUT_NODES = 400
 
@@ -245,7 +244,7 @@ def choose_saved(
         at_hand, computed = 2 * node.id, 2 * node.id + 1
         flow.connect(at_hand, computed, _SAVE_COST if node.id in may_save else flow.INFINITE)
         flow.connect(computed, at_hand, flow.INFINITE)
-        cost = OPERATIONS[node.operation].cost + _DISPATCH_COST if node.arguments else flow.INFINITE
+        cost = OPERATIONS[node.operation].cost if node.arguments else flow.INFINITE
         flow.connect(computed, flow.END, cost)
         for a in node.arguments:
             if a.id in known:
