@@ -27,8 +27,8 @@ from tolerances import CENTRAL_DIFFERENCES
 
 from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_cell, sym
 from fusedrnn.symbolic.gradient import gradients
-from fusedrnn.symbolic.graph import Expression, Graph
-from fusedrnn.symbolic.operations import PROGRAM_OPERATIONS, USER_OPERATIONS
+from fusedrnn.symbolic.graph import Expression, Graph, cone
+from fusedrnn.symbolic.operations import OPERATIONS, PROGRAM_OPERATIONS, USER_OPERATIONS
 from fusedrnn.symbolic.program import MOST_SLOTS, lower
 
 
@@ -246,6 +246,60 @@ def test_next_states_may_lie_where_the_states_were(cell: DefinedCell) -> None:
     got = evaluate_in_place(cell, inputs)
     for name, value in want.items():
         assert np.array_equal(got[name], value), name
+
+
+def directly(outputs: dict[str, Expression], inputs: Values) -> Values:
+    """Expressions by their definition, node by node."""
+    values: dict[int, Any] = {}
+    for node in cone(outputs.values()):
+        if node.operation == "input":
+            values[node.id] = inputs[node.name]
+        elif node.operation == "constant":
+            values[node.id] = np.full(N, node.value)
+        else:
+            values[node.id] = OPERATIONS[node.operation].evaluate(*(values[a.id] for a in node.arguments))
+    return {name: values[node.id] for name, node in outputs.items()}
+
+
+def random_step(rng: np.random.Generator) -> Callable[[Any, Any, Any, Any], Any]:
+    """A step of random operations with shared values, dead ends and states that pass through."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
+        pool = [x.a, h.a, x.a + h.a, x.b + h.b, s.h, s.c, s.m, p.w]
+        functions = (sym.tanh, sym.sigmoid, sym.relu, sym.sin, sym.elu, sym.softplus, abs, sym.heaviside)
+        for _ in range(int(rng.integers(2, 30))):
+            a, b, c = (pool[int(i)] for i in rng.integers(len(pool), size=3))
+            kind = int(rng.integers(7))
+            pool.append(
+                functions[int(rng.integers(len(functions)))](a + c)
+                if kind < 3
+                else (a - b, a * b, sym.where(a < c, b, c), sym.maximum(a, sym.tanh(c)))[kind - 3]
+            )
+        last = [pool[int(i)] for i in rng.integers(len(pool) // 2, len(pool), size=3)]
+        used = sym.tanh(x.a + h.a + p.w) + sym.sin(h.b)
+        return {"h": sym.tanh(last[0]) + used, "c": sym.tanh(last[1]), "m": sym.tanh(last[2])}
+
+    return step
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_programs_compute_what_the_expressions_say(seed: int) -> None:
+    """Whatever is kept, fused, put where a state was or computed again."""
+    step = random_step(np.random.default_rng(seed))
+    cell = define_cell("random", "a b", "h c m", step, parameters="w")
+    inputs = random_inputs(cell.inference.inputs, seed)
+    inputs |= random_inputs(tuple(f"dnext.{state}" for state in cell.states), seed + 1)
+    want = directly({f"next.{state}": node for state, node in cell.next_states.items()}, inputs)
+    want |= directly(cell.gradients, inputs)
+    got = cell.forward.evaluate(inputs) | backward_of(cell, inputs, {})
+    in_place = evaluate_in_place(cell, inputs)
+    for name, value in want.items():
+        scale = max(1.0, float(np.abs(value).max()))
+        assert np.abs(got[name] - value).max() <= 1e-13 * scale, name
+        if name in in_place:
+            assert np.array_equal(in_place[name], np.broadcast_to(got[name], N)), name
+    again = cell_from_json(cell_to_json(cell))
+    assert (again.forward, again.backward) == (cell.forward, cell.backward)
 
 
 def test_sums_are_taken_with_both_halves_of_a_gate_first() -> None:
