@@ -21,10 +21,10 @@ int main(int argc, char** argv) {
         const fusedrnn::Kernels& kernels = fusedrnn::kernels();
         std::printf("isa %s, lanes %d %d\n", kernels.isa, kernels.f32->lanes, kernels.f64->lanes);
         kernel_check::Report report(every);
-        kernel_check::check_layers(*kernels.f32, *kernels.layers_f32, report);
-        kernel_check::check_layers(*kernels.f64, *kernels.layers_f64, report);
         kernel_check::check_programs(*kernels.f32, *kernels.layers_f32, report);
         kernel_check::check_programs(*kernels.f64, *kernels.layers_f64, report);
+        kernel_check::check_layers(*kernels.f32, *kernels.layers_f32, report);
+        kernel_check::check_layers(*kernels.f64, *kernels.layers_f64, report);
         kernel_check::check_cells<float>(kernels, kernels.f32->lanes, report);
         kernel_check::check_cells<double>(kernels, kernels.f64->lanes, report);
         std::printf("%d cases, %d failures\n", report.cases(), report.failures());
