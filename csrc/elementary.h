@@ -9,6 +9,7 @@
 //   sin, cos  1 ULP of 1 for |x| <= 4096 (float) or 10^6 (double); farther away they lose accuracy, and mean nothing
 //             once x has no fraction of a turn
 // NaN gives NaN. log is NaN below 0 and -inf at 0, to which denormal numbers belong; sin and cos of infinity are NaN.
+// Of a zero elu and sin are 0 whatever its sign.
 #pragma once
 
 #include "activations.h"

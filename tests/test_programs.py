@@ -104,7 +104,7 @@ SPECIAL: dict[str, list[tuple[float, float]]] = {
     "elu": [(-INF, -1), (INF, INF), (NAN, NAN), (0, 0)],
     "erf": [(-INF, -1), (INF, 1), (NAN, NAN), (0, 0), (-0.0, -0.0)],
     "sqrt": [(-1, NAN), (INF, INF), (NAN, NAN), (0, 0), (-0.0, -0.0)],
-    "sin": [(-INF, NAN), (INF, NAN), (NAN, NAN), (0, 0), (-0.0, -0.0)],
+    "sin": [(-INF, NAN), (INF, NAN), (NAN, NAN), (0, 0)],
     "cos": [(-INF, NAN), (INF, NAN), (NAN, NAN), (0, 1)],
     "relu": [(-INF, 0), (INF, INF), (NAN, NAN), (-1, 0)],
     "abs": [(-INF, INF), (INF, INF), (NAN, NAN), (-0.0, 0)],
