@@ -1,4 +1,6 @@
 // Programs of pointwise operations (csrc/cells/program.h), run over arrays: how they are tested.
+#include "bindings/programs.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -11,14 +13,8 @@
 #include "layers/layer_table.h"
 
 namespace fusedrnn {
-namespace {
 
-// Rows of a tile: few enough that the slots of a long program stay in the L1 cache.
-constexpr std::int64_t kTileRows = 8;
-constexpr std::int64_t kMostSlots = 256;
-
-// The instructions of a program whose slots from `first_written` to `slots` may be written. A private copy, checked.
-std::vector<Instruction> read_code(const py::object& code_, std::int64_t first_written, std::int64_t slots) {
+std::vector<Instruction> read_code(py::handle code_, std::int64_t first_written, std::int64_t slots) {
     const Array code = Array::int64(code_, "code").shape({{"N"}, {"5", 5}}).contiguous();
     const std::vector<std::int64_t> numbers(code.data<std::int64_t>(),
                                             code.data<std::int64_t>() + code.size());
@@ -39,18 +35,23 @@ std::vector<Instruction> read_code(const py::object& code_, std::int64_t first_w
     return read;
 }
 
+namespace {
+
+// Rows of a tile: few enough that the slots of a long program stay in the L1 cache.
+constexpr std::int64_t kTileRows = 8;
+
 py::array run_program(const py::object& code_, const py::object& constants_, const py::object& inputs_,
                       const py::object& outputs_, const py::object& temporaries_) {
     const Array inputs = Array::floats(inputs_, "inputs").shape({{"I"}, {"N"}}).contiguous();
     const Array constants = Array::like(constants_, "constants", inputs).shape({{"C"}}).contiguous();
     const std::int64_t n = inputs.size(1);
-    const std::int64_t outputs = integer(outputs_, "outputs", 1, kMostSlots);
-    const std::int64_t temporaries = integer(temporaries_, "temporaries", 0, kMostSlots);
+    const std::int64_t outputs = integer(outputs_, "outputs", 1, kMaxProgramSlots);
+    const std::int64_t temporaries = integer(temporaries_, "temporaries", 0, kMaxProgramSlots);
     const std::int64_t first_input = constants.size(), first_output = first_input + inputs.size(0);
     const std::int64_t slots = first_output + outputs + temporaries;
-    if (slots > kMostSlots) {
+    if (slots > kMaxProgramSlots) {
         throw py::value_error("constants, inputs, outputs, temporaries: expected at most " +
-                              std::to_string(kMostSlots) + " together, got " + std::to_string(slots));
+                              std::to_string(kMaxProgramSlots) + " together, got " + std::to_string(slots));
     }
     const std::vector<Instruction> code = read_code(code_, first_output, slots);
     py::array result = new_array(inputs.dtype(), {outputs, n});

@@ -9,7 +9,13 @@
 
 namespace fusedrnn {
 
-const RecurrentCell& cell_by_name(const std::string& name) { return cell_among(kernels().cells, name); }
+const RecurrentCell& cell_by_name(const std::string& name) {
+    for (const RecurrentCell& cell : kernels().cells) {
+        if (name == cell.name) return cell;
+    }
+    const RecurrentCell* const defined = defined_cell(name);
+    return defined != nullptr ? *defined : cell_among(kernels().cells, name);
+}
 
 Array WeightArrays::input_weight(const RecurrentCell& cell, py::handle params) {
     const int place = cell.place(Role::kInputWeight);
@@ -117,8 +123,9 @@ py::object extent_object(const Extent& extent) {
     return py::make_tuple(extent.times, kSymbols[static_cast<int>(extent.size)]);
 }
 
-// What src/fusedrnn/cells.py knows of a cell.
-py::dict description(const CellTraits& cell) {
+}  // namespace
+
+py::dict cell_description(const CellTraits& cell) {
     constexpr const char* kNeeds[] = {"required", "optional", "refused"};
     constexpr const char* kRoles[] = {"input_weight", "hidden_weight", "input_bias",
                                       "hidden_bias",  "projection",    "per_unit"};
@@ -138,11 +145,9 @@ py::dict description(const CellTraits& cell) {
     return d;
 }
 
-}  // namespace
-
 void bind_recurrent(py::module_& m) {
     py::dict cells;
-    for (const RecurrentCell& c : kernels().cells) cells[c.name] = description(c);
+    for (const RecurrentCell& c : kernels().cells) cells[c.name] = cell_description(c);
     m.attr("cells") = cells;
 
     py::class_<WeightCache, std::shared_ptr<WeightCache>>(m, "WeightCache")

@@ -6,7 +6,11 @@
 
 namespace fusedrnn {
 
+// A compiled cell by its name, or one that was defined by its key.
 const RecurrentCell& cell_by_name(const std::string& name);
+const RecurrentCell* defined_cell(const std::string& key);
+// What src/fusedrnn/cells.py knows of a cell.
+py::dict cell_description(const CellTraits& cell);
 
 // The checked weights of one layer and direction, contiguous, in the order of the cell's schema, and the sizes that follow
 // from them (T and B are not set).

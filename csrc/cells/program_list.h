@@ -63,4 +63,31 @@ struct Slot {
     std::int64_t stride;
 };
 
+inline constexpr int kMaxProgramSlots = 256;
+
+// One of the programs of a cell. Its slots are constants, then the values that the driver places, then those that a tile
+// keeps to itself.
+struct Program {
+    const Instruction* code;
+    std::int64_t length;
+    const double* constants;
+    const std::uint16_t* values;  // of each placed slot which value it is, see CellPrograms
+    int constant_count, placed, temporaries;
+    // Bit k: whether it reads state k before the step, and whether that after it, or its gradient.
+    std::uint32_t reads_before, reads_after;
+
+    int slots() const { return constant_count + placed + temporaries; }
+};
+
+// What a cell that is data consists of. Its programs' values are numbered: the gates of gx, or in backward their gradients, from
+// 0 on; the gates that the recurrent product brings, or their gradients; states after the step, or the gradients that
+// reach them; states before the step; values kept for backward; per-unit parameters; and in backward the gradients of
+// states before the step and of parameters.
+struct CellPrograms {
+    Program forward, inference, backward;  // inference: forward without what it keeps
+    bool hidden_product;                   // whether h is multiplied at all
+    int gates, after, before, saved, units, before_gradients, unit_gradients,
+        values;  // where each kind begins
+};
+
 }  // namespace fusedrnn

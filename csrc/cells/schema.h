@@ -32,7 +32,8 @@ struct Parameter {
     Extent rows, columns;  // columns of one: a vector
 };
 
-inline constexpr int kMaxParameters = 12;
+inline constexpr int kMaxStates = 8;
+inline constexpr int kMaxParameters = 24;
 
 template <int kCount>
 struct Schema {

@@ -9,17 +9,19 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 template <class Cell, class T>
-class Backward {
+class Backward : CellSizes<Cell> {
   public:
-    static constexpr int G = Cell::kGates, S = Cell::kStates;
+    using Sizes = CellSizes<Cell>;
+    using Sizes::G, Sizes::S, Sizes::kMostStates;
     static constexpr std::int64_t L = Vec<T>::kLanes;
     using V = Vec<T>;
     using Member = typename BackwardPlan<Cell, T>::Member;
 
     Backward(const BackwardProblem<T>& problem, Team& team, void* workspace)
-        : p_(problem),
+        : Sizes(*problem.cell),
+          p_(problem),
           team_(team),
-          plan_(problem.dims, problem.saved == nullptr),
+          plan_(*problem.cell, problem.dims, problem.saved == nullptr),
           gradients_(problem, plan_, team),
           recompute_(problem, plan_, team),
           arena_(workspace),
@@ -35,6 +37,10 @@ class Backward {
         for (int i = 0; i <= member; ++i) {
             m = plan_.take_member(p_.dims, arena);
             again = Recompute<Cell, T>::take_member(plan_, arena);
+        }
+        if constexpr (Sizes::kIsProgram) {
+            m.tiles.use(plan_.programs->backward);
+            if (plan_.recompute) again.tiles.use(plan_.programs->forward);
         }
         const Part part = part_of(p_.dims, plan_.panels, team_.size(), member);
         const bool by_units = part.stride == 1 && team_.size() > 1;
@@ -101,7 +107,8 @@ class Backward {
 
     // acc = (gate gradients of the step at `place`) W_hh for n rows from r on: output panels u and following.
     void recurrent_product(const Part& part, Member& m, const Place& place, std::int64_t u,
-                           std::int64_t count, std::int64_t r, std::int64_t n) {
+                           std::int64_t count, std::int64_t r, std::int64_t n, std::int64_t room) {
+        if (!this->multiplies_h) return;
         for (std::int64_t i = 0; i < n; ++i)
             m.a_rows[i] = gradient(plan_.dgh, place, 0, part.position(r + i));
         GemmArgs<T> args{};
@@ -115,7 +122,7 @@ class Backward {
         args.panels = count;
         args.columns = p_.dims.P - u * L;
         args.out = m.acc;
-        args.out_panel = kRowGroup * L;
+        args.out_panel = room * L;
         args.out_row = L;
         gemm<T, 1>(args);
     }
@@ -131,8 +138,8 @@ class Backward {
         V dh = p_.dy.data == nullptr ? V::set(0) : load_part(p_.dy.row(here.t, b) + unit, valid);
         if (continues) {
             if (!cut) {
-                dh = dh + V::load(acc);
-                if constexpr (Cell::kDirectHidden) dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
+                if (this->multiplies_h) dh = dh + V::load(acc);
+                if (this->direct_hidden) dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
             }
         } else if (p_.dfinal[0] != nullptr) {
             dh = dh + load_part(p_.dfinal[0] + b * p_.dims.P + unit, valid);
@@ -154,7 +161,7 @@ class Backward {
         if (later.t >= 0) continuing = smaller(rows, part.rows(p_.schedule.active[later.t]));
         const PreviousStates<Cell, T> previous_states = previous();
         for (std::int64_t i = 0; i < rows; ++i) {
-            const T* found[S];
+            const T* found[kMostStates];
             previous_states.find(here.t, part.position(i), found);
             for (int k = 0; k < S; ++k) m.state_rows[i * S + k] = found[k];
         }
@@ -162,8 +169,9 @@ class Backward {
             project_gradients(part, m, member, later, here, rows, continuing);
             return;
         }
-        const PanelGroups groups(part.panels.end - part.panels.begin, panels_at_once<1>(rows),
+        const PanelGroups groups(part.panels.end - part.panels.begin, group_panels<Cell, 1>(rows),
                                  (here.t & 1) != 0);
+        const std::int64_t room = group_rows<Cell>(rows);
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
             const std::int64_t count = end - u, first = part.panels.begin + u;
@@ -171,18 +179,89 @@ class Backward {
                 const std::int64_t n = smaller(kRowGroup, rows - r);
                 if (team_.cancelled(member, n * count * panel_work())) return;
                 prefetch_cells(part, m, here, {first, first + count}, {r, r + n});
-                recurrent_product(part, m, later, first, count, r, larger(0, smaller(n, continuing - r)));
-                for (std::int64_t v = 0; v < count; ++v) {
-                    const std::int64_t unit = (first + v) * L;
-                    for (std::int64_t i = r; i < r + n; ++i) {
-                        const std::int64_t position = part.position(i);
-                        const bool continues = i < continuing;
-                        const bool cut =
-                            continues && previous_states.is_cut(later.t, row_of(position), position);
-                        const T* acc = m.acc + (v * kRowGroup + i - r) * L;
-                        const V dh = hidden_gradient(here, position, unit, continues, cut, acc);
-                        cell_backward(m, here, first + v, i, position, dh, continues, cut);
+                recurrent_product(part, m, later, first, count, r, larger(0, smaller(n, continuing - r)),
+                                  room);
+                if constexpr (Sizes::kIsProgram) {
+                    run_program_cells(part, m, later, here, {first, first + count}, r, n, continuing, room);
+                } else {
+                    for (std::int64_t v = 0; v < count; ++v) {
+                        const std::int64_t unit = (first + v) * L;
+                        for (std::int64_t i = r; i < r + n; ++i) {
+                            const std::int64_t position = part.position(i);
+                            const bool continues = i < continuing;
+                            const bool cut =
+                                continues && previous_states.is_cut(later.t, row_of(position), position);
+                            const T* acc = m.acc + (v * kRowGroup + i - r) * L;
+                            const V dh = hidden_gradient(here, position, unit, continues, cut, acc);
+                            cell_backward(m, here, first + v, i, position, dh, continues, cut);
+                        }
                     }
+                }
+            }
+        }
+    }
+
+    // The program's backward for n rows from r on of a group of panels.
+    void run_program_cells(const Part& part, Member& m, const Place& later, const Place& here, Range panels,
+                           std::int64_t r, std::int64_t n, std::int64_t continuing, std::int64_t acc_rows) {
+        auto& tiles = m.tiles;
+        const CellPrograms& at = *plan_.programs;
+        const std::uint32_t reads = at.backward.reads_after;
+        const PreviousStates<Cell, T> previous_states = previous();
+        const std::int64_t position = part.position(r), unit = panels.begin * L, row = part.stride * L;
+        const std::int64_t kept = this->kept, units = this->units;
+        // The gradients that reach the states; those of the states beyond h are where the later step put them, if all of these
+        // rows have one and no reset comes between.
+        const bool in_place = r + n <= continuing && p_.schedule.resets == nullptr;
+        if (in_place) {
+            for (int k = 1; k < S; ++k) {
+                tiles.place(at.after + k,
+                            {plan_.carry + (position * S + k) * hp_ + unit, part.stride * S * hp_, L});
+            }
+        }
+        for (std::int64_t i = r; i < r + n; ++i) {
+            const std::int64_t p = part.position(i);
+            const bool continues = i < continuing;
+            const bool cut = continues && previous_states.is_cut(later.t, row_of(p), p);
+            for (int k = 0; k < (in_place ? 1 : S); ++k) {
+                if ((reads >> k & 1) == 0) continue;
+                const auto to = tiles.gathered(S + k, n);
+                for (std::int64_t u = 0; u < panels.end - panels.begin; ++u) {
+                    const T* acc = m.acc + (u * acc_rows + i - r) * L;
+                    const V d = k == 0 ? hidden_gradient(here, p, unit + u * L, continues, cut, acc)
+                                       : state_gradient(k, p, unit + u * L, continues, cut);
+                    d.store(to.at + (i - r) * to.row + u * to.panel);
+                }
+            }
+        }
+        for (int k = 0; k < (in_place ? 1 : S); ++k) tiles.place(at.after + k, tiles.gathered(S + k, n));
+        for (int k = 0; k < S; ++k) {
+            if ((at.backward.reads_before >> k & 1) == 0) continue;
+            tiles.place_rows(at.before + k, m.state_rows + r * S + k, S, n, panels, p_.dims.H, k);
+        }
+        tiles.place(at.saved, this->kept, const_cast<T*>(saved_at(here, panels.begin, position)), L,
+                    row * kept, p_.schedule.active[here.t] * kept * L);
+        tiles.place(at.units, this->units, p_.weights.units + panels.begin * units * L, L, 0, units * L);
+        const std::int64_t gate_row = row * G, gate_panel = plan_.block_rows * G * L;
+        T* const dgx = gradient(plan_.dgx, here, panels.begin, position);
+        T* const dgh = gradient(plan_.dgh, here, panels.begin, position);
+        tiles.place(0, G, dgx, L, gate_row, gate_panel);
+        tiles.place(at.gates, G, dgh, L, gate_row, gate_panel);
+        tiles.place(at.before_gradients, S, plan_.carry + position * S * hp_ + unit, hp_,
+                    part.stride * S * hp_, L);
+        tiles.place(
+            at.unit_gradients, this->units,
+            plan_.dunits[here.buffer] + (panels.begin * plan_.block_rows + here.row + position) * units * L,
+            L, row * units, plan_.block_rows * units * L);
+        tiles.run(n, panels.end - panels.begin);
+        // The products over the gates' gradients read the lanes past the last unit, too.
+        const std::int64_t last = panels.end - 1, valid = p_.dims.H - last * L;
+        if (valid >= L) return;
+        for (std::int64_t i = 0; i < n; ++i) {
+            for (int g = 0; g < G; ++g) {
+                for (T* gates : {dgx, dgh}) {
+                    T* to = gates + (last - panels.begin) * gate_panel + i * gate_row + g * L;
+                    store_padded(V::load(to), to, valid);
                 }
             }
         }
@@ -193,7 +272,7 @@ class Backward {
     const T* saved_at(const Place& here, std::int64_t panel, std::int64_t position) const {
         const std::int64_t before = plan_.recompute ? here.row : p_.schedule.offset[here.t];
         const std::int64_t row = before * plan_.panels + panel * p_.schedule.active[here.t] + position;
-        return (plan_.recompute ? plan_.saved : p_.saved) + row * Cell::kSaved * L;
+        return (plan_.recompute ? plan_.saved : p_.saved) + row * this->kept * L;
     }
 
     // The tape of these cells comes from far away: it is on its way while their recurrent product is computed.
@@ -203,9 +282,9 @@ class Backward {
         for (std::int64_t i = rows.begin; i < rows.end; ++i) {
             const std::int64_t position = part.position(i);
             for (std::int64_t panel = panels.begin; panel < panels.end; ++panel)
-                prefetch(saved_at(here, panel, position), Cell::kSaved * L);
+                prefetch(saved_at(here, panel, position), this->kept * L);
             if (p_.dy.data != nullptr) prefetch(p_.dy.row(here.t, row_of(position)) + unit, units);
-            for (int k = Cell::kDirectHidden ? 0 : 1; k < S; ++k)
+            for (int k = this->direct_hidden ? 0 : 1; k < S; ++k)
                 prefetch(m.state_rows[i * S + k] + unit, units);
         }
     }
@@ -252,7 +331,8 @@ class Backward {
             for (std::int64_t u = 0; u < plan_.p_panels; u += at_once) {
                 const std::int64_t count = smaller(at_once, plan_.p_panels - u);
                 if (team_.cancelled(member, n * count * panel_work())) return;
-                recurrent_product(part, m, later, u, count, r, larger(0, smaller(n, continuing - r)));
+                recurrent_product(part, m, later, u, count, r, larger(0, smaller(n, continuing - r)),
+                                  kRowGroup);
                 for (std::int64_t v = 0; v < count; ++v) {
                     const std::int64_t unit = (u + v) * L;
                     for (std::int64_t i = r; i < r + n; ++i) {
@@ -288,8 +368,9 @@ class Backward {
                         const std::int64_t position = part.position(i);
                         const bool cut =
                             i < continuing && previous_states.is_cut(later.t, row_of(position), position);
-                        cell_backward(m, here, u + v, i, position,
-                                      V::load(m.acc + (v * kRowGroup + i - r) * L), i < continuing, cut);
+                        if constexpr (!Sizes::kIsProgram)
+                            cell_backward(m, here, u + v, i, position,
+                                          V::load(m.acc + (v * kRowGroup + i - r) * L), i < continuing, cut);
                     }
                 }
             }
@@ -318,14 +399,13 @@ class Backward {
             for (std::int64_t u = begin; u < end; u += at_once) {
                 const std::int64_t count = smaller(at_once, end - u);
                 if (team_.cancelled(member, n * count * panel_work())) return;
-                recurrent_product(part, m, here, u, count, r, n);
+                recurrent_product(part, m, here, u, count, r, n, kRowGroup);
                 for (std::int64_t v = 0; v < count; ++v) {
                     for (std::int64_t i = r; i < r + n; ++i) {
                         const std::int64_t position = part.position(i), b = row_of(position),
                                            unit = (u + v) * L;
-                        V dh = V::load(m.acc + (v * kRowGroup + i - r) * L);
-                        if constexpr (Cell::kDirectHidden)
-                            dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
+                        V dh = this->multiplies_h ? V::load(m.acc + (v * kRowGroup + i - r) * L) : V::set(0);
+                        if (this->direct_hidden) dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
                         if (previous_states.is_cut(here.t, b, position)) dh = V::set(0);
                         store_part(dh, p_.dinitial[0] + b * p_.dims.P + unit, p_.dims.P - unit);
                     }
@@ -355,8 +435,8 @@ class Backward {
 };
 
 template <class Cell, class T>
-std::int64_t backward_workspace(const RecurrentCell&, const Dims& dims, bool recompute, int threads) {
-    BackwardPlan<Cell, T> plan(dims, recompute);
+std::int64_t backward_workspace(const RecurrentCell& cell, const Dims& dims, bool recompute, int threads) {
+    BackwardPlan<Cell, T> plan(cell, dims, recompute);
     Arena arena(nullptr);
     plan.take_shared(dims, arena);
     for (int member = 0; member < threads; ++member) {

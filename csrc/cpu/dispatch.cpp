@@ -93,13 +93,17 @@ std::vector<RecurrentCell> compiled_cells(const Kernels& chosen) {
     std::vector<RecurrentCell> cells;
     for (int i = 0; i < f32.cell_count; ++i) {
         const bool quantized = f32.quantized[i][0].forward != nullptr;
-        cells.push_back(
-            {f32.traits[i], f32.cells[i], chosen.f64->cells[i], quantized ? f32.quantized[i] : nullptr});
+        cells.push_back({f32.traits[i], f32.cells[i], chosen.f64->cells[i],
+                         quantized ? f32.quantized[i] : nullptr, nullptr});
     }
     return cells;
 }
 
 }  // namespace
+
+RecurrentCell program_cell(const CellTraits& traits, const CellPrograms& programs) {
+    return {traits, kernels().f32->program, kernels().f64->program, nullptr, &programs};
+}
 
 std::vector<IsaStatus> isa_status() {
     std::vector<IsaStatus> status;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/forward_steps.h"
+#include "cpu/program_tiles.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -13,22 +14,26 @@ inline constexpr std::int64_t kLongProduct = std::int64_t{1}
 
 // Sizes and pieces of the workspace of one call.
 template <class Cell, class T>
-struct ForwardPlan {
-    static constexpr std::int64_t G = Cell::kGates, L = Vec<T>::kLanes;
+struct ForwardPlan : CellSizes<Cell> {
+    using CellSizes<Cell>::G, CellSizes<Cell>::S, CellSizes<Cell>::kInterleaved;
+    static constexpr std::int64_t L = Vec<T>::kLanes;
     std::int64_t panels, member_rows, member_panels, steps, block_rows;
     // Shared by all members.
-    ForwardRows<Cell, T> rows;
+    ForwardRows<T> rows;
     T* table_gx;  // projected rows of the table: [panel][V][G][L]
+    const CellPrograms* programs;
     // One piece a member.
     struct Member {
         T *gx, *acc;
         const T **x_rows, **h_rows;
         const T** state_rows;
         T** y_rows;
+        typename TilesOf<Cell, T>::Type tiles;
     };
 
     // `following`: its inputs come from a call that runs meanwhile.
-    ForwardPlan(const Dims& d, int threads, bool following = false) {
+    ForwardPlan(const RecurrentCell& cell, const Dims& d, int threads, bool following = false)
+        : CellSizes<Cell>(cell), programs(cell.programs) {
         panels = panels_of<T>(d.H);
         const bool rows = recurrent_split(d, threads) == Split::kRows;
         member_rows = rows ? (d.B + threads - 1) / threads : d.B;
@@ -40,17 +45,21 @@ struct ForwardPlan {
         block_rows = larger(1, steps * member_rows);
     }
     void take_shared(const Dims& d, Arena& arena) {
-        rows = ForwardRows<Cell, T>(d, arena);
+        rows = ForwardRows<T>(d, S, arena);
         table_gx = arena.template take<T>(panels * d.V * G * L);
     }
     Member take_member(Arena& arena) const {
         Member m;
         m.gx = arena.template take<T>(block_rows * member_panels * G * L);
-        m.acc = arena.template take<T>((accumulator_vectors<G>() + accumulator_vectors<1>()) * L);
+        m.acc =
+            arena.template take<T>((group_vectors<Cell, kInterleaved>() * G + accumulator_vectors<1>()) * L);
         m.x_rows = arena.template take<const T*>(block_rows);
         m.h_rows = arena.template take<const T*>(member_rows);
-        m.state_rows = arena.template take<const T*>(member_rows * Cell::kStates);
+        m.state_rows = arena.template take<const T*>(member_rows * S);
         m.y_rows = arena.template take<T*>(member_rows);
+        if constexpr (CellSizes<Cell>::kIsProgram) {
+            m.tiles = ProgramTiles<T>(programs->forward, programs->inference, programs->values, S + 1, arena);
+        }
         return m;
     }
 };
@@ -59,11 +68,11 @@ template <class Cell, class T>
 class Forward : ForwardSteps<Cell, T> {
   public:
     using Base = ForwardSteps<Cell, T>;
-    using Base::G, Base::S, Base::L, typename Base::V;
+    using Base::G, Base::S, Base::kInterleaved, Base::L, typename Base::V;
 
     Forward(const ForwardProblem<T>& problem, Team& team, void* workspace)
         : Base(problem, team),
-          plan_(problem.dims, team.size(), problem.input_progress != nullptr),
+          plan_(*problem.cell, problem.dims, team.size(), problem.input_progress != nullptr),
           arena_(workspace) {
         plan_.take_shared(p_.dims, arena_);
         this->use(plan_.rows);
@@ -73,6 +82,9 @@ class Forward : ForwardSteps<Cell, T> {
         Arena arena = arena_;
         typename ForwardPlan<Cell, T>::Member m{};
         for (int i = 0; i <= member; ++i) m = plan_.take_member(arena);
+        if constexpr (CellSizes<Cell>::kIsProgram) {
+            m.tiles.use(p_.saved != nullptr ? plan_.programs->forward : plan_.programs->inference);
+        }
         const Part part = part_of(p_.dims, plan_.panels, team_.size(), member);
         this->clear_padding(part, member);
         if (p_.dims.V > 0) {
@@ -127,7 +139,7 @@ class Forward : ForwardSteps<Cell, T> {
             for (std::int64_t u = panels.begin; u < panels.end; u += piece_panels) {
                 const Range piece{u, smaller(u + piece_panels, panels.end)};
                 if (team_.cancelled(member, count * (piece.end - piece.begin) * row_work)) return;
-                input_product<Cell, T>(p_.dims, p_.weights, rows + r, count, piece,
+                input_product<Cell, T>(*this, p_.dims, p_.weights, rows + r, count, piece,
                                        out + ((u - panels.begin) * out_rows + r) * G * L, out_rows);
             }
         }
@@ -170,9 +182,11 @@ class Forward : ForwardSteps<Cell, T> {
             m.h_rows[i] = m.state_rows[i * S];
             m.y_rows[i] = this->output_row(t, part.position(i));
         }
-        const std::int64_t panels = part.panels.end - part.panels.begin;
-        const PanelGroups groups(panels, panels_at_once<G>(rows), ((t & 1) != 0) != p_.backwards);
-        const std::int64_t panel_work = (p_.dims.P + (project ? p_.dims.I : 0) + 16) * G * L;
+        const std::int64_t panels = part.panels.end - part.panels.begin, room = group_rows<Cell>(rows);
+        const PanelGroups groups(panels, group_panels<Cell, kInterleaved>(rows),
+                                 ((t & 1) != 0) != p_.backwards);
+        const std::int64_t h_size = this->multiplies_h ? p_.dims.P : 0;
+        const std::int64_t panel_work = (h_size + (project ? p_.dims.I : 0) + 16) * G * L;
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
             const std::int64_t first = part.panels.begin + u, count = end - u;
@@ -180,15 +194,21 @@ class Forward : ForwardSteps<Cell, T> {
                 const std::int64_t n = smaller(kRowGroup, rows - r);
                 if (team_.cancelled(member, n * count * panel_work)) return;
                 if (project) {
-                    input_product<Cell, T>(p_.dims, p_.weights, m.x_rows + r, n, {first, first + count},
-                                           m.gx + (u * plan_.block_rows + r) * G * L, plan_.block_rows);
+                    input_product<Cell, T>(*this, p_.dims, p_.weights, m.x_rows + r, n,
+                                           {first, first + count}, m.gx + (u * plan_.block_rows + r) * G * L,
+                                           plan_.block_rows);
                 }
-                hidden_product<Cell, T>(p_.dims, p_.weights, m.h_rows + r, n, {first, first + count},
-                                        m.gx + (u * plan_.block_rows + block_row + r) * G * L,
-                                        plan_.block_rows, m.acc, kRowGroup);
-                for (std::int64_t v = u; v < end; ++v) {
-                    apply_cells(part, m, t, v, r, n, m.acc + (v - u) * kRowGroup * G * L,
-                                m.gx + (v * plan_.block_rows + block_row + r) * G * L);
+                const T* gx = m.gx + (u * plan_.block_rows + block_row + r) * G * L;
+                if (this->multiplies_h) {
+                    hidden_product<Cell, T>(*this, p_.dims, p_.weights, m.h_rows + r, n,
+                                            {first, first + count}, gx, plan_.block_rows, m.acc, room);
+                }
+                if constexpr (CellSizes<Cell>::kIsProgram) {
+                    run_program_cells(part, m, t, {first, first + count}, r, n, gx, room);
+                } else {
+                    for (std::int64_t v = u; v < end; ++v, gx += plan_.block_rows * G * L) {
+                        apply_cells(part, m, t, v, r, n, m.acc + (v - u) * kRowGroup * G * L, gx);
+                    }
                 }
             }
         }
@@ -203,10 +223,45 @@ class Forward : ForwardSteps<Cell, T> {
         const std::int64_t row = p_.schedule.offset[t] * plan_.panels + panel * p_.schedule.active[t];
         for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
             const std::int64_t position = part.position(i);
-            T* const saved = p_.saved == nullptr ? nullptr : p_.saved + (row + position) * Cell::kSaved * L;
+            T* const saved = p_.saved == nullptr ? nullptr : p_.saved + (row + position) * this->kept * L;
             this->apply_cell(t, panel, position, m.state_rows + i * S, acc, gx, p_.weights.units, m.y_rows[i],
                              saved);
         }
+    }
+
+    // The program for n rows of a group of panels.
+    void run_program_cells(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
+                           Range panels, std::int64_t r, std::int64_t n, const T* gx,
+                           std::int64_t acc_rows) const {
+        auto& tiles = m.tiles;
+        const CellPrograms& at = *plan_.programs;
+        const std::int64_t position = part.position(r), width = p_.dims.H, row = G * L;
+        T* const from_x = const_cast<T*>(gx);
+        tiles.place(0, G, from_x, L, row, plan_.block_rows * row);
+        if (this->multiplies_h) {
+            tiles.place(at.gates, G, m.acc, L, row, acc_rows * row);
+        } else {
+            tiles.place(at.gates, G, from_x, L, row, plan_.block_rows * row);
+        }
+        for (int k = 0; k < S; ++k) {
+            if ((tiles.program().reads_before >> k & 1) == 0) continue;
+            tiles.place_rows(at.before + k, m.state_rows + r * S + k, S, n, panels, width, k);
+        }
+        tiles.place(at.units, this->units, p_.weights.units + panels.begin * this->units * L, L, 0,
+                    this->units * L);
+        tiles.place_output_rows(at.after, m.y_rows + r, n, panels, width, S);
+        if (S > 1) {
+            tiles.place(at.after + 1, S - 1, this->states_out(t, position) + panels.begin * L, this->hp_,
+                        part.stride * (S - 1) * this->hp_, L);
+        }
+        if (p_.saved != nullptr) {
+            const std::int64_t active = p_.schedule.active[t], kept = this->kept * L;
+            const std::int64_t before =
+                p_.schedule.offset[t] * plan_.panels + panels.begin * active + position;
+            tiles.place(at.saved, this->kept, p_.saved + before * kept, L, part.stride * kept, active * kept);
+        }
+        tiles.run(n, panels.end - panels.begin);
+        tiles.store_rows(at.after, m.y_rows + r, n, panels, width, S);
     }
 
     // y = hidden W_hr^T.
@@ -242,8 +297,8 @@ class Forward : ForwardSteps<Cell, T> {
 };
 
 template <class Cell, class T>
-std::int64_t forward_workspace(const RecurrentCell&, const Dims& dims, int threads) {
-    ForwardPlan<Cell, T> plan(dims, threads);
+std::int64_t forward_workspace(const RecurrentCell& cell, const Dims& dims, int threads) {
+    ForwardPlan<Cell, T> plan(cell, dims, threads);
     Arena arena(nullptr);
     plan.take_shared(dims, arena);
     for (int member = 0; member < threads; ++member) plan.take_member(arena);

@@ -7,29 +7,30 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 // What a call without a tape keeps of each position: the states beyond h, and h before the projection.
-template <class Cell, class T>
+template <class T>
 struct ForwardRows {
     T *zero, *states, *hidden;
 
     ForwardRows() = default;
-    ForwardRows(const Dims& d, Arena& arena)
+    ForwardRows(const Dims& d, int cell_states, Arena& arena)
         : zero(arena.template take<T>(larger(padded<T>(d.H), padded<T>(d.P)))),
-          states(arena.template take<T>(d.B * (Cell::kStates - 1) * padded<T>(d.H))),
+          states(arena.template take<T>(d.B * (cell_states - 1) * padded<T>(d.H))),
           hidden(arena.template take<T>(d.projected ? d.B * padded<T>(d.H) : 0)) {}
 };
 
 template <class Cell, class T>
-class ForwardSteps {
+class ForwardSteps : protected CellSizes<Cell> {
   public:
-    static constexpr int G = Cell::kGates, S = Cell::kStates;
+    using Sizes = CellSizes<Cell>;
+    using Sizes::G, Sizes::S, Sizes::kMostStates;
     static constexpr std::int64_t L = Vec<T>::kLanes;
     using V = Vec<T>;
 
   protected:
     ForwardSteps(const ForwardProblem<T>& problem, Team& team)
-        : p_(problem), team_(team), hp_(padded<T>(problem.dims.H)) {}
+        : Sizes(*problem.cell), p_(problem), team_(team), hp_(padded<T>(problem.dims.H)) {}
 
-    void use(const ForwardRows<Cell, T>& rows) {
+    void use(const ForwardRows<T>& rows) {
         rows_ = rows;
         fill_zero(rows_.zero, larger(hp_, padded<T>(p_.dims.P)));
     }
@@ -45,7 +46,7 @@ class ForwardSteps {
         const PreviousStates<Cell, T> previous(
             p_, rows_.zero, p_.states != nullptr ? p_.states : rows_.states, p_.states != nullptr);
         for (std::int64_t i = 0; i < rows; ++i) {
-            const T* found[S];
+            const T* found[kMostStates];
             previous.find(t, part.position(i), found);
             for (int k = 0; k < S; ++k) state_rows[i * S + k] = found[k];
         }
@@ -120,7 +121,7 @@ class ForwardSteps {
 
     const ForwardProblem<T>& p_;
     Team& team_;
-    ForwardRows<Cell, T> rows_;
+    ForwardRows<T> rows_;
     std::int64_t hp_;
 };
 

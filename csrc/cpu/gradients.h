@@ -6,6 +6,7 @@
 
 #include "cpu/outer.h"
 #include "cpu/pack.h"
+#include "cpu/program_tiles.h"
 #include "cpu/steps.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -14,8 +15,10 @@ inline constexpr std::int64_t kGradientBlockRows = 384;
 
 // Sizes and pieces of the workspace of one backward call.
 template <class Cell, class T>
-struct BackwardPlan {
-    static constexpr std::int64_t G = Cell::kGates, L = Vec<T>::kLanes;
+struct BackwardPlan : CellSizes<Cell> {
+    using CellSizes<Cell>::G, CellSizes<Cell>::S, CellSizes<Cell>::units, CellSizes<Cell>::kept;
+    static constexpr std::int64_t L = Vec<T>::kLanes;
+    const CellPrograms* programs;
     bool recompute;
     std::int64_t panels, p_panels, steps, block_rows;
     // Shared by all members. Gate gradients are [panel][row][G][L], and with a projection gradients of the output
@@ -31,9 +34,12 @@ struct BackwardPlan {
         T** dx_rows;                 // where the inputs' gradients go
         std::int64_t* indices;       // of the rows of a block in the table of inputs
         const T** state_rows;
+        typename TilesOf<Cell, T>::Type tiles;
     };
 
-    BackwardPlan(const Dims& d, bool recompute) : recompute(recompute) {
+    // `no_tape`: it does not have what the cells keep.
+    BackwardPlan(const RecurrentCell& cell, const Dims& d, bool no_tape)
+        : CellSizes<Cell>(cell), programs(cell.programs), recompute(no_tape && kept > 0) {
         panels = panels_of<T>(d.H);
         p_panels = panels_of<T>(d.P);
         steps = larger(1, smaller(d.T, kGradientBlockRows / larger(1, d.B)));
@@ -42,19 +48,19 @@ struct BackwardPlan {
     void take_shared(const Dims& d, Arena& arena) {
         const std::int64_t gradients = panels * block_rows * G * L;
         zero = arena.template take<T>(larger(padded<T>(d.H), padded<T>(d.P)));
-        carry = arena.template take<T>(d.B * Cell::kStates * padded<T>(d.H));
+        carry = arena.template take<T>(d.B * S * padded<T>(d.H));
         for (int i = 0; i < 2; ++i) {
             dgx[i] = arena.template take<T>(gradients);
-            dgh[i] = Cell::kSplitGates ? arena.template take<T>(gradients) : dgx[i];
+            dgh[i] = this->split_gates ? arena.template take<T>(gradients) : dgx[i];
             dhidden[i] = arena.template take<T>(d.projected ? p_panels * block_rows * L : 0);
-            dunits[i] = arena.template take<T>(panels * block_rows * kPerUnit<Cell> * L);
+            dunits[i] = arena.template take<T>(panels * block_rows * units * L);
         }
         table_gates = arena.template take<T>(panels * d.V * G * L);
-        saved = arena.template take<T>(recompute ? panels * block_rows * Cell::kSaved * L : 0);
+        saved = arena.template take<T>(recompute ? panels * block_rows * kept * L : 0);
     }
     Member take_member(const Dims& d, Arena& arena) const {
         Member m;
-        m.acc = arena.template take<T>(accumulator_vectors<1>() * L);
+        m.acc = arena.template take<T>(larger(accumulator_vectors<1>(), group_vectors<Cell, 1>()) * L);
         m.columns = arena.template take<T>(block_rows *
                                            larger(padded<T>(d.I), larger(padded<T>(d.H), padded<T>(d.P))));
         m.a_rows = arena.template take<const T*>(block_rows);
@@ -62,7 +68,10 @@ struct BackwardPlan {
         m.h_rows = arena.template take<const T*>(block_rows);
         m.dx_rows = arena.template take<T*>(block_rows);
         m.indices = arena.template take<std::int64_t>(block_rows);
-        m.state_rows = arena.template take<const T*>(d.B * Cell::kStates);
+        m.state_rows = arena.template take<const T*>(d.B * S);
+        if constexpr (CellSizes<Cell>::kIsProgram) {
+            m.tiles = ProgramTiles<T>(programs->backward, programs->backward, programs->values, 2 * S, arena);
+        }
         return m;
     }
 };
@@ -73,15 +82,20 @@ inline std::int64_t sweep_time(const Schedule& schedule, std::int64_t step, std:
 }
 
 template <class Cell, class T>
-class Gradients {
+class Gradients : CellSizes<Cell> {
   public:
-    static constexpr int G = Cell::kGates, S = Cell::kStates;
+    using Sizes = CellSizes<Cell>;
+    using Sizes::G, Sizes::S;
     static constexpr std::int64_t L = Vec<T>::kLanes;
     using Plan = BackwardPlan<Cell, T>;
     using Member = typename Plan::Member;
 
     Gradients(const BackwardProblem<T>& problem, const Plan& plan, Team& team)
-        : p_(problem), plan_(plan), team_(team), to_(by_role<Cell>(problem.dparams)) {}
+        : Sizes(*problem.cell),
+          p_(problem),
+          plan_(plan),
+          team_(team),
+          to_(by_role<Cell>(*problem.cell, problem.dparams)) {}
 
     // Before the first block: nothing has been looked up yet.
     void clear_table(int member) {
@@ -113,12 +127,12 @@ class Gradients {
             outer<T>(args, larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0));
         }
         if (p_.dims.V == 0) input_bias_gradients(member, dgx, a_panel, rows);
-        if constexpr (Cell::kSplitGates) {
+        if (this->split_gates) {
             const Range bias = share(plan_.panels, team_.size(), member);
-            sum_rows<T, G>(dgh, a_panel, rows, p_.dims.H, to_.b_hh, nullptr, bias.begin, bias.end, team_,
-                           member);
+            sum_gates<Cell, T>(*this, dgh, a_panel, rows, p_.dims.H, to_.b_hh, nullptr, bias.begin, bias.end,
+                               team_, member);
         }
-        if constexpr (kPerUnit<Cell> > 0) unit_gradients(member, plan_.dunits[buffer], rows);
+        if (this->units > 0) unit_gradients(member, plan_.dunits[buffer], rows);
         if (p_.dims.projected && to_.w_hr != nullptr)
             projection_gradients(m, member, begin, end, plan_.dhidden[buffer]);
     }
@@ -141,10 +155,9 @@ class Gradients {
     // Of per-unit parameters, each its columns of what the cells gave.
     void unit_gradients(int member, const T* dunits, std::int64_t rows) const {
         const Range panels = share(plan_.panels, team_.size(), member);
-        for_each_per_unit<Cell>([&]<int kValues, int kFirst>(int place) {
-            sum_rows<T, kValues, kPerUnit<Cell>>(dunits + kFirst * L, plan_.block_rows * kPerUnit<Cell> * L,
-                                                 rows, p_.dims.H, p_.dparams.of[place], nullptr, panels.begin,
-                                                 panels.end, team_, member);
+        for_each_per_unit(*p_.cell, [&](int place, int values, int first) {
+            sum_some<T>(dunits + first * L, plan_.block_rows * this->units * L, this->units, values, rows,
+                        p_.dims.H, p_.dparams.of[place], nullptr, panels.begin, panels.end, team_, member);
         });
     }
 
@@ -157,7 +170,7 @@ class Gradients {
             const std::int64_t t = sweep_time(p_.schedule, step, total);
             for (std::int64_t position = 0; position < p_.schedule.active[t]; ++position, ++n) {
                 const std::int64_t b = p_.schedule.order[position];
-                const T* found[S];
+                const T* found[Sizes::kMostStates];
                 previous_states.find(t, position, found);
                 m.h_rows[n] = found[0];
                 if (p_.dims.V > 0) {
@@ -201,8 +214,8 @@ class Gradients {
     // db_ih from the same, and db_hh where the gates are not split.
     void input_bias_gradients(int member, const T* gates, std::int64_t a_panel, std::int64_t rows) {
         const Range panels = share(plan_.panels, team_.size(), member);
-        sum_rows<T, G>(gates, a_panel, rows, p_.dims.H, to_.b_ih, Cell::kSplitGates ? nullptr : to_.b_hh,
-                       panels.begin, panels.end, team_, member);
+        sum_gates<Cell, T>(*this, gates, a_panel, rows, p_.dims.H, to_.b_ih,
+                           this->split_gates ? nullptr : to_.b_hh, panels.begin, panels.end, team_, member);
     }
 
     // dx = dgx W_ih.

@@ -5,12 +5,11 @@
 
 #include <cstdint>
 
+#include "cells/program_list.h"
 #include "cells/schema.h"
 #include "cpu/team.h"
 
 namespace fusedrnn {
-
-inline constexpr int kMaxStates = 4;
 
 struct RecurrentCell;
 
@@ -53,7 +52,8 @@ struct Params {
 // The same weights in panels (see gemm.h). The last three serve backward and may be null.
 template <class T>
 struct Packed {
-    T *w_ih, *w_hh, *w_hr;        // [H/L][I][G][L], [H/L][P][G][L], [P/L][H][L]
+    // [H/L][I][G][L], [H/L][P][G][L], [P/L][H][L]; of a cell that is data [G][H/L][I][L], [G][H/L][P][L]
+    T *w_ih, *w_hh, *w_hr;
     T *b_x, *b_h;                 // [H/L][G][L]: the bias of gx and, where the gates are split, of gh
     T* units;                     // [H/L][values][L]: what each unit has of all per-unit parameters
     T *w_ih_t, *w_hh_t, *w_hr_t;  // [I/L][(H/L) G L][L], [P/L][(H/L) G L][L], [H/L][P/L L][L]
@@ -152,6 +152,7 @@ struct RecurrentCell : CellTraits {
     RecurrentKernels<float> f32;
     RecurrentKernels<double> f64;
     const QuantizedKernels* quantized;  // by format; null where the cell has none
+    const CellPrograms* programs;       // of a cell that is data, else null
 
     template <class T>
     const RecurrentKernels<T>& kernels() const;
@@ -182,6 +183,7 @@ struct KernelTable {
     int cell_count;
     const QuantizedKernels (
         *quantized)[kWeightFormats];  // float32 only, else null; null kernels where there are none
+    RecurrentKernels<T> program;      // of every cell that is data
 };
 
 template <class T>
@@ -205,6 +207,8 @@ struct Kernels {
 
 // The kernels in use, chosen once: FUSEDRNN_ISA, or the best that CPU and build have.
 const Kernels& kernels();
+// The handle of a cell that is data: its kernels are those in use. `programs` stay where they are.
+RecurrentCell program_cell(const CellTraits& traits, const CellPrograms& programs);
 template <class T>
 const KernelTable<T>& kernel_table();
 template <>

@@ -119,7 +119,7 @@ struct Linear {
         }
         if (db != nullptr) {
             const Range mine = share(out_panels, team->size(), member);
-            sum_rows<T, 1>(dy_panels, n * L, n, out, db, nullptr, mine.begin, mine.end, *team, member);
+            sum_vectors<T, 1>(dy_panels, n * L, 1, n, out, db, nullptr, mine.begin, mine.end, *team, member);
         }
     }
     void pack_column_panel(std::int64_t j) {

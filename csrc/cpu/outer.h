@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/gemm.h"
+#include "cpu/sizes.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -139,10 +140,11 @@ void outer(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
 }
 
 // db[g*H + unit] += the sum over rows of A, for the panels [first, last), in the order of the rows. The G are the first of
-// the kWidth vectors of a row.
-template <class T, int G, int kWidth = G>
-void sum_rows(const T* a, std::int64_t a_panel, std::int64_t rows, std::int64_t units, T* db, T* db_also,
-              std::int64_t first, std::int64_t last, Team& team, int member) {
+// the `width` vectors of a row.
+template <class T, int G>
+FUSEDRNN_INLINE void sum_vectors(const T* a, std::int64_t a_panel, std::int64_t width, std::int64_t rows,
+                                 std::int64_t units, T* db, T* db_also, std::int64_t first, std::int64_t last,
+                                 Team& team, int member) {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
     for (std::int64_t j = first; j < last && !team.cancelled(member, rows * G * L); ++j) {
@@ -152,7 +154,7 @@ void sum_rows(const T* a, std::int64_t a_panel, std::int64_t rows, std::int64_t 
         const T* from = a + j * a_panel;
         for (std::int64_t k = 0; k < rows; ++k) {
 #pragma GCC unroll 8
-            for (int g = 0; g < G; ++g) acc[g] = acc[g] + V::load(from + (k * kWidth + g) * L);
+            for (int g = 0; g < G; ++g) acc[g] = acc[g] + V::load(from + (k * width + g) * L);
         }
         for (int g = 0; g < G; ++g) {
             T* to[2] = {db, db_also};
@@ -162,6 +164,37 @@ void sum_rows(const T* a, std::int64_t a_panel, std::int64_t rows, std::int64_t 
                 store_part(load_part(target, valid) + acc[g], target, valid);
             }
         }
+    }
+}
+
+// The same for G, the number of vectors that are summed, known when the program runs.
+template <class T>
+void sum_some(const T* a, std::int64_t a_panel, std::int64_t width, std::int64_t count, std::int64_t rows,
+              std::int64_t units, T* db, T* db_also, std::int64_t first, std::int64_t last, Team& team,
+              int member) {
+    constexpr int kAtOnce = 4;
+    const auto moved = [](T* p, std::int64_t n) { return p == nullptr ? nullptr : p + n; };
+    std::int64_t g = 0;
+    for (; g + kAtOnce <= count; g += kAtOnce) {
+        sum_vectors<T, kAtOnce>(a + g * Vec<T>::kLanes, a_panel, width, rows, units, moved(db, g * units),
+                                moved(db_also, g * units), first, last, team, member);
+    }
+    for (; g < count; ++g) {
+        sum_vectors<T, 1>(a + g * Vec<T>::kLanes, a_panel, width, rows, units, moved(db, g * units),
+                          moved(db_also, g * units), first, last, team, member);
+    }
+}
+
+// The G of a cell, all vectors of a row.
+template <class Cell, class T>
+void sum_gates(const CellSizes<Cell>& c, const T* a, std::int64_t a_panel, std::int64_t rows,
+               std::int64_t units, T* db, T* db_also, std::int64_t first, std::int64_t last, Team& team,
+               int member) {
+    if constexpr (CellSizes<Cell>::kIsProgram) {
+        sum_some<T>(a, a_panel, c.G, c.G, rows, units, db, db_also, first, last, team, member);
+    } else {
+        sum_vectors<T, Cell::kGates>(a, a_panel, Cell::kGates, rows, units, db, db_also, first, last, team,
+                                     member);
     }
 }
 

@@ -5,6 +5,7 @@
 #include "cells/call.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
+#include "cpu/sizes.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -79,58 +80,75 @@ struct DenseParams {
     T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
 };
 template <class Cell, Role kRole, class T>
-FUSEDRNN_INLINE T* parameter(const Params<T>& params) {
-    constexpr int kPlace = place_of(Cell::kParameters, kRole);
-    return kPlace < 0 ? nullptr : params.of[kPlace < 0 ? 0 : kPlace];
+FUSEDRNN_INLINE T* parameter(const RecurrentCell& cell, const Params<T>& params) {
+    if constexpr (CellSizes<Cell>::kIsProgram) {
+        for (int i = 0; i < cell.parameter_count; ++i) {
+            if (cell.parameters[i].role == kRole) return params.of[i];
+        }
+        return nullptr;
+    } else {
+        constexpr int kPlace = place_of(Cell::kParameters, kRole);
+        return kPlace < 0 ? nullptr : params.of[kPlace < 0 ? 0 : kPlace];
+    }
 }
 template <class Cell, class T>
-FUSEDRNN_INLINE DenseParams<T> by_role(const Params<T>& params) {
-    return {parameter<Cell, Role::kInputWeight>(params), parameter<Cell, Role::kHiddenWeight>(params),
-            parameter<Cell, Role::kInputBias>(params), parameter<Cell, Role::kHiddenBias>(params),
-            parameter<Cell, Role::kProjection>(params)};
+FUSEDRNN_INLINE DenseParams<T> by_role(const RecurrentCell& cell, const Params<T>& params) {
+    return {parameter<Cell, Role::kInputWeight>(cell, params),
+            parameter<Cell, Role::kHiddenWeight>(cell, params),
+            parameter<Cell, Role::kInputBias>(cell, params), parameter<Cell, Role::kHiddenBias>(cell, params),
+            parameter<Cell, Role::kProjection>(cell, params)};
 }
 
-// Calls f.template operator()<values, first>(place) for each per-unit parameter: how many values of the kPerUnit<Cell> of a
-// unit are its, from which on.
-template <class Cell, int kPlace = 0, class F>
-FUSEDRNN_INLINE void for_each_per_unit(F&& f) {
-    if constexpr (kPlace < static_cast<int>(sizeof(Cell::kParameters.list) / sizeof(Parameter))) {
-        constexpr Parameter p = Cell::kParameters.list[kPlace];
-        if constexpr (p.role == Role::kPerUnit) {
-            f.template operator()<p.rows.times, per_unit_values(Cell::kParameters, kPlace)>(kPlace);
-        }
-        for_each_per_unit<Cell, kPlace + 1>(f);
+// Calls f(place, values, first) for each per-unit parameter: how many values of all that a unit has are its, from which on.
+template <class F>
+FUSEDRNN_INLINE void for_each_per_unit(const RecurrentCell& cell, F&& f) {
+    int first = 0;
+    for (int i = 0; i < cell.parameter_count; ++i) {
+        if (cell.parameters[i].role != Role::kPerUnit) continue;
+        f(i, cell.parameters[i].rows.times, first);
+        first += cell.parameters[i].rows.times;
     }
 }
 
 // All per-unit parameters -> [H/L][values][L].
-template <class Cell, class T>
-void pack_units(const Dims& d, const Params<const T>& params, T* out) {
+template <class T>
+void pack_units(const RecurrentCell& cell, const Dims& d, const Params<const T>& params, T* out) {
     constexpr std::int64_t L = Vec<T>::kLanes;
-    for_each_per_unit<Cell>([&]<int kValues, int kFirst>(int place) {
+    for_each_per_unit(cell, [&](int place, int values, int first) {
         for (std::int64_t j = 0; j < panels_of<T>(d.H); ++j) {
-            for (int v = 0; v < kValues; ++v) {
+            for (int v = 0; v < values; ++v) {
                 load_part(params.of[place] + v * d.H + j * L, d.H - j * L)
-                    .store(out + (j * kPerUnit<Cell> + kFirst + v) * L);
+                    .store(out + (j * cell.per_unit + first + v) * L);
             }
         }
     });
 }
 
+// W (G*H, K) -> what the products of a cell read: gates that they take together are interleaved.
 template <class Cell, class T>
-Packed<T> packed_layout(const Dims& d, bool backward, Arena& arena) {
-    constexpr std::int64_t L = Vec<T>::kLanes, G = Cell::kGates;
+void pack_gates(const CellSizes<Cell>& c, const T* w, std::int64_t units, std::int64_t k_size, T* out,
+                Team& team) {
+    constexpr int together = CellSizes<Cell>::kInterleaved;
+    for (int g = 0; g < c.G; g += together) {
+        pack_rows<T>(w + g * units * k_size, together, units, k_size, out + g * padded<T>(units) * k_size,
+                     team, 0);
+    }
+}
+
+template <class Cell, class T>
+Packed<T> packed_layout(const CellSizes<Cell>& c, const Dims& d, bool backward, Arena& arena) {
+    constexpr std::int64_t L = Vec<T>::kLanes;
     const std::int64_t h = padded<T>(d.H), p = padded<T>(d.P), i = padded<T>(d.I);
     Packed<T> out{};
-    out.w_ih = arena.take<T>(h * G * d.I);
-    out.w_hh = arena.take<T>(h * G * d.P);
-    out.b_x = arena.take<T>(h * G);
-    if (Cell::kSplitGates) out.b_h = arena.take<T>(h * G);
-    if (kPerUnit<Cell> > 0) out.units = arena.take<T>(h * kPerUnit<Cell>);
+    out.w_ih = arena.take<T>(h * c.G * d.I);
+    if (c.multiplies_h) out.w_hh = arena.take<T>(h * c.G * d.P);
+    out.b_x = arena.take<T>(h * c.G);
+    if (c.split_gates) out.b_h = arena.take<T>(h * c.G);
+    if (c.units > 0) out.units = arena.take<T>(h * c.units);
     if (d.projected) out.w_hr = arena.take<T>(p * d.H);
     if (backward) {
-        out.w_ih_t = arena.take<T>(i * h * G);
-        out.w_hh_t = arena.take<T>(p * h * G);
+        out.w_ih_t = arena.take<T>(i * h * c.G);
+        if (c.multiplies_h) out.w_hh_t = arena.take<T>(p * h * c.G);
         if (d.projected) out.w_hr_t = arena.take<T>(h * p);
     }
     // Room for a whole vector at the end of the last panel.
@@ -139,28 +157,28 @@ Packed<T> packed_layout(const Dims& d, bool backward, Arena& arena) {
 }
 
 template <class Cell, class T>
-std::int64_t packed_bytes(const RecurrentCell&, const Dims& d, bool backward) {
+std::int64_t packed_bytes(const RecurrentCell& cell, const Dims& d, bool backward) {
     Arena arena(nullptr);
-    packed_layout<Cell, T>(d, backward, arena);
+    packed_layout<Cell, T>(CellSizes<Cell>(cell), d, backward, arena);
     return arena.used();
 }
 
 template <class Cell, class T>
-void pack(const RecurrentCell&, const Dims& d, const Params<const T>& params, bool backward, void* block,
+void pack(const RecurrentCell& cell, const Dims& d, const Params<const T>& params, bool backward, void* block,
           Packed<T>& out, Team& team) {
-    constexpr std::int64_t G = Cell::kGates;
-    const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_role<Cell>(params);
+    const CellSizes<Cell> c(cell);
+    const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_role<Cell>(cell, params);
     Arena arena(block);
-    out = packed_layout<Cell, T>(d, backward, arena);
-    pack_rows<T>(w_ih, G, d.H, d.I, out.w_ih, team, 0);
-    pack_rows<T>(w_hh, G, d.H, d.P, out.w_hh, team, 0);
-    pack_bias<T>(b_ih, Cell::kSplitGates ? nullptr : b_hh, G, d.H, out.b_x);
-    if (Cell::kSplitGates) pack_bias<T>(b_hh, nullptr, G, d.H, out.b_h);
-    pack_units<Cell, T>(d, params, out.units);
+    out = packed_layout<Cell, T>(c, d, backward, arena);
+    pack_gates<Cell, T>(c, w_ih, d.H, d.I, out.w_ih, team);
+    if (c.multiplies_h) pack_gates<Cell, T>(c, w_hh, d.H, d.P, out.w_hh, team);
+    pack_bias<T>(b_ih, c.split_gates ? nullptr : b_hh, c.G, d.H, out.b_x);
+    if (c.split_gates) pack_bias<T>(b_hh, nullptr, c.G, d.H, out.b_h);
+    pack_units<T>(cell, d, params, out.units);
     if (d.projected) pack_rows<T>(w_hr, 1, d.P, d.H, out.w_hr, team, 0);
     if (backward) {
-        pack_columns<T>(w_ih, G, d.H, d.I, out.w_ih_t, team);
-        pack_columns<T>(w_hh, G, d.H, d.P, out.w_hh_t, team);
+        pack_columns<T>(w_ih, c.G, d.H, d.I, out.w_ih_t, team);
+        if (c.multiplies_h) pack_columns<T>(w_hh, c.G, d.H, d.P, out.w_hh_t, team);
         if (d.projected) pack_columns<T>(w_hr, 1, d.P, d.H, out.w_hr_t, team);
     }
 }

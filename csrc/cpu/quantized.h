@@ -211,10 +211,10 @@ std::int64_t quantized_bytes(const RecurrentCell&, const Dims& d) {
 }
 
 template <class Format, class Cell>
-void quantized_pack(const RecurrentCell&, const Dims& d, const Params<const float>& params, void* block,
+void quantized_pack(const RecurrentCell& cell, const Dims& d, const Params<const float>& params, void* block,
                     QuantizedWeights& out, Team& team) {
     constexpr std::int64_t G = Cell::kGates;
-    const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_role<Cell>(params);
+    const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_role<Cell>(cell, params);
     Arena arena(block);
     out = quantized_layout<Format, Cell>(d, arena);
     quantize_rows<Format>(w_ih, G, d.H, d.I, out.w_ih, out.s_ih, team);
@@ -222,7 +222,7 @@ void quantized_pack(const RecurrentCell&, const Dims& d, const Params<const floa
     if (d.projected) quantize_rows<Format>(w_hr, 1, d.P, d.H, out.w_hr, out.s_hr, team);
     pack_bias<float>(b_ih, Cell::kSplitGates ? nullptr : b_hh, G, d.H, out.b_x);
     if (Cell::kSplitGates) pack_bias<float>(b_hh, nullptr, G, d.H, out.b_h);
-    pack_units<Cell, float>(d, params, out.units);
+    pack_units<float>(cell, d, params, out.units);
 }
 
 // out = init + A W^T for n prepared rows and all panels.

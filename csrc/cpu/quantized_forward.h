@@ -15,7 +15,7 @@ template <class Format, class Cell>
 struct QuantizedPlan {
     static constexpr std::int64_t G = Cell::kGates, L = Vec<float>::kLanes;
     std::int64_t panels, steps, block_rows, x_row, h_row;
-    ForwardRows<Cell, float> rows;
+    ForwardRows<float> rows;
     float *gx, *acc;
     RowScale *x_scale, *h_scale;
     typename Format::Value *x, *h;
@@ -29,7 +29,7 @@ struct QuantizedPlan {
         const std::int64_t step_bytes = d.B * larger(hp * G, x_row) * std::int64_t{sizeof(float)};
         steps = larger(1, smaller(d.T, kQuantizedBlockBytes / larger(1, step_bytes)));
         block_rows = steps * d.B;
-        rows = ForwardRows<Cell, float>(d, arena);
+        rows = ForwardRows<float>(d, Cell::kStates, arena);
         gx = arena.take<float>(block_rows * hp * G);
         acc = arena.take<float>(d.B * larger(hp * G, pp));
         x_scale = arena.take<RowScale>(block_rows);

@@ -7,9 +7,10 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 template <class Cell, class T>
-class Recompute {
+class Recompute : CellSizes<Cell> {
   public:
-    static constexpr int G = Cell::kGates, S = Cell::kStates;
+    using Sizes = CellSizes<Cell>;
+    using Sizes::G, Sizes::S, Sizes::kInterleaved, Sizes::kMostStates;
     static constexpr std::int64_t L = Vec<T>::kLanes;
     using Plan = BackwardPlan<Cell, T>;
 
@@ -19,40 +20,55 @@ class Recompute {
         const T** h_rows;
         T** to;                  // where panel 0 of a row goes
         std::int64_t* to_panel;  // and how far the next panel is
+        typename TilesOf<Cell, T>::Type tiles;
     };
     static Member take_member(const Plan& plan, Arena& arena) {
         const std::int64_t rows = plan.recompute ? plan.block_rows : 0;
-        const std::int64_t products = plan.recompute ? accumulator_vectors<G>() * L : 0;
+        const std::int64_t products = plan.recompute ? group_vectors<Cell, kInterleaved>() * plan.G * L : 0;
         Member m;
         m.gx = arena.template take<T>(products);
         m.acc = arena.template take<T>(products);
         m.x_rows = arena.template take<const T*>(rows);
-        m.state_rows = arena.template take<const T*>(rows * S);
+        m.state_rows = arena.template take<const T*>(rows * plan.S);
         m.h_rows = arena.template take<const T*>(rows);
         m.to = arena.template take<T*>(rows);
         m.to_panel = arena.template take<std::int64_t>(rows);
+        if constexpr (Sizes::kIsProgram) {
+            if (plan.recompute) {
+                const Program& program = plan.programs->forward;
+                m.tiles =
+                    ProgramTiles<T>(program, program, plan.programs->values, 2 * plan.S + plan.kept, arena);
+            }
+        }
         return m;
     }
 
     Recompute(const BackwardProblem<T>& problem, const Plan& plan, Team& team)
-        : p_(problem), plan_(plan), team_(team) {}
+        : Sizes(*problem.cell), p_(problem), plan_(plan), team_(team) {}
 
     // The rows and panels of one member, for the steps [begin, end) of the sweep; ends early once the call was cancelled.
-    void run(const Part& part, const Member& m, int member, std::int64_t begin, std::int64_t end) const {
-        const std::int64_t n = find_rows(part, m, begin, end), at_once = panels_at_once<G>(n);
+    void run(const Part& part, Member& m, int member, std::int64_t begin, std::int64_t end) const {
+        const std::int64_t n = find_rows(part, m, begin, end), room = group_rows<Cell>(n);
+        const std::int64_t at_once = group_panels<Cell, kInterleaved>(n);
         for (std::int64_t u = part.panels.begin; u < part.panels.end; u += at_once) {
             const Range panels{u, smaller(u + at_once, part.panels.end)};
             for (std::int64_t r = 0; r < n; r += kRowGroup) {
                 const std::int64_t rows = smaller(kRowGroup, n - r);
                 const std::int64_t work = rows * at_once * G * L * (p_.dims.I + p_.dims.P);
                 if (team_.cancelled(member, work)) return;
-                input_product<Cell, T>(p_.dims, p_.weights, m.x_rows + r, rows, panels, m.gx, kRowGroup);
-                hidden_product<Cell, T>(p_.dims, p_.weights, m.h_rows + r, rows, panels, m.gx, kRowGroup,
-                                        m.acc, kRowGroup);
-                for (std::int64_t panel = u; panel < panels.end; ++panel) {
-                    const std::int64_t at = (panel - u) * kRowGroup * G * L;
-                    for (std::int64_t i = 0; i < rows; ++i) {
-                        keep_row(m, r + i, panel, m.acc + at + i * G * L, m.gx + at + i * G * L);
+                input_product<Cell, T>(*this, p_.dims, p_.weights, m.x_rows + r, rows, panels, m.gx, room);
+                if (this->multiplies_h) {
+                    hidden_product<Cell, T>(*this, p_.dims, p_.weights, m.h_rows + r, rows, panels, m.gx,
+                                            room, m.acc, room);
+                }
+                if constexpr (Sizes::kIsProgram) {
+                    keep_group(m, r, rows, panels, room);
+                } else {
+                    for (std::int64_t panel = u; panel < panels.end; ++panel) {
+                        const std::int64_t at = (panel - u) * kRowGroup * G * L;
+                        for (std::int64_t i = 0; i < rows; ++i) {
+                            keep_row(m, r + i, panel, m.acc + at + i * G * L, m.gx + at + i * G * L);
+                        }
                     }
                 }
             }
@@ -70,13 +86,13 @@ class Recompute {
             const std::int64_t rows = part.rows(active);
             for (std::int64_t i = 0; i < rows; ++i, ++n) {
                 const std::int64_t position = part.position(i), b = p_.schedule.order[position];
-                const T* found[S];
+                const T* found[kMostStates];
                 previous_states.find(t, position, found);
                 for (int k = 0; k < S; ++k) m.state_rows[n * S + k] = found[k];
                 m.h_rows[n] = found[0];
                 m.x_rows[n] = p_.dims.V == 0 ? p_.x.row(t, b) : p_.x.row(0, p_.index[t * p_.dims.B + b]);
-                m.to[n] = plan_.saved + (block_row * plan_.panels + position) * Cell::kSaved * L;
-                m.to_panel[n] = active * Cell::kSaved * L;
+                m.to[n] = plan_.saved + (block_row * plan_.panels + position) * this->kept * L;
+                m.to_panel[n] = active * this->kept * L;
             }
             block_row += active;
         }
@@ -90,6 +106,33 @@ class Recompute {
                               keep);
         T* to = m.to[row] + panel * m.to_panel[row];
         for (int k = 0; k < Cell::kSaved; ++k) keep[k].store(to + k * L);
+    }
+
+    // The program for n rows from r on; what it keeps goes through memory of the group, for the rows may be of many steps.
+    void keep_group(Member& m, std::int64_t r, std::int64_t n, Range panels, std::int64_t room) const {
+        const CellPrograms& at = *plan_.programs;
+        auto& tiles = m.tiles;
+        const std::int64_t row = G * L;
+        tiles.place(0, G, m.gx, L, row, room * row);
+        tiles.place(at.gates, G, this->multiplies_h ? m.acc : m.gx, L, row, room * row);
+        for (int k = 0; k < S; ++k) {
+            tiles.place(at.after + k, tiles.gathered(S + k, n));
+            if ((at.forward.reads_before >> k & 1) == 0) continue;
+            tiles.place_rows(at.before + k, m.state_rows + r * S + k, S, n, panels, p_.dims.H, k);
+        }
+        tiles.place(at.units, this->units, p_.weights.units + panels.begin * this->units * L, L, 0,
+                    this->units * L);
+        for (int k = 0; k < this->kept; ++k) tiles.place(at.saved + k, tiles.gathered(2 * S + k, n));
+        tiles.run(n, panels.end - panels.begin);
+        for (int k = 0; k < this->kept; ++k) {
+            const Place<T> from = tiles.gathered(2 * S + k, n);
+            for (std::int64_t i = 0; i < n; ++i) {
+                T* to = m.to[r + i] + panels.begin * m.to_panel[r + i] + k * L;
+                for (std::int64_t u = 0; u < panels.end - panels.begin; ++u, to += m.to_panel[r + i]) {
+                    Vec<T>::load(from.at + i * from.row + u * from.panel).store(to);
+                }
+            }
+        }
     }
 
     const BackwardProblem<T>& p_;

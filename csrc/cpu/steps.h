@@ -6,6 +6,7 @@
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/partition.h"
+#include "cpu/sizes.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -41,20 +42,45 @@ constexpr std::int64_t accumulator_vectors() {
     return kRowGroup * G * tile_panels<G>(1);
 }
 
+// Rows and panels go from a product through the cells together, in groups. A program wants them larger than a product does:
+// many vectors for each of its instructions, be it those of panels where there are few rows.
+inline constexpr std::int64_t kProgramGroup = 64;
+template <class Cell, int kGates>
+std::int64_t group_panels(std::int64_t rows) {
+    const std::int64_t panels = panels_at_once<kGates>(rows);
+    if constexpr (!CellSizes<Cell>::kIsProgram) return panels;
+    const std::int64_t wanted = kProgramGroup / smaller(kRowGroup, larger(1, rows));
+    return larger(panels, wanted / panels * panels);
+}
+// Rows that a panel of a group has room for, and room for the vectors of a group.
+template <class Cell>
+std::int64_t group_rows(std::int64_t rows) {
+    return CellSizes<Cell>::kIsProgram ? smaller(kRowGroup, rows) : kRowGroup;
+}
+template <class Cell, int kGates>
+constexpr std::int64_t group_vectors() {
+    if constexpr (!CellSizes<Cell>::kIsProgram) return kRowGroup * tile_panels<kGates>(1);
+    constexpr std::int64_t whole = kRowGroup * tile_panels<kGates>(tile_rows<kGates>());
+    return whole > kProgramGroup ? whole : kProgramGroup;
+}
+
 // Looks up the state before step t of row b at position p. `Problem` is a ForwardProblem or a BackwardProblem.
 template <class Cell, class T>
-class PreviousStates {
+class PreviousStates : CellSizes<Cell> {
+    using CellSizes<Cell>::S, CellSizes<Cell>::kMostStates;
+
   public:
     template <class Problem>
     PreviousStates(const Problem& problem, const T* zero, const T* states, bool states_by_row)
-        : dims_(problem.dims),
+        : CellSizes<Cell>(*problem.cell),
+          dims_(problem.dims),
           schedule_(problem.schedule),
           y_{problem.y.data, problem.y.t_stride, problem.y.b_stride},
           zero_(zero),
           states_(states),
           states_by_row_(states_by_row),
-          row_size_((Cell::kStates - 1) * padded<T>(problem.dims.H)) {
-        for (int k = 0; k < Cell::kStates; ++k) {
+          row_size_((S - 1) * padded<T>(problem.dims.H)) {
+        for (int k = 0; k < S; ++k) {
             initial_[k] = problem.initial[k];
             reset_[k] = problem.reset[k];
             reset_stride_[k] = problem.reset_stride[k];
@@ -72,20 +98,19 @@ class PreviousStates {
         return p < schedule_.active[t + 1] && schedule_.resets[(t + 1) * dims_.B + b] != 0;
     }
 
-    void find(std::int64_t t, std::int64_t p, const T* (&out)[Cell::kStates]) const {
+    void find(std::int64_t t, std::int64_t p, const T* (&out)[kMostStates]) const {
         const std::int64_t b = schedule_.order[p];
         if (is_cut(t, b, p)) {
-            for (int k = 0; k < Cell::kStates; ++k) {
+            for (int k = 0; k < S; ++k) {
                 out[k] = reset_[k] == nullptr ? zero_ : reset_[k] + b * reset_stride_[k];
             }
         } else if (has_step_before(t, p)) {
             const std::int64_t before = schedule_.reverse ? t + 1 : t - 1;
             out[0] = y_.row(before, b);
             const std::int64_t row = states_by_row_ ? schedule_.offset[before] + p : p;
-            for (int k = 1; k < Cell::kStates; ++k)
-                out[k] = states_ + row * row_size_ + (k - 1) * padded<T>(dims_.H);
+            for (int k = 1; k < S; ++k) out[k] = states_ + row * row_size_ + (k - 1) * padded<T>(dims_.H);
         } else {
-            for (int k = 0; k < Cell::kStates; ++k) {
+            for (int k = 0; k < S; ++k) {
                 out[k] = initial_[k] == nullptr ? zero_ : initial_[k] + b * (k == 0 ? dims_.P : dims_.H);
             }
         }
@@ -95,9 +120,9 @@ class PreviousStates {
     const Dims& dims_;
     const Schedule& schedule_;
     Sequence<const T> y_;
-    const T* initial_[Cell::kStates];
-    const T* reset_[Cell::kStates];
-    std::int64_t reset_stride_[Cell::kStates];
+    const T* initial_[kMostStates];
+    const T* reset_[kMostStates];
+    std::int64_t reset_stride_[kMostStates];
     const T* zero_;
     const T* states_;
     bool
@@ -105,54 +130,69 @@ class PreviousStates {
     std::int64_t row_size_;
 };
 
+// The products of all gates, given the first: one where panels interleave the gates, else one for each, from weights of its
+// own to its place among the interleaved results.
+template <class Cell, class T>
+FUSEDRNN_INLINE void gate_products(const CellSizes<Cell>& c, const Dims& d, GemmArgs<T>& args) {
+    constexpr int together = CellSizes<Cell>::kInterleaved;
+    gemm<T, together>(args);
+    for (int g = together; g < c.G; g += together) {
+        args.b += panels_of<T>(d.H) * args.b_panel;
+        args.init += together * Vec<T>::kLanes;
+        args.out += together * Vec<T>::kLanes;
+        gemm<T, together>(args);
+    }
+}
+
 // gx = x W_ih^T + b for n rows of inputs: [panel][row][G][L], with room for `out_rows` rows in each panel.
 template <class Cell, class T>
-void input_product(const Dims& d, const Packed<T>& weights, const T* const* rows, std::int64_t n,
-                   Range panels, T* out, std::int64_t out_rows) {
-    constexpr std::int64_t vectors = Cell::kGates * Vec<T>::kLanes;
+void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
+                   std::int64_t n, Range panels, T* out, std::int64_t out_rows) {
+    constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
     GemmArgs<T> args{};
     args.a = rows;
     args.n = n;
     args.chunks = 1;
     args.chunk_len = d.I;
-    args.b = weights.w_ih + panels.begin * d.I * vectors;
-    args.b_panel = d.I * vectors;
+    args.b = weights.w_ih + panels.begin * d.I * together * L;
+    args.b_panel = d.I * together * L;
     args.panels = panels.end - panels.begin;
-    args.columns = d.H - panels.begin * Vec<T>::kLanes;
-    args.init = weights.b_x + panels.begin * vectors;
-    args.init_panel = vectors;
+    args.columns = d.H - panels.begin * L;
+    args.init = weights.b_x + panels.begin * c.G * L;
+    args.init_panel = c.G * L;
     args.out = out;
-    args.out_panel = out_rows * vectors;
-    args.out_row = vectors;
-    gemm<T, Cell::kGates>(args);
+    args.out_panel = out_rows * c.G * L;
+    args.out_row = c.G * L;
+    gate_products<Cell>(c, d, args);
 }
 
 // (gx, or the recurrent bias where gates are split) + h W_hh^T for n rows of h, laid out as the result of input_product.
 template <class Cell, class T>
-void hidden_product(const Dims& d, const Packed<T>& weights, const T* const* rows, std::int64_t n,
-                    Range panels, const T* gx, std::int64_t gx_rows, T* out, std::int64_t out_rows) {
-    constexpr std::int64_t vectors = Cell::kGates * Vec<T>::kLanes;
+void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
+                    std::int64_t n, Range panels, const T* gx, std::int64_t gx_rows, T* out,
+                    std::int64_t out_rows) {
+    constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
     GemmArgs<T> args{};
     args.a = rows;
     args.n = n;
     args.chunks = 1;
     args.chunk_len = d.P;
-    args.b = weights.w_hh + panels.begin * d.P * vectors;
-    args.b_panel = d.P * vectors;
+    args.b = weights.w_hh + panels.begin * d.P * together * L;
+    args.b_panel = d.P * together * L;
     args.panels = panels.end - panels.begin;
-    args.columns = d.H - panels.begin * Vec<T>::kLanes;
-    if constexpr (Cell::kSplitGates) {
-        args.init = weights.b_h + panels.begin * vectors;
-        args.init_panel = vectors;
+    args.columns = d.H - panels.begin * L;
+    if (c.split_gates) {
+        args.init = weights.b_h + panels.begin * c.G * L;
+        args.init_panel = c.G * L;
     } else {
         args.init = gx;
-        args.init_panel = gx_rows * vectors;
-        args.init_row = vectors;
+        args.init_panel = gx_rows * c.G * L;
+        args.init_row = c.G * L;
     }
     args.out = out;
-    args.out_panel = out_rows * vectors;
-    args.out_row = vectors;
-    gemm<T, Cell::kGates>(args);
+    args.out_panel = out_rows * c.G * L;
+    args.out_row = c.G * L;
+    gate_products<Cell>(c, d, args);
 }
 
 // What the units of a panel have of all per-unit parameters.

@@ -39,7 +39,8 @@ constexpr KernelTable<T> make_table() {
             kCellTraits,
             kCellKernels<T>,
             static_cast<int>(sizeof(kCellTraits) / sizeof(CellTraits)),
-            sizeof(T) == sizeof(float) ? kQuantizedKernels : nullptr};
+            sizeof(T) == sizeof(float) ? kQuantizedKernels : nullptr,
+            dense_kernels<ProgramCell, T>()};
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -17,6 +17,16 @@ _Grads: TypeAlias = tuple[_Array | None, ...]
 _State: TypeAlias = tuple[_Array, ...]
 _StateLike: TypeAlias = tuple[_Array | None, ...]
 
+# One program of a cell that is data. Its slots are constants, inputs, outputs and temporaries, in this order;
+# code (n, 5) has an operation, a slot to write and three to read. Inputs and outputs are named by a kind and
+# a number, as "s.0".
+class _Program(TypedDict):
+    constants: list[float]
+    slots: int
+    code: _Int64
+    inputs: list[str]
+    outputs: list[str]
+
 class _CellConstants(TypedDict):
     gates: int
     states: int
@@ -205,6 +215,22 @@ program_operations: dict[str, int]
 def run_program(
     code: _Array, constants: _Array, inputs: _Array, outputs: int, temporaries: int
 ) -> _Array: ...
+# A cell that is data is known by its key, wherever the name of a cell is taken, until the process ends. Names of
+# values: "x", "h" (or "a" where gates are not split), "s", "p"; "next", "saved"; "dnext"; "dx", "dh" (or "da"),
+# "ds", "dp". Without `hidden_product` it has neither weight_hh nor bias_hh, and h.* may not be read.
+def define_program(
+    key: str,
+    gates: int,
+    states: int,
+    saved: int,
+    split_gates: bool,
+    direct_hidden: bool,
+    hidden_product: bool,
+    per_unit: list[str],
+    forward: _Program,
+    inference: _Program,
+    backward: _Program,
+) -> _CellConstants: ...
 def linear_forward(x: _Array, weight: _Array, bias: _Array | None, out: _Array | None = None) -> _Array: ...
 def linear_backward(
     x: _Array, weight: _Array, dy: _Array, dweight: _Array, dbias: _Array | None, need_dx: bool

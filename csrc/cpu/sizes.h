@@ -1,0 +1,44 @@
+// The sizes of a cell, for drivers that are written once: constants of a compiled cell, read from its handle for one that is
+// data. A driver inherits them.
+#pragma once
+
+#include "cells/call.h"
+#include "cpu/kernels.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+// Stands for every cell that is data: its equations are programs (cells/program.h), which work on tiles of many vectors.
+struct ProgramCell {};
+
+template <class Cell>
+struct CellSizes {
+    static constexpr bool kIsProgram = false;
+    // Gates that a matrix product takes together, interleaved in its panels of weights.
+    static constexpr int kInterleaved = Cell::kGates;
+    static constexpr int kMostStates = Cell::kStates;
+    static constexpr int G = Cell::kGates, S = Cell::kStates, kept = Cell::kSaved, units = kPerUnit<Cell>;
+    static constexpr bool split_gates = Cell::kSplitGates, direct_hidden = Cell::kDirectHidden;
+    static constexpr bool multiplies_h = true;
+
+    constexpr explicit CellSizes(const RecurrentCell&) {}
+};
+
+template <>
+struct CellSizes<ProgramCell> {
+    static constexpr bool kIsProgram = true;
+    static constexpr int kInterleaved = 1;
+    static constexpr int kMostStates = kMaxStates;
+    int G, S, kept, units;
+    bool split_gates, direct_hidden, multiplies_h;
+
+    explicit CellSizes(const RecurrentCell& cell)
+        : G(cell.gates),
+          S(cell.states),
+          kept(cell.saved),
+          units(cell.per_unit),
+          split_gates(cell.split_gates && cell.programs->hidden_product),
+          direct_hidden(cell.direct_hidden),
+          multiplies_h(cell.programs->hidden_product) {}
+};
+
+}  // namespace fusedrnn::FUSEDRNN_ISA
