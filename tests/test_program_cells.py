@@ -98,9 +98,9 @@ def test_surrogate_gradients(dtype: str) -> None:
 @pytest.mark.parametrize(("cell", "name"), [(LSTM, "lstm"), (GRU, "gru")])
 @pytest.mark.parametrize("rows", ["", "lengths resets"])
 def test_against_compiled(cell: DefinedCell, name: str, rows: str, dtype: str) -> None:
-    """To an ULP of the result's scale in float64, 2e-6 of it in float32."""
-    limit = np.finfo(dtype).eps if dtype == "float64" else 2e-6
-    for shape in [(7, 5, 5, 33), (20, 1, 8, 64), (12, 33, 16, 40)]:
+    """A step to an ULP of the result's scale, sums over many steps and rows to a few; float32 to 2e-6 of it."""
+    for shape in [(1, 5, 5, 33), (20, 1, 8, 64), (12, 33, 16, 40)]:
+        limit = 2e-6 if dtype == "float32" else np.finfo(dtype).eps * (1 if shape[0] == 1 else 4)
         problem = random_problem(
             cell, shape, dtype, lengths="lengths" in rows, resets="row" if "resets" in rows else ""
         )
