@@ -344,8 +344,8 @@ def test_second_derivatives() -> None:
 def test_text() -> None:
     assert str(RNN_TANH).splitlines() == [
         "rnn_tanh: gates h; states h",
-        "a.g = W_ih x + b_ih + W_hh h + b_hh",
         "",
+        "a.g = W_ih x + b_ih + W_hh h + b_hh     of each gate g of h",
         "h' = tanh(a.h)",
         "",
         "gradients, from dnext.s = dL/ds' of each state s",
@@ -353,7 +353,7 @@ def test_text() -> None:
         "da.h = dnext.h * (1 - t1 * t1)",
     ]
     assert repr(PEEPHOLE) == "<cell 'peephole_lstm': 4 gates, 2 states, 3 parameters>"
-    assert "h' = sigmoid(a.o + p.o * t1) * tanh(t1)" in str(PEEPHOLE)
+    assert "h' = sigmoid(a.o + p.o * c') * tanh(c')" in str(PEEPHOLE)
     assert str(LSTM.inference).splitlines()[-1] == "next.h = multiply(r0, r1)"
     graph = Graph()
     a, b = graph.input("a"), graph.input("b")

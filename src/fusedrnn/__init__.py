@@ -20,8 +20,10 @@ from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
+from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.nn.tape import Tape, set_detect_changes
+from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_cell, sym
 from fusedrnn.training.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.training.losses import cross_entropy, mse_loss
 
@@ -31,6 +33,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "CellSpec",
+    "DefinedCell",
     "Dropout",
     "Embedding",
     "GRUCell",
@@ -45,15 +48,19 @@ __all__ = [
     "QuantizedRecurrent",
     "QuantizedStream",
     "RNNCell",
+    "Recurrent",
     "Sequential",
     "Stream",
     "Tape",
     "__version__",
+    "cell_from_json",
+    "cell_to_json",
     "clip_grad_norm",
     "clip_grad_value",
     "config",
     "cross_entropy",
     "cuda",
+    "define_cell",
     "functional",
     "get_num_threads",
     "init",
@@ -63,6 +70,7 @@ __all__ = [
     "set_detect_changes",
     "set_num_threads",
     "show_config",
+    "sym",
     "unpad",
 ]
 

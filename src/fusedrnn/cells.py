@@ -3,121 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeAlias
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array
+from fusedrnn.cell_spec import CellSpec, Initial, Parameter, Weights, parameters_of
+from fusedrnn.symbolic import DefinedCell
 
-Weights: TypeAlias = tuple[Array | None, ...]  # in the order of the cell's parameters
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a cell, as its compiled header lists it.
-
-    Attributes:
-        name: without layer and direction.
-        role: input_weight, hidden_weight, input_bias, hidden_bias, projection or per_unit.
-        need: required, optional or refused.
-        rows, columns: an axis each, as (2, "H") for 2*H; columns (1, "1") for a vector.
-    """
-
-    name: str
-    role: str
-    need: str
-    rows: tuple[int, str]
-    columns: tuple[int, str]
-
-
-@dataclass(frozen=True)
-class CellSpec:
-    """What the Python side knows about one cell; the equations themselves are compiled.
-
-    Attributes:
-        name: the key used by `fusedrnn.functional.forward` and by the kernels.
-        gates: number of gates G; weight_ih is (G*H, I).
-        gate_names: the order of the gate blocks in every weight and bias.
-        states: number of state arrays: 1 (h), 2 (h, c) or more.
-        state_names: their names.
-        saved: values kept for backward for each unit and step.
-        split_gates: True if the gradients of the input part and the recurrent part of the gates differ.
-        equations: the step in ASCII; `*` is elementwise, h' what h is after it. `tools/equations.py` writes
-            them into docstrings and pages.
-        paper: where it comes from.
-    """
-
-    name: str
-    gates: int
-    gate_names: tuple[str, ...]
-    states: int
-    state_names: tuple[str, ...]
-    saved: int
-    split_gates: bool
-    equations: str
-    paper: str
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """What the cell's compiled header lists, in the order of every tuple of parameters."""
-        return _PARAMETERS[self.name]
-
-    @property
-    def parameter_names(self) -> tuple[str, ...]:
-        """The names of `parameters`."""
-        return tuple(p.name for p in self.parameters)
-
-    @property
-    def state_labels(self) -> tuple[str, ...]:
-        """What an error message puts after the name of a state argument: nothing for a single array."""
-        return ("",) if self.states == 1 else tuple(f"[{k}]" for k in range(self.states))
-
-    def state_widths(self, hidden_size: int, proj_size: int = 0) -> tuple[int, ...]:
-        """Return the width of each state: that of h is the projection's where there is one."""
-        return (proj_size or hidden_size, *[hidden_size] * (self.states - 1))
-
-    def parameter_shapes(
-        self, input_size: int, hidden_size: int, bias: bool = True, proj_size: int = 0
-    ) -> dict[str, tuple[int, ...]]:
-        """Return {name: shape} of one layer and direction, in PyTorch's order."""
-        sizes = {"1": 1, "I": input_size, "H": hidden_size, "P": proj_size or hidden_size}
-        left_out = set() if bias else {"input_bias", "hidden_bias"}
-        if not proj_size:
-            left_out.add("projection")
-        shapes = {}
-        for p in self.parameters:
-            if p.role not in left_out:
-                axes = [p.rows] if p.columns == (1, "1") else [p.rows, p.columns]
-                shapes[p.name] = tuple(times * sizes[size] for times, size in axes)
-        return shapes
-
-    def unpack_state(self, name: str, state: object) -> tuple[Any, ...]:
-        """Return the state as a tuple: (h, c) is given as a pair, a single h as the array itself.
-
-        Raises:
-            TypeError: a cell with two states was not given a tuple or list.
-            ValueError: the number of arrays is wrong.
-        """
-        if not isinstance(state, (tuple, list)):
-            if self.states == 1:
-                return (state,)
-            names = ", ".join(self.state_names)
-            raise TypeError(f"{name}: expected a tuple ({names}), got {type(state).__name__}")
-        if len(state) != self.states:
-            names = ", ".join(self.state_names)
-            raise ValueError(f"{name}: expected {self.states} array(s) ({names}), got {len(state)}")
-        return tuple(state)
-
-    def pack_state(self, parts: tuple[Array, ...] | list[Array]) -> Any:
-        """Return h itself for a cell with one state, the tuple (h, c) otherwise."""
-        return parts[0] if self.states == 1 else tuple(parts)
-
-
-_PARAMETERS = {
-    name: tuple(Parameter(*parameter) for parameter in constants["parameters"])
-    for name, constants in _core.cells.items()
-}
+__all__ = [
+    "CELLS",
+    "CellSpec",
+    "Initial",
+    "Parameter",
+    "Weights",
+    "gather_weights",
+    "resolve_cell",
+    "rnn_cell",
+]
 
 _ELMAN = "Elman 1990, Finding structure in time"
 _ELMAN_STEP = (
@@ -127,7 +30,7 @@ _ELMAN_STEP = (
 
 CELLS: Mapping[str, CellSpec] = MappingProxyType(
     {
-        spec.name: spec
+        spec.name: replace(spec, parameters=parameters_of(_core.cells.get(spec.name)))
         for spec in (
             CellSpec(
                 name="lstm",
@@ -148,6 +51,7 @@ CELLS: Mapping[str, CellSpec] = MappingProxyType(
                     "Hochreiter and Schmidhuber 1997; forget gate: Gers, Schmidhuber and Cummins 2000; "
                     "projection: Sak, Senior and Beaufays 2014, arXiv:1402.1128v1"
                 ),
+                initial=(("x.f", 1.0),),
             ),
             CellSpec(
                 name="gru",
@@ -193,19 +97,28 @@ CELLS: Mapping[str, CellSpec] = MappingProxyType(
 )
 
 
-def resolve_cell(cell: str | CellSpec) -> CellSpec:
-    """Return the registered CellSpec of a name or of the spec itself.
+def resolve_cell(cell: str | CellSpec | DefinedCell) -> CellSpec:
+    """Return the CellSpec of the name of a compiled cell, of a defined cell, or the spec itself.
 
     Raises:
-        TypeError: `cell` is neither a string nor a CellSpec.
+        TypeError: `cell` is none of these.
         ValueError: no such cell is built in.
     """
+    if isinstance(cell, DefinedCell):
+        return cell.spec
     if not isinstance(cell, (str, CellSpec)):
-        raise TypeError(f"cell: expected a name or a CellSpec, got {type(cell).__name__}")
-    name = cell if isinstance(cell, str) else cell.name
-    spec = CELLS.get(name)
+        raise TypeError(
+            f"cell: expected a name, a CellSpec or what define_cell returns, got {type(cell).__name__}"
+        )
+    if isinstance(cell, str):
+        spec = CELLS.get(cell)
+    else:
+        spec = CELLS.get(cell.name) if cell.definition is None else cell.definition.spec
     if spec is None or (isinstance(cell, CellSpec) and cell != spec):
-        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {name!r}")
+        name = cell if isinstance(cell, str) else cell.name
+        raise ValueError(
+            f"cell: expected one of {', '.join(CELLS)} or what define_cell returns, got {name!r}"
+        )
     return spec
 
 

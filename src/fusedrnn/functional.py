@@ -20,6 +20,7 @@ from fusedrnn.devices import layers_on
 from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import Packing
 from fusedrnn.listing import Listed
+from fusedrnn.symbolic import DefinedCell
 
 Params = Mapping[str, Array] | Sequence[Array | None]
 
@@ -63,7 +64,7 @@ class FunctionalTape(Listed):
     def __repr__(self) -> str:
         layer = self._layer
         sizes = f"seq_len={layer.seq_len}, batch={layer.batch}, nbytes={self.nbytes}"
-        return f"FunctionalTape({self._spec.name}, {sizes})"
+        return f"FunctionalTape({self._spec.label}, {sizes})"
 
 
 class Gradients(NamedTuple):
@@ -75,7 +76,7 @@ class Gradients(NamedTuple):
 
 
 def forward(
-    cell: str | CellSpec,
+    cell: str | CellSpec | DefinedCell,
     x: Array | Lookup,
     params: Params,
     state: StateLike | None = None,
@@ -90,13 +91,14 @@ def forward(
     """Run one layer in one direction. The equations are in `fusedrnn.CELLS[cell].equations`.
 
     Args:
-        cell: "lstm", "gru", "rnn_tanh", "rnn_relu", or a CellSpec.
+        cell: "lstm", "gru", "rnn_tanh", "rnn_relu", or what `fusedrnn.define_cell` returns.
         x: (T, B, I), float32 or float64, or a `Lookup` of this shape; every other float array has its dtype.
             On a GPU also bfloat16 or float16, with c float32; see `fusedrnn.cuda.set_float32_mode`.
         params: {"weight_ih": (G*H, I), "weight_hh": (G*H, Hout), "bias_ih": (G*H,), "bias_hh": (G*H,),
             "weight_hr": (P, H)}, or a sequence in this order. Biases and weight_hr (LSTM only) may be None
-            or left out.
-        state: initial h (B, Hout), or (h, c (B, H)); None for zeros.
+            or left out. Per-unit parameters of a defined cell follow by their names, (H,) each; where its
+            step reads no h.g, there are no weight_hh and bias_hh.
+        state: initial h (B, Hout), or a tuple of h and the cell's other states (B, H); None for zeros.
         lengths: (B,) of an integer dtype in host memory, each in 0..T; y is 0 past the end.
         resets: (T, B) bool; where true, the state is replaced before step t reads it.
         reset_state: what resets put there, shaped as the state with or without B; None for zeros.
@@ -137,6 +139,8 @@ def forward(
             recompute=recompute,
         )
     layers = layers_on(array_of(x))
+    if layers is not host_layer and spec.definition is not None:
+        raise RuntimeError(f"cell: expected a compiled one with arrays on a GPU, got {spec.label}")
     x = x._kept() if isinstance(x, Lookup) else x
     y, final, layer, copied = layers.forward(
         spec,

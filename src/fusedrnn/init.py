@@ -11,7 +11,7 @@ import numpy as np
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.cells import CellSpec
+from fusedrnn.cells import CellSpec, Initial
 from fusedrnn.checks import check_size, kind_error
 
 Seed: TypeAlias = int | np.random.Generator | None
@@ -214,43 +214,60 @@ def recurrent_layer(
     params: dict[str, Array],
     method: str | None = "default",
     *,
-    forget_bias: float = 1.0,
+    forget_bias: float | None = None,
     rng: Seed = None,
 ) -> None:
     """Initialise one layer and direction of a cell in place.
 
     "default" draws input and projection weights Xavier uniform and recurrent weights orthogonal, gate by
-    gate, and sets the biases to zero but for bias_ih of a forget gate, which gets `forget_bias`.
-    "torch" draws everything from U(-1/sqrt(H), 1/sqrt(H)) as torch.nn does; `forget_bias` is not used.
+    gate, and sets the biases to zero but for bias_ih of gates that the cell says more of: of an LSTM the
+    forget gate, 1. "torch" draws weights and biases from U(-1/sqrt(H), 1/sqrt(H)) as torch.nn does.
+    Both give the parameters that each unit has of its own what the cell says of them, or zero.
     None leaves everything as it is, and draws nothing: for weights that are loaded next.
 
     Args:
         spec: the cell.
         params: {"weight_ih": (G*H, I), "weight_hh": (G*H, Hout), ...} arrays to fill.
         method: "default", "torch" or None.
-        forget_bias: see above.
+        forget_bias: with "default", the bias of the gate called f in place of what the cell says.
         rng: an int seed, a numpy.random.Generator, or None for fresh entropy.
     """
     if method is None:
         return
     rng = make_rng(rng, "rng")
-    hidden_size = params["weight_hh"].shape[0] // spec.gates
+    initial = dict(spec.initial)
+    if forget_bias is not None:
+        initial["x.f"] = forget_bias
+    for parameter in spec.parameters:
+        if parameter.role == "per_unit":
+            _fill(params[parameter.name], initial.get(f"p.{parameter.name}", 0.0), rng)
+    dense = {p.name: params[p.name] for p in spec.parameters if p.role != "per_unit" and p.name in params}
+    hidden_size = params["weight_ih"].shape[0] // spec.gates
     if method == "torch":
-        for array in params.values():
+        for array in dense.values():
             torch_uniform(array, hidden_size, rng=rng)
         return
-    for gate in range(spec.gates):
+    for gate, name in enumerate(spec.gate_names):
         block = slice(gate * hidden_size, (gate + 1) * hidden_size)
         xavier_uniform(params["weight_ih"][block], rng=rng)
-        orthogonal(params["weight_hh"][block], rng=rng)
+        if "weight_hh" in params:
+            orthogonal(params["weight_hh"][block], rng=rng)
+        if "bias_ih" in params:
+            _fill(params["bias_ih"][block], initial.get(f"x.{name}", 0.0), rng)
     if "weight_hr" in params:
         xavier_uniform(params["weight_hr"], rng=rng)
-    if "bias_ih" in params:
-        params["bias_ih"][...] = 0.0
+    if "bias_hh" in params:
         params["bias_hh"][...] = 0.0
-        if "f" in spec.gate_names:
-            gate = spec.gate_names.index("f")
-            forget_gate_bias(params["bias_ih"], forget_bias, gate=gate, gates=spec.gates)
+
+
+def _fill(array: Array, value: Initial, rng: Seed) -> None:
+    """Fill with a number, or drawn uniformly from (low, high)."""
+    if not isinstance(value, tuple):
+        array[...] = value
+        return
+    low, high = value
+    _uniform(array, (high - low) / 2.0, rng)
+    array += (high + low) / 2.0
 
 
 def standard_normal(array: Array, rng: Seed) -> Array:

@@ -11,6 +11,7 @@ from fusedrnn.arrays import Array, as_array
 from fusedrnn.backend import Backend
 from fusedrnn.checks import check_mapping
 from fusedrnn.nn.buffers import ParameterDict, named_views
+from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json
 
 
 class Loaded(Protocol):
@@ -45,6 +46,9 @@ def read_state(
     parameters, tied = module._tree, _tied_names(module)
     saved = {name: np.array(module._backend.to_numpy(array)) for name, array in module.named_buffers()}
     given = dict(state_dict)
+    for name, cell in saved_cells(module).items():
+        if name in given:
+            _check_cell(name, cell, given.pop(name))
     for name, first in tied.items():
         if name in given:
             value = given.pop(name)
@@ -90,3 +94,27 @@ def _tied_names(module: Loaded) -> dict[str, str]:
         for name, source in member._tied.items()
         if id(source) in prefixes
     }
+
+
+def saved_cells(module: Loaded) -> dict[str, DefinedCell]:
+    """Return {dotted name: cell} of the networks below that save theirs."""
+    return {
+        f"{prefix}.cell" if prefix else "cell": member._program
+        for prefix, member in module.named_modules()
+        if member._program is not None and member._saves_program
+    }
+
+
+def encoded(cell: DefinedCell) -> Array:
+    """Return a cell as the array of bytes that goes into a state_dict."""
+    return np.array(bytearray(cell_to_json(cell), "utf-8"), np.uint8)
+
+
+def _check_cell(name: str, cell: DefinedCell, value: Any) -> None:
+    """Refuse weights of another cell: of the same shapes, they would compute something else."""
+    try:
+        other = cell_from_json(value if isinstance(value, (str, bytes)) else as_array(value, name))
+    except ValueError as error:
+        raise ValueError(f"{name}: {str(error).removeprefix('cell: ')}") from None
+    if other.digest != cell.digest:
+        raise ValueError(f"{name}: expected {cell!r} as here, got another one, {other!r}")

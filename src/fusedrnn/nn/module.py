@@ -18,8 +18,9 @@ from fusedrnn.devices import find_backend
 from fusedrnn.init import Noise
 from fusedrnn.listing import Listed
 from fusedrnn.nn.buffers import ParameterDict
-from fusedrnn.nn.loading import LoadResult, read_state
+from fusedrnn.nn.loading import LoadResult, encoded, read_state, saved_cells
 from fusedrnn.nn.store import Store, moved
+from fusedrnn.symbolic import DefinedCell
 
 ModuleT = TypeVar("ModuleT", bound="Module")
 
@@ -62,6 +63,9 @@ class Module(Listed, Store["Module"]):
     has_state: ClassVar[bool] = False
     training: bool
     _noise: Noise | None
+    # The cell that a recurrent network runs as a program, and whether its state_dict has it.
+    _program: DefinedCell | None = None
+    _saves_program: ClassVar[bool] = False
     # {name: module whose parameter of this name serves for one of its own}
     _tied: Mapping[str, Module] = MappingProxyType({})
 
@@ -103,11 +107,19 @@ class Module(Listed, Store["Module"]):
         Raises:
             TypeError: device is not a string.
             ValueError: another string, or a GPU that is not there.
-            RuntimeError: CUDA or CuPy is not there; the message says which.
+            RuntimeError: CUDA or CuPy is not there; the message says which. Or a network in the tree has a
+                cell of `define_cell`.
         """
         backend = find_backend(device)
         self._check_found()
         members = list(self.named_modules())
+        for name, module in members:
+            if backend is not CPU and module._program is not None:
+                where = f"{name}: " if name else ""
+                raise RuntimeError(
+                    f"{where}expected a network of a compiled cell on {device}, got one of "
+                    f"{module._program.name}, a program, which runs on cpu"
+                )
         if any(module._backend is not backend for _, module in members):
             self._move(members, backend)
         return self
@@ -174,13 +186,17 @@ class Module(Listed, Store["Module"]):
     def state_dict(self) -> dict[str, Array]:
         """Return {dotted name: copy of the parameter, or of the buffer}, as NumPy arrays on every device.
 
+        A `Recurrent` over a cell of `define_cell` adds "cell", the bytes of its JSON, which `cell_from_json`
+        reads.
+
         Raises:
             TypeError: a module stands in a list, tuple, set or dict, where it is not found.
         """
         self._check_found()
         self._gather()
         arrays = {**self._tree, **dict(self.named_buffers())}
-        return {name: np.array(self._backend.to_numpy(array)) for name, array in arrays.items()}
+        state = {name: np.array(self._backend.to_numpy(array)) for name, array in arrays.items()}
+        return {**state, **{name: encoded(cell) for name, cell in saved_cells(self).items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy parameters in, for instance from the state_dict of the same module in PyTorch.
@@ -188,7 +204,8 @@ class Module(Listed, Store["Module"]):
         Everything is checked and converted before anything is written. Other float dtypes are converted.
 
         Args:
-            state_dict: {name: array, or tensor that np.asarray understands}.
+            state_dict: {name: array, or tensor that np.asarray understands}. A "cell" may be left out; one
+                that is there has to be this network's.
             strict: raise if names are missing or unexpected.
 
         Returns:
@@ -196,7 +213,8 @@ class Module(Listed, Store["Module"]):
 
         Raises:
             TypeError: a value is not of a float dtype.
-            ValueError: a shape differs, or `strict` and the names differ, or two values for a tied weight.
+            ValueError: a shape or a cell differs, or `strict` and the names differ, or two values for a tied
+                weight.
         """
         self._check_found()
         self._gather()

@@ -79,12 +79,10 @@ class RNN(Recurrent[Array]):
             batch_first,
             dropout,
             bidirectional,
-            0,
-            dtype,
-            seed,
-            init,
-            0.0,
-            recompute,
+            dtype=dtype,
+            seed=seed,
+            init=init,
+            recompute=recompute,
         )
         self.nonlinearity = nonlinearity
 
@@ -167,11 +165,11 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             dropout,
             bidirectional,
             proj_size,
-            dtype,
-            seed,
-            init,
-            forget_bias,
-            recompute,
+            dtype=dtype,
+            seed=seed,
+            init=init,
+            forget_bias=forget_bias,
+            recompute=recompute,
         )
 
 
@@ -246,10 +244,8 @@ class GRU(Recurrent[Array]):
             batch_first,
             dropout,
             bidirectional,
-            0,
-            dtype,
-            seed,
-            init,
-            0.0,
-            recompute,
+            dtype=dtype,
+            seed=seed,
+            init=init,
+            recompute=recompute,
         )

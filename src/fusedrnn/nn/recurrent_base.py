@@ -1,4 +1,4 @@
-"""The base of RNN, LSTM and GRU: layers, directions and sequence options around the compiled kernels."""
+"""Recurrent: layers, directions and sequence options around the kernels of any cell."""
 
 from __future__ import annotations
 
@@ -13,42 +13,67 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike
-from fusedrnn.backend import CPU, Backend, first_array
-from fusedrnn.cells import CELLS, gather_weights
+from fusedrnn.backend import CPU, first_array
+from fusedrnn.cells import CELLS, CellSpec, gather_weights, resolve_cell
 from fusedrnn.checks import MOST_LAYERS, check_array, check_flag, check_number, check_size, resolve_dtype
-from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.inference.quantized import QuantizedRecurrent
 from fusedrnn.inference.stream import Stream
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
-from fusedrnn.inputs.lookup import Lookup, array_of, kernel_inputs
+from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import packing_of
-from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, borders_of, layout_error, row_of, time_major
+from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, layout_error
 from fusedrnn.nn.recurrent_backward import backward_layers
-from fusedrnn.nn.tape import Drop, RecurrentTape, check_tape
+from fusedrnn.nn.recurrent_forward import Results, forward_layers
+from fusedrnn.nn.tape import RecurrentTape, check_tape
+from fusedrnn.symbolic import DefinedCell
 
 StateT = TypeVar("StateT")
 
-# y, the final state, and what a tape keeps: kernel tapes, dropout, bytes of the arrays between, backend.
-_Results = tuple[Array, Any, tuple[list[Any], list[Drop | None], int, Backend]]
-
 
 class Recurrent(Module, Generic[StateT]):
-    """Stacked, possibly bidirectional recurrent network; the base of RNN, LSTM and GRU.
+    """Stacked, possibly bidirectional network of any cell: a compiled one, or one of `define_cell`.
 
-    Shapes, with D = 2 if bidirectional else 1 and Hout = proj_size or hidden_size:
-        x: (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; of the module's dtype, on a GPU
-            also bfloat16 or float16 beside float32: see docs/cuda.md.
-        y: (T, B, D*Hout), laid out as x.
-        state: h (num_layers*D, B, Hout), and c (num_layers*D, B, H) for an LSTM; no B for one sequence.
+    `y, state = rnn(x)`; to train, `y, state, tape = rnn.forward(x)` and `dx, _ = rnn.backward(tape, dy)`.
+    x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence, on a GPU also of 16 bits: see
+    docs/cuda.md; y (T, B, D*Hout), laid out as x, with D = 2 if bidirectional else 1 and Hout = proj_size or
+    hidden_size.
+    The state is h (num_layers*D, B, Hout) for a cell with one state, else a tuple of h and the others in the
+    cell's order, each (num_layers*D, B, H); no B for one sequence.
 
-    RNN, LSTM and GRU explain the arguments, and what they raise.
+    Parameters, with the suffix _l{k}{_reverse}: weight_ih (G*H, I or D*Hout), with G blocks of H rows in the
+    order of the cell's gates, weight_hh (G*H, Hout), bias_ih (G*H,), bias_hh (G*H,), and for each per-unit
+    parameter u of the cell u (H,). A cell whose step reads no h.g has no weight_hh and no bias_hh.
+
+    Args:
+        cell: what `define_cell` returns, or the name of a compiled cell, see `fusedrnn.CELLS`.
+        input_size: size of x_t, I >= 0.
+        hidden_size: size of the state, H >= 1.
+        num_layers: layers stacked on each other.
+        bias: whether there are biases.
+        batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.
+        dropout: probability of dropping an output between layers, in training mode.
+        bidirectional: run each layer in both directions and join their outputs.
+        proj_size: size of h if positive, below hidden_size; 0 for no projection, as all cells but "lstm" ask.
+        dtype: of parameters, inputs and states: "float32" or "float64".
+        seed: int, numpy.random.Generator or None, for initialisation and dropout.
+        init: "default" (orthogonal weight_hh, biases as the cell says) or "torch" (as PyTorch draws them),
+            see `fusedrnn.init.recurrent_layer`; None leaves all parameters at zero, for weights that are
+            loaded next.
+        forget_bias: initial bias of the gate f in place of what the cell says; used by init="default" only.
+        recompute: tapes leave out the gates, and backward computes them once more: a fifth of a layer's
+            memory or less for about a third more time. Gradients keep their bits on the CPU, and the accuracy
+            of the arithmetic on a GPU. May be changed at any time.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
 
     Paper: dropout between layers: Zaremba, Sutskever and Vinyals 2014, arXiv:1409.2329v5.
     """
 
     has_state = True
+    _saves_program = True
     _derived = Module._derived | {"_plan", "_plain"}
     _plan: NetworkPlan
     _plain: Callable[..., Any] | None
@@ -57,23 +82,25 @@ class Recurrent(Module, Generic[StateT]):
 
     def __init__(
         self,
-        cell: str,
+        cell: str | CellSpec | DefinedCell,
         input_size: int,
         hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-        proj_size: int,
-        dtype: npt.DTypeLike,
-        seed: Seed,
-        init: str | None,
-        forget_bias: float,
-        recompute: bool,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        dtype: npt.DTypeLike = "float32",
+        seed: Seed = None,
+        init: str | None = "default",
+        forget_bias: float | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        self._spec = CELLS[cell]
+        self._spec = resolve_cell(cell)
+        self._program = self._spec.definition
         self.input_size = check_size("input_size", input_size, 0)
         self.hidden_size = check_size("hidden_size", hidden_size)
         self.num_layers = check_size("num_layers", num_layers, maximum=MOST_LAYERS)
@@ -81,13 +108,20 @@ class Recurrent(Module, Generic[StateT]):
         self.batch_first = check_flag("batch_first", batch_first)
         self.dropout = check_number("dropout", dropout, 0.0, 1.0)
         self.bidirectional = check_flag("bidirectional", bidirectional)
-        self.proj_size = check_size("proj_size", proj_size, 0)
+        self.proj_size = self._check_projection(proj_size)
         self.recompute = check_flag("recompute", recompute)
-        if self.proj_size >= self.hidden_size:
-            raise ValueError(f"proj_size: expected an int < hidden_size = {hidden_size}, got {proj_size}")
         if self.dropout and self.num_layers == 1:
-            warnings.warn("dropout: acts between layers, so it does nothing with num_layers=1", stacklevel=3)
-        method, forget = check_method(init), check_number("forget_bias", forget_bias, -np.inf)
+            level = 2 if type(self) is Recurrent else 3
+            warnings.warn(
+                "dropout: acts between layers, so it does nothing with num_layers=1", stacklevel=level
+            )
+        method = check_method(init)
+        if forget_bias is not None:
+            forget_bias = check_number("forget_bias", forget_bias, -np.inf)
+            if "f" not in self._spec.gate_names:
+                raise ValueError(
+                    f"forget_bias: expected None, since {self._spec.label} has no gate f, got {forget_bias}"
+                )
         found, rng = resolve_dtype(dtype), make_rng(seed)
         directions = 2 if self.bidirectional else 1
         widths = self._spec.state_widths(self.hidden_size, self.proj_size)
@@ -102,8 +136,21 @@ class Recurrent(Module, Generic[StateT]):
         self._declare(shapes, found)
         for layer in range(self.num_layers):
             for arrays in [self._select(self._own, suffix) for suffix in self._suffixes(layer)]:
-                recurrent_layer(self._spec, arrays, method, forget_bias=forget, rng=rng)
+                recurrent_layer(self._spec, arrays, method, forget_bias=forget_bias, rng=rng)
         self._noise = Noise(rng)
+
+    def _check_projection(self, proj_size: int) -> int:
+        size = check_size("proj_size", proj_size, 0)
+        if size and not any(p.role == "projection" and p.need != "refused" for p in self._spec.parameters):
+            raise ValueError(f"proj_size: expected 0, since {self._spec.label} has no projection, got {size}")
+        if size >= self.hidden_size:
+            raise ValueError(f"proj_size: expected an int < hidden_size = {self.hidden_size}, got {size}")
+        return size
+
+    @property
+    def cell(self) -> str | DefinedCell:
+        """The cell: what `define_cell` returned, or the name of a compiled one."""
+        return self._spec.definition or self._spec.name
 
     def _suffixes(self, layer: int) -> list[str]:
         """Return what PyTorch appends to the parameter names of a layer, for each direction."""
@@ -225,86 +272,15 @@ class Recurrent(Module, Generic[StateT]):
             tape.nbytes += lookup.indices.nbytes
         return y, final, tape
 
-    def _run(self, x: Any, state: Any, lengths: Any, resets: Any, reset_state: Any, save: bool) -> _Results:
+    def _run(self, x: Any, state: Any, lengths: Any, resets: Any, reset_state: Any, save: bool) -> Results:
         on = self._backend.for_input(x, self._dtype)
         try:
             if on is CPU:
-                return self._run_layers(on, lengths, save, x, state, resets, reset_state)
+                return forward_layers(self, on, lengths, save, x, state, resets, reset_state)
             on.check_types(self._dtype, self._spec, state=state, reset_state=reset_state)
             return on.enter(x, partial(self._run_layers, on, lengths, save), x, state, resets, reset_state)
         except ValueError as error:
             raise layout_error(error, x.shape, self.batch_first) from None
-
-    def _run_layers(
-        self, on: Backend, lengths: Any, save: bool, x: Any, state: Any, resets: Any, reset_state: Any
-    ) -> _Results:
-        """Return the results for arrays of `on`, which come last."""
-        xp, kernels = on.xp, on.kernels
-        shape: tuple[int, ...] = x.shape if isinstance(array_of(x), on.array) else ()
-        single = len(shape) == 2
-        if not (single or len(shape) == 3) or shape[-1] != self.input_size:
-            raise self._input_error(x)
-        dtype, out_size = on.types(self._dtype)[0], self._network.out_size
-        y = xp.empty((*shape[:-1], out_size), dtype)
-        (steps, indices), target = kernel_inputs(x, on is not CPU, save), y
-        between = 0 if steps is array_of(x) else steps.nbytes
-        if single or self.batch_first:
-            target = time_major(y, single, self.batch_first)
-            if indices is None:
-                steps = time_major(steps, single, self.batch_first)
-            else:
-                indices = time_major(indices, single, self.batch_first)
-        seq_len, batch, _ = target.shape
-        states = None if state is None else self._network.split_state("state", state, batch, single, on)
-        ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
-        borders = None if resets is None else borders_of(resets, shape[:-1], single, self.batch_first, on)
-        replacement = None
-        if reset_state is not None:
-            if resets is None:
-                raise ValueError("reset_state: expected None without resets")
-            replacement = self._network.split_reset_state(reset_state, batch, on)
-        finals = self._network.new_states(batch, on)
-        drops: list[Drop | None] = []
-        calls, results = [], []
-        for layer, parts in enumerate(self._plan.layers, 1):
-            last = layer == self.num_layers
-            out = target if last else xp.empty((seq_len, batch, out_size), dtype)
-            for part in parts:
-                call = kernels.ForwardCall(  # by position: names would cost as much as all the checks
-                    self._spec.name,
-                    steps,
-                    part.weights,
-                    None if states is None else row_of(states, part.row),
-                    indices,
-                    ends,
-                    borders,
-                    None if replacement is None else row_of(replacement, part.row),
-                    part.reverse,
-                    save,
-                    self.recompute,
-                    part.cache,
-                    self._buffers.values.version,
-                    out if part.columns is None else out[..., part.columns],
-                    tuple([final[part.row] for final in finals]),
-                )
-                calls.append(call)
-            steps, indices = out, None
-            drop = None
-            between += 0 if last else out.nbytes
-            dropping = not last and self.training and self.dropout > 0
-            # A layer begins before the one below has ended, unless it needs that end or dropout in between.
-            if last or dropping or self.bidirectional:
-                results += kernels.run_calls(calls)
-                calls = []
-            if dropping:
-                drop = self._noise.take(self.dropout)
-                steps = kernels.dropout(out, *drop)
-                between += steps.nbytes
-            drops.append(drop)
-        tapes = [tape for _, _, tape in results]
-        if single:
-            finals = [final[:, 0] for final in finals]
-        return y, self._spec.pack_state(finals), (tapes, drops, between, on)
 
     def _input_error(self, x: Any) -> Exception:
         """Say what is wrong with x."""
@@ -379,10 +355,15 @@ class Recurrent(Module, Generic[StateT]):
 
         Raises:
             TypeError: weights is not a string, or the network is not of float32.
-            ValueError: another format, or sizes past 131072 with "int8".
+            ValueError: another format, sizes past 131072 with "int8", or the cell of `define_cell`.
             RuntimeError: the network is on a GPU.
         """
         self._require_cpu("quantize")
+        if self._spec.definition is not None:
+            raise ValueError(
+                f"quantize: expected a compiled cell, {', '.join(CELLS)}, got {self._spec.label}, a program, "
+                "which runs in float32 and float64"
+            )
         return QuantizedRecurrent(self, weights)
 
     def _extra_repr(self) -> str:
@@ -397,4 +378,5 @@ class Recurrent(Module, Generic[StateT]):
             "dtype": (str(self._dtype), "float32"),
         }
         options = [f"{name}={value!r}" for name, (value, default) in given.items() if value != default]
-        return ", ".join([str(self.input_size), str(self.hidden_size), *options])
+        cell = [self._spec.label] if type(self) is Recurrent else []
+        return ", ".join([*cell, str(self.input_size), str(self.hidden_size), *options])

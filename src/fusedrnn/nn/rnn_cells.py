@@ -51,14 +51,15 @@ class RecurrentCell(Module, Generic[StateT]):
         dtype: npt.DTypeLike,
         seed: Seed,
         init: str | None,
-        forget_bias: float,
+        forget_bias: float | None = None,
     ) -> None:
         super().__init__()
         self._spec = CELLS[cell]
         self.input_size = check_size("input_size", input_size, 0)
         self.hidden_size = check_size("hidden_size", hidden_size)
         self.bias = check_flag("bias", bias)
-        method, forget = check_method(init), check_number("forget_bias", forget_bias, -np.inf)
+        method = check_method(init)
+        forget = None if forget_bias is None else check_number("forget_bias", forget_bias, -np.inf)
         found, rng = resolve_dtype(dtype), make_rng(seed)
         self._declare(self._spec.parameter_shapes(self.input_size, self.hidden_size, self.bias), found)
         recurrent_layer(self._spec, self._own, method, forget_bias=forget, rng=rng)
@@ -212,7 +213,7 @@ class RNNCell(RecurrentCell[Array]):
         seed: Seed = None,
         init: str | None = "default",
     ) -> None:
-        super().__init__(rnn_cell(nonlinearity), input_size, hidden_size, bias, dtype, seed, init, 0.0)
+        super().__init__(rnn_cell(nonlinearity), input_size, hidden_size, bias, dtype, seed, init)
         self.nonlinearity = nonlinearity
 
     def _extra_repr(self) -> str:
@@ -296,4 +297,4 @@ class GRUCell(RecurrentCell[Array]):
         init: str | None = "default",
     ) -> None:
         check_reset_after(reset_after)
-        super().__init__("gru", input_size, hidden_size, bias, dtype, seed, init, 0.0)
+        super().__init__("gru", input_size, hidden_size, bias, dtype, seed, init)

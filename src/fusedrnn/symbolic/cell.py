@@ -1,42 +1,23 @@
 """A cell that is data: its equations as expressions, its gradients derived from them, both as programs."""
 
+import hashlib
+import json
 import keyword
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from fusedrnn import _core
+from fusedrnn.cell_spec import CellSpec, Initial, parameters_of
 from fusedrnn.symbolic.gradient import gradients
 from fusedrnn.symbolic.graph import Expression, Graph, cone, is_gate, is_gate_sum
 from fusedrnn.symbolic.program import Program, choose_saved, lower
 from fusedrnn.symbolic.text import equations
 
-# Gates, states and parameters together.
-MOST_SYMBOLS = 64
-
-Step = Callable[[Any, Any, Any, Any], Mapping[str, Expression | float]]
-
-
-class Symbols:
-    """The symbols of one kind that a step is called with, as attributes: `x.i`, `s.c`."""
-
-    def __init__(self, graph: Graph, prefix: str, kind: str, names: Sequence[str]) -> None:
-        self._prefix, self._kind, self._names = prefix, kind, tuple(names)
-        for name in names:
-            self.__dict__[name] = graph.input(f"{prefix}.{name}")
-
-    def __getattr__(self, name: str) -> Expression:
-        prefix, kind, names = (self.__dict__.get(k) for k in ("_prefix", "_kind", "_names"))
-        if names is None or name.startswith("__"):
-            raise AttributeError(name)
-        some = f"one of the {kind} {', '.join(names)}" if names else f"no {kind}, since none are declared"
-        raise AttributeError(f"{prefix}.{name}: expected {some}, got {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            self.__dict__[name] = value
-            return
-        raise AttributeError(f"{self._prefix}.{name}: cannot be set; return new states from step")
+# What the kernels have room for.
+MOST_NAMES = {"gates": 32, "states": 8, "parameters": 16}
+# Per-unit parameters stand beside these.
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 
 class DefinedCell:
@@ -49,7 +30,10 @@ class DefinedCell:
         gates: names of the gates; weight_ih is (len(gates)*H, I).
         states: names of the states, first the hidden state, which the matrix product and the output see.
         parameters: names of the per-unit parameters, each (H,).
-        split_gates: False where the step sees only the sums x.g + h.g.
+        initial: {symbol: value} of the biases of gates, "x.f", and the parameters, "p.u", that do not start
+            from zero.
+        hidden_product: whether the step reads h.g of any gate; there is no weight_hh if it does not.
+        split_gates: False where the step sees only the sums x.g + h.g, or no h.g.
         direct_hidden: whether the hidden state enters the step outside of the matrix product.
         next_states: {state: its expression after the step}.
         gradients: {symbol: its gradient}, from the gradients `dnext.*` of the states after the step.
@@ -64,15 +48,18 @@ class DefinedCell:
         parameters: Sequence[str],
         graph: Graph,
         next_states: Mapping[str, Expression],
+        initial: Mapping[str, Initial],
     ) -> None:
         self.name, self.gates = name, tuple(gates)
         self.states, self.parameters = tuple(states), tuple(parameters)
+        self.initial = {symbol: value for symbol, value in initial.items() if value != 0}
         self._graph = graph
         nodes = cone(next_states.values())
         _check_used(nodes, self)
-        self.split_gates = not _only_sums(nodes)
+        self.hidden_product = any(node.name.startswith("h.") for node in nodes)
+        self.split_gates = self.hidden_product and not _only_sums(nodes)
         roots = [next_states[state] for state in self.states]
-        if not self.split_gates:
+        if self.hidden_product and not self.split_gates:
             sums = {
                 node.id: graph.input(f"a.{node.arguments[0].name[2:]}") for node in nodes if is_gate_sum(node)
             }
@@ -84,7 +71,7 @@ class DefinedCell:
 
     @property
     def _gate_symbols(self) -> list[str]:
-        kinds = ("x", "h") if self.split_gates else ("a",)
+        kinds = ("x", "h") if self.split_gates else ("a",) if self.hidden_product else ("x",)
         return [f"{kind}.{gate}" for kind in kinds for gate in self.gates]
 
     @property
@@ -142,19 +129,99 @@ class DefinedCell:
         late = [name for name in roots if name.startswith("ds.")]
         return lower(graph, roots, inputs, late=late, read_before=reaching)
 
-    def __str__(self) -> str:
-        heads = [
-            f"{self.name}: gates {' '.join(self.gates)}; states {' '.join(self.states)}"
-            + (f"; parameters {' '.join(self.parameters)}" if self.parameters else ""),
-            "x.g = W_ih x + b_ih, h.g = W_hh h + b_hh"
-            if self.split_gates
-            else "a.g = W_ih x + b_ih + W_hh h + b_hh",
-        ]
+    @cached_property
+    def spec(self) -> CellSpec:
+        """What networks and `functional.forward` know of the cell; made when it is first asked for.
+
+        Raises:
+            ValueError: the kernels have no room for the cell.
+        """
+        key = f"{self.name}:{self.digest[:16]}"
+        constants = _core.define_program(key, **self._native)
+        return CellSpec(
+            name=key,
+            gates=len(self.gates),
+            gate_names=self.gates,
+            states=len(self.states),
+            state_names=self.states,
+            saved=len(self.kept),
+            split_gates=self.split_gates,
+            equations=self.equations,
+            paper="",
+            parameters=parameters_of(constants),
+            initial=tuple(self.initial.items()),
+            definition=self,
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for cells that compute the same by the same operations, whatever they are called."""
+        text = json.dumps(self._native, default=lambda array: array.tolist())
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def _native(self) -> dict[str, Any]:
+        """The cell as the kernels take it."""
+        return {
+            "gates": len(self.gates),
+            "states": len(self.states),
+            "saved": len(self.kept),
+            "split_gates": self.split_gates,
+            "direct_hidden": self.direct_hidden,
+            "hidden_product": self.hidden_product,
+            "per_unit": list(self.parameters),
+            "forward": self._numbered(self.forward),
+            "inference": self._numbered(self.inference),
+            "backward": self._numbered(self.backward),
+        }
+
+    def _numbered(self, program: Program) -> dict[str, Any]:
+        """Return a program as the kernels take it: gates, states and parameters by number.
+
+        Gates without a product of h are called a, as sums are: the kernels have one value of each, too.
+        """
+        gates = {"x": "x", "h": "h", "a": "a"} if self.hidden_product else {"x": "a"}
+        names = {
+            f"{derivative}{kind}.{gate}": f"{derivative}{called}.{number}"
+            for derivative in ("", "d")
+            for kind, called in gates.items()
+            for number, gate in enumerate(self.gates)
+        }
+        for kinds, listing in ((("s", "ds", "next", "dnext"), self.states), (("p", "dp"), self.parameters)):
+            names |= {f"{kind}.{name}": f"{kind}.{n}" for kind in kinds for n, name in enumerate(listing)}
+        return {
+            "constants": list(program.constants),
+            "slots": program.slots,
+            "code": program.encoded,
+            "inputs": [names.get(name, name) for name in program.inputs],
+            "outputs": [names.get(name, name) for name in program.outputs],
+        }
+
+    @property
+    def equations(self) -> str:
+        """The step, a line for each value that is used more than once and for each state after it."""
+        head = "a.g = W_ih x + b_ih + W_hh h + b_hh"
+        if self.split_gates:
+            head = "x.g = W_ih x + b_ih     h.g = W_hh h + b_hh"
+        elif not self.hidden_product:
+            head = "x.g = W_ih x + b_ih"
         after = {f"{state}'": node for state, node in self.next_states.items()}
-        forward = equations(cone(after.values()), after)
+        gates = f"{head}     of each gate g of {', '.join(self.gates)}"
+        return "\n".join([gates, *equations(cone(after.values()), after)])
+
+    def __copy__(self) -> "DefinedCell":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "DefinedCell":
+        return self
+
+    def __str__(self) -> str:
+        head = f"{self.name}: gates {' '.join(self.gates)}; states {' '.join(self.states)}"
+        if self.parameters:
+            head += f"; parameters {' '.join(self.parameters)}"
         backward = equations(cone(self.gradients.values()), self.gradients)
         return "\n".join(
-            [*heads, "", *forward, "", "gradients, from dnext.s = dL/ds' of each state s", *backward]
+            [head, "", self.equations, "", "gradients, from dnext.s = dL/ds' of each state s", *backward]
         )
 
     def __repr__(self) -> str:
@@ -162,90 +229,6 @@ class DefinedCell:
             f"<cell {self.name!r}: {len(self.gates)} gates, {len(self.states)} states, "
             f"{len(self.parameters)} parameters>"
         )
-
-
-def define_cell(
-    name: str,
-    gates: str | Iterable[str],
-    states: str | Iterable[str],
-    step: Step,
-    *,
-    parameters: str | Iterable[str] = (),
-    hidden: str | None = None,
-) -> DefinedCell:
-    """Return a cell whose step is written as a function of symbols; its gradients are derived.
-
-    `step(x, h, s, p)` is called once. `x.g` is W_ih x + b_ih and `h.g` is W_hh h + b_hh of each gate g, `s.n`
-    each state before the step, `p.n` each per-unit parameter. It returns {state: its value after the step},
-    made of symbols, numbers and the functions of `fusedrnn.sym`. Sums are taken with x.g + h.g first.
-
-    Args:
-        name: what the cell is called.
-        gates: names, as a list or one string with spaces.
-        states: names; "h c".
-        step: the equations.
-        parameters: names of the parameters that every unit has of its own.
-        hidden: the state that the matrix product and the output see; by default that called h, or the first.
-
-    Raises:
-        TypeError: the step is not pointwise, branches on a symbol, or returns no mapping.
-        ValueError: a name is no identifier or stands twice, a state is not returned, a gate or parameter not
-        used. AttributeError: the step asks for a symbol that was not declared.
-    """
-    names = {
-        "gates": _names("gates", gates),
-        "states": _names("states", states),
-        "parameters": _names("parameters", parameters),
-    }
-    check_declared(name, **names)
-    states_ = list(names["states"])
-    if hidden is not None and hidden not in states_:
-        raise ValueError(f"hidden: expected one of the states {', '.join(states_)}, got {hidden!r}")
-    hidden = hidden or ("h" if "h" in states_ else states_[0])
-    states_.remove(hidden)
-    states_.insert(0, hidden)
-    graph = Graph()
-    returned = step(
-        Symbols(graph, "x", "gates", names["gates"]),
-        Symbols(graph, "h", "gates", names["gates"]),
-        Symbols(graph, "s", "states", states_),
-        Symbols(graph, "p", "parameters", names["parameters"]),
-    )
-    if not isinstance(returned, Mapping):
-        raise TypeError(f"step: expected it to return {{state: value}}, got {type(returned).__name__}")
-    missing = [state for state in states_ if state not in returned]
-    unknown = [state for state in returned if state not in states_]
-    if missing or unknown:
-        raise ValueError(
-            f"step: expected it to return the states {', '.join(states_)}, got "
-            + (
-                f"none for {', '.join(missing)}"
-                if missing
-                else f"{', '.join(map(repr, unknown))} beside them"
-            )
-        )
-    after = {state: _value(graph, f"step: {state}", returned[state]) for state in states_}
-    return DefinedCell(name, names["gates"], states_, names["parameters"], graph, after)
-
-
-def _value(graph: Graph, name: str, value: Any) -> Expression:
-    if isinstance(value, Expression):
-        if value.graph is not graph:
-            raise ValueError(f"{name}: expected an expression of this step, got {value!r} of another cell's")
-        return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: expected a finite number, got {value}")
-        return graph.constant(value)
-    raise TypeError(f"{name}: expected an expression or a number, got {type(value).__name__}")
-
-
-def _names(kind: str, names: str | Iterable[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        return tuple(names.split())
-    if not isinstance(names, Iterable):
-        raise TypeError(f"{kind}: expected names, got {type(names).__name__}")
-    return tuple(names)
 
 
 def check_declared(name: str, gates: Sequence[str], states: Sequence[str], parameters: Sequence[str]) -> None:
@@ -265,11 +248,25 @@ def check_declared(name: str, gates: Sequence[str], states: Sequence[str], param
             raise ValueError(f"{kind}: expected different names, got {' '.join(names)}")
         if not names and kind != "parameters":
             raise ValueError(f"{kind}: expected at least one name, got none")
-    count = len(gates) + len(states) + len(parameters)
-    if count > MOST_SYMBOLS:
-        raise ValueError(
-            f"gates, states, parameters: expected at most {MOST_SYMBOLS} names together, got {count}"
-        )
+        if len(names) > MOST_NAMES[kind]:
+            raise ValueError(f"{kind}: expected at most {MOST_NAMES[kind]} names, got {len(names)}")
+    for n in parameters:
+        if n in WEIGHTS:
+            raise ValueError(f"parameters: expected other names than those of the weights, got {n}")
+
+
+def check_initial(name: str, value: Any) -> Initial:
+    """Return an initial value, a number or (low, high), or refuse it."""
+    pair = isinstance(value, (tuple, list))
+    numbers = tuple(value) if pair else (value,)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise TypeError(f"{name}: expected a number or (low, high), got {value!r:.40}")
+    if len(numbers) != 1 + pair or not all(abs(number) <= 1e308 for number in numbers):
+        raise ValueError(f"{name}: expected a finite number or (low, high), got {value!r:.40}")
+    if numbers[0] > numbers[-1]:
+        raise ValueError(f"{name}: expected (low, high) with low <= high, got {value!r:.40}")
+    return (float(numbers[0]), float(numbers[1])) if pair else float(numbers[0])
 
 
 def _check_used(nodes: Iterable[Expression], cell: DefinedCell) -> None:

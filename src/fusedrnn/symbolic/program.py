@@ -48,6 +48,11 @@ class Program:
         return dict(zip(self.outputs, slots[first:], strict=False))
 
     @property
+    def slots(self) -> int:
+        """Their number."""
+        return len(self.constants) + len(self.inputs) + len(self.outputs) + self.temporaries
+
+    @property
     def encoded(self) -> npt.NDArray[np.int64]:
         """The instructions as the interpreter takes them, (len(code), 5): operation, to, a, b, c."""
         numbers = {name: i for i, name in enumerate(PROGRAM_OPERATIONS)}

@@ -1,15 +1,19 @@
 """Cells as JSON: names and a list of operations, nothing that is executed."""
 
+import copyreg
 import json
 import math
 from typing import Any, NoReturn
 
-from fusedrnn.symbolic.cell import DefinedCell, check_declared
+import numpy as np
+
+from fusedrnn.cell_spec import Initial
+from fusedrnn.symbolic.cell import DefinedCell, check_declared, check_initial
 from fusedrnn.symbolic.graph import Expression, Graph, cone
 from fusedrnn.symbolic.operations import OPERATIONS, USER_OPERATIONS
 
 _FORMAT, _VERSION = "fusedrnn.cell", 1
-_KEYS = ("format", "version", "name", "gates", "states", "parameters", "nodes", "next")
+_KEYS = ("format", "version", "name", "gates", "states", "parameters", "initial", "nodes", "next")
 
 # Of a file; a long LSTM has 2 kB.
 MOST_BYTES = 1 << 20
@@ -20,8 +24,17 @@ def cell_to_json(cell: DefinedCell) -> str:
     """Return a cell as JSON.
 
     `nodes` is a list of ["input", name], ["constant", value] and [operation, index, ...], where an index is
-    the place of an earlier node; `next` has the place of each state's expression.
+    the place of an earlier node; `next` has the place of each state's expression; `initial` the values that
+    gates' biases and parameters start from.
+
+    Args:
+        cell: what define_cell returned.
+
+    Raises:
+        TypeError: `cell` is none.
     """
+    if not isinstance(cell, DefinedCell):
+        raise TypeError(f"cell: expected what define_cell returns, got {type(cell).__name__}")
     nodes = cone(cell.next_states.values())
     place = {node.id: i for i, node in enumerate(nodes)}
     listed: list[list[Any]] = []
@@ -39,21 +52,29 @@ def cell_to_json(cell: DefinedCell) -> str:
         "gates": cell.gates,
         "states": cell.states,
         "parameters": cell.parameters,
+        "initial": cell.initial,
         "nodes": listed,
         "next": {state: place[node.id] for state, node in cell.next_states.items()},
     }
     return json.dumps(content)
 
 
-def cell_from_json(text: str) -> DefinedCell:
+def cell_from_json(text: Any) -> DefinedCell:
     """Return the cell that `cell_to_json` wrote; nothing in the text is executed.
 
+    Args:
+        text: a str, bytes, or the array of bytes that a state_dict has.
+
     Raises:
-        TypeError: `text` is no str.
+        TypeError: `text` is none of these.
         ValueError: it is no cell.
     """
+    if isinstance(text, np.ndarray) and text.dtype == np.uint8 and text.ndim == 1:
+        text = text.tobytes()
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
     if not isinstance(text, str):
-        raise TypeError(f"cell: expected a str of JSON, got {type(text).__name__}")
+        raise TypeError(f"cell: expected a str of JSON or its bytes, got {type(text).__name__}")
     if len(text) > MOST_BYTES:
         raise ValueError(f"cell: expected JSON of at most {MOST_BYTES} characters, got {len(text)}")
     try:
@@ -80,7 +101,22 @@ def cell_from_json(text: str) -> DefinedCell:
     next_states = {
         state: nodes[_index(f"next.{state}", after[state], len(nodes))] for state in names["states"]
     }
-    return DefinedCell(content["name"], **names, graph=graph, next_states=next_states)
+    return DefinedCell(
+        content["name"],
+        **names,
+        graph=graph,
+        next_states=next_states,
+        initial=_read_initial(content["initial"], [s for s in known if s[0] in "xp"]),
+    )
+
+
+def _read_initial(given: Any, symbols: list[str]) -> dict[str, Initial]:
+    if not isinstance(given, dict) or not set(given) <= set(symbols):
+        raise ValueError("cell: initial: expected values of gates, x.g, and parameters, p.n")
+    try:
+        return {symbol: check_initial(f"cell: initial: {symbol}", value) for symbol, value in given.items()}
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _read_nodes(graph: Graph, listed: Any, known: frozenset[str]) -> list[Expression]:
@@ -128,3 +164,7 @@ def _index(where: str, value: Any, end: int) -> int:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of a cell")
+
+
+# Pickled by its definition: no function of the user's is looked up or run.
+copyreg.pickle(DefinedCell, lambda cell: (cell_from_json, (cell_to_json(cell),)))

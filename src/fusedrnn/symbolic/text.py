@@ -1,10 +1,23 @@
 """Expressions as text."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from fusedrnn.symbolic.graph import Expression
+
+class Node(Protocol):
+    """What is read of an expression."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def operation(self) -> str: ...
+    @property
+    def arguments(self) -> "tuple[Node, ...]": ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+
 
 # The sign of an operation and how tightly it binds.
 _INFIX = {
@@ -18,7 +31,7 @@ _INFIX = {
 _DEEPEST = 12
 
 
-def render(node: "Expression", names: Mapping[int, str], depth: int = 0) -> str:
+def render(node: Node, names: Mapping[int, str], depth: int = 0) -> str:
     """Return an expression as text; a node whose id has a name is that name, except at the top."""
     if depth and node.id in names:
         return names[node.id]
@@ -40,7 +53,7 @@ def render(node: "Expression", names: Mapping[int, str], depth: int = 0) -> str:
     return f"{node.operation}({', '.join(parts)})"
 
 
-def _tightness(node: "Expression", names: Mapping[int, str]) -> int:
+def _tightness(node: Node, names: Mapping[int, str]) -> int:
     if node.id in names or (node.operation == "constant" and node.value >= 0):
         return 4
     if node.operation in ("negative", "constant"):
@@ -48,7 +61,7 @@ def _tightness(node: "Expression", names: Mapping[int, str]) -> int:
     return _INFIX[node.operation][1] if node.operation in _INFIX else 4
 
 
-def equations(nodes: list["Expression"], outputs: Mapping[str, "Expression"]) -> list[str]:
+def equations(nodes: Sequence[Node], outputs: Mapping[str, Node]) -> list[str]:
     """Return `name = expression` for each output, and before them for values that are used more than once."""
     uses: dict[int, int] = {}
     depth: dict[int, int] = {}
@@ -59,12 +72,15 @@ def equations(nodes: list["Expression"], outputs: Mapping[str, "Expression"]) ->
         if depth[node.id] >= _DEEPEST:
             uses[node.id] = 2
             depth[node.id] = 1
+    called = {node.id: name for name, node in reversed(list(outputs.items())) if node.arguments}
     names: dict[int, str] = {}
     lines = []
     for node in nodes:
-        if node.arguments and (uses.get(node.id, 0) > 1 or depth[node.id] == 1):
-            lines.append(f"t{len(names) + 1} = {render(node, names)}")
-            names[node.id] = f"t{len(names) + 1}"
+        if node.arguments and (uses.get(node.id, 0) > (node.id not in called) or depth[node.id] == 1):
+            name = called.get(node.id) or f"t{len(names) + 1}"
+            lines.append(f"{name} = {render(node, names)}")
+            names[node.id] = name
     for name, node in outputs.items():
-        lines.append(f"{name} = {names.get(node.id) or render(node, names)}")
+        if names.get(node.id) != name:
+            lines.append(f"{name} = {names.get(node.id) or render(node, names)}")
     return lines

@@ -1,0 +1,89 @@
+"""Forward of a recurrent network: layers, directions and dropout around the compiled kernels."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from fusedrnn.arrays import Array
+from fusedrnn.backend import CPU, Backend
+from fusedrnn.cuda.layer import host_lengths
+from fusedrnn.inputs.lookup import array_of, kernel_inputs
+from fusedrnn.inputs.sequences import as_lengths
+from fusedrnn.nn.plan import borders_of, row_of, time_major
+from fusedrnn.nn.tape import Drop
+
+# y, the final state, and what a tape keeps: kernel tapes, dropout, bytes of the arrays between, backend.
+Results: TypeAlias = tuple[Array, Any, tuple[list[Any], list[Drop | None], int, Backend]]
+
+
+def forward_layers(
+    module: Any, on: Backend, lengths: Any, save: bool, x: Any, state: Any, resets: Any, reset_state: Any
+) -> Results:
+    """Return what `Recurrent.forward` does, for arrays of `on`, which come last."""
+    xp, kernels = on.xp, on.kernels
+    shape: tuple[int, ...] = x.shape if isinstance(array_of(x), on.array) else ()
+    single = len(shape) == 2
+    if not (single or len(shape) == 3) or shape[-1] != module.input_size:
+        raise module._input_error(x)
+    dtype, out_size = on.types(module._dtype)[0], module._network.out_size
+    y = xp.empty((*shape[:-1], out_size), dtype)
+    (steps, indices), target = kernel_inputs(x, on is not CPU, save), y
+    between = 0 if steps is array_of(x) else steps.nbytes
+    if single or module.batch_first:
+        target = time_major(y, single, module.batch_first)
+        if indices is None:
+            steps = time_major(steps, single, module.batch_first)
+        else:
+            indices = time_major(indices, single, module.batch_first)
+    seq_len, batch, _ = target.shape
+    states = None if state is None else module._network.split_state("state", state, batch, single, on)
+    ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
+    borders = None if resets is None else borders_of(resets, shape[:-1], single, module.batch_first, on)
+    replacement = None
+    if reset_state is not None:
+        if resets is None:
+            raise ValueError("reset_state: expected None without resets")
+        replacement = module._network.split_reset_state(reset_state, batch, on)
+    finals = module._network.new_states(batch, on)
+    drops: list[Drop | None] = []
+    calls, results = [], []
+    for layer, parts in enumerate(module._plan.layers, 1):
+        last = layer == module.num_layers
+        out = target if last else xp.empty((seq_len, batch, out_size), dtype)
+        for part in parts:
+            # By position: every name of an argument costs a call 200 instructions.
+            call = kernels.ForwardCall(
+                module._spec.name,
+                steps,
+                part.weights,
+                None if states is None else row_of(states, part.row),
+                indices,
+                ends,
+                borders,
+                None if replacement is None else row_of(replacement, part.row),
+                part.reverse,
+                save,
+                module.recompute,
+                part.cache,
+                module._buffers.values.version,
+                out if part.columns is None else out[..., part.columns],
+                tuple([final[part.row] for final in finals]),
+            )
+            calls.append(call)
+        steps, indices = out, None
+        drop = None
+        between += 0 if last else out.nbytes
+        dropping = not last and module.training and module.dropout > 0
+        # A layer begins before the one below has ended, unless it needs that end or dropout in between.
+        if last or dropping or module.bidirectional:
+            results += kernels.run_calls(calls)
+            calls = []
+        if dropping:
+            drop = module._noise.take(module.dropout)
+            steps = kernels.dropout(out, *drop)
+            between += steps.nbytes
+        drops.append(drop)
+    tapes = [tape for _, _, tape in results]
+    if single:
+        finals = [final[:, 0] for final in finals]
+    return y, module._spec.pack_state(finals), (tapes, drops, between, on)
