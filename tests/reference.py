@@ -129,6 +129,12 @@ CELLS: dict[str, Cell] = {
     "rnn_tanh": _simple_cell(np.tanh, tanh_slope),
     "rnn_relu": _simple_cell(relu, relu_slope),
 }
+# Those of data_cells.py.
+DATA: dict[str, Cell] = {}
+
+
+def cell_of(name: str) -> Cell:
+    return CELLS[name] if name in CELLS else DATA[name]
 
 
 @dataclass
@@ -192,7 +198,7 @@ def forward(
     params = _float64(params)
     w, u, bias_ih, bias_hh, projection, *units = params
     seq_len, batch = x.shape[:2]
-    spec = CELLS[cell]
+    spec = cell_of(cell)
     hidden = w.shape[0] // spec.gates
     widths = spec.widths(hidden, u.shape[1])
     units = [values.reshape(-1, hidden) for values in units]
@@ -226,7 +232,7 @@ def forward(
 
 def backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[Array, State, Params]:
     """dx, the gradient of the initial state, and those of the parameters (None where there is none)."""
-    spec = CELLS[tape.cell]
+    spec = cell_of(tape.cell)
     w, u, _, _, projection, *units = tape.params
     hidden = w.shape[0] // spec.gates
     units = [values.reshape(-1, hidden) for values in units]

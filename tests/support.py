@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import data_cells
 import numpy as np
 import numpy.typing as npt
 import reference
@@ -22,6 +23,8 @@ Array = npt.NDArray[Any]
 CELLS = tuple(reference.CELLS)
 DTYPES = ("float64", "float32")
 MODULE_CELLS = ("lstm", "lstm_proj", "gru", "rnn_tanh", "rnn_relu")
+# And two that are data, with and without a product of h, which run on the CPU.
+HOST_CELLS = (*MODULE_CELLS, "peephole", "sru")
 TESTS = Path(__file__).parent
 
 
@@ -243,6 +246,8 @@ def num_threads(n: int) -> Iterator[None]:
 def make_module(cell: str, inputs: int, hidden: int, num_layers: int = 1, **options: Any) -> Any:
     """The module of a cell; "lstm_proj" is an LSTM that projects to about half its units."""
     options = {"dtype": "float64", "seed": 1, **options}
+    if cell in data_cells.CELLS:
+        return data_cells.CELLS[cell].make(inputs, hidden, num_layers, **options)
     if cell == "lstm_proj":
         return fr.LSTM(inputs, hidden, num_layers, proj_size=(hidden + 1) // 2, **options)
     if cell == "lstm":
@@ -252,10 +257,17 @@ def make_module(cell: str, inputs: int, hidden: int, num_layers: int = 1, **opti
     return fr.RNN(inputs, hidden, num_layers, nonlinearity=cell.removeprefix("rnn_"), **options)
 
 
-def layer_params(module: Any, num_layers: int, bidirectional: bool) -> list[list[tuple[Any, ...]]]:
-    """A module's parameters as reference.stack_forward takes them."""
-    suffixes = ("", "_reverse") if bidirectional else ("",)
-    return [
-        [tuple(module.parameters.get(f"{n}_l{k}{s}") for n in reference.PARAM_NAMES) for s in suffixes]
-        for k in range(num_layers)
-    ]
+def layer_params(module: Any, arrays: Any = None) -> list[list[tuple[Any, ...]]]:
+    """A module's parameters, or its gradients, as reference.stack_forward takes them: with a weight_hh."""
+    arrays = module.parameters if arrays is None else arrays
+    names = list(reference.PARAM_NAMES)
+    names += [p.name for p in module._spec.parameters if p.role == "per_unit"]
+    layers: list[list[tuple[Any, ...]]] = []
+    for layer in range(module.num_layers):
+        layers.append([])
+        for suffix in ("", "_reverse")[: 1 + module.bidirectional]:
+            found = [arrays.get(f"{name}_l{layer}{suffix}") for name in names]
+            if found[1] is None:
+                found[1] = np.zeros((found[0].shape[0], module.hidden_size))
+            layers[-1].append(tuple(found))
+    return layers

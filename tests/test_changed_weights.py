@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import MODULE_CELLS, Array, make_module, states_of
+from support import HOST_CELLS, Array, make_module, states_of
 
 import fusedrnn as fr
 
@@ -24,7 +24,7 @@ def fresh(module: Any, x: Array) -> Array:
     return np.asarray(copy.deepcopy(module)(x)[0])
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_a_dictionary_follows_its_module_into_a_tree(cell: str) -> None:
     """What was handed out before a module joined a tree still writes to it, and calls see that."""
     module = make_module(cell, 3, 5)
@@ -183,7 +183,7 @@ KINDS: dict[str, Callable[[], tuple[Any, Callable[[], tuple[Array, Any]]]]] = {
     "cell": cell_step,
     **{
         f"{cell}{'_recompute' * recompute}": lambda cell=cell, recompute=recompute: network(cell, recompute)
-        for cell in MODULE_CELLS
+        for cell in HOST_CELLS
         for recompute in (False, True)
     },
 }

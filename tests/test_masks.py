@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import MODULE_CELLS, Array, bare, make_module, states_of
+from support import HOST_CELLS, Array, bare, make_module, states_of
 from tolerances import assert_close
 
 import fusedrnn as fr
@@ -27,7 +27,7 @@ def problem(seed: int = 0) -> tuple[Array, Array]:
 @pytest.mark.parametrize("layout", ["time", "batch_first"])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_as_without_the_steps(cell: str, bidirectional: bool, layers: int, layout: str) -> None:
     """Each sequence gives what it gives with the steps cut out, gradients included."""
     x, mask = problem()
@@ -69,7 +69,7 @@ def test_as_without_the_steps(cell: str, bidirectional: bool, layers: int, layou
     assert_close(module.flat_grads, alone.flat_grads, "gradient")
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_prefixes_are_lengths(cell: str) -> None:
     x, _ = problem()
     lengths = np.array([3, 9, 0, 5, 1])

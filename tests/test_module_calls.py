@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import MODULE_CELLS, bare, make_module, states_of
+from support import HOST_CELLS, bare, make_module, states_of
 from tolerances import assert_close
 
 import fusedrnn as fr
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_backward_works_in_eval(cell: str) -> None:
     module = make_module(cell, 3, 5, 2).eval()
     x = np.random.default_rng(0).normal(size=(4, 2, 3))
@@ -25,7 +25,7 @@ def test_backward_works_in_eval(cell: str) -> None:
     assert np.array_equal(module.flat_grads, trained.flat_grads) and module.flat_grads.any()
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_gradients_accumulate(cell: str) -> None:
     """backward adds, a tape serves again, and zero_grad clears."""
     module = make_module(cell, 3, 5, 2, bidirectional=True)
@@ -43,7 +43,7 @@ def test_gradients_accumulate(cell: str) -> None:
     assert np.array_equal(module.flat_grads, once)
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_dy_may_be_none(cell: str) -> None:
     """With a gradient of the final state alone, as with dy = 0."""
     module = make_module(cell, 3, 5, 2, bidirectional=True)
@@ -60,7 +60,7 @@ def test_dy_may_be_none(cell: str) -> None:
         module.backward(tape)
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_outputs_of_a_tape_are_read_only(cell: str) -> None:
     module = make_module(cell, 3, 5)
     x = np.ones((4, 2, 3))
@@ -71,7 +71,7 @@ def test_outputs_of_a_tape_are_read_only(cell: str) -> None:
     assert module(x)[0].flags.writeable
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_the_state_returned_is_the_callers(cell: str) -> None:
     """Writing to the final state after forward changes no gradient."""
     module = make_module(cell, 3, 5, 2)
@@ -111,7 +111,7 @@ def test_weights_changed_between_forward_and_backward() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3), (0, 0, 3), (4, 2, 0), (0, 3)], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_empty_sizes(cell: str, bidirectional: bool, shape: tuple[int, ...]) -> None:
     """T = 0, B = 0 and I = 0 are defined: no steps keep the state, no features leave the biases."""
     module = make_module(cell, shape[-1], 5, 2, bidirectional=bidirectional)
@@ -188,7 +188,7 @@ def test_no_change_of_the_weights_is_missed() -> None:
     assert not np.array_equal(cell(x[0]), before)
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_plain_calls_equal_general_ones(cell: str, dtype: str) -> None:
     """A call without options takes a short cut; any option leads past it."""
@@ -217,7 +217,7 @@ def test_plain_calls_equal_general_ones(cell: str, dtype: str) -> None:
         module(np.zeros((1, 2, 5), dtype), state)
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_plain_training_equals_the_general_one(cell: str, recompute: bool) -> None:
     module = make_module(cell, 5, 9, dtype="float64")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import MODULE_CELLS, Array, make_module, states_of
+from support import HOST_CELLS, Array, make_module, states_of
 from tolerances import assert_close
 
 import fusedrnn as fr
@@ -24,7 +24,7 @@ def sequence(module_inputs: int, steps: int, batch: int, dtype: str) -> Array:
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_steps_equal_the_sequence(cell: str, dtype: str, batch: int, layers: int) -> None:
     module = make_module(cell, 5, 19, layers, dtype=dtype)
     x = sequence(5, 12, batch, dtype)
@@ -39,7 +39,7 @@ def test_steps_equal_the_sequence(cell: str, dtype: str, batch: int, layers: int
 @given(data=st.data())
 def test_any_chunking(data: st.DataObject) -> None:
     """Whole-sequence calls and streamed steps, mixed at random, hand the state to each other."""
-    cell = data.draw(st.sampled_from(MODULE_CELLS))
+    cell = data.draw(st.sampled_from(HOST_CELLS))
     hidden = data.draw(st.sampled_from([2, 8, 13]))
     module = make_module(cell, 3, hidden, data.draw(st.integers(1, 2)))
     batch, steps = data.draw(st.sampled_from([1, 3])), data.draw(st.integers(0, 14))
@@ -62,7 +62,7 @@ def test_any_chunking(data: st.DataObject) -> None:
         assert_close(got, expected, "state")
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_state(cell: str) -> None:
     """state is a copy shaped as torch's, (num_layers, B, .); setting it goes back in time."""
     module = make_module(cell, 4, 9, 2)
@@ -81,7 +81,7 @@ def test_state(cell: str) -> None:
         assert np.array_equal(step(x[t]), want)
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_reset(cell: str) -> None:
     """All rows, or the named ones and no others."""
     module = make_module(cell, 4, 9, 2)
@@ -116,7 +116,7 @@ def test_batch_size_defaults_to_one() -> None:
     assert step(np.ones((1, 4))).shape == (1, 9)
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_refresh(cell: str) -> None:
     """A stream keeps the weights it packed until it is told to pack again; its state lives on."""
     module = make_module(cell, 4, 9, 2)
@@ -131,7 +131,7 @@ def test_refresh(cell: str) -> None:
     assert not np.array_equal(step.state[0], other.state[0])
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_rows_are_independent(cell: str) -> None:
     module = make_module(cell, 4, 9, 2)
     step = module.stream(batch_size=3)
@@ -212,7 +212,7 @@ def test_layouts() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_steps_do_not_allocate(cell: str, batch: int) -> None:
     """No object and no byte stays behind after 400 steps, and no step ever holds one that matters."""
     module = make_module(cell, 8, 256, 2, dtype="float32", init="torch")

@@ -13,7 +13,7 @@ import pytest
 from support import (
     CELLS,
     DTYPES,
-    MODULE_CELLS,
+    HOST_CELLS,
     assert_ran,
     make_module,
     num_threads,
@@ -81,7 +81,7 @@ def test_same_bits_for_every_thread_count(
         assert len(seen) == 1
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_same_bits_for_stacks(cell: str) -> None:
     """Two bidirectional layers, the projections between them, and a linear layer on top."""
     module = make_module(cell, 9, 34, 2, bidirectional=True, dtype="float32")
@@ -107,7 +107,7 @@ def test_same_bits_for_stacks(cell: str) -> None:
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize(("layers", "bidirectional"), [(1, True), (2, True), (2, False), (5, False)])
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_same_bits_for_calls_at_once(cell: str, layers: int, bidirectional: bool, masked: bool) -> None:
     """One row is too little for a team: directions and layers run on a thread each."""
     seq_len = 300
@@ -254,7 +254,7 @@ def test_rows_do_not_depend_on_their_place() -> None:
     assert np.array_equal(turned.run()[0][:, ::-1], y)
 
 
-@pytest.mark.parametrize("cell", MODULE_CELLS)
+@pytest.mark.parametrize("cell", HOST_CELLS)
 def test_threads_hammer_one_module(cell: str) -> None:
     """Concurrent calls share the weights; each gets the result of a call on its own."""
     module = make_module(cell, 7, 21, 2, bidirectional=True, dtype="float32")

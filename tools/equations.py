@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Write the equations of the cells, which stand in src/fusedrnn/cells.py, into docstrings and pages.
+"""Write the equations of the cells into docstrings and pages.
 
-They are those of the package that is installed.
+Those of compiled cells stand in src/fusedrnn/cells.py, those of cells that are data follow from what defines
+them, src/fusedrnn/symbolic/library.py. They are those of the package that is installed.
 
 usage: equations.py             write them
        equations.py --check     only say where others stand; the exit status is 1 if they do somewhere
@@ -15,18 +16,43 @@ import textwrap
 from pathlib import Path
 
 from fusedrnn.cells import CELLS
+from fusedrnn.symbolic import library
 
 ROOT = Path(__file__).parents[1]
 
-# The text before the equations of a cell, and their indentation.
+DATA = {
+    "MGU": library.mgu(),
+    "IndRNN": library.indrnn("relu"),
+    "MinGRU": library.min_gru(),
+    "MinLSTM": library.min_lstm(),
+    "SRU": library.sru(),
+    "LIF": library.lif(0.9, True, 1.0, "atan", None, False),
+}
+LSTMS = {
+    "`peephole=True`": library.lstm(True, False, None),
+    "`coupled_gates=True`": library.lstm(False, True, None),
+    "`cell_clip=3.0`": library.lstm(False, False, 3.0),
+}
+
+DOCSTRING = r".*?^    A step:\n\n"
+
+# The text before the equations of a cell, their indentation, and the equations.
 PLACES = [
     *(
-        ("src/fusedrnn/nn/recurrent.py", rf"^class {name}\(.*?^    A step:\n\n", "        ", cell)
+        ("src/fusedrnn/nn/recurrent.py", rf"^class {name}\({DOCSTRING}", "        ", CELLS[cell].equations)
         for name, cell in (("RNN", "rnn_tanh"), ("LSTM", "lstm"), ("GRU", "gru"))
     ),
     *(
-        (f"docs/{page}.md", r"^## Forward\n.*?\n\n(?=    )", "    ", cell)
+        (f"docs/{page}.md", r"^## Forward\n.*?\n\n(?=    )", "    ", CELLS[cell].equations)
         for page, cell in (("rnn", "rnn_tanh"), ("lstm", "lstm"), ("gru", "gru"))
+    ),
+    *(
+        ("src/fusedrnn/nn/networks.py", rf"^class {name}\({DOCSTRING}", "        ", cell.equations)
+        for name, cell in DATA.items()
+    ),
+    *(
+        ("docs/cells.md", rf"^### {name}\n.*?\n\n(?=    )", "    ", cell.equations)
+        for name, cell in {**DATA, **LSTMS}.items()
     ),
 ]
 
@@ -48,15 +74,15 @@ def put(text: str, before: str, indent: str, equations: str) -> str:
 def main() -> int:
     """Write or check all places."""
     stale = 0
-    for name, before, indent, cell in PLACES:
+    for name, before, indent, equations in PLACES:
         path = ROOT / name
         text = path.read_text(encoding="utf-8")
-        new = put(text, before, indent, CELLS[cell].equations)
+        new = put(text, before, indent, equations)
         if new == text:
             continue
         stale += 1
         if "--check" in sys.argv[1:]:
-            print(f"{name}: other equations of {cell} than in cells.py; run tools/equations.py")
+            print(f"{name}: other equations after {before!r} than those of the cell; run tools/equations.py")
         else:
             path.write_text(new, encoding="utf-8")
     return 1 if stale and "--check" in sys.argv[1:] else 0

@@ -19,6 +19,7 @@ from fusedrnn.nn.containers import ModuleDict, ModuleList, Sequential
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
+from fusedrnn.nn.networks import LIF, MGU, SRU, IndRNN, MinGRU, MinLSTM
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
@@ -30,17 +31,23 @@ from fusedrnn.training.losses import cross_entropy, mse_loss
 __all__ = [
     "CELLS",
     "GRU",
+    "LIF",
     "LSTM",
+    "MGU",
     "RNN",
+    "SRU",
     "CellSpec",
     "DefinedCell",
     "Dropout",
     "Embedding",
     "GRUCell",
+    "IndRNN",
     "LSTMCell",
     "LayerNorm",
     "Linear",
     "Lookup",
+    "MinGRU",
+    "MinLSTM",
     "Module",
     "ModuleDict",
     "ModuleList",

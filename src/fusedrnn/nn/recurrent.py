@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.cells import rnn_cell
-from fusedrnn.checks import check_reset_after
+from fusedrnn.checks import check_flag, check_number, check_reset_after
 from fusedrnn.init import Seed
 from fusedrnn.nn.recurrent_base import Recurrent
+from fusedrnn.symbolic.library import lstm
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
@@ -85,10 +88,7 @@ class RNN(Recurrent[Array]):
             recompute=recompute,
         )
         self.nonlinearity = nonlinearity
-
-    def _extra_repr(self) -> str:
-        options = super()._extra_repr()
-        return options if self.nonlinearity == "tanh" else f"{options}, nonlinearity={self.nonlinearity!r}"
+        self._cell_options = {} if nonlinearity == "tanh" else {"nonlinearity": nonlinearity}
 
 
 class LSTM(Recurrent[tuple[Array, Array]]):
@@ -102,6 +102,10 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         u  = o*tanh(c')
         h' = u                                      or, with proj_size = P > 0:  h' = W_hr u
 
+    With peephole, peephole_i*c is added to a_i, peephole_f*c to a_f and peephole_o*c' to a_o. With
+    coupled_gates, i = 1 - f. With cell_clip, c' is cut to [-cell_clip, cell_clip]. Such networks run on the
+    CPU, without a projection and in full precision.
+
     `y, state = lstm(x)`; to train, `y, state, tape = lstm.forward(x)` and `dx, _ = lstm.backward(tape, dy)`.
     x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*Hout), laid out as x,
     with D = 2 if bidirectional else 1 and Hout = proj_size or hidden_size.
@@ -110,6 +114,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     Parameters are named, shaped and ordered (i, f, g, o) as torch.nn.LSTM's:
     weight_ih_l{k}{_reverse} (4*H, I or D*Hout), weight_hh_l{k}{_reverse} (4*H, Hout),
     bias_ih_l{k}{_reverse} (4*H,), bias_hh_l{k}{_reverse} (4*H,), weight_hr_l{k}{_reverse} (proj_size, H).
+    With coupled_gates there are 3*H rows, f, g, o; with peephole also peephole_i_l{k}{_reverse} (H,), _f, _o.
 
     Args:
         input_size: size of x_t, I >= 0.
@@ -120,6 +125,9 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         dropout: probability of dropping an output between layers, in training mode.
         bidirectional: run each layer in both directions and join their outputs.
         proj_size: size of h if positive, below hidden_size; 0 for no projection.
+        peephole: whether the gates see c, through weights of each unit that are zero at first.
+        coupled_gates: whether there is no input gate of its own but i = 1 - f.
+        cell_clip: limit of |c'|; None for none.
         dtype: of parameters, inputs and states: "float32" or "float64".
         seed: int, numpy.random.Generator or None, for initialisation and dropout.
         init: "default" (orthogonal weight_hh, forget_bias) or "torch" (as PyTorch draws them), see
@@ -135,8 +143,11 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         ValueError: an argument out of range.
 
     Paper: Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000; projection: Sak, Senior and
-    Beaufays 2014, arXiv:1402.1128v1.
+    Beaufays 2014, arXiv:1402.1128v1; peepholes: Gers and Schmidhuber 2000; coupled gates: Greff et al. 2017,
+    arXiv:1503.04069.
     """
+
+    _saves_program = False
 
     def __init__(
         self,
@@ -149,14 +160,23 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         bidirectional: bool = False,
         proj_size: int = 0,
         *,
+        peephole: bool = False,
+        coupled_gates: bool = False,
+        cell_clip: float | None = None,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
         init: str | None = "default",
         forget_bias: float = 1.0,
         recompute: bool = False,
     ) -> None:
+        options: dict[str, Any] = {
+            "peephole": check_flag("peephole", peephole),
+            "coupled_gates": check_flag("coupled_gates", coupled_gates),
+            "cell_clip": None if cell_clip is None else check_number("cell_clip", cell_clip, 0.0, 1e30),
+        }
+        chosen = {name: value for name, value in options.items() if value is not None and value is not False}
         super().__init__(
-            "lstm",
+            lstm(**options) if chosen else "lstm",
             input_size,
             hidden_size,
             num_layers,
@@ -171,6 +191,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             forget_bias=forget_bias,
             recompute=recompute,
         )
+        self._cell_options = chosen
 
 
 class GRU(Recurrent[Array]):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -74,6 +75,8 @@ class Recurrent(Module, Generic[StateT]):
 
     has_state = True
     _saves_program = True
+    # {name: value} of a subclass's options that are not the default, for its repr.
+    _cell_options: Mapping[str, Any] = MappingProxyType({})
     _derived = Module._derived | {"_plan", "_plain"}
     _plan: NetworkPlan
     _plain: Callable[..., Any] | None
@@ -278,7 +281,8 @@ class Recurrent(Module, Generic[StateT]):
             if on is CPU:
                 return forward_layers(self, on, lengths, save, x, state, resets, reset_state)
             on.check_types(self._dtype, self._spec, state=state, reset_state=reset_state)
-            return on.enter(x, partial(self._run_layers, on, lengths, save), x, state, resets, reset_state)
+            run = partial(forward_layers, self, on, lengths, save)
+            return on.enter(x, run, x, state, resets, reset_state)
         except ValueError as error:
             raise layout_error(error, x.shape, self.batch_first) from None
 
@@ -377,6 +381,7 @@ class Recurrent(Module, Generic[StateT]):
             "recompute": (self.recompute, False),
             "dtype": (str(self._dtype), "float32"),
         }
-        options = [f"{name}={value!r}" for name, (value, default) in given.items() if value != default]
+        changed = {name: value for name, (value, default) in given.items() if value != default}
+        options = [f"{name}={value!r}" for name, value in {**changed, **self._cell_options}.items()]
         cell = [self._spec.label] if type(self) is Recurrent else []
         return ", ".join([*cell, str(self.input_size), str(self.hidden_size), *options])

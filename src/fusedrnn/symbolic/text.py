@@ -74,10 +74,12 @@ def equations(nodes: Sequence[Node], outputs: Mapping[str, Node]) -> list[str]:
             depth[node.id] = 1
     called = {node.id: name for name, node in reversed(list(outputs.items())) if node.arguments}
     names: dict[int, str] = {}
-    lines = []
+    lines: list[str] = []
+    temporaries = 0
     for node in nodes:
         if node.arguments and (uses.get(node.id, 0) > (node.id not in called) or depth[node.id] == 1):
-            name = called.get(node.id) or f"t{len(names) + 1}"
+            temporaries += node.id not in called
+            name = called.get(node.id) or f"t{temporaries}"
             lines.append(f"{name} = {render(node, names)}")
             names[node.id] = name
     for name, node in outputs.items():

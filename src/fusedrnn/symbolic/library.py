@@ -1,0 +1,108 @@
+"""Cells of the literature as data. Each function returns the same cell for the same arguments."""
+
+from functools import lru_cache
+from typing import Any
+
+from fusedrnn.symbolic import sym
+from fusedrnn.symbolic.cell import DefinedCell
+from fusedrnn.symbolic.define import define_cell
+
+After = dict[str, sym.Expression]
+
+
+@lru_cache
+def lstm(peephole: bool, coupled_gates: bool, cell_clip: float | None) -> DefinedCell:
+    """An LSTM with peepholes, with i = 1 - f, with c cut to [-cell_clip, cell_clip]."""
+
+    def gate(name: str, x: Any, h: Any, p: Any, c: Any) -> sym.Expression:
+        total = getattr(x, name) + getattr(h, name)
+        return sym.sigmoid(total + getattr(p, f"peephole_{name}") * c if peephole else total)
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        f = gate("f", x, h, p, s.c)
+        i = 1 - f if coupled_gates else gate("i", x, h, p, s.c)
+        c = f * s.c + i * sym.tanh(x.g + h.g)
+        if cell_clip is not None:
+            c = sym.clip(c, -cell_clip, cell_clip)
+        return {"h": gate("o", x, h, p, c) * sym.tanh(c), "c": c}
+
+    gates = {"i": 0.0, "f": 1.0, "g": 0.0, "o": 0.0}
+    if coupled_gates:
+        del gates["i"]
+    name = "lstm" + "_peephole" * peephole + "_coupled" * coupled_gates + "_clip" * (cell_clip is not None)
+    parameters = [f"peephole_{each}" for each in gates if each != "g"] if peephole else []
+    return define_cell(name, gates, "h c", step, parameters=parameters)
+
+
+@lru_cache
+def mgu() -> DefinedCell:
+    """Minimal gated unit."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        f = sym.sigmoid(x.f + h.f)
+        return {"h": (1 - f) * s.h + f * sym.tanh(x.n + f * h.n)}
+
+    return define_cell("mgu", "f n", "h", step)
+
+
+@lru_cache
+def indrnn(nonlinearity: str) -> DefinedCell:
+    """Independently recurrent network."""
+    activation = sym.relu if nonlinearity == "relu" else sym.tanh
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        return {"h": activation(x.h + p.u * s.h)}
+
+    return define_cell(f"indrnn_{nonlinearity}", "h", "h", step, parameters={"u": (0.0, 1.0)})
+
+
+@lru_cache
+def min_gru() -> DefinedCell:
+    """A GRU whose gates do not see h."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        z = sym.sigmoid(x.z)
+        return {"h": (1 - z) * s.h + z * x.n}
+
+    return define_cell("mingru", "z n", "h", step)
+
+
+@lru_cache
+def min_lstm() -> DefinedCell:
+    """An LSTM whose gates do not see h, add up to 1, and need no c."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        # sigmoid(x.f) / (sigmoid(x.f) + sigmoid(x.i)), of which both may underflow.
+        f = sym.sigmoid(sym.softplus(-x.i) - sym.softplus(-x.f))
+        return {"h": f * s.h + (1 - f) * x.n}
+
+    return define_cell("minlstm", {"f": 1.0, "i": 0.0, "n": 0.0}, "h", step)
+
+
+@lru_cache
+def sru() -> DefinedCell:
+    """Simple recurrent unit."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        f = sym.sigmoid(x.f + p.v_f * s.c)
+        r = sym.sigmoid(x.r + p.v_r * s.c)
+        c = f * s.c + (1 - f) * x.n
+        return {"h": r * c + (1 - r) * x.k, "c": c}
+
+    return define_cell("sru", "n f r k", "h c", step, parameters="v_f v_r")
+
+
+@lru_cache
+def lif(
+    beta: float, learn_beta: bool, threshold: float, surrogate: str, slope: float | None, recurrent: bool
+) -> DefinedCell:
+    """Leaky integrate-and-fire neurons: h are the spikes, v the membrane potentials."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        leak = sym.clip(p.beta, 0, 1) if learn_beta else beta
+        current = x.u + h.u if recurrent else x.u
+        # No gradient passes through the reset: a comparison has none.
+        v = leak * s.v + current - sym.where(s.v > threshold, threshold, 0)
+        return {"h": sym.heaviside(v - threshold, surrogate, slope), "v": v}
+
+    return define_cell("lif", "u", "h v", step, parameters={"beta": beta} if learn_beta else ())
