@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import (
     CELLS,
-    LAYOUTS,
     HOST_CELLS,
+    LAYOUTS,
     Array,
     bare,
     layer_params,

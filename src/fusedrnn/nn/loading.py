@@ -114,7 +114,7 @@ def _check_cell(name: str, cell: DefinedCell, value: Any) -> None:
     """Refuse weights of another cell: of the same shapes, they would compute something else."""
     try:
         other = cell_from_json(value if isinstance(value, (str, bytes)) else as_array(value, name))
-    except ValueError as error:
-        raise ValueError(f"{name}: {str(error).removeprefix('cell: ')}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {str(error).removeprefix('cell: ')}") from None
     if other.digest != cell.digest:
         raise ValueError(f"{name}: expected {cell!r} as here, got another one, {other!r}")
