@@ -14,6 +14,7 @@ import fusedrnn as fr
 pytestmark = pytest.mark.once
 
 CONSTRUCTORS = [
+    *(fr.Recurrent, fr.MGU, fr.IndRNN, fr.MinGRU, fr.MinLSTM, fr.SRU, fr.LIF),
     *(fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell),
     *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout),
     *(fr.optim.SGD, fr.optim.Adam, fr.optim.AdamW),
@@ -42,6 +43,9 @@ CALLS = [
     fr.unpad,
     fr.set_detect_changes,
     fr.set_num_threads,
+    fr.define_cell,
+    fr.cell_to_json,
+    fr.cell_from_json,
     *[getattr(fr.init, name) for name in fr.init.__all__],
 ]
 
@@ -63,7 +67,7 @@ def test_every_argument_is_explained_there(target: Any) -> None:
 
 def test_the_same_argument_is_explained_alike() -> None:
     """The text stands once for each network and cell: it must not come to differ."""
-    for family in ((fr.RNN, fr.LSTM, fr.GRU), (fr.RNNCell, fr.LSTMCell, fr.GRUCell)):
+    for family in ((fr.RNN, fr.LSTM, fr.GRU, fr.Recurrent), (fr.RNNCell, fr.LSTMCell, fr.GRUCell)):
         texts = [explained(target) for target in family]
         for name in set.intersection(*map(set, texts)) - {"init"}:
             assert len({text[name] for text in texts}) == 1, name
@@ -81,6 +85,17 @@ MODULES = [
     "recompute=True, dtype='float64')",
     "GRU(3, 5, dtype='float64')",
     "RNN(3, 5, num_layers=2, nonlinearity='relu')",
+    "LSTM(3, 5, peephole=True, cell_clip=3.0)",
+    "LSTM(3, 5, bias=False, coupled_gates=True)",
+    "MGU(3, 5, num_layers=2, bidirectional=True)",
+    "IndRNN(3, 5, bias=False)",
+    "IndRNN(3, 5, dtype='float64', nonlinearity='tanh')",
+    "MinGRU(3, 5, batch_first=True)",
+    "MinLSTM(3, 5)",
+    "SRU(3, 5)",
+    "LIF(3, 5)",
+    "LIF(3, 5, beta=0.5, learn_beta=False, threshold=2.0, surrogate='sigmoid', slope=5.0, recurrent=True)",
+    "Recurrent('gru', 3, 5)",
     "LSTMCell(3, 5, bias=False, dtype='float64')",
     "GRUCell(3, 5)",
     "RNNCell(3, 5, nonlinearity='relu')",

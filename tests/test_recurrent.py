@@ -120,7 +120,7 @@ def test_compiled_cells_by_name() -> None:
         got = fr.Recurrent(name, 4, 5, 2, seed=1)
         assert_equal(everything(got), everything(want))
         assert got.cell == name and "cell" not in got.state_dict()
-        assert repr(got) == f"Recurrent({name}, 4, 5, num_layers=2)"
+        assert repr(got) == f"Recurrent({name!r}, 4, 5, num_layers=2)"
     assert fr.Recurrent("lstm", 4, 5, proj_size=2)(X)[0].shape == (6, 3, 2)
     assert fr.Recurrent(fr.CELLS["gru"], 4, 5, init=None)(X)[0].shape == (6, 3, 5)
 

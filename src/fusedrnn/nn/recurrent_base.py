@@ -383,5 +383,6 @@ class Recurrent(Module, Generic[StateT]):
         }
         changed = {name: value for name, (value, default) in given.items() if value != default}
         options = [f"{name}={value!r}" for name, value in {**changed, **self._cell_options}.items()]
-        cell = [self._spec.label] if type(self) is Recurrent else []
+        shown = self._spec.label if self._program else repr(self._spec.name)
+        cell = [shown] if type(self) is Recurrent else []
         return ", ".join([*cell, str(self.input_size), str(self.hidden_size), *options])
