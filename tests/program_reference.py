@@ -9,7 +9,7 @@ import numpy as np
 from support import Array
 
 from fusedrnn import _core
-from fusedrnn.symbolic import DefinedCell, Program, define_cell, sym
+from fusedrnn.symbolic import DefinedCell, define_cell, sym
 
 
 def ind_rnn_step(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
@@ -53,54 +53,9 @@ THREE = define_cell("three", "f u", "h c m", three_states_step, parameters="a b"
 MEMORYLESS = define_cell("memoryless", "a", "h", memoryless_step)
 
 
-def multiplies_h(cell: DefinedCell) -> bool:
-    """Whether a step reads h through the matrix product."""
-    used = {step_operand for program in (cell.inference,) for step_operand in _read(program)}
-    return any(name.startswith(("h.", "a.")) for name in used)
-
-
-def _read(program: Program) -> set[str]:
-    first = len(program.constants)
-    return {
-        program.inputs[i - first]
-        for step in program.code
-        for i in step.operands
-        if first <= i < first + len(program.inputs)
-    }
-
-
-def numbered(cell: DefinedCell, name: str) -> str:
-    kind, rest = name.split(".")
-    if kind == "saved":
-        return name
-    states = ("s", "next", "dnext", "ds")
-    names = cell.parameters if kind in ("p", "dp") else cell.states if kind in states else cell.gates
-    return f"{kind}.{names.index(rest)}"
-
-
-def described(cell: DefinedCell, program: Program) -> dict[str, Any]:
-    slots = len(program.constants) + len(program.inputs) + len(program.outputs) + program.temporaries
-    return {
-        "constants": list(program.constants),
-        "slots": slots,
-        "code": program.encoded,
-        "inputs": [numbered(cell, name) for name in program.inputs],
-        "outputs": [numbered(cell, name) for name in program.outputs],
-    }
-
-
 def arguments(cell: DefinedCell) -> list[Any]:
     """What `_core.define_program` takes after the key."""
-    return [
-        len(cell.gates),
-        len(cell.states),
-        len(cell.kept),
-        cell.split_gates,
-        cell.direct_hidden,
-        multiplies_h(cell),
-        list(cell.parameters),
-        *(described(cell, program) for program in (cell.forward, cell.inference, cell.backward)),
-    ]
+    return list(cell._native.values())
 
 
 def register(cell: DefinedCell) -> tuple[str, dict[str, Any]]:
@@ -141,7 +96,7 @@ def random_problem(
         return rng.uniform(-1, 1, sizes).astype(dtype)
 
     params = {"weight_ih": draw(gates * hidden, inputs) * bound, "bias_ih": draw(gates * hidden)}
-    if multiplies_h(cell):
+    if cell.hidden_product:
         params |= {"weight_hh": draw(gates * hidden, hidden) * bound, "bias_hh": draw(gates * hidden)}
     params |= {name: draw(hidden) for name in cell.parameters}
     params = {name: value.astype(dtype) for name, value in params.items()}
@@ -232,7 +187,7 @@ def reference(problem: Problem) -> Results:
         if cell.split_gates:
             inputs |= split(from_x, "x") | split(from_h, "h")
         else:
-            inputs |= split(from_x + from_h, "a")
+            inputs |= split(from_x + from_h, "a" if recurrent else "x")
         values = cell.forward.evaluate(inputs)
         after = [np.broadcast_to(values[f"next.{name}"], (batch, hidden)) for name in cell.states]
         state = [np.where(alive, new, old) for new, old in zip(after, state, strict=True)]
@@ -243,7 +198,7 @@ def reference(problem: Problem) -> Results:
     d = [value.astype(np.float64) for value in problem.dstate]
     dx = np.zeros_like(x)
     grads = {name: np.zeros_like(value) for name, value in p.items()}
-    kinds = ("dx", "dh") if cell.split_gates else ("da", "da")
+    kinds = ("dx", "dh") if cell.split_gates else ("da", "da") if recurrent else ("dx", "dx")
     for t, alive, cut, before, values in reversed(tape):
         reaching = [d[0] + dy[t], *d[1:]]
         inputs = values | {f"dnext.{name}": value for name, value in zip(cell.states, reaching, strict=True)}

@@ -1,5 +1,7 @@
 """define_cell: a cell from a function over symbols."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias

@@ -1,5 +1,7 @@
 """Cells as JSON: names and a list of operations, nothing that is executed."""
 
+from __future__ import annotations
+
 import copyreg
 import json
 import math
