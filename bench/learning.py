@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,13 @@ import numpy.typing as npt
 import fusedrnn as fr
 
 Array = npt.NDArray[np.float32]
+Network: TypeAlias = "fr.Recurrent[Any]"
 
 
 class Readout(fr.Module):
     """A recurrent network under a linear layer."""
 
-    def __init__(self, rnn: fr.Recurrent, hidden_size: int, outputs: int) -> None:
+    def __init__(self, rnn: Network, hidden_size: int, outputs: int) -> None:
         super().__init__()
         self.rnn = rnn
         self.head = fr.Linear(hidden_size, outputs, seed=1)
@@ -41,10 +43,15 @@ def adding_batch(rng: np.random.Generator, seq_len: int, batch: int) -> tuple[Ar
     return x, (x[first, rows, 0] + x[second, rows, 0])[:, None]
 
 
-def adding_error(rnn: fr.Recurrent, seq_len: int, steps: int, lr: float, batch: int = 32) -> float:
-    """Return the mean squared error over the last tenth of training; 1/6 is that of the mean."""
+def adding_error(rnn: Network, seq_len: int, steps: int, lr: float, batch: int = 32) -> float:
+    """Return the mean squared error over the last tenth of training; guessing 1 gives 1/6.
+
+    |u| of an IndRNN stays below the limit of its paper, 2^(1/T).
+    """
     model = Readout(rnn, rnn.hidden_size, 1)
     optimizer = fr.optim.Adam(model, lr=lr)
+    limit = 2.0 ** (1.0 / seq_len)
+    limited = [array for name, array in rnn.parameters.items() if name.startswith("u_l")]
     rng = np.random.default_rng(0)
     losses = []
     for _ in range(steps):
@@ -57,6 +64,8 @@ def adding_error(rnn: fr.Recurrent, seq_len: int, steps: int, lr: float, batch: 
         rnn.backward(tape, dy, need_dx=False)
         fr.clip_grad_norm(model, 1.0)
         optimizer.step()
+        for u in limited:
+            np.clip(u, -limit, limit, out=u)
         model.zero_grad()
         losses.append(loss)
     return float(np.mean(losses[-steps // 10 :]))
@@ -64,23 +73,23 @@ def adding_error(rnn: fr.Recurrent, seq_len: int, steps: int, lr: float, batch: 
 
 def adding() -> bool:
     """Compare networks on the adding problem."""
-    networks: dict[str, tuple[Callable[[], fr.Recurrent], bool]] = {
-        "IndRNN": (lambda: fr.IndRNN(2, 64, 2, seed=0), True),
-        "LSTM": (lambda: fr.LSTM(2, 64, seed=0, forget_bias=4.0), True),
-        "RNN": (lambda: fr.RNN(2, 64, seed=0), False),
+    networks: dict[str, tuple[Callable[[], Network], int, float, bool]] = {
+        "IndRNN": (lambda: fr.IndRNN(2, 32, 2, seed=0), 1500, 5e-3, True),
+        "LSTM": (lambda: fr.LSTM(2, 16, seed=0, forget_bias=4.0), 1500, 2e-2, True),
+        "RNN": (lambda: fr.RNN(2, 32, seed=0), 1500, 5e-3, False),
     }
     right = True
-    for name, (make, learns) in networks.items():
+    for name, (make, steps, lr, learns) in networks.items():
         start = time.perf_counter()
-        error = adding_error(make(), 400, 3000, 5e-3)
-        right = right and (error < 0.01) == learns and (learns or error > 0.1)
+        error = adding_error(make(), 400, steps, lr)
+        right = right and (error < 0.02 if learns else error > 0.12)
         print(
             f"adding, T = 400: {name}: error {error:.4f} in {time.perf_counter() - start:.0f} s", flush=True
         )
     return right
 
 
-def copy_accuracy(rnn: fr.Recurrent, blanks: int, steps: int, lr: float, batch: int = 32) -> float:
+def copy_accuracy(rnn: Network, blanks: int, steps: int, lr: float, batch: int = 32) -> float:
     """Return the share of ten symbols of eight that come back right after `blanks` steps and a sign."""
     model = Readout(rnn, rnn.hidden_size, 8)
     optimizer = fr.optim.Adam(model, lr=lr)
@@ -120,7 +129,7 @@ def spikes_of(images: Array, steps: int, rng: np.random.Generator) -> Array:
 def spiking_accuracy(
     train: tuple[Array, Array], test: tuple[Array, Array], epochs: int, hidden: int = 100, steps: int = 25
 ) -> float:
-    """Return the share of unseen images that a layer of LIF neurons under a readout of its rates gets right."""
+    """Return the share of unseen images that LIF neurons under a readout of their rates get right."""
     lif = fr.LIF(train[0].shape[1], hidden, seed=0)
     model = Readout(lif, hidden, int(train[1].max()) + 1)
     optimizer = fr.optim.Adam(model, lr=5e-3)
