@@ -74,7 +74,7 @@ def adding_error(rnn: Network, seq_len: int, steps: int, lr: float, batch: int =
 def adding() -> bool:
     """Compare networks on the adding problem."""
     networks: dict[str, tuple[Callable[[], Network], int, float, bool]] = {
-        "IndRNN": (lambda: fr.IndRNN(2, 32, 2, seed=0), 1500, 5e-3, True),
+        "IndRNN": (lambda: fr.IndRNN(2, 32, 2, seed=0), 3000, 5e-3, True),
         "LSTM": (lambda: fr.LSTM(2, 16, seed=0, forget_bias=4.0), 1500, 2e-2, True),
         "RNN": (lambda: fr.RNN(2, 32, seed=0), 1500, 5e-3, False),
     }

@@ -140,6 +140,9 @@ def test_initial_values() -> None:
         assert fr.LIF(3, 4, beta=0.5, init=init).parameters["beta_l0"].tolist() == [0.5] * 4
     assert not fr.LIF(3, 4, init=None).flat_parameters.any()
     assert list(fr.LIF(3, 4, learn_beta=False).parameters) == ["weight_ih_l0", "bias_ih_l0"]
+    # Their class and arguments say what the cell is: state_dicts have the weights alone.
+    for module in (lstm, fr.MGU(3, 4), fr.LIF(3, 4)):
+        assert list(module.state_dict()) == list(module.parameters)
 
 
 @pytest.mark.once
