@@ -90,6 +90,25 @@ def table() -> dict[str, tuple[Any, Arguments]]:
     setting = {"name": "lr", "value": 0.1}
     return {
         "LSTM": (fr.LSTM, {**network, "proj_size": 0, "forget_bias": 1.0, "recompute": False}),
+        "LSTM of options": (
+            fr.LSTM,
+            {**network, "peephole": True, "coupled_gates": True, "cell_clip": 1.0, "forget_bias": 1.0},
+        ),
+        "Recurrent": (fr.Recurrent, {"cell": fr.MGU(2, 3).cell, **network, "recompute": False}),
+        "IndRNN": (fr.IndRNN, {**network, "nonlinearity": "relu"}),
+        "LIF": (
+            fr.LIF,
+            {
+                **network,
+                "beta": 0.9,
+                "learn_beta": True,
+                "threshold": 1.0,
+                "surrogate": "atan",
+                "slope": 2.0,
+                "recurrent": False,
+            },
+        ),
+        "cell_from_json": (fr.cell_from_json, {"text": fr.cell_to_json(fr.MGU(2, 3).cell)}),
         "GRU": (fr.GRU, {**network, "reset_after": True}),
         "RNN": (fr.RNN, {**network, "nonlinearity": "relu"}),
         "LSTMCell": (fr.LSTMCell, {**sizes, **shared, "forget_bias": 1.0}),

@@ -95,7 +95,7 @@ def like(rng: Rng, value: Any, holes: bool = False) -> Any:
 
 
 def recurrent(rng: Rng) -> Subject:
-    kind = pick(rng, ["LSTM", "GRU", "RNN"])
+    kind = pick(rng, ["LSTM", "GRU", "RNN", "SRU", "MinGRU"])
     inputs, hidden = pick(rng, [0, 1, 3, 4, 8, 17]), pick(rng, [1, 2, 5, 8, 9, 16])
     if chance(rng, 0.1):
         inputs, hidden = 64, 64  # enough for threads
@@ -113,6 +113,8 @@ def recurrent(rng: Rng) -> Subject:
         options["dropout"] = 0.5
     if kind == "LSTM" and hidden > 1 and chance(rng, 0.3):
         options["proj_size"] = hidden // 2
+    elif kind == "LSTM" and chance(rng, 0.3):
+        options |= {"peephole": True, "cell_clip": pick(rng, [None, 0.5])}
     if kind == "RNN":
         options["nonlinearity"] = pick(rng, ["tanh", "relu"])
 
@@ -135,7 +137,7 @@ def recurrent(rng: Rng) -> Subject:
 
 def recurrent_arguments(rng: Rng, kind: str, inputs: int, hidden: int, options: Arguments) -> Arguments:
     dtype, rows = options["dtype"], options["num_layers"] * (2 if options["bidirectional"] else 1)
-    widths = [options.get("proj_size") or hidden, hidden][: 2 if kind == "LSTM" else 1]
+    widths = [options.get("proj_size") or hidden, hidden][: 2 if kind in ("LSTM", "SRU") else 1]
     seq_len, batch, single = pick(rng, [0, 1, 2, 5, 12]), pick(rng, [0, 1, 2, 3, 8]), chance(rng, 0.15)
     if hidden == 64 and chance(rng, 0.3):
         seq_len, batch = 60, 16
@@ -146,7 +148,7 @@ def recurrent_arguments(rng: Rng, kind: str, inputs: int, hidden: int, options: 
 
     def states(lead: tuple[int, ...]) -> Any:
         parts = tuple(drawn(rng, (rows, *lead, width), dtype) for width in widths)
-        return parts if kind == "LSTM" else parts[0]
+        return parts if len(parts) == 2 else parts[0]
 
     x: Any = drawn(rng, (*leading, inputs), dtype)
     if inputs and chance(rng, 0.2):

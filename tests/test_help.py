@@ -46,6 +46,7 @@ CALLS = [
     fr.define_cell,
     fr.cell_to_json,
     fr.cell_from_json,
+    fr.sym.heaviside,
     *[getattr(fr.init, name) for name in fr.init.__all__],
 ]
 
@@ -139,7 +140,7 @@ def test_other_reprs() -> None:
 
 
 def test_dir_lists_public_names() -> None:
-    for package in (fr, fr.optim, fr.functional, fr.init, fr.cuda):
+    for package in (fr, fr.optim, fr.functional, fr.init, fr.cuda, fr.sym):
         assert dir(package) == sorted(package.__all__)
         assert all(hasattr(package, name) for name in dir(package))
     lstm, embedding = fr.LSTM(2, 3), fr.Embedding(4, 2)

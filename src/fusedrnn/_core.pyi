@@ -215,6 +215,7 @@ program_operations: dict[str, int]
 def run_program(
     code: _Array, constants: _Array, inputs: _Array, outputs: int, temporaries: int
 ) -> _Array: ...
+
 # A cell that is data is known by its key, wherever the name of a cell is taken, until the process ends. Names of
 # values: "x", "h" (or "a" where gates are not split), "s", "p"; "next", "saved"; "dnext"; "dx", "dh" (or "da"),
 # "ds", "dp". Without `hidden_product` it has neither weight_hh nor bias_hh, and h.* may not be read.

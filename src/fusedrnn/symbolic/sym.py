@@ -4,6 +4,8 @@ Those are `+ - * /`, `**` with an int, `< <= > >=`, and `& | ~` of comparisons. 
 it takes symbols or numbers, at least one symbol, and returns a symbol.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 
@@ -29,6 +31,10 @@ __all__ = [
     "tanh",
     "where",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def _graph(name: str, *values: Operand) -> Graph:
