@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,15 @@ from fusedrnn.nn.recurrent_forward import Results, forward_layers
 from fusedrnn.nn.tape import RecurrentTape, check_tape
 from fusedrnn.symbolic import DefinedCell
 
-StateT = TypeVar("StateT")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    # Without a default, type checkers ask for an annotation of what is made of `Recurrent` itself.
+    StateT = TypeVar("StateT", default=Any)
+else:
+    from typing import TypeVar
+
+    StateT = TypeVar("StateT")
 
 
 class Recurrent(Module, Generic[StateT]):
