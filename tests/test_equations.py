@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import assert_ran
@@ -22,8 +23,12 @@ def test_docstrings_and_pages_are_current() -> None:
     assert_ran(done)
 
 
-@pytest.mark.parametrize(("module", "cell"), [(fr.RNN, "rnn_relu"), (fr.LSTM, "lstm"), (fr.GRU, "gru")])
-def test_help_has_the_equations(module: type, cell: str) -> None:
-    assert module.__doc__ is not None
-    lines = [line.strip() for line in module.__doc__.splitlines()]
-    assert all(line in lines for line in fr.CELLS[cell].equations.splitlines())
+NETWORKS = (fr.RNN, fr.LSTM, fr.GRU, fr.MGU, fr.IndRNN, fr.MinGRU, fr.MinLSTM, fr.SRU, fr.LIF)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_help_has_the_equations(network: Any) -> None:
+    lines = [line.strip() for line in network.__doc__.splitlines()]
+    cell = network(1, 1).cell
+    spec = fr.CELLS[cell] if isinstance(cell, str) else cell.spec
+    assert all(line in lines for line in spec.equations.splitlines())
