@@ -107,7 +107,7 @@ class ReadProgram {
         }
         for (const Kind& kind : kinds.outputs) {
             for (int k = 0; k < kind.count && kind.needed; ++k) {
-                const std::string name = kind.name + ("." + std::to_string(k));
+                const std::string name = std::string(kind.name) + "." + std::to_string(k);
                 if (name == "ds.0" && !shape.direct_hidden) continue;
                 if (std::find(outputs.begin(), outputs.end(), name) == outputs.end())
                     throw error("outputs: expected " + name + " among them, got none");
@@ -170,7 +170,7 @@ class ReadProgram {
     int value(const std::string& name, const Kinds& kinds, const char* what) const {
         for (const Kind& kind : kinds) {
             for (int k = 0; k < kind.count; ++k) {
-                if (name != kind.name + ("." + std::to_string(k))) continue;
+                if (name != std::string(kind.name) + "." + std::to_string(k)) continue;
                 if (name == "ds.0" && !shape_.direct_hidden) break;
                 return kind.needed ? kind.first + k : kNone;
             }

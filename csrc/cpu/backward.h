@@ -161,7 +161,7 @@ class Backward : CellSizes<Cell> {
         if (later.t >= 0) continuing = smaller(rows, part.rows(p_.schedule.active[later.t]));
         const PreviousStates<Cell, T> previous_states = previous();
         for (std::int64_t i = 0; i < rows; ++i) {
-            const T* found[kMostStates];
+            const T* found[kMostStates]{};
             previous_states.find(here.t, part.position(i), found);
             for (int k = 0; k < S; ++k) m.state_rows[i * S + k] = found[k];
         }

@@ -46,7 +46,7 @@ class ForwardSteps : protected CellSizes<Cell> {
         const PreviousStates<Cell, T> previous(
             p_, rows_.zero, p_.states != nullptr ? p_.states : rows_.states, p_.states != nullptr);
         for (std::int64_t i = 0; i < rows; ++i) {
-            const T* found[kMostStates];
+            const T* found[kMostStates]{};
             previous.find(t, part.position(i), found);
             for (int k = 0; k < S; ++k) state_rows[i * S + k] = found[k];
         }

@@ -170,7 +170,7 @@ class Gradients : CellSizes<Cell> {
             const std::int64_t t = sweep_time(p_.schedule, step, total);
             for (std::int64_t position = 0; position < p_.schedule.active[t]; ++position, ++n) {
                 const std::int64_t b = p_.schedule.order[position];
-                const T* found[Sizes::kMostStates];
+                const T* found[Sizes::kMostStates]{};
                 previous_states.find(t, position, found);
                 m.h_rows[n] = found[0];
                 if (p_.dims.V > 0) {

@@ -86,7 +86,7 @@ class Recompute : CellSizes<Cell> {
             const std::int64_t rows = part.rows(active);
             for (std::int64_t i = 0; i < rows; ++i, ++n) {
                 const std::int64_t position = part.position(i), b = p_.schedule.order[position];
-                const T* found[kMostStates];
+                const T* found[kMostStates]{};
                 previous_states.find(t, position, found);
                 for (int k = 0; k < S; ++k) m.state_rows[n * S + k] = found[k];
                 m.h_rows[n] = found[0];
