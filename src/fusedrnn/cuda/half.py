@@ -23,10 +23,12 @@ class HalfKernels(Kernels):
         super().__init__(xp, number)
         self.dtype = dtype
 
-    def backward(self, *arguments: Any, **options: Any) -> Any:
+    def backward(
+        self, tape: Any, dy: Any = None, dstate: Any = None, dparams: Any = None, *rest: Any, **options: Any
+    ) -> Any:
         """As `_core.backward`."""
-        dx, start, grads = super().backward(*arguments, **options)
-        stream = library_of(options["dparams"][0]).stream
+        dx, start, grads = super().backward(tape, dy, dstate, dparams, *rest, **options)
+        stream = library_of(dparams[0]).stream
         return dx, tuple([self._untyped(part, stream) for part in start]), grads
 
     def _check_wide(self, name: str, x: Any) -> None:
