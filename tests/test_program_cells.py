@@ -1,4 +1,4 @@
-"""Cells that are data, through the drivers: forward and every gradient against slow networks of the same equations.
+"""Cells that are data, through the drivers: forward and all gradients against slow networks of their equations.
 
 The ISA under test is the one in use: the suite is run once per value of FUSEDRNN_ISA.
 """
@@ -98,7 +98,7 @@ def test_surrogate_gradients(dtype: str) -> None:
 @pytest.mark.parametrize(("cell", "name"), [(LSTM, "lstm"), (GRU, "gru")])
 @pytest.mark.parametrize("rows", ["", "lengths resets"])
 def test_against_compiled(cell: DefinedCell, name: str, rows: str, dtype: str) -> None:
-    """A step to an ULP of the result's scale, sums over many steps and rows to a few; float32 to 2e-6 of it."""
+    """A step to an ULP of the result's scale, many steps and rows to a few; float32 to 2e-6 of it."""
     for shape in [(1, 5, 5, 33), (20, 1, 8, 64), (12, 33, 16, 40)]:
         limit = 2e-6 if dtype == "float32" else np.finfo(dtype).eps * (1 if shape[0] == 1 else 4)
         problem = random_problem(
@@ -338,6 +338,6 @@ class TestDefinitions:
         x = np.zeros((1, 1, 1), np.float32)
         with pytest.raises(ValueError, match="cell: expected one of lstm, gru"):
             _core.forward("nothing", x, (None,) * 5)
+        key, _ = programs.register(LSTM)
         with pytest.raises(ValueError, match="cell: expected one with quantized kernels, got test:lstm"):
-            key, _ = programs.register(LSTM)
             _core.Quantized(key, [[(None,) * 5]], "bf16")

@@ -105,15 +105,16 @@ class WeightCache {
   public:
     template <class T>
     std::shared_ptr<const WeightBlock<T>> get(const RecurrentCell& cell, const Dims& dims,
-                                              Params<const T> params, bool backward, std::int64_t version,
-                                              Team& team) {
+                                              const Params<const T>& given, bool backward,
+                                              std::int64_t version, Team& team) {
         Identity identity =
-            version >= 0 ? Identity{version, {}} : Identity{-1, digest_of<T>(cell, dims, params, team)};
+            version >= 0 ? Identity{version, {}} : Identity{-1, digest_of<T>(cell, dims, given, team)};
         {
             const std::lock_guard<std::mutex> lock(fork_safe_mutex(this));
             const auto& held = slot<T>();
             if (held != nullptr && fits(*held, cell, dims, backward, identity)) return held;
         }
+        Params<const T> params = given;
         AlignedBuffer copy;
         if (version < 0) {
             // Another thread may write to the weights between the digest and the packing. A block stays, and what it is

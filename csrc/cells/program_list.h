@@ -76,7 +76,7 @@ struct Program {
     // Bit k: whether it reads state k before the step, and whether that after it, or its gradient.
     std::uint32_t reads_before, reads_after;
 
-    int slots() const { return constant_count + placed + temporaries; }
+    [[gnu::always_inline]] int slots() const { return constant_count + placed + temporaries; }
 };
 
 // What a cell that is data consists of. Its programs' values are numbered: the gates of gx, or in backward their gradients, from

@@ -33,7 +33,7 @@ struct Parameter {
 };
 
 inline constexpr int kMaxStates = 8;
-inline constexpr int kMaxParameters = 24;
+inline constexpr int kMaxParameters = 21;
 
 template <int kCount>
 struct Schema {
