@@ -1,4 +1,4 @@
-"""Cells that are data, run through the compiled module alone, and slow float64 networks of them to compare with."""
+"""Cells that are data, run by the compiled module alone, and slow float64 networks of them to compare with."""
 
 from __future__ import annotations
 

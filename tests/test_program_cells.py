@@ -1,4 +1,4 @@
-"""Cells that are data, through the drivers: forward and all gradients against slow networks of their equations.
+"""Cells that are data in the drivers: forward and all gradients against slow networks of their equations.
 
 The ISA under test is the one in use: the suite is run once per value of FUSEDRNN_ISA.
 """

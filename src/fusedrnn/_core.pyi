@@ -216,9 +216,9 @@ def run_program(
     code: _Array, constants: _Array, inputs: _Array, outputs: int, temporaries: int
 ) -> _Array: ...
 
-# A cell that is data is known by its key, wherever the name of a cell is taken, until the process ends. Names of
-# values: "x", "h" (or "a" where gates are not split), "s", "p"; "next", "saved"; "dnext"; "dx", "dh" (or "da"),
-# "ds", "dp". Without `hidden_product` it has neither weight_hh nor bias_hh, and h.* may not be read.
+# A cell that is data is known by its key, wherever the name of a cell is taken, until the process ends. Its
+# values: "x", "h" (or "a" where gates are not split), "s", "p"; "next", "saved"; "dnext"; "dx", "dh" (or
+# "da"), "ds", "dp". Without `hidden_product` it has no weight_hh and no bias_hh, and h.* may not be read.
 def define_program(
     key: str,
     gates: int,
