@@ -1,4 +1,4 @@
-"""Cells that are data, run by the compiled module alone, and slow float64 networks of them to compare with."""
+"""Cells that are data, run by the compiled module alone, and slow float64 networks to compare with."""
 
 from __future__ import annotations
 
@@ -45,6 +45,21 @@ def many_gates(count: int) -> DefinedCell:
         return {"h": total}
 
     return define_cell(f"gates_{count}", names, "h", step)
+
+
+def delay_line(count: int) -> DefinedCell:
+    """h, which passes through the other states one after another; two parameters for each."""
+    names = ["h", *(f"s{i}" for i in range(1, count))]
+    weights = [f"{kind}{i}" for i in range(count) for kind in ("w", "b")]
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
+        after: dict[str, Any] = {"h": sym.tanh(x.u + h.u + getattr(s, names[-1]) * p.w0 + p.b0)}
+        for i in range(1, count):
+            passed = sym.tanh(getattr(s, names[i - 1])) * getattr(p, f"w{i}")
+            after[names[i]] = passed + getattr(p, f"b{i}") * getattr(s, names[i])
+        return after
+
+    return define_cell(f"delay_{count}", "u", names, step, parameters=weights)
 
 
 IND_RNN = define_cell("ind_rnn", "u", "h", ind_rnn_step, parameters="u")

@@ -79,6 +79,15 @@ def test_any_number_of_gates(count: int, dtype: str) -> None:
     check(random_problem(many_gates(count), (4, 3, 2, 9), dtype, lengths=True))
 
 
+@pytest.mark.parametrize("count", [2, 4, 5, 8])
+def test_many_states_and_parameters(count: int) -> None:
+    for batch in (1, 7, 40):
+        cell = programs.delay_line(count)
+        for recompute in (False, True):
+            problem = random_problem(cell, (6, batch, 3, 19), "float64", lengths=True, resets="each")
+            check(problem, recompute=recompute)
+
+
 def test_many_gates_and_rows() -> None:
     check(random_problem(many_gates(32), (3, 40, 2, 35), "float32", resets="zero"))
 

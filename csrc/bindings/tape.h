@@ -21,9 +21,11 @@ class StateArrays {
         static const Array none;
         return static_cast<std::size_t>(k) < arrays_.size() ? arrays_[static_cast<std::size_t>(k)] : none;
     }
-    // To be written.
+    // To be written; those from at(k) of a smaller k move.
     Array& at(int k) {
-        if (arrays_.empty()) arrays_.resize(kMaxStates);
+        constexpr std::size_t kUsual = 4;
+        const auto wanted = static_cast<std::size_t>(k) + 1;
+        if (arrays_.size() < wanted) arrays_.resize(wanted <= kUsual ? kUsual : kMaxStates);
         return arrays_[static_cast<std::size_t>(k)];
     }
     auto begin() const { return arrays_.begin(); }
