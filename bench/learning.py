@@ -4,7 +4,7 @@
 usage: learning.py [adding | copy | digits]...     all of them without a name; minutes on one core
 
 adding  the sum of two marked numbers among T = 400: IndRNN and LSTM learn it, a tanh RNN does not
-copy    ten symbols, repeated after 100 blanks: an LSTM learns it
+copy    ten symbols of eight, repeated after 30 blanks: an LSTM learns it
 digits  scikit-learn's digits as trains of spikes: more than 90% of unseen ones by LIF neurons
 """
 
@@ -116,9 +116,9 @@ def copy_accuracy(rnn: Network, blanks: int, steps: int, lr: float, batch: int =
 def copy() -> bool:
     """Copy symbols over a gap."""
     start = time.perf_counter()
-    share = copy_accuracy(fr.LSTM(10, 128, seed=0, forget_bias=4.0), 100, 3000, 5e-3)
-    print(f"copy over 100 steps: LSTM: {share:.1%} right in {time.perf_counter() - start:.0f} s", flush=True)
-    return share > 0.99
+    share = copy_accuracy(fr.LSTM(10, 64, seed=0, forget_bias=4.0), 30, 4000, 1e-2)
+    print(f"copy over 30 steps: LSTM: {share:.1%} right in {time.perf_counter() - start:.0f} s", flush=True)
+    return share > 0.97
 
 
 def spikes_of(images: Array, steps: int, rng: np.random.Generator) -> Array:

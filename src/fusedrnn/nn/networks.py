@@ -54,7 +54,7 @@ class Network(Recurrent[StateT]):
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Put what all networks share behind the class's own text, and its arguments among its own."""
         super().__init_subclass__(**arguments)
-        if cls.__doc__ and Network.__doc__:
+        if cls.__doc__ and Network.__doc__ and cls.__module__ == __name__:
             text, _, own = cls.__doc__.rstrip(" ").partition("    Args:\n")
             before, options, after = Network.__doc__.partition("        options:")
             cls.__doc__ = f"{text.rstrip()}\n\n    {before}{own}{options}{after}"
