@@ -333,8 +333,14 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "clamp_": lambda: Entry(_core.clamp_, {"x": _draw(B, I), "lo": -0.1, "hi": 0.1}, X, unbound=X),
 }
 
-# Callables of the compiled module that an entry above stands for, and those without arguments to get wrong.
-COVERED = {name.split(":")[0] for name in ENTRIES} | {"LayerTape", "LayerCall"}
+# Callables of the compiled module that an entry above stands for, those without arguments to get wrong,
+# and those of programs, which test_programs.py and test_program_cells.py call with wrong ones.
+COVERED = {name.split(":")[0] for name in ENTRIES} | {
+    "LayerTape",
+    "LayerCall",
+    "run_program",
+    "define_program",
+}
 
 
 def arrays_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Array]]:
