@@ -11,7 +11,21 @@
 #include "layers/optimiser.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
+
+// kernels_sequence.cpp
+extern const SequenceKernels<float> kSequenceF32;
+extern const SequenceKernels<double> kSequenceF64;
+
 namespace {
+
+template <class T>
+constexpr const SequenceKernels<T>* sequence_kernels() {
+    if constexpr (sizeof(T) == sizeof(float)) {
+        return &kSequenceF32;
+    } else {
+        return &kSequenceF64;
+    }
+}
 
 template <class T>
 constexpr LayerTable<T> kTable = {
@@ -30,6 +44,7 @@ constexpr LayerTable<T> kTable = {
     .norm = norm<T>,
     .scale = scale<T>,
     .clamp = clamp<T>,
+    .sequence = sequence_kernels<T>(),
     .multiply_adds = multiply_adds<T>,
     .read = read<T>,
     .lstm_pointwise = lstm_pointwise<T>,

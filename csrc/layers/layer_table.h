@@ -9,6 +9,7 @@
 
 #include "cells/program_list.h"
 #include "cpu/team.h"
+#include "sequence/sequence_table.h"
 
 namespace fusedrnn {
 
@@ -81,6 +82,8 @@ struct LayerTable {
     double (*norm)(std::int64_t n, const T* x, double p, double* partial, Team&);
     void (*scale)(std::int64_t n, T* x, double factor, Team&);
     void (*clamp)(std::int64_t n, T* x, double lo, double hi, Team&);
+
+    const SequenceKernels<T>* sequence;
 
     // For measuring limits; each returns a value that keeps the work from being optimised away.
     double (*multiply_adds)(std::int64_t rounds,

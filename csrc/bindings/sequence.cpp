@@ -1,0 +1,406 @@
+// Sequence losses and decoders: CTC and the linear-chain CRF. Everything is checked before anything is written.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "bindings/bindings.h"
+#include "bindings/buffer.h"
+#include "bindings/run.h"
+#include "layers/layer_table.h"
+
+namespace fusedrnn {
+namespace {
+
+template <class T>
+T* values_of(py::array& array) {
+    return static_cast<T*>(array.mutable_data());
+}
+
+// A private copy of lengths (B,) in [0, most], all `most` where there are none.
+std::vector<std::int64_t> read_lengths(const py::object& value, const char* name, std::int64_t batch,
+                                       std::int64_t most, const char* symbol, Presence presence) {
+    const Array lengths = Array::int64(value, name, presence).shape({{"B", batch}}).contiguous();
+    if (!lengths.given()) return std::vector<std::int64_t>(static_cast<std::size_t>(batch), most);
+    const auto* const data = lengths.data<std::int64_t>();
+    std::vector<std::int64_t> copy(data, data + batch);
+    for (std::size_t b = 0; b < copy.size(); ++b) {
+        if (copy[b] >= 0 && copy[b] <= most) continue;
+        throw py::value_error(std::string(name) + ": expected values in 0.." + symbol + " = 0.." +
+                              std::to_string(most) + ", got " + std::to_string(copy[b]) + " at position " +
+                              std::to_string(b));
+    }
+    return copy;
+}
+
+std::int64_t largest(const std::vector<std::int64_t>& values) {
+    return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
+}
+
+// What all CTC functions take, checked and copied.
+struct CtcInput {
+    Array logits;
+    std::int64_t blank = 0;
+    std::vector<std::int64_t> lengths, labels, offsets;
+    std::int64_t most_labels = 0;
+
+    CtcInput(const py::object& logits_, const py::object& lengths_, const char* lengths_name,
+             const py::object& blank_, Presence presence)
+        : logits(Array::floats(logits_, "logits").shape({{"T"}, {"B"}, {"V"}}).contiguous()) {
+        require(classes() > 0, "logits", "shape (T, B, V) with V >= 1", 0);
+        blank = integer(blank_, "blank", 0, classes() - 1);
+        lengths = read_lengths(lengths_, lengths_name, batch(), steps(), "T", presence);
+    }
+
+    std::int64_t steps() const { return logits.size(0); }
+    std::int64_t batch() const { return logits.size(1); }
+    std::int64_t classes() const { return logits.size(2); }
+
+    // Targets (B, S), or (sum of the lengths,) one after another.
+    void read_targets(const py::object& targets_, const py::object& target_lengths_) {
+        const Array targets = Array::int64(targets_, "targets");
+        const bool padded = targets.ndim() == 2;
+        if (!padded && targets.ndim() != 1) {
+            throw py::value_error("targets: expected shape (B, S), or (sum of target_lengths,), got " +
+                                  std::to_string(targets.ndim()) + " axes");
+        }
+        Array checked = targets;
+        if (padded) checked.shape({{"B", batch()}, {"S"}});
+        checked.contiguous();
+        const std::int64_t row = padded ? targets.size(1) : 0, most = padded ? row : targets.size();
+        const std::vector<std::int64_t> counts =
+            read_lengths(target_lengths_, "target_lengths", batch(), most, "S", kRequired);
+        std::int64_t sum = 0;
+        for (const std::int64_t count : counts) {
+            sum += count;
+            if (sum > (std::int64_t{1} << 60)) break;
+        }
+        if (!padded && sum != targets.size()) {
+            throw py::value_error("targets: expected shape (sum of target_lengths,) = (" +
+                                  std::to_string(sum) + ",), got (" + std::to_string(targets.size()) + ",)");
+        }
+        const auto* const data = targets.data<std::int64_t>();
+        offsets.assign(1, 0);
+        for (std::size_t b = 0; b < counts.size(); ++b) {
+            const std::int64_t* const from =
+                padded ? data + static_cast<std::int64_t>(b) * row : data + offsets.back();
+            for (std::int64_t i = 0; i < counts[b]; ++i) {
+                // Read once: another thread may write to the array.
+                const std::int64_t label = from[i];
+                if (label < 0 || label >= classes() || label == blank) {
+                    throw py::value_error(
+                        "targets: expected values in [0, V) = [0, " + std::to_string(classes()) +
+                        ") other than blank = " + std::to_string(blank) + ", got " + std::to_string(label) +
+                        " at place " + std::to_string(i) + " of sequence " + std::to_string(b));
+                }
+                labels.push_back(label);
+            }
+            offsets.push_back(static_cast<std::int64_t>(labels.size()));
+        }
+        most_labels = largest(counts);
+    }
+
+    template <class T>
+    CtcArgs<T> args() const {
+        return {steps(),        batch(),       classes(),      blank,      logits.data<T>(),
+                lengths.data(), labels.data(), offsets.data(), most_labels};
+    }
+    // Members for sequences with so much work for each step and class, and for each step.
+    int members(double per_class, double per_step) const {
+        const double steps_in_all = static_cast<double>(steps()) * static_cast<double>(batch());
+        const int wanted =
+            threads_for(steps_in_all * (per_class * static_cast<double>(classes()) + per_step));
+        return static_cast<int>(std::min<std::int64_t>(wanted, std::max<std::int64_t>(batch(), 1)));
+    }
+    int lattice_members() const { return members(4, 16 * static_cast<double>(most_labels + 1)); }
+};
+
+std::tuple<py::array, py::array> ctc_loss(const py::object& logits_, const py::object& targets_,
+                                          const py::object& input_lengths_, const py::object& target_lengths_,
+                                          const py::object& blank_, const py::object& mean_,
+                                          const py::object& zero_infinity_) {
+    CtcInput in(logits_, input_lengths_, "input_lengths", blank_, kRequired);
+    in.read_targets(targets_, target_lengths_);
+    const bool mean = flag(mean_, "mean"), zero_infinity = flag(zero_infinity_, "zero_infinity");
+    std::vector<double> factors(static_cast<std::size_t>(in.batch()), 1.0);
+    for (std::size_t b = 0; mean && b < factors.size(); ++b) {
+        const std::int64_t count = std::max<std::int64_t>(in.offsets[b + 1] - in.offsets[b], 1);
+        factors[b] = 1 / (static_cast<double>(count) * static_cast<double>(in.batch()));
+    }
+    py::array losses = new_array(DType::float64, {in.batch()});
+    py::array dlogits = new_array(in.logits.dtype(), in.logits.sizes());
+    by_dtype(in.logits.dtype(), [&]<class T>() {
+        if (in.batch() == 0) return;
+        const SequenceKernels<T>& kernels = *layer_table<T>().sequence;
+        Team team(in.lattice_members());
+        const AlignedBuffer workspace(
+            kernels.ctc_workspace(in.steps(), in.classes(), in.most_labels, team.size()));
+        const CtcLossArgs<T> args{in.args<T>(), factors.data(), zero_infinity, values_of<double>(losses),
+                                  values_of<T>(dlogits)};
+        run_released(team, [&] { kernels.ctc_loss(args, team, workspace.data()); });
+    });
+    return {losses, dlogits};
+}
+
+std::tuple<py::array, py::array> ctc_align(const py::object& logits_, const py::object& targets_,
+                                           const py::object& input_lengths_,
+                                           const py::object& target_lengths_, const py::object& blank_) {
+    CtcInput in(logits_, input_lengths_, "input_lengths", blank_, kRequired);
+    in.read_targets(targets_, target_lengths_);
+    py::array alignment = new_array(DType::int64, {in.steps(), in.batch()});
+    py::array scores = new_array(DType::float64, {in.batch()});
+    by_dtype(in.logits.dtype(), [&]<class T>() {
+        if (in.batch() == 0) return;
+        const SequenceKernels<T>& kernels = *layer_table<T>().sequence;
+        Team team(in.lattice_members());
+        const AlignedBuffer workspace(
+            kernels.ctc_workspace(in.steps(), in.classes(), in.most_labels, team.size()));
+        run_released(team, [&] {
+            kernels.ctc_align(in.args<T>(), values_of<std::int64_t>(alignment), values_of<double>(scores),
+                              team, workspace.data());
+        });
+    });
+    return {alignment, scores};
+}
+
+std::tuple<py::array, py::array, py::array> ctc_decode(const py::object& logits_, const py::object& lengths_,
+                                                       const py::object& beam_, const py::object& blank_) {
+    constexpr std::int64_t kMost = (std::int64_t{1} << 31) - 2;  // nodes have 32 bits
+    const CtcInput in(logits_, lengths_, "lengths", blank_, kOptional);
+    const std::int64_t beam = integer(beam_, "beam", 1, kMost);
+    if (beam > 1 && (in.classes() > kMost || in.steps() > kMost / beam)) {
+        throw py::value_error("beam: expected T * beam and V below 2^31, got beam = " + std::to_string(beam) +
+                              ", T = " + std::to_string(in.steps()) +
+                              ", V = " + std::to_string(in.classes()));
+    }
+    py::array labels = new_array(DType::int64, {in.batch(), in.steps()});
+    py::array counts = new_array(DType::int64, {in.batch()});
+    py::array scores = new_array(DType::float64, {in.batch()});
+    by_dtype(in.logits.dtype(), [&]<class T>() {
+        if (in.batch() == 0) return;
+        const SequenceKernels<T>& kernels = *layer_table<T>().sequence;
+        Team team(in.members(4.0 * static_cast<double>(beam), 16.0 * static_cast<double>(beam)));
+        const AlignedBuffer workspace(
+            beam == 1 ? kernels.ctc_workspace(1, in.classes(), 0, team.size())
+                      : kernels.ctc_beam_workspace(in.steps(), in.classes(), beam, team.size()));
+        auto *const label = values_of<std::int64_t>(labels), *const count = values_of<std::int64_t>(counts);
+        run_released(team, [&] {
+            if (beam == 1) {
+                kernels.ctc_best_path(in.args<T>(), label, count, values_of<double>(scores), team,
+                                      workspace.data());
+            } else {
+                kernels.ctc_beam_search(in.args<T>(), beam, label, count, values_of<double>(scores), team,
+                                        workspace.data());
+            }
+        });
+    });
+    return {labels, counts, scores};
+}
+
+// What all functions of a CRF take; its weights in double.
+struct CrfInput {
+    Array emissions, start, transitions, end;
+    std::vector<std::int64_t> lengths, tags;
+    std::vector<double> weights;  // start, end, transitions
+
+    CrfInput(const py::object& emissions_, const py::object& lengths_, const py::object& start_,
+             const py::object& transitions_, const py::object& end_)
+        : emissions(Array::floats(emissions_, "emissions").shape({{"T"}, {"B"}, {"K"}}).contiguous()) {
+        const std::int64_t K = emissions.size(2);
+        require(K > 0, "emissions", "shape (T, B, K) with K >= 1", 0);
+        start = Array::parameter(start_, "start", emissions).shape({{"K", K}}).contiguous();
+        transitions =
+            Array::parameter(transitions_, "transitions", emissions).shape({{"K", K}, {"K", K}}).contiguous();
+        end = Array::parameter(end_, "end", emissions).shape({{"K", K}}).contiguous();
+        lengths = read_lengths(lengths_, "lengths", batch(), steps(), "T", kOptional);
+        by_dtype(emissions.dtype(), [&]<class T>() {
+            for (const Array* part : {&start, &end, &transitions}) {
+                weights.insert(weights.end(), part->data<T>(), part->data<T>() + part->size());
+            }
+        });
+    }
+
+    std::int64_t steps() const { return emissions.size(0); }
+    std::int64_t batch() const { return emissions.size(1); }
+    std::int64_t K() const { return emissions.size(2); }
+    const double* transition_weights() const { return weights.data() + 2 * K(); }
+
+    void refuse_tag(const std::string& expected, std::int64_t tag, std::int64_t t, std::int64_t b) const {
+        throw py::value_error("tags: expected " + expected + ", got " + std::to_string(tag) + " at step " +
+                              std::to_string(t) + " of sequence " + std::to_string(b));
+    }
+
+    void read_tags(const py::object& tags_) {
+        const Array given = Array::int64(tags_, "tags").shape({{"T", steps()}, {"B", batch()}}).contiguous();
+        const auto* const data = given.data<std::int64_t>();
+        tags.assign(data, data + given.size());
+        const auto forbids = [](double weight) { return weight == -HUGE_VAL; };
+        for (std::int64_t t = 0; t < steps(); ++t) {
+            for (std::int64_t b = 0; b < batch(); ++b) {
+                const auto length = lengths[static_cast<std::size_t>(b)];
+                if (t >= length) continue;
+                const std::int64_t tag = tags[static_cast<std::size_t>(t * batch() + b)];
+                if (tag < 0 || tag >= K()) {
+                    refuse_tag("values in [0, K) = [0, " + std::to_string(K()) + ")", tag, t, b);
+                }
+                if (t == 0 && forbids(weights[static_cast<std::size_t>(tag)])) {
+                    refuse_tag("a first tag that the constraints allow", tag, t, b);
+                }
+                if (t > 0) {
+                    const std::int64_t before = tags[static_cast<std::size_t>((t - 1) * batch() + b)];
+                    if (forbids(transition_weights()[before * K() + tag])) {
+                        refuse_tag("tags that the constraints allow after " + std::to_string(before), tag, t,
+                                   b);
+                    }
+                }
+                if (t == length - 1 && forbids(weights[static_cast<std::size_t>(K() + tag)])) {
+                    refuse_tag("a last tag that the constraints allow", tag, t, b);
+                }
+            }
+        }
+    }
+
+    template <class T>
+    CrfArgs<T> args() const {
+        return {steps(),
+                batch(),
+                K(),
+                emissions.data<T>(),
+                lengths.data(),
+                tags.empty() ? nullptr : tags.data(),
+                weights.data(),
+                transition_weights(),
+                weights.data() + K(),
+                1.0,
+                nullptr,
+                nullptr,
+                nullptr};
+    }
+    int members() const {
+        const double tag_count = static_cast<double>(K());
+        const int wanted = threads_for(static_cast<double>(steps()) * static_cast<double>(batch()) *
+                                       (tag_count * tag_count / 2 + 8 * tag_count));
+        return static_cast<int>(std::min<std::int64_t>(wanted, std::max<std::int64_t>(batch(), 1)));
+    }
+    template <class T>
+    AlignedBuffer workspace(const Team& team) const {
+        // Beyond any memory before the sizes are multiplied.
+        checked_product({K() + 16, K() + 16, batch() + team.size() + 8, 64});
+        checked_product({steps() + 1, K() + 16, team.size(), 64});
+        return AlignedBuffer(layer_table<T>().sequence->crf_workspace(steps(), batch(), K(), team.size()));
+    }
+};
+
+std::tuple<py::array, py::array> crf_loss(const py::object& emissions_, const py::object& tags_,
+                                          const py::object& lengths_, const py::object& start_,
+                                          const py::object& transitions_, const py::object& end_,
+                                          const py::object& dstart_, const py::object& dtransitions_,
+                                          const py::object& dend_, const py::object& mean_) {
+    CrfInput in(emissions_, lengths_, start_, transitions_, end_);
+    const std::int64_t K = in.K();
+    Array dstart = Array::like(dstart_, "dstart", in.emissions).shape({{"K", K}}).writable();
+    Array dtransitions =
+        Array::like(dtransitions_, "dtransitions", in.emissions).shape({{"K", K}, {"K", K}}).writable();
+    Array dend = Array::like(dend_, "dend", in.emissions).shape({{"K", K}}).writable();
+    for (Array* target : {&dstart, &dtransitions, &dend}) {
+        for (const Array* source : {&in.emissions, &in.start, &in.transitions, &in.end}) {
+            target->apart_from(*source);
+        }
+    }
+    dtransitions.apart_from(dstart);
+    dend.apart_from(dstart).apart_from(dtransitions);
+    const bool mean = flag(mean_, "mean");
+    in.read_tags(tags_);
+    py::array losses = new_array(DType::float64, {in.batch()});
+    py::array demissions = new_array(in.emissions.dtype(), in.emissions.sizes());
+    by_dtype(in.emissions.dtype(), [&]<class T>() {
+        if (in.tags.empty()) {
+            std::fill_n(values_of<double>(losses), in.batch(), 0.0);
+            return;
+        }
+        std::vector<double> dweights(in.weights.size());
+        CrfArgs<T> args = in.args<T>();
+        args.factor = mean ? 1 / static_cast<double>(in.batch()) : 1;
+        args.losses = values_of<double>(losses);
+        args.demissions = values_of<T>(demissions);
+        args.dweights = dweights.data();
+        {
+            Team team(in.members());
+            const AlignedBuffer workspace = in.workspace<T>(team);
+            run_released(team, [&] { layer_table<T>().sequence->crf(args, team, workspace.data()); });
+        }
+        const double* sum = dweights.data();
+        for (const Array* part : {&dstart, &dend, &dtransitions}) {
+            T* const d = part->mutable_data<T>();
+            for (std::int64_t i = 0; i < part->size(); ++i) d[i] += static_cast<T>(*sum++);
+        }
+    });
+    return {losses, demissions};
+}
+
+std::tuple<py::array, py::array> crf_marginals(const py::object& emissions_, const py::object& lengths_,
+                                               const py::object& start_, const py::object& transitions_,
+                                               const py::object& end_) {
+    const CrfInput in(emissions_, lengths_, start_, transitions_, end_);
+    py::array sums = new_array(DType::float64, {in.batch()});
+    py::array marginals = new_array(in.emissions.dtype(), in.emissions.sizes());
+    by_dtype(in.emissions.dtype(), [&]<class T>() {
+        if (in.batch() == 0) return;
+        CrfArgs<T> args = in.args<T>();
+        args.losses = values_of<double>(sums);
+        args.demissions = values_of<T>(marginals);
+        Team team(in.members());
+        const AlignedBuffer workspace = in.workspace<T>(team);
+        run_released(team, [&] { layer_table<T>().sequence->crf(args, team, workspace.data()); });
+    });
+    return {marginals, sums};
+}
+
+std::tuple<py::array, py::array> crf_decode(const py::object& emissions_, const py::object& lengths_,
+                                            const py::object& start_, const py::object& transitions_,
+                                            const py::object& end_) {
+    const CrfInput in(emissions_, lengths_, start_, transitions_, end_);
+    py::array tags = new_array(DType::int64, {in.steps(), in.batch()});
+    py::array scores = new_array(DType::float64, {in.batch()});
+    by_dtype(in.emissions.dtype(), [&]<class T>() {
+        if (in.batch() == 0) return;
+        Team team(in.members());
+        const AlignedBuffer workspace = in.workspace<T>(team);
+        run_released(team, [&] {
+            layer_table<T>().sequence->crf_viterbi(in.args<T>(), values_of<std::int64_t>(tags),
+                                                   values_of<double>(scores), team, workspace.data());
+        });
+    });
+    return {tags, scores};
+}
+
+}  // namespace
+
+void bind_sequence(py::module_& m) {
+    using py::arg;
+    m.def(
+        "ctc_loss", &ctc_loss, arg("logits"), arg("targets"), arg("input_lengths"), arg("target_lengths"),
+        arg("blank"), arg("mean"), arg("zero_infinity"),
+        "Return losses (B,) in float64 and the gradient (T, B, V) of their sum; with `mean`, of the mean of "
+        "each divided by its target's length.");
+    m.def("ctc_align", &ctc_align, arg("logits"), arg("targets"), arg("input_lengths"), arg("target_lengths"),
+          arg("blank"),
+          "Return the best alignment (T, B), -1 for blanks, and its logarithm (B,) in float64.");
+    m.def("ctc_decode", &ctc_decode, arg("logits"), arg("lengths"), arg("beam"), arg("blank"),
+          "Return labels (B, T), how many of them count (B,), and scores (B,) in float64.");
+    m.def(
+        "crf_loss", &crf_loss, arg("emissions"), arg("tags"), arg("lengths"), arg("start"),
+        arg("transitions"), arg("end"), arg("dstart"), arg("dtransitions"), arg("dend"), arg("mean"),
+        "Return losses (B,) in float64 and the gradient of their sum or mean (T, B, K); dstart, dtransitions "
+        "and dend are added to.");
+    m.def("crf_marginals", &crf_marginals, arg("emissions"), arg("lengths"), arg("start"), arg("transitions"),
+          arg("end"),
+          "Return the probability of each tag (T, B, K) and the logarithm of the sum over all paths (B,).");
+    m.def("crf_decode", &crf_decode, arg("emissions"), arg("lengths"), arg("start"), arg("transitions"),
+          arg("end"), "Return the best tags (T, B), -1 past the end, and their scores (B,) in float64.");
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,31 @@
+// The table of the sequence kernels of one instruction set.
+#include "sequence/crf.h"
+#include "sequence/ctc.h"
+#include "sequence/ctc_decode.h"
+#include "sequence/sequence_table.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+namespace {
+
+template <class T>
+constexpr SequenceKernels<T> kTable = {
+    .ctc_workspace = ctc_workspace<T>,
+    .ctc_loss = ctc_loss<T>,
+    .ctc_align = ctc_align<T>,
+    .ctc_best_path = ctc_best_path<T>,
+    .ctc_beam_workspace = ctc_beam_workspace<T>,
+    .ctc_beam_search = ctc_beam_search<T>,
+    .crf_workspace = crf_workspace<T>,
+    .crf = crf<T>,
+    .crf_viterbi = crf_viterbi<T>,
+};
+
+}  // namespace
+
+extern const SequenceKernels<float> kSequenceF32;
+extern const SequenceKernels<double> kSequenceF64;
+
+const SequenceKernels<float> kSequenceF32 = kTable<float>;
+const SequenceKernels<double> kSequenceF64 = kTable<double>;
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

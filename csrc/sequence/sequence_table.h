@@ -1,0 +1,84 @@
+// The kernels of sequence losses and decoders: CTC and the linear-chain CRF. One table per instruction set and type.
+//
+// Plain data only, as layers/layer_table.h. T, B, V, K, L stand for steps, sequences, classes, tags and labels of a
+// target. Sequences are independent; each member of a team takes whole ones (of a CRF whole groups of them), so that
+// results do not depend on its size. All kernels stop early once the team is cancelled.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/team.h"
+
+namespace fusedrnn {
+
+// Logits of sequences and what is to be read from them. Lengths and labels are checked.
+template <class T>
+struct CtcArgs {
+    std::int64_t steps, batch, classes, blank;
+    const T* logits;                     // (T, B, V)
+    const std::int64_t* lengths;         // (B), each in [0, T]
+    const std::int64_t* labels;          // the targets one after another, without blanks
+    const std::int64_t* target_offsets;  // (B + 1): where each begins, and the end
+    std::int64_t most_labels;            // of one target
+};
+
+template <class T>
+struct CtcLossArgs {
+    CtcArgs<T> in;
+    const double* factors;  // (B): of each sequence's loss in what is differentiated
+    bool zero_infinity;
+    double* losses;  // (B), each times 1
+    T* dlogits;      // (T, B, V): the gradient of the sum of factor times loss
+};
+
+// Hypotheses of a prefix beam search, each a node of a tree of labels.
+struct PrefixNode {
+    std::int32_t parent, label, first_child, sibling, place;  // place in the beam, or -1
+};
+struct PrefixBeam {
+    double blank, label;  // probability of the paths that end in a blank, in the last label
+    std::int32_t node;
+};
+struct PrefixCandidate {
+    double blank, label, score;
+    std::int64_t order;
+    std::int32_t from, extension;  // a place in the beam and the label to add, or -1
+};
+
+template <class T>
+struct CrfArgs {
+    std::int64_t steps, batch, tags;
+    const T* emissions;                       // (T, B, K)
+    const std::int64_t* lengths;              // (B), each in [0, T]
+    const std::int64_t* gold;                 // (T, B), those that count in [0, K); null: marginals
+    const double *start, *transitions, *end;  // (K), (K, K) from and to, (K); -inf is never gone
+    double factor;                            // of each sequence's loss in what is differentiated
+    double* losses;                           // (B); without gold the logarithm of the sum over all paths
+    T* demissions;                            // (T, B, K): the gradient, or the probability of each tag
+    double* dweights;  // (2 K + K K): the gradients of start, end and transitions; null without gold
+};
+
+template <class T>
+struct SequenceKernels {
+    // Bytes of workspace for so many members.
+    std::int64_t (*ctc_workspace)(std::int64_t steps, std::int64_t classes, std::int64_t most_labels,
+                                  int members);
+    void (*ctc_loss)(const CtcLossArgs<T>&, Team&, void* workspace);
+    // alignment (T, B): the place in its target of the label that each step emits, -1 for a blank, past the end and where
+    // there is no path; scores (B): its logarithm.
+    void (*ctc_align)(const CtcArgs<T>&, std::int64_t* alignment, double* scores, Team&, void* workspace);
+    // labels (B, T) and how many (B); scores (B). `labels` and `target_offsets` of the arguments are not read.
+    void (*ctc_best_path)(const CtcArgs<T>&, std::int64_t* labels, std::int64_t* counts, double* scores,
+                          Team&, void* workspace);
+    std::int64_t (*ctc_beam_workspace)(std::int64_t steps, std::int64_t classes, std::int64_t beam,
+                                       int members);
+    void (*ctc_beam_search)(const CtcArgs<T>&, std::int64_t beam, std::int64_t* labels, std::int64_t* counts,
+                            double* scores, Team&, void* workspace);
+
+    std::int64_t (*crf_workspace)(std::int64_t steps, std::int64_t batch, std::int64_t tags, int members);
+    void (*crf)(const CrfArgs<T>&, Team&, void* workspace);
+    // best (T, B), -1 past the end, and scores (B). `gold` and what follows `end` in the arguments are not read.
+    void (*crf_viterbi)(const CrfArgs<T>&, std::int64_t* best, double* scores, Team&, void* workspace);
+};
+
+}  // namespace fusedrnn
