@@ -84,6 +84,23 @@ struct CtcRow {
     }
 };
 
+// Emissions of a step where exponentials of a float are zero that in double are not.
+template <class T>
+FUSEDRNN_KERNEL_RARELY void wide_emissions(const CtcRow<T>& row, std::int64_t t, T most, double scale) {
+    const T* const x = row.logits(t);
+    const std::int64_t from = row.first(t), to = row.end(t), emitted = to < row.L ? to : row.L;
+    double* const emission = row.memory.emission + t * row.memory.stride;
+    const auto wide = [&](std::int64_t c) { return static_cast<double>(x[c]) - static_cast<double>(most); };
+    for (std::int64_t i = from; i < emitted; ++i) emission[i] = wide(row.target[i]);
+    for (std::int64_t i = emitted; i < to; ++i) emission[i] = -1000;
+    for (std::int64_t i = from; i < to; i += kLanes) {
+        (exp_nonpositive(Lanes::load(emission + i)) * Lanes::set(scale)).store(emission + i);
+    }
+    double lanes[kLanes];
+    exp_nonpositive(Lanes::set(wide(row.in.blank))).store(lanes);
+    row.memory.blank[t] = lanes[0] * scale;
+}
+
 // The linear domain. Returns the loss, NaN for a row with a NaN and, where the values underflow, -1.
 template <class T>
 double ctc_linear(const CtcRow<T>& row, const CtcLossArgs<T>& p, Team& team, int member) {
@@ -93,22 +110,25 @@ double ctc_linear(const CtcRow<T>& row, const CtcLossArgs<T>& p, Team& team, int
     row.set_skips(1, 0);
     LogSum logs;
     double scale = 1, exponents = 0;
-    T least = 1;
     for (std::int64_t t = 0; t < steps; ++t) {
         if (team.cancelled(member, row.work())) return 0;
         T* const e = dlogits(t);
+        if (t + kStepsAhead < steps) {
+            prefetch_row(classes, row.logits(t + kStepsAhead));
+            prefetch_row(classes, dlogits(t + kStepsAhead));
+        }
         const RowExponentials<T> r = row_exponentials(classes, row.logits(t), e);
-        least = r.least < least ? r.least : least;
         m.sum[t] = static_cast<double>(r.sum);
         logs.multiply(m.sum[t]);
         const std::int64_t from = row.first(t), to = row.end(t);
         double* const emission = m.emission + t * m.stride;
         const std::int64_t emitted = to < L ? to : L;
+        m.blank[t] = static_cast<double>(e[blank]) * scale;
         for (std::int64_t i = from; i < emitted; ++i) {
             emission[i] = static_cast<double>(e[row.target[i]]) * scale;
         }
+        if (sizeof(T) == 4 && !(r.least > static_cast<T>(0x1p-120))) wide_emissions(row, t, r.most, scale);
         for (std::int64_t i = emitted; i < to; ++i) emission[i] = 0;
-        m.blank[t] = static_cast<double>(e[blank]) * scale;
         double* const blanks = m.blanks(t);
         double* const labels = m.labels(t);
         labels[from - 1] = 0;
@@ -147,6 +167,7 @@ double ctc_linear(const CtcRow<T>& row, const CtcLossArgs<T>& p, Team& team, int
     Lanes largest = Lanes::set(0);
     for (std::int64_t t = steps - 1; t >= 0; --t) {
         if (team.cancelled(member, row.work())) return 0;
+        if (t >= kStepsAhead) prefetch_row(classes, dlogits(t - kStepsAhead));
         const std::int64_t from = row.first(t), to = row.end(t);
         const double *blanks = m.blanks(t), *labels = m.labels(t), *emission = m.emission + t * m.stride;
         const Lanes blank_emission = Lanes::set(m.blank[t]);
@@ -175,7 +196,7 @@ double ctc_linear(const CtcRow<T>& row, const CtcLossArgs<T>& p, Team& team, int
             d[row.target[i]] -= static_cast<T>(factor * m.posterior[i]);
         }
     }
-    if (!(largest_lane(largest) < adjoint_limit(least))) return -1;
+    if (!(largest_lane(largest) < kMostAdjoint)) return -1;
     const double loss = divisors - __builtin_log(total) - exponents * kLn2;
     return loss > 0 ? loss : 0;
 }

@@ -48,6 +48,19 @@ inline constexpr double kLn2 = 0.693147180559945309417;
 // Every so many steps a lattice is brought back to where its largest value is in [1, 2).
 inline constexpr std::int64_t kStepsBetweenScales = 4;
 
+alignas(64) inline constexpr float kLaneNumbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+alignas(64) inline constexpr double kLaneNumbersDouble[] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+// v in the first n lanes, and `other` elsewhere.
+FUSEDRNN_INLINE Vec<float> only_first(Vec<float> v, int n, float other) {
+    using V = Vec<float>;
+    return select(less(V::load(kLaneNumbers), V::set(static_cast<float>(n))), v, V::set(other));
+}
+FUSEDRNN_INLINE Vec<double> only_first(Vec<double> v, int n, double other) {
+    using V = Vec<double>;
+    return select(less(V::load(kLaneNumbersDouble), V::set(n)), v, V::set(other));
+}
+
 // exp(x - most) of a row, their sum and the smallest; x and e may be one.
 template <class T>
 struct RowExponentials {
@@ -57,27 +70,37 @@ struct RowExponentials {
 template <class T>
 FUSEDRNN_KERNEL_INLINE RowExponentials<T> row_exponentials(std::int64_t width, const T* x, T* e) {
     using V = Vec<T>;
-    const T most = row_max<OneThread>(width, x);
+    constexpr T kLowest = -static_cast<T>(__builtin_huge_val());
+    V largest = V::set(kLowest);
+    row_vectors<T>(width, [&](std::int64_t c, int m) {
+        const V v = m == V::kLanes ? V::load(x + c) : only_first(V::load_n(x + c, m), m, kLowest);
+        largest = max(v, largest);
+    });
+    T lanes[V::kLanes], most = kLowest, smallest = 1;
+    largest.store(lanes);
+    for (const T lane : lanes) most = lane > most ? lane : most;
     const V shift = V::set(most);
     V least = V::set(1);
     const T sum = row_sum<T>(width, [&](std::int64_t c, int m) {
-        const V v = exp_nonpositive(load_up_to(x + c, m) - shift);
-        if (m == V::kLanes) {
-            v.store(e + c);
-            least = min(v, least);
-            return v;
-        }
-        v.store_n(e + c, m);
-        T smallest = 1;
-        for (int k = 0; k < m; ++k) smallest = e[c + k] < smallest ? e[c + k] : smallest;
-        least = min(V::set(smallest), least);
-        return V::load_n(e + c, m);
+        V v = exp_nonpositive(load_up_to(x + c, m) - shift);
+        store_up_to(v, e + c, m);
+        least = min(m == V::kLanes ? v : only_first(v, m, 1), least);
+        return m == V::kLanes ? v : only_first(v, m, 0);
     });
-    T lanes[V::kLanes], smallest = 1;
     least.store(lanes);
     for (const T lane : lanes) smallest = lane < smallest ? lane : smallest;
     return {most, sum, smallest};
 }
+
+// Asks for a row of an array that is read with a stride which no processor foresees; long rows are foreseen soon.
+template <class T>
+FUSEDRNN_INLINE void prefetch_row(std::int64_t width, const T* x) {
+    const char* const p = reinterpret_cast<const char*>(x);
+    const std::int64_t bytes = width * static_cast<std::int64_t>(sizeof(T)), most = bytes < 512 ? bytes : 512;
+    for (std::int64_t i = 0; i < most; i += 64) __builtin_prefetch(p + i);
+    __builtin_prefetch(p + most - 1);
+}
+inline constexpr std::int64_t kStepsAhead = 6;
 
 // A sum of logarithms, by products that stay in range.
 class LogSum {
@@ -129,11 +152,8 @@ FUSEDRNN_INLINE double log_add(double a, double b) {
     return most + __builtin_log1p(__builtin_exp(least - most));
 }
 
-// A value of an adjoint up to which what underflowed in the lattice counts nothing: lost are at most 2^-1022 times it of
-// each path's share, and 2^-120 where the smaller exponentials of a float were already zero.
-template <class T>
-FUSEDRNN_INLINE double adjoint_limit(T least) {
-    return sizeof(T) == 4 && !(least > static_cast<T>(0x1p-120)) ? 0x1p60 : 0x1p800;
-}
+// A value of an adjoint up to which what underflowed in the lattice counts nothing: of each path at most 2^-1022 times
+// it was lost.
+inline constexpr double kMostAdjoint = 0x1p800;
 
 }  // namespace fusedrnn::FUSEDRNN_ISA
