@@ -24,12 +24,15 @@ from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.nn.tape import Tape, set_detect_changes
+from fusedrnn.sequence.crf import CRF
+from fusedrnn.sequence.ctc import ctc_align, ctc_decode, ctc_loss
 from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_cell, sym
 from fusedrnn.training.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.training.losses import cross_entropy, mse_loss
 
 __all__ = [
     "CELLS",
+    "CRF",
     "GRU",
     "LIF",
     "LSTM",
@@ -66,6 +69,9 @@ __all__ = [
     "clip_grad_value",
     "config",
     "cross_entropy",
+    "ctc_align",
+    "ctc_decode",
+    "ctc_loss",
     "cuda",
     "define_cell",
     "functional",

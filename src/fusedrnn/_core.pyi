@@ -258,6 +258,39 @@ def cross_entropy(
     label_smoothing: float,
     mean: bool,
 ) -> tuple[_Array, float, _Array]: ...
+def ctc_loss(
+    logits: _Array,
+    targets: _Int64,
+    input_lengths: _Int64,
+    target_lengths: _Int64,
+    blank: int,
+    mean: bool,
+    zero_infinity: bool,
+) -> tuple[_Array, _Array]: ...
+def ctc_align(
+    logits: _Array, targets: _Int64, input_lengths: _Int64, target_lengths: _Int64, blank: int
+) -> tuple[_Int64, _Array]: ...
+def ctc_decode(
+    logits: _Array, lengths: _Int64 | None, beam: int, blank: int
+) -> tuple[_Int64, _Int64, _Array]: ...
+def crf_loss(
+    emissions: _Array,
+    tags: _Int64,
+    lengths: _Int64 | None,
+    start: _Array,
+    transitions: _Array,
+    end: _Array,
+    dstart: _Array,
+    dtransitions: _Array,
+    dend: _Array,
+    mean: bool,
+) -> tuple[_Array, _Array]: ...
+def crf_marginals(
+    emissions: _Array, lengths: _Int64 | None, start: _Array, transitions: _Array, end: _Array
+) -> tuple[_Array, _Array]: ...
+def crf_decode(
+    emissions: _Array, lengths: _Int64 | None, start: _Array, transitions: _Array, end: _Array
+) -> tuple[_Int64, _Array]: ...
 def dropout(x: _Array, p: float, seed: int, offset: int, out: _Array | None = None) -> _Array: ...
 def sgd_step(
     param: _Array,

@@ -70,7 +70,7 @@ def cross_entropy(
 
     Paper: label smoothing: Szegedy et al. 2015, arXiv:1512.00567v3.
     """
-    _check_reduction(reduction)
+    check_reduction(reduction)
     backend = backend_of(logits)
     ignored = check_size("ignore_index", ignore_index, -(2**63))
     smoothing = check_number("label_smoothing", label_smoothing, 0.0, 1.0)
@@ -131,7 +131,7 @@ def mse_loss(pred: Array, target: Array, reduction: Reduction = "mean") -> tuple
         TypeError: an argument of the wrong kind or dtype.
         ValueError: shapes differ, or an unknown reduction.
     """
-    _check_reduction(reduction)
+    check_reduction(reduction)
     backend = backend_of(pred)
     return backend.enter(pred, partial(_mse_loss, backend, reduction), pred, target)
 
@@ -169,6 +169,7 @@ def _mse_past_the_range(pred: Array, target: Array, reduction: Reduction, xp: An
         return loss, xp.asarray(quarter * (8.0 / count)).astype(pred.dtype)
 
 
-def _check_reduction(reduction: str) -> None:
+def check_reduction(reduction: str) -> None:
+    """Refuse what is no reduction of a loss."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")

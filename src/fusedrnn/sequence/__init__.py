@@ -1,0 +1,1 @@
+"""Losses and decoders of sequences: connectionist temporal classification and conditional random fields."""

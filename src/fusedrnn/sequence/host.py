@@ -1,0 +1,46 @@
+"""Arguments of the sequence kernels, which are on the CPU alone."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.checks import as_int64, kind_error
+from fusedrnn.cuda.libraries import is_device_array
+from fusedrnn.inputs.rows import contiguous
+from fusedrnn.training.losses import Reduction
+
+
+def host_array(name: str, value: Any) -> Array:
+    """Return a NumPy array as a contiguous and aligned one; refuse arrays on a GPU, and of other kinds."""
+    if not isinstance(value, np.ndarray):
+        if is_device_array(value):
+            raise RuntimeError(
+                f"{name}: expected a numpy.ndarray, got a {type(value).__name__} on a GPU; "
+                "sequence losses and decoders run on the CPU"
+            )
+        raise kind_error(name, value, "a numpy.ndarray")
+    refuse_mask(name, value)
+    return contiguous(value)
+
+
+def integers(name: str, value: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Return integers of any dtype as the kernels take them."""
+    if not isinstance(value, np.ndarray) and is_device_array(value):
+        raise RuntimeError(f"{name}: expected integers in host memory, got a {type(value).__name__} on a GPU")
+    refuse_mask(name, value)
+    array = np.asarray(value)
+    if not array.size and not isinstance(value, np.ndarray):
+        return np.empty(array.shape, np.int64)  # an empty list has no dtype of its own
+    return as_int64(name, array)
+
+
+def reduced(losses: Array, reduction: Reduction, dtype: np.dtype[Any]) -> "float | Array":
+    """Return losses (B,) as they are, their sum, or their mean, which is NaN over none."""
+    if reduction == "none":
+        return losses.astype(dtype, copy=False)
+    total = float(losses.sum())
+    if reduction == "sum":
+        return total
+    return total / losses.size if losses.size else float("nan")
