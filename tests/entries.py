@@ -3,62 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from entry import Array, B, Entry, H, I, P, T, draw
+from sequence_entries import SEQUENCE_ENTRIES
 
 from fusedrnn import _core
 
-Array = npt.NDArray[Any]
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-T, B, I, H, P = 5, 3, 4, 6, 2
-
-
-@dataclass
-class Entry:
-    """A function and arguments that it accepts.
-
-    Attributes:
-        written: arguments whose arrays the call writes to; all others are only read.
-        optional: arguments that may be None.
-        free: arguments whose sizes or dtype set those of the rest, so that an error may name another.
-        unbound: arguments of which any shape is right, or none is wrong while the others fit.
-        open_axes: (argument, path, axis) of single axes whose size nothing else fixes.
-    """
-
-    function: Callable[..., Any]
-    arguments: dict[str, Any]
-    written: frozenset[str] = frozenset()
-    optional: frozenset[str] = frozenset()
-    free: frozenset[str] = frozenset()
-    unbound: frozenset[str] = frozenset()
-    open_axes: frozenset[tuple[str, tuple[int, ...], int]] = frozenset()
-
-    def call(self, **changes: Any) -> Any:
-        return self.function(**{**self.arguments, **changes})
-
-
-def _draw(*shape: int, dtype: str = "float64") -> Array:
-    return np.random.default_rng([7, *shape]).uniform(-0.5, 0.5, shape).astype(dtype)
 
 
 def _params(gates: int, proj: int) -> tuple[Any, ...]:
     rows = gates * H
-    projection = _draw(proj, H) if proj else None
-    return (_draw(rows, I), _draw(rows, proj or H), _draw(rows), _draw(rows), projection)
+    projection = draw(proj, H) if proj else None
+    return (draw(rows, I), draw(rows, proj or H), draw(rows), draw(rows), projection)
 
 
 def _state(cell: str, proj: int) -> tuple[Array, ...]:
-    return tuple(_draw(B, width) for width in (proj or H, H)[: _core.cells[cell]["states"]])
+    return tuple(draw(B, width) for width in (proj or H, H)[: _core.cells[cell]["states"]])
 
 
 def _forward(cell: str, proj: int = 0) -> Entry:
     params = _params(int(_core.cells[cell]["gates"]), proj)
     arguments = {
         "cell": cell,
-        "x": _draw(T, B, I),
+        "x": draw(T, B, I),
         "params": params,
         "state": _state(cell, proj),
         "lengths": np.array([5, 0, 2]),
@@ -80,7 +51,7 @@ def _forward(cell: str, proj: int = 0) -> Entry:
 
 def _lookup_forward(cell: str) -> Entry:
     entry = _forward(cell)
-    entry.arguments |= {"x": _draw(7, I), "indices": np.arange(T * B).reshape(T, B) % 6}
+    entry.arguments |= {"x": draw(7, I), "indices": np.arange(T * B).reshape(T, B) % 6}
     entry.optional |= {"indices"}  # where x has three axes
     entry.free |= {"indices"}
     entry.open_axes |= {("x", (), 0)}
@@ -89,10 +60,10 @@ def _lookup_forward(cell: str) -> Entry:
 
 def _backward(cell: str, proj: int = 0) -> Entry:
     params = _params(int(_core.cells[cell]["gates"]), proj)
-    tape = _core.forward(cell, _draw(T, B, I), params, _state(cell, proj), save=True)[2]
+    tape = _core.forward(cell, draw(T, B, I), params, _state(cell, proj), save=True)[2]
     arguments = {
         "tape": tape,
-        "dy": _draw(T, B, proj or H),
+        "dy": draw(T, B, proj or H),
         "dstate": _state(cell, proj),
         "dparams": tuple(None if p is None else np.zeros_like(p) for p in params),
         "need_dx": True,
@@ -142,7 +113,7 @@ def _quantized_new(weights: str) -> Entry:
 def _quantized_forward(weights: str, proj: int = 0) -> Entry:
     network = _core.Quantized("lstm", [[_single(_params(4, proj))]], weights)
     arguments = {
-        "x": _single(_draw(T, B, I)),
+        "x": _single(draw(T, B, I)),
         "out": np.zeros((T, B, proj or H), np.float32),
         "state": tuple(a[None] for a in _single(_state("lstm", proj))),
         "lengths": np.array([5, 0, 2]),
@@ -158,12 +129,12 @@ def _quantized_stream() -> Any:
 
 
 def _normed() -> tuple[Array, Array, Array]:
-    y, mean, rstd = _core.layer_norm_forward(_draw(B, H), _draw(H), _draw(H), 1e-5)
+    y, mean, rstd = _core.layer_norm_forward(draw(B, H), draw(H), draw(H), 1e-5)
     return y, mean, rstd
 
 
 def _optimiser(names: tuple[str, ...], numbers: dict[str, Any]) -> dict[str, Any]:
-    return {**{name: np.abs(_draw(9)) for name in names}, **numbers}
+    return {**{name: np.abs(draw(9)) for name in names}, **numbers}
 
 
 SGD = {
@@ -202,7 +173,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "backward:gru": lambda: _backward("gru"),
     "backward:lookup": lambda: _lookup_backward("gru"),
     "Stream": _stream_new,
-    "Stream:call": lambda: Entry(_stream(), {"x": _draw(B, I)}),
+    "Stream:call": lambda: Entry(_stream(), {"x": draw(B, I)}),
     "Stream:get_state": lambda: Entry(_stream().get_state, {}),
     "Stream:set_state": lambda: Entry(_stream().set_state, {"state": [_state("lstm", 0)]}),
     "Stream:reset": lambda: Entry(
@@ -217,7 +188,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "Quantized:forward:bf16": lambda: _quantized_forward("bf16"),
     "Quantized:forward:int8": lambda: _quantized_forward("int8", P),
     "QuantizedStream": lambda: Entry(_core.QuantizedStream, {"network": _quantized(), "batch_size": B}),
-    "QuantizedStream:call": lambda: Entry(_quantized_stream(), {"x": _single(_draw(B, I))}),
+    "QuantizedStream:call": lambda: Entry(_quantized_stream(), {"x": _single(draw(B, I))}),
     "QuantizedStream:get_state": lambda: Entry(_quantized_stream().get_state, {}),
     "QuantizedStream:set_state": lambda: Entry(
         _quantized_stream().set_state,
@@ -242,12 +213,12 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "set_num_threads": lambda: Entry(_core.set_num_threads, {"n": 1}),
     "config": lambda: Entry(_core.config, {}),
     "measure_limits": lambda: Entry(_core.measure_limits, {}),
-    "exp": lambda: Entry(_core.exp, {"x": _draw(B, I)}, unbound=X),
-    "sigmoid": lambda: Entry(_core.sigmoid, {"x": _draw(B, I)}, unbound=X),
-    "tanh": lambda: Entry(_core.tanh, {"x": _draw(B, I)}, unbound=X),
+    "exp": lambda: Entry(_core.exp, {"x": draw(B, I)}, unbound=X),
+    "sigmoid": lambda: Entry(_core.sigmoid, {"x": draw(B, I)}, unbound=X),
+    "tanh": lambda: Entry(_core.tanh, {"x": draw(B, I)}, unbound=X),
     "linear_forward": lambda: Entry(
         _core.linear_forward,
-        {"x": _draw(B, I), "weight": _draw(H, I), "bias": _draw(H), "out": np.zeros((B, H))},
+        {"x": draw(B, I), "weight": draw(H, I), "bias": draw(H), "out": np.zeros((B, H))},
         frozenset({"out"}),
         frozenset({"bias", "out"}),
         frozenset({"x", "weight"}),
@@ -255,11 +226,11 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "linear_backward": lambda: Entry(
         _core.linear_backward,
         {
-            "x": _draw(B, I),
-            "weight": _draw(H, I),
-            "dy": _draw(B, H),
-            "dweight": _draw(H, I),
-            "dbias": _draw(H),
+            "x": draw(B, I),
+            "weight": draw(H, I),
+            "dy": draw(B, H),
+            "dweight": draw(H, I),
+            "dbias": draw(H),
             "need_dx": True,
         },
         frozenset({"dweight", "dbias"}),
@@ -268,20 +239,20 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     ),
     "embedding_forward": lambda: Entry(
         _core.embedding_forward,
-        {"indices": np.array([0, 4, 4, 2]), "weight": _draw(5, H)},
+        {"indices": np.array([0, 4, 4, 2]), "weight": draw(5, H)},
         free=frozenset({"weight"}),
         unbound=frozenset({"indices", "weight"}),
     ),
     "embedding_backward": lambda: Entry(
         _core.embedding_backward,
-        {"indices": np.array([0, 4, 4, 2]), "dy": _draw(4, H), "dweight": _draw(5, H)},
+        {"indices": np.array([0, 4, 4, 2]), "dy": draw(4, H), "dweight": draw(5, H)},
         frozenset({"dweight"}),
         free=frozenset({"indices", "dy", "dweight"}),
         unbound=frozenset({"dweight"}),
     ),
     "layer_norm_forward": lambda: Entry(
         _core.layer_norm_forward,
-        {"x": _draw(B, H), "weight": _draw(H), "bias": _draw(H), "eps": 1e-5},
+        {"x": draw(B, H), "weight": draw(H), "bias": draw(H), "eps": 1e-5},
         optional=frozenset({"weight", "bias"}),
         free=frozenset({"x", "weight"}),
         open_axes=frozenset({("x", (), 0)}),
@@ -289,13 +260,13 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "layer_norm_backward": lambda: Entry(
         _core.layer_norm_backward,
         {
-            "x": _draw(B, H),
-            "weight": _draw(H),
-            "dy": _draw(B, H),
+            "x": draw(B, H),
+            "weight": draw(H),
+            "dy": draw(B, H),
             "mean": _normed()[1],
             "rstd": _normed()[2],
-            "dweight": _draw(H),
-            "dbias": _draw(H),
+            "dweight": draw(H),
+            "dbias": draw(H),
         },
         frozenset({"dweight", "dbias"}),
         frozenset({"weight", "dweight", "dbias"}),
@@ -304,9 +275,9 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "cross_entropy": lambda: Entry(
         _core.cross_entropy,
         {
-            "logits": _draw(B, H),
+            "logits": draw(B, H),
             "targets": np.array([0, 5, -100]),
-            "weight": np.abs(_draw(H)),
+            "weight": np.abs(draw(H)),
             "ignore_index": -100,
             "label_smoothing": 0.1,
             "mean": True,
@@ -314,7 +285,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
         optional=frozenset({"weight"}),
         free=frozenset({"logits"}),
     ),
-    "dropout": lambda: Entry(_core.dropout, {"x": _draw(B, I), "p": 0.5, "seed": 1, "offset": 0}, unbound=X),
+    "dropout": lambda: Entry(_core.dropout, {"x": draw(B, I), "p": 0.5, "seed": 1, "offset": 0}, unbound=X),
     "sgd_step": lambda: Entry(
         _core.sgd_step,
         _optimiser(("param", "grad", "momentum_buf"), SGD),
@@ -328,9 +299,10 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
         frozenset({"param", "exp_avg", "exp_avg_sq"}),
         free=frozenset({"param"}),
     ),
-    "norm": lambda: Entry(_core.norm, {"x": _draw(B, I), "p": 2.0}, unbound=X),
-    "scale_": lambda: Entry(_core.scale_, {"x": _draw(B, I), "factor": 0.5}, X, unbound=X),
-    "clamp_": lambda: Entry(_core.clamp_, {"x": _draw(B, I), "lo": -0.1, "hi": 0.1}, X, unbound=X),
+    "norm": lambda: Entry(_core.norm, {"x": draw(B, I), "p": 2.0}, unbound=X),
+    "scale_": lambda: Entry(_core.scale_, {"x": draw(B, I), "factor": 0.5}, X, unbound=X),
+    "clamp_": lambda: Entry(_core.clamp_, {"x": draw(B, I), "lo": -0.1, "hi": 0.1}, X, unbound=X),
+    **SEQUENCE_ENTRIES,
 }
 
 # Callables of the compiled module that an entry above stands for, those without arguments to get wrong,

@@ -151,6 +151,32 @@ def layers(guarded: Guarded, rows: int, inputs: int, outputs: int, dtype: str) -
     _core.clamp_(x, -0.1, 0.1)
 
 
+def sequences(guarded: Guarded, steps: int, batch: int, classes: int, labels: int, dtype: str) -> None:
+    rng = np.random.default_rng([steps, batch, classes])
+
+    def draw(*size: int) -> Any:
+        return guarded(rng.normal(0, 1, size).astype(dtype))
+
+    logits = draw(steps, batch, classes)
+    lengths = guarded(rng.integers(0, steps + 1, batch))
+    counts = guarded(rng.integers(0, labels + 1, batch))
+    flat = guarded(rng.integers(0, max(classes - 1, 1), int(counts.sum())))
+    if classes > 1:
+        for scale in (1, 1000):
+            x = guarded(logits * logits.dtype.type(scale))
+            _core.ctc_loss(x, flat, lengths, counts, classes - 1, True, False)
+        _core.ctc_align(logits, flat, lengths, counts, classes - 1)
+    for beam in (1, 3):
+        _core.ctc_decode(logits, lengths, beam, classes - 1)
+    tags = guarded(rng.integers(0, classes, (steps, batch)))
+    weights = draw(classes), draw(classes, classes), draw(classes)
+    sums = draw(classes), draw(classes, classes), draw(classes)
+    _core.crf_loss(logits, tags, lengths, *weights, *sums, True)
+    _core.crf_loss(guarded(logits * logits.dtype.type(1e4)), tags, None, *weights, *sums, True)
+    _core.crf_marginals(logits, lengths, *weights)
+    _core.crf_decode(logits, lengths, *weights)
+
+
 def main(dtype: str, end: str) -> None:
     check_guards_work(end)
     _core.set_num_threads(2)
@@ -171,6 +197,12 @@ def main(dtype: str, end: str) -> None:
             print("layers", rows, inputs, outputs, flush=True)
             guarded = Guarded(end)
             layers(guarded, rows, inputs, outputs, dtype)
+            guarded.release()
+    for steps in (1, 2, 7, 20):
+        for batch, classes, labels in ((1, 1, 1), (3, 2, 2), (9, 5, 7), (2, 17, 8), (1, 33, 16)):
+            print("sequences", steps, batch, classes, labels, flush=True)
+            guarded = Guarded(end)
+            sequences(guarded, steps, batch, classes, labels, dtype)
             guarded.release()
     print("done")
 

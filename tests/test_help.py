@@ -16,7 +16,7 @@ pytestmark = pytest.mark.once
 CONSTRUCTORS = [
     *(fr.Recurrent, fr.MGU, fr.IndRNN, fr.MinGRU, fr.MinLSTM, fr.SRU, fr.LIF),
     *(fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell),
-    *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout),
+    *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout, fr.CRF),
     *(fr.optim.SGD, fr.optim.Adam, fr.optim.AdamW),
 ]
 CALLS = [
@@ -37,6 +37,12 @@ CALLS = [
     fr.functional.backward,
     fr.cross_entropy,
     fr.mse_loss,
+    fr.ctc_loss,
+    fr.ctc_align,
+    fr.ctc_decode,
+    fr.CRF.loss,
+    fr.CRF.decode,
+    fr.CRF.marginals,
     fr.clip_grad_norm,
     fr.clip_grad_value,
     fr.pad,

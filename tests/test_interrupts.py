@@ -109,7 +109,38 @@ def uniform(n: int) -> Callable[[], Any]:
     return lambda: init.xavier_uniform(np.empty((4000 * n, 4000), "float32"), rng=0)
 
 
+def ctc(n: int) -> Callable[[], Any]:
+    """One sequence: whoever looks at the clock between sequences alone never does."""
+    logits, targets = normal(2000 * n, 1, 60), np.ones((1, 300), np.int64)
+    return lambda: _core.ctc_loss(logits, targets, np.array([2000 * n]), np.array([300]), 0, True, False)
+
+
+def ctc_in_logarithms(n: int) -> Callable[[], Any]:
+    logits, targets = normal(500 * n, 1, 60) * 1000, np.ones((1, 200), np.int64)
+    return lambda: _core.ctc_loss(logits, targets, np.array([500 * n]), np.array([200]), 0, True, False)
+
+
+def ctc_beam_search(n: int) -> Callable[[], Any]:
+    logits = normal(500 * n, 1, 1000)
+    return lambda: fr.ctc_decode(logits, beam=20)
+
+
+def crf_loss(n: int) -> Callable[[], Any]:
+    crf, emissions, tags = fr.CRF(80, seed=0), normal(1000 * n, 1, 80), np.zeros((1000 * n, 1), np.int64)
+    return lambda: crf.loss(emissions, tags)
+
+
+def crf_viterbi(n: int) -> Callable[[], Any]:
+    crf, emissions = fr.CRF(80, seed=0), normal(2000 * n, 1, 80)
+    return lambda: crf.decode(emissions)
+
+
 LONG_CALLS = [
+    ctc,
+    ctc_in_logarithms,
+    ctc_beam_search,
+    crf_loss,
+    crf_viterbi,
     linear,
     linear_backward,
     packing,

@@ -24,7 +24,10 @@ T* values_of(py::array& array) {
 std::vector<std::int64_t> read_lengths(const py::object& value, const char* name, std::int64_t batch,
                                        std::int64_t most, const char* symbol, Presence presence) {
     const Array lengths = Array::int64(value, name, presence).shape({{"B", batch}}).contiguous();
-    if (!lengths.given()) return std::vector<std::int64_t>(static_cast<std::size_t>(batch), most);
+    if (!lengths.given()) {
+        require_memory(checked_product({batch, sizeof(std::int64_t)}));
+        return std::vector<std::int64_t>(static_cast<std::size_t>(batch), most);
+    }
     const auto* const data = lengths.data<std::int64_t>();
     std::vector<std::int64_t> copy(data, data + batch);
     for (std::size_t b = 0; b < copy.size(); ++b) {

@@ -1,0 +1,69 @@
+"""Valid calls of the compiled entries for sequences; see entries.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from entry import B, Entry, H, T, draw
+
+from fusedrnn import _core
+
+
+def _ctc(function: Callable[..., Any], **options: Any) -> Entry:
+    arguments = {
+        "logits": draw(T, B, H),
+        "targets": np.array([[1, 2], [3, 3], [5, 1]]),
+        "input_lengths": np.array([5, 4, 2]),
+        "target_lengths": np.array([2, 0, 1]),
+        "blank": 0,
+        **options,
+    }
+    open_axes: Any = frozenset({("logits", (), 0), ("logits", (), 2), ("targets", (), 1)})
+    return Entry(function, arguments, free=frozenset({"logits", "targets"}), open_axes=open_axes)
+
+
+def _concatenated() -> Entry:
+    entry = _ctc(_core.ctc_loss, mean=False, zero_infinity=True)
+    entry.arguments["targets"] = np.array([1, 2, 5])
+    entry.open_axes = frozenset({("logits", (), 0), ("logits", (), 2)})
+    return entry
+
+
+def _ctc_decode(beam: int) -> Entry:
+    arguments = {"logits": draw(T, B, H), "lengths": np.array([5, 0, 2]), "beam": beam, "blank": 1}
+    open_axes: Any = frozenset({("logits", (), 0), ("logits", (), 2)})
+    optional = frozenset({"lengths"})
+    return Entry(
+        _core.ctc_decode, arguments, optional=optional, free=frozenset({"logits"}), open_axes=open_axes
+    )
+
+
+def _crf(function: Callable[..., Any], training: bool = False) -> Entry:
+    arguments = {
+        "emissions": draw(T, B, H),
+        "lengths": np.array([5, 0, 2]),
+        "start": draw(H),
+        "transitions": draw(H, H),
+        "end": draw(H),
+    }
+    targets = {"dstart": draw(H), "dtransitions": draw(H, H), "dend": draw(H)}
+    if training:
+        arguments |= {"tags": np.arange(T * B).reshape(T, B) % H, **targets, "mean": True}
+    free = frozenset({"emissions", "start", "transitions", "end"})
+    open_axes: Any = frozenset() if training else frozenset({("emissions", (), 0)})
+    written = frozenset(targets) if training else frozenset()
+    return Entry(function, arguments, written, frozenset({"lengths"}), free, open_axes=open_axes)
+
+
+SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
+    "ctc_loss": lambda: _ctc(_core.ctc_loss, mean=True, zero_infinity=False),
+    "ctc_loss:concatenated": _concatenated,
+    "ctc_align": lambda: _ctc(_core.ctc_align),
+    "ctc_decode": lambda: _ctc_decode(1),
+    "ctc_decode:beam": lambda: _ctc_decode(3),
+    "crf_loss": lambda: _crf(_core.crf_loss, training=True),
+    "crf_marginals": lambda: _crf(_core.crf_marginals),
+    "crf_decode": lambda: _crf(_core.crf_decode),
+}
