@@ -17,8 +17,8 @@ def backward_layers(
     """Do what `Recurrent.backward` does, with arrays of `tape._on`.
 
     Several layers or directions add to the gradients together or, with KeyboardInterrupt or an error, not at
-    all; where that takes a moment only, KeyboardInterrupt comes after it. On the CPU all memory is taken before,
-    so that MemoryError comes first.
+    all; where that takes a moment only, KeyboardInterrupt comes after it. On the CPU all memory is taken
+    before, so that MemoryError comes first.
     """
     on, network = tape._on, module._network
     shape, single = tape.shape, len(tape.shape) == 2
