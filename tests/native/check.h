@@ -185,5 +185,7 @@ void check_programs(const fusedrnn::KernelTable<T>& table, const fusedrnn::Layer
 template <class T>
 void check_layers(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTable<T>& layers,
                   Report& report);
+template <class T>
+void check_sequences(const fusedrnn::LayerTable<T>& layers, Report& report);
 
 }  // namespace kernel_check
