@@ -126,12 +126,12 @@ def ctc_beam_search(n: int) -> Callable[[], Any]:
 
 
 def crf_loss(n: int) -> Callable[[], Any]:
-    crf, emissions, tags = fr.CRF(80, seed=0), normal(1000 * n, 1, 80), np.zeros((1000 * n, 1), np.int64)
+    crf, emissions, tags = fr.CRF(300, seed=0), normal(1000 * n, 1, 300), np.zeros((1000 * n, 1), np.int64)
     return lambda: crf.loss(emissions, tags)
 
 
 def crf_viterbi(n: int) -> Callable[[], Any]:
-    crf, emissions = fr.CRF(80, seed=0), normal(2000 * n, 1, 80)
+    crf, emissions = fr.CRF(300, seed=0), normal(2000 * n, 1, 300)
     return lambda: crf.decode(emissions)
 
 
