@@ -46,7 +46,7 @@ def adding_batch(rng: np.random.Generator, seq_len: int, batch: int) -> tuple[Ar
 def adding_error(rnn: Network, seq_len: int, steps: int, lr: float, batch: int = 32) -> float:
     """Return the mean squared error over the last tenth of training; guessing 1 gives 1/6.
 
-    |u| of an IndRNN stays below the limit of its paper, 2^(1/T).
+    The learning rate falls to 0. |u| of an IndRNN stays below the limit of its paper, 2^(1/T).
     """
     model = Readout(rnn, rnn.hidden_size, 1)
     optimizer = fr.optim.Adam(model, lr=lr)
@@ -54,7 +54,8 @@ def adding_error(rnn: Network, seq_len: int, steps: int, lr: float, batch: int =
     limited = [array for name, array in rnn.parameters.items() if name.startswith("u_l")]
     rng = np.random.default_rng(0)
     losses = []
-    for _ in range(steps):
+    for step in range(steps):
+        optimizer.lr = lr * (1.0 - step / steps)
         x, sums = adding_batch(rng, seq_len, batch)
         y, _, tape = rnn.forward(x)
         guess, head_tape = model.head.forward(y[-1])
