@@ -4,7 +4,8 @@
 Run from anywhere with fusedrnn installed: `python bench/run.py --suite quick`.
 cpu is all that follows, on one and on two threads, and says at the end which targets are met. Its parts: grid
 and odd are single layers over many shapes; model is the training step of two models; features is streaming,
-call overhead, padding, memory and quantized weights. quick is a few of the grid; cuda is the grid on a GPU.
+call overhead, padding, memory and quantized weights. quick is a few of the grid; sequence is CTC and CRF (beside
+pytorch-crf); cuda is the grid on a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--suite",
-        choices=("quick", "cpu", "grid", "odd", "model", "features", "cuda"),
+        choices=("quick", "cpu", "grid", "odd", "model", "features", "sequence", "cuda"),
         default="quick",
         help="default: %(default)s",
     )
@@ -92,8 +93,13 @@ def main() -> None:
     import report
     import targets
 
-    peers = harness.usable_peers(arguments.peers, arguments.threads)
     plan = harness.Plan(arguments.rounds, arguments.sample_ms * 1e-3, arguments.budget_s)
+    if arguments.suite == "sequence":
+        import sequence_suite
+
+        sequence_suite.run(arguments.threads, plan, arguments.out)
+        return
+    peers = harness.usable_peers(arguments.peers, arguments.threads)
     limits = harness.measure_limits(arguments.threads)
     prepared = (
         harness.prepare(peers, problem, mode, arguments.peers is not None, arguments.threads)
