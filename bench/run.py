@@ -4,8 +4,8 @@
 Run from anywhere with fusedrnn installed: `python bench/run.py --suite quick`.
 cpu is all that follows, on one and on two threads, and says at the end which targets are met. Its parts: grid
 and odd are single layers over many shapes; model is the training step of two models; features is streaming,
-call overhead, padding, memory and quantized weights. quick is a few of the grid; sequence is CTC and CRF (beside
-pytorch-crf); cuda is the grid on a GPU.
+call overhead, padding, memory and quantized weights. sequence is CTC and CRF; quick is a few of the grid;
+cuda is the grid on a GPU.
 """
 
 from __future__ import annotations
