@@ -122,13 +122,19 @@ def test_numeric_gradients() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_past_the_range_of_exponentials(dtype: str) -> None:
-    """Parts of the tags that never meet, one of which only the end decides for, 10^-1000 of the other."""
+@pytest.mark.parametrize("half", [False, True])
+def test_values_past_the_range_of_exponentials(half: bool, dtype: str) -> None:
+    """Parts of the tags that never meet. The one that matters has 10^-500 or less of the other's values.
+
+    Either only the end decides for it, or it catches up in the second half.
+    """
     allowed = np.kron(np.eye(2, dtype=bool), np.ones((2, 2), bool))
     crf = module(4, dtype=dtype, constraints=allowed)
     emissions, _, _ = problem(300, 2, 4, dtype)
-    emissions[:, :, :2] += 9
-    crf.parameters["end_transitions"] = np.array([-1e5, -1e5, 0, 0])
+    emissions[: 150 if half else 300, :, :2] += 9
+    if half:
+        emissions[150:, :, 2:] += 9
+    crf.parameters["end_transitions"] = np.array([0, 0, 90, 90]) if half else np.array([-1e5, -1e5, 0, 0])
     tags = np.random.default_rng(0).integers(2, 4, (300, 2))
     losses, demissions = crf.loss(emissions, tags, reduction="none")
     sums = np.zeros((4, 4))

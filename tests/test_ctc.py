@@ -114,6 +114,20 @@ def test_overconfident_logits(scale: float, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_a_path_that_exponentials_of_a_float_lose(dtype: str) -> None:
+    """The best of all passes one step at e^-100; what float32 has left of the others is e^-160."""
+    logits = np.full((6, 1, 3), -300.0)
+    logits[:, 0, 0] = 0
+    logits[2, 0, 1], logits[3, 0, 2] = 0, -100
+    logits[0, 0, 1], logits[1, 0, 2] = -80, -80
+    case: Case = (logits.astype(dtype), np.array([[1, 2]]), np.array([6]), np.array([2]))
+    losses, gradient = wanted(case, 0)
+    got, dlogits = fr.ctc_loss(*case, reduction="none")
+    assert_close(got, losses, "loss")
+    assert_close(dlogits, gradient, "gradient")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_nearly_all_blank(dtype: str) -> None:
     """As at the start of training: what counts is 10^-600 of the largest forward value."""
     logits, targets, _, _ = problem(0, 260, 1, 5, 120)
