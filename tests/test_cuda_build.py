@@ -133,7 +133,7 @@ def test_errors_survive_pickling() -> None:
 
 def test_torch_tensors_on_the_cpu_are_no_gpu_arrays() -> None:
     if EMULATED:
-        pytest.skip("the emulated build takes them")
+        pytest.skip("the emulated build takes tensors on the CPU for those of its device")
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match=r"x: expected a NumPy array, got Tensor"):
         fr.functional.forward("gru", torch.zeros(1, 1, 2), [np.zeros((9, 2)), np.zeros((9, 3))])

@@ -52,7 +52,7 @@ def able(kernel: str, cell: str, x: Any, params: list[Any], dy: Any) -> None:
     except RuntimeError as error:
         if "cannot run this" not in str(error):
             raise
-        pytest.skip(str(error))
+        pytest.skip(f"the {kernel} kernel is not for this device or size: {error}")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -96,7 +96,7 @@ def test_embedding(where: str) -> None:
 @pytest.mark.parametrize("name", ["own", "torch"])
 def test_losses(name: str, reduction: Any, where: str) -> None:
     if where == "numpy" and name == "own":
-        pytest.skip("that is the CPU's")
+        pytest.skip("NumPy's arrays go to the CPU, whose own tests cover them")
     convert = own_or(where, name)
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4, 3, 5)).astype(np.float32)
@@ -128,7 +128,7 @@ def test_losses(name: str, reduction: Any, where: str) -> None:
 @pytest.mark.parametrize("width", [1, 31, 256, 1500])
 def test_rows_that_the_threads_of_a_block_share(width: int, dtype: Any, where: str) -> None:
     if where == "numpy":
-        pytest.skip("NumPy's arrays go to the CPU")
+        pytest.skip("NumPy's arrays go to the CPU, whose own tests cover them")
     own = own_or(where, "own")
     rng = np.random.default_rng(width)
     plain, moved = fr.LayerNorm(width, dtype=dtype), fr.LayerNorm(width, dtype=dtype).to("cuda")

@@ -203,7 +203,9 @@ def test_dropout_keeps_the_units_of_float32(dtype: str, where: str) -> None:
 @pytest.mark.parametrize("name", ["own", "torch", "jax", "other"])
 def test_every_library_comes_in_and_goes_out(name: str, dtype: str, where: str) -> None:
     if name == "own" and (where == "gpu" or dtype == "bfloat16"):
-        pytest.skip("NumPy has none; CuPy's is not everywhere")
+        pytest.skip(
+            "NumPy has no bfloat16, and not every CuPy has types of 16 bits: other libraries' arrays are tested"
+        )
     rng, make = np.random.default_rng(0), tensors(where, dtype)
     module = make_module("lstm", 4, 6, 2, bidirectional=True, batch_first=True, dtype="float32").to("cuda")
     values = {n: rng.normal(size=s) for n, s in {"x": (3, 5, 4), "h": (4, 3, 6), "c": (4, 3, 6)}.items()}

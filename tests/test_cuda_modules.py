@@ -299,7 +299,7 @@ def test_small_arrays_come_in_any_order(where: str) -> None:
 
 def test_a_networks_own_arrays_alone(where: str) -> None:
     if where == "numpy":
-        pytest.skip("NumPy's arrays are its own")
+        pytest.skip("parameters held by NumPy: no other library's array to refuse")
     module = make_module("lstm", 3, 4, dtype="float32").to("cuda")
     x = np.zeros((2, 2, 3), np.float32)
     with pytest.raises(TypeError, match=r"x: expected a cupy.ndarray of float32, got ndarray"):
