@@ -204,7 +204,7 @@ def test_dropout_keeps_the_units_of_float32(dtype: str, where: str) -> None:
 def test_every_library_comes_in_and_goes_out(name: str, dtype: str, where: str) -> None:
     if name == "own" and (where == "gpu" or dtype == "bfloat16"):
         pytest.skip(
-            "NumPy has no bfloat16, and not every CuPy has types of 16 bits: other libraries' arrays are tested"
+            "NumPy has no bfloat16, and not every CuPy has 16 bits: other libraries' arrays are tested"
         )
     rng, make = np.random.default_rng(0), tensors(where, dtype)
     module = make_module("lstm", 4, 6, 2, bidirectional=True, batch_first=True, dtype="float32").to("cuda")

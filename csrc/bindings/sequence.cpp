@@ -121,6 +121,19 @@ struct CtcInput {
     int lattice_members() const { return members(4, 16 * static_cast<double>(most_labels + 1)); }
 };
 
+// Calls f(kernels, team, workspace), without the GIL, for what goes through the lattices of all sequences.
+template <class F>
+void run_on_lattices(const CtcInput& in, F&& f) {
+    by_dtype(in.logits.dtype(), [&]<class T>() {
+        if (in.batch() == 0) return;
+        const SequenceKernels<T>& kernels = *layer_table<T>().sequence;
+        Team team(in.lattice_members());
+        const AlignedBuffer workspace(
+            kernels.ctc_workspace(in.steps(), in.classes(), in.most_labels, team.size()));
+        run_released(team, [&] { f(kernels, team, workspace.data()); });
+    });
+}
+
 std::tuple<py::array, py::array> ctc_loss(const py::object& logits_, const py::object& targets_,
                                           const py::object& input_lengths_, const py::object& target_lengths_,
                                           const py::object& blank_, const py::object& mean_,
@@ -135,15 +148,11 @@ std::tuple<py::array, py::array> ctc_loss(const py::object& logits_, const py::o
     }
     py::array losses = new_array(DType::float64, {in.batch()});
     py::array dlogits = new_array(in.logits.dtype(), in.logits.sizes());
-    by_dtype(in.logits.dtype(), [&]<class T>() {
-        if (in.batch() == 0) return;
-        const SequenceKernels<T>& kernels = *layer_table<T>().sequence;
-        Team team(in.lattice_members());
-        const AlignedBuffer workspace(
-            kernels.ctc_workspace(in.steps(), in.classes(), in.most_labels, team.size()));
-        const CtcLossArgs<T> args{in.args<T>(), factors.data(), zero_infinity, values_of<double>(losses),
-                                  values_of<T>(dlogits)};
-        run_released(team, [&] { kernels.ctc_loss(args, team, workspace.data()); });
+    auto* const loss = values_of<double>(losses);
+    void* const gradient = dlogits.mutable_data();
+    run_on_lattices(in, [&]<class T>(const SequenceKernels<T>& kernels, Team& team, void* workspace) {
+        kernels.ctc_loss({in.args<T>(), factors.data(), zero_infinity, loss, static_cast<T*>(gradient)}, team,
+                         workspace);
     });
     return {losses, dlogits};
 }
@@ -155,16 +164,10 @@ std::tuple<py::array, py::array> ctc_align(const py::object& logits_, const py::
     in.read_targets(targets_, target_lengths_);
     py::array alignment = new_array(DType::int64, {in.steps(), in.batch()});
     py::array scores = new_array(DType::float64, {in.batch()});
-    by_dtype(in.logits.dtype(), [&]<class T>() {
-        if (in.batch() == 0) return;
-        const SequenceKernels<T>& kernels = *layer_table<T>().sequence;
-        Team team(in.lattice_members());
-        const AlignedBuffer workspace(
-            kernels.ctc_workspace(in.steps(), in.classes(), in.most_labels, team.size()));
-        run_released(team, [&] {
-            kernels.ctc_align(in.args<T>(), values_of<std::int64_t>(alignment), values_of<double>(scores),
-                              team, workspace.data());
-        });
+    auto* const places = values_of<std::int64_t>(alignment);
+    auto* const score = values_of<double>(scores);
+    run_on_lattices(in, [&]<class T>(const SequenceKernels<T>& kernels, Team& team, void* workspace) {
+        kernels.ctc_align(in.args<T>(), places, score, team, workspace);
     });
     return {alignment, scores};
 }
@@ -190,13 +193,12 @@ std::tuple<py::array, py::array, py::array> ctc_decode(const py::object& logits_
             beam == 1 ? kernels.ctc_workspace(1, in.classes(), 0, team.size())
                       : kernels.ctc_beam_workspace(in.steps(), in.classes(), beam, team.size()));
         auto *const label = values_of<std::int64_t>(labels), *const count = values_of<std::int64_t>(counts);
+        auto* const score = values_of<double>(scores);
         run_released(team, [&] {
             if (beam == 1) {
-                kernels.ctc_best_path(in.args<T>(), label, count, values_of<double>(scores), team,
-                                      workspace.data());
+                kernels.ctc_best_path(in.args<T>(), label, count, score, team, workspace.data());
             } else {
-                kernels.ctc_beam_search(in.args<T>(), beam, label, count, values_of<double>(scores), team,
-                                        workspace.data());
+                kernels.ctc_beam_search(in.args<T>(), beam, label, count, score, team, workspace.data());
             }
         });
     });
@@ -372,9 +374,10 @@ std::tuple<py::array, py::array> crf_decode(const py::object& emissions_, const 
         if (in.batch() == 0) return;
         Team team(in.members());
         const AlignedBuffer workspace = in.workspace<T>(team);
+        auto* const tag = values_of<std::int64_t>(tags);
+        auto* const score = values_of<double>(scores);
         run_released(team, [&] {
-            layer_table<T>().sequence->crf_viterbi(in.args<T>(), values_of<std::int64_t>(tags),
-                                                   values_of<double>(scores), team, workspace.data());
+            layer_table<T>().sequence->crf_viterbi(in.args<T>(), tag, score, team, workspace.data());
         });
     });
     return {tags, scores};
