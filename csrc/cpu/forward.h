@@ -220,12 +220,15 @@ class Forward : ForwardSteps<Cell, T> {
                                      std::int64_t t, std::int64_t v, std::int64_t r, std::int64_t n,
                                      const T* acc, const T* gx) const {
         const std::int64_t panel = part.panels.begin + v;
-        const std::int64_t row = p_.schedule.offset[t] * plan_.panels + panel * p_.schedule.active[t];
+        T* saved = p_.saved;
+        if (saved != nullptr) {
+            const std::int64_t row = p_.schedule.offset[t] * plan_.panels + panel * p_.schedule.active[t];
+            saved += row * this->kept * L;
+        }
         for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
             const std::int64_t position = part.position(i);
-            T* const saved = p_.saved == nullptr ? nullptr : p_.saved + (row + position) * this->kept * L;
             this->apply_cell(t, panel, position, m.state_rows + i * S, acc, gx, p_.weights.units, m.y_rows[i],
-                             saved);
+                             saved == nullptr ? nullptr : saved + position * this->kept * L);
         }
     }
 
