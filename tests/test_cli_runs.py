@@ -22,6 +22,7 @@ from cli_support import (
     wait_for,
 )
 
+from fusedrnn import init
 from fusedrnn.cli import settings
 from fusedrnn.cli.charlm import CharLM, Config, load_model
 from fusedrnn.cli.display import Meter, PlainDisplay
@@ -128,6 +129,22 @@ def test_loss_and_score_have_one_unit_and_the_loss_is_that_of_the_last_steps() -
     event = next(event for event in trainer.events() if isinstance(event, Evaluated))
     loss = np.mean(trainer.losses[-50:])
     assert meter.figures.startswith(f"loss {loss:.3f}, held-out {event.score.bits:.3f} bits/char  ")
+
+
+def test_weights_that_a_checkpoint_brings_are_not_drawn(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.safetensors"
+    invoke("train", corpus, *TINY, "--max-steps", 2, "--out", out)
+
+    def draw(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are drawn")
+
+    for name in ("_uniform", "_normal", "_orthonormal_rows", "standard_normal"):
+        monkeypatch.setattr(init, name, draw)
+    resumed = invoke("train", "--resume", tmp_path / "m.checkpoint.safetensors", "--max-steps", 4)
+    assert resumed.exit_code == 0, resumed.output
+    assert len(Checkpoint.read(tmp_path / "m.checkpoint.safetensors").tensors["losses"]) == 4
 
 
 def test_the_place_of_the_model_is_said(

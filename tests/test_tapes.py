@@ -173,6 +173,18 @@ def test_attributes_set_after_forward(name: str) -> None:
     assert_ran(run_python("-c", f"import test_tapes\ntest_tapes.check_attributes({name!r})"))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_layout_that_changes_after_forward(before: bool, layers: int) -> None:
+    x = arrays()["x"]
+    net = fr.GRU(I, H, layers, batch_first=before, seed=0)
+    y, _, tape = net.forward(x)
+    expected, dstate = net.backward(tape, np.ones_like(y))
+    net.batch_first = not before
+    dx, changed = net.backward(tape, np.ones_like(y))
+    assert np.array_equal(dx, expected) and np.array_equal(changed, dstate)
+
+
 def test_a_new_shape_does_not_move_memory() -> None:
     """Sizes at which reading or writing by the new shape leaves the arrays by far."""
     script = """

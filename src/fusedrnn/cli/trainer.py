@@ -77,7 +77,9 @@ class Trainer:
     def __init__(
         self, config: Config, settings: Settings, text: str, vocabulary: Vocabulary | None = None
     ) -> None:
-        """Build a model for `text`, untrained; `vocabulary` is that of the part to train on if not given.
+        """Build a model for `text`, untrained.
+
+        With a `vocabulary`, instead of that of the part to train on, its weights are zero, for `restore` to fill.
 
         Raises:
             CliError: the text is too short for the settings, or this machine too small for the model.
@@ -97,7 +99,9 @@ class Trainer:
             held_out = self.vocabulary.encode(parts.held_out)
             self._held_out = held_out_windows(held_out, settings.batch, settings.steps)
         check_memory(config, settings, len(self.vocabulary))
-        self.model = CharLM(config, len(self.vocabulary), settings.seed).train()
+        self.model = CharLM(
+            config, len(self.vocabulary), settings.seed, "default" if vocabulary is None else None
+        ).train()
         self._optimiser = fr.optim.Adam(self.model, lr=settings.lr)
         self._state: Any = None
         self.step = self.passed = 0

@@ -53,7 +53,8 @@ class Module(Listed, Store["Module"]):
     order in which the threads come. They may not while it is changed: loaded, stepped by an optimiser, moved,
     built, or its gradients cleared or clipped.
 
-    Ctrl-C in the backward of several recurrent layers or directions adds all of their gradients or none.
+    Ctrl-C in the backward of several recurrent layers or directions adds all of their gradients or none; in
+    that of a single one, where it takes longer than a moment, it may leave a part of them added.
 
     Attributes:
         training: switches dropout, and nothing else; see `train` and `eval`.

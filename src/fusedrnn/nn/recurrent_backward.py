@@ -21,14 +21,14 @@ def backward_layers(
     before, so that MemoryError comes first.
     """
     on, network = tape._on, module._network
-    shape, single = tape.shape, len(tape.shape) == 2
-    batch = 1 if single else shape[0 if module.batch_first else 1]
+    shape, single, batch_first = tape.shape, len(tape.shape) == 2, tape._batch_first
+    batch = 1 if single else shape[0 if batch_first else 1]
     dtype = on.types(network.dtype)[0]
     flow = None
     if dy is not None:
-        flow = time_major(check_array("dy", dy, shape, dtype, kind=on.array), single, module.batch_first)
+        flow = time_major(check_array("dy", dy, shape, dtype, kind=on.array), single, batch_first)
     dfinals = None if dstate is None else network.split_state("dstate", dstate, batch, single, on)
-    if module._plain is not None and tape.lookup is None and not single and not module.batch_first:
+    if module._plain is not None and tape.lookup is None and not single and not batch_first:
         final = None if dfinals is None else row_of(dfinals, 0)
         with module._turn.take():
             dx, parts, _ = _core.backward(
@@ -44,7 +44,7 @@ def backward_layers(
     inputs, rows = gradient, None
     if need_dx and not looked_up:
         rows = on.xp.empty((*shape[:-1], module.input_size), dtype)
-        inputs = time_major(rows, single, module.batch_first)
+        inputs = time_major(rows, single, batch_first)
     targets = [inputs, *_between(module, tape, dtype)]
     stages: list[list[Any]] = []
     for layer in reversed(range(module.num_layers)):

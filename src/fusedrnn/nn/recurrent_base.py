@@ -278,7 +278,7 @@ class Recurrent(Module, Generic[StateT]):
         if isinstance(y, np.ndarray):
             y.flags.writeable = False
         lookup = x if isinstance(x, Lookup) else None
-        tape = RecurrentTape(self, y.shape, *saved, lookup)
+        tape = RecurrentTape(self, y.shape, *saved, lookup, self.batch_first)
         if lookup is not None and not lookup._pays:
             tape.nbytes += lookup.indices.nbytes
         return y, final, tape

@@ -112,9 +112,10 @@ class RecurrentTape(Tape):
         shape: shape of the output.
     """
 
+    # _batch_first: how x, and dy with it, is laid out.
     # _on: the backend that forward ran with, another than the owner's in 16 bits.
     # _packing: with a mask, which steps the network ran over, else None.
-    __slots__ = ("_on", "_packing", "dropout", "layers", "lookup", "shape")
+    __slots__ = ("_batch_first", "_on", "_packing", "dropout", "layers", "lookup", "shape")
 
     def __init__(
         self,
@@ -125,12 +126,14 @@ class RecurrentTape(Tape):
         between: int,
         on: Backend | None = None,
         lookup: Lookup | None = None,
+        batch_first: bool = False,
     ) -> None:
         for layer in layers:
             between += layer.nbytes
         Tape.__init__(self, owner, between)
         self._on = self._backend if on is None else on
         self.shape = tuple(shape)
+        self._batch_first = batch_first
         self.lookup = lookup
         self._packing: Packing | None = None
         self.layers = tuple(layers)
