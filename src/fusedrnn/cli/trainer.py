@@ -79,7 +79,7 @@ class Trainer:
     ) -> None:
         """Build a model for `text`, untrained.
 
-        With a `vocabulary`, instead of that of the part to train on, its weights are zero, for `restore` to fill.
+        With a `vocabulary`, instead of that of the part to train on, its weights are zero until `restore`.
 
         Raises:
             CliError: the text is too short for the settings, or this machine too small for the model.
