@@ -234,7 +234,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
             "need_dx": True,
         },
         frozenset({"dweight", "dbias"}),
-        frozenset({"dbias"}),
+        frozenset({"dweight", "dbias"}),
         frozenset({"x", "weight"}),
     ),
     "embedding_forward": lambda: Entry(

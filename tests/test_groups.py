@@ -149,6 +149,51 @@ def test_frozen_modules_stay(name: str, frozen: tuple[int, ...]) -> None:
     assert list(net.parameters) == list(free.parameters)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fr.LSTM(4, 4, 2, bidirectional=True, seed=0),
+        lambda: fr.GRU(4, 4, seed=0),
+        lambda: fr.MGU(4, 4, seed=0),
+        lambda: fr.GRUCell(4, 4, seed=0),
+        lambda: fr.Linear(4, 4, seed=0),
+        lambda: fr.LayerNorm(4),
+        lambda: fr.Embedding(5, 4, seed=0),
+        lambda: fr.Linear(4, 5, weight_of=fr.Embedding(5, 4, seed=0)),
+        lambda: fr.CRF(4, seed=0),
+    ],
+    ids=["stack", "gru", "program", "cell", "linear", "norm", "embedding", "tied", "crf"],
+)
+def test_no_gradient_is_computed_for_frozen_modules(make: Callable[[], Any], frozen: bool) -> None:
+    """And what flows through them keeps its bits."""
+    rng = np.random.default_rng(0)
+    found = []
+    for freeze in (False, frozen):
+        module = make()
+        for part in (module, *module._tied.values()) if isinstance(module, fr.Linear) else (module,):
+            part.requires_grad_(not freeze)
+            part.flat_grads[:] = 3.0
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((3, 2, 4)).astype(np.float32)
+        if isinstance(module, fr.CRF):
+            dx = module.loss(x, np.array([[1, 2], [3, 0], [1, 1]]))[1]
+        elif isinstance(module, fr.Embedding):
+            y, tape = module.forward(np.array([1, 4]))
+            dx = module.backward(tape, np.ones_like(y))
+        else:
+            x = x[0] if isinstance(module, fr.GRUCell) else x
+            y, *_, tape = module.forward(x)
+            dx = module.backward(tape, rng.standard_normal(y.shape).astype(np.float32))
+            dx = dx[0] if isinstance(dx, tuple) else dx
+        found.append(dx)
+        changed = (module.flat_grads != 3.0).any()
+        assert bool(changed) != freeze
+        for part in module._tied.values() if isinstance(module, fr.Linear) else ():
+            assert bool((part.flat_grads != 3.0).any()) != freeze
+    assert found[0] is None or np.array_equal(found[0], found[1])
+
+
 def test_thawed_and_copied() -> None:
     net = model()
     net.requires_grad_(False)

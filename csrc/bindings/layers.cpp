@@ -82,7 +82,7 @@ py::object linear_backward(const py::object& x_, const py::object& weight_, cons
     const Array weight = Array::parameter(weight_, "weight", x).shape({{"O"}, {"I", in}}).contiguous();
     const std::int64_t out = weight.size(0);
     const Array dy = Array::like(dy_, "dy", x).shape({{"N", n}, {"O", out}}).contiguous();
-    Array dweight = Array::like(dweight_, "dweight", x).shape({{"O", out}, {"I", in}}).writable();
+    Array dweight = Array::like(dweight_, "dweight", x, kOptional).shape({{"O", out}, {"I", in}}).writable();
     Array dbias = Array::like(dbias_, "dbias", x, kOptional).shape({{"O", out}}).writable();
     for (Array* sum : {&dweight, &dbias}) sum->apart_from(x).apart_from(weight).apart_from(dy);
     dbias.apart_from(dweight);
@@ -289,7 +289,7 @@ void bind_layers(py::module_& m) {
     m.def("linear_forward", &linear_forward, arg("x"), arg("weight"), arg("bias"), arg("out") = py::none(),
           "Return y (N, O) = x (N, I) weight (O, I)^T + bias (O,).");
     m.def("linear_backward", &linear_backward, arg("x"), arg("weight"), arg("dy"), arg("dweight"),
-          arg("dbias"), arg("need_dx"), "Return dx or None; dweight and dbias are added to.");
+          arg("dbias"), arg("need_dx"), "Return dx or None; dweight and dbias, where given, are added to.");
     m.def("embedding_forward", &embedding_forward, arg("indices"), arg("weight"),
           "Return weight[indices] (N, D).");
     m.def("embedding_backward", &embedding_backward, arg("indices"), arg("dy"), arg("dweight"),

@@ -158,7 +158,8 @@ class Kernels:
 
     def linear_backward(self, x: Any, weight: Any, dy: Any, dweight: Any, dbias: Any, need_dx: bool) -> Any:
         """As `_core.linear_backward`."""
-        dweight += dy.T @ x
+        if dweight is not None:
+            dweight += dy.T @ x
         if dbias is not None:
             dbias += dy.sum(axis=0)
         return dy @ weight if need_dx else None

@@ -128,6 +128,8 @@ class Embedding(Module):
             tape = check_tape(tape, self, SavedTape)
             check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
             rows = as_rows("dy", dy, (self.embedding_dim,), backend)
+        if self._frozen:
+            return
         with self._turn.take():
             kept = None if self.padding_idx is None else grad[self.padding_idx].copy()
             if isinstance(tape, Lookup):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ from fusedrnn.nn.crossing import crosses, crosses_back
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import SavedTape, check_tape
+
+
+def _own(module: Module) -> Mapping[str, Array]:
+    return module._own
 
 
 class Linear(Module):
@@ -81,11 +85,11 @@ class Linear(Module):
     @crosses
     def __call__(self, x: Array) -> Array:
         """Return y (..., O) for x (..., I). An x that is not C-contiguous is copied first."""
-        return self._apply(x, self._joined("_own") if self._tied else self._own)[0]
+        return self._apply(x, self._joined(_own) if self._tied else self._own)[0]
 
-    def _joined(self, name: str) -> Mapping[str, Array]:
+    def _joined(self, arrays_of: Callable[[Module], Mapping[str, Array]]) -> Mapping[str, Array]:
         """Return the parameters or gradients of this layer with the embedding's, if it is tied to one."""
-        own: Mapping[str, Array] = getattr(self, name)
+        own = arrays_of(self)
         if not self._tied:
             return own
         source = self._tied["weight"]
@@ -93,7 +97,7 @@ class Linear(Module):
             raise RuntimeError(
                 f"weight_of: expected an Embedding on {self.device} as this Linear, got {source.device}"
             )
-        return {**own, "weight": getattr(source, name)["weight"]}
+        return {**own, **arrays_of(source)}
 
     def _kept_parameters(self) -> Mapping[str, Array]:
         own, source = super()._kept_parameters(), self._tied.get("weight")
@@ -130,11 +134,11 @@ class Linear(Module):
         check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
         rows, kept = tape.saved
         flow = as_rows("dy", dy, (self.out_features,), backend)
-        grads, owner = self._joined("_own_grads"), self._tied.get("weight", self)
+        sums, owner = self._joined(Module._sums), self._tied.get("weight", self)
         # Always in this order, so that no two threads wait for each other.
         with self._turn.take(), NOTHING if owner is self else owner._turn.take():
             dx = backend.kernels.linear_backward(
-                rows, kept["weight"], flow, grads["weight"], grads.get("bias"), need_dx
+                rows, kept["weight"], flow, sums.get("weight"), sums.get("bias"), need_dx
             )
         return None if dx is None else dx.reshape(*tape.shape[:-1], self.in_features)
 
@@ -228,9 +232,10 @@ class LayerNorm(Module):
         rows, mean, rstd, kept = tape.saved
         check_array("dy", dy, tape.shape, rows.dtype, kind=backend.array)
         weight, flow = self._flat(kept, "weight"), as_rows("dy", dy, self.normalized_shape, backend)
-        sums = self._flat(self._own_grads, "weight"), self._flat(self._own_grads, "bias")
+        sums = self._sums()
+        dweight, dbias = self._flat(sums, "weight"), self._flat(sums, "bias")
         with self._turn.take():
-            dx = backend.kernels.layer_norm_backward(rows, weight, flow, mean, rstd, *sums)
+            dx = backend.kernels.layer_norm_backward(rows, weight, flow, mean, rstd, dweight, dbias)
         return dx.reshape(tape.shape) if need_dx else None
 
     def _extra_repr(self) -> str:

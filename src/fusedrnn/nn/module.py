@@ -147,8 +147,8 @@ class Module(Listed, Store["Module"]):
     def requires_grad_(self: ModuleT, requires_grad: bool = True) -> ModuleT:
         """Set whether optimisers change the parameters of the whole tree; return self.
 
-        Those that are frozen (False) are left as they are by `step`, weight decay included, and their
-        gradients do not count in `clip_grad_norm`. `backward` adds to these as before. Names, state_dict and
+        Those that are frozen (False) are left as they are by `step`, weight decay included. `backward` does
+        not compute their gradients, which stay, and do not count in `clip_grad_norm`. Names, state_dict and
         num_parameters stay.
 
         Raises:

@@ -76,7 +76,7 @@ class Part:
 
     Attributes:
         row: its row in the state arrays.
-        weights, grads: its parameters and their gradients, as kernels take them.
+        weights, grads: its parameters and their gradients, as kernels take them; see `sums`.
         cache: its packed weights.
         reverse: whether it runs from the end.
         columns: those of the layer's output that it writes; None for all.
@@ -88,6 +88,10 @@ class Part:
     cache: _core.WeightCache
     reverse: bool
     columns: slice | None
+
+    def sums(self, frozen: bool) -> Weights:
+        """Return the gradients that backward adds to: none of a frozen network."""
+        return (None,) * len(self.grads) if frozen else self.grads
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ class Network(Protocol):
     _buffers: Buffers
     _start: int
     _size: int
+    _frozen: bool
     input_size: int
     hidden_size: int
     num_layers: int

@@ -31,9 +31,8 @@ def backward_layers(
     if module._plain is not None and tape.lookup is None and not single and not batch_first:
         final = None if dfinals is None else row_of(dfinals, 0)
         with module._turn.take():
-            dx, parts, _ = _core.backward(
-                tape.layers[0], flow, final, module._plan.layers[0][0].grads, need_dx
-            )
+            sums = module._plan.layers[0][0].sums(module._frozen)
+            dx, parts, _ = _core.backward(tape.layers[0], flow, final, sums, need_dx)
         return dx, network.spec.pack_state([part[None] for part in parts])
     dstarts = network.new_states(batch, on)
     lookup = tape.lookup
@@ -100,7 +99,7 @@ def _calls(
             tape.layers[part.row],
             flow if flow is None or part.columns is None else flow[..., part.columns],
             None if dfinals is None else row_of(dfinals, part.row),
-            part.grads,
+            part.sums(module._frozen),
             target is not None,
             target,
             part.reverse,

@@ -162,8 +162,9 @@ class RecurrentCell(Module, Generic[StateT]):
         backend = self._backend
         leading = tape.shape[:-1]
         final = self._batched("dstate", dstate, leading)
+        sums = (None,) * len(self._weight_grads) if self._frozen else self._weight_grads
         with self._turn.take():
-            dx, start, _ = backend.kernels.backward(tape.layers[0], None, final, self._weight_grads, need_dx)
+            dx, start, _ = backend.kernels.backward(tape.layers[0], None, final, sums, need_dx)
         if dx is not None:
             dx = dx[0] if leading else dx[0, 0]
         if not leading:

@@ -120,7 +120,8 @@ class CRF(Module):
         x, counts = self._inputs("loss", emissions, lengths)
         labels = self._time_major("tags", integers("tags", tags), 2)
         start, transitions, end = self._weights()
-        dstart, dtransitions, dend = (self._own_grads[name] for name in _NAMES)
+        sums = self._sums() or {name: np.zeros_like(self._own[name]) for name in _NAMES}
+        dstart, dtransitions, dend = (sums[name] for name in _NAMES)
         with self._turn.take():
             losses, demissions = _core.crf_loss(
                 x, labels, counts, start, transitions, end, dstart, dtransitions, dend, reduction == "mean"
