@@ -17,8 +17,9 @@ void bind_quantized(pybind11::module_& m);   // inference with weights of fewer 
 void bind_layers(pybind11::module_& m);  // activations, linear, embedding, layer norm, cross-entropy, dropout
 void bind_programs(pybind11::module_& m);        // pointwise operations as data
 void bind_define_program(pybind11::module_& m);  // cells that are data
-void bind_sequence(pybind11::module_& m);        // CTC and CRF
-void bind_optim(pybind11::module_& m);           // SGD, Adam, norm, scale_, clamp_
-void bind_limits(pybind11::module_& m);          // what the machine can do at most
+void bind_ctc(pybind11::module_& m);
+void bind_crf(pybind11::module_& m);
+void bind_optim(pybind11::module_& m);   // SGD, Adam, norm, scale_, clamp_
+void bind_limits(pybind11::module_& m);  // what the machine can do at most
 
 }  // namespace fusedrnn

@@ -17,7 +17,8 @@ PYBIND11_MODULE(core, m) {
     fusedrnn::bind_layers(m);
     fusedrnn::bind_programs(m);
     fusedrnn::bind_define_program(m);
-    fusedrnn::bind_sequence(m);
+    fusedrnn::bind_ctc(m);
+    fusedrnn::bind_crf(m);
     fusedrnn::bind_optim(m);
     fusedrnn::bind_limits(m);
     fusedrnn::seal_types(m);

@@ -1,8 +1,8 @@
 // The table of the sequence kernels of one instruction set.
-#include "sequence/crf.h"
 #include "sequence/ctc.h"
 #include "sequence/ctc_decode.h"
 #include "sequence/sequence_table.h"
+#include "sequence/viterbi.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 namespace {

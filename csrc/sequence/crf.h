@@ -1,5 +1,5 @@
-// Linear-chain conditional random field (Lafferty et al. 2001): its negative log likelihood, gradients, marginals and best
-// path. With x the emissions,
+// Linear-chain conditional random field (Lafferty et al. 2001): its negative log likelihood, gradients and marginals.
+// With x the emissions,
 //   score(y) = start[y_0] + sum_t x_t[y_t] + sum_t transitions[y_(t-1), y_t] + end[y_(T-1)]
 //   loss     = log sum over all y' of exp(score(y')) - score(y)
 // and the gradient of every weight is how often it counts, expected minus in y.
@@ -10,87 +10,12 @@
 #pragma once
 
 #include "sequence/lattice.h"
+#include "sequence/row_products.h"
 #include "sequence/sequence_table.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kCrfGroup = 8;  // sequences
-
-// y (stride) = x (K) w (K, stride): N vectors of columns, in two chains.
-template <int N>
-FUSEDRNN_INLINE void columns_product(std::int64_t K, std::int64_t stride, const double* x, const double* w,
-                                     double* y) {
-    Lanes even[N], odd[N];
-    for (int n = 0; n < N; ++n) even[n] = odd[n] = Lanes::set(0);
-    std::int64_t k = 0;
-    for (; k + 2 <= K; k += 2) {
-        const Lanes a = Lanes::set(x[k]), b = Lanes::set(x[k + 1]);
-        for (int n = 0; n < N; ++n) {
-            even[n] = fma(a, Lanes::load(w + k * stride + n * kLanes), even[n]);
-            odd[n] = fma(b, Lanes::load(w + (k + 1) * stride + n * kLanes), odd[n]);
-        }
-    }
-    if (k < K) {
-        const Lanes a = Lanes::set(x[k]);
-        for (int n = 0; n < N; ++n) even[n] = fma(a, Lanes::load(w + k * stride + n * kLanes), even[n]);
-    }
-    for (int n = 0; n < N; ++n) (even[n] + odd[n]).store(y + n * kLanes);
-}
-
-FUSEDRNN_INLINE void row_product(std::int64_t K, std::int64_t stride, const double* x, const double* w,
-                                 double* y) {
-    std::int64_t left = (K + kLanes - 1) / kLanes;
-    for (; left >= 6 || left == 5; left -= 5) {
-        columns_product<5>(K, stride, x, w, y);
-        w += 5 * kLanes, y += 5 * kLanes;
-    }
-    switch (left) {
-        case 4:
-            return columns_product<4>(K, stride, x, w, y);
-        case 3:
-            return columns_product<3>(K, stride, x, w, y);
-        case 2:
-            return columns_product<2>(K, stride, x, w, y);
-        case 1:
-            return columns_product<1>(K, stride, x, w, y);
-        default:
-            return;
-    }
-}
-
-// sum (K, stride) += over n rows of a (n, stride) and b (n, stride) a[i] b[j]: a tile of R rows and N vectors.
-template <int R, int N>
-FUSEDRNN_INLINE void outer_tile(std::int64_t n, std::int64_t stride, const double* a, const double* b,
-                                double* sum) {
-    Lanes acc[R][N];
-    for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < N; ++c) acc[r][c] = Lanes::load(sum + r * stride + c * kLanes);
-    }
-    for (std::int64_t t = 0; t < n; ++t, a += stride, b += stride) {
-        Lanes right[N];
-        for (int c = 0; c < N; ++c) right[c] = Lanes::load(b + c * kLanes);
-        for (int r = 0; r < R; ++r) {
-            const Lanes left = Lanes::set(a[r]);
-            for (int c = 0; c < N; ++c) acc[r][c] = fma(left, right[c], acc[r][c]);
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < N; ++c) acc[r][c].store(sum + r * stride + c * kLanes);
-    }
-}
-
-template <int R>
-FUSEDRNN_INLINE void outer_rows(std::int64_t n, std::int64_t K, std::int64_t stride, const double* a,
-                                const double* b, double* sum) {
-    std::int64_t j = 0;
-    const std::int64_t whole = (K + kLanes - 1) / kLanes * kLanes;
-    for (; j + 3 * kLanes <= whole; j += 3 * kLanes) outer_tile<R, 3>(n, stride, a, b + j, sum + j);
-    if (j + 2 * kLanes <= whole) {
-        outer_tile<R, 2>(n, stride, a, b + j, sum + j);
-    } else if (j < whole) {
-        outer_tile<R, 1>(n, stride, a, b + j, sum + j);
-    }
-}
 
 // The weights that all sequences share, and what is made of them once.
 struct CrfWeights {
@@ -429,93 +354,6 @@ void crf(const CrfArgs<T>& p, Team& team, void* workspace) {
             }
         }
     }
-}
-
-// y[j] = max_i (x[i] + w[i, j]): N vectors of columns.
-template <int N>
-FUSEDRNN_INLINE void columns_max(std::int64_t K, std::int64_t stride, const double* x, const double* w,
-                                 double* y) {
-    Lanes most[N];
-    for (int n = 0; n < N; ++n) most[n] = Lanes::set(kNever);
-    for (std::int64_t k = 0; k < K; ++k) {
-        const Lanes a = Lanes::set(x[k]);
-        for (int n = 0; n < N; ++n) most[n] = max(most[n], a + Lanes::load(w + k * stride + n * kLanes));
-    }
-    for (int n = 0; n < N; ++n) most[n].store(y + n * kLanes);
-}
-
-FUSEDRNN_INLINE void row_max_product(std::int64_t K, std::int64_t stride, const double* x, const double* w,
-                                     double* y) {
-    std::int64_t left = (K + kLanes - 1) / kLanes;
-    for (; left >= 4; left -= 4) {
-        columns_max<4>(K, stride, x, w, y);
-        w += 4 * kLanes, y += 4 * kLanes;
-    }
-    switch (left) {
-        case 3:
-            return columns_max<3>(K, stride, x, w, y);
-        case 2:
-            return columns_max<2>(K, stride, x, w, y);
-        case 1:
-            return columns_max<1>(K, stride, x, w, y);
-        default:
-            return;
-    }
-}
-
-// The best path of one sequence (Viterbi 1967), the first of equals; its score, NaN if the row has one.
-template <class T>
-double crf_best_path(const CrfRow<T>& r, std::int64_t* best, Team& team, int member) {
-    const CrfWeights& w = r.w;
-    const std::int64_t K = w.K, stride = w.stride, steps = r.steps, batch = r.p.batch;
-    bool has_nan = false;
-    for (std::int64_t t = 0; t < steps; ++t) {
-        if (team.cancelled(member, r.work())) return 0;
-        const T* const x = r.p.emissions + r.place(t);
-        double* const a = r.lattice(t);
-        if (t > 0) row_max_product(K, stride, r.lattice(t - 1), w.log_forward, a);
-        for (std::int64_t j = 0; j < K; ++j) {
-            const double before = t > 0 ? a[j] : at_least_never(r.p.start[j]);
-            a[j] = at_least_never(before + static_cast<double>(x[j]));
-            has_nan |= a[j] != a[j];
-        }
-    }
-    double* const a = r.lattice(steps - 1);
-    for (std::int64_t j = 0; j < K; ++j) a[j] += at_least_never(r.p.end[j]);
-    std::int64_t tag = 0;
-    for (std::int64_t j = 1; j < K; ++j) tag = a[j] > a[tag] ? j : tag;
-    const double score = a[tag];
-    for (std::int64_t t = steps - 1;; --t) {
-        best[t * batch + r.b] = tag;
-        if (t == 0) break;
-        const double *const before = r.lattice(t - 1), *const into = w.log_backward + tag * stride;
-        std::int64_t from = 0;
-        for (std::int64_t i = 1; i < K; ++i)
-            from = before[i] + into[i] > before[from] + into[from] ? i : from;
-        tag = from;
-    }
-    return has_nan || score != score ? __builtin_nan("")
-           : score < 0.5 * kNever    ? -__builtin_huge_val()
-                                     : score;
-}
-
-template <class T>
-void crf_viterbi(const CrfArgs<T>& p, std::int64_t* best, double* scores, Team& team, void* workspace) {
-    const CrfLayout layout(p.steps, p.batch, p.tags);
-    Arena shared{static_cast<char*>(workspace)};
-    CrfWeights w(shared, p.tags);
-    prepare(p, w);
-    parallel_ranges(team, p.batch, 1, [&](int member, std::int64_t begin, std::int64_t end) {
-        Arena own{layout.member(workspace, member)}, none{nullptr};
-        const CrfMemory memory(own, p.steps, w.stride);
-        const CrfSums sums(none, 0, 0);
-        for (std::int64_t b = begin; b < end; ++b) {
-            if (team.cancelled(member, 1024)) return;
-            const CrfRow<T> r{p, w, memory, sums, b, p.lengths[b]};
-            for (std::int64_t t = r.steps; t < p.steps; ++t) best[t * p.batch + b] = -1;
-            scores[b] = r.steps == 0 ? 0 : crf_best_path(r, best, team, member);
-        }
-    });
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -164,6 +164,10 @@ class Module(Listed, Store["Module"]):
         """Whether optimisers change any parameter of the tree."""
         return any(module._size and not module._frozen for module in self.modules())
 
+    def _sums(self) -> Mapping[str, Array]:
+        """Return the gradients of its own parameters that backward adds to: none while it is frozen."""
+        return {} if self._frozen else self._own_grads
+
     def _require_cpu(self, what: str) -> None:
         """Refuse what only the CPU has."""
         if self._backend is not CPU:

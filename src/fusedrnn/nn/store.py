@@ -249,10 +249,6 @@ class Store(Tree[StoreT]):
         own = slice(self._start, self._start + self._size + below)
         return self._buffers.parameters[own], self._buffers.grads[own]
 
-    def _sums(self) -> Mapping[str, Array]:
-        """Return the gradients of its own parameters that backward adds to: none while it is frozen."""
-        return {} if self._frozen else self._own_grads
-
     def _trained(self) -> list[slice]:
         """Return where in the flat arrays those parameters lie that are not frozen; of a gathered tree."""
         members = [self, *[module for _, module in self._layout[2]]]
