@@ -75,6 +75,10 @@ Problem make_problem(const CellTraits& traits, const Dims& d, const Options& o, 
         p.b_hh = random_array<T>(random, 1, p.gates * d.H, 0.5);
     }
     if (d.projected) p.w_hr = random_array<T>(random, d.P, d.H, spread);
+    for (int i = 0; i < traits.parameter_count; ++i) {
+        const Parameter& known = traits.parameters[i];
+        if (known.role == Role::kPerUnit) p.units.push_back(random_array<T>(random, known.rows.times, d.H));
+    }
     for (std::int64_t k = 0; k < p.states; ++k) {
         if (o.initial) p.initial[k] = random_array<T>(random, d.B, p.width(k));
         if (o.resets && k == 0) p.reset[k] = random_array<T>(random, o.shared_reset ? 1 : d.B, p.width(k));
@@ -102,6 +106,9 @@ Results<Out> make_results(const Problem& p, std::int64_t gap) {
     if (p.b_ih.given()) r.db_ih = copy_of<Out>(random_array<T>(random, 1, p.gates * p.H));
     if (p.b_hh.given()) r.db_hh = copy_of<Out>(random_array<T>(random, 1, p.gates * p.H));
     if (p.w_hr.given()) r.dw_hr = copy_of<Out>(random_array<T>(random, p.P, p.H));
+    for (const Array<double>& a : p.units) {
+        r.dunits.push_back(copy_of<Out>(random_array<T>(random, a.rows(), a.width())));
+    }
     return r;
 }
 
@@ -109,6 +116,7 @@ Results<Out> make_results(const Problem& p, std::int64_t gap) {
 template <class T>
 struct Typed {
     Array<T> x, w_ih, w_hh, b_ih, b_hh, w_hr, initial[kMaxStates], reset[kMaxStates], dy, dfinal[kMaxStates];
+    std::vector<Array<T>> units;
 
     Typed(const Problem& p, std::int64_t gap)
         : x(copy_of<T>(p.x, gap)),
@@ -123,6 +131,7 @@ struct Typed {
             reset[k] = copy_of<T>(p.reset[k]);
             dfinal[k] = copy_of<T>(p.dfinal[k]);
         }
+        for (const Array<double>& a : p.units) units.push_back(copy_of<T>(a));
     }
 };
 
@@ -163,8 +172,9 @@ Results<T> run_kernels(const RecurrentCell& cell, int lanes, const Dims& d, cons
     Workspace block(kernels.packed_bytes(cell, d, true));
     Packed<T> weights;
     Team team(1);
-    kernels.pack(cell, d, {{in.w_ih.data(), in.w_hh.data(), in.b_ih.data(), in.b_hh.data(), in.w_hr.data()}},
-                 true, block.as<void>(), weights, team);
+    Params<const T> params{{in.w_ih.data(), in.w_hh.data(), in.b_ih.data(), in.b_hh.data(), in.w_hr.data()}};
+    for (std::size_t k = 0; k < in.units.size(); ++k) params.of[5 + k] = in.units[k].data();
+    kernels.pack(cell, d, params, true, block.as<void>(), weights, team);
     const std::int64_t padded = (d.H + lanes - 1) / lanes * lanes, item = sizeof(T), rows = timetable.rows();
     Workspace saved(rows * padded * cell.saved * item), states(rows * padded * (cell.states - 1) * item),
         hidden(rows * padded * item);
@@ -195,6 +205,7 @@ Results<T> run_kernels(const RecurrentCell& cell, int lanes, const Dims& d, cons
     }
     backward.dparams = {
         {out.dw_ih.data(), out.dw_hh.data(), out.db_ih.data(), out.db_hh.data(), out.dw_hr.data()}};
+    for (std::size_t k = 0; k < out.dunits.size(); ++k) backward.dparams.of[5 + k] = out.dunits[k].data();
     Workspace backward_workspace(kernels.backward_workspace(cell, d, o.recompute, 1));
     kernels.backward(backward, team, backward_workspace.as<void>());
     return out;
@@ -232,6 +243,9 @@ void run_case(const RecurrentCell& cell, int lanes, const Dims& d, const Options
     report.compare(name, "dbias_ih", got.db_ih, want.db_ih);
     report.compare(name, "dbias_hh", got.db_hh, want.db_hh);
     report.compare(name, "dweight_hr", got.dw_hr, want.dw_hr);
+    for (std::size_t k = 0; k < got.dunits.size(); ++k) {
+        report.compare(name, "gradient of a per-unit parameter", got.dunits[k], want.dunits[k]);
+    }
     Digest out, inputs, weights;
     out.add(got.y);
     inputs.add(got.dx);
@@ -240,6 +254,7 @@ void run_case(const RecurrentCell& cell, int lanes, const Dims& d, const Options
         inputs.add(got.dinitial[k]);
     }
     weights.add(got.dw_ih).add(got.dw_hh).add(got.db_ih).add(got.db_hh).add(got.dw_hr);
+    for (const Array<T>& units : got.dunits) weights.add(units);
     report.done(name, {{"y", out}, {"dx", inputs}, {"dw", weights}});
 }
 

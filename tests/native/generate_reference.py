@@ -24,7 +24,7 @@ def variable(expression: str) -> str:
 
 
 class Values:
-    """One C++ expression for each gate: what stands for an array of gates * H numbers."""
+    """One C++ expression for each gate: what stands for an array of gates * H numbers, or of (values, H)."""
 
     def __init__(self, gates: Sequence[str]) -> None:
         self.gates, self.shape = list(gates), len(gates)
@@ -34,6 +34,9 @@ class Values:
         columns = [o.gates if isinstance(o, Values) else [repr(float(o))] * self.shape for o in others]
         rows = zip(self.gates, *columns, strict=True)
         return Values([variable(write(*row)) for row in rows])
+
+    def __getitem__(self, value: int) -> Values:
+        return Values([self.gates[value]])
 
     def __neg__(self) -> Values:
         return self.map("-{}".format)
@@ -126,13 +129,21 @@ def function(head: str, outputs: Sequence[tuple[Values, Values]]) -> str:
 def write_cell(name: str, cell: Any) -> str:
     """Both functions of a cell; see `Cell` in reference.cpp."""
     a, b, given = array("a", cell.gates), array("b", cell.gates), states("s", cell.states)
-    arguments = "std::int64_t H, const Vector& a, const Vector& b, [[maybe_unused]] const States& s"
-    after = zip(states("next", cell.states), cell.step(a, b, given), strict=True)
+    units = [array(f"units[{k}]", values) for k, (_, values) in enumerate(cell.per_unit)]
+    arguments = (
+        "std::int64_t H, const Vector& a, const Vector& b, [[maybe_unused]] const States& s, "
+        "[[maybe_unused]] const Units& units"
+    )
+    after = zip(states("next", cell.states), cell.step(a, b, given, *units), strict=True)
     step = function(f"{name}_step({arguments}, States& next)", list(after))
-    da, db, ds = cell.pull(a, b, given, states("d_next", cell.states))
+    da, db, ds, *dunits = cell.pull(a, b, given, states("d_next", cell.states), *units)
     gradients = [(array("da", cell.gates), da), (array("db", cell.gates), db)]
     gradients += zip(states("d", cell.states), ds, strict=True)
-    heading = f"{name}_pull({arguments}, const States& d_next, Vector& da, Vector& db, States& d)"
+    gradients += [(array(f"dunits[{k}]", part.shape), part) for k, part in enumerate(dunits)]
+    heading = (
+        f"{name}_pull({arguments}, const States& d_next, Vector& da, Vector& db, States& d, "
+        "[[maybe_unused]] Units& dunits)"
+    )
     return step + function(heading, gradients)
 
 

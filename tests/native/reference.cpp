@@ -4,6 +4,7 @@ namespace kernel_check {
 namespace {
 
 using States = std::vector<Vector>;  // of one row
+using Units = std::vector<Vector>;   // of each per-unit parameter, values * H
 
 struct Step {
     std::int64_t t;
@@ -12,13 +13,14 @@ struct Step {
     Vector a, b, raw;  // the shares of input and state in the pre-activations; h before the projection
 };
 
-// A step of one row: a, b (G*H) and the states give the next states; and the way back, from the gradients of
-// the next states to those of a, b and, apart from the matrix product, of the states.
+// A step of one row: a, b (G*H), the states and the per-unit parameters give the next states; and the way back, from
+// the gradients of the next states to those of a, b, the parameters and, apart from the matrix product, of the states.
 struct Cell {
     const char* name;
-    void (*step)(std::int64_t H, const Vector& a, const Vector& b, const States& s, States& next);
-    void (*pull)(std::int64_t H, const Vector& a, const Vector& b, const States& s, const States& d_next,
-                 Vector& da, Vector& db, States& d);
+    void (*step)(std::int64_t H, const Vector& a, const Vector& b, const States& s, const Units& units,
+                 States& next);
+    void (*pull)(std::int64_t H, const Vector& a, const Vector& b, const States& s, const Units& units,
+                 const States& d_next, Vector& da, Vector& db, States& d, Units& dunits);
 };
 
 #include "reference_cells.h"  // kCells, from tests/reference.py
@@ -55,6 +57,12 @@ Vector row_or_zero(const Array<double>& a, std::int64_t row, std::int64_t width)
     return Vector(from, from + width);
 }
 
+Units units_of(const Problem& p) {
+    Units units;
+    for (const Array<double>& a : p.units) units.emplace_back(a.data(), a.data() + a.rows() * a.width());
+    return units;
+}
+
 // Whether step t of row b starts a segment in the direction of travel: resets[t] is a border between t - 1
 // and t, and backwards a row's first step (its last in time) reads the initial state.
 bool reads_reset(const Problem& p, std::int64_t t, std::int64_t b) {
@@ -77,7 +85,7 @@ std::vector<Step> forward_row(const Problem& p, const Cell& cell, std::int64_t b
         step.a = product(p.w_ih, p.x.row(step.t * p.B + b), p.b_ih);
         step.b = product(p.w_hh, now[0].data(), p.b_hh);
         States next(static_cast<std::size_t>(p.states), Vector(static_cast<std::size_t>(p.H)));
-        cell.step(p.H, step.a, step.b, step.before, next);
+        cell.step(p.H, step.a, step.b, step.before, units_of(p), next);
         step.raw = next[0];
         if (p.w_hr.given()) next[0] = product(p.w_hr, step.raw.data(), {});
         now = next;
@@ -103,7 +111,13 @@ void backward_row(const Problem& p, const Cell& cell, std::int64_t b, const std:
         }
         Vector da(static_cast<std::size_t>(p.gates * p.H)), db = da;
         States before(static_cast<std::size_t>(p.states), Vector(static_cast<std::size_t>(p.H)));
-        cell.pull(p.H, step->a, step->b, step->before, d, da, db, before);
+        const Units units = units_of(p);
+        Units dunits = units;
+        cell.pull(p.H, step->a, step->b, step->before, units, d, da, db, before, dunits);
+        for (std::size_t k = 0; k < units.size(); ++k) {
+            Array<double>& sum = out.dunits[k];
+            for (std::int64_t i = 0; i < sum.rows() * sum.width(); ++i) sum.data()[i] += dunits[k][i];
+        }
         add_outer(da, p.x.row(row), out.dw_ih);
         add_outer(db, step->before[0].data(), out.dw_hh);
         add(da, out.db_ih);

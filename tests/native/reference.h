@@ -19,6 +19,7 @@ struct Problem {
     std::vector<std::int64_t> lengths;  // (B)
     std::vector<std::uint8_t> resets;   // (T*B)
     Array<double> x, w_ih, w_hh, b_ih, b_hh, w_hr;
+    std::vector<Array<double>> units;                      // (values, H) of each per-unit parameter
     Array<double> initial[kMaxStates], reset[kMaxStates];  // reset: one row for all, or B
     Array<double> dy, dfinal[kMaxStates];
 
@@ -29,6 +30,7 @@ struct Problem {
 template <class T>
 struct Results {
     Array<T> y, final[kMaxStates], dx, dinitial[kMaxStates], dw_ih, dw_hh, db_ih, db_hh, dw_hr;
+    std::vector<Array<T>> dunits;
 };
 
 // False if it knows no cell of that name.
