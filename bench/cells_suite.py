@@ -1,0 +1,177 @@
+"""Every cell and option in training, beside the plain compiled cell and beside the same written out in PyTorch.
+
+The peer is a loop over steps with autograd whose input product is taken for all steps at once. Outputs and the
+gradients of the input and of weight_ih are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import report
+
+import fusedrnn as fr
+
+SHAPES = ((100, 32, 128), (100, 1, 256), (100, 4, 64))
+TOLERANCE = 2e-3
+Tensor = Any
+Tensors = dict[str, Tensor]
+# From the blocks of W_ih x + b_ih and of W_hh h + b_hh, the states and all parameters: the next states.
+Step = Callable[[Any, list[Tensor], list[Tensor], list[Tensor], Tensors], list[Tensor]]
+
+
+def lstm(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
+    c = torch.sigmoid(f) * s[1] + torch.sigmoid(i) * torch.tanh(g)
+    return [torch.sigmoid(o) * torch.tanh(c), c]
+
+
+def peephole(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
+    i, f = i + p["peephole_i_l0"] * s[1], f + p["peephole_f_l0"] * s[1]
+    c = torch.sigmoid(f) * s[1] + torch.sigmoid(i) * torch.tanh(g)
+    return [torch.sigmoid(o + p["peephole_o_l0"] * c) * torch.tanh(c), c]
+
+
+def coupled(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    f, g, o = (a + b for a, b in zip(x, h, strict=True))
+    f = torch.sigmoid(f)
+    c = f * s[1] + (1 - f) * torch.tanh(g)
+    return [torch.sigmoid(o) * torch.tanh(c), c]
+
+
+def clipped(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
+    c = torch.clamp(torch.sigmoid(f) * s[1] + torch.sigmoid(i) * torch.tanh(g), -3.0, 3.0)
+    return [torch.sigmoid(o) * torch.tanh(c), c]
+
+
+def gru(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    r, z = torch.sigmoid(x[0] + h[0]), torch.sigmoid(x[1] + h[1])
+    n = torch.tanh(x[2] + r * h[2])
+    return [n + z * (s[0] - n)]
+
+
+def mgu(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    f = torch.sigmoid(x[0] + h[0])
+    return [(1 - f) * s[0] + f * torch.tanh(x[1] + f * h[1])]
+
+
+def indrnn(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    return [torch.relu(x[0] + p["u_l0"] * s[0])]
+
+
+def mingru(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    z = torch.sigmoid(x[0])
+    return [(1 - z) * s[0] + z * x[1]]
+
+
+def minlstm(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    softplus = torch.nn.functional.softplus
+    f = torch.sigmoid(softplus(-x[1]) - softplus(-x[0]))
+    return [f * s[0] + (1 - f) * x[2]]
+
+
+def sru(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    f, r = torch.sigmoid(x[1] + p["v_f_l0"] * s[1]), torch.sigmoid(x[2] + p["v_r_l0"] * s[1])
+    c = f * s[1] + (1 - f) * x[0]
+    return [r * c + (1 - r) * x[3], c]
+
+
+# name: (our network, the plain cell that its cost is relative to, the step)
+VARIANTS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any], Step]] = {
+    "LSTM": (fr.LSTM, fr.LSTM, lstm),
+    "LSTM peephole": (lambda *a, **o: fr.LSTM(*a, peephole=True, **o), fr.LSTM, peephole),
+    "LSTM coupled_gates": (lambda *a, **o: fr.LSTM(*a, coupled_gates=True, **o), fr.LSTM, coupled),
+    "LSTM cell_clip": (lambda *a, **o: fr.LSTM(*a, cell_clip=3.0, **o), fr.LSTM, clipped),
+    "GRU": (fr.GRU, fr.GRU, gru),
+    "MGU": (fr.MGU, fr.GRU, mgu),
+    "IndRNN": (fr.IndRNN, fr.GRU, indrnn),
+    "MinGRU": (fr.MinGRU, fr.GRU, mingru),
+    "MinLSTM": (fr.MinLSTM, fr.LSTM, minlstm),
+    "SRU": (fr.SRU, fr.LSTM, sru),
+}
+
+
+def training(net: Any, x: Any, dy: Any) -> dict[str, Any]:
+    """Our training step."""
+    net.zero_grad()
+    y, _, tape = net.forward(x)
+    dx, _ = net.backward(tape, dy)
+    return {"y": y, "dx": dx, "weight_ih": net.grads["weight_ih_l0"]}
+
+
+def loop(net: Any, step: Step, x: Any, dy: Any) -> Callable[[], dict[str, Any]]:
+    """The training step of the loop, with the weights of our network."""
+    import torch
+
+    kept = {name: array for name, array in net.state_dict().items() if name in net.parameters}
+    p = {name: torch.tensor(array, requires_grad=True) for name, array in kept.items()}
+    inputs, flow = torch.tensor(x, requires_grad=True), torch.tensor(dy)
+    count = len(net._spec.gate_names)
+    zeros = [torch.zeros(x.shape[1], net.hidden_size) for _ in net._spec.state_names]
+
+    def run() -> dict[str, Any]:
+        inputs.grad = None
+        for tensor in p.values():
+            tensor.grad = None
+        projected = torch.nn.functional.linear(inputs, p["weight_ih_l0"], p["bias_ih_l0"])
+        s, outputs = zeros, []
+        for gx in projected.unbind(0):
+            h: list[Tensor] = []
+            if "weight_hh_l0" in p:
+                gh = torch.nn.functional.linear(s[0], p["weight_hh_l0"], p["bias_hh_l0"])
+                h = list(gh.chunk(count, -1))
+            s = step(torch, list(gx.chunk(count, -1)), h, s, p)
+            outputs.append(s[0])
+        y = torch.stack(outputs)
+        y.backward(flow)
+        weight = p["weight_ih_l0"].grad.numpy()
+        return {"y": y.detach().numpy(), "dx": inputs.grad.numpy(), "weight_ih": weight}
+
+    return run
+
+
+def run(threads: int, plan: harness.Plan, out: Path) -> None:
+    """Measure, print and save the table as out/cells-`threads`.json and .txt."""
+    peers = harness.usable_peers(("fusedrnn", "torch"), threads)
+    heads = ("ours", "plain", "cost", "torch loop", "ratio")
+    title = "{:20}{:>14}{:>10}{:>10}{:>7}{:>12}{:>7}".format("ms of training", "T, B, H", *heads)
+    rows, lines = [], [title]
+    print(title, flush=True)
+    for name, (make, plain, step) in VARIANTS.items():
+        for steps, batch, hidden in SHAPES:
+            rng = np.random.default_rng(0)
+            x, dy = (rng.standard_normal((steps, batch, hidden), dtype=np.float32) for _ in range(2))
+            net, other = make(hidden, hidden, seed=0), plain(hidden, hidden, seed=0)
+            calls = {
+                "ours": lambda net=net, x=x, dy=dy: training(net, x, dy),
+                "plain": lambda net=other, x=x, dy=dy: training(net, x, dy),
+            }
+            if "torch" in peers:
+                calls["torch loop"] = loop(net, step, x, dy)
+                compared = {key: calls[key]() for key in ("ours", "torch loop")}
+                harness.check_agreement(compared, TOLERANCE, f"{name} {steps, batch, hidden}")
+            samples = harness.sample(calls, plan)
+            ms = {key: statistics.median(seconds) * 1e3 for key, seconds in samples.items()}
+            theirs = ms.get("torch loop", float("nan"))
+            cost, ratio = ms["ours"] / ms["plain"], theirs / ms["ours"]
+            rows.append(
+                {"cell": name, "shape": [steps, batch, hidden], "ms": ms, "cost": cost, "ratio": ratio}
+            )
+            shape = f"{steps}, {batch}, {hidden}"
+            numbers = f"{ms['ours']:10.3f}{ms['plain']:10.3f}{cost:7.2f}{theirs:12.2f}{ratio:7.1f}"
+            lines.append(f"{name:20}{shape:>14}{numbers}")
+            print(lines[-1], flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    stem = out / f"cells-{threads}"
+    result = {"suite": "cells", "machine": report.machine(threads, peers), "results": rows}
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    stem.with_suffix(".txt").write_text("\n".join(lines) + "\n")
+    print(f"\nsaved {stem}.json and {stem}.txt")
