@@ -1,7 +1,7 @@
-"""Every cell and option in training, beside the plain compiled cell and beside the same written out in PyTorch.
+"""Every cell and option in training, beside the plain compiled cell and the same written out in PyTorch.
 
-The peer is a loop over steps with autograd whose input product is taken for all steps at once. Outputs and the
-gradients of the input and of weight_ih are compared before anything is timed.
+The peer is a loop over steps with autograd whose input product is taken for all steps at once. Outputs and
+the gradients of the input and of weight_ih are compared before anything is timed.
 """
 
 from __future__ import annotations
