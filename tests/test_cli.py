@@ -16,6 +16,7 @@ import fusedrnn as fr
 import fusedrnn.cli
 from fusedrnn.cli import session
 from fusedrnn.cli.charlm import CharLM, Config, load_model, parameter_shapes
+from fusedrnn.cli.checkpoint import Checkpoint
 from fusedrnn.cli.display import clock
 from fusedrnn.cli.sampling import Sampler
 from fusedrnn.cli.settings import Settings
@@ -24,7 +25,7 @@ from fusedrnn.cli.text import (
     built_in_text,
     read_text,
 )
-from fusedrnn.cli.trainer import Checkpoint, Trainer
+from fusedrnn.cli.trainer import Trainer
 
 pytestmark = pytest.mark.once
 

@@ -15,6 +15,7 @@ from cli_support import TINY, assert_ok, assert_one_line, changed, invoke, start
 
 from fusedrnn.cli import files
 from fusedrnn.cli.charlm import MODEL_FILE, Config, Score, load_model, save_model
+from fusedrnn.cli.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.text import (
@@ -26,7 +27,7 @@ from fusedrnn.cli.text import (
     read_text,
     split,
 )
-from fusedrnn.cli.trainer import CHECKPOINT_FILE, Checkpoint, Trainer
+from fusedrnn.cli.trainer import Trainer
 
 pytestmark = pytest.mark.once
 

@@ -20,11 +20,12 @@ from cli_support import TINY, assert_ok, assert_one_line, invoke, script, start
 
 from fusedrnn.cli import files, report
 from fusedrnn.cli.charlm import MODEL_FILE, CharLM, Config, is_sound, load_model
+from fusedrnn.cli.checkpoint import CHECKPOINT_FILE
 from fusedrnn.cli.errors import CliError, printable
 from fusedrnn.cli.sampling import Sampler
 from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.text import UNKNOWN, Vocabulary
-from fusedrnn.cli.trainer import CHECKPOINT_FILE, Trainer
+from fusedrnn.cli.trainer import Trainer
 
 pytestmark = pytest.mark.once
 

@@ -25,10 +25,11 @@ from cli_support import (
 from fusedrnn import init
 from fusedrnn.cli import settings
 from fusedrnn.cli.charlm import CharLM, Config, load_model
+from fusedrnn.cli.checkpoint import Checkpoint
 from fusedrnn.cli.display import Meter, PlainDisplay
 from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.settings import Settings
-from fusedrnn.cli.trainer import Checkpoint, Evaluated, Trained, Trainer
+from fusedrnn.cli.trainer import Evaluated, Trained, Trainer
 
 pytestmark = pytest.mark.once
 

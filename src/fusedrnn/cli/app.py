@@ -14,13 +14,15 @@ from typing import Annotated, Any
 import typer
 
 import fusedrnn as fr
+from fusedrnn import distributed
 from fusedrnn.cli import report, session, text
 from fusedrnn.cli.charlm import Config, load_model
+from fusedrnn.cli.checkpoint import Checkpoint
 from fusedrnn.cli.display import make_display
 from fusedrnn.cli.errors import CliError, printable
 from fusedrnn.cli.sampling import Sampler
 from fusedrnn.cli.settings import Settings
-from fusedrnn.cli.trainer import Checkpoint, Trainer
+from fusedrnn.cli.trainer import Trainer
 
 app = typer.Typer(
     help="Fast recurrent networks: train a character-level language model, and generate text from it.",
@@ -146,30 +148,59 @@ def train(
     ] = None,
     max_seconds: Annotated[float | None, typer.Option(min=0.0, help="Pause after this time.")] = None,
 ) -> None:
-    """Train a character-level language model on a text."""
-    with _reported():
-        if threads is not None:
-            fr.set_num_threads(threads)
+    """Train a character-level language model on a text.
+
+    Started by torchrun or mpirun, its processes share the rows of a batch:
+    torchrun --nproc-per-node=2 --no-python fusedrnn train
+    """
+    with _reported(), _launched() as group:
+        _set_threads(threads)
         limits = session.Limits(max_steps, max_seconds)
         checkpoint = None if resume is None else Checkpoint.read(resume)
         changes: list[str] = []
         if checkpoint is None:
             paths = session.Paths.of(out or _DEFAULT_OUT)
             source = None if text_file is None else os.path.realpath(text_file)
-            trainer, own = _new_trainer(ctx, _corpus(source)), False
+            trainer, own = _new_trainer(ctx, _corpus(source), group), False
         else:
             paths = session.Paths.of(out or session.Paths.model_beside(checkpoint.path))
             if os.path.realpath(paths.model) == os.path.realpath(checkpoint.path):
                 raise CliError(f"--out: expected a name for the model, got the checkpoint: {paths.model}")
             source = checkpoint.source if text_file is None else os.path.realpath(text_file)
-            trainer, changes = _continued(ctx, checkpoint, source, text_file is not None)
+            trainer, changes = _continued(ctx, checkpoint, source, text_file is not None, group)
             # A run that has proven nothing yet may have left the model of an earlier one in its place.
             own = trainer.proven and os.path.realpath(paths.checkpoint) == os.path.realpath(checkpoint.path)
         keep = paths.model.exists() and not own
-        report.describe(trainer, source, changes)
-        report.say_where(trainer, paths, default=out is None and checkpoint is None, keep=keep)
-        outcome = session.run(trainer, paths, source, make_display(trainer), limits, keep)
-        report.conclude(trainer, paths, outcome)
+        if group.rank == 0:
+            report.describe(trainer, source, changes)
+            report.say_where(trainer, paths, default=out is None and checkpoint is None, keep=keep)
+        try:
+            outcome = session.run(trainer, paths, source, make_display(trainer), limits, keep)
+        except distributed.LostProcessError as error:
+            there = paths.checkpoint.exists()
+            advice = f"; continue with: fusedrnn train --resume {paths.checkpoint}" if there else ""
+            raise CliError(f"{error}{advice}") from None
+        if group.rank == 0:
+            report.conclude(trainer, paths, outcome)
+
+
+@contextmanager
+def _launched() -> Iterator[distributed.Group]:
+    """The processes that train together."""
+    try:
+        with distributed.launched() as group:
+            yield group
+    except ModuleNotFoundError as error:
+        raise CliError(f"several processes: expected {error.name} to be installed; pip install it") from None
+
+
+def _set_threads(threads: int | None) -> None:
+    """Follow --threads; without it, the processes of a machine share its cores."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or 1)
+    if threads is not None:
+        fr.set_num_threads(threads)
+    elif beside > 1 and "FUSEDRNN_NUM_THREADS" not in os.environ:
+        fr.set_num_threads(max(1, fr.get_num_threads() // beside))
 
 
 def _corpus(source: str | None) -> str:
@@ -182,16 +213,20 @@ def _chosen(ctx: typer.Context, kind: type[Any]) -> dict[str, Any]:
     return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
 
 
-def _new_trainer(ctx: typer.Context, corpus: str) -> Trainer:
+def _new_trainer(ctx: typer.Context, corpus: str, group: distributed.Group) -> Trainer:
     try:
         config, settings = Config(**_chosen(ctx, Config)), Settings(**_chosen(ctx, Settings))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    return Trainer(config, settings, corpus)
+    return Trainer(config, settings, corpus, group=group)
 
 
 def _continued(
-    ctx: typer.Context, checkpoint: Checkpoint, source: str | None, text_given: bool
+    ctx: typer.Context,
+    checkpoint: Checkpoint,
+    source: str | None,
+    text_given: bool,
+    group: distributed.Group,
 ) -> tuple[Trainer, list[str]]:
     """The trainer of a run that goes on, and what changed: an option given is followed or refused."""
     settings, changes = checkpoint.settings, []
@@ -216,7 +251,7 @@ def _continued(
                 "give a TEXT_FILE, this one or another, to continue with what it holds"
             )
         changes.append(f"the text (was {checkpoint.source or text.BUILT_IN}); its passes are counted anew")
-    trainer = Trainer(checkpoint.config, settings, corpus, checkpoint.vocabulary)
+    trainer = Trainer(checkpoint.config, settings, corpus, checkpoint.vocabulary, group)
     trainer.restore(checkpoint)
     return trainer, changes
 

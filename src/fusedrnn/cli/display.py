@@ -34,7 +34,9 @@ class Display(Protocol):
 
 
 def make_display(trainer: Trainer) -> Display:
-    """Return the live display if standard output is a terminal, else the plain one."""
+    """Return the live display on a terminal, else the plain one; on ranks above 0 one that shows nothing."""
+    if trainer.group.rank:
+        return NoDisplay()
     console = Console(highlight=False)
     if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(trainer, console)
@@ -101,6 +103,21 @@ class PlainDisplay:
         if isinstance(event, Evaluated) or time.monotonic() - self._shown >= _PLAIN_SECONDS:
             self._shown = time.monotonic()
             print(f"{self._meter.place}  {self._meter.figures}{_mark(event)}", flush=True)
+
+
+class NoDisplay:
+    """Nothing."""
+
+    def __enter__(self) -> NoDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
+        """Show nothing."""
 
 
 class LiveDisplay:

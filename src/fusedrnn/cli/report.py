@@ -38,6 +38,9 @@ def describe(trainer: Trainer, source: str | None, changes: list[str]) -> None:
         f"{trainer.model.num_parameters:,} parameters, {config.dtype}; "
         f"{fr.config()['isa']}, {threads} {'thread' if threads == 1 else 'threads'}"
     )
+    if trainer.group.size > 1:
+        rows = trainer.settings.batch / trainer.group.size
+        typer.echo(f"{trainer.group.size} processes, {rows:.3g} rows of {trainer.settings.batch} each")
     if trainer.step:
         typer.echo(f"continuing at step {trainer.step} of {trainer.total_steps}")
     for change in changes:

@@ -102,6 +102,9 @@ def run(
 ) -> Outcome:
     """Train until finished, interrupted, or a limit is reached; keep the best model and a checkpoint on disk.
 
+    Several processes go through the same steps: what one of them is told, to end or to save, all do; rank 0
+    writes the files.
+
     Args:
         trainer: what to train.
         paths: where the files lie.
@@ -123,7 +126,8 @@ def run(
         trainer.check_sound()
         if model and (trainer.proven or not keep_model):
             state = trainer.model.state_dict() if trainer.best_state is None else trainer.best_state
-            save_model(paths.model, trainer.config, trainer.vocabulary, trainer.best, state)
+            if trainer.group.rank == 0:
+                save_model(paths.model, trainer.config, trainer.vocabulary, trainer.best, state)
             wrote_model = True
         trainer.save(paths.checkpoint, source)
         saved = time.monotonic()
@@ -132,19 +136,25 @@ def run(
         try:
             with display, closing(trainer.events()) as events:
                 for event in events:
+                    due = time.monotonic() - saved >= _CHECKPOINT_SECONDS
+                    ends = bool(received) or limits.reached(trainer)
+                    now_due, stop = trainer.agree(due, ends)
                     improved = isinstance(event, Evaluated) and event.improved
-                    if isinstance(event, Evaluated) or time.monotonic() - saved >= _CHECKPOINT_SECONDS:
+                    if isinstance(event, Evaluated) or now_due:
                         save(model=improved or not trainer.measures)
                     display.show(event)
-                    if received or limits.reached(trainer):
+                    if stop:
                         break
         except OSError as error:  # of the terminal that hung up, or the full disk under standard output
             lost = error
+            if trainer.group.size > 1:
+                raise  # which ends the others
         save(model=True)
+        (ending,) = trainer.agree(received[0] if received else 0)
     if lost is not None:
         raise lost
-    if received:
-        return Outcome(Ending.INTERRUPTED, received[0], wrote_model)
+    if ending:
+        return Outcome(Ending.INTERRUPTED, ending, wrote_model)
     return Outcome(Ending.FINISHED if trainer.finished else Ending.PAUSED, None, wrote_model)
 
 

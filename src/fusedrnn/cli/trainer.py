@@ -17,22 +17,13 @@ from typing import Any
 import numpy as np
 
 import fusedrnn as fr
+from fusedrnn import distributed
 from fusedrnn.cli import files
-from fusedrnn.cli.charlm import (
-    Array,
-    CharLM,
-    Config,
-    Score,
-    bits,
-    check_shapes,
-    is_sound,
-    read_fields,
-)
+from fusedrnn.cli.charlm import Array, CharLM, Config, Score, bits, is_sound, read_fields
+from fusedrnn.cli.checkpoint import CHECKPOINT_FILE, Checkpoint, below, prefixed
 from fusedrnn.cli.errors import CliError, reason
 from fusedrnn.cli.settings import Settings, check_memory
 from fusedrnn.cli.text import Vocabulary, fingerprint, held_out_windows, split, training_windows
-
-CHECKPOINT_FILE = "fusedrnn training checkpoint"
 
 _EVALUATE_AT_MOST = 500  # steps between two evaluations, where an epoch is longer
 
@@ -64,6 +55,9 @@ Event = Trained | Measuring | Evaluated
 class Trainer:
     """A model in training.
 
+    Several processes that train one model have a trainer each and call the same methods in the same order.
+    Each reads some of the rows; losses, scores and parameters are those of all, the same on every process.
+
     Attributes:
         model: the model in its present state.
         step: updates made so far, of `total_steps`.
@@ -75,15 +69,26 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, settings: Settings, text: str, vocabulary: Vocabulary | None = None
+        self,
+        config: Config,
+        settings: Settings,
+        text: str,
+        vocabulary: Vocabulary | None = None,
+        group: distributed.Group | None = None,
     ) -> None:
         """Build a model for `text`, untrained.
 
         With a `vocabulary`, instead of that of the part to train on, its weights are zero until `restore`.
 
         Raises:
-            CliError: the text is too short for the settings, or this machine too small for the model.
+            CliError: the text is too short for the settings, this machine too small for the model, or the
+                batch for the processes of `group`.
         """
+        self.group: distributed.Group = distributed.Alone() if group is None else group
+        if settings.batch < self.group.size:
+            raise CliError(
+                f"--batch: expected a row for each of {self.group.size} processes, got {settings.batch}"
+            )
         parts = split(text, settings.valid_fraction)
         self.config, self.settings = config, settings
         self.fingerprint = fingerprint(text)
@@ -102,6 +107,7 @@ class Trainer:
         self.model = CharLM(
             config, len(self.vocabulary), settings.seed, "default" if vocabulary is None else None
         ).train()
+        self._part_noise()
         self._optimiser = fr.optim.Adam(self.model, lr=settings.lr)
         self._state: Any = None
         self.step = self.passed = 0
@@ -158,6 +164,8 @@ class Trainer:
         Raises:
             CliError: the loss is not finite.
         """
+        if self.group.size > 1:
+            distributed.broadcast_parameters(self.model, group=self.group)
         while not self.finished:
             if self._evaluation_due:
                 yield from self._evaluate()
@@ -169,20 +177,55 @@ class Trainer:
         if window == 0:
             self._state = None
         inputs, targets = self._windows[window]
+        characters, own = inputs.size, self._rows(inputs.shape[1])
+        inputs, targets = inputs[:, own], targets[:, own]
         logits, state, tape = self.model.forward(inputs, self._state)
         loss, dlogits = fr.cross_entropy(logits, targets)
+        share = inputs.size / characters
+        loss = self._sum(share * float(loss))
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
         self.model.zero_grad()
         self.model.backward(tape, dlogits)
+        distributed.all_reduce_grads(self.model, self.group, weight=share)
         fr.clip_grad_norm(self.model, self.settings.clip)
         self._optimiser.lr = self.settings.rate(self.passed, self._total)
         self._optimiser.step()
         self._state = state
         self.step += 1
         self.passed += 1
-        self.losses.append(bits(float(loss)))
-        return Trained(self.losses[-1], inputs.size)
+        self.losses.append(bits(loss))
+        return Trained(self.losses[-1], characters)
+
+    def _rows(self, count: int) -> slice:
+        """Those of `count` rows that this process reads."""
+        rank, size = self.group.rank, self.group.size
+        return slice(count * rank // size, count * (rank + 1) // size)
+
+    def _sum(self, value: float) -> float:
+        """The sum over all processes."""
+        if self.group.size == 1:
+            return value
+        array = np.array([value])
+        self.group.sum_(array)
+        return float(array[0])
+
+    def agree(self, *values: int) -> tuple[int, ...]:
+        """The largest that any process has of each number, none of which is negative."""
+        if self.group.size == 1:
+            return values
+        found = np.zeros((self.group.size, len(values)), np.int64)
+        found[self.group.rank] = values
+        self.group.sum_(found)
+        return tuple(found.max(axis=0).tolist())
+
+    def _part_noise(self) -> None:
+        """Give each process dropout of its own; rank 0 keeps what a run of one process has."""
+        moved = {
+            name: ((seed + self.group.rank * 0x9E3779B97F4A7C15) % 2**64, offset)
+            for name, (seed, offset) in self.model.random_state().items()
+        }
+        self.model.load_random_state(moved)
 
     def _evaluate(self) -> Iterator[Measuring | Evaluated]:
         total, state = 0.0, None
@@ -191,11 +234,16 @@ class Trainer:
         try:
             for index in range(len(self._held_out)):
                 inputs, targets = self._held_out[index]
-                logits, state = self.model(inputs, state)
-                total += float(fr.cross_entropy(logits, targets)[0]) * inputs.size
+                own = self._rows(inputs.shape[1])
+                inputs, targets = inputs[:, own], targets[:, own]
+                if inputs.size:
+                    logits, state = self.model(inputs, state)
+                    total += float(fr.cross_entropy(logits, targets)[0]) * inputs.size
                 yield Measuring()
         finally:
             self.model.train()
+        total = self._sum(total)
+        distributed.check_same(self.model, self.group)
         if not math.isfinite(total):
             raise self._diverged(f"the held-out loss is {total}")
         score = Score(self.step, bits(total / self._held_out.characters))
@@ -228,16 +276,16 @@ class Trainer:
     # Checkpoints
 
     def save(self, path: Path, source: str | None) -> None:
-        """Write everything that continuing needs, atomically; `source` is the text's path.
+        """Write everything that continuing needs, atomically, by rank 0; `source` is the text's path.
 
         Raises:
             CliError: the file cannot be written.
         """
         tensors = {
-            **_prefixed("model", self.model.state_dict()),
-            **_prefixed("best", self.best_state or {}),
-            **_prefixed("optimiser", self._optimiser.state_dict()),
-            **_prefixed("carried", {str(i): array for i, array in enumerate(_states(self._state))}),
+            **prefixed("model", self.model.state_dict()),
+            **prefixed("best", self.best_state or {}),
+            **prefixed("optimiser", self._optimiser.state_dict()),
+            **prefixed("carried", {str(i): array for i, array in enumerate(self._all_states())}),
             "losses": np.array(self.losses, np.float64),
         }
         content = {
@@ -249,7 +297,19 @@ class Trainer:
             "random": self.model.random_state(),
             "scores": [asdict(score) for score in self.scores],
         }
-        files.save(path, CHECKPOINT_FILE, tensors, content)
+        if self.group.rank == 0:
+            files.save(path, CHECKPOINT_FILE, tensors, content)
+
+    def _all_states(self) -> list[Array]:
+        """The recurrent states of all rows."""
+        found = []
+        for state in _states(self._state):
+            layers, _, hidden = state.shape
+            joined = np.zeros((layers, self.settings.batch, hidden), state.dtype)
+            joined[:, self._rows(self.settings.batch)] = state
+            self.group.sum_(joined)
+            found.append(joined)
+        return found
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go to the point at which the checkpoint was written.
@@ -263,9 +323,10 @@ class Trainer:
         tensors, content = checkpoint.tensors, checkpoint.content
         same_text = self.fingerprint == checkpoint.fingerprint
         try:
-            self.model.load_state_dict(_below("model", tensors))
+            self.model.load_state_dict(below("model", tensors))
             self.model.load_random_state(content["random"])
-            self._optimiser.load_state_dict(_below("optimiser", tensors))
+            self._part_noise()
+            self._optimiser.load_state_dict(below("optimiser", tensors))
             self.losses = tensors["losses"].astype(np.float64, casting="safe").reshape(-1).tolist()
             self.step = len(self.losses)
             passed, windows = content["position"]["passed"], content["position"]["windows"]
@@ -274,10 +335,10 @@ class Trainer:
             if same_text:
                 for score in content["scores"]:
                     self._record(read_fields(Score, score))
-                self.best_state = _below("best", tensors) or None
+                self.best_state = below("best", tensors) or None
                 self.passed = passed
             if same_text and self.settings.batch == checkpoint.settings.batch:
-                self._state = self._checked_state(_below("carried", tensors))
+                self._state = self._checked_state(below("carried", tensors))
             else:
                 self.passed = round(self.passed * len(self._windows) / windows)
             if (self.best is None) != (self.best_state is None):
@@ -295,53 +356,8 @@ class Trainer:
                 raise ValueError(f"carried.{name}: expected {config.dtype} {shape}, got {found}")
         if len(carried) not in (0, 2 if config.cell == "lstm" else 1):
             raise ValueError(f"carried: expected a state of {config.cell}, got {len(carried)} arrays")
-        return _bare(list(carried.values()))
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint file, read but not yet applied."""
-
-    path: Path
-    config: Config
-    settings: Settings
-    source: str | None
-    fingerprint: str
-    vocabulary: Vocabulary
-    tensors: files.Tensors
-    content: dict[str, Any]
-
-    @classmethod
-    def read(cls, path: Path) -> Checkpoint:
-        """Read a checkpoint.
-
-        Raises:
-            CliError: no such file, another kind of file, or a damaged one.
-        """
-        tensors, content = files.load(path, CHECKPOINT_FILE)
-        try:
-            config = read_fields(Config, content["config"])
-            settings = read_fields(Settings, content["settings"])
-            source, sha256 = content["text"]["source"], content["text"]["sha256"]
-            if not isinstance(source, str | None) or not isinstance(sha256, str):
-                raise ValueError(f"text: expected a path and a checksum, got {source!r} and {sha256!r}")
-            vocabulary = Vocabulary(content["vocabulary"])
-            check_shapes(config, len(vocabulary), _below("model", tensors))
-            if best := _below("best", tensors):
-                check_shapes(config, len(vocabulary), best)
-        except (LookupError, TypeError, ValueError) as error:
-            raise CliError(f"{path}: not a usable checkpoint: {reason(error)}") from None
-        return cls(path, config, settings, source, sha256, vocabulary, tensors, content)
-
-
-def _prefixed(prefix: str, tensors: dict[str, Array]) -> dict[str, Array]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def _below(prefix: str, tensors: files.Tensors) -> dict[str, Array]:
-    """The tensors called `prefix`.something, in the order of their names."""
-    start = f"{prefix}."
-    return {name[len(start) :]: tensors[name] for name in sorted(tensors) if name.startswith(start)}
+        own = self._rows(self.settings.batch)
+        return _bare([np.ascontiguousarray(array[:, own]) for array in carried.values()])
 
 
 def _states(state: Any) -> tuple[Array, ...]:
