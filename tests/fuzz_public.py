@@ -69,6 +69,14 @@ def small_module() -> Any:
     return fr.LSTM(2, 3, seed=0, init="torch")
 
 
+def defined(**arguments: Any) -> Any:
+    """define_cell; a step that asks for symbols which are not there raises AttributeError."""
+    try:
+        return fr.define_cell(**arguments)
+    except AttributeError as error:
+        raise ValueError(str(error)) from None
+
+
 def table() -> dict[str, tuple[Any, Arguments]]:
     """Public callables with arguments that they accept."""
     x, sizes = np.ones((3, 2, 2), np.float32), {"input_size": 2, "hidden_size": 3}
@@ -136,6 +144,26 @@ def table() -> dict[str, tuple[Any, Arguments]]:
             },
         ),
         "Dropout": (fr.Dropout, {"p": 0.5, "seed": 1}),
+        "CRF": (
+            fr.CRF,
+            {"num_tags": 3, "constraints": None, "batch_first": True, "dtype": "float32", "seed": 0},
+        ),
+        "define_cell": (
+            defined,
+            {
+                "name": "leaky",
+                "gates": {"i": 0.0},
+                "states": "h",
+                "step": lambda x, h, s, p: {"h": fr.sym.tanh(x.i + h.i) * p.k + s.h},
+                "parameters": {"k": (0.0, 1.0)},
+            },
+        ),
+        "all_reduce_grads": (
+            fr.distributed.all_reduce_grads,
+            {"module": module, "group": None, "weight": 0.5},
+        ),
+        "broadcast_parameters": (fr.distributed.broadcast_parameters, {"module": module, "root": 0}),
+        "check_same": (fr.distributed.check_same, {"module": module, "group": None}),
         "Embedding": (
             fr.Embedding,
             {"num_embeddings": 3, "embedding_dim": 2, "padding_idx": 0, "dtype": "float64", "seed": 1},

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from cuda_support import EMULATED
 from fuzz_changes import WATCH, await_child, disturb, outcome_of_a_storm, running, write_weights
+from fuzz_lattices import lattices
 from fuzz_oracle import (
     arrays_of,
     changed,
@@ -133,7 +134,12 @@ class Sequence(World):
             await_child(pid, self.limit)
 
     def handler(self) -> None:
-        """A signal handler calls the module and a copy of it in the middle of an operation."""
+        """A signal handler calls the module and a copy of it in the middle of an operation.
+
+        Without collections of garbage: before 3.12 CPython makes them inside of allocations, that of a context
+        among them, and a handler in a weak reference's callback that sets a context variable, as np.errstate
+        does, frees what is being copied.
+        """
         if self.module.training and self.module.random_state():
             self.module.eval()
         arguments = self.arguments(usual=True)
@@ -153,6 +159,7 @@ class Sequence(World):
             handled.append(1)
 
         before = signal.signal(signal.SIGALRM, handle)
+        gc.disable()
         try:
             for _ in range(3):
                 signal.setitimer(signal.ITIMER_REAL, 10 ** self.rng.uniform(-5, -3))
@@ -160,13 +167,14 @@ class Sequence(World):
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            gc.enable()
         if failures:
             raise failures[0]
 
     # The rest
 
     def outside(self) -> None:
-        pick(self.rng, [losses, sequences, public_call])(self.rng)
+        pick(self.rng, [losses, lattices, sequences, public_call])(self.rng)
         fr.set_detect_changes(self.detecting)
 
     def forget(self) -> None:

@@ -6,7 +6,7 @@ y, state, tape = lstm.forward(x)
 dx, dstate = lstm.backward(tape, dy)
 """
 
-from fusedrnn import cuda, functional, init, optim
+from fusedrnn import cuda, distributed, functional, init, optim
 from fusedrnn._core import __version__
 from fusedrnn.cells import CELLS, CellSpec
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
@@ -74,6 +74,7 @@ __all__ = [
     "ctc_loss",
     "cuda",
     "define_cell",
+    "distributed",
     "functional",
     "get_num_threads",
     "init",
