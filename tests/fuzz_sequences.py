@@ -136,9 +136,9 @@ class Sequence(World):
     def handler(self) -> None:
         """A signal handler calls the module and a copy of it in the middle of an operation.
 
-        Without collections of garbage: before 3.12 CPython makes them inside of allocations, that of a context
-        among them, and a handler in a weak reference's callback that sets a context variable, as np.errstate
-        does, frees what is being copied.
+        Without collections of garbage: before 3.12 CPython makes them inside of allocations, that of a
+        context among them, and a handler in a weak reference's callback that sets a context variable, as
+        np.errstate does, frees what is being copied.
         """
         if self.module.training and self.module.random_state():
             self.module.eval()
