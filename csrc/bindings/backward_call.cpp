@@ -51,6 +51,7 @@ class TypedBackwardCall final : public BackwardCall {
         problem_.weights = typed.weights->packed;
         problem_.y = sequence<T>(typed.arrays.y);
         problem_.saved = typed.saved.template as<T>();
+        problem_.moments = typed.moments.template as<T>();
         problem_.states = typed.states.template as<T>();
         problem_.hidden = typed.hidden.template as<T>();
         if (a.dy.given()) problem_.dy = sequence<T>(a.dy);

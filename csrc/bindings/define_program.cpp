@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,12 +17,12 @@
 namespace fusedrnn {
 namespace {
 
-constexpr int kMostGates = 32, kMostPerUnit = 16;
+constexpr int kMostGates = 32, kMostPerUnit = 16, kMostLinks = 64;
 
 // What the programs of one cell have to agree on.
 struct Shape {
-    int gates, states, saved, units;
-    bool split_gates, direct_hidden, hidden_product;
+    int gates, states, saved, units, links, first_gates, products, norms;
+    bool split_gates, direct_hidden, hidden_product, bias;
 };
 
 CellPrograms numbered_values(const Shape& s) {
@@ -34,7 +35,14 @@ CellPrograms numbered_values(const Shape& s) {
     p.units = p.saved + s.saved;
     p.before_gradients = p.units + s.units;
     p.unit_gradients = p.before_gradients + s.states;
-    p.values = p.unit_gradients + s.units;
+    p.links = p.unit_gradients + s.units;
+    p.operands = p.links + s.links;
+    p.values = p.operands + s.products;
+    p.staged = s.products + s.norms > 0;
+    p.first_gates = s.first_gates;
+    p.link_count = s.links;
+    p.products = s.products;
+    p.norms = s.norms;
     return p;
 }
 
@@ -42,7 +50,8 @@ CellPrograms numbered_values(const Shape& s) {
 struct Kind {
     const char* name;
     int count, first;
-    bool needed;  // as outputs: all of them
+    bool needed;           // as outputs: all of them
+    bool optional = false;  // not even as outputs
 };
 using Kinds = std::vector<Kind>;
 
@@ -61,8 +70,11 @@ void add_gates(Kinds& kinds, const Shape& s, const CellPrograms& p, const std::s
 }
 
 ProgramKinds kinds_forward(const Shape& s, const CellPrograms& p, bool keeps) {
-    ProgramKinds kinds{{{"s", s.states, p.before, true}, {"p", s.units, p.units, true}},
-                       {{"next", s.states, p.after, true}}};
+    ProgramKinds kinds{{{"s", s.states, p.before, true},
+                        {"p", s.units, p.units, true},
+                        {"link", s.links, p.links, true},
+                        {"saved", keeps ? s.saved : 0, p.saved, true}},
+                       {{"next", s.states, p.after, true}, {"link", s.links, p.links, true, true}}};
     add_gates(kinds.inputs, s, p, "");
     if (keeps) kinds.outputs.push_back({"saved", s.saved, p.saved, true});
     return kinds;
@@ -72,8 +84,12 @@ ProgramKinds kinds_backward(const Shape& s, const CellPrograms& p) {
     ProgramKinds kinds{{{"saved", s.saved, p.saved, true},
                         {"s", s.states, p.before, true},
                         {"p", s.units, p.units, true},
-                        {"dnext", s.states, p.after, true}},
-                       {{"ds", s.states, p.before_gradients, true}, {"dp", s.units, p.unit_gradients, true}}};
+                        {"dnext", s.states, p.after, true},
+                        {"link", s.links, p.links, true}},
+                       {{"ds", s.states, p.before_gradients, true},
+                        {"dp", s.units, p.unit_gradients, true},
+                        {"operand", s.products, p.operands, true},
+                        {"link", s.links, p.links, true, true}}};
     add_gates(kinds.outputs, s, p, "d");
     return kinds;
 }
@@ -105,14 +121,8 @@ class ReadProgram {
             values_of_[slot] = value(outputs[i], kinds.outputs, "output");
             wanted[slot] = values_of_[slot] != kNone;
         }
-        for (const Kind& kind : kinds.outputs) {
-            for (int k = 0; k < kind.count && kind.needed; ++k) {
-                const std::string name = std::string(kind.name) + "." + std::to_string(k);
-                if (name == "ds.0" && !shape.direct_hidden) continue;
-                if (std::find(outputs.begin(), outputs.end(), name) == outputs.end())
-                    throw error("outputs: expected " + name + " among them, got none");
-            }
-        }
+        inputs_.insert(inputs.begin(), inputs.end());
+        outputs_.insert(outputs.begin(), outputs.end());
         check_order(code, static_cast<std::size_t>(first_output), outputs);
         keep_needed(code, wanted);
         renumber(static_cast<std::size_t>(first_input), static_cast<std::size_t>(first_output));
@@ -134,6 +144,9 @@ class ReadProgram {
                 before,
                 after};
     }
+
+    const std::set<std::string>& inputs() const { return inputs_; }
+    const std::set<std::string>& outputs() const { return outputs_; }
 
     bool operator==(const ReadProgram& other) const {
         const auto same = [](const Instruction& a, const Instruction& b) {
@@ -258,29 +271,158 @@ class ReadProgram {
     std::vector<Instruction> code_;
     std::vector<std::uint16_t> values_;
     int temporaries_ = 0;
+    std::set<std::string> inputs_, outputs_;
+};
+
+// The operations on rows of a cell, a list for each: kind, of what (gates of x, of h, or links), the first, how many, link,
+// number, saved value.
+std::vector<RowOperation> read_operations(const py::handle& given, const Shape& s, const CellPrograms& p) {
+    const Array listed = Array::int64(given, "operations").shape({{"N"}, {"7", 7}}).contiguous();
+    std::vector<RowOperation> all;
+    int next_gate = s.first_gates, products = 0, norms = 0;
+    for (std::int64_t i = 0; i < listed.size(0); ++i) {
+        const std::int64_t* row = listed.data<std::int64_t>() + 7 * i;
+        const auto within = [&](int k, std::int64_t low, std::int64_t high) {
+            if (row[k] < low || row[k] > high) {
+                throw py::value_error("operations: expected numbers in [" + std::to_string(low) + ", " +
+                                      std::to_string(high) + "] in column " + std::to_string(k) + ", got " +
+                                      std::to_string(row[k]));
+            }
+            return static_cast<int>(row[k]);
+        };
+        const bool normalises = within(0, 0, 1) == 1;
+        const int of = within(1, normalises ? 0 : 1, normalises ? 2 : 1);
+        RowOperation o{normalises ? RowKind::kNormalise : RowKind::kProduct, 0, 0, 0, 0, 0, 0};
+        if (!normalises) {
+            o.first_gate = within(2, next_gate, next_gate);
+            o.count = within(3, 1, s.gates - next_gate);
+            next_gate += o.count;
+            o.value = p.gates + o.first_gate;
+            o.link = within(4, 0, s.links - 1);
+            o.number = within(5, products, products);
+            ++products;
+        } else {
+            const int first = within(2, 0, of == 2 ? s.links - 1 : 0);
+            o.count = within(3, of == 2 ? 1 : s.gates, of == 2 ? s.links - first : s.gates);
+            o.value = (of == 0 ? 0 : of == 1 ? p.gates : p.links) + first;
+            o.link = of == 2 ? first : -1;
+            o.number = within(5, norms, norms);
+            o.saved = within(6, 0, s.saved - o.count);
+            ++norms;
+        }
+        all.push_back(o);
+    }
+    return all;
+}
+
+// The stages of one direction of a step, with the memory behind them.
+class ReadStages {
+  public:
+    ReadStages(const std::string& which, const py::list& given, const Shape& shape, const CellPrograms& values,
+               const ProgramKinds& kinds, const std::vector<RowOperation>& operations, bool backward) {
+        std::set<std::string> written;
+        std::vector<bool> done(operations.size(), false);
+        const auto expect = [&](const std::string& name) {
+            if (written.count(name) == 0)
+                throw py::value_error(which + ": expected " + name + " to be written before it is read");
+        };
+        for (const py::handle& each : given) {
+            const py::dict stage = each.cast<py::dict>();
+            std::vector<RowOperation> before;
+            for (const py::handle& number : stage["operations"]) {
+                const auto i = static_cast<std::size_t>(
+                    integer(number, "operations", 0, static_cast<std::int64_t>(operations.size()) - 1));
+                if (done[i]) throw py::value_error(which + ": operations: expected each once");
+                done[i] = true;
+                const RowOperation& o = operations[i];
+                if (o.kind == RowKind::kNormalise) {
+                    for (int k = 0; k < o.count && o.link >= 0; ++k)
+                        expect("link." + std::to_string(o.link + k));
+                } else if (!backward) {
+                    expect("link." + std::to_string(o.link));
+                } else {
+                    written.insert("link." + std::to_string(o.link));
+                }
+                before.push_back(o);
+            }
+            operations_.push_back(std::make_unique<const std::vector<RowOperation>>(std::move(before)));
+            programs_.push_back(std::make_unique<const ReadProgram>(which, stage, shape, kinds));
+            for (const std::string& name : programs_.back()->inputs()) {
+                if (name.rfind("link.", 0) == 0 || (!backward && name.rfind("saved.", 0) == 0)) expect(name);
+            }
+            written.insert(programs_.back()->outputs().begin(), programs_.back()->outputs().end());
+        }
+        if (std::count(done.begin(), done.end(), false) != 0 || programs_.empty())
+            throw py::value_error(which + ": expected at least one stage, and all operations in its stages");
+        for (const Kind& kind : kinds.outputs) {
+            for (int k = 0; k < kind.count && kind.needed && !kind.optional; ++k) {
+                const std::string name = std::string(kind.name) + "." + std::to_string(k);
+                if (name == "ds.0" && !shape.direct_hidden) continue;
+                if (written.count(name) == 0)
+                    throw py::value_error(which + ": outputs: expected " + name + " among them, got none");
+            }
+        }
+        for (std::size_t i = 0; i < programs_.size(); ++i) {
+            stages_.push_back({programs_[i]->view(values), operations_[i]->data(),
+                               static_cast<int>(operations_[i]->size())});
+        }
+    }
+    StagedProgram view() const {
+        StagedProgram all{stages_.data(), static_cast<int>(stages_.size()), 0, 0};
+        for (const ProgramStage& stage : stages_) {
+            all.reads_before |= stage.program.reads_before;
+            all.reads_after |= stage.program.reads_after;
+        }
+        return all;
+    }
+    bool operator==(const ReadStages& other) const {
+        const auto same = [](const auto& a, const auto& b) { return *a == *b; };
+        const auto same_operations = [](const auto& a, const auto& b) {
+            return std::equal(a->begin(), a->end(), b->begin(), b->end(),
+                              [](const RowOperation& o, const RowOperation& q) {
+                                  return o.kind == q.kind && o.value == q.value && o.count == q.count &&
+                                         o.link == q.link && o.saved == q.saved;
+                              });
+        };
+        return std::equal(programs_.begin(), programs_.end(), other.programs_.begin(), other.programs_.end(),
+                          same) &&
+               std::equal(operations_.begin(), operations_.end(), other.operations_.begin(),
+                          other.operations_.end(), same_operations);
+    }
+
+  private:
+    std::vector<std::unique_ptr<const ReadProgram>> programs_;
+    std::vector<std::unique_ptr<const std::vector<RowOperation>>> operations_;
+    std::vector<ProgramStage> stages_;
 };
 
 class DefinedCell {
   public:
     DefinedCell(std::string key, const Shape& shape, std::vector<std::string> per_unit,
-                const py::dict& forward, const py::dict& inference, const py::dict& backward)
+                const py::handle& operations, const py::list& forward, const py::list& inference,
+                const py::list& backward)
         : key_(std::move(key)),
           per_unit_(std::move(per_unit)),
           shape_(shape),
           programs_(numbered_values(shape_)),
-          forward_("forward", forward, shape_, kinds_forward(shape_, programs_, true)),
-          inference_("inference", inference, shape_, kinds_forward(shape_, programs_, false)),
-          backward_("backward", backward, shape_, kinds_backward(shape_, programs_)) {
-        programs_.forward = forward_.view(programs_);
-        programs_.inference = inference_.view(programs_);
-        programs_.backward = backward_.view(programs_);
+          operations_(read_operations(operations, shape_, programs_)),
+          forward_("forward", forward, shape_, programs_, kinds_forward(shape_, programs_, true), operations_,
+                   false),
+          inference_("inference", inference, shape_, programs_, kinds_forward(shape_, programs_, false),
+                     operations_, false),
+          backward_("backward", backward, shape_, programs_, kinds_backward(shape_, programs_), operations_,
+                    true) {
+        programs_.forward = forward_.view();
+        programs_.inference = inference_.view();
+        programs_.backward = backward_.view();
         const Extent rows{shape.gates, Size::kHidden}, units{1, Size::kHidden};
         const Extent inputs{1, Size::kInputs}, outputs{1, Size::kOutputs};
         parameters_.push_back({"weight_ih", Role::kInputWeight, Need::kRequired, rows, inputs});
         if (shape.hidden_product)
             parameters_.push_back({"weight_hh", Role::kHiddenWeight, Need::kRequired, rows, outputs});
-        parameters_.push_back({"bias_ih", Role::kInputBias, Need::kOptional, rows, kVector});
-        if (shape.hidden_product)
+        if (shape.bias)
+            parameters_.push_back({"bias_ih", Role::kInputBias, Need::kOptional, rows, kVector});
+        if (shape.bias && shape.hidden_product)
             parameters_.push_back({"bias_hh", Role::kHiddenBias, Need::kOptional, rows, kVector});
         parameters_.push_back({"weight_hr", Role::kProjection, Need::kRefused, outputs, units});
         for (const std::string& name : per_unit_) {
@@ -303,7 +445,7 @@ class DefinedCell {
         const Shape &a = shape_, &b = other.shape_;
         return a.gates == b.gates && a.states == b.states && a.saved == b.saved &&
                a.split_gates == b.split_gates && a.direct_hidden == b.direct_hidden &&
-               a.hidden_product == b.hidden_product && per_unit_ == other.per_unit_ &&
+               a.hidden_product == b.hidden_product && a.bias == b.bias && per_unit_ == other.per_unit_ &&
                forward_ == other.forward_ && inference_ == other.inference_ && backward_ == other.backward_;
     }
 
@@ -312,7 +454,8 @@ class DefinedCell {
     const std::vector<std::string> per_unit_;
     const Shape shape_;
     CellPrograms programs_;
-    const ReadProgram forward_, inference_, backward_;
+    const std::vector<RowOperation> operations_;
+    const ReadStages forward_, inference_, backward_;
     std::vector<Parameter> parameters_;
     std::unique_ptr<RecurrentCell> cell_;
 };
@@ -333,9 +476,10 @@ const DefinedCell* find(const std::string& key) {
 }
 
 py::dict define_program(const std::string& key, py::handle gates, py::handle states, py::handle saved,
-                        py::handle split_gates, py::handle direct_hidden, py::handle hidden_product,
-                        std::vector<std::string> per_unit, const py::dict& forward, const py::dict& inference,
-                        const py::dict& backward) {
+                        py::handle links, py::handle split_gates, py::handle direct_hidden,
+                        py::handle hidden_product, py::handle bias, std::vector<std::string> per_unit,
+                        py::handle operations, const py::list& forward, const py::list& inference,
+                        const py::list& backward) {
     const auto count = [](py::handle n, const char* name, std::int64_t low, std::int64_t high) {
         return static_cast<int>(integer(n, name, low, high));
     };
@@ -343,6 +487,7 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
     shape.gates = count(gates, "gates", 1, kMostGates);
     shape.states = count(states, "states", 1, kMaxStates);
     shape.saved = count(saved, "saved", 0, kMaxProgramSlots);
+    shape.links = count(links, "links", 0, kMostLinks);
     shape.split_gates = flag(split_gates, "split_gates");
     shape.direct_hidden = flag(direct_hidden, "direct_hidden");
     shape.hidden_product = flag(hidden_product, "hidden_product");
@@ -351,12 +496,24 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
                               std::to_string(per_unit.size()));
     }
     shape.units = static_cast<int>(per_unit.size());
+    shape.bias = flag(bias, "bias");
+    shape.first_gates = shape.gates;
+    const Array listed = Array::int64(operations, "operations").shape({{"N"}, {"7", 7}}).contiguous();
+    for (std::int64_t i = 0; i < listed.size(0); ++i) {
+        const std::int64_t* row = listed.data<std::int64_t>() + 7 * i;
+        const bool product = row[0] == 0;
+        ++(product ? shape.products : shape.norms);
+        if (product) shape.first_gates = static_cast<int>(std::clamp<std::int64_t>(row[2], 0, shape.first_gates));
+    }
+    if (shape.products > 0 && !shape.hidden_product)
+        throw py::value_error("operations: expected no products of a cell without hidden_product, got some");
     for (const RecurrentCell& compiled : kernels().cells) {
         if (key == compiled.name)
             throw py::value_error("key: expected none of a compiled cell, got '" + key + "'");
     }
     auto defined =
-        std::make_unique<const DefinedCell>(key, shape, std::move(per_unit), forward, inference, backward);
+        std::make_unique<const DefinedCell>(key, shape, std::move(per_unit), operations, forward, inference,
+                                            backward);
     const DefinedCell* known;
     {
         Registry& cells = registry();
@@ -381,8 +538,8 @@ const RecurrentCell* defined_cell(const std::string& key) {
 void bind_define_program(py::module_& m) {
     using py::arg;
     m.def("define_program", &define_program, arg("key"), arg("gates"), arg("states"), arg("saved"),
-          arg("split_gates"), arg("direct_hidden"), arg("hidden_product"), arg("per_unit"), arg("forward"),
-          arg("inference"), arg("backward"),
+          arg("links"), arg("split_gates"), arg("direct_hidden"), arg("hidden_product"), arg("bias"),
+          arg("per_unit"), arg("operations"), arg("forward"), arg("inference"), arg("backward"),
           "Make a cell known by `key` and return its constants, as in `cells`.");
 }
 

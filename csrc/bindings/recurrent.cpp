@@ -36,6 +36,7 @@ WeightArrays WeightArrays::read(const RecurrentCell& cell, py::handle params, co
         w.of.push_back(read(parameter_of(params, cell, i), p.name, x, presence));
     }
     w.dims.I = x.size(x.ndim() - 1);
+    w.dims.whole_rows = cell.programs != nullptr && cell.programs->staged;
     check_parameters(cell, kernels().cells, w.of, w.dims);
     for (Array& a : w.of) a.made_contiguous();
     return w;

@@ -77,6 +77,9 @@ std::shared_ptr<TypedTape<T>> make_tape(DType dtype, std::shared_ptr<const Timet
         tape->states = AlignedBuffer(checked_product({rows, padded, cell.states - 1, item}));
     }
     if (problem.dims.projected) tape->hidden = AlignedBuffer(checked_product({rows, padded, item}));
+    const std::int64_t norms = cell.programs == nullptr ? 0 : cell.programs->norms;
+    if (norms > 0 && !recompute) tape->moments = AlignedBuffer(checked_product({rows, norms, item}));
+    problem.moments = tape->moments.template as<T>();
     problem.saved = tape->saved.template as<T>();
     problem.states = tape->states.template as<T>();
     problem.hidden = tape->hidden.template as<T>();

@@ -57,7 +57,7 @@ struct LayerTape {
         if (arrays.index != nullptr) {
             copies += static_cast<std::int64_t>(arrays.index->size() * sizeof(std::int64_t));
         }
-        return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes() + copies;
+        return saved.bytes() + states.bytes() + hidden.bytes() + moments.bytes() + timetable->nbytes() + copies;
     }
 
     // After forward, where changes are to be detected.
@@ -71,7 +71,7 @@ struct LayerTape {
     std::shared_ptr<const Timetable> timetable;
     CallArrays arrays;
     bool has_parameter[kMaxParameters]{};  // by the cell's schema
-    AlignedBuffer saved, states, hidden;
+    AlignedBuffer saved, states, hidden, moments;
 
   private:
     std::vector<Digest> digests_;

@@ -79,14 +79,50 @@ struct Program {
     [[gnu::always_inline]] int slots() const { return constant_count + placed + temporaries; }
 };
 
+// What is done with whole rows between two programs of a step; backward does the adjoint.
+enum class RowKind : int {
+    kProduct,    // the products of some gates with weight_hh, of a link in place of h
+    kNormalise,  // values less their mean, over the root of their variance, where they are
+};
+struct RowOperation {
+    RowKind kind;
+    int value, count;  // the gates that the product gives, the values that are normalised: by number, see CellPrograms
+    int first_gate;    // of a product
+    int link;          // a product's operand
+    int number;        // among the operations of its kind
+    int saved;         // where forward keeps the first of the normalised values
+};
+inline constexpr double kNormaliseEps = 1e-5;
+
+// Operations on rows, then a program, which may be empty.
+struct ProgramStage {
+    Program program;
+    const RowOperation* operations;
+    int operation_count;
+};
+
+// One direction of a step.
+struct StagedProgram {
+    const ProgramStage* stages;
+    int count;
+    std::uint32_t reads_before, reads_after;  // of all its programs
+
+    // Whether it is one program and nothing else.
+    [[gnu::always_inline]] bool plain() const { return count == 1 && stages->operation_count == 0; }
+};
+
 // What a cell that is data consists of. Its programs' values are numbered: the gates of gx, or in backward their gradients, from
 // 0 on; the gates that the recurrent product brings, or their gradients; states after the step, or the gradients that
 // reach them; states before the step; values kept for backward; per-unit parameters; and in backward the gradients of
-// states before the step and of parameters.
+// states before the step and of parameters. Of a step of several stages also links, which one stage leaves for
+// another, or their gradients, and in backward the operands of its products.
 struct CellPrograms {
-    Program forward, inference, backward;  // inference: forward without what it keeps
-    bool hidden_product;                   // whether h is multiplied at all
-    int gates, after, before, saved, units, before_gradients, unit_gradients,
+    StagedProgram forward, inference, backward;  // inference: forward without what it keeps
+    bool hidden_product;                         // whether h is multiplied at all
+    bool staged;                                 // whether there are operations on rows
+    int first_gates;                             // whose product is that of h
+    int link_count, products, norms;
+    int gates, after, before, saved, units, before_gradients, unit_gradients, links, operands,
         values;  // where each kind begins
 };
 

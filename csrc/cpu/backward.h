@@ -115,9 +115,9 @@ class Backward : CellSizes<Cell> {
         args.a = m.a_rows;
         args.n = n;
         args.chunks = plan_.panels;
-        args.chunk_len = G * L;
+        args.chunk_len = this->first_gates * L;
         args.chunk_stride = plan_.block_rows * G * L;
-        args.b_panel = plan_.panels * G * L * L;
+        args.b_panel = plan_.panels * this->first_gates * L * L;
         args.b = p_.weights.w_hh_t + u * args.b_panel;
         args.panels = count;
         args.columns = p_.dims.P - u * L;
@@ -169,8 +169,8 @@ class Backward : CellSizes<Cell> {
             project_gradients(part, m, member, later, here, rows, continuing);
             return;
         }
-        const PanelGroups groups(part.panels.end - part.panels.begin, group_panels<Cell, 1>(rows),
-                                 (here.t & 1) != 0);
+        const std::int64_t panels = part.panels.end - part.panels.begin;
+        const PanelGroups groups(panels, group_panels<Cell, 1>(*this, panels, rows), (here.t & 1) != 0);
         const std::int64_t room = group_rows<Cell>(rows);
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
@@ -247,24 +247,39 @@ class Backward : CellSizes<Cell> {
         T* const dgh = gradient(plan_.dgh, here, panels.begin, position);
         tiles.place(0, G, dgx, L, gate_row, gate_panel);
         tiles.place(at.gates, G, dgh, L, gate_row, gate_panel);
+        m.links.place(tiles, at);
+        tiles.place(at.operands, this->products,
+                    plan_.operands[here.buffer] + (here.row + position) * this->products * hp_ + unit, hp_,
+                    part.stride * this->products * hp_, L);
         tiles.place(at.before_gradients, S, plan_.carry + position * S * hp_ + unit, hp_,
                     part.stride * S * hp_, L);
         tiles.place(
             at.unit_gradients, this->units,
             plan_.dunits[here.buffer] + (panels.begin * plan_.block_rows + here.row + position) * units * L,
             L, row * units, plan_.block_rows * units * L);
-        tiles.run(n, panels.end - panels.begin);
         // The products over the gates' gradients read the lanes past the last unit, too.
-        const std::int64_t last = panels.end - 1, valid = p_.dims.H - last * L;
-        if (valid >= L) return;
-        for (std::int64_t i = 0; i < n; ++i) {
-            for (int g = 0; g < G; ++g) {
-                for (T* gates : {dgx, dgh}) {
-                    T* to = gates + (last - panels.begin) * gate_panel + i * gate_row + g * L;
-                    store_padded(V::load(to), to, valid);
+        const auto clear_padding = [&] {
+            const std::int64_t last = panels.end - 1, valid = p_.dims.H - last * L;
+            if (valid >= L) return;
+            for (std::int64_t i = 0; i < n; ++i) {
+                for (int g = 0; g < G; ++g) {
+                    for (T* gates : {dgx, dgh}) {
+                        T* to = gates + (last - panels.begin) * gate_panel + i * gate_row + g * L;
+                        store_padded(V::load(to), to, valid);
+                    }
                 }
             }
-        }
+        };
+        tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
+            if (operation.kind == RowKind::kProduct) clear_padding();
+            const ::fusedrnn::FUSEDRNN_ISA::Place<T> gates{dgh, gate_row, gate_panel};
+            operate_backward(p_.dims, p_.weights, at, operation, tiles, m.links, n, gates, [&](std::int64_t i) {
+                const std::int64_t before = plan_.recompute ? here.row : p_.schedule.offset[here.t];
+                return (plan_.recompute ? plan_.moments : p_.moments)
+                    [(before + part.position(r + i)) * this->norms + operation.number];
+            });
+        });
+        clear_padding();
     }
 
     // What the cell kept in step `here` for one row of the batch and one panel. A tape has the rows of all steps,

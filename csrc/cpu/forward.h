@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/forward_steps.h"
-#include "cpu/program_tiles.h"
+#include "cpu/row_operations.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -29,6 +29,7 @@ struct ForwardPlan : CellSizes<Cell> {
         const T** state_rows;
         T** y_rows;
         typename TilesOf<Cell, T>::Type tiles;
+        typename LinksOf<Cell, T>::Type links;
     };
 
     // `following`: its inputs come from a call that runs meanwhile.
@@ -51,14 +52,17 @@ struct ForwardPlan : CellSizes<Cell> {
     Member take_member(Arena& arena) const {
         Member m;
         m.gx = arena.template take<T>(block_rows * member_panels * G * L);
-        m.acc =
-            arena.template take<T>((group_vectors<Cell, kInterleaved>() * G + accumulator_vectors<1>()) * L);
+        const std::int64_t group = group_vectors<Cell, kInterleaved>(*this, panels, member_rows);
+        m.acc = arena.template take<T>((group * G + accumulator_vectors<1>()) * L);
         m.x_rows = arena.template take<const T*>(block_rows);
         m.h_rows = arena.template take<const T*>(member_rows);
         m.state_rows = arena.template take<const T*>(member_rows * S);
         m.y_rows = arena.template take<T*>(member_rows);
         if constexpr (CellSizes<Cell>::kIsProgram) {
-            m.tiles = ProgramTiles<T>(programs->forward, programs->inference, programs->values, S + 1, arena);
+            const std::int64_t tiled = group_vectors<Cell, 1>(*this, panels, member_rows);
+            m.tiles =
+                ProgramTiles<T>(programs->forward, programs->inference, programs->values, S + 1, tiled, arena);
+            m.links = Links<T>(*this, panels, arena);
         }
         return m;
     }
@@ -183,7 +187,7 @@ class Forward : ForwardSteps<Cell, T> {
             m.y_rows[i] = this->output_row(t, part.position(i));
         }
         const std::int64_t panels = part.panels.end - part.panels.begin, room = group_rows<Cell>(rows);
-        const PanelGroups groups(panels, group_panels<Cell, kInterleaved>(rows),
+        const PanelGroups groups(panels, group_panels<Cell, kInterleaved>(*this, panels, rows),
                                  ((t & 1) != 0) != p_.backwards);
         const std::int64_t h_size = this->multiplies_h ? p_.dims.P : 0;
         const std::int64_t panel_work = (h_size + (project ? p_.dims.I : 0) + 16) * G * L;
@@ -247,11 +251,12 @@ class Forward : ForwardSteps<Cell, T> {
             tiles.place(at.gates, G, from_x, L, row, plan_.block_rows * row);
         }
         for (int k = 0; k < S; ++k) {
-            if ((tiles.program().reads_before >> k & 1) == 0) continue;
+            if ((tiles.reads_before() >> k & 1) == 0) continue;
             tiles.place_rows(at.before + k, m.state_rows + r * S + k, S, n, panels, width, k);
         }
         tiles.place(at.units, this->units, p_.weights.units + panels.begin * this->units * L, L, 0,
                     this->units * L);
+        m.links.place(tiles, at);
         tiles.place_output_rows(at.after, m.y_rows + r, n, panels, width, S);
         if (S > 1) {
             tiles.place(at.after + 1, S - 1, this->states_out(t, position) + panels.begin * L, this->hp_,
@@ -263,7 +268,14 @@ class Forward : ForwardSteps<Cell, T> {
                 p_.schedule.offset[t] * plan_.panels + panels.begin * active + position;
             tiles.place(at.saved, this->kept, p_.saved + before * kept, L, part.stride * kept, active * kept);
         }
-        tiles.run(n, panels.end - panels.begin);
+        tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
+            operate(*this, p_.dims, p_.weights, operation, tiles, m.links, n,
+                    HiddenGates<T>{gx, plan_.block_rows, m.acc, acc_rows}, [&](std::int64_t i, T rstd) {
+                        if (p_.moments == nullptr) return;
+                        const std::int64_t at_row = p_.schedule.offset[t] + part.position(r + i);
+                        p_.moments[at_row * this->norms + operation.number] = rstd;
+                    });
+        });
         tiles.store_rows(at.after, m.y_rows + r, n, panels, width, S);
     }
 

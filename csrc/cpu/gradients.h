@@ -6,7 +6,7 @@
 
 #include "cpu/outer.h"
 #include "cpu/pack.h"
-#include "cpu/program_tiles.h"
+#include "cpu/row_operations.h"
 #include "cpu/steps.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -25,8 +25,10 @@ struct BackwardPlan : CellSizes<Cell> {
     // [panel][row][L], and of per-unit parameters [panel][row][values][L]. Twice: the next block's sweep begins while
     // other members still read this block's.
     T *zero, *carry, *dgx[2], *dgh[2], *dhidden[2], *dunits[2];
+    T* operands[2];  // of the products within a step: [row][product][H rounded up]
     T* table_gates;  // the sums of dgx over the places where a row of the table was looked up: [panel][V][G][L]
-    T* saved;        // what the cells of a block keep, where the tape does not have it; laid out as the tape
+    // What the cells of a block keep, where the tape does not have it; laid out as the tape.
+    T *saved, *moments;
     struct Member {
         T *acc, *columns;
         const T** a_rows;            // the rows of a product
@@ -35,6 +37,7 @@ struct BackwardPlan : CellSizes<Cell> {
         std::int64_t* indices;       // of the rows of a block in the table of inputs
         const T** state_rows;
         typename TilesOf<Cell, T>::Type tiles;
+        typename LinksOf<Cell, T>::Type links;
     };
 
     // `no_tape`: it does not have what the cells keep.
@@ -54,13 +57,18 @@ struct BackwardPlan : CellSizes<Cell> {
             dgh[i] = this->split_gates ? arena.template take<T>(gradients) : dgx[i];
             dhidden[i] = arena.template take<T>(d.projected ? p_panels * block_rows * L : 0);
             dunits[i] = arena.template take<T>(panels * block_rows * units * L);
+            if constexpr (CellSizes<Cell>::kIsProgram)
+                operands[i] = arena.template take<T>(block_rows * this->products * padded<T>(d.H));
         }
         table_gates = arena.template take<T>(panels * d.V * G * L);
         saved = arena.template take<T>(recompute ? panels * block_rows * kept * L : 0);
+        if constexpr (CellSizes<Cell>::kIsProgram)
+            moments = arena.template take<T>(recompute ? block_rows * this->norms : 0);
     }
     Member take_member(const Dims& d, Arena& arena) const {
         Member m;
-        m.acc = arena.template take<T>(larger(accumulator_vectors<1>(), group_vectors<Cell, 1>()) * L);
+        const std::int64_t group = group_vectors<Cell, 1>(*this, panels, d.B);
+        m.acc = arena.template take<T>(larger(accumulator_vectors<1>(), group) * L);
         m.columns = arena.template take<T>(block_rows *
                                            larger(padded<T>(d.I), larger(padded<T>(d.H), padded<T>(d.P))));
         m.a_rows = arena.template take<const T*>(block_rows);
@@ -70,7 +78,9 @@ struct BackwardPlan : CellSizes<Cell> {
         m.indices = arena.template take<std::int64_t>(block_rows);
         m.state_rows = arena.template take<const T*>(d.B * S);
         if constexpr (CellSizes<Cell>::kIsProgram) {
-            m.tiles = ProgramTiles<T>(programs->backward, programs->backward, programs->values, 2 * S, arena);
+            m.tiles =
+                ProgramTiles<T>(programs->backward, programs->backward, programs->values, 2 * S, group, arena);
+            m.links = Links<T>(*this, panels, arena);
         }
         return m;
     }
@@ -122,9 +132,11 @@ class Gradients : CellSizes<Cell> {
             // The first steps of a sequence, which end the sweep, may have had no state to multiply.
             std::int64_t with_state = rows;
             while (with_state > 0 && m.h_rows[with_state - 1] == plan_.zero) --with_state;
-            const OuterArgs<T> args{dgh,       a_panel,  G,         p_.dims.H, m.h_rows, with_state,
-                                    p_.dims.P, to_.w_hh, m.columns, team_,     member};
-            outer<T>(args, larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0));
+            const Range columns{larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0)};
+            const OuterArgs<T> args{dgh,        a_panel,    G,        this->first_gates, p_.dims.H, m.h_rows,
+                                    with_state, p_.dims.P, to_.w_hh, m.columns,         team_,     member};
+            outer<T>(args, columns.begin, columns.end);
+            if constexpr (Sizes::kIsProgram) product_gradients(m, member, buffer, rows, columns);
         }
         if (p_.dims.V == 0) input_bias_gradients(member, dgx, a_panel, rows);
         if (this->split_gates) {
@@ -152,6 +164,28 @@ class Gradients : CellSizes<Cell> {
     }
 
   private:
+    // dW_hh of gates whose products are not those of h.
+    void product_gradients(Member& m, int member, int buffer, std::int64_t rows, Range columns) const {
+        const std::int64_t width = padded<T>(p_.dims.H), a_panel = plan_.block_rows * G * L;
+        for_each_product(*plan_.programs, [&](const RowOperation& product) {
+            for (std::int64_t i = 0; i < rows; ++i)
+                m.a_rows[i] = plan_.operands[buffer] + (i * this->products + product.number) * width;
+            const OuterArgs<T> args{plan_.dgh[buffer] + product.first_gate * L,
+                                    a_panel,
+                                    G,
+                                    product.count,
+                                    p_.dims.H,
+                                    m.a_rows,
+                                    rows,
+                                    p_.dims.H,
+                                    to_.w_hh + product.first_gate * p_.dims.H * p_.dims.H,
+                                    m.columns,
+                                    team_,
+                                    member};
+            outer<T>(args, columns.begin, columns.end);
+        });
+    }
+
     // Of per-unit parameters, each its columns of what the cells gave.
     void unit_gradients(int member, const T* dunits, std::int64_t rows) const {
         const Range panels = share(plan_.panels, team_.size(), member);
@@ -206,8 +240,8 @@ class Gradients : CellSizes<Cell> {
             back_through_inputs(m, member, gates, a_panel, share(rows, team_.size(), member));
         }
         if (to_.w_ih == nullptr) return;
-        const OuterArgs<T> args{gates,     a_panel,  G,         p_.dims.H, m.x_rows, rows,
-                                p_.dims.I, to_.w_ih, m.columns, team_,     member};
+        const OuterArgs<T> args{gates, a_panel,   G,         G,         p_.dims.H, m.x_rows,
+                                rows,  p_.dims.I, to_.w_ih, m.columns, team_,     member};
         outer<T>(args, columns.begin, columns.end);
     }
 
@@ -264,8 +298,8 @@ class Gradients : CellSizes<Cell> {
             }
         }
         const OuterArgs<T> args{
-            dhidden, plan_.block_rows * L, 1, p_.dims.P, m.a_rows, n, p_.dims.H, to_.w_hr, m.columns, team_,
-            member};
+            dhidden,    plan_.block_rows * L, 1, 1, p_.dims.P, m.a_rows, n, p_.dims.H, to_.w_hr,
+            m.columns, team_,                member};
         const Range mine = share(panels_of<T>(p_.dims.H), team_.size(), member);
         outer<T>(args, mine.begin, mine.end);
     }

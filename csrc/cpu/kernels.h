@@ -18,6 +18,7 @@ struct RecurrentCell;
 struct Dims {
     std::int64_t T, B, I, H, P, V;
     bool projected;
+    bool whole_rows;  // whether a step works on whole rows of units, so that no two threads may share one
     bool operator==(const Dims&) const = default;
 };
 
@@ -81,6 +82,7 @@ struct ForwardProblem {
     T* saved;   // per step [H/L][active][kSaved][L]
     T* states;  // [rows][kStates - 1][H rounded up to L]: the states beyond h after each step
     T* hidden;  // [rows][H rounded up]: h before the projection
+    T* moments;  // [rows][norms]: what normalised rows were divided by, its inverse
 };
 
 template <class T>
@@ -94,7 +96,7 @@ struct BackwardProblem {
     const T* initial[kMaxStates];
     const T* reset[kMaxStates];
     std::int64_t reset_stride[kMaxStates];
-    const T *saved, *states, *hidden;  // saved null: computed again
+    const T *saved, *states, *hidden, *moments;  // saved null: computed again, moments too
     Sequence<const T> dy;              // data null: zero
     const T* dfinal[kMaxStates];       // null: zero
     T* dinitial[kMaxStates];

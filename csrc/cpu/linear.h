@@ -113,7 +113,7 @@ struct Linear {
         }
         if (dw != nullptr) {
             for (std::int64_t r = 0; r < n; ++r) m.rows[r] = x + r * in;
-            const OuterArgs<T> args{dy_panels, n * L, 1, out, m.rows, n, in, dw, m.columns, *team, member};
+            const OuterArgs<T> args{dy_panels, n * L, 1, 1, out, m.rows, n, in, dw, m.columns, *team, member};
             const Range mine = share(panels_of<T>(in), team->size(), member);
             outer<T>(args, mine.begin, mine.end);
         }

@@ -12,12 +12,12 @@ inline constexpr std::int64_t kOuterBlockRows = 192;  // a tile's share of X and
 
 template <class T>
 struct OuterArgs {
-    const T* a;  // panel j, row k, gate g, lane l at a + j * a_panel + (k * G + g) * L + l
-    std::int64_t a_panel;
-    std::int64_t gates, units;  // G, H
+    const T* a;  // panel j, row k, gate g, lane l at a + j * a_panel + (k * row_gates + g) * L + l
+    std::int64_t a_panel, row_gates;
+    std::int64_t gates, units;  // of row_gates the first
     const T* const* x;          // `rows` rows of `columns` values
     std::int64_t rows, columns;
-    T* dw;       // (G*H, columns)
+    T* dw;       // (gates*H, columns)
     T* buffer;   // rows * kOuterPanels * L
     Team& team;  // ends early once it is cancelled
     int member;
@@ -108,8 +108,8 @@ void outer_panel(const OuterArgs<T>& p, std::int64_t j, std::int64_t vector, con
                 for (int r = 0; r < R && unit_of(tile + 1) + r < p.units; ++r)
                     prefetch(sums_of(tile + 1) + r * p.columns, width);
             }
-            const T* a = p.a + j * p.a_panel + (k * p.gates + tile / tiles) * L + (unit - j * L);
-            outer_tile<T, R, U>(a, p.gates * L, x + k * U * L, count, sums_of(tile), p.columns,
+            const T* a = p.a + j * p.a_panel + (k * p.row_gates + tile / tiles) * L + (unit - j * L);
+            outer_tile<T, R, U>(a, p.row_gates * L, x + k * U * L, count, sums_of(tile), p.columns,
                                 p.units - unit, width);
         }
     }

@@ -5,6 +5,7 @@
 #include "cells/call.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
+#include "cpu/row_operations.h"
 #include "cpu/sizes.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -178,7 +179,15 @@ void pack(const RecurrentCell& cell, const Dims& d, const Params<const T>& param
     if (d.projected) pack_rows<T>(w_hr, 1, d.P, d.H, out.w_hr, team, 0);
     if (backward) {
         pack_columns<T>(w_ih, c.G, d.H, d.I, out.w_ih_t, team);
-        if (c.multiplies_h) pack_columns<T>(w_hh, c.G, d.H, d.P, out.w_hh_t, team);
+        if (c.multiplies_h) pack_columns<T>(w_hh, c.first_gates, d.H, d.P, out.w_hh_t, team);
+        if constexpr (CellSizes<Cell>::kIsProgram) {
+            // Each product within a step has a block of its own.
+            for_each_product(*cell.programs, [&](const RowOperation& product) {
+                const std::int64_t first = product.first_gate;
+                pack_columns<T>(w_hh + first * d.H * d.P, product.count, d.H, d.P,
+                                out.w_hh_t + first * padded<T>(d.H) * padded<T>(d.P), team);
+            });
+        }
         if (d.projected) pack_columns<T>(w_hr, 1, d.P, d.H, out.w_hr_t, team);
     }
 }

@@ -25,13 +25,14 @@ double call_flops(const Dims& d, int gates, bool backward) {
 }  // namespace
 
 Split recurrent_split(const Dims& d, int threads) {
-    if (d.projected || d.B >= kRowsPerThread * threads) return Split::kRows;
+    if (d.projected || d.whole_rows || d.B >= kRowsPerThread * threads) return Split::kRows;
     return Split::kUnits;
 }
 
 int recurrent_threads(const Dims& d, int gates, bool backward) {
     const double total = call_flops(d, gates, backward);
     int n = static_cast<int>(std::min<double>(get_num_threads(), total / kFlopsPerThread));
+    if (d.whole_rows) n = static_cast<int>(std::min<std::int64_t>(n, d.B));
     if (n <= 1) return 1;
     if (recurrent_split(d, n) == Split::kUnits) {
         if (d.B >= 2 * kRowsPerThread) return static_cast<int>(d.B / kRowsPerThread);

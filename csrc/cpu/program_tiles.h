@@ -28,17 +28,32 @@ class ProgramTiles {
     using V = Vec<T>;
 
     ProgramTiles() = default;
-    // Memory for programs of these sizes; gathered: of so many values a group's vectors may be gathered.
-    ProgramTiles(const Program& a, const Program& b, int values, std::int64_t gathered, Arena& arena)
-        : slots_(arena.template take<Slot<T>>(a.slots() > b.slots() ? a.slots() : b.slots())),
-          places_(arena.template take<Place<T>>(values)),
-          constants_(arena.template take<T>(
-              (a.constant_count > b.constant_count ? a.constant_count : b.constant_count) * L)),
-          temporaries_(
-              arena.template take<T>(larger(a.temporaries * tile_of(a), b.temporaries * tile_of(b)) * L)),
-          gathered_(arena.template take<T>(gathered * kGathered * L)) {}
+    // Memory for these programs; gathered: of so many values the vectors of a group, so many, may be gathered.
+    ProgramTiles(const StagedProgram& a, const StagedProgram& b, int values, std::int64_t gathered,
+                 std::int64_t group, Arena& arena)
+        : group_(group) {
+        std::int64_t slots = 0, constants = 0, temporaries = 0;
+        for (const StagedProgram* staged : {&a, &b}) {
+            for (int i = 0; i < staged->count; ++i) {
+                const Program& p = staged->stages[i].program;
+                slots = larger(slots, p.slots());
+                constants = larger(constants, p.constant_count);
+                temporaries = larger(temporaries, p.temporaries * tile_of(p));
+            }
+        }
+        slots_ = arena.template take<Slot<T>>(slots);
+        places_ = arena.template take<Place<T>>(values);
+        constants_ = arena.template take<T>(constants * L);
+        temporaries_ = arena.template take<T>(temporaries * L);
+        gathered_ = arena.template take<T>(gathered * group * L);
+    }
 
     // Before the first group.
+    void use(const StagedProgram& staged) {
+        staged_ = &staged;
+        use(staged.stages[0].program);
+    }
+    std::uint32_t reads_before() const { return staged_->reads_before; }
     void use(const Program& program) {
         program_ = &program;
         tile_ = tile_of(program);
@@ -50,17 +65,16 @@ class ProgramTiles {
         slot += program.placed;
         for (int i = 0; i < program.temporaries; ++i, ++slot) *slot = {temporaries_ + i * tile_ * L, L};
     }
-    const Program& program() const { return *program_; }
-
     // Places `count` values from number `first` on, the next `step` elements after the one before.
     void place(int first, int count, T* at, std::int64_t step, std::int64_t row, std::int64_t panel) {
         for (int i = 0; i < count; ++i) places_[first + i] = {at + i * step, row, panel};
     }
     void place(int value, const Place<T>& p) { places_[value] = p; }
+    const Place<T>* places(int first) const { return places_ + first; }
 
     // Where gathered value i of a group of so many rows is.
     Place<T> gathered(std::int64_t i, std::int64_t rows) const {
-        return {gathered_ + i * kGathered * L, L, rows * L};
+        return {gathered_ + i * group_ * L, L, rows * L};
     }
 
     // Places a value that is row by row where `rows` point, every `each`-th of them, with `width` elements: there, if these are
@@ -105,6 +119,19 @@ class ProgramTiles {
         }
     }
 
+    // All stages of the step, for all rows and panels of the group; operate(operation) is what lies between two of them.
+    template <class F>
+    void run_stages(std::int64_t rows, std::int64_t panels, F&& operate) {
+        if (staged_->plain()) return run(rows, panels);
+        for (int i = 0; i < staged_->count; ++i) {
+            const ProgramStage& stage = staged_->stages[i];
+            for (int k = 0; k < stage.operation_count; ++k) operate(stage.operations[k]);
+            if (stage.program.length == 0) continue;
+            use(stage.program);
+            run(rows, panels);
+        }
+    }
+
     // The program, for all rows and panels of the group.
     void run(std::int64_t rows, std::int64_t panels) const {
         const bool by_panels = panels > rows;
@@ -123,9 +150,6 @@ class ProgramTiles {
     }
 
   private:
-    // A group's vectors, of one value.
-    static constexpr std::int64_t kGathered = group_vectors<ProgramCell, 1>();
-
     static std::int64_t tile_of(const Program& p) {
         const std::int64_t vector = L * static_cast<std::int64_t>(sizeof(T));
         return larger(kLeastTile, smaller(kRowGroup, kTileBytes / (larger(1, p.slots()) * vector)));
@@ -144,11 +168,12 @@ class ProgramTiles {
         return true;
     }
 
+    const StagedProgram* staged_ = nullptr;
     const Program* program_ = nullptr;
     Slot<T>* slots_ = nullptr;
     Place<T>* places_ = nullptr;
     T *constants_ = nullptr, *temporaries_ = nullptr, *gathered_ = nullptr;
-    std::int64_t tile_ = 0;
+    std::int64_t tile_ = 0, group_ = 0;
 };
 
 // Nothing, for compiled cells.

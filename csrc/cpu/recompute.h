@@ -20,11 +20,14 @@ class Recompute : CellSizes<Cell> {
         const T** h_rows;
         T** to;                  // where panel 0 of a row goes
         std::int64_t* to_panel;  // and how far the next panel is
+        std::int64_t* block_row;
         typename TilesOf<Cell, T>::Type tiles;
+        typename LinksOf<Cell, T>::Type links;
     };
     static Member take_member(const Plan& plan, Arena& arena) {
         const std::int64_t rows = plan.recompute ? plan.block_rows : 0;
-        const std::int64_t products = plan.recompute ? group_vectors<Cell, kInterleaved>() * plan.G * L : 0;
+        const std::int64_t group = group_vectors<Cell, kInterleaved>(plan, plan.panels, rows);
+        const std::int64_t products = plan.recompute ? group * plan.G * L : 0;
         Member m;
         m.gx = arena.template take<T>(products);
         m.acc = arena.template take<T>(products);
@@ -33,11 +36,14 @@ class Recompute : CellSizes<Cell> {
         m.h_rows = arena.template take<const T*>(rows);
         m.to = arena.template take<T*>(rows);
         m.to_panel = arena.template take<std::int64_t>(rows);
+        m.block_row = arena.template take<std::int64_t>(plan.staged ? rows : 0);
         if constexpr (Sizes::kIsProgram) {
             if (plan.recompute) {
-                const Program& program = plan.programs->forward;
-                m.tiles =
-                    ProgramTiles<T>(program, program, plan.programs->values, 2 * plan.S + plan.kept, arena);
+                const StagedProgram& program = plan.programs->forward;
+                const std::int64_t tiled = group_vectors<Cell, 1>(plan, plan.panels, rows);
+                m.tiles = ProgramTiles<T>(program, program, plan.programs->values, 2 * plan.S + plan.kept,
+                                          tiled, arena);
+                m.links = Links<T>(plan, plan.panels, arena);
             }
         }
         return m;
@@ -49,7 +55,8 @@ class Recompute : CellSizes<Cell> {
     // The rows and panels of one member, for the steps [begin, end) of the sweep; ends early once the call was cancelled.
     void run(const Part& part, Member& m, int member, std::int64_t begin, std::int64_t end) const {
         const std::int64_t n = find_rows(part, m, begin, end), room = group_rows<Cell>(n);
-        const std::int64_t at_once = group_panels<Cell, kInterleaved>(n);
+        const std::int64_t at_once =
+            group_panels<Cell, kInterleaved>(*this, part.panels.end - part.panels.begin, n);
         for (std::int64_t u = part.panels.begin; u < part.panels.end; u += at_once) {
             const Range panels{u, smaller(u + at_once, part.panels.end)};
             for (std::int64_t r = 0; r < n; r += kRowGroup) {
@@ -93,6 +100,7 @@ class Recompute : CellSizes<Cell> {
                 m.x_rows[n] = p_.dims.V == 0 ? p_.x.row(t, b) : p_.x.row(0, p_.index[t * p_.dims.B + b]);
                 m.to[n] = plan_.saved + (block_row * plan_.panels + position) * this->kept * L;
                 m.to_panel[n] = active * this->kept * L;
+                if (this->staged) m.block_row[n] = block_row + position;
             }
             block_row += active;
         }
@@ -123,7 +131,13 @@ class Recompute : CellSizes<Cell> {
         tiles.place(at.units, this->units, p_.weights.units + panels.begin * this->units * L, L, 0,
                     this->units * L);
         for (int k = 0; k < this->kept; ++k) tiles.place(at.saved + k, tiles.gathered(2 * S + k, n));
-        tiles.run(n, panels.end - panels.begin);
+        m.links.place(tiles, at);
+        tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
+            operate(*this, p_.dims, p_.weights, operation, tiles, m.links, n,
+                    HiddenGates<T>{m.gx, room, m.acc, room}, [&](std::int64_t i, T rstd) {
+                        plan_.moments[m.block_row[r + i] * this->norms + operation.number] = rstd;
+                    });
+        });
         for (int k = 0; k < this->kept; ++k) {
             const Place<T> from = tiles.gathered(2 * S + k, n);
             for (std::int64_t i = 0; i < n; ++i) {

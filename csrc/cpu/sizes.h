@@ -19,6 +19,9 @@ struct CellSizes {
     static constexpr int G = Cell::kGates, S = Cell::kStates, kept = Cell::kSaved, units = kPerUnit<Cell>;
     static constexpr bool split_gates = Cell::kSplitGates, direct_hidden = Cell::kDirectHidden;
     static constexpr bool multiplies_h = true;
+    // Gates whose product is that of h before the step; whether whole rows are worked on within a step.
+    static constexpr int first_gates = Cell::kGates;
+    static constexpr bool staged = false;
 
     constexpr explicit CellSizes(const RecurrentCell&) {}
 };
@@ -28,17 +31,22 @@ struct CellSizes<ProgramCell> {
     static constexpr bool kIsProgram = true;
     static constexpr int kInterleaved = 1;
     static constexpr int kMostStates = kMaxStates;
-    int G, S, kept, units;
-    bool split_gates, direct_hidden, multiplies_h;
+    int G, S, kept, units, first_gates, links, products, norms;
+    bool split_gates, direct_hidden, multiplies_h, staged;
 
     explicit CellSizes(const RecurrentCell& cell)
         : G(cell.gates),
           S(cell.states),
           kept(cell.saved),
           units(cell.per_unit),
+          first_gates(cell.programs->first_gates),
+          links(cell.programs->link_count),
+          products(cell.programs->products),
+          norms(cell.programs->norms),
           split_gates(cell.split_gates && cell.programs->hidden_product),
           direct_hidden(cell.direct_hidden),
-          multiplies_h(cell.programs->hidden_product) {}
+          multiplies_h(cell.programs->hidden_product),
+          staged(cell.programs->staged) {}
 };
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

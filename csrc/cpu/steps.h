@@ -64,6 +64,17 @@ constexpr std::int64_t group_vectors() {
     return whole > kProgramGroup ? whole : kProgramGroup;
 }
 
+// The same of a cell that may work on whole rows: then all panels are one group.
+template <class Cell, int kGates>
+std::int64_t group_panels(const CellSizes<Cell>& c, std::int64_t panels, std::int64_t rows) {
+    return c.staged ? panels : group_panels<Cell, kGates>(rows);
+}
+template <class Cell, int kGates>
+std::int64_t group_vectors(const CellSizes<Cell>& c, std::int64_t panels, std::int64_t rows) {
+    constexpr std::int64_t usual = group_vectors<Cell, kGates>();
+    return c.staged ? larger(usual, panels * smaller(kRowGroup, rows)) : usual;
+}
+
 // Looks up the state before step t of row b at position p. `Problem` is a ForwardProblem or a BackwardProblem.
 template <class Cell, class T>
 class PreviousStates : CellSizes<Cell> {
@@ -130,13 +141,13 @@ class PreviousStates : CellSizes<Cell> {
     std::int64_t row_size_;
 };
 
-// The products of all gates, given the first: one where panels interleave the gates, else one for each, from weights of its
-// own to its place among the interleaved results.
+// The products of so many gates, given the first: one where panels interleave the gates, else one for each, from weights of
+// its own to its place among the interleaved results.
 template <class Cell, class T>
-FUSEDRNN_INLINE void gate_products(const CellSizes<Cell>& c, const Dims& d, GemmArgs<T>& args) {
+FUSEDRNN_INLINE void gate_products(const Dims& d, GemmArgs<T>& args, int gates) {
     constexpr int together = CellSizes<Cell>::kInterleaved;
     gemm<T, together>(args);
-    for (int g = together; g < c.G; g += together) {
+    for (int g = together; g < gates; g += together) {
         args.b += panels_of<T>(d.H) * args.b_panel;
         args.init += together * Vec<T>::kLanes;
         args.out += together * Vec<T>::kLanes;
@@ -163,7 +174,7 @@ void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& wei
     args.out = out;
     args.out_panel = out_rows * c.G * L;
     args.out_row = c.G * L;
-    gate_products<Cell>(c, d, args);
+    gate_products<Cell>(d, args, c.G);
 }
 
 // (gx, or the recurrent bias where gates are split) + h W_hh^T for n rows of h, laid out as the result of input_product.
@@ -171,6 +182,7 @@ template <class Cell, class T>
 void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
                     std::int64_t n, Range panels, const T* gx, std::int64_t gx_rows, T* out,
                     std::int64_t out_rows) {
+    if (c.first_gates == 0) return;
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
     GemmArgs<T> args{};
     args.a = rows;
@@ -192,7 +204,7 @@ void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& we
     args.out = out;
     args.out_panel = out_rows * c.G * L;
     args.out_row = c.G * L;
-    gate_products<Cell>(c, d, args);
+    gate_products<Cell>(d, args, c.first_gates);
 }
 
 // What the units of a panel have of all per-unit parameters.

@@ -7,11 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from fusedrnn import _core
 from fusedrnn.cell_spec import CellSpec, Initial, parameters_of
 from fusedrnn.symbolic.gradient import gradients
-from fusedrnn.symbolic.graph import Expression, Graph, cone, is_gate, is_gate_sum
+from fusedrnn.symbolic.graph import Expression, Graph, cone, gate_of, is_gate_sum
 from fusedrnn.symbolic.program import Program, choose_saved, lower
+from fusedrnn.symbolic.stages import RowOperation, Stage, cut_rows, levels_of, lower_stages, normalises_gates
 from fusedrnn.symbolic.text import equations
 
 # What the kernels have room for.
@@ -35,7 +39,9 @@ class DefinedCell:
         hidden_product: whether the step reads h.g of any gate; there is no weight_hh if it does not.
         split_gates: False where the step sees only the sums x.g + h.g, or no h.g.
         direct_hidden: whether the hidden state enters the step outside of the matrix product.
+        bias: whether the gates have biases, bias_ih and bias_hh.
         next_states: {state: its expression after the step}.
+        operations: what is done with whole rows within a step, see `fusedrnn.symbolic.stages`.
         gradients: {symbol: its gradient}, from the gradients `dnext.*` of the states after the step.
         kept: the values that forward keeps for backward.
     """
@@ -49,22 +55,29 @@ class DefinedCell:
         graph: Graph,
         next_states: Mapping[str, Expression],
         initial: Mapping[str, Initial],
+        bias: bool = True,
     ) -> None:
         self.name, self.gates = name, tuple(gates)
         self.states, self.parameters = tuple(states), tuple(parameters)
         self.initial = {symbol: value for symbol, value in initial.items() if value != 0}
+        self.bias = bias
         self._graph = graph
+        self.given = {state: next_states[state] for state in self.states}
         nodes = cone(next_states.values())
         _check_used(nodes, self)
         self.hidden_product = any(node.name.startswith("h.") for node in nodes)
-        self.split_gates = self.hidden_product and not _only_sums(nodes)
-        roots = [next_states[state] for state in self.states]
-        if self.hidden_product and not self.split_gates:
-            sums = {
-                node.id: graph.input(f"a.{node.arguments[0].name[2:]}") for node in nodes if is_gate_sum(node)
-            }
-            roots = graph.substitute(roots, sums)
+        self.split_gates = self.hidden_product and (
+            normalises_gates(nodes, self.gates) or not _only_sums(nodes)
+        )
+        split = self.split_gates or not self.hidden_product
+        roots, self.operations = cut_rows(graph, list(self.given.values()), self.gates, split)
         self.next_states = dict(zip(self.states, roots, strict=True))
+        self._operands = {
+            f"link.{link}": operand
+            for operation in self.operations
+            for link, operand in zip(operation.links, operation.operands, strict=True)
+        }
+        roots += self._operands.values()
         self.direct_hidden = any(node.name == f"s.{self.states[0]}" for node in cone(roots))
         self.gradients = self._differentiate(roots)
         self.kept = self._choose_kept(roots)
@@ -83,7 +96,10 @@ class DefinedCell:
         wanted = self._gate_symbols + self._carried_symbols
         if not self.direct_hidden:
             wanted.remove(f"s.{self.states[0]}")
+        normalised = [link for o in self.operations if o.kind == "layer_norm" for link in o.symbols]
+        wanted += [link for link in normalised if link.startswith("link.")]
         reaching = [graph.input(f"dnext.{state}") for state in self.states]
+        reaching += [graph.input(f"d{link}") for link in self._operands]
         found = gradients(zip(roots, reaching, strict=True), [graph.input(name) for name in wanted])
         return {
             f"d{name}": graph.constant(0.0) if gradient is None else gradient
@@ -95,11 +111,20 @@ class DefinedCell:
         from_outside: set[int] = set()
         needed: dict[int, Expression] = {}
         for node in cone(self.gradients.values()):
-            if node.name.startswith("dnext.") or any(a.id in from_outside for a in node.arguments):
+            if node.name.startswith(("dnext.", "dlink.")) or any(a.id in from_outside for a in node.arguments):
                 from_outside.add(node.id)
                 needed.update({a.id: a for a in node.arguments if a.id not in from_outside})
         needed.update({n.id: n for n in self.gradients.values() if n.id not in from_outside})
-        return tuple(choose_saved(list(needed.values()), forward, self._carried_symbols))
+        needed.update({operand.id: operand for operand in self._product_operands.values()})
+        # The adjoint of a layer_norm reads its results.
+        results = [name for o in self.operations if o.kind == "layer_norm" for name in o.symbols]
+        chosen = choose_saved(list(needed.values()), forward, self._carried_symbols + results)
+        return (*(self._graph.input(name) for name in results), *chosen)
+
+    @property
+    def _product_operands(self) -> dict[str, Expression]:
+        products = [o for o in self.operations if o.kind == "product"]
+        return {f"operand.{o.number}": o.operands[0] for o in products}
 
     @cached_property
     def forward(self) -> Program:
@@ -114,20 +139,71 @@ class DefinedCell:
 
     def _forward(self, saved: Mapping[str, Expression]) -> Program:
         after = {f"next.{state}": node for state, node in self.next_states.items()}
-        before = [f"s.{state}" for state in self.states]
+        before = self._states_before
         inputs = self._gate_symbols + self._carried_symbols
         return lower(self._graph, {**after, **saved}, inputs, late=after, read_before=before)
+
+    @property
+    def _states_before(self) -> list[str]:
+        return [f"s.{state}" for state in self.states]
 
     @cached_property
     def backward(self) -> Program:
         """From `saved.*`, states, parameters and `dnext.*` to the gradients of `forward`'s inputs."""
-        graph = self._graph
-        saved = {node.id: graph.input(f"saved.{i}") for i, node in enumerate(self.kept)}
-        roots = dict(zip(self.gradients, graph.substitute(self.gradients.values(), saved), strict=True))
+        roots = self._backward_roots
         reaching = [f"dnext.{state}" for state in self.states]
         inputs = [f"saved.{i}" for i in range(len(self.kept))] + self._carried_symbols + reaching
         late = [name for name in roots if name.startswith("ds.")]
-        return lower(graph, roots, inputs, late=late, read_before=reaching)
+        return lower(self._graph, roots, inputs, late=late, read_before=reaching)
+
+    @property
+    def _backward_roots(self) -> dict[str, Expression]:
+        graph = self._graph
+        saved = {node.id: graph.input(f"saved.{i}") for i, node in enumerate(self.kept)}
+        roots = self.gradients | self._product_operands
+        return dict(zip(roots, graph.substitute(roots.values(), saved), strict=True))
+
+    @cached_property
+    def forward_stages(self) -> tuple[tuple[Stage, ...], int]:
+        """The stages of forward, one where there are no operations on rows, and their number of links."""
+        if not self.operations:
+            return (Stage((), self.forward),), 0
+        return self._forward_stages({f"saved.{i}": node for i, node in enumerate(self.kept)})
+
+    @cached_property
+    def inference_stages(self) -> tuple[tuple[Stage, ...], int]:
+        """`forward_stages` without what they keep."""
+        return self._forward_stages({}) if self.operations else ((Stage((), self.inference),), 0)
+
+    def _forward_stages(self, saved: Mapping[str, Expression]) -> tuple[tuple[Stage, ...], int]:
+        after = {f"next.{state}": node for state, node in self.next_states.items()}
+        known: dict[str, int] = {}
+        stages: dict[int, int] = {}
+        for i, operation in enumerate(self.operations):
+            levels = levels_of(cone(operation.operands), known)
+            stages[i] = 1 + max((levels[o.id] for o in operation.operands), default=-1)
+            known |= dict.fromkeys(operation.symbols, stages[i])
+        outputs = {**after, **self._operands, **saved}
+        before, links = self._states_before, len(self._operands)
+        return lower_stages(self._graph, outputs, known, stages, links, late=after, read_before=before)
+
+    @cached_property
+    def backward_stages(self) -> tuple[tuple[Stage, ...], int]:
+        """The stages of backward: the adjoints of the operations in reverse, and programs."""
+        if not self.operations:
+            return (Stage((), self.backward),), 0
+        roots = self._backward_roots
+        known: dict[str, int] = {}
+        stages: dict[int, int] = {}
+        for i, operation in reversed(list(enumerate(self.operations))):
+            results = [roots[f"d{name}"] for name in operation.symbols]
+            levels = levels_of(cone(results), known)
+            stages[i] = 1 + max(levels[node.id] for node in results)
+            known |= {f"dlink.{link}": stages[i] for link in operation.links}
+        reaching = [f"dnext.{state}" for state in self.states]
+        late = [name for name in roots if name.startswith("ds.")]
+        links = len(self._operands)
+        return lower_stages(self._graph, roots, known, stages, links, late=late, read_before=reaching)
 
     @cached_property
     def spec(self) -> CellSpec:
@@ -166,20 +242,39 @@ class DefinedCell:
             "gates": len(self.gates),
             "states": len(self.states),
             "saved": len(self.kept),
+            "links": max(s[1] for s in (self.forward_stages, self.inference_stages, self.backward_stages)),
             "split_gates": self.split_gates,
             "direct_hidden": self.direct_hidden,
             "hidden_product": self.hidden_product,
+            "bias": self.bias,
             "per_unit": list(self.parameters),
-            "forward": self._numbered(self.forward),
-            "inference": self._numbered(self.inference),
-            "backward": self._numbered(self.backward),
+            "operations": self._listed_operations,
+            "forward": [self._numbered(stage) for stage in self.forward_stages[0]],
+            "inference": [self._numbered(stage) for stage in self.inference_stages[0]],
+            "backward": [self._numbered(stage) for stage in self.backward_stages[0]],
         }
 
-    def _numbered(self, program: Program) -> dict[str, Any]:
-        """Return a program as the kernels take it: gates, states and parameters by number.
+    @property
+    def _listed_operations(self) -> npt.NDArray[np.int64]:
+        """Of each: kind, of what (gates of x, of h, or links), the first, how many, link, number, saved value."""
+        listed = []
+        saved = 0
+        for o in self.operations:
+            kind, _, name = o.symbols[0].partition(".")
+            of = {"x": 0, "h": 1, "a": 1, "link": 2}[kind]
+            first = int(name) if of == 2 else self.gates.index(name)
+            normalises = o.kind == "layer_norm"
+            place = of if self.hidden_product or of == 2 else 1
+            listed.append([int(normalises), place, first, len(o.symbols), o.link, o.number, saved])
+            saved += len(o.symbols) * normalises
+        return np.array(listed, np.int64).reshape(-1, 7)
+
+    def _numbered(self, stage: Stage) -> dict[str, Any]:
+        """Return a stage as the kernels take it: gates, states and parameters by number.
 
         Gates without a product of h are called a, as sums are: the kernels have one value of each, too.
         """
+        program = stage.program
         gates = {"x": "x", "h": "h", "a": "a"} if self.hidden_product else {"x": "a"}
         names = {
             f"{derivative}{kind}.{gate}": f"{derivative}{called}.{number}"
@@ -189,7 +284,9 @@ class DefinedCell:
         }
         for kinds, listing in ((("s", "ds", "next", "dnext"), self.states), (("p", "dp"), self.parameters)):
             names |= {f"{kind}.{name}": f"{kind}.{n}" for kind in kinds for n, name in enumerate(listing)}
+        names |= {name: name[1:] for name in (*program.inputs, *program.outputs) if name.startswith("dlink.")}
         return {
+            "operations": list(stage.operations),
             "constants": list(program.constants),
             "slots": program.slots,
             "code": program.encoded,
@@ -205,6 +302,8 @@ class DefinedCell:
             head = "x.g = W_ih x + b_ih     h.g = W_hh h + b_hh"
         elif not self.hidden_product:
             head = "x.g = W_ih x + b_ih"
+        if not self.bias:
+            head = head.replace(" + b_ih", "").replace(" + b_hh", "")
         after = {f"{state}'": node for state, node in self.next_states.items()}
         gates = f"{head}     of each gate g of {', '.join(self.gates)}"
         return "\n".join([gates, *equations(cone(after.values()), after)])
@@ -280,5 +379,11 @@ def _check_used(nodes: Iterable[Expression], cell: DefinedCell) -> None:
 
 
 def _only_sums(nodes: Iterable[Expression]) -> bool:
-    """Whether nothing but x.g + h.g reads the gates."""
-    return not any(is_gate(a) for node in nodes if not is_gate_sum(node) for a in node.arguments)
+    """Whether nothing but x.g + h.g reads the gates, where products of other operands stand for h.g."""
+    return not any(
+        gate_of(a)
+        for node in nodes
+        if not is_gate_sum(node)
+        for i, a in enumerate(node.arguments)
+        if i or node.operation != "product"
+    )

@@ -44,6 +44,7 @@ def define_cell(
     *,
     parameters: Names = (),
     hidden: str | None = None,
+    bias: bool = True,
 ) -> DefinedCell:
     """Return a cell whose step is written as a function of symbols; its gradients are derived.
 
@@ -104,7 +105,7 @@ def define_cell(
             )
         )
     after = {state: _value(graph, f"step: {state}", returned[state]) for state in states_}
-    return DefinedCell(name, names["gates"], states_, names["parameters"], graph, after, initial)
+    return DefinedCell(name, names["gates"], states_, names["parameters"], graph, after, initial, bias)
 
 
 def _value(graph: Graph, name: str, value: Any) -> Expression:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from fusedrnn.symbolic.operations import OPERATIONS
+from fusedrnn.symbolic.operations import OPERATIONS, ROW_OPERATIONS
 from fusedrnn.symbolic.text import render
 
 Operand: TypeAlias = "Expression | float"
@@ -194,9 +194,9 @@ class Graph:
         simpler = self._simpler(operation, args)
         return self._node(operation, args) if simpler is None else simpler
 
-    def bare(self, operation: str, *arguments: Expression) -> Expression:
+    def bare(self, operation: str, *arguments: Expression, name: str = "") -> Expression:
         """Return `operation` of the arguments as it is, not simplified."""
-        return self._node(operation, arguments)
+        return self._node(operation, arguments, name)
 
     def substitute(
         self, roots: Iterable[Expression], replacement: Mapping[int, Expression]
@@ -233,7 +233,7 @@ class Graph:
         self, operation: str, args: tuple[Expression, ...], name: str = "", value: float = 0.0
     ) -> Expression:
         ids = [a.id for a in args]
-        if args and OPERATIONS[operation].commutative:
+        if args and operation not in ROW_OPERATIONS and OPERATIONS[operation].commutative:
             ids.sort()
         key = (operation, *ids, name, value)
         known = self._known.get(key)
@@ -314,12 +314,19 @@ def is_gate(node: Expression) -> bool:
     return node.operation == "input" and node.name[:2] in ("x.", "h.")
 
 
+def gate_of(node: Expression) -> str:
+    """Return "x.g" or "h.g" where this is the part of a gate g, or the product that takes its place; else ""."""
+    if node.operation == "product":
+        return node.arguments[0].name
+    return node.name if is_gate(node) else ""
+
+
 def is_gate_sum(node: Expression) -> bool:
     """Whether this is x.g + h.g of one gate g."""
-    if node.operation != "add" or not all(is_gate(a) for a in node.arguments):
+    if node.operation != "add":
         return False
-    a, b = node.arguments
-    return a.name[2:] == b.name[2:] and a is not b
+    a, b = (gate_of(argument) for argument in node.arguments)
+    return bool(a and b) and a[2:] == b[2:] and a[0] != b[0]
 
 
 def cone(roots: Iterable[Expression], stop: Iterable[int] = ()) -> list[Expression]:

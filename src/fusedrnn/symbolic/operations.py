@@ -76,6 +76,9 @@ OPERATIONS: dict[str, Operation] = {
     "heaviside": Operation(2, lambda a, _: np.less(0, a) + 0.0),
 }
 
+# Not pointwise: what the kernels do with whole rows, between the stages of a step (see stages.py).
+ROW_OPERATIONS = ("product", "layer_norm")
+
 # What a user's cell, or a file, may be made of.
 USER_OPERATIONS = tuple(
     name for name in OPERATIONS if name not in ("copy", "fma", "sigmoid_slope", "tanh_slope")

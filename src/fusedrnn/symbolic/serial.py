@@ -25,9 +25,10 @@ MOST_SAVED_NODES = 4096
 def cell_to_json(cell: DefinedCell) -> str:
     """Return a cell as JSON.
 
-    `nodes` is a list of ["input", name], ["constant", value] and [operation, index, ...], where an index is
-    the place of an earlier node; `next` has the place of each state's expression; `initial` the values that
-    gates' biases and parameters start from.
+    `nodes` is a list of ["input", name], ["constant", value], ["layer_norm", which of its results, index,
+    ...] and [operation, index, ...], where an index is the place of an earlier node; `next` has the place of
+    each state's expression; `initial` the values that gates' biases and parameters start from; `bias`, where
+    the gates have none, is false.
 
     Args:
         cell: what define_cell returned.
@@ -37,7 +38,9 @@ def cell_to_json(cell: DefinedCell) -> str:
     """
     if not isinstance(cell, DefinedCell):
         raise TypeError(f"cell: expected what define_cell returns, got {type(cell).__name__}")
-    nodes = cone(cell.next_states.values())
+    # Operations on rows have taken the place of what they are made of.
+    after = cell.given if cell.operations else cell.next_states
+    nodes = cone(after.values())
     place = {node.id: i for i, node in enumerate(nodes)}
     listed: list[list[Any]] = []
     for node in nodes:
@@ -45,6 +48,8 @@ def cell_to_json(cell: DefinedCell) -> str:
             listed.append(["input", node.name])
         elif node.operation == "constant":
             listed.append(["constant", node.value])
+        elif node.operation == "layer_norm":
+            listed.append([node.operation, int(node.name), *(place[a.id] for a in node.arguments)])
         else:
             listed.append([node.operation, *(place[a.id] for a in node.arguments)])
     content = {
@@ -56,8 +61,10 @@ def cell_to_json(cell: DefinedCell) -> str:
         "parameters": cell.parameters,
         "initial": cell.initial,
         "nodes": listed,
-        "next": {state: place[node.id] for state, node in cell.next_states.items()},
+        "next": {state: place[node.id] for state, node in after.items()},
     }
+    if not cell.bias:
+        content["bias"] = False
     return json.dumps(content)
 
 
@@ -83,7 +90,12 @@ def cell_from_json(text: Any) -> DefinedCell:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"cell: expected JSON of a cell, got what is none: {error}") from None
-    if not isinstance(content, dict) or set(content) != set(_KEYS) or content["format"] != _FORMAT:
+    if (
+        not isinstance(content, dict)
+        or set(content) - {"bias"} != set(_KEYS)
+        or content["format"] != _FORMAT
+        or content.get("bias", False) is not False
+    ):
         raise ValueError(f"cell: expected a JSON object of format {_FORMAT!r} with {', '.join(_KEYS)}")
     if content["version"] != _VERSION:
         raise ValueError(f"cell: version: expected {_VERSION}, got {content['version']!r:.40}")
@@ -109,6 +121,7 @@ def cell_from_json(text: Any) -> DefinedCell:
         graph=graph,
         next_states=next_states,
         initial=_read_initial(content["initial"], [s for s in known if s[0] in "xp"]),
+        bias=content.get("bias", True),
     )
 
 
@@ -131,8 +144,13 @@ def _read_nodes(graph: Graph, listed: Any, known: frozenset[str]) -> list[Expres
             raise ValueError(f"cell: {where}: expected [operation, argument, ...]")
         operation, *args = entry
         arity = 1 if operation in ("input", "constant") else None
+        if operation == "layer_norm":
+            nodes.append(_read_layer_norm(where, args, nodes))
+            continue
         if arity is None and operation in USER_OPERATIONS:
             arity = OPERATIONS[operation].arity
+        if operation == "product":
+            arity = 2
         if arity is None:
             raise ValueError(f"cell: {where}: expected one of the known operations, got {operation!r:.40}")
         if len(args) != arity:
@@ -152,8 +170,21 @@ def _read_nodes(graph: Graph, listed: Any, known: frozenset[str]) -> list[Expres
             operands = [nodes[_index(where, a, i)] for a in args]
             if operation == "where" and not operands[0].is_condition:
                 raise ValueError(f"cell: {where}: expected a comparison as the condition of where")
+            if operation == "product":
+                if not operands[0].name.startswith("h."):
+                    raise ValueError(f"cell: {where}: expected h.g of a gate g to be multiplied")
+                nodes.append(graph.bare(operation, *operands))
+                continue
             nodes.append(graph.make(operation, *operands))
     return nodes
+
+
+def _read_layer_norm(where: str, args: list[Any], nodes: list[Expression]) -> Expression:
+    operands = [nodes[_index(where, a, len(nodes))] for a in args[1:]]
+    if not operands:
+        raise ValueError(f"cell: {where}: expected values that are normalised")
+    result = _index(where, args[0], len(operands))
+    return operands[0].graph.bare("layer_norm", *operands, name=str(result))
 
 
 def _index(where: str, value: Any, end: int) -> int:

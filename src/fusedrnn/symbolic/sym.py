@@ -1,7 +1,7 @@
 """What the step of a user's cell is written with, beside operators.
 
-Those are `+ - * /`, `**` with an int, `< <= > >=`, and `& | ~` of comparisons. Every function is pointwise:
-it takes symbols or numbers, at least one symbol, and returns a symbol.
+Those are `+ - * /`, `**` with an int, `< <= > >=`, and `& | ~` of comparisons. Every function takes symbols
+or numbers, at least one symbol, and returns a symbol. All but `layer_norm` and `product` are pointwise.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ __all__ = [
     "exp",
     "gelu",
     "heaviside",
+    "layer_norm",
     "log",
     "maximum",
     "minimum",
+    "product",
     "relu",
     "sigmoid",
     "sin",
@@ -179,3 +181,57 @@ def heaviside(
         )
     usual, derivative = _SURROGATES[surrogate]
     return graph.make("heaviside", x, derivative(x, usual if slope is None else float(slope)))
+
+
+def layer_norm(*values: Expression) -> Expression | tuple[Expression, ...]:
+    """Return (v - mean) / sqrt(var + 1e-5) of each value v, with the mean and variance over its row of H units.
+
+    Several values share mean and variance, which are then over all of their units: `layer_norm(x.i, x.f)`.
+    Gain and bias are a step's own: `p.gain * layer_norm(c) + p.bias`. Values that are equal give exactly 0,
+    and with it a gradient of 0.
+
+    Args:
+        values: symbols or what is made of them; all gates of x, or all of h, in their order are normalised
+            where they are, and may then not be read otherwise.
+
+    Returns:
+        The normalised value; a tuple of them where there are several.
+
+    Raises:
+        TypeError: no value, or one that is no expression.
+
+    Paper: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    """
+    if not values:
+        raise TypeError("sym.layer_norm: expected at least one symbol, got none")
+    graph = _graph("layer_norm", *values)
+    for value in values:
+        if not isinstance(value, Expression):
+            raise TypeError(f"sym.layer_norm: expected symbols, got {type(value).__name__}")
+        if value.graph is not graph:
+            raise ValueError("sym.layer_norm: expected symbols of one step, got those of several")
+    results = tuple(graph.bare("layer_norm", *values, name=str(i)) for i in range(len(values)))
+    return results if len(results) > 1 else results[0]
+
+
+def product(gate: Expression, operand: Expression) -> Expression:
+    """Return W_hh v + b_hh of the gate, as h.g is, with v = `operand` in place of h.
+
+    The gates of such products are the last of the cell, those of one operand beside each other.
+
+    Args:
+        gate: h.g of a gate g, which may then not be read otherwise.
+        operand: what is multiplied, as in `product(h.n, r * s.h)`.
+
+    Raises:
+        TypeError: an argument that is no expression.
+        ValueError: `gate` is no h.g.
+    """
+    for name, value in (("gate", gate), ("operand", operand)):
+        if not isinstance(value, Expression):
+            raise TypeError(f"sym.product: {name}: expected a symbol, got {type(value).__name__}")
+    if gate.operation != "input" or not gate.name.startswith("h."):
+        raise ValueError(f"sym.product: gate: expected h.g of a gate g, got {gate!r}")
+    if operand.graph is not gate.graph:
+        raise ValueError("sym.product: operand: expected symbols of one step, got those of several")
+    return gate.graph.bare("product", gate, operand)
