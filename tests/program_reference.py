@@ -68,15 +68,15 @@ THREE = define_cell("three", "f u", "h c m", three_states_step, parameters="a b"
 MEMORYLESS = define_cell("memoryless", "a", "h", memoryless_step)
 
 
-def arguments(cell: DefinedCell) -> list[Any]:
+def arguments(cell: DefinedCell) -> dict[str, Any]:
     """What `_core.define_program` takes after the key."""
-    return list(cell._native.values())
+    return dict(cell._native)
 
 
 def register(cell: DefinedCell) -> tuple[str, dict[str, Any]]:
     """The key that the compiled module knows the cell by from now on, and its constants."""
     key = f"test:{cell.name}"
-    return key, dict(_core.define_program(key, *arguments(cell)))
+    return key, dict(_core.define_program(key, **arguments(cell)))
 
 
 @dataclass

@@ -261,18 +261,18 @@ def test_stream(cell: DefinedCell) -> None:
 class TestDefinitions:
     """What `define_program` refuses: nothing of it reaches a kernel."""
 
-    def arguments(self) -> list[Any]:
+    def arguments(self) -> dict[str, Any]:
         return programs.arguments(PEEPHOLE)
 
     def test_twice(self) -> None:
-        first = _core.define_program("twice", *self.arguments())
-        assert _core.define_program("twice", *self.arguments()) == first
+        first = _core.define_program("twice", **self.arguments())
+        assert _core.define_program("twice", **self.arguments()) == first
         names = [parameter[0] for parameter in first["parameters"]]
         assert names == ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "i", "f", "o"]
         with pytest.raises(ValueError, match="key: expected one of its own for each definition, got 'twice'"):
-            _core.define_program("twice", *programs.arguments(GRU))
+            _core.define_program("twice", **programs.arguments(GRU))
         with pytest.raises(ValueError, match="key: expected none of a compiled cell, got 'gru'"):
-            _core.define_program("gru", *self.arguments())
+            _core.define_program("gru", **self.arguments())
 
     def test_without_product(self) -> None:
         _, constants = programs.register(IND_RNN)
@@ -282,28 +282,30 @@ class TestDefinitions:
     @pytest.mark.parametrize(
         ("place", "value", "message"),
         [
-            (0, 0, "gates: expected"),
-            (0, 33, "gates: expected"),
-            (0, 3, "inputs: expected names of the cell's values, got 'a.3'"),
-            (1, 9, "states: expected"),
-            (1, 1, "expected names of the cell's values"),
-            (2, 257, "saved: expected"),
-            (2, 9, r"outputs: expected saved\.[0-9]+ among them, got none"),
-            (3, True, "expected names of the cell's values, got 'a.0'"),
-            (4, True, "outputs: expected ds.0 among them"),
-            (6, ["i", "f", "weight_ih"], "per_unit: expected names of their own, got 'weight_ih' twice"),
-            (6, [f"p{i}" for i in range(17)], "per_unit: expected at most 16 names, got 17"),
+            ("gates", 0, "gates: expected"),
+            ("gates", 33, "gates: expected"),
+            ("gates", 3, "inputs: expected names of the cell's values, got 'a.3'"),
+            ("states", 9, "states: expected"),
+            ("states", 1, "expected names of the cell's values"),
+            ("saved", 257, "saved: expected"),
+            ("saved", 9, r"outputs: expected saved\.[0-9]+ among them, got none"),
+            ("split_gates", True, "expected names of the cell's values, got 'a.0'"),
+            ("direct_hidden", True, "outputs: expected ds.0 among them"),
+            ("per_unit", ["i", "f", "weight_ih"], "per_unit: expected names of their own, got 'weight_ih' twice"),
+            ("per_unit", [f"p{i}" for i in range(17)], "per_unit: expected at most 16 names, got 17"),
         ],
     )
-    def test_shape(self, place: int, value: Any, message: str) -> None:
+    def test_shape(self, place: str, value: Any, message: str) -> None:
         given = self.arguments()
         given[place] = value
+        if place == "per_unit":
+            given["per_unit_values"] = [1] * len(value)
         with pytest.raises(ValueError, match=message):
-            _core.define_program("malformed", *given)
+            _core.define_program("malformed", **given)
 
     def test_program(self) -> None:
         given = self.arguments()
-        good = given[7]
+        good = given["forward"][0]
         first = len(good["constants"]) + len(good["inputs"])
         cases: list[tuple[str, Any, str]] = [
             ("slots", 257, "slots: expected"),
@@ -323,25 +325,25 @@ class TestDefinitions:
         cases.append(("code", code, "to be written before it is read"))
         cases.append(("code", good["code"][:-1], "to be written, got no instruction"))
         for name, value, message in cases:
-            given[7] = good | {name: value}
+            given["forward"] = [good | {name: value}]
             with pytest.raises(ValueError, match=f"forward: .*{message}|^{message}"):
-                _core.define_program("malformed", *given)
-        given[7] = {name: value for name, value in good.items() if name != "code"}
+                _core.define_program("malformed", **given)
+        given["forward"] = [{name: value for name, value in good.items() if name != "code"}]
         with pytest.raises(ValueError, match="forward: expected an entry 'code'"):
-            _core.define_program("malformed", *given)
-        given[7] = good | {"inputs": [1, 2]}
+            _core.define_program("malformed", **given)
+        given["forward"] = [good | {"inputs": [1, 2]}]
         with pytest.raises(TypeError, match="forward: inputs: expected a list of names"):
-            _core.define_program("malformed", *given)
+            _core.define_program("malformed", **given)
 
     def test_reads_what_is_not_there(self) -> None:
         given = self.arguments()
-        given[5] = False
-        given[3] = True
-        for i, kinds in ((7, "x"), (8, "x")):
-            given[i] = given[i] | {"inputs": [n.replace("a.", f"{kinds}.") for n in given[i]["inputs"]]}
-        given[7] = given[7] | {"inputs": [n.replace("x.", "h.") for n in given[7]["inputs"]]}
+        given["hidden_product"] = False
+        given["split_gates"] = True
+        for each, kind in (("forward", "h"), ("inference", "x")):
+            stage = given[each][0]
+            given[each] = [stage | {"inputs": [n.replace("a.", f"{kind}.") for n in stage["inputs"]]}]
         with pytest.raises(ValueError, match="inputs: expected h"):
-            _core.define_program("malformed", *given)
+            _core.define_program("malformed", **given)
 
     def test_unknown(self) -> None:
         x = np.zeros((1, 1, 1), np.float32)

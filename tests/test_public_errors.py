@@ -38,7 +38,7 @@ PUBLIC: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "seed_negative": (lambda: fr.LSTM(3, 5, seed=-1), ValueError, "seed"),
     "nonlinearity": (lambda: fr.RNN(3, 5, nonlinearity="gelu"), ValueError, "nonlinearity"),
     "bias_kind": (lambda: fr.LSTM(3, 5, bias=None), TypeError, "bias"),  # type: ignore[arg-type]
-    "reset_after": (lambda: fr.GRU(3, 5, reset_after=False), ValueError, "reset_after"),
+    "reset_after": (lambda: fr.GRUCell(3, 5, reset_after=False), ValueError, "reset_after"),
     "x_features": (lambda: module()(X[..., :2]), ValueError, "x"),
     "x_rank": (lambda: module()(X[0, 0]), ValueError, "x"),
     "x_dtype": (lambda: module()(X.astype("float32")), TypeError, "x"),

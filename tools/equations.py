@@ -28,10 +28,14 @@ DATA = {
     "SRU": library.sru(),
     "LIF": library.lif(0.9, True, 1.0, "atan", None, False),
 }
-LSTMS = {
+OPTIONS = {
     "`peephole=True`": library.lstm(True, False, None),
     "`coupled_gates=True`": library.lstm(False, True, None),
     "`cell_clip=3.0`": library.lstm(False, False, 3.0),
+    r"`GRU\(reset_after=False\)`": library.gru_reset_before(),
+    r"`RNN\(layer_norm=True\)`": library.layer_norm_rnn("tanh", True),
+    r"`LSTM\(layer_norm=True\)`": library.layer_norm_lstm(True),
+    r"`GRU\(layer_norm=True\)`": library.layer_norm_gru(True),
 }
 
 DOCSTRING = r".*?^    A step:\n\n"
@@ -52,7 +56,7 @@ PLACES = [
     ),
     *(
         ("docs/cells.md", rf"^### {name}\n.*?\n\n(?=    )", "    ", cell.equations)
-        for name, cell in {**DATA, **LSTMS}.items()
+        for name, cell in {**DATA, **OPTIONS}.items()
     ),
 ]
 

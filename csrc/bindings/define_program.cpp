@@ -17,7 +17,7 @@
 namespace fusedrnn {
 namespace {
 
-constexpr int kMostGates = 32, kMostPerUnit = 16, kMostLinks = 64;
+constexpr int kMostGates = 32, kMostPerUnit = 16, kMostUnitValues = 64, kMostLinks = 64;
 
 // What the programs of one cell have to agree on.
 struct Shape {
@@ -85,7 +85,8 @@ ProgramKinds kinds_backward(const Shape& s, const CellPrograms& p) {
                         {"s", s.states, p.before, true},
                         {"p", s.units, p.units, true},
                         {"dnext", s.states, p.after, true},
-                        {"link", s.links, p.links, true}},
+                        {"link", s.links, p.links, true},
+                        {"dp", p.staged ? s.units : 0, p.unit_gradients, true}},  // what they are added to
                        {{"ds", s.states, p.before_gradients, true},
                         {"dp", s.units, p.unit_gradients, true},
                         {"operand", s.products, p.operands, true},
@@ -338,6 +339,8 @@ class ReadStages {
                 if (o.kind == RowKind::kNormalise) {
                     for (int k = 0; k < o.count && o.link >= 0; ++k)
                         expect("link." + std::to_string(o.link + k));
+                    for (int k = 0; k < o.count && !backward; ++k)
+                        written.insert("saved." + std::to_string(o.saved + k));
                 } else if (!backward) {
                     expect("link." + std::to_string(o.link));
                 } else {
@@ -399,7 +402,7 @@ class ReadStages {
 class DefinedCell {
   public:
     DefinedCell(std::string key, const Shape& shape, std::vector<std::string> per_unit,
-                const py::handle& operations, const py::list& forward, const py::list& inference,
+                const std::vector<int>& per_unit_values, const py::handle& operations, const py::list& forward, const py::list& inference,
                 const py::list& backward)
         : key_(std::move(key)),
           per_unit_(std::move(per_unit)),
@@ -425,12 +428,14 @@ class DefinedCell {
         if (shape.bias && shape.hidden_product)
             parameters_.push_back({"bias_hh", Role::kHiddenBias, Need::kOptional, rows, kVector});
         parameters_.push_back({"weight_hr", Role::kProjection, Need::kRefused, outputs, units});
-        for (const std::string& name : per_unit_) {
+        for (std::size_t i = 0; i < per_unit_.size(); ++i) {
+            const std::string& name = per_unit_[i];
+            const Extent values{per_unit_values[i], Size::kHidden};
             for (const Parameter& other : parameters_) {
                 if (name == other.name)
                     throw py::value_error("per_unit: expected names of their own, got '" + name + "' twice");
             }
-            parameters_.push_back({name.c_str(), Role::kPerUnit, Need::kRequired, units, kVector});
+            parameters_.push_back({name.c_str(), Role::kPerUnit, Need::kRequired, values, kVector});
         }
         cell_ = std::make_unique<RecurrentCell>(program_cell(
             {key_.c_str(), shape.gates, shape.states, shape.saved, shape.units, shape.split_gates,
@@ -445,7 +450,7 @@ class DefinedCell {
         const Shape &a = shape_, &b = other.shape_;
         return a.gates == b.gates && a.states == b.states && a.saved == b.saved &&
                a.split_gates == b.split_gates && a.direct_hidden == b.direct_hidden &&
-               a.hidden_product == b.hidden_product && a.bias == b.bias && per_unit_ == other.per_unit_ &&
+               a.hidden_product == b.hidden_product && a.bias == b.bias && a.units == b.units && per_unit_ == other.per_unit_ &&
                forward_ == other.forward_ && inference_ == other.inference_ && backward_ == other.backward_;
     }
 
@@ -478,7 +483,7 @@ const DefinedCell* find(const std::string& key) {
 py::dict define_program(const std::string& key, py::handle gates, py::handle states, py::handle saved,
                         py::handle links, py::handle split_gates, py::handle direct_hidden,
                         py::handle hidden_product, py::handle bias, std::vector<std::string> per_unit,
-                        py::handle operations, const py::list& forward, const py::list& inference,
+                        const std::vector<std::int64_t>& per_unit_values, py::handle operations, const py::list& forward, const py::list& inference,
                         const py::list& backward) {
     const auto count = [](py::handle n, const char* name, std::int64_t low, std::int64_t high) {
         return static_cast<int>(integer(n, name, low, high));
@@ -495,7 +500,19 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
         throw py::value_error("per_unit: expected at most " + std::to_string(kMostPerUnit) + " names, got " +
                               std::to_string(per_unit.size()));
     }
-    shape.units = static_cast<int>(per_unit.size());
+    if (per_unit_values.size() != per_unit.size())
+        throw py::value_error("per_unit_values: expected one for each of per_unit");
+    std::vector<int> unit_values;
+    for (const std::int64_t values : per_unit_values) {
+        if (values != 1 && values != shape.gates)
+            throw py::value_error("per_unit_values: expected 1 or the number of gates, got " +
+                                  std::to_string(values));
+        unit_values.push_back(static_cast<int>(values));
+        shape.units += unit_values.back();
+    }
+    if (shape.units > kMostUnitValues)
+        throw py::value_error("per_unit_values: expected at most " + std::to_string(kMostUnitValues) +
+                              " together, got " + std::to_string(shape.units));
     shape.bias = flag(bias, "bias");
     shape.first_gates = shape.gates;
     const Array listed = Array::int64(operations, "operations").shape({{"N"}, {"7", 7}}).contiguous();
@@ -512,8 +529,8 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
             throw py::value_error("key: expected none of a compiled cell, got '" + key + "'");
     }
     auto defined =
-        std::make_unique<const DefinedCell>(key, shape, std::move(per_unit), operations, forward, inference,
-                                            backward);
+        std::make_unique<const DefinedCell>(key, shape, std::move(per_unit), unit_values, operations, forward,
+                                            inference, backward);
     const DefinedCell* known;
     {
         Registry& cells = registry();
@@ -539,7 +556,7 @@ void bind_define_program(py::module_& m) {
     using py::arg;
     m.def("define_program", &define_program, arg("key"), arg("gates"), arg("states"), arg("saved"),
           arg("links"), arg("split_gates"), arg("direct_hidden"), arg("hidden_product"), arg("bias"),
-          arg("per_unit"), arg("operations"), arg("forward"), arg("inference"), arg("backward"),
+          arg("per_unit"), arg("per_unit_values"), arg("operations"), arg("forward"), arg("inference"), arg("backward"),
           "Make a cell known by `key` and return its constants, as in `cells`.");
 }
 

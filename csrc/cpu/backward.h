@@ -47,6 +47,7 @@ class Backward : CellSizes<Cell> {
         clear_padding(member);
         if (p_.dims.V > 0) gradients_.clear_table(member);
         pass_through_empty_rows(member);
+        if (Sizes::kIsProgram && this->staged) clear_units(part);
         const std::int64_t total = longest(p_.dims, p_.schedule);
         Place later{-1, 0, 0}, here{0, 0, 0};
         for (std::int64_t q = 0; q < total; q += plan_.steps) {
@@ -65,6 +66,7 @@ class Backward : CellSizes<Cell> {
             gradients_.add_block(m, member, q, end, here.buffer);
             here.buffer ^= 1;
         }
+        if (Sizes::kIsProgram && this->staged && total > 0) gradients_.add_units(member);
         if (p_.dims.V > 0 && team_.barrier(member)) gradients_.add_table(m, member);
     }
 
@@ -89,6 +91,15 @@ class Backward : CellSizes<Cell> {
         for (std::int64_t position = member; position < p_.dims.B; position += team_.size()) {
             for (std::int64_t t = p_.schedule.length[position]; t < p_.dims.T; ++t) {
                 fill_zero(p_.dx.row(t, row_of(position)), p_.dims.I);
+            }
+        }
+    }
+
+    void clear_units(const Part& part) {
+        for (std::int64_t i = 0; i < part.rows(p_.dims.B); ++i) {
+            for (std::int64_t panel = 0; panel < plan_.panels; ++panel) {
+                const std::int64_t row = panel * p_.dims.B + part.position(i);
+                fill_zero(plan_.dunits[0] + row * this->units * L, this->units * L);
             }
         }
     }
@@ -209,7 +220,7 @@ class Backward : CellSizes<Cell> {
         const std::uint32_t reads = at.backward.reads_after;
         const PreviousStates<Cell, T> previous_states = previous();
         const std::int64_t position = part.position(r), unit = panels.begin * L, row = part.stride * L;
-        const std::int64_t kept = this->kept, units = this->units;
+        const std::int64_t kept = this->kept, units = this->units, unit_rows = plan_.unit_rows(p_.dims);
         // The gradients that reach the states; those of the states beyond h are where the later step put them, if all of these
         // rows have one and no reset comes between.
         const bool in_place = r + n <= continuing && p_.schedule.resets == nullptr;
@@ -255,8 +266,9 @@ class Backward : CellSizes<Cell> {
                     part.stride * S * hp_, L);
         tiles.place(
             at.unit_gradients, this->units,
-            plan_.dunits[here.buffer] + (panels.begin * plan_.block_rows + here.row + position) * units * L,
-            L, row * units, plan_.block_rows * units * L);
+            plan_.dunits[here.buffer] +
+                (panels.begin * unit_rows + (this->staged ? 0 : here.row) + position) * units * L,
+            L, row * units, unit_rows * units * L);
         // The products over the gates' gradients read the lanes past the last unit, too.
         const auto clear_padding = [&] {
             const std::int64_t last = panels.end - 1, valid = p_.dims.H - last * L;

@@ -269,9 +269,10 @@ class Forward : ForwardSteps<Cell, T> {
             tiles.place(at.saved, this->kept, p_.saved + before * kept, L, part.stride * kept, active * kept);
         }
         tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
-            operate(*this, p_.dims, p_.weights, operation, tiles, m.links, n,
-                    HiddenGates<T>{gx, plan_.block_rows, m.acc, acc_rows}, [&](std::int64_t i, T rstd) {
-                        if (p_.moments == nullptr) return;
+            const bool keeps = p_.saved != nullptr;
+            operate(*this, p_.dims, p_.weights, at, operation, tiles, m.links, n,
+                    HiddenGates<T>{gx, plan_.block_rows, m.acc, acc_rows}, keeps, [&](std::int64_t i, T rstd) {
+                        if (!keeps) return;
                         const std::int64_t at_row = p_.schedule.offset[t] + part.position(r + i);
                         p_.moments[at_row * this->norms + operation.number] = rstd;
                     });

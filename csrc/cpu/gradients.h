@@ -23,7 +23,8 @@ struct BackwardPlan : CellSizes<Cell> {
     std::int64_t panels, p_panels, steps, block_rows;
     // Shared by all members. Gate gradients are [panel][row][G][L], and with a projection gradients of the output
     // [panel][row][L], and of per-unit parameters [panel][row][values][L]. Twice: the next block's sweep begins while
-    // other members still read this block's.
+    // other members still read this block's. A step of several stages adds up those of per-unit parameters itself, over
+    // the steps of each row of the batch: [panel][position][values][L].
     T *zero, *carry, *dgx[2], *dgh[2], *dhidden[2], *dunits[2];
     T* operands[2];  // of the products within a step: [row][product][H rounded up]
     T* table_gates;  // the sums of dgx over the places where a row of the table was looked up: [panel][V][G][L]
@@ -48,6 +49,7 @@ struct BackwardPlan : CellSizes<Cell> {
         steps = larger(1, smaller(d.T, kGradientBlockRows / larger(1, d.B)));
         block_rows = larger(1, steps * d.B);
     }
+    std::int64_t unit_rows(const Dims& d) const { return this->staged ? d.B : block_rows; }
     void take_shared(const Dims& d, Arena& arena) {
         const std::int64_t gradients = panels * block_rows * G * L;
         zero = arena.template take<T>(larger(padded<T>(d.H), padded<T>(d.P)));
@@ -56,7 +58,7 @@ struct BackwardPlan : CellSizes<Cell> {
             dgx[i] = arena.template take<T>(gradients);
             dgh[i] = this->split_gates ? arena.template take<T>(gradients) : dgx[i];
             dhidden[i] = arena.template take<T>(d.projected ? p_panels * block_rows * L : 0);
-            dunits[i] = arena.template take<T>(panels * block_rows * units * L);
+            dunits[i] = this->staged && i > 0 ? dunits[0] : arena.template take<T>(panels * unit_rows(d) * units * L);
             if constexpr (CellSizes<Cell>::kIsProgram)
                 operands[i] = arena.template take<T>(block_rows * this->products * padded<T>(d.H));
         }
@@ -144,10 +146,13 @@ class Gradients : CellSizes<Cell> {
             sum_gates<Cell, T>(*this, dgh, a_panel, rows, p_.dims.H, to_.b_hh, nullptr, bias.begin, bias.end,
                                team_, member);
         }
-        if (this->units > 0) unit_gradients(member, plan_.dunits[buffer], rows);
+        if (this->units > 0 && !this->staged) unit_gradients(member, buffer, rows);
         if (p_.dims.projected && to_.w_hr != nullptr)
             projection_gradients(m, member, begin, end, plan_.dhidden[buffer]);
     }
+
+    // After the last block of a step of several stages: what was added up for each row of the batch.
+    void add_units(int member) const { unit_gradients(member, 0, p_.dims.B); }
 
     // After the last block and a barrier: what all blocks together say of the table, of W_ih and of the bias beside it.
     void add_table(Member& m, int member) {
@@ -187,10 +192,11 @@ class Gradients : CellSizes<Cell> {
     }
 
     // Of per-unit parameters, each its columns of what the cells gave.
-    void unit_gradients(int member, const T* dunits, std::int64_t rows) const {
+    void unit_gradients(int member, int buffer, std::int64_t rows) const {
         const Range panels = share(plan_.panels, team_.size(), member);
+        const std::int64_t a_panel = plan_.unit_rows(p_.dims) * this->units * L;
         for_each_per_unit(*p_.cell, [&](int place, int values, int first) {
-            sum_some<T>(dunits + first * L, plan_.block_rows * this->units * L, this->units, values, rows,
+            sum_some<T>(plan_.dunits[buffer] + first * L, a_panel, this->units, values, rows,
                         p_.dims.H, p_.dparams.of[place], nullptr, panels.begin, panels.end, team_, member);
         });
     }

@@ -133,8 +133,8 @@ class Recompute : CellSizes<Cell> {
         for (int k = 0; k < this->kept; ++k) tiles.place(at.saved + k, tiles.gathered(2 * S + k, n));
         m.links.place(tiles, at);
         tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
-            operate(*this, p_.dims, p_.weights, operation, tiles, m.links, n,
-                    HiddenGates<T>{m.gx, room, m.acc, room}, [&](std::int64_t i, T rstd) {
+            operate(*this, p_.dims, p_.weights, at, operation, tiles, m.links, n,
+                    HiddenGates<T>{m.gx, room, m.acc, room}, true, [&](std::int64_t i, T rstd) {
                         plan_.moments[m.block_row[r + i] * this->norms + operation.number] = rstd;
                     });
         });

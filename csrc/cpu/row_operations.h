@@ -15,6 +15,7 @@ struct Links {
     static constexpr std::int64_t L = Vec<T>::kLanes;
     T* at;
     const T** rows;  // of a product
+    T* row;          // room for two, of as many values as are normalised together
     std::int64_t width;
     int count;
 
@@ -22,6 +23,7 @@ struct Links {
     Links(const CellSizes<ProgramCell>& c, std::int64_t panels, Arena& arena)
         : at(arena.template take<T>(kRowGroup * c.links * panels * L)),
           rows(arena.template take<const T*>(c.staged ? kRowGroup : 0)),
+          row(arena.template take<T>(c.norms > 0 ? 2 * panels * L * larger(c.G, c.links) : 0)),
           width(panels * L),
           count(c.links) {}
     void place(ProgramTiles<T>& tiles, const CellPrograms& values) const {
@@ -37,109 +39,116 @@ struct LinksOf<ProgramCell, T> {
     using Type = Links<T>;
 };
 
-// N sums over a row of `count` values: add(value, panel, valid lanes, sums), which adds a term of each vector to each. Four
-// chains for each sum hide the latency of the additions.
-template <int N, class T, class Add>
-FUSEDRNN_INLINE void sum_values(int count, std::int64_t units, Add&& add, T (&sums)[N]) {
-    using V = Vec<T>;
-    constexpr int L = V::kLanes, kChains = 4;
-    V acc[kChains][N];
-#pragma GCC unroll 8
-    for (int j = 0; j < kChains; ++j) {
-        for (int k = 0; k < N; ++k) acc[j][k] = V::set(0);
-    }
-    const std::int64_t panels = (units + L - 1) / L;
-    if (count == 1) {
-        std::int64_t u = 0;
-        for (; u + kChains < panels; u += kChains) {
-#pragma GCC unroll 8
-            for (int j = 0; j < kChains; ++j) add(0, u + j, L, acc[j]);
-        }
-        for (; u < panels; ++u) add(0, u, static_cast<int>(smaller(L, units - u * L)), acc[0]);
-    } else {
-        for (std::int64_t u = 0; u < panels; ++u) {
+// The vectors of one row of some values, panel by panel: those before `whole` are all units, of the others, up to `total`,
+// the first `rest` lanes.
+template <class T>
+struct RowVectors {
+    static constexpr int L = Vec<T>::kLanes;
+    std::int64_t whole, total;
+    int rest;
+
+    RowVectors(int count, std::int64_t units)
+        : whole(units / L * count),
+          total((units + L - 1) / L * count),
+          rest(static_cast<int>(units % L)) {}
+
+    // body(vector's place, its number, how many of its lanes are units), for row i of the values.
+    template <class Body>
+    static FUSEDRNN_INLINE void each(const Place<T>* values, int count, std::int64_t i, std::int64_t units,
+                                     Body&& body) {
+        std::int64_t k = 0;
+        for (std::int64_t u = 0; u * L < units; ++u) {
             const int valid = static_cast<int>(smaller(L, units - u * L));
-            for (int v = 0; v < count; v += kChains) {
-#pragma GCC unroll 8
-                for (int j = 0; j < kChains; ++j) {
-                    if (v + j < count) add(v + j, u, valid, acc[j]);
-                }
+            for (int v = 0; v < count; ++v, ++k) {
+                const Place<T>& p = values[v];
+                body(p.at + i * p.row + u * p.panel, k, valid);
             }
         }
     }
-    for (int k = 0; k < N; ++k) sums[k] = sum((acc[0][k] + acc[1][k]) + (acc[2][k] + acc[3][k]));
-}
 
-// Each of n rows of values less its mean, over the root of its variance and kNormaliseEps; lanes past the units become 0.
-// keep(row, inverse of that root).
+    // N sums over them: add(number, sums, how many lanes are units). Four chains for each hide the latency of the additions.
+    template <int N, class Add>
+    FUSEDRNN_INLINE void sum_up(T (&sums)[N], Add&& add) const {
+        using V = Vec<T>;
+        constexpr int kChains = 4;
+        V acc[kChains][N];
+#pragma GCC unroll 8
+        for (int j = 0; j < kChains; ++j) {
+            for (int k = 0; k < N; ++k) acc[j][k] = V::set(0);
+        }
+        std::int64_t k = 0;
+        for (; k + kChains <= whole; k += kChains) {
+#pragma GCC unroll 8
+            for (int j = 0; j < kChains; ++j) add(k + j, acc[j], L);
+        }
+        for (; k < whole; ++k) add(k, acc[0], L);
+        for (; k < total; ++k) add(k, acc[0], rest);
+        for (int n = 0; n < N; ++n) sums[n] = sum((acc[0][n] + acc[1][n]) + (acc[2][n] + acc[3][n]));
+    }
+};
+
+// To `results`, which may be the values themselves: each of n rows of values less its mean, over the root of its variance
+// and kNormaliseEps; lanes past the units become 0. keep(row, inverse of that root). `row` has room for one.
 template <class T, class Keep>
-void normalise(const Place<T>* values, int count, std::int64_t n, std::int64_t units, Keep&& keep) {
+void normalise(const Place<T>* values, const Place<T>* results, int count, std::int64_t n, std::int64_t units,
+               T* row, Keep&& keep) {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
+    const RowVectors<T> vectors(count, units);
     const T each = T(1) / static_cast<T>(units * count);
     for (std::int64_t i = 0; i < n; ++i) {
-        const auto at = [&](int v, std::int64_t u) { return values[v].at + i * values[v].row + u * values[v].panel; };
-        const V first = V::set(*at(0, 0));
-        T from_first[1], sums[2];
-        sum_values<1>(
-            count, units,
-            [&](int v, std::int64_t u, int valid, V(&acc)[1]) {
-                acc[0] = acc[0] + first_lanes(V::load(at(v, u)) - first, valid);
-            },
-            from_first);
-        const V mean = first + V::set(each * from_first[0]);
-        sum_values<2>(
-            count, units,
-            [&](int v, std::int64_t u, int valid, V(&acc)[2]) {
-                const V d = first_lanes(V::load(at(v, u)) - mean, valid);
-                acc[0] = acc[0] + d;
-                acc[1] = fma(d, d, acc[1]);
-            },
-            sums);
+        const V first = V::set(*(values[0].at + i * values[0].row));
+        vectors.each(values, count, i, units, [&](const T* at, std::int64_t k, int valid) {
+            first_lanes(V::load(at) - first, valid).store(row + k * L);
+        });
+        T total[1], sums[2];
+        vectors.sum_up(total, [&](std::int64_t k, V(&acc)[1], int) { acc[0] = acc[0] + V::load(row + k * L); });
+        const V mean = V::set(each * total[0]);
+        vectors.sum_up(sums, [&](std::int64_t k, V(&acc)[2], int valid) {
+            const V d = first_lanes(V::load(row + k * L) - mean, valid);
+            acc[0] = acc[0] + d;
+            acc[1] = fma(d, d, acc[1]);
+        });
         const double rest = static_cast<double>(each * sums[0]);
         const double spread = static_cast<double>(each * sums[1]) - rest * rest;
         const double inverse = 1.0 / __builtin_sqrt((spread < 0 ? 0 : spread) + kNormaliseEps);
-        const T rstd = static_cast<T>(inverse);
-        const V scale = V::set(rstd), shift = V::set(static_cast<T>(-rest * inverse));
-        for (std::int64_t u = 0; u * L < units; ++u) {
-            const int valid = static_cast<int>(smaller(L, units - u * L));
-            for (int v = 0; v < count; ++v) {
-                T* const p = at(v, u);
-                first_lanes(fma(V::load(p) - mean, scale, shift), valid).store(p);
-            }
-        }
-        keep(i, rstd);
+        const V scale = V::set(static_cast<T>(inverse)), shift = V::set(static_cast<T>(-rest * inverse));
+        vectors.each(results, count, i, units, [&](T* at, std::int64_t k, int valid) {
+            first_lanes(fma(V::load(row + k * L) - mean, scale, shift), valid).store(at);
+        });
+        keep(i, static_cast<T>(inverse));
     }
 }
 
 // The adjoint, in place of the gradients g of the normalised values y: rstd (g - mean(g) - y mean(g y)).
 template <class T, class Rstd>
 void normalise_backward(const Place<T>* gradients, const Place<T>* results, int count, std::int64_t n,
-                        std::int64_t units, Rstd&& rstd) {
+                        std::int64_t units, T* row, Rstd&& rstd) {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
+    const RowVectors<T> vectors(count, units);
     const T each = T(1) / static_cast<T>(units * count);
+    T* const ys = row + vectors.total * L;
     for (std::int64_t i = 0; i < n; ++i) {
-        const auto at = [i](const Place<T>& p, std::int64_t u) { return p.at + i * p.row + u * p.panel; };
+        vectors.each(gradients, count, i, units, [&](const T* at, std::int64_t k, int valid) {
+            first_lanes(V::load(at), valid).store(row + k * L);
+        });
+        vectors.each(results, count, i, units, [&](const T* at, std::int64_t k, int valid) {
+            first_lanes(V::load(at), valid).store(ys + k * L);
+        });
         T sums[2];
-        sum_values<2>(
-            count, units,
-            [&](int v, std::int64_t u, int valid, V(&acc)[2]) {
-                const V g = first_lanes(V::load(at(gradients[v], u)), valid);
-                acc[0] = acc[0] + g;
-                acc[1] = fma(g, first_lanes(V::load(at(results[v], u)), valid), acc[1]);
-            },
-            sums);
+        vectors.sum_up(sums, [&](std::int64_t k, V(&acc)[2], int) {
+            const V g = V::load(row + k * L);
+            acc[0] = acc[0] + g;
+            acc[1] = fma(g, V::load(ys + k * L), acc[1]);
+        });
         const T scale = rstd(i);
-        const V minus_mean = V::set(-scale * (each * sums[0])), minus_slope = V::set(-scale * (each * sums[1]));
-        for (std::int64_t u = 0; u * L < units; ++u) {
-            const int valid = static_cast<int>(smaller(L, units - u * L));
-            for (int v = 0; v < count; ++v) {
-                T* const p = at(gradients[v], u);
-                const V d = fma(V::load(p), V::set(scale), minus_mean);
-                first_lanes(fma(V::load(at(results[v], u)), minus_slope, d), valid).store(p);
-            }
-        }
+        const V by = V::set(scale), minus_mean = V::set(-scale * (each * sums[0]));
+        const V minus_slope = V::set(-scale * (each * sums[1]));
+        vectors.each(gradients, count, i, units, [&](T* at, std::int64_t k, int valid) {
+            const V d = fma(V::load(row + k * L), by, minus_mean);
+            first_lanes(fma(V::load(ys + k * L), minus_slope, d), valid).store(at);
+        });
     }
 }
 
@@ -152,14 +161,16 @@ struct HiddenGates {
     std::int64_t out_rows;
 };
 
-// An operation of forward on n rows of a group that has all panels.
+// An operation of forward on n rows of a group that has all panels. Where `keeps`, normalised values go to the tape.
 template <class T, class Keep>
 void operate(const CellSizes<ProgramCell>& c, const Dims& d, const Packed<T>& weights,
-             const RowOperation& operation, const ProgramTiles<T>& tiles, const Links<T>& links, std::int64_t n,
-             const HiddenGates<T>& gates, Keep&& keep) {
+             const CellPrograms& values, const RowOperation& operation, const ProgramTiles<T>& tiles,
+             const Links<T>& links, std::int64_t n, const HiddenGates<T>& gates, bool keeps, Keep&& keep) {
     constexpr std::int64_t L = Vec<T>::kLanes;
     if (operation.kind == RowKind::kNormalise) {
-        normalise<T>(tiles.places(operation.value), operation.count, n, d.H, keep);
+        const Place<T>* const from = tiles.places(operation.value);
+        const Place<T>* const to = keeps ? tiles.places(values.saved + operation.saved) : from;
+        normalise<T>(from, to, operation.count, n, d.H, links.row, keep);
         return;
     }
     for (std::int64_t i = 0; i < n; ++i)
@@ -196,7 +207,7 @@ void operate_backward(const Dims& d, const Packed<T>& weights, const CellProgram
     constexpr std::int64_t L = Vec<T>::kLanes;
     if (operation.kind == RowKind::kNormalise) {
         normalise_backward<T>(tiles.places(operation.value), tiles.places(values.saved + operation.saved),
-                              operation.count, n, d.H, rstd);
+                              operation.count, n, d.H, links.row, rstd);
         return;
     }
     const std::int64_t panels = panels_of<T>(d.H);

@@ -26,6 +26,7 @@ class _Program(TypedDict):
     code: _Int64
     inputs: list[str]
     outputs: list[str]
+    operations: list[int]
 
 class _CellConstants(TypedDict):
     gates: int
@@ -224,13 +225,17 @@ def define_program(
     gates: int,
     states: int,
     saved: int,
+    links: int,
     split_gates: bool,
     direct_hidden: bool,
     hidden_product: bool,
+    bias: bool,
     per_unit: list[str],
-    forward: _Program,
-    inference: _Program,
-    backward: _Program,
+    per_unit_values: list[int],
+    operations: _Array,
+    forward: list[_Program],
+    inference: list[_Program],
+    backward: list[_Program],
 ) -> _CellConstants: ...
 def linear_forward(x: _Array, weight: _Array, bias: _Array | None, out: _Array | None = None) -> _Array: ...
 def linear_backward(

@@ -153,9 +153,9 @@ def check_array(
 
 
 def check_reset_after(reset_after: bool) -> None:
-    """Refuse the GRU whose reset gate acts before the matrix product."""
+    """Refuse the cell whose reset gate acts before the matrix product."""
     if not check_flag("reset_after", reset_after):
         raise ValueError(
-            "reset_after: expected True, got False; only the form with the reset gate after the matrix "
-            "product is built, and the two forms do not share weights"
+            "reset_after: expected True, got False; GRUCell is built with the reset gate after the matrix "
+            "product only: see GRU(reset_after=False) and its stream"
         )

@@ -237,10 +237,15 @@ def recurrent_layer(
     rng = make_rng(rng, "rng")
     initial = dict(spec.initial)
     if forget_bias is not None:
-        initial["x.f"] = forget_bias
+        initial["x.f"] = initial["p.bias_ih.f"] = forget_bias
     for parameter in spec.parameters:
         if parameter.role == "per_unit":
-            _fill(params[parameter.name], initial.get(f"p.{parameter.name}", 0.0), rng)
+            symbols = [f"p.{parameter.name}"]
+            if parameter.rows[0] > 1:
+                symbols = [f"{symbols[0]}.{gate}" for gate in spec.gate_names]
+            parts = params[parameter.name].reshape(len(symbols), -1)
+            for symbol, part in zip(symbols, parts, strict=True):
+                _fill(part, initial.get(symbol, 0.0), rng)
     dense = {p.name: params[p.name] for p in spec.parameters if p.role != "per_unit" and p.name in params}
     hidden_size = params["weight_ih"].shape[0] // spec.gates
     if method == "torch":

@@ -20,8 +20,10 @@ from fusedrnn.symbolic.text import equations
 
 # What the kernels have room for.
 MOST_NAMES = {"gates": 32, "states": 8, "parameters": 16}
+MOST_UNIT_VALUES = 64  # of all parameters of a unit
 # Per-unit parameters stand beside these.
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+WEIGHTS = ("weight_ih", "weight_hh", "weight_hr")
+BIASES = ("bias_ih", "bias_hh")
 
 
 class DefinedCell:
@@ -34,8 +36,9 @@ class DefinedCell:
         gates: names of the gates; weight_ih is (len(gates)*H, I).
         states: names of the states, first the hidden state, which the matrix product and the output see.
         parameters: names of the per-unit parameters, each (H,).
-        initial: {symbol: value} of the biases of gates, "x.f", and the parameters, "p.u", that do not start
-            from zero.
+        gate_parameters: those of them that every gate has one of: (len(gates)*H,), symbols p.name.g.
+        initial: {symbol: value} of the biases of gates, "x.f", and the parameters, "p.u" or "p.u.f", that do
+            not start from zero.
         hidden_product: whether the step reads h.g of any gate; there is no weight_hh if it does not.
         split_gates: False where the step sees only the sums x.g + h.g, or no h.g.
         direct_hidden: whether the hidden state enters the step outside of the matrix product.
@@ -56,11 +59,12 @@ class DefinedCell:
         next_states: Mapping[str, Expression],
         initial: Mapping[str, Initial],
         bias: bool = True,
+        gate_parameters: Sequence[str] = (),
     ) -> None:
         self.name, self.gates = name, tuple(gates)
         self.states, self.parameters = tuple(states), tuple(parameters)
         self.initial = {symbol: value for symbol, value in initial.items() if value != 0}
-        self.bias = bias
+        self.bias, self.gate_parameters = bias, tuple(gate_parameters)
         self._graph = graph
         self.given = {state: next_states[state] for state in self.states}
         nodes = cone(next_states.values())
@@ -89,15 +93,24 @@ class DefinedCell:
 
     @property
     def _carried_symbols(self) -> list[str]:
-        return [f"s.{state}" for state in self.states] + [f"p.{name}" for name in self.parameters]
+        return [f"s.{state}" for state in self.states] + self._unit_symbols
+
+    @property
+    def _unit_symbols(self) -> list[str]:
+        return [symbol for name in self.parameters for symbol in self.symbols_of(name)]
+
+    def symbols_of(self, parameter: str) -> list[str]:
+        """The symbols of a parameter: one, or one for each gate."""
+        if parameter not in self.gate_parameters:
+            return [f"p.{parameter}"]
+        return [f"p.{parameter}.{gate}" for gate in self.gates]
 
     def _differentiate(self, roots: list[Expression]) -> dict[str, Expression]:
         graph = self._graph
         wanted = self._gate_symbols + self._carried_symbols
         if not self.direct_hidden:
             wanted.remove(f"s.{self.states[0]}")
-        normalised = [link for o in self.operations if o.kind == "layer_norm" for link in o.symbols]
-        wanted += [link for link in normalised if link.startswith("link.")]
+        wanted += [name for name in self._normalised if name.startswith("link.")]
         reaching = [graph.input(f"dnext.{state}") for state in self.states]
         reaching += [graph.input(f"d{link}") for link in self._operands]
         found = gradients(zip(roots, reaching, strict=True), [graph.input(name) for name in wanted])
@@ -117,9 +130,12 @@ class DefinedCell:
         needed.update({n.id: n for n in self.gradients.values() if n.id not in from_outside})
         needed.update({operand.id: operand for operand in self._product_operands.values()})
         # The adjoint of a layer_norm reads its results.
-        results = [name for o in self.operations if o.kind == "layer_norm" for name in o.symbols]
-        chosen = choose_saved(list(needed.values()), forward, self._carried_symbols + results)
-        return (*(self._graph.input(name) for name in results), *chosen)
+        chosen = choose_saved(list(needed.values()), forward, self._carried_symbols + self._normalised)
+        return (*(self._graph.input(name) for name in self._normalised), *chosen)
+
+    @property
+    def _normalised(self) -> list[str]:
+        return [name for o in self.operations if o.kind == "layer_norm" for name in o.symbols]
 
     @property
     def _product_operands(self) -> dict[str, Expression]:
@@ -184,15 +200,25 @@ class DefinedCell:
             stages[i] = 1 + max((levels[o.id] for o in operation.operands), default=-1)
             known |= dict.fromkeys(operation.symbols, stages[i])
         outputs = {**after, **self._operands, **saved}
+        # Normalised values are written to the tape, if there is one, and read from there.
+        on_tape = {}
+        for name, node in saved.items():
+            if node.name in self._normalised:
+                on_tape[outputs.pop(name).id] = self._graph.input(name)
+                known[name] = known[node.name]
+        roots = dict(zip(outputs, self._graph.substitute(outputs.values(), on_tape), strict=True))
         before, links = self._states_before, len(self._operands)
-        return lower_stages(self._graph, outputs, known, stages, links, late=after, read_before=before)
+        return lower_stages(self._graph, roots, known, stages, links, late=after, read_before=before)
 
     @cached_property
     def backward_stages(self) -> tuple[tuple[Stage, ...], int]:
         """The stages of backward: the adjoints of the operations in reverse, and programs."""
         if not self.operations:
             return (Stage((), self.backward),), 0
-        roots = self._backward_roots
+        roots = {
+            name: self._graph.bare("add", self._graph.input(name), node) if name.startswith("dp.") else node
+            for name, node in self._backward_roots.items()
+        }
         known: dict[str, int] = {}
         stages: dict[int, int] = {}
         for i, operation in reversed(list(enumerate(self.operations))):
@@ -248,6 +274,7 @@ class DefinedCell:
             "hidden_product": self.hidden_product,
             "bias": self.bias,
             "per_unit": list(self.parameters),
+            "per_unit_values": [len(self.symbols_of(name)) for name in self.parameters],
             "operations": self._listed_operations,
             "forward": [self._numbered(stage) for stage in self.forward_stages[0]],
             "inference": [self._numbered(stage) for stage in self.inference_stages[0]],
@@ -282,8 +309,10 @@ class DefinedCell:
             for kind, called in gates.items()
             for number, gate in enumerate(self.gates)
         }
-        for kinds, listing in ((("s", "ds", "next", "dnext"), self.states), (("p", "dp"), self.parameters)):
-            names |= {f"{kind}.{name}": f"{kind}.{n}" for kind in kinds for n, name in enumerate(listing)}
+        for kind in ("s", "ds", "next", "dnext"):
+            names |= {f"{kind}.{name}": f"{kind}.{n}" for n, name in enumerate(self.states)}
+        for n, symbol in enumerate(self._unit_symbols):
+            names |= {symbol: f"p.{n}", f"d{symbol}": f"dp.{n}"}
         names |= {name: name[1:] for name in (*program.inputs, *program.outputs) if name.startswith("dlink.")}
         return {
             "operations": list(stage.operations),
@@ -304,9 +333,34 @@ class DefinedCell:
             head = "x.g = W_ih x + b_ih"
         if not self.bias:
             head = head.replace(" + b_ih", "").replace(" + b_hh", "")
-        after = {f"{state}'": node for state, node in self.next_states.items()}
+        after = {f"{state}'": node for state, node in self._shown.items()}
         gates = f"{head}     of each gate g of {', '.join(self.gates)}"
         return "\n".join([gates, *equations(cone(after.values()), after)])
+
+    @property
+    def _shown(self) -> Mapping[str, Expression]:
+        """The states after the step as they were written, where operations on rows hide it; sums as a.g."""
+        if not self.operations:
+            return self.next_states
+        sums = {} if self.split_gates else {
+            node.id: self._graph.input(f"a.{node.arguments[0].name[2:]}")
+            for node in cone(self.given.values())
+            if is_gate_sum(node) and all(a.operation == "input" for a in node.arguments)
+        }
+        return dict(zip(self.given, self._graph.substitute(self.given.values(), sums), strict=True))
+
+    @property
+    def _shown_operations(self) -> list[str]:
+        """What the symbols of the gradients stand for, where there are operations on rows."""
+        lines = equations(cone(self._operands.values()), self._operands)
+        for o in self.operations:
+            links = [f"link.{link}" for link in o.links] or o.symbols
+            results = ", ".join(o.symbols)
+            if o.kind == "layer_norm":
+                lines.append(f"{results} = layer_norm({', '.join(links)})")
+            else:
+                lines.append(f"{results}: the product with weight_hh of {links[0]}, whose gradient is d{links[0]}")
+        return ["", "within the step", *lines] if lines else []
 
     def __copy__(self) -> "DefinedCell":
         return self
@@ -320,7 +374,7 @@ class DefinedCell:
             head += f"; parameters {' '.join(self.parameters)}"
         backward = equations(cone(self.gradients.values()), self.gradients)
         return "\n".join(
-            [head, "", self.equations, "", "gradients, from dnext.s = dL/ds' of each state s", *backward]
+            [head, "", self.equations, *self._shown_operations, "", "gradients, from dnext.s = dL/ds' of each state s", *backward]
         )
 
     def __repr__(self) -> str:
@@ -330,7 +384,14 @@ class DefinedCell:
         )
 
 
-def check_declared(name: str, gates: Sequence[str], states: Sequence[str], parameters: Sequence[str]) -> None:
+def check_declared(
+    name: str,
+    gates: Sequence[str],
+    states: Sequence[str],
+    parameters: Sequence[str],
+    gate_parameters: Sequence[str] = (),
+    bias: bool = True,
+) -> None:
     """Refuse names that are none, stand twice or are too many."""
     if not isinstance(name, str) or not name or len(name) > 64 or not name.isprintable():
         raise ValueError(f"name: expected a printable name of at most 64 characters, got {name!r:.80}")
@@ -350,8 +411,12 @@ def check_declared(name: str, gates: Sequence[str], states: Sequence[str], param
         if len(names) > MOST_NAMES[kind]:
             raise ValueError(f"{kind}: expected at most {MOST_NAMES[kind]} names, got {len(names)}")
     for n in parameters:
-        if n in WEIGHTS:
+        if n in WEIGHTS or (bias and n in BIASES):
             raise ValueError(f"parameters: expected other names than those of the weights, got {n}")
+
+    values = len(parameters) + len(gate_parameters) * (len(gates) - 1)
+    if values > MOST_UNIT_VALUES:
+        raise ValueError(f"parameters: expected at most {MOST_UNIT_VALUES} values of a unit, got {values}")
 
 
 def check_initial(name: str, value: Any) -> Initial:
@@ -374,8 +439,9 @@ def _check_used(nodes: Iterable[Expression], cell: DefinedCell) -> None:
         if f"x.{gate}" not in used and f"h.{gate}" not in used:
             raise ValueError(f"gates: expected step to use all of them, got no use of x.{gate} or h.{gate}")
     for name in cell.parameters:
-        if f"p.{name}" not in used:
-            raise ValueError(f"parameters: expected step to use all of them, got no use of p.{name}")
+        for symbol in cell.symbols_of(name):
+            if symbol not in used:
+                raise ValueError(f"parameters: expected step to use all of them, got no use of {symbol}")
 
 
 def _only_sums(nodes: Iterable[Expression]) -> bool:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from fusedrnn.cell_spec import Initial
+from fusedrnn.checks import check_flag
 from fusedrnn.symbolic.cell import DefinedCell, check_declared, check_initial
 from fusedrnn.symbolic.graph import Expression, Graph
 
-Names: TypeAlias = "str | Iterable[str] | Mapping[str, Initial]"
+Names: TypeAlias = "str | Iterable[str] | Mapping[str, Any]"
 Step = Callable[[Any, Any, Any, Any], Mapping[str, Expression | float]]
 
 
 class Symbols:
     """The symbols of one kind that a step is called with, as attributes: `x.i`, `s.c`."""
 
-    def __init__(self, graph: Graph, prefix: str, kind: str, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        prefix: str,
+        kind: str,
+        names: Sequence[str],
+        of_gates: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         self._prefix, self._kind, self._names = prefix, kind, tuple(names)
         for name in names:
-            self.__dict__[name] = graph.input(f"{prefix}.{name}")
+            each = f"{prefix}.{name}"
+            gates = of_gates.get(name)
+            self.__dict__[name] = graph.input(each) if gates is None else Symbols(graph, each, "gates", gates)
 
     def __getattr__(self, name: str) -> Expression:
         prefix, kind, names = (self.__dict__.get(k) for k in ("_prefix", "_kind", "_names"))
@@ -44,6 +55,7 @@ def define_cell(
     *,
     parameters: Names = (),
     hidden: str | None = None,
+    gate_parameters: Names = (),
     bias: bool = True,
 ) -> DefinedCell:
     """Return a cell whose step is written as a function of symbols; its gradients are derived.
@@ -60,6 +72,9 @@ def define_cell(
         parameters: names of the parameters that every unit has of its own, or {name: initial value}. An
             initial value is a number, 0 where none is given, or (low, high) to draw from uniformly.
         hidden: the state that the matrix product and the output see; by default that called h, or the first.
+        gate_parameters: names of more of them that every gate has one of, (G*H,): `p.name.g`; or {name:
+            initial value}, or {name: {gate: initial value}}.
+        bias: False leaves bias_ih and bias_hh out: x.g is W_ih x and h.g is W_hh h.
 
     Raises:
         TypeError: the step is not pointwise, branches on a symbol, or returns no mapping.
@@ -69,15 +84,22 @@ def define_cell(
     names = {
         "gates": _names("gates", gates),
         "states": _names("states", states),
-        "parameters": _names("parameters", parameters),
+        "parameters": _names("parameters", parameters) + _names("gate_parameters", gate_parameters),
     }
-    check_declared(name, **names)
+    of_gates = names["parameters"][len(_names("parameters", parameters)) :]
+    bias = check_flag("bias", bias)
+    check_declared(name, **names, gate_parameters=of_gates, bias=bias)
     initial = {
         f"{kind}.{each}": check_initial(f"{kind_name}[{each!r}]", value)
         for kind, kind_name, given in (("x", "gates", gates), ("p", "parameters", parameters))
         if isinstance(given, Mapping)
         for each, value in given.items()
     }
+    if isinstance(gate_parameters, Mapping):
+        for each, value in gate_parameters.items():
+            for gate in names["gates"]:
+                own = value.get(gate, 0.0) if isinstance(value, Mapping) else value
+                initial[f"p.{each}.{gate}"] = check_initial(f"gate_parameters[{each!r}]", own)
     states_ = list(names["states"])
     if hidden is not None and hidden not in states_:
         raise ValueError(f"hidden: expected one of the states {', '.join(states_)}, got {hidden!r}")
@@ -89,7 +111,7 @@ def define_cell(
         Symbols(graph, "x", "gates", names["gates"]),
         Symbols(graph, "h", "gates", names["gates"]),
         Symbols(graph, "s", "states", states_),
-        Symbols(graph, "p", "parameters", names["parameters"]),
+        Symbols(graph, "p", "parameters", names["parameters"], dict.fromkeys(of_gates, names["gates"])),
     )
     if not isinstance(returned, Mapping):
         raise TypeError(f"step: expected it to return {{state: value}}, got {type(returned).__name__}")
@@ -105,7 +127,9 @@ def define_cell(
             )
         )
     after = {state: _value(graph, f"step: {state}", returned[state]) for state in states_}
-    return DefinedCell(name, names["gates"], states_, names["parameters"], graph, after, initial, bias)
+    return DefinedCell(
+        name, names["gates"], states_, names["parameters"], graph, after, initial, bias, of_gates
+    )
 
 
 def _value(graph: Graph, name: str, value: Any) -> Expression:

@@ -209,7 +209,10 @@ class Graph:
                 continue
             args = tuple(done[a.id] for a in node.arguments)
             changed = any(a is not b for a, b in zip(args, node.arguments, strict=True))
-            done[node.id] = self.make(node.operation, *args) if changed else node
+            if changed and node.operation in ROW_OPERATIONS:
+                done[node.id] = self.bare(node.operation, *args, name=node.name)
+            else:
+                done[node.id] = self.make(node.operation, *args) if changed else node
         return [done[root.id] for root in roots]
 
     def _operand(self, operation: str, value: Operand, operands: tuple[Operand, ...]) -> Expression:

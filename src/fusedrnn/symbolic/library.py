@@ -34,6 +34,88 @@ def lstm(peephole: bool, coupled_gates: bool, cell_clip: float | None) -> Define
     return define_cell(name, gates, "h c", step, parameters=parameters)
 
 
+def _layer_norm_gates(x: Any, h: Any, p: Any, gates: str, bias: bool) -> tuple[list[Any], list[Any]]:
+    """The parts of x, with bias_ih, and of h of each gate, each part normalised over all gates together."""
+    parts = []
+    for part, gain in ((x, p.gain_ih), (h, p.gain_hh)):
+        values = sym.layer_norm(*(getattr(part, gate) for gate in gates))
+        values = values if isinstance(values, tuple) else (values,)
+        parts.append([getattr(gain, gate) * value for gate, value in zip(gates, values, strict=True)])
+    if bias:
+        parts[0] = [getattr(p.bias_ih, gate) + value for gate, value in zip(gates, parts[0], strict=True)]
+    return parts[0], parts[1]
+
+
+def _layer_norm_parameters(bias: bool, forget: bool = False) -> dict[str, Any]:
+    gains: dict[str, Any] = {"gain_ih": 1.0, "gain_hh": 1.0}
+    return gains | ({"bias_ih": {"f": 1.0} if forget else 0.0} if bias else {})
+
+
+@lru_cache
+def layer_norm_rnn(nonlinearity: str, bias: bool) -> DefinedCell:
+    """An Elman network whose products are normalised."""
+    activation = sym.relu if nonlinearity == "relu" else sym.tanh
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        (from_x,), (from_h,) = _layer_norm_gates(x, h, p, "h", bias)
+        return {"h": activation(from_x + from_h)}
+
+    return define_cell(
+        f"rnn_{nonlinearity}_layer_norm", "h", "h", step, gate_parameters=_layer_norm_parameters(bias), bias=False
+    )
+
+
+@lru_cache
+def layer_norm_lstm(bias: bool) -> DefinedCell:
+    """An LSTM whose products and c are normalised."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        i, f, g, o = (a + b for a, b in zip(*_layer_norm_gates(x, h, p, "ifgo", bias), strict=True))
+        c = sym.sigmoid(f) * s.c + sym.sigmoid(i) * sym.tanh(g)
+        scaled = p.gain_c * sym.layer_norm(c)
+        return {"h": sym.sigmoid(o) * sym.tanh(scaled + p.bias_c if bias else scaled), "c": c}
+
+    parameters = {"gain_c": 1.0} | ({"bias_c": 0.0} if bias else {})
+    gate_parameters = _layer_norm_parameters(bias, forget=True)
+    return define_cell(
+        "lstm_layer_norm", "i f g o", "h c", step, parameters=parameters, gate_parameters=gate_parameters, bias=False
+    )
+
+
+@lru_cache
+def layer_norm_gru(bias: bool) -> DefinedCell:
+    """A GRU whose products are normalised, with the reset gate after that of h."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        (x_r, x_z, x_n), (h_r, h_z, h_n) = _layer_norm_gates(x, h, p, "rzn", bias)
+        r, z = sym.sigmoid(x_r + h_r), sym.sigmoid(x_z + h_z)
+        n = sym.tanh(x_n + r * (h_n + p.bias_hn if bias else h_n))
+        return {"h": (1 - z) * n + z * s.h}
+
+    gate_parameters = _layer_norm_parameters(bias)
+    return define_cell(
+        "gru_layer_norm",
+        "r z n",
+        "h",
+        step,
+        parameters="bias_hn" if bias else (),
+        gate_parameters=gate_parameters,
+        bias=False,
+    )
+
+
+@lru_cache
+def gru_reset_before() -> DefinedCell:
+    """A GRU whose reset gate acts on h before the product of the candidate."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        r, z = sym.sigmoid(x.r + h.r), sym.sigmoid(x.z + h.z)
+        n = sym.tanh(x.n + sym.product(h.n, r * s.h))
+        return {"h": (1 - z) * n + z * s.h}
+
+    return define_cell("gru_reset_before", "r z n", "h", step)
+
+
 @lru_cache
 def mgu() -> DefinedCell:
     """Minimal gated unit."""

@@ -28,7 +28,7 @@ def cell_to_json(cell: DefinedCell) -> str:
     `nodes` is a list of ["input", name], ["constant", value], ["layer_norm", which of its results, index,
     ...] and [operation, index, ...], where an index is the place of an earlier node; `next` has the place of
     each state's expression; `initial` the values that gates' biases and parameters start from; `bias`, where
-    the gates have none, is false.
+    the gates have none, is false; `gate_parameters` are those of the parameters that each gate has.
 
     Args:
         cell: what define_cell returned.
@@ -63,8 +63,11 @@ def cell_to_json(cell: DefinedCell) -> str:
         "nodes": listed,
         "next": {state: place[node.id] for state, node in after.items()},
     }
+    # What cells seldom have is left out where they do not.
     if not cell.bias:
         content["bias"] = False
+    if cell.gate_parameters:
+        content["gate_parameters"] = cell.gate_parameters
     return json.dumps(content)
 
 
@@ -92,7 +95,7 @@ def cell_from_json(text: Any) -> DefinedCell:
         raise ValueError(f"cell: expected JSON of a cell, got what is none: {error}") from None
     if (
         not isinstance(content, dict)
-        or set(content) - {"bias"} != set(_KEYS)
+        or set(content) - {"bias", "gate_parameters"} != set(_KEYS)
         or content["format"] != _FORMAT
         or content.get("bias", False) is not False
     ):
@@ -104,9 +107,14 @@ def cell_from_json(text: Any) -> DefinedCell:
         names[kind] = content[kind]
         if not isinstance(names[kind], list) or not all(isinstance(n, str) for n in names[kind]):
             raise ValueError(f"cell: {kind}: expected a list of names")
-    check_declared(content["name"], **names)
+    of_gates, bias = content.get("gate_parameters", []), content.get("bias", True)
+    if not isinstance(of_gates, list) or not all(name in names["parameters"] for name in of_gates):
+        raise ValueError("cell: gate_parameters: expected names of parameters")
+    check_declared(content["name"], **names, gate_parameters=of_gates, bias=bias)
     known = [f"{kind}.{gate}" for kind in "xha" for gate in names["gates"]]
-    known += [f"s.{state}" for state in names["states"]] + [f"p.{name}" for name in names["parameters"]]
+    known += [f"s.{state}" for state in names["states"]]
+    for name in names["parameters"]:
+        known += [f"p.{name}.{gate}" for gate in names["gates"]] if name in of_gates else [f"p.{name}"]
     graph = Graph()
     nodes = _read_nodes(graph, content["nodes"], frozenset(known))
     after = content["next"]
@@ -121,7 +129,8 @@ def cell_from_json(text: Any) -> DefinedCell:
         graph=graph,
         next_states=next_states,
         initial=_read_initial(content["initial"], [s for s in known if s[0] in "xp"]),
-        bias=content.get("bias", True),
+        bias=bias,
+        gate_parameters=of_gates,
     )
 
 

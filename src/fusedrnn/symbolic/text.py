@@ -50,6 +50,12 @@ def render(node: Node, names: Mapping[int, str], depth: int = 0) -> str:
         return f"{parts[0]} {sign} {parts[1]}"
     if node.operation == "negative":
         return f"-({parts[0]})" if _tightness(node.arguments[0], names) < 4 else f"-{parts[0]}"
+    if node.operation == "layer_norm" and len(parts) > 1:
+        gates = [part.partition(".") for part in parts]
+        which = int(node.name)
+        if {kind for kind, _, _ in gates} == {gates[0][0]} and all(gate for _, _, gate in gates):
+            return f"layer_norm({gates[0][0]}).{gates[which][2]}"
+        return f"layer_norm({', '.join(parts)})[{which}]"
     return f"{node.operation}({', '.join(parts)})"
 
 
