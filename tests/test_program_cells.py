@@ -291,7 +291,11 @@ class TestDefinitions:
             ("saved", 9, r"outputs: expected saved\.[0-9]+ among them, got none"),
             ("split_gates", True, "expected names of the cell's values, got 'a.0'"),
             ("direct_hidden", True, "outputs: expected ds.0 among them"),
-            ("per_unit", ["i", "f", "weight_ih"], "per_unit: expected names of their own, got 'weight_ih' twice"),
+            (
+                "per_unit",
+                ["i", "f", "weight_ih"],
+                "per_unit: expected names of their own, got 'weight_ih' twice",
+            ),
             ("per_unit", [f"p{i}" for i in range(17)], "per_unit: expected at most 16 names, got 17"),
         ],
     )

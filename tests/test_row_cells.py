@@ -75,7 +75,9 @@ class Problem:
 
     def value(self) -> float:
         y, final = self.reference()
-        return float((y * self.dy).sum() + sum((a * b).sum() for a, b in zip(final, self.dstate, strict=True)))
+        return float(
+            (y * self.dy).sum() + sum((a * b).sum() for a, b in zip(final, self.dstate, strict=True))
+        )
 
     def slope(self, array: Any, direction: Any, step: float = 2e-5) -> float:
         """The derivative of value() where `array` moves in a direction, by the five-point formula."""
@@ -99,9 +101,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("sizes", "options"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize("name", CELLS)
-def test_against_the_reference(
-    name: str, sizes: tuple[int, int, int, int], options: dict[str, Any]
-) -> None:
+def test_against_the_reference(name: str, sizes: tuple[int, int, int, int], options: dict[str, Any]) -> None:
     """Outputs and states of a reference in NumPy, gradients by its differences, and float32 beside float64."""
     problem = Problem(name, sizes, options)
     module = problem.module
@@ -244,8 +244,16 @@ class TestDefinitions:
         ("gates", "step", "message"),
         [
             ("n r", lambda x, h: sym.product(h.n, h.r) + x.n + x.r, "gates: expected those whose product"),
-            ("r n", lambda x, h: sym.product(h.n, h.r) + h.n + x.n + x.r, "step: expected either h.n or a prod"),
-            ("r n", lambda x, h: sym.product(h.n, h.r) + sym.product(h.n, x.r) + x.n, "step: expected one prod"),
+            (
+                "r n",
+                lambda x, h: sym.product(h.n, h.r) + h.n + x.n + x.r,
+                "step: expected either h.n or a prod",
+            ),
+            (
+                "r n",
+                lambda x, h: sym.product(h.n, h.r) + sym.product(h.n, x.r) + x.n,
+                "step: expected one prod",
+            ),
             ("r n", lambda x, h: sym.product(x.n, h.r), "sym.product: gate: expected h.g of a gate g"),
             ("r", lambda x, h: sym.layer_norm(x.r) + x.r, "step: expected x.r to be read normalised only"),
         ],

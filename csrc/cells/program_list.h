@@ -86,11 +86,12 @@ enum class RowKind : int {
 };
 struct RowOperation {
     RowKind kind;
-    int value, count;  // the gates that the product gives, the values that are normalised: by number, see CellPrograms
-    int first_gate;    // of a product
-    int link;          // a product's operand
-    int number;        // among the operations of its kind
-    int saved;         // where forward keeps the first of the normalised values
+    int value,
+        count;  // the gates that the product gives, the values that are normalised: by number, see CellPrograms
+    int first_gate;  // of a product
+    int link;        // a product's operand
+    int number;      // among the operations of its kind
+    int saved;       // where forward keeps the first of the normalised values
 };
 inline constexpr double kNormaliseEps = 1e-5;
 

@@ -60,8 +60,8 @@ struct ForwardPlan : CellSizes<Cell> {
         m.y_rows = arena.template take<T*>(member_rows);
         if constexpr (CellSizes<Cell>::kIsProgram) {
             const std::int64_t tiled = group_vectors<Cell, 1>(*this, panels, member_rows);
-            m.tiles =
-                ProgramTiles<T>(programs->forward, programs->inference, programs->values, S + 1, tiled, arena);
+            m.tiles = ProgramTiles<T>(programs->forward, programs->inference, programs->values, S + 1, tiled,
+                                      arena);
             m.links = Links<T>(*this, panels, arena);
         }
         return m;
@@ -202,6 +202,7 @@ class Forward : ForwardSteps<Cell, T> {
                                            {first, first + count}, m.gx + (u * plan_.block_rows + r) * G * L,
                                            plan_.block_rows);
                 }
+                if (this->staged) prefetch_tape(part, t, {r, r + n});
                 const T* gx = m.gx + (u * plan_.block_rows + block_row + r) * G * L;
                 if (this->multiplies_h) {
                     hidden_product<Cell, T>(*this, p_.dims, p_.weights, m.h_rows + r, n,
@@ -233,6 +234,17 @@ class Forward : ForwardSteps<Cell, T> {
             const std::int64_t position = part.position(i);
             this->apply_cell(t, panel, position, m.state_rows + i * S, acc, gx, p_.weights.units, m.y_rows[i],
                              saved == nullptr ? nullptr : saved + position * this->kept * L);
+        }
+    }
+
+    // What rows leave on the tape goes far away, row by row: the lines come while their product is computed.
+    void prefetch_tape(const Part& part, std::int64_t t, Range rows) const {
+        if (p_.saved == nullptr) return;
+        const std::int64_t active = p_.schedule.active[t], kept = this->kept * L;
+        for (std::int64_t panel = 0; panel < plan_.panels; ++panel) {
+            const std::int64_t before = p_.schedule.offset[t] * plan_.panels + panel * active;
+            for (std::int64_t i = rows.begin; i < rows.end; ++i)
+                prefetch(p_.saved + (before + part.position(i)) * kept, kept);
         }
     }
 
@@ -271,7 +283,8 @@ class Forward : ForwardSteps<Cell, T> {
         tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
             const bool keeps = p_.saved != nullptr;
             operate(*this, p_.dims, p_.weights, at, operation, tiles, m.links, n,
-                    HiddenGates<T>{gx, plan_.block_rows, m.acc, acc_rows}, keeps, [&](std::int64_t i, T rstd) {
+                    HiddenGates<T>{gx, plan_.block_rows, m.acc, acc_rows}, keeps,
+                    [&](std::int64_t i, T rstd) {
                         if (!keeps) return;
                         const std::int64_t at_row = p_.schedule.offset[t] + part.position(r + i);
                         p_.moments[at_row * this->norms + operation.number] = rstd;

@@ -58,7 +58,8 @@ struct BackwardPlan : CellSizes<Cell> {
             dgx[i] = arena.template take<T>(gradients);
             dgh[i] = this->split_gates ? arena.template take<T>(gradients) : dgx[i];
             dhidden[i] = arena.template take<T>(d.projected ? p_panels * block_rows * L : 0);
-            dunits[i] = this->staged && i > 0 ? dunits[0] : arena.template take<T>(panels * unit_rows(d) * units * L);
+            dunits[i] =
+                this->staged && i > 0 ? dunits[0] : arena.template take<T>(panels * unit_rows(d) * units * L);
             if constexpr (CellSizes<Cell>::kIsProgram)
                 operands[i] = arena.template take<T>(block_rows * this->products * padded<T>(d.H));
         }
@@ -80,8 +81,8 @@ struct BackwardPlan : CellSizes<Cell> {
         m.indices = arena.template take<std::int64_t>(block_rows);
         m.state_rows = arena.template take<const T*>(d.B * S);
         if constexpr (CellSizes<Cell>::kIsProgram) {
-            m.tiles =
-                ProgramTiles<T>(programs->backward, programs->backward, programs->values, 2 * S, group, arena);
+            m.tiles = ProgramTiles<T>(programs->backward, programs->backward, programs->values, 2 * S, group,
+                                      arena);
             m.links = Links<T>(*this, panels, arena);
         }
         return m;
@@ -135,7 +136,7 @@ class Gradients : CellSizes<Cell> {
             std::int64_t with_state = rows;
             while (with_state > 0 && m.h_rows[with_state - 1] == plan_.zero) --with_state;
             const Range columns{larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0)};
-            const OuterArgs<T> args{dgh,        a_panel,    G,        this->first_gates, p_.dims.H, m.h_rows,
+            const OuterArgs<T> args{dgh,        a_panel,   G,        this->first_gates, p_.dims.H, m.h_rows,
                                     with_state, p_.dims.P, to_.w_hh, m.columns,         team_,     member};
             outer<T>(args, columns.begin, columns.end);
             if constexpr (Sizes::kIsProgram) product_gradients(m, member, buffer, rows, columns);
@@ -196,8 +197,8 @@ class Gradients : CellSizes<Cell> {
         const Range panels = share(plan_.panels, team_.size(), member);
         const std::int64_t a_panel = plan_.unit_rows(p_.dims) * this->units * L;
         for_each_per_unit(*p_.cell, [&](int place, int values, int first) {
-            sum_some<T>(plan_.dunits[buffer] + first * L, a_panel, this->units, values, rows,
-                        p_.dims.H, p_.dparams.of[place], nullptr, panels.begin, panels.end, team_, member);
+            sum_some<T>(plan_.dunits[buffer] + first * L, a_panel, this->units, values, rows, p_.dims.H,
+                        p_.dparams.of[place], nullptr, panels.begin, panels.end, team_, member);
         });
     }
 
@@ -246,7 +247,7 @@ class Gradients : CellSizes<Cell> {
             back_through_inputs(m, member, gates, a_panel, share(rows, team_.size(), member));
         }
         if (to_.w_ih == nullptr) return;
-        const OuterArgs<T> args{gates, a_panel,   G,         G,         p_.dims.H, m.x_rows,
+        const OuterArgs<T> args{gates, a_panel,   G,        G,         p_.dims.H, m.x_rows,
                                 rows,  p_.dims.I, to_.w_ih, m.columns, team_,     member};
         outer<T>(args, columns.begin, columns.end);
     }
@@ -303,9 +304,12 @@ class Gradients : CellSizes<Cell> {
                 m.a_rows[n++] = p_.hidden + (p_.schedule.offset[t] + position) * hidden_row;
             }
         }
-        const OuterArgs<T> args{
-            dhidden,    plan_.block_rows * L, 1, 1, p_.dims.P, m.a_rows, n, p_.dims.H, to_.w_hr,
-            m.columns, team_,                member};
+        const OuterArgs<T> args{dhidden,   plan_.block_rows * L,
+                                1,         1,
+                                p_.dims.P, m.a_rows,
+                                n,         p_.dims.H,
+                                to_.w_hr,  m.columns,
+                                team_,     member};
         const Range mine = share(panels_of<T>(p_.dims.H), team_.size(), member);
         outer<T>(args, mine.begin, mine.end);
     }

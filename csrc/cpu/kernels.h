@@ -79,9 +79,9 @@ struct ForwardProblem {
     Progress* output_progress;
     bool backwards;  // begin with the last panels; true in every other call of a stream
     // The tape, null in inference. Rows by compact index.
-    T* saved;   // per step [H/L][active][kSaved][L]
-    T* states;  // [rows][kStates - 1][H rounded up to L]: the states beyond h after each step
-    T* hidden;  // [rows][H rounded up]: h before the projection
+    T* saved;    // per step [H/L][active][kSaved][L]
+    T* states;   // [rows][kStates - 1][H rounded up to L]: the states beyond h after each step
+    T* hidden;   // [rows][H rounded up]: h before the projection
     T* moments;  // [rows][norms]: what normalised rows were divided by, its inverse
 };
 
@@ -97,8 +97,8 @@ struct BackwardProblem {
     const T* reset[kMaxStates];
     std::int64_t reset_stride[kMaxStates];
     const T *saved, *states, *hidden, *moments;  // saved null: computed again, moments too
-    Sequence<const T> dy;              // data null: zero
-    const T* dfinal[kMaxStates];       // null: zero
+    Sequence<const T> dy;                        // data null: zero
+    const T* dfinal[kMaxStates];                 // null: zero
     T* dinitial[kMaxStates];
     Sequence<T> dx;  // laid out as x; data null: not wanted
     bool accumulate_dx;

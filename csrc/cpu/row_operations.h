@@ -48,16 +48,24 @@ struct RowVectors {
     int rest;
 
     RowVectors(int count, std::int64_t units)
-        : whole(units / L * count),
-          total((units + L - 1) / L * count),
-          rest(static_cast<int>(units % L)) {}
+        : whole(units / L * count), total((units + L - 1) / L * count), rest(static_cast<int>(units % L)) {}
 
     // body(vector's place, its number, how many of its lanes are units), for row i of the values.
     template <class Body>
     static FUSEDRNN_INLINE void each(const Place<T>* values, int count, std::int64_t i, std::int64_t units,
                                      Body&& body) {
-        std::int64_t k = 0;
-        for (std::int64_t u = 0; u * L < units; ++u) {
+        std::int64_t k = 0, u = 0;
+        const std::int64_t panel = values[0].panel;
+        // Those of gates and of the tape stand beside each other.
+        const bool beside = count == 1 || (values[count - 1].at == values[0].at + (count - 1) * L &&
+                                           values[count - 1].panel == panel);
+        if (beside) {
+            T* at = values[0].at + i * values[0].row;
+            for (; (u + 1) * L <= units; ++u, at += panel) {
+                for (int v = 0; v < count; ++v, ++k) body(at + v * L, k, L);
+            }
+        }
+        for (; u * L < units; ++u) {
             const int valid = static_cast<int>(smaller(L, units - u * L));
             for (int v = 0; v < count; ++v, ++k) {
                 const Place<T>& p = values[v];
@@ -102,7 +110,8 @@ void normalise(const Place<T>* values, const Place<T>* results, int count, std::
             first_lanes(V::load(at) - first, valid).store(row + k * L);
         });
         T total[1], sums[2];
-        vectors.sum_up(total, [&](std::int64_t k, V(&acc)[1], int) { acc[0] = acc[0] + V::load(row + k * L); });
+        vectors.sum_up(total,
+                       [&](std::int64_t k, V(&acc)[1], int) { acc[0] = acc[0] + V::load(row + k * L); });
         const V mean = V::set(each * total[0]);
         vectors.sum_up(sums, [&](std::int64_t k, V(&acc)[2], int valid) {
             const V d = first_lanes(V::load(row + k * L) - mean, valid);

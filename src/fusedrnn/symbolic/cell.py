@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import keyword
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,13 +16,6 @@ from fusedrnn.symbolic.graph import Expression, Graph, cone, gate_of, is_gate_su
 from fusedrnn.symbolic.program import Program, choose_saved, lower
 from fusedrnn.symbolic.stages import RowOperation, Stage, cut_rows, levels_of, lower_stages, normalises_gates
 from fusedrnn.symbolic.text import equations
-
-# What the kernels have room for.
-MOST_NAMES = {"gates": 32, "states": 8, "parameters": 16}
-MOST_UNIT_VALUES = 64  # of all parameters of a unit
-# Per-unit parameters stand beside these.
-WEIGHTS = ("weight_ih", "weight_hh", "weight_hr")
-BIASES = ("bias_ih", "bias_hh")
 
 
 class DefinedCell:
@@ -124,7 +116,9 @@ class DefinedCell:
         from_outside: set[int] = set()
         needed: dict[int, Expression] = {}
         for node in cone(self.gradients.values()):
-            if node.name.startswith(("dnext.", "dlink.")) or any(a.id in from_outside for a in node.arguments):
+            if node.name.startswith(("dnext.", "dlink.")) or any(
+                a.id in from_outside for a in node.arguments
+            ):
                 from_outside.add(node.id)
                 needed.update({a.id: a for a in node.arguments if a.id not in from_outside})
         needed.update({n.id: n for n in self.gradients.values() if n.id not in from_outside})
@@ -342,11 +336,15 @@ class DefinedCell:
         """The states after the step as they were written, where operations on rows hide it; sums as a.g."""
         if not self.operations:
             return self.next_states
-        sums = {} if self.split_gates else {
-            node.id: self._graph.input(f"a.{node.arguments[0].name[2:]}")
-            for node in cone(self.given.values())
-            if is_gate_sum(node) and all(a.operation == "input" for a in node.arguments)
-        }
+        sums = (
+            {}
+            if self.split_gates
+            else {
+                node.id: self._graph.input(f"a.{node.arguments[0].name[2:]}")
+                for node in cone(self.given.values())
+                if is_gate_sum(node) and all(a.operation == "input" for a in node.arguments)
+            }
+        )
         return dict(zip(self.given, self._graph.substitute(self.given.values(), sums), strict=True))
 
     @property
@@ -359,7 +357,9 @@ class DefinedCell:
             if o.kind == "layer_norm":
                 lines.append(f"{results} = layer_norm({', '.join(links)})")
             else:
-                lines.append(f"{results}: the product with weight_hh of {links[0]}, whose gradient is d{links[0]}")
+                lines.append(
+                    f"{results}: the product with weight_hh of {links[0]}, whose gradient is d{links[0]}"
+                )
         return ["", "within the step", *lines] if lines else []
 
     def __copy__(self) -> "DefinedCell":
@@ -374,7 +374,15 @@ class DefinedCell:
             head += f"; parameters {' '.join(self.parameters)}"
         backward = equations(cone(self.gradients.values()), self.gradients)
         return "\n".join(
-            [head, "", self.equations, *self._shown_operations, "", "gradients, from dnext.s = dL/ds' of each state s", *backward]
+            [
+                head,
+                "",
+                self.equations,
+                *self._shown_operations,
+                "",
+                "gradients, from dnext.s = dL/ds' of each state s",
+                *backward,
+            ]
         )
 
     def __repr__(self) -> str:
@@ -382,55 +390,6 @@ class DefinedCell:
             f"<cell {self.name!r}: {len(self.gates)} gates, {len(self.states)} states, "
             f"{len(self.parameters)} parameters>"
         )
-
-
-def check_declared(
-    name: str,
-    gates: Sequence[str],
-    states: Sequence[str],
-    parameters: Sequence[str],
-    gate_parameters: Sequence[str] = (),
-    bias: bool = True,
-) -> None:
-    """Refuse names that are none, stand twice or are too many."""
-    if not isinstance(name, str) or not name or len(name) > 64 or not name.isprintable():
-        raise ValueError(f"name: expected a printable name of at most 64 characters, got {name!r:.80}")
-    for kind, names in {"gates": gates, "states": states, "parameters": parameters}.items():
-        for n in names:
-            if not isinstance(n, str):
-                raise TypeError(f"{kind}: expected names, got {type(n).__name__}")
-            if not n.isidentifier() or not n.isascii() or keyword.iskeyword(n) or n[0] == "_" or len(n) > 32:
-                raise ValueError(
-                    f"{kind}: expected ASCII identifiers of at most 32 characters without a leading _, "
-                    f"got {n!r:.80}"
-                )
-        if len(set(names)) != len(names):
-            raise ValueError(f"{kind}: expected different names, got {' '.join(names)}")
-        if not names and kind != "parameters":
-            raise ValueError(f"{kind}: expected at least one name, got none")
-        if len(names) > MOST_NAMES[kind]:
-            raise ValueError(f"{kind}: expected at most {MOST_NAMES[kind]} names, got {len(names)}")
-    for n in parameters:
-        if n in WEIGHTS or (bias and n in BIASES):
-            raise ValueError(f"parameters: expected other names than those of the weights, got {n}")
-
-    values = len(parameters) + len(gate_parameters) * (len(gates) - 1)
-    if values > MOST_UNIT_VALUES:
-        raise ValueError(f"parameters: expected at most {MOST_UNIT_VALUES} values of a unit, got {values}")
-
-
-def check_initial(name: str, value: Any) -> Initial:
-    """Return an initial value, a number or (low, high), or refuse it."""
-    pair = isinstance(value, (tuple, list))
-    numbers = tuple(value) if pair else (value,)
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise TypeError(f"{name}: expected a number or (low, high), got {value!r:.40}")
-    if len(numbers) != 1 + pair or not all(abs(number) <= 1e308 for number in numbers):
-        raise ValueError(f"{name}: expected a finite number or (low, high), got {value!r:.40}")
-    if numbers[0] > numbers[-1]:
-        raise ValueError(f"{name}: expected (low, high) with low <= high, got {value!r:.40}")
-    return (float(numbers[0]), float(numbers[1])) if pair else float(numbers[0])
 
 
 def _check_used(nodes: Iterable[Expression], cell: DefinedCell) -> None:

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from fusedrnn.cell_spec import Initial
 from fusedrnn.checks import check_flag
-from fusedrnn.symbolic.cell import DefinedCell, check_declared, check_initial
+from fusedrnn.symbolic.cell import DefinedCell
+from fusedrnn.symbolic.declared import check_declared, check_initial
 from fusedrnn.symbolic.graph import Expression, Graph
 
 Names: TypeAlias = "str | Iterable[str] | Mapping[str, Any]"

@@ -61,7 +61,12 @@ def layer_norm_rnn(nonlinearity: str, bias: bool) -> DefinedCell:
         return {"h": activation(from_x + from_h)}
 
     return define_cell(
-        f"rnn_{nonlinearity}_layer_norm", "h", "h", step, gate_parameters=_layer_norm_parameters(bias), bias=False
+        f"rnn_{nonlinearity}_layer_norm",
+        "h",
+        "h",
+        step,
+        gate_parameters=_layer_norm_parameters(bias),
+        bias=False,
     )
 
 
@@ -78,7 +83,13 @@ def layer_norm_lstm(bias: bool) -> DefinedCell:
     parameters = {"gain_c": 1.0} | ({"bias_c": 0.0} if bias else {})
     gate_parameters = _layer_norm_parameters(bias, forget=True)
     return define_cell(
-        "lstm_layer_norm", "i f g o", "h c", step, parameters=parameters, gate_parameters=gate_parameters, bias=False
+        "lstm_layer_norm",
+        "i f g o",
+        "h c",
+        step,
+        parameters=parameters,
+        gate_parameters=gate_parameters,
+        bias=False,
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fusedrnn.cell_spec import Initial
-from fusedrnn.symbolic.cell import DefinedCell, check_declared, check_initial
+from fusedrnn.symbolic.cell import DefinedCell
+from fusedrnn.symbolic.declared import check_declared, check_initial
 from fusedrnn.symbolic.graph import Expression, Graph, cone
 from fusedrnn.symbolic.operations import OPERATIONS, USER_OPERATIONS
 

@@ -203,7 +203,8 @@ def lower_stages(
             stage
             for stage in range(count)
             for node in cone(roots[stage].values(), stop=taken[stage])
-            if node.id in guarded or any(a.id in guarded for a in node.arguments if node.id not in taken[stage])
+            if node.id in guarded
+            or any(a.id in guarded for a in node.arguments if node.id not in taken[stage])
         ]
         if max(readers, default=0) <= last:
             break
