@@ -1,6 +1,7 @@
-"""Networks whose step works on whole rows, written out over rows in NumPy: what test_row_cells.py compares with.
+"""Networks whose step works on whole rows, written out in NumPy: what test_row_cells.py compares with.
 
-A step takes {name: array} of one layer and direction, x (B, I) and the states (B, H), and returns the states after it.
+A step takes {name: array} of one layer and direction, x (B, I) and the states (B, H), and returns the states
+after it.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], dict[str, Any]]] = {
 @pytest.mark.parametrize(("sizes", "options"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize("name", CELLS)
 def test_against_the_reference(name: str, sizes: tuple[int, int, int, int], options: dict[str, Any]) -> None:
-    """Outputs and states of a reference in NumPy, gradients by its differences, and float32 beside float64."""
+    """Outputs and states of a reference in NumPy, gradients by differences, and float32 beside float64."""
     problem = Problem(name, sizes, options)
     module = problem.module
     want_y, want_final = problem.reference()
@@ -140,7 +140,7 @@ def test_against_the_reference(name: str, sizes: tuple[int, int, int, int], opti
 
 @pytest.mark.parametrize("name", CELLS)
 def test_recompute_streams_lookups_and_threads(name: str) -> None:
-    """Recomputed gradients, looked-up inputs, the steps of a stream, and any number of threads: the same bits."""
+    """Recomputed gradients, looked-up inputs and any number of threads: the same bits."""
     module = random_network(name, 5, 65, num_layers=2, bidirectional=True)
     rng = np.random.default_rng(5)
     for batch in (1, 6):

@@ -145,7 +145,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         peephole: whether the gates see c, through weights of each unit that are zero at first.
         coupled_gates: whether there is no input gate of its own but i = 1 - f.
         cell_clip: limit of |c'|; None for none.
-        layer_norm: whether the products with x and with h, and c', are normalised; not with the options above.
+        layer_norm: whether the products with x and with h, and c' are normalised; not with those above.
         dtype: of parameters, inputs and states: "float32" or "float64".
         seed: int, numpy.random.Generator or None, for initialisation and dropout.
         init: "default" (orthogonal weight_hh, forget_bias) or "torch" (as PyTorch draws them), see

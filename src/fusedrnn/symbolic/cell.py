@@ -14,7 +14,7 @@ from fusedrnn.cell_spec import CellSpec, Initial, parameters_of
 from fusedrnn.symbolic.gradient import gradients
 from fusedrnn.symbolic.graph import Expression, Graph, cone, gate_of, is_gate_sum
 from fusedrnn.symbolic.program import Program, choose_saved, lower
-from fusedrnn.symbolic.stages import RowOperation, Stage, cut_rows, levels_of, lower_stages, normalises_gates
+from fusedrnn.symbolic.stages import Stage, cut_rows, levels_of, lower_stages, normalises_gates
 from fusedrnn.symbolic.text import equations
 
 
@@ -277,7 +277,7 @@ class DefinedCell:
 
     @property
     def _listed_operations(self) -> npt.NDArray[np.int64]:
-        """Of each: kind, of what (gates of x, of h, or links), the first, how many, link, number, saved value."""
+        """Of each: kind, of what (gates of x, of h, links), the first, count, link, number, saved value."""
         listed = []
         saved = 0
         for o in self.operations:

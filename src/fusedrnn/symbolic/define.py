@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from fusedrnn.cell_spec import Initial
 from fusedrnn.checks import check_flag
 from fusedrnn.symbolic.cell import DefinedCell
 from fusedrnn.symbolic.declared import check_declared, check_initial

@@ -318,7 +318,7 @@ def is_gate(node: Expression) -> bool:
 
 
 def gate_of(node: Expression) -> str:
-    """Return "x.g" or "h.g" where this is the part of a gate g, or the product that takes its place; else ""."""
+    """Return "x.g" or "h.g" if this is that part of a gate g, or the product that stands for it; else ""."""
     if node.operation == "product":
         return node.arguments[0].name
     return node.name if is_gate(node) else ""

@@ -38,8 +38,8 @@ def _layer_norm_gates(x: Any, h: Any, p: Any, gates: str, bias: bool) -> tuple[l
     """The parts of x, with bias_ih, and of h of each gate, each part normalised over all gates together."""
     parts = []
     for part, gain in ((x, p.gain_ih), (h, p.gain_hh)):
-        values = sym.layer_norm(*(getattr(part, gate) for gate in gates))
-        values = values if isinstance(values, tuple) else (values,)
+        one, *more = (getattr(part, gate) for gate in gates)
+        values = sym.layer_norm(one, *more) if more else (sym.layer_norm(one),)
         parts.append([getattr(gain, gate) * value for gate, value in zip(gates, values, strict=True)])
     if bias:
         parts[0] = [getattr(p.bias_ih, gate) + value for gate, value in zip(gates, parts[0], strict=True)]

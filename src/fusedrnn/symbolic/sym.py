@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import overload
 
 from fusedrnn.symbolic.graph import Expression, Graph, Operand
 
@@ -183,12 +184,15 @@ def heaviside(
     return graph.make("heaviside", x, derivative(x, usual if slope is None else float(slope)))
 
 
+@overload
+def layer_norm(value: Expression, /) -> Expression: ...
+@overload
+def layer_norm(value: Expression, second: Expression, /, *values: Expression) -> tuple[Expression, ...]: ...
 def layer_norm(*values: Expression) -> Expression | tuple[Expression, ...]:
-    """Return (v - mean) / sqrt(var + 1e-5) of each value v, with the mean and variance over its row of H units.
+    """Return (v - mean) / sqrt(var + 1e-5) of each value v, with mean and variance over its row of H units.
 
     Several values share mean and variance, which are then over all of their units: `layer_norm(x.i, x.f)`.
-    Gain and bias are a step's own: `p.gain * layer_norm(c) + p.bias`. Values that are equal give exactly 0,
-    and with it a gradient of 0.
+    Gain and bias are a step's own: `p.gain * layer_norm(c) + p.bias`. Values that are equal give exactly 0.
 
     Args:
         values: symbols or what is made of them; all gates of x, or all of h, in their order are normalised

@@ -67,6 +67,23 @@ def _tightness(node: Node, names: Mapping[int, str]) -> int:
     return _INFIX[node.operation][1] if node.operation in _INFIX else 4
 
 
+def _terms(node: Node) -> "list[Node]":
+    """Return what a sum of products is made of."""
+    found: list[Node] = []
+    seen: set[int] = set()
+    todo = [node]
+    while todo:
+        term = todo.pop()
+        if term.id in seen:
+            continue
+        seen.add(term.id)
+        if term.operation in ("add", "multiply"):
+            todo.extend(term.arguments)
+        else:
+            found.append(term)
+    return found
+
+
 def equations(nodes: Sequence[Node], outputs: Mapping[str, Node]) -> list[str]:
     """Return `name = expression` for each output, and before them for values that are used more than once."""
     uses: dict[int, int] = {}
@@ -78,6 +95,10 @@ def equations(nodes: Sequence[Node], outputs: Mapping[str, Node]) -> list[str]:
         if depth[node.id] >= _DEEPEST:
             uses[node.id] = 2
             depth[node.id] = 1
+        if node.operation in ("sigmoid", "tanh", "relu") and any(
+            term.operation == "layer_norm" for term in _terms(node.arguments[0])
+        ):
+            uses[node.arguments[0].id] = 2
     called = {node.id: name for name, node in reversed(list(outputs.items())) if node.arguments}
     names: dict[int, str] = {}
     lines: list[str] = []
