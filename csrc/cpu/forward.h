@@ -224,15 +224,19 @@ class Forward : ForwardSteps<Cell, T> {
     FUSEDRNN_INLINE void apply_cells(const Part& part, const typename ForwardPlan<Cell, T>::Member& m,
                                      std::int64_t t, std::int64_t v, std::int64_t r, std::int64_t n,
                                      const T* acc, const T* gx) const {
-        const std::int64_t panel = part.panels.begin + v;
+        const Dims d = p_.dims;
+        const T* const units = p_.weights.units;
+        const T* const* const states = m.state_rows;
+        T* const* const y_rows = m.y_rows;
+        const std::int64_t panel = part.panels.begin + v, first = part.first, stride = part.stride;
         T* saved = p_.saved;
         if (saved != nullptr) {
             const std::int64_t row = p_.schedule.offset[t] * plan_.panels + panel * p_.schedule.active[t];
             saved += row * this->kept * L;
         }
         for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
-            const std::int64_t position = part.position(i);
-            this->apply_cell(t, panel, position, m.state_rows + i * S, acc, gx, p_.weights.units, m.y_rows[i],
+            const std::int64_t position = first + i * stride;
+            this->apply_cell(d, t, panel, position, states + i * S, acc, gx, units, y_rows[i],
                              saved == nullptr ? nullptr : saved + position * this->kept * L);
         }
     }

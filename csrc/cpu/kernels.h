@@ -18,7 +18,7 @@ struct RecurrentCell;
 struct Dims {
     std::int64_t T, B, I, H, P, V;
     bool projected;
-    bool whole_rows;  // whether a step works on whole rows of units, so that no two threads may share one
+    bool whole_rows = false;  // whether a step works on whole rows of units, which no two threads may share
     bool operator==(const Dims&) const = default;
 };
 
