@@ -1,0 +1,279 @@
+"""The kernels on the memory of tensors: forward and backward of a whole network, without autograd."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from fusedrnn import _core
+from fusedrnn.nn.plan import row_of, time_major
+
+Tensor = torch.Tensor
+
+
+class Options(NamedTuple):
+    """What a network is, besides its tensors.
+
+    Attributes:
+        cell: its name, see `fusedrnn.CELLS`.
+        batch_first: x and y are (B, T, ...).
+        dropout: between layers; 0 outside of training.
+    """
+
+    cell: str
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+    dropout: float
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call.
+
+    Attributes:
+        x: (T, B, I), or (B, T, I) with batch_first.
+        lengths: (B,) int64 or None.
+        resets: bool, x's leading shape, or None.
+        seed: (1,) int64 of the dropout, or None.
+        state: h, or h and c; none of them for zeros.
+        params: of each layer and direction, in the order of torch.nn.
+    """
+
+    x: Tensor
+    lengths: Tensor | None
+    resets: Tensor | None
+    seed: Tensor | None
+    state: tuple[Tensor, ...]
+    params: tuple[Tensor, ...]
+
+
+class Sizes(NamedTuple):
+    """Shapes that follow from those of the inputs: of y and of each final state."""
+
+    y: tuple[Any, ...]
+    states: list[tuple[Any, ...]]
+
+
+def sizes_of(options: Options, x: Tensor, params: tuple[Tensor, ...]) -> Sizes:
+    """Return the shapes of the outputs; sizes of x may be symbols."""
+    directions = 1 + options.bidirectional
+    hidden, out = params[1].shape[0] // GATES[options.cell], params[1].shape[1]
+    batch = x.shape[0 if options.batch_first else 1]
+    rows = options.num_layers * directions
+    widths = [out, hidden] if options.cell == "lstm" else [out]
+    return Sizes((x.shape[0], x.shape[1], directions * out), [(rows, batch, width) for width in widths])
+
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+DTYPES = {torch.float32, torch.float64}
+
+
+class Tape:
+    """The kernels' tapes of a call, the dropout of each layer, and what lies between layers."""
+
+    __slots__ = ("drops", "layers")
+
+    def __init__(self, layers: list[_core.LayerTape], drops: list[tuple[float, int, int] | None]) -> None:
+        self.layers, self.drops = layers, drops
+
+
+def attach(tape: Tape | None) -> Tensor:
+    """Return a tensor without elements whose storage holds the tape.
+
+    The storage, and the tape with it, lives as long as autograd keeps the tensor. Whoever saves a copy instead, as
+    hooks on saved tensors may, gets a tensor without a tape, and backward runs forward once more.
+    """
+    handle = torch.empty(0, dtype=torch.uint8)
+    if tape is not None:
+        handle.untyped_storage()._fusedrnn_tape = tape
+    return handle
+
+
+def attached(handle: Tensor) -> Tape | None:
+    """Return the tape that the tensor's storage holds, if any."""
+    return getattr(handle.untyped_storage(), "_fusedrnn_tape", None)
+
+
+def check(options: Options, inputs: Inputs) -> None:
+    """Raise TypeError or RuntimeError for tensors that the kernels cannot read."""
+    x = inputs.x
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x: expected torch.float32 or torch.float64, got {x.dtype}; use x.float()")
+    for name, tensors in (("state", inputs.state), ("params", inputs.params)):
+        for tensor in tensors:
+            if tensor.dtype is not x.dtype:
+                raise TypeError(f"{name}: expected {x.dtype} as x, got {tensor.dtype}")
+    for tensor in (x, *inputs.state, *inputs.params):
+        if not tensor.is_cpu:
+            raise RuntimeError(
+                f"x: expected tensors on the CPU, got one on {tensor.device}; use .cpu(), or torch.nn there"
+            )
+
+
+def kernel_weights(params: tuple[Any, ...], parts: int) -> list[tuple[Any, ...]]:
+    """Return the parameters of each layer and direction in the kernels' order, None where there is none."""
+    count = len(params) // parts
+    groups = [params[i * count : (i + 1) * count] for i in range(parts)]
+    if count < 4:
+        groups = [(*group[:2], None, None, *group[2:]) for group in groups]
+    return [(*group, None)[:5] for group in groups]
+
+
+def forward(
+    options: Options, inputs: Inputs, save: bool, caches: list[_core.WeightCache] | None = None
+) -> tuple[Tensor, list[Tensor], Tape | None]:
+    """Return y, the final states and, with `save`, the tape.
+
+    Args:
+        caches: of the packed weights of each layer and direction, or None to pack them for this call.
+    """
+    check(options, inputs)
+    sizes = sizes_of(options, inputs.x, inputs.params)
+    y = torch.empty(sizes.y, dtype=inputs.x.dtype)
+    finals = [torch.empty(shape, dtype=inputs.x.dtype) for shape in sizes.states]
+    return y, finals, run(options, inputs, y, finals, save, caches)
+
+
+def run(
+    options: Options,
+    inputs: Inputs,
+    y: Tensor,
+    finals: list[Tensor],
+    save: bool,
+    caches: list[_core.WeightCache] | None = None,
+) -> Tape | None:
+    """Write the results of forward to y and the final states; return the tape."""
+    cell, num_layers, bidirectional, batch_first, dropout = options
+    steps, target = numpy(inputs.x), y.numpy()
+    steps, target = time_major(steps, False, batch_first), time_major(target, False, batch_first)
+    lengths = None if inputs.lengths is None else inputs.lengths.numpy()
+    resets = None if inputs.resets is None else time_major(inputs.resets.numpy(), False, batch_first)
+    directions = 1 + bidirectional
+    parts = num_layers * directions
+    weights = kernel_weights(tuple([numpy(p) for p in inputs.params]), parts)
+    states = tuple([numpy(s) for s in inputs.state])
+    ends = [final.numpy() for final in finals]
+    out_size = target.shape[-1] // directions
+    calls: list[_core.ForwardCall] = []
+    results: list[Any] = []
+    drops: list[tuple[float, int, int] | None] = []
+    for layer in range(num_layers):
+        last = layer == num_layers - 1
+        out: Any = target if last else torch.empty(target.shape, dtype=y.dtype).numpy()
+        for direction in range(directions):
+            row = layer * directions + direction
+            columns = slice(direction * out_size, (direction + 1) * out_size)
+            calls.append(
+                _core.ForwardCall(
+                    cell,
+                    steps,
+                    weights[row],
+                    row_of(states, row) if states else None,
+                    None,
+                    lengths,
+                    resets,
+                    None,
+                    direction == 1,
+                    save,
+                    False,
+                    None if caches is None else caches[row],
+                    None,
+                    out[..., columns] if bidirectional else out,
+                    tuple([end[row] for end in ends]),
+                )
+            )
+        drop = None
+        dropping = not last and dropout > 0
+        if last or dropping or bidirectional:
+            results += _core.run_calls(calls)
+            calls = []
+        steps = out
+        if dropping:
+            assert inputs.seed is not None
+            drop = (dropout, int(inputs.seed.item()), layer)
+            steps = _core.dropout(out, *drop)
+        drops.append(drop)
+    return Tape([tape for _, _, tape in results], drops) if save else None
+
+
+class Gradients(NamedTuple):
+    """Gradients of x (or None), of the initial states, and of the parameters (or None each)."""
+
+    x: Tensor | None
+    state: list[Tensor]
+    params: list[Tensor | None]
+
+
+def backward(
+    options: Options,
+    inputs: Inputs,
+    y: Tensor,
+    tape: Tape | None,
+    dy: Tensor | None,
+    dfinals: tuple[Tensor | None, ...],
+    need_dx: bool = True,
+    need_params: bool = True,
+) -> Gradients:
+    """Return the gradients; without a tape, forward runs once more."""
+    sizes = sizes_of(options, inputs.x, inputs.params)
+    if tape is None:
+        again = torch.empty_like(y)
+        tape = run(options, inputs, again, [again.new_empty(shape) for shape in sizes.states], True)
+    assert tape is not None
+    cell, num_layers, bidirectional, batch_first, _ = options
+    directions = 1 + bidirectional
+    flow = None if dy is None else time_major(numpy(dy), False, batch_first)
+    given = None
+    if any(d is not None for d in dfinals):
+        given = tuple([None if d is None else numpy(d) for d in dfinals])
+    if flow is None and given is None:
+        given = tuple([torch.zeros(shape, dtype=y.dtype).numpy() for shape in sizes.states])
+    dx = torch.empty(inputs.x.shape, dtype=y.dtype) if need_dx else None
+    dstates = [torch.empty(shape, dtype=y.dtype) for shape in sizes.states]
+    starts = [d.numpy() for d in dstates]
+    dparams: list[Tensor | None] = [None] * len(inputs.params)
+    count = len(inputs.params) // (num_layers * directions)
+    shape = (*time_major(y, False, batch_first).shape,)
+    targets = [None if dx is None else time_major(dx.numpy(), False, batch_first)]
+    targets += [torch.empty(shape, dtype=y.dtype).numpy() for _ in range(num_layers - 1)]
+    out_size = shape[-1] // directions
+    frozen = None if need_params else (None,) * 5
+    stages: list[list[_core.BackwardCall]] = []
+    for layer in reversed(range(num_layers)):
+        calls = []
+        for direction in range(directions):
+            row = layer * directions + direction
+            columns = slice(direction * out_size, (direction + 1) * out_size)
+            calls.append(
+                _core.BackwardCall(
+                    tape.layers[row],
+                    flow[..., columns] if bidirectional and flow is not None else flow,
+                    None if given is None else row_of(given, row),
+                    frozen,
+                    targets[layer] is not None,
+                    targets[layer],
+                    direction == 1,
+                )
+            )
+        stages.append(calls)
+        flow = targets[layer]
+    work = _core.StagedCalls(stages)
+    for layer in reversed(range(num_layers)):
+        for direction, (_, first, grads) in enumerate(work.run()):
+            row = layer * directions + direction
+            for start, part in zip(starts, first, strict=True):
+                start[row] = part
+            if need_params:
+                found = [torch.from_numpy(grad) for grad in grads if grad is not None]
+                dparams[row * count : (row + 1) * count] = found
+        drop = tape.drops[layer - 1] if layer else None
+        if drop is not None:
+            below: Any = targets[layer]
+            _core.dropout(below, *drop, out=below)
+    return Gradients(dx, dstates, dparams)
+
+
+def numpy(tensor: Tensor) -> Any:
+    """Return an array on the tensor's memory."""
+    return tensor.detach().numpy()

@@ -1,0 +1,225 @@
+"""`fusedrnn::rnn` for torch.compile and torch.export, and the same network as an autograd function for eager calls.
+
+Both keep for backward the inputs, y and a tensor that holds the kernels' tape, all through `save_for_backward`: so hooks
+on saved tensors, checkpointing and the check for changes in place see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from fusedrnn import _core
+from fusedrnn.interop.torch import kernels
+from fusedrnn.interop.torch.kernels import Inputs, Options, Tensor
+
+_SIZES = "str cell, int num_layers, bool bidirectional, bool batch_first, float dropout"
+_TENSORS = "Tensor x, Tensor? lengths, Tensor? resets, Tensor? seed, Tensor[] state, Tensor[] params"
+torch.library.define(
+    "fusedrnn::rnn", f"({_TENSORS}, {_SIZES}, bool save) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+torch.library.define(
+    "fusedrnn::rnn_backward",
+    f"({_TENSORS}, {_SIZES}, Tensor y, Tensor tape, Tensor? dy, Tensor? dh, Tensor? dc) -> Tensor[]",
+)
+_NOT_TWICE = (
+    "fusedrnn.torch: expected one derivative, got a second one of a recurrent network; "
+    "fusedrnn.torch.restore(model) gives torch.nn's own, which have it"
+)
+
+
+def _pair(finals: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return h and c, which has no elements where the cell has none."""
+    return finals[0], finals[1] if len(finals) > 1 else like.new_empty(0)
+
+
+@torch.library.impl("fusedrnn::rnn", "cpu")
+def _rnn(
+    x: Tensor,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    seed: Tensor | None,
+    state: list[Tensor],
+    params: list[Tensor],
+    cell: str,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = Options(cell, num_layers, bidirectional, batch_first, dropout)
+    inputs = Inputs(x, lengths, resets, seed, tuple(state), tuple(params))
+    y, finals, tape = kernels.forward(options, inputs, save)
+    return y, *_pair(finals, x), kernels.attach(tape)
+
+
+@torch.library.register_fake("fusedrnn::rnn")
+def _(
+    x: Tensor,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    seed: Tensor | None,
+    state: list[Tensor],
+    params: list[Tensor],
+    cell: str,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = Options(cell, num_layers, bidirectional, batch_first, dropout)
+    sizes = kernels.sizes_of(options, x, tuple(params))
+    finals = [x.new_empty(shape) for shape in sizes.states]
+    return x.new_empty(sizes.y), *_pair(finals, x), x.new_empty(0, dtype=torch.uint8)
+
+
+@torch.library.impl("fusedrnn::rnn_backward", "cpu")
+def _rnn_backward(
+    x: Tensor,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    seed: Tensor | None,
+    state: list[Tensor],
+    params: list[Tensor],
+    cell: str,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    y: Tensor,
+    tape: Tensor,
+    dy: Tensor | None,
+    dh: Tensor | None,
+    dc: Tensor | None,
+) -> list[Tensor]:
+    options = Options(cell, num_layers, bidirectional, batch_first, dropout)
+    inputs = Inputs(x, lengths, resets, seed, tuple(state), tuple(params))
+    finals = (dh, dc) if cell == "lstm" else (dh,)
+    found = kernels.backward(options, inputs, y, kernels.attached(tape), dy, finals)
+    return [found.x, *(found.state if state else ()), *found.params]  # type: ignore[list-item]
+
+
+@torch.library.register_fake("fusedrnn::rnn_backward")
+def _(x: Tensor, *given: Any) -> list[Tensor]:
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, *given[3], *given[4])]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, lengths, resets, seed, state, params, *ctx.options, _ = inputs
+    y, _, _, tape = output
+    ctx.states = len(state)
+    ctx.mark_non_differentiable(tape)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, lengths, resets, seed, y, tape, *state, *params)
+
+
+def _op_backward(
+    ctx: Any, dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, _: Any
+) -> tuple[Any, ...]:
+    x, lengths, resets, seed, y, tape, *rest = ctx.saved_tensors
+    state, params = rest[: ctx.states], rest[ctx.states :]
+    if ctx.options[0] != "lstm":
+        dc = None
+    found = torch.ops.fusedrnn.rnn_backward(
+        x, lengths, resets, seed, state, params, *ctx.options, y, tape, dy, dh, dc
+    )
+    grads = found[1 : 1 + ctx.states], found[1 + ctx.states :]
+    return (found[0], None, None, None, *grads, None, None, None, None, None, None)
+
+
+def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    raise RuntimeError(_NOT_TWICE)
+
+
+torch.library.register_autograd("fusedrnn::rnn", _op_backward, setup_context=_setup)
+torch.library.register_autograd("fusedrnn::rnn_backward", _refuse)
+
+
+class _Backward(Function):
+    """The gradients, as a function of its own: so that a second derivative is refused, and vmap works."""
+
+    @staticmethod
+    def forward(options: Options, states: int, dfinals: int, needs: Any, *tensors: Any) -> tuple[Any, ...]:
+        dy, finals, rest = tensors[0], tensors[1 : 1 + dfinals], tensors[1 + dfinals :]
+        x, lengths, resets, seed, y, tape, *others = rest
+        inputs = Inputs(x, lengths, resets, seed, tuple(others[:states]), tuple(others[states:]))
+        found = kernels.backward(options, inputs, y, kernels.attached(tape), dy, finals, *needs)
+        return (found.x, *(found.state if states else ()), *found.params)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None: ...
+
+    backward = staticmethod(_refuse)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        return _each(_Backward, info, in_dims, args)
+
+
+class Network(Function):
+    """y, the final states and the tape's tensor of a network, eager."""
+
+    @staticmethod
+    def forward(
+        options: Options, caches: Any, states: int, x: Any, lengths: Any, resets: Any, seed: Any, *rest: Any
+    ) -> tuple[Tensor, ...]:
+        inputs = Inputs(x, lengths, resets, seed, rest[:states], rest[states:])
+        y, finals, tape = kernels.forward(options, inputs, True, caches)
+        return (y, *finals, kernels.attach(tape))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.options, _, ctx.states, *tensors = inputs
+        ctx.mark_non_differentiable(output[-1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[:4], output[0], output[-1], *tensors[4:])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad[3], any(ctx.needs_input_grad[7 + ctx.states :])
+        given = (ctx.options, ctx.states, len(dfinals) - 1, needs, dy, *dfinals[:-1], *ctx.saved_tensors)
+        twice = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        dx, *others = _Backward.apply(*given) if twice else _Backward.forward(*given)
+        return (None, None, None, dx, None, None, None, *others)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        return _each(Network, info, in_dims, args)
+
+
+def _each(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Apply the function to each entry of what vmap maps over; its tapes are left out by stacking."""
+    results = []
+    for i in range(info.batch_size):
+        entry = [
+            a.select(d, i) if d is not None and isinstance(a, Tensor) else a
+            for a, d in zip(args, in_dims, strict=True)
+        ]
+        results.append(function.apply(*entry))
+    columns = list(zip(*results, strict=True))
+    stacked = tuple([None if column[0] is None else torch.stack(column) for column in columns])
+    return stacked, tuple([None if column is None else 0 for column in stacked])
+
+
+def apply(options: Options, caches: list[_core.WeightCache] | None, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return y and the final states, recorded by autograd or by whatever traces the call."""
+    x, lengths, resets, seed, state, params = inputs
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu:
+        save = torch.is_grad_enabled()
+        if not (x.is_cpu or x.is_meta):
+            kernels.check(options, inputs)
+        y, h, c, _ = torch.ops.fusedrnn.rnn(
+            x, lengths, resets, seed, list(state), list(params), *options, save
+        )
+        return (y, h, c) if options.cell == "lstm" else (y, h)
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *params))
+    if tracked or torch._C._are_functorch_transforms_active():
+        kernels.check(options, inputs)
+        return Network.apply(options, caches, len(state), *inputs[:4], *state, *params)[:-1]
+    y, finals, _ = kernels.forward(options, inputs, False, caches)
+    return (y, *finals)

@@ -1,0 +1,218 @@
+"""fusedrnn.torch beside torch.nn: results, gradients, errors, and a model converted in place."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import fusedrnn.torch as ft  # noqa: E402
+
+pytestmark = pytest.mark.once
+
+
+def pair(kind: str, dtype: Any = torch.float64, **options: Any) -> tuple[Any, Any]:
+    """torch's module and ours with its weights."""
+    torch.manual_seed(3)
+    theirs = getattr(torch.nn, kind)(5, 7, dtype=dtype, **options)
+    ours = getattr(ft, kind)(5, 7, dtype=dtype, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def flat(output: Any) -> list[Any]:
+    y, state = output
+    return [y, *(state if isinstance(state, tuple) else (state,))]
+
+
+def compare(theirs: Any, ours: Any, x: Any, state: Any = None, tolerance: float = 1e-10) -> None:
+    """Outputs and all gradients, of a function of every output."""
+    grads = []
+    outputs = []
+    for module in (theirs, ours):
+        module.zero_grad()
+        leaf = x.detach().clone().requires_grad_()
+        starts = [s.detach().clone().requires_grad_() for s in state or ()]
+        hx = None if state is None else tuple(starts) if module.mode == "LSTM" else starts[0]
+        found = flat(module(leaf, hx))
+        sum((part.square() * (i + 1)).sum() for i, part in enumerate(found)).backward()
+        outputs.append(found)
+        grads.append([leaf.grad, *[s.grad for s in starts], *[p.grad for p in module.parameters()]])
+    for a, b in zip(outputs[0] + grads[0], outputs[1] + grads[1], strict=True):
+        scale = max(1.0, a.abs().max().item())
+        assert a.shape == b.shape and (a - b).abs().max().item() <= tolerance * scale
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("LSTM", {}),
+    ("LSTM", {"num_layers": 3, "bias": False}),
+    ("LSTM", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
+    ("LSTM", {"num_layers": 2, "bidirectional": True, "proj_size": 3}),
+    ("LSTM", {"proj_size": 2, "bias": False}),
+    ("GRU", {"num_layers": 2, "bidirectional": True}),
+    ("GRU", {"batch_first": True, "bias": False}),
+    ("RNN", {"num_layers": 2}),
+    ("RNN", {"nonlinearity": "relu", "bidirectional": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_as_torch(kind: str, options: dict[str, Any], dtype: Any, tolerance: float) -> None:
+    theirs, ours = pair(kind, dtype, **options)
+    x = torch.randn(6, 4, 5, dtype=dtype)
+    batch = 6 if options.get("batch_first") else 4
+    rows = ours.num_layers * (2 if ours.bidirectional else 1)
+    widths = (ours.proj_size or 7, 7)[: 2 if kind == "LSTM" else 1]
+    state = [torch.randn(rows, batch, width, dtype=dtype) for width in widths]
+    compare(theirs, ours, x, tolerance=tolerance)
+    compare(theirs, ours, x, state, tolerance)
+    compare(theirs, ours, x[0], [s[:, 0] for s in state], tolerance)
+    with torch.no_grad():
+        assert torch.equal(ours(x)[0], ours(x.clone().requires_grad_())[0])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_packed_sequences_and_lengths(kind: str) -> None:
+    theirs, ours = pair(kind, bidirectional=True)
+    x, lengths = torch.randn(6, 4, 5, dtype=torch.float64), torch.tensor([2, 6, 1, 5])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    h = torch.randn(2, 4, 7, dtype=torch.float64)
+    state = (h, -h) if kind == "LSTM" else h
+    want, got = flat(theirs(packed, state)), flat(ours(packed, state))
+    torch.testing.assert_close(got[0].data, want[0].data)
+    torch.testing.assert_close(got[1:], want[1:])
+    y, _ = ours(x, state, lengths=lengths)
+    torch.testing.assert_close(y, torch.nn.utils.rnn.pad_packed_sequence(want[0])[0])
+
+
+def test_resets() -> None:
+    _, ours = pair("GRU")
+    x = torch.randn(6, 2, 5, dtype=torch.float64)
+    resets = torch.zeros(6, 2, dtype=torch.bool)
+    resets[3] = True
+    y, _ = ours(x, resets=resets)
+    torch.testing.assert_close(y, torch.cat([ours(x[:3])[0], ours(x[3:])[0]]))
+
+
+def test_dropout_repeats_with_the_seed_of_torch() -> None:
+    _, ours = pair("LSTM", num_layers=2, dropout=0.5)
+    x = torch.randn(6, 2, 5, dtype=torch.float64)
+    torch.manual_seed(1)
+    first = ours(x)[0]
+    assert not torch.equal(ours(x)[0], first)
+    torch.manual_seed(1)
+    assert torch.equal(ours(x)[0], first)
+    ours.eval()
+    assert torch.equal(ours(x)[0], ours(x)[0])
+
+
+def test_changed_weights_are_seen() -> None:
+    """However they are written to, also past autograd's count of versions."""
+    theirs, ours = pair("LSTM")
+    x = torch.randn(6, 2, 5, dtype=torch.float64)
+    ours(x)
+    for module in (theirs, ours):
+        module.weight_hh_l0.data.mul_(0.5)
+    compare(theirs, ours, x)
+
+
+def test_converted_in_place() -> None:
+    """Parameters, the optimiser and hooks stay; back again, too."""
+    model = torch.nn.Sequential(torch.nn.LSTM(5, 7, dtype=torch.float64))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    called: list[int] = []
+    model[0].register_forward_hook(lambda *_: called.append(1))
+    x, before = torch.randn(6, 2, 5, dtype=torch.float64), list(model.parameters())
+    want = model(x)[0]
+    assert ft.convert(model) is model and type(model[0]) is ft.LSTM
+    y = model(x)[0]
+    torch.testing.assert_close(y, want)
+    assert all(a is b for a, b in zip(before, model.parameters(), strict=True)) and called == [1, 1]
+    y.sum().backward()
+    optimizer.step()
+    after = model(x)[0]
+    assert (after - want).abs().max() > 0.01
+    assert type(ft.restore(model)[0]) is torch.nn.LSTM
+    torch.testing.assert_close(model(x)[0], after)
+    root = ft.convert(torch.nn.GRU(2, 3))
+    assert type(root) is ft.GRU
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got int"):
+        ft.convert(3)
+
+
+def test_copies_and_pickles() -> None:
+    _, ours = pair("LSTM", num_layers=2)
+    x = torch.randn(6, 2, 5, dtype=torch.float64)
+    want = ours(x)[0]
+    for module in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(module) is ft.LSTM and torch.equal(module(x)[0], want)
+    assert repr(ours) == "LSTM(5, 7, num_layers=2)"
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_errors_as_torch(kind: str) -> None:
+    """The same kinds of errors as torch.nn raises."""
+    theirs, ours = pair(kind)
+    x = torch.randn(6, 4, 5, dtype=torch.float64)
+    h = torch.zeros(1, 3, 7, dtype=torch.float64)
+    calls = [
+        (x[0, 0], None),
+        (x[..., :4], None),
+        (x.float(), None),
+        (x, (h, h) if kind == "LSTM" else h),
+        (x, (h[0], h[0]) if kind == "LSTM" else h[0]),
+    ]
+    for call in calls:
+        with pytest.raises((RuntimeError, ValueError)) as want:
+            theirs(*call)
+        with pytest.raises(want.type):
+            ours(*call)
+    bad: list[dict[str, Any]] = [
+        {"hidden_size": 0},
+        {"num_layers": 0},
+        {"dropout": 2.0},
+        {"hidden_size": 1.5},
+    ]
+    for options in [*bad, *([] if kind == "LSTM" else [{"proj_size": 1}])]:
+        given = {"input_size": 5, "hidden_size": 7, **options}
+        with pytest.raises((TypeError, ValueError)) as want:
+            getattr(torch.nn, kind)(**given)
+        with pytest.raises(want.type):
+            getattr(ft, kind)(**given)
+
+
+def test_what_the_kernels_do_not_take() -> None:
+    lstm = ft.LSTM(5, 7, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"x: expected torch.float32 or torch.float64, got torch.bfloat16"):
+        lstm(torch.zeros(2, 1, 5, dtype=torch.bfloat16))
+    lstm = ft.LSTM(5, 7)
+    with pytest.raises(ValueError, match="lengths: expected integers"):
+        lstm(torch.zeros(2, 1, 5), lengths=torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match=r"resets: expected torch.bool \(2, 1\)"):
+        lstm(torch.zeros(2, 1, 5), resets=torch.zeros(2, 1))
+
+
+def test_ctc_loss() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(9, 3, 5, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[1, 2, 2], [3, 4, 1], [2, 0, 0]])
+    sizes = torch.tensor([9, 7, 5]), torch.tensor([3, 3, 1])
+    for reduction in ("mean", "sum", "none"):
+        results = []
+        for function in (ft.ctc_loss, torch.nn.functional.ctc_loss):
+            loss = function(logits.log_softmax(-1), targets, *sizes, reduction=reduction)
+            (grad,) = torch.autograd.grad(loss.square().sum(), logits)
+            results.append((loss, grad))
+        torch.testing.assert_close(*results)
+
+
+def test_not_imported_with_the_package() -> None:
+    code = "import sys, fusedrnn; sys.exit('torch' in sys.modules or 'fusedrnn.torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
