@@ -1,4 +1,4 @@
-"""fusedrnn.torch under what PyTorch does with modules: compilation, export, checkpoints, functions of functions."""
+"""fusedrnn.torch under what PyTorch does with modules: compilation, checkpoints, functions of functions."""
 
 from __future__ import annotations
 

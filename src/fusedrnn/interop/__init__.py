@@ -1,1 +1,1 @@
-"""Other libraries' own ways to call the kernels, one package each; nothing here is imported before it is asked for."""
+"""Other libraries' own ways to call the kernels, one package each; none is imported before use."""

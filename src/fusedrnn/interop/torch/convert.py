@@ -16,8 +16,8 @@ _THEIRS: dict[type, type] = {ours: theirs for theirs, ours in _OURS.items()}
 def convert(model: ModelT) -> ModelT:
     """Make every torch.nn LSTM, GRU and RNN of a model one of this library, in place.
 
-    The modules stay the same objects with another class: parameters, optimisers, hooks, tied modules and `state_dict`
-    are as before. Subclasses are left as they are.
+    The modules stay the same objects with another class: parameters, optimisers, hooks, tied modules and
+    `state_dict` are as before. Subclasses are left as they are.
 
     Args:
         model: a module, which may itself be recurrent.

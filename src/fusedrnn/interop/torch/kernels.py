@@ -81,8 +81,8 @@ class Tape:
 def attach(tape: Tape | None) -> Tensor:
     """Return a tensor without elements whose storage holds the tape.
 
-    The storage, and the tape with it, lives as long as autograd keeps the tensor. Whoever saves a copy instead, as
-    hooks on saved tensors may, gets a tensor without a tape, and backward runs forward once more.
+    The storage, and the tape with it, lives as long as autograd keeps the tensor. Whoever saves a copy
+    instead, as hooks on saved tensors may, gets a tensor without a tape, and backward runs forward once more.
     """
     handle = torch.empty(0, dtype=torch.uint8)
     if tape is not None:
@@ -221,7 +221,7 @@ def backward(
         again = torch.empty_like(y)
         tape = run(options, inputs, again, [again.new_empty(shape) for shape in sizes.states], True)
     assert tape is not None
-    cell, num_layers, bidirectional, batch_first, _ = options
+    _, num_layers, bidirectional, batch_first, _ = options
     directions = 1 + bidirectional
     flow = None if dy is None else time_major(numpy(dy), False, batch_first)
     given = None

@@ -32,14 +32,14 @@ class _Recurrent(RNNBase):
         """Run the network.
 
         Args:
-            input: (T, B, I), (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; float32
-                or float64 as the parameters.
+            input: (T, B, I), (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence;
+                float32 or float64 as the parameters.
             hx: initial h (num_layers*D, B, Hout), for an LSTM h and c (num_layers*D, B, H); without B for
                 one sequence; None for zeros.
             lengths: (B,) of an integer dtype, each in 0..T, in any order; y is 0 past the end, and the final
                 state is that after the last step. Not with a PackedSequence.
-            resets: bool, the leading shape of input; where true, the state is zero before the step reads it. Not
-                with a PackedSequence.
+            resets: bool, the leading shape of input; where true, the state is zero before the step reads
+                it. Not with a PackedSequence.
 
         Returns:
             y (T, B, D*Hout), laid out as input, and the final state, shaped as hx.
@@ -156,8 +156,7 @@ class _Recurrent(RNNBase):
 class LSTM(_Recurrent):
     """torch.nn.LSTM with the kernels of this library: the same arguments, parameters, shapes and results.
 
-    Its forward takes `lengths` and `resets` beside. On the CPU, float32 and float64. `docs/torch.md` says how it goes
-    with torch.compile, checkpointing, vmap and processes.
+    Its forward takes `lengths` and `resets` beside. On the CPU, float32 and float64. Second derivatives are refused.
 
     Args:
         input_size: size of x_t, I.
@@ -207,7 +206,8 @@ class GRU(_Recurrent):
     """torch.nn.GRU with the kernels of this library; see `LSTM`.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as `LSTM`.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
+            as `LSTM`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of range, or proj_size.
@@ -246,7 +246,8 @@ class RNN(_Recurrent):
     """torch.nn.RNN with the kernels of this library; see `LSTM`.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as `LSTM`.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
+            as `LSTM`.
         nonlinearity: "tanh" or "relu".
 
     Raises:

@@ -1,7 +1,7 @@
-"""`fusedrnn::rnn` for torch.compile and torch.export, and the same network as an autograd function for eager calls.
+"""`fusedrnn::rnn` for torch.compile and torch.export, and the same as an autograd function for eager calls.
 
-Both keep for backward the inputs, y and a tensor that holds the kernels' tape, all through `save_for_backward`: so hooks
-on saved tensors, checkpointing and the check for changes in place see them.
+Both keep for backward the inputs, y and a tensor that holds the kernels' tape, all through `save_for_backward`:
+so hooks on saved tensors, checkpointing and the check for changes in place see them.
 """
 
 from __future__ import annotations
