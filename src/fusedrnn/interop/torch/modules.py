@@ -32,8 +32,8 @@ class _Recurrent(RNNBase):
         """Run the network.
 
         Args:
-            input: (T, B, I), (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence;
-                float32 or float64 as the parameters.
+            input: (T, B, I), (B, T, I) with batch_first, (T, I), or a PackedSequence;
+                of the parameters' dtype.
             hx: initial h (num_layers*D, B, Hout), for an LSTM h and c (num_layers*D, B, H); without B for
                 one sequence; None for zeros.
             lengths: (B,) of an integer dtype, each in 0..T, in any order; y is 0 past the end, and the final
@@ -48,12 +48,12 @@ class _Recurrent(RNNBase):
             TypeError: a tensor of another dtype.
             ValueError: another dtype of input than the parameters', or of its number of dimensions, or lengths
                 and resets that do not fit.
-            RuntimeError: a shape that does not fit, a tensor that is not on the CPU, or a second derivative.
+            RuntimeError: another shape, a tensor that is not on the CPU, or a second derivative.
         """
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
                 raise ValueError(
-                    "lengths, resets: expected None with a PackedSequence, which has its own lengths"
+                    "lengths, resets: expected None with a PackedSequence"
                 )
             return self._packed(input, hx)
         if input.dim() not in (2, 3):
@@ -154,9 +154,10 @@ class _Recurrent(RNNBase):
 
 
 class LSTM(_Recurrent):
-    """torch.nn.LSTM with the kernels of this library: the same arguments, parameters, shapes and results.
+    """torch.nn.LSTM with the kernels of this library: the same arguments, parameters and shapes.
 
-    Its forward takes `lengths` and `resets` beside. On the CPU, float32 and float64. Second derivatives are refused.
+    Its forward takes `lengths` and `resets` beside. On the CPU, float32 and float64; no second
+    derivatives.
 
     Args:
         input_size: size of x_t, I.

@@ -1,6 +1,6 @@
 """`fusedrnn::rnn` for torch.compile and torch.export, and the same as an autograd function for eager calls.
 
-Both keep for backward the inputs, y and a tensor that holds the kernels' tape, all through `save_for_backward`:
+Both keep the inputs, y and a tensor that holds the kernels' tape, all through `save_for_backward`:
 so hooks on saved tensors, checkpointing and the check for changes in place see them.
 """
 
