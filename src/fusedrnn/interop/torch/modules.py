@@ -46,7 +46,7 @@ class _Recurrent(RNNBase):
 
         Raises:
             TypeError: a tensor of another dtype.
-            ValueError: another dtype of input than the parameters', or of its number of dimensions, or lengths
+            ValueError: another dtype of input than the parameters', or number of dimensions, or lengths
                 and resets that do not fit.
             RuntimeError: another shape, a tensor that is not on the CPU, or a second derivative.
         """
