@@ -52,5 +52,5 @@ def _swap(model: Any, classes: dict[type, type]) -> Any:
     for module in model.modules():
         other = classes.get(type(module))
         if other is not None:
-            module.__class__ = other  # type: ignore[assignment]
+            module.__class__ = other
     return model

@@ -101,7 +101,7 @@ def _rnn_backward(
     inputs = Inputs(x, lengths, resets, seed, tuple(state), tuple(params))
     finals = (dh, dc) if cell == "lstm" else (dh,)
     found = kernels.backward(options, inputs, y, kernels.attached(tape), dy, finals)
-    return [found.x, *(found.state if state else ()), *found.params]  # type: ignore[list-item]
+    return [found.x, *(found.state if state else ()), *found.params]
 
 
 @torch.library.register_fake("fusedrnn::rnn_backward")
