@@ -5,7 +5,21 @@
 #include "sequence/viterbi.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
+
+// kernels_decoder.cpp
+extern const DecoderKernels<float> kDecodersF32[];
+extern const DecoderKernels<double> kDecodersF64[];
+
 namespace {
+
+template <class T>
+constexpr const DecoderKernels<T>* decoders() {
+    if constexpr (sizeof(T) == sizeof(float)) {
+        return kDecodersF32;
+    } else {
+        return kDecodersF64;
+    }
+}
 
 template <class T>
 constexpr SequenceKernels<T> kTable = {
@@ -18,6 +32,7 @@ constexpr SequenceKernels<T> kTable = {
     .crf_workspace = crf_workspace<T>,
     .crf = crf<T>,
     .crf_viterbi = crf_viterbi<T>,
+    .decoders = decoders<T>(),
 };
 
 }  // namespace

@@ -21,6 +21,7 @@ struct OuterArgs {
     T* buffer;   // rows * kOuterPanels * L
     Team& team;  // ends early once it is cancelled
     int member;
+    std::int64_t dw_stride = 0;  // of the rows of dw, `columns` where it is 0
 };
 
 // Adds rows k of one tile: R consecutive lanes of A, the first `valid` of which are units, times U vectors.
@@ -94,10 +95,11 @@ void outer_panel(const OuterArgs<T>& p, std::int64_t j, std::int64_t vector, con
     constexpr int kWanted = kAccumulators / kOuterPanels;
     constexpr int R = L % kWanted == 0 ? kWanted : (L % 4 == 0 ? 4 : 1);
     const std::int64_t column = vector * L, width = smaller(U * L, p.columns - column);
+    const std::int64_t stride = p.dw_stride == 0 ? p.columns : p.dw_stride;
     const std::int64_t tiles = (smaller(L, p.units - j * L) + R - 1) / R;
     const auto unit_of = [&](std::int64_t tile) { return j * L + tile % tiles * R; };
     const auto sums_of = [&](std::int64_t tile) {
-        return p.dw + (tile / tiles * p.units + unit_of(tile)) * p.columns + column;
+        return p.dw + (tile / tiles * p.units + unit_of(tile)) * stride + column;
     };
     for (std::int64_t k = 0; k < p.rows; k += kOuterBlockRows) {
         const std::int64_t count = smaller(kOuterBlockRows, p.rows - k);
@@ -106,10 +108,10 @@ void outer_panel(const OuterArgs<T>& p, std::int64_t j, std::int64_t vector, con
             // The next tile's sums come while this one multiplies.
             if (tile + 1 < p.gates * tiles) {
                 for (int r = 0; r < R && unit_of(tile + 1) + r < p.units; ++r)
-                    prefetch(sums_of(tile + 1) + r * p.columns, width);
+                    prefetch(sums_of(tile + 1) + r * stride, width);
             }
             const T* a = p.a + j * p.a_panel + (k * p.row_gates + tile / tiles) * L + (unit - j * L);
-            outer_tile<T, R, U>(a, p.row_gates * L, x + k * U * L, count, sums_of(tile), p.columns,
+            outer_tile<T, R, U>(a, p.row_gates * L, x + k * U * L, count, sums_of(tile), stride,
                                 p.units - unit, width);
         }
     }

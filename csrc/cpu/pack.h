@@ -12,10 +12,11 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kPackWork = 8;  // of an element, in multiply-adds
 
-// W (G*H, K) -> [H/L][K][G][L]: the rows of W become columns.
+// W (G*H, K) -> [H/L][K][G][L]: the rows of W become columns. `stride` is that of W's rows, K where it is 0.
 template <class T>
 void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out, Team& team,
-               int member) {
+               int member, std::int64_t stride = 0) {
+    if (stride == 0) stride = k_size;
     constexpr int L = Vec<T>::kLanes;
     constexpr std::int64_t kBlock = 16;  // of k: a cache line of each source row
     for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
@@ -27,7 +28,7 @@ void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t 
                     const std::int64_t unit = j * L + l;
                     T* to = out + g * L + l;
                     if (unit < units) {
-                        const T* from = w + (g * units + unit) * k_size;
+                        const T* from = w + (g * units + unit) * stride;
                         for (std::int64_t k = k0; k < k1; ++k) to[k * gates * L] = from[k];
                     } else {
                         for (std::int64_t k = k0; k < k1; ++k) to[k * gates * L] = T(0);
@@ -39,19 +40,21 @@ void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t 
     }
 }
 
-// W (G*H, N) -> [N/L][(H/L) G L][L]: the rows of W are the k of the product, in the order of the gate gradients.
+// W (G*H, N) -> [N/L][(H/L) G L][L]: the rows of W are the k of the product, in the order of the gate gradients. `stride`
+// is that of W's rows, N where it is 0.
 template <class T>
-void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64_t n_size, T* out,
-                  Team& team) {
+void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64_t n_size, T* out, Team& team,
+                  int member = 0, std::int64_t stride = 0) {
+    if (stride == 0) stride = n_size;
     using V = Vec<T>;
     constexpr int L = V::kLanes;
     for (std::int64_t column = 0; column < n_size; column += L) {
-        if (team.cancelled(0, gates * units * L * kPackWork)) return;
+        if (team.cancelled(member, gates * units * L * kPackWork)) return;
         for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
             for (std::int64_t g = 0; g < gates; ++g) {
                 for (std::int64_t unit = j * L; unit < (j + 1) * L; ++unit) {
                     const V v = unit < units
-                                    ? load_part(w + (g * units + unit) * n_size + column, n_size - column)
+                                    ? load_part(w + (g * units + unit) * stride + column, n_size - column)
                                     : V::set(0);
                     v.store(out);
                     out += L;

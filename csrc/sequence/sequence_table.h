@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cpu/team.h"
+#include "sequence/decoder_table.h"
 
 namespace fusedrnn {
 
@@ -79,6 +80,8 @@ struct SequenceKernels {
     void (*crf)(const CrfArgs<T>&, Team&, void* workspace);
     // best (T, B), -1 past the end, and scores (B). `gold` and what follows `end` in the arguments are not read.
     void (*crf_viterbi)(const CrfArgs<T>&, std::int64_t* best, double* scores, Team&, void* workspace);
+
+    const DecoderKernels<T>* decoders;  // in the order of cells/all.h
 };
 
 }  // namespace fusedrnn

@@ -6,7 +6,7 @@ y, state, tape = lstm.forward(x)
 dx, dstate = lstm.backward(tape, dy)
 """
 
-from fusedrnn import cuda, distributed, functional, init, optim
+from fusedrnn import cuda, decode, distributed, functional, init, optim
 from fusedrnn._core import __version__
 from fusedrnn.cells import CELLS, CellSpec
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
@@ -24,6 +24,7 @@ from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.nn.tape import Tape, set_detect_changes
+from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.ctc import ctc_align, ctc_decode, ctc_loss
 from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_cell, sym
@@ -39,6 +40,7 @@ __all__ = [
     "MGU",
     "RNN",
     "SRU",
+    "AttentionDecoder",
     "CellSpec",
     "DefinedCell",
     "Dropout",
@@ -73,6 +75,7 @@ __all__ = [
     "ctc_decode",
     "ctc_loss",
     "cuda",
+    "decode",
     "define_cell",
     "distributed",
     "functional",

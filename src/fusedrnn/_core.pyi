@@ -296,6 +296,36 @@ def crf_marginals(
 def crf_decode(
     emissions: _Array, lengths: _Int64 | None, start: _Array, transitions: _Array, end: _Array
 ) -> tuple[_Int64, _Array]: ...
+
+class DecoderMemory:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+
+class DecoderTape:
+    @property
+    def nbytes(self) -> int: ...
+
+def decoder_prepare(
+    cell: str, memory: _Array, memory_lengths: _Int64 | None, params: tuple[_Array | None, ...]
+) -> DecoderMemory: ...
+def decoder_forward(
+    prepared: DecoderMemory,
+    x: _Array,
+    lengths: _Int64 | None,
+    state: tuple[_Array | None, ...] | None,
+    rows: _Int64 | None,
+    keep: bool,
+) -> tuple[_Array, _Array, tuple[_Array, ...], DecoderTape | None]: ...
+def decoder_backward(
+    tape: DecoderTape,
+    dy: _Array | None,
+    dalpha: _Array | None,
+    dstate: tuple[_Array | None, ...] | None,
+    grads: tuple[_Array | None, ...] | None,
+    need_dx: bool,
+) -> tuple[_Array | None, _Array, tuple[_Array, ...]]: ...
 def dropout(x: _Array, p: float, seed: int, offset: int, out: _Array | None = None) -> _Array: ...
 def sgd_step(
     param: _Array,

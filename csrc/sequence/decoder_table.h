@@ -1,0 +1,78 @@
+// The kernels of decoders with attention. One table per instruction set and type, a row for each cell of cells/all.h.
+//
+// Plain data only. T, B, S stand for the steps, the rows of the batch and the steps of the memory; I, M, A, H for the sizes of
+// the input, the memory, the attention and the state. Position p is a row of the batch in the order of descending length
+// (`Schedule`), and r = offset[t] + p one of the R rows of all steps. The memory has N rows in all, those of each sequence
+// together.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+namespace fusedrnn {
+
+struct DecoderSizes {
+    std::int64_t T, B, S, I, M, A, H;
+    std::int64_t rows;         // R, or those that a call without a tape keeps at a time
+    std::int64_t memory_rows;  // N
+};
+
+// As the caller holds them; where they are gradients, all null if they are not wanted.
+template <class T>
+struct DecoderParams {
+    T *w_query, *w_memory, *b_memory, *w_energy;  // (A, H), (A, M), (A), (A)
+    T *w_ih, *w_hh, *b_ih, *b_hh;                 // (G*H, I + M), (G*H, H), (G*H), (G*H)
+};
+
+template <class T>
+struct DecoderArgs {
+    DecoderSizes sizes;
+    Schedule schedule;
+    bool keeps;                          // rows are those of a tape
+    const std::int64_t* memory_first;    // (B) by position: where its rows of the memory begin,
+    const std::int64_t* memory_lengths;  // and how many they are
+    DecoderParams<const T> params;
+    const T* x;                    // (T, B, I)
+    const T* initial[kMaxStates];  // (B, H); null is zero
+    T *y, *alpha;                  // (T, B, H), (T, B, S)
+    T* final[kMaxStates];          // (B, H)
+    void *weights, *keys, *tape;
+};
+
+// The memory (S, B, M) and what it is projected to.
+template <class T>
+struct DecoderMemory {
+    const T* memory;
+    std::int64_t batch;
+    const std::int64_t* lengths;  // (batch)
+};
+
+template <class T>
+struct DecoderBackwardArgs {
+    DecoderArgs<T> forward;
+    const std::int64_t* memory_owner;  // (N): which row of the memory's batch each is of, and
+    const std::int64_t* memory_step;   // of which step
+    const T *dy, *dalpha;              // null: zero
+    const T* dfinal[kMaxStates];
+    T* dinitial[kMaxStates];
+    T* dx;       // null: not wanted
+    T* dmemory;  // (S, B, M), zero
+    DecoderParams<T> dparams;
+};
+
+template <class T>
+struct DecoderKernels {
+    // Bytes of the blocks in the arguments, and of the workspace for so many members.
+    std::int64_t (*weight_bytes)(const DecoderSizes&);
+    std::int64_t (*key_bytes)(const DecoderSizes&);
+    std::int64_t (*tape_bytes)(const DecoderSizes&, bool keeps);
+    std::int64_t (*workspace)(const DecoderSizes&, int members);
+    std::int64_t (*backward_workspace)(const DecoderSizes&, int members);
+    // Fills `weights` and `keys`.
+    void (*prepare)(const DecoderArgs<T>&, const DecoderMemory<T>&, Team&, void* workspace);
+    void (*forward)(const DecoderArgs<T>&, Team&, void* workspace);
+    void (*backward)(const DecoderBackwardArgs<T>&, Team&, void* workspace);
+};
+
+}  // namespace fusedrnn
