@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from entry import B, Entry, H, T, draw
+from entry import B, Entry, H, I, P, T, draw
 
 from fusedrnn import _core
 
@@ -57,6 +57,59 @@ def _crf(function: Callable[..., Any], training: bool = False) -> Entry:
     return Entry(function, arguments, written, frozenset({"lengths"}), free, open_axes=open_axes)
 
 
+def _decoder_params() -> tuple[Any, ...]:
+    """Of a GRU with an attention of A = P and a memory of M = I."""
+    shapes = ((P, H), (P, I), (P,), (P,), (3 * H, 2 * I), (3 * H, H), (3 * H,), (3 * H,))
+    return tuple(draw(*shape) for shape in shapes)
+
+
+def _decoder_prepare() -> Entry:
+    arguments = {
+        "cell": "gru",
+        "memory": draw(T, B, I),
+        "memory_lengths": np.array([5, 0, 2]),
+        "params": _decoder_params(),
+    }
+    return Entry(
+        _core.decoder_prepare,
+        arguments,
+        optional=frozenset({"memory_lengths"}),
+        free=frozenset({"memory", "params"}),
+    )
+
+
+def _prepared() -> _core.DecoderMemory:
+    return _core.decoder_prepare("gru", draw(T, B, I), np.array([5, 0, 2]), _decoder_params())
+
+
+def _decoder_forward() -> Entry:
+    arguments = {
+        "prepared": _prepared(),
+        "x": draw(T, B, I),
+        "lengths": np.array([5, 0, 2]),
+        "state": (draw(B, H),),
+        "rows": None,
+        "keep": True,
+    }
+    optional, free = frozenset({"lengths", "state"}), frozenset({"x"})
+    open_axes: Any = frozenset({("x", (), 0)})
+    return Entry(_core.decoder_forward, arguments, optional=optional, free=free, open_axes=open_axes)
+
+
+def _decoder_backward() -> Entry:
+    *_, tape = _core.decoder_forward(_prepared(), draw(T, B, I), None, None, None, True)
+    arguments = {
+        "tape": tape,
+        "dy": draw(T, B, H),
+        "dalpha": draw(T, B, T),
+        "dstate": (draw(B, H),),
+        "grads": tuple(np.zeros_like(array) for array in _decoder_params()),
+        "need_dx": True,
+    }
+    optional = frozenset({"dy", "dalpha", "dstate", "grads"})
+    return Entry(_core.decoder_backward, arguments, frozenset({"grads"}), optional)
+
+
 SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "ctc_loss": lambda: _ctc(_core.ctc_loss, mean=True, zero_infinity=False),
     "ctc_loss:concatenated": _concatenated,
@@ -66,4 +119,7 @@ SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "crf_loss": lambda: _crf(_core.crf_loss, training=True),
     "crf_marginals": lambda: _crf(_core.crf_marginals),
     "crf_decode": lambda: _crf(_core.crf_decode),
+    "decoder_prepare": _decoder_prepare,
+    "decoder_forward": _decoder_forward,
+    "decoder_backward": _decoder_backward,
 }

@@ -147,10 +147,10 @@ def beam_search(
 ) -> Decoded:
     """Return the best sequences that a beam search finds, of all sequences of the batch at once.
 
-    In every step each hypothesis of a sequence is continued by all tokens, and the `beam` likeliest go on. Those
-    among them that end in eos are complete; as many others take their places. A sequence whose complete
-    hypotheses fill the beam is done, and costs nothing from there on. Complete hypotheses y with n tokens, eos
-    among them, are ranked by
+    In every step each hypothesis of a sequence is continued by all tokens. Those of the `beam` likeliest that
+    end in eos are complete; the `beam` likeliest others go on. A sequence whose complete hypotheses fill the
+    beam is done, and costs nothing from there on. Complete hypotheses y with n tokens, eos among them, are
+    ranked by
 
         score = log p(y) / lp(n) + coverage_penalty * sum over s of log(min(sum over t of alpha_(t,s), 1))
         lp(n) = ((5 + n) / 6)^a for ("wu", a)   n^a for ("avg", a)   1 for None
@@ -158,11 +158,11 @@ def beam_search(
     At max_len what is not complete counts as it is. With a beam of 1 the tokens are those of `greedy`.
 
     Args:
-        model: (embedding, decoder, head): an `Embedding`, an `AttentionDecoder` and a module of its y, say a
-            `Linear`, that returns logits. Or a function step(tokens (N,), state, rows (N,)) that returns logits
-            (N, V) and the state, and alpha (N, S) besides where coverage counts; `rows` says which sequence of
-            the batch each hypothesis is of. Its state is None or an array, or a tuple, list or dict of such:
-            hypotheses lie along the first axis of arrays.
+        model: (embedding, decoder, head): an `Embedding`, an `AttentionDecoder` and a module of its y, say
+            a `Linear`, that returns logits. Or a function step(tokens (N,), state, rows (N,)) that returns
+            logits (N, V) and the state, and alpha (N, S) besides where coverage counts; `rows` says which sequence
+            of the batch each hypothesis is of. Its state is None or an array, or a tuple, list or dict of
+            such: hypotheses lie along the first axis of arrays.
         memory: (S, B, M), as `AttentionDecoder.forward` takes it; with a function it gives the number of
             sequences B alone.
         bos: token that every sequence begins with.
@@ -173,9 +173,10 @@ def beam_search(
         coverage_penalty: weight of the coverage, >= 0.
         n_best: how many hypotheses are returned, in 1..beam.
         memory_lengths: (B,) of an integer dtype, each in 0..S; all S if None.
-        state: at the beginning: of a decoder h (1, B, H) or (h, c), of a function its own, B along the first axis.
+        state: at the beginning: of a decoder h (1, B, H) or (h, c), of a function its own, B along the first
+            axis.
         constraint: function constraint(prefixes (N, t), rows (N,)) that returns a bool array (N, V): which
-            tokens may come next, prefixes without bos. A hypothesis that has none ends its search.
+            tokens may come next. Prefixes are without bos. A hypothesis that no token may follow is dropped.
 
     Returns:
         tokens (B, n_best, L), lengths and scores (B, n_best).
@@ -351,8 +352,8 @@ class _Run:
         parts = model if isinstance(model, tuple) else ()
         if len(parts) != 3 or not isinstance(parts[1], AttentionDecoder):
             raise TypeError(
-                "model: expected (embedding, AttentionDecoder, head) or a function step(tokens, state, rows), "
-                f"got {type(model).__name__}"
+                "model: expected (embedding, AttentionDecoder, head) or a function "
+                f"step(tokens, state, rows), got {type(model).__name__}"
             )
         self.step = _decoder_step(*parts, memory, memory_lengths)
         if state is not None:
@@ -374,7 +375,8 @@ class _Run:
         logits = np.asarray(results[0])
         if logits.ndim != 2 or len(logits) != len(rows) or logits.shape[1] <= self.eos:
             raise ValueError(
-                f"model: expected logits (N, V) with N = {len(rows)} and V > eos = {self.eos}, got {logits.shape}"
+                f"model: expected logits (N, V) with N = {len(rows)} and V > eos = {self.eos}, "
+                f"got {logits.shape}"
             )
         self.state = results[1]
         logp = _log_softmax(logits)
@@ -382,7 +384,8 @@ class _Run:
             allowed = np.asarray(self.constraint(prefixes, rows))
             if allowed.dtype != np.bool_ or allowed.shape != logp.shape:
                 raise ValueError(
-                    f"constraint: expected a bool array (N, V) = {logp.shape}, got {allowed.dtype} {allowed.shape}"
+                    f"constraint: expected a bool array (N, V) = {logp.shape}, "
+                    f"got {allowed.dtype} {allowed.shape}"
                 )
             logp[~allowed] = -np.inf
         return logp, results[2] if len(results) == 3 else None

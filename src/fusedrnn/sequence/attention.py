@@ -66,8 +66,8 @@ class AttentionDecoder(Module):
         bias: whether there are biases.
         dtype: "float32" or "float64".
         seed: int, numpy.random.Generator or None.
-        init: "default": the cell's as in all networks, Xavier uniform for the attention's weights and 0 for its
-            bias. "torch": uniform as in torch.nn. None leaves all parameters at zero.
+        init: "default": the cell's as in all networks, Xavier uniform for the attention's weights and 0 for
+            its bias. "torch": uniform as in torch.nn. None leaves all parameters at zero.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -157,8 +157,8 @@ class AttentionDecoder(Module):
         Args:
             x: (T, B, I), the inputs, with teacher forcing those of the right answer.
             memory: (S, B, M), say the outputs of an encoder.
-            memory_lengths: (B,) of an integer dtype, each in 0..S; all S if None. Past them alpha is exactly 0.
-                With 0 the context is 0.
+            memory_lengths: (B,) of an integer dtype, each in 0..S; all S if None. Past them alpha is exactly
+                0; with 0 the context is 0.
             lengths: (B,) of an integer dtype, each in 0..T; all T if None.
             state: h (1, B, H), of an LSTM (h, c); zero if None.
 
@@ -206,7 +206,7 @@ class AttentionDecoder(Module):
         """
         tape = check_tape(tape, self, DecoderTape)
         self._require_cpu("AttentionDecoder.backward")
-        steps, batch = tape.shape[:2]
+        batch = tape.shape[1]
         flow = None if dy is None else host_array("dy", dy)
         extra = None if dalpha is None else host_array("dalpha", dalpha)
         states = self._states("dstate", dstate, batch)
@@ -291,7 +291,8 @@ class DecoderStream:
 
     Attributes:
         batch_size: B of the memory.
-        state: after the last step: h (1, N, H), of an LSTM (h, c); None, which is zero, at first. It may be set.
+        state: after the last step: h (1, N, H), of an LSTM (h, c); at first None, which is zero. It may be
+            set.
     """
 
     __slots__ = ("_decoder", "_prepared", "batch_size", "state")
