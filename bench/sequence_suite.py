@@ -1,4 +1,4 @@
-"""CTC and CRF beside PyTorch and pytorch-crf: losses with gradients, and Viterbi, in one thread or more.
+"""CTC, CRF and decoders with attention beside PyTorch and pytorch-crf, in one thread or more.
 
 Outputs are compared before anything is timed. A floor is arithmetic: the multiply-adds of the lattice at the
 measured peak of double precision, half of float's, and exponentials at a nanosecond each.
@@ -83,11 +83,61 @@ def crf(steps: int, batch: int, tags: int, decode: bool) -> tuple[dict[str, Call
     return found, products * (1 if decode else 3), 0 if decode else steps * batch * tags
 
 
+def decoder(
+    cell: str, steps: int, batch: int, source: int, size: int
+) -> tuple[dict[str, Call], float, float]:
+    """The calls, multiply-adds and exponentials of a training step of a decoder with additive attention."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    x, flow = (rng.standard_normal((steps, batch, size), dtype=np.float32) for _ in range(2))
+    memory = rng.standard_normal((source, batch, size), dtype=np.float32)
+    own = fr.AttentionDecoder(cell, size, size, size, seed=0)
+    weights = {name: torch.tensor(array, requires_grad=True) for name, array in own.state_dict().items()}
+    other = (torch.nn.GRUCell if cell == "gru" else torch.nn.LSTMCell)(2 * size, size)
+    for name, parameter in other.named_parameters():
+        parameter.data = weights[f"{name}_l0"].detach()
+    tx, tm = (torch.tensor(array, requires_grad=True) for array in (x, memory))
+    tflow = torch.tensor(flow)
+
+    def ours() -> dict[str, Any]:
+        own.zero_grad()
+        _, _, _, tape = own.forward(x, memory)
+        dx, dmemory, _ = own.backward(tape, flow)
+        return {"dx": dx, "dmemory": dmemory, "weights": own.grads["weight_query"]}
+
+    def theirs() -> dict[str, Any]:
+        for tensor in (tx, tm, *weights.values()):
+            tensor.grad = None
+        other.zero_grad()
+        rows = tm.transpose(0, 1)
+        keys = torch.nn.functional.linear(rows, weights["weight_memory"], weights["bias_memory"])
+        h = c = torch.zeros(batch, size)
+        outputs = []
+        for t in range(steps):
+            query = torch.nn.functional.linear(h, weights["weight_query"])
+            energies = torch.tanh(keys + query[:, None]) @ weights["weight_energy"]
+            context = torch.bmm(torch.softmax(energies, 1)[:, None], rows)[:, 0]
+            inputs = torch.cat([tx[t], context], 1)
+            h, c = (other(inputs, h), c) if cell == "gru" else other(inputs, (h, c))
+            outputs.append(h)
+        torch.stack(outputs).backward(tflow)
+        query_gradient = weights["weight_query"].grad
+        return {"dx": tx.grad.numpy(), "dmemory": tm.grad.numpy(), "weights": query_gradient.numpy()}
+
+    gates = 3 if cell == "gru" else 4
+    products = steps * batch * size * (size * (3 * gates + 1) + source) + batch * source * size * size
+    # tanh once forward and once backward.
+    return {"fusedrnn": ours, "torch": theirs}, 3 * products / 2, 2 * steps * batch * source * size / 8
+
+
 def problems() -> dict[str, tuple[dict[str, Call], float, float]]:
     """What is measured, by name."""
     found = {}
     for sizes in ((200, 32, 30, 40), (500, 16, 60, 80)):
         found["CTC T {} B {} V {} L {}".format(*sizes)] = ctc(*sizes)
+    for cell, *sizes4 in (("gru", 30, 32, 30, 256), ("gru", 30, 32, 30, 128), ("gru", 20, 1, 20, 128)):
+        found["Attention {} T {} B {} S {} H {}".format(cell, *sizes4)] = decoder(cell, *sizes4)
     if importlib.util.find_spec("torchcrf") is None:
         print("pytorch-crf: not installed, left out")
         return found
@@ -103,7 +153,7 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
     peers = harness.usable_peers(("fusedrnn", "torch"), threads)
     limits = harness.measure_limits(threads)
     peak = 0.5e9 * float(limits["peak_gflops"]) if limits else float("nan")
-    rows, lines = [], [f"{'ms a call':32}{'fusedrnn':>10}{'peer':>10}{'ratio':>8}{'of the floor':>14}"]
+    rows, lines = [], [f"{'ms a call':38}{'fusedrnn':>10}{'peer':>10}{'ratio':>8}{'of the floor':>14}"]
     for name, (calls, products, exponentials) in problems().items() if "torch" in peers else ():
         harness.check_agreement({peer: call() for peer, call in calls.items()}, TOLERANCE, name)
         samples = harness.sample(calls, plan)
@@ -111,7 +161,7 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
         ours, theirs = times.values()
         floor = 1e3 * (2 * products / peak + exponentials * 1e-9 / threads)
         rows.append({"problem": name, "ms": times, "ratio": theirs / ours, "floor_ms": floor})
-        lines.append(f"{name:32}{ours:10.3f}{theirs:10.2f}{theirs / ours:8.1f}{floor / ours:14.2f}")
+        lines.append(f"{name:38}{ours:10.3f}{theirs:10.2f}{theirs / ours:8.1f}{floor / ours:14.2f}")
         print("\n".join(lines[-2:] if len(rows) == 1 else lines[-1:]), flush=True)
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"sequence-{threads}"

@@ -1,4 +1,4 @@
-"""Greedy decoding, sampling and beam search against searches written for one sequence, and all sequences there are."""
+"""Greedy decoding, sampling and beam search against one sequence at a time and all sequences there are."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_beam_of_one_is_greedy() -> None:
     np.testing.assert_array_equal(beam.tokens[:, 0], greedy.tokens)
     np.testing.assert_array_equal(beam.lengths[:, 0], greedy.lengths)
     np.testing.assert_allclose(beam.scores[:, 0], greedy.scores, rtol=1e-12)
-    assert 0 < (greedy.lengths < 15).sum()
+    assert (greedy.lengths < 15).any()
     # With sampling that leaves only the likeliest.
     for options in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}):
         drawn = fr.decode.sample(
@@ -124,7 +124,7 @@ def test_beam_of_one_is_greedy() -> None:
 
 
 def test_functions_and_batches() -> None:
-    """A function does what the modules do; a sequence decodes alike alone; only live hypotheses are computed."""
+    """A function does what modules do; a sequence decodes alike alone; only live hypotheses are computed."""
     embedding, decoder, head = parts = model(seed=4)
     rows, lengths = memory(6)
     stream, counts = decoder.stream(rows, lengths), []

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.once
 CONSTRUCTORS = [
     *(fr.Recurrent, fr.MGU, fr.IndRNN, fr.MinGRU, fr.MinLSTM, fr.SRU, fr.LIF),
     *(fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell),
-    *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout, fr.CRF),
+    *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout, fr.CRF, fr.AttentionDecoder),
     *(fr.optim.SGD, fr.optim.Adam, fr.optim.AdamW),
 ]
 CALLS = [
@@ -43,6 +43,9 @@ CALLS = [
     fr.CRF.loss,
     fr.CRF.decode,
     fr.CRF.marginals,
+    fr.AttentionDecoder.forward,
+    fr.AttentionDecoder.backward,
+    fr.decode.beam_search,
     fr.clip_grad_norm,
     fr.clip_grad_value,
     fr.pad,

@@ -160,9 +160,9 @@ def beam_search(
     Args:
         model: (embedding, decoder, head): an `Embedding`, an `AttentionDecoder` and a module of its y, say
             a `Linear`, that returns logits. Or a function step(tokens (N,), state, rows (N,)) that returns
-            logits (N, V) and the state, and alpha (N, S) besides where coverage counts; `rows` says which sequence
-            of the batch each hypothesis is of. Its state is None or an array, or a tuple, list or dict of
-            such: hypotheses lie along the first axis of arrays.
+            logits (N, V) and the state, and alpha (N, S) besides where coverage counts; `rows` says which
+            sequence of the batch each hypothesis is of. Its state is None or an array, or a tuple, list or
+            dict of such: hypotheses lie along the first axis of arrays.
         memory: (S, B, M), as `AttentionDecoder.forward` takes it; with a function it gives the number of
             sequences B alone.
         bos: token that every sequence begins with.
