@@ -1,0 +1,188 @@
+"""One call of decoding: the model as a step, and the choice of continuations and of results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.arrays import Array
+from fusedrnn.checks import check_array, check_size
+from fusedrnn.nn.module import Module
+from fusedrnn.sequence.attention import AttentionDecoder, DecoderStream
+
+Tokens: TypeAlias = npt.NDArray[np.int64]
+# step(tokens (N,), state, rows (N,)) -> logits (N, V) and the state, or logits, the state and alpha (N, S).
+Step: TypeAlias = Callable[[Tokens, Any, Tokens], "tuple[Any, ...]"]
+Model: TypeAlias = "Step | tuple[Module, AttentionDecoder, Module]"
+# constraint(prefixes (N, t), rows (N,)) -> bool (N, V), which tokens may come next.
+Constraint: TypeAlias = Callable[[Tokens, Tokens], npt.NDArray[np.bool_]]
+
+
+class Decoded(NamedTuple):
+    """What decoding returns; where there are several hypotheses of a sequence, the best first.
+
+    Attributes:
+        tokens: (B, L) int64, of a beam search (B, n_best, L): without bos, eos at the end and from there on.
+        lengths: (B,) or (B, n_best) int64: how many tokens there are, without eos.
+        scores: (B,) or (B, n_best) float64: log probability, with a beam search's penalties; -inf where there
+            is no hypothesis.
+    """
+
+    tokens: Tokens
+    lengths: Tokens
+    scores: npt.NDArray[np.float64]
+
+
+class Run:
+    """One call: the model as a step, and what all ways of decoding share."""
+
+    def __init__(
+        self,
+        model: Model,
+        memory: Array,
+        memory_lengths: Any,
+        bos: int,
+        eos: int,
+        max_len: int,
+        state: Any,
+        constraint: Constraint | None,
+    ) -> None:
+        self.bos, self.eos = check_size("bos", bos, 0), check_size("eos", eos, 0)
+        self.max_len = check_size("max_len", max_len)
+        if not isinstance(memory, np.ndarray) or memory.ndim != 3:
+            got = memory.shape if isinstance(memory, np.ndarray) else type(memory).__name__
+            raise (ValueError if isinstance(memory, np.ndarray) else TypeError)(
+                f"memory: expected a numpy.ndarray (S, B, M), got {got}"
+            )
+        if constraint is not None and not callable(constraint):
+            raise TypeError(f"constraint: expected a function or None, got {type(constraint).__name__}")
+        self.constraint = constraint
+        self.batch = memory.shape[1]
+        self.memory_lengths = None if memory_lengths is None else np.asarray(memory_lengths)
+        self.state = state
+        if callable(model) and not isinstance(model, Module):
+            self.step: Step = model
+            return
+        parts = model if isinstance(model, tuple) else ()
+        if len(parts) != 3 or not isinstance(parts[1], AttentionDecoder):
+            raise TypeError(
+                "model: expected (embedding, AttentionDecoder, head) or a function "
+                f"step(tokens, state, rows), got {type(model).__name__}"
+            )
+        self.step = _decoder_step(*parts, memory, memory_lengths)
+        if state is not None:
+            several = isinstance(state, tuple)
+            for part in state if several else (state,):
+                check_array("state", part, (1, self.batch, parts[1].hidden_size), parts[1].dtype, "(1, B, H)")
+            self.state = tuple(part[0] for part in state) if several else state[0]
+
+    def begin(self) -> tuple[Tokens, Tokens, npt.NDArray[np.float64]]:
+        """Return the sequence, the tokens and the log probability of each first hypothesis."""
+        return np.arange(self.batch), np.empty((self.batch, 0), np.int64), np.zeros(self.batch)
+
+    def advance(self, rows: Tokens, prefixes: Tokens) -> tuple[npt.NDArray[np.float64], Array | None]:
+        """Return log probabilities (N, V), -inf where the constraint forbids, and alpha."""
+        tokens = prefixes[:, -1].copy() if prefixes.shape[1] else np.full(len(rows), self.bos)
+        results = self.step(tokens, self.state, rows)
+        if not isinstance(results, tuple) or len(results) not in (2, 3):
+            raise TypeError("model: expected a step that returns logits and the state, or alpha besides")
+        logits = np.asarray(results[0])
+        if logits.ndim != 2 or len(logits) != len(rows) or logits.shape[1] <= self.eos:
+            raise ValueError(
+                f"model: expected logits (N, V) with N = {len(rows)} and V > eos = {self.eos}, "
+                f"got {logits.shape}"
+            )
+        self.state = results[1]
+        logp = log_softmax(logits)
+        if self.constraint is not None:
+            allowed = np.asarray(self.constraint(prefixes, rows))
+            if allowed.dtype != np.bool_ or allowed.shape != logp.shape:
+                raise ValueError(
+                    f"constraint: expected a bool array (N, V) = {logp.shape}, "
+                    f"got {allowed.dtype} {allowed.shape}"
+                )
+            logp[~allowed] = -np.inf
+        return logp, results[2] if len(results) == 3 else None
+
+    def select(self, places: Tokens) -> None:
+        """Let the state be that of these hypotheses."""
+        self.state = _taken(self.state, places)
+
+    def ranked(self, complete: list[list[tuple[float, Tokens]]], count: int) -> Decoded:
+        longest = max((len(tokens) for found in complete for _, tokens in found), default=0)
+        tokens = np.full((self.batch, count, longest), self.eos)
+        lengths = np.zeros((self.batch, count), np.int64)
+        scores = np.full((self.batch, count), -np.inf)
+        for row, found in enumerate(complete):
+            # In the order in which they were found where they are equal.
+            for i, (score, own) in enumerate(sorted(found, key=lambda pair: -pair[0])[:count]):
+                tokens[row, i, : len(own)] = own
+                lengths[row, i] = len(own) - (len(own) > 0 and own[-1] == self.eos)
+                scores[row, i] = score
+        return Decoded(tokens, lengths, scores)
+
+
+def _decoder_step(
+    embedding: Module, decoder: AttentionDecoder, head: Module, memory: Array, memory_lengths: Any
+) -> Step:
+    stream: DecoderStream = decoder.stream(memory, memory_lengths)
+
+    def step(tokens: Tokens, state: Any, rows: Tokens) -> tuple[Any, ...]:
+        several = isinstance(state, tuple)
+        stream.state = None
+        if state is not None:
+            stream.state = tuple(part[None] for part in state) if several else state[None]
+        y, alpha = stream(embedding(tokens), rows)
+        after = stream.state
+        kept = tuple(part[0] for part in after) if isinstance(after, tuple) else after[0]  # type: ignore[index]
+        return head(y), kept, alpha
+
+    return step
+
+
+def _taken(state: Any, places: Tokens) -> Any:
+    """Return a state with these places of the first axis of all its arrays."""
+    if state is None:
+        return None
+    if isinstance(state, dict):
+        return {name: _taken(part, places) for name, part in state.items()}
+    if isinstance(state, (tuple, list)):
+        return type(state)(_taken(part, places) for part in state)
+    return state[places]
+
+
+def log_softmax(logits: Array) -> npt.NDArray[np.float64]:
+    x = logits.astype(np.float64)
+    x -= x.max(axis=1, keepdims=True)
+    x -= np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return x
+
+
+def best_continuations(
+    rows: Tokens, scores: npt.NDArray[np.float64], count: int
+) -> tuple[Tokens, Tokens, npt.NDArray[np.float64]]:
+    """Return the best of each sequence's continuations, in order: hypothesis, token and log probability.
+
+    Equal ones come in the order of hypotheses and tokens, whatever else is in the batch.
+    """
+    classes = scores.shape[1]
+    first = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]])
+    counts = np.diff(np.r_[first, len(rows)])
+    slot = np.arange(len(rows)) - np.repeat(first, counts)
+    dense = np.full((len(first), counts.max(), classes), -np.inf)
+    dense[np.repeat(np.arange(len(first)), counts), slot] = scores
+    flat = dense.reshape(len(first), -1)
+    count = min(count, flat.shape[1])
+    # What is equal to the last of the best may be in its place: sorted out by the order.
+    bound = np.partition(flat, flat.shape[1] - count, axis=1)[:, flat.shape[1] - count]
+    sequence, place = np.nonzero((flat >= bound[:, None]) & (flat > -np.inf))
+    value = flat[sequence, place]
+    order = np.lexsort((place, -value, sequence))
+    sequence, place, value = sequence[order], place[order], value[order]
+    begin = np.searchsorted(sequence, np.arange(len(first)))
+    kept = np.arange(len(sequence)) - begin[sequence] < count
+    sequence, place, value = sequence[kept], place[kept], value[kept]
+    return first[sequence] + place // classes, place % classes, value
