@@ -58,9 +58,9 @@ def _crf(function: Callable[..., Any], training: bool = False) -> Entry:
 
 
 def _decoder_params() -> tuple[Any, ...]:
-    """Of a GRU with an attention of A = P and a memory of M = I."""
-    shapes = ((P, H), (P, I), (P,), (P,), (3 * H, 2 * I), (3 * H, H), (3 * H,), (3 * H,))
-    return tuple(draw(*shape) for shape in shapes)
+    """Of a GRU without biases, with an attention of A = P and a memory of M = I."""
+    shapes = ((P, H), (P, I), (P,), (P,), (3 * H, 2 * I), (3 * H, H))
+    return (*(draw(*shape) for shape in shapes), None, None)
 
 
 def _decoder_prepare() -> Entry:
@@ -70,12 +70,9 @@ def _decoder_prepare() -> Entry:
         "memory_lengths": np.array([5, 0, 2]),
         "params": _decoder_params(),
     }
-    return Entry(
-        _core.decoder_prepare,
-        arguments,
-        optional=frozenset({"memory_lengths"}),
-        free=frozenset({"memory", "params"}),
-    )
+    optional, free = frozenset({"memory_lengths"}), frozenset({"memory", "params"})
+    open_axes: Any = frozenset({("memory", (), 0), ("params", (4,), 1)})
+    return Entry(_core.decoder_prepare, arguments, optional=optional, free=free, open_axes=open_axes)
 
 
 def _prepared() -> _core.DecoderMemory:
@@ -103,7 +100,7 @@ def _decoder_backward() -> Entry:
         "dy": draw(T, B, H),
         "dalpha": draw(T, B, T),
         "dstate": (draw(B, H),),
-        "grads": tuple(np.zeros_like(array) for array in _decoder_params()),
+        "grads": _decoder_params(),
         "need_dx": True,
     }
     optional = frozenset({"dy", "dalpha", "dstate", "grads"})

@@ -244,6 +244,7 @@ py::tuple decoder_backward(const DecoderTape& tape, const py::object& dy_, const
         if (!parameter.given() && value.is_none()) continue;
         grads.of[i] = Array::like(value, {"grads", i}, tape.x).shape_of(parameter).writable();
         grads.of[i].apart_from(dy).apart_from(dalpha).apart_from(tape.x).apart_from(parameter);
+        for (int j = 0; j < i; ++j) grads.of[i].apart_from(grads.of[j]);
     }
     std::vector<std::int64_t> owner, step;
     for (std::int64_t b = 0; b < p.batch; ++b) {
