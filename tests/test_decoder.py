@@ -81,10 +81,9 @@ def test_forward(cell: str, shape: tuple[int, ...], dtype: str, tolerance: float
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "bias"), [*((cell, True) for cell in CELLS), ("gru", False)])
 def test_gradients(cell: str, bias: bool) -> None:
-    shape = (4, 4, 5, 3, 5, 6, 3)
+    shape = (3, 4, 4, 2, 3, 3, 2)
     decoder, given = module(cell, shape, bias=bias), problem(cell, shape)
     y, alpha, state, tape = decoder.forward(**given)
     rng = np.random.default_rng(3)
