@@ -237,7 +237,7 @@ class DecoderBackward {
             }
         }
         if (count == 0 || steps == 0) return true;
-        outer<T>({m.alphas, steps * L, 1, count, m.rows, steps, s_.d.M,
+        outer<T>({m.alphas, steps * L, 1, 1, count, m.rows, steps, s_.d.M,
                   to_.dmemory + f_.memory_first[position] * s_.d.M, m.columns, team_, member},
                  0, panels_of<T>(s_.d.M));
         return !team_.cancelled(member, 0);
@@ -253,13 +253,13 @@ class DecoderBackward {
             outer<T>(args, mine.begin, mine.end);
         };
         find_rows(m.rows, m.others);
-        columns({to_.dgx, R * G * L, G, H, m.rows, R, I, dw.w_ih, m.columns, team_, member, I + M});
-        columns({to_.dgh, R * G * L, G, H, m.others, R, H, dw.w_hh, m.columns, team_, member});
-        columns({to_.dqueries, R * L, 1, A, m.others, R, H, dw.w_query, m.columns, team_, member});
+        columns({to_.dgx, R * G * L, G, G, H, m.rows, R, I, dw.w_ih, m.columns, team_, member, I + M});
+        columns({to_.dgh, R * G * L, G, G, H, m.others, R, H, dw.w_hh, m.columns, team_, member});
+        columns({to_.dqueries, R * L, 1, 1, A, m.others, R, H, dw.w_query, m.columns, team_, member});
         for (std::int64_t r = 0; r < R; ++r) m.rows[r] = tape_.contexts + r * s_.mp;
-        columns({to_.dgx, R * G * L, G, H, m.rows, R, M, dw.w_ih + I, m.columns, team_, member, I + M});
+        columns({to_.dgx, R * G * L, G, G, H, m.rows, R, M, dw.w_ih + I, m.columns, team_, member, I + M});
         for (std::int64_t r = 0; r < N; ++r) m.rows[r] = keys_.memory + r * s_.mp;
-        columns({to_.dkeys, N * L, 1, A, m.rows, N, M, dw.w_memory, m.columns, team_, member});
+        columns({to_.dkeys, N * L, 1, 1, A, m.rows, N, M, dw.w_memory, m.columns, team_, member});
         const CellSizes<Cell> sizes{RecurrentCell{}};
         const Range units = share(s_.panels, team_.size(), member),
                     keys = share(s_.ap / L, team_.size(), member);

@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
     seed: Seed
     init: str | None
     recompute: bool
+    weight_dropout: float
 
 
 class Network(Recurrent[StateT]):
@@ -41,7 +42,8 @@ class Network(Recurrent[StateT]):
         input_size: size of x_t, I >= 0.
         hidden_size: size of the state, H >= 1.
         num_layers: layers stacked on each other.
-        options: bias, batch_first, dropout, bidirectional, dtype, seed, init and recompute of `Recurrent`.
+        options: bias, batch_first, dropout, bidirectional, dtype, seed, init, recompute and weight_dropout of
+            `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.

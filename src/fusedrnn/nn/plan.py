@@ -12,7 +12,7 @@ from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike, refuse_mask
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.cells import CellSpec, Weights
-from fusedrnn.checks import check_array
+from fusedrnn.checks import check_array, check_number
 from fusedrnn.nn.buffers import Buffers
 from fusedrnn.nn.turns import Turn
 
@@ -93,6 +93,24 @@ class Part:
         """Return the gradients that backward adds to: none of a frozen network."""
         return (None,) * len(self.grads) if frozen else self.grads
 
+    def masked(self, index: int, drop: tuple[float, int, int]) -> Weights:
+        """Return the parameters with the mask of a call on the one at `index`, which is copied."""
+        weight: Any = self.weights[index]
+        return (*self.weights[:index], _core.dropout(weight, *drop), *self.weights[index + 1 :])
+
+    def apart(self, index: int, frozen: bool) -> Weights:
+        """Return `sums`, but for the one at `index` zeros of its own, which `add_masked` adds."""
+        sums = self.sums(frozen)
+        if (target := sums[index]) is None:
+            return sums
+        return (*sums[:index], np.zeros(target.shape, target.dtype), *sums[index + 1 :])
+
+    def add_masked(self, index: int, sums: Weights, drop: tuple[float, int, int]) -> None:
+        """Add the gradient of a masked weight to that of the weight."""
+        target, gradient = self.grads[index], sums[index]
+        if target is not None and gradient is not None:
+            target += _core.dropout(gradient, *drop, out=gradient)
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkPlan:
@@ -128,6 +146,19 @@ class Network(Protocol):
     batch_first: bool
     bidirectional: bool
     proj_size: int
+
+
+def check_weight_dropout(spec: CellSpec, value: float) -> float:
+    """Return the probability `weight_dropout`.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: outside of [0, 1], or positive with a cell that has no weight_hh.
+    """
+    p = check_number("weight_dropout", value, 0.0, 1.0)
+    if p and "weight_hh" not in spec.parameter_names:
+        raise ValueError(f"weight_dropout: expected 0, since {spec.label} has no weight_hh, got {p}")
+    return p
 
 
 def time_major(array: Array, single: bool, batch_first: bool) -> Array:

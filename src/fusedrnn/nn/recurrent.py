@@ -55,6 +55,8 @@ class RNN(Recurrent[Array]):
         recompute: tapes leave out the gates, and backward computes them once more: a fifth of a layer's
             memory or less for about a third more time. Gradients keep their bits on the CPU, and the accuracy
             of the arithmetic on a GPU. May be changed at any time.
+        weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
+            CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -81,6 +83,7 @@ class RNN(Recurrent[Array]):
         seed: Seed = None,
         init: str | None = "default",
         recompute: bool = False,
+        weight_dropout: float = 0.0,
     ) -> None:
         cell = rnn_cell(nonlinearity)
         normalised = check_flag("layer_norm", layer_norm)
@@ -97,6 +100,7 @@ class RNN(Recurrent[Array]):
             seed=seed,
             init=init,
             recompute=recompute,
+            weight_dropout=weight_dropout,
         )
         self.nonlinearity = nonlinearity
         self._cell_options = {} if nonlinearity == "tanh" else {"nonlinearity": nonlinearity}
@@ -155,6 +159,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         recompute: tapes leave out the gates, and backward computes them once more: a fifth of a layer's
             memory or less for about a third more time. Gradients keep their bits on the CPU, and the accuracy
             of the arithmetic on a GPU. May be changed at any time.
+        weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
+            CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -187,6 +193,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         init: str | None = "default",
         forget_bias: float = 1.0,
         recompute: bool = False,
+        weight_dropout: float = 0.0,
     ) -> None:
         options: dict[str, Any] = {
             "peephole": check_flag("peephole", peephole),
@@ -218,6 +225,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             init=init,
             forget_bias=forget_bias,
             recompute=recompute,
+            weight_dropout=weight_dropout,
         )
         self._cell_options = chosen
 
@@ -267,6 +275,8 @@ class GRU(Recurrent[Array]):
         recompute: tapes leave out the gates, and backward computes them once more: a fifth of a layer's
             memory or less for about a third more time. Gradients keep their bits on the CPU, and the accuracy
             of the arithmetic on a GPU. May be changed at any time.
+        weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
+            CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -293,6 +303,7 @@ class GRU(Recurrent[Array]):
         seed: Seed = None,
         init: str | None = "default",
         recompute: bool = False,
+        weight_dropout: float = 0.0,
     ) -> None:
         cell: str | DefinedCell = "gru"
         options = {}
@@ -318,5 +329,6 @@ class GRU(Recurrent[Array]):
             seed=seed,
             init=init,
             recompute=recompute,
+            weight_dropout=weight_dropout,
         )
         self._cell_options = options

@@ -5,6 +5,7 @@ from typing import Any
 from fusedrnn import _core
 from fusedrnn.arrays import StateLike
 from fusedrnn.backend import CPU, NOTHING
+from fusedrnn.cells import Weights
 from fusedrnn.checks import check_array
 from fusedrnn.inputs.lookup import is_table
 from fusedrnn.nn.plan import Network, row_of, time_major
@@ -44,19 +45,27 @@ def backward_layers(
     if need_dx and not looked_up:
         rows = on.xp.empty((*shape[:-1], module.input_size), dtype)
         inputs = time_major(rows, single, batch_first)
+    hidden, sums_of = -1, {}
+    if any(tape.weight_dropout):
+        hidden = network.spec.parameter_names.index("weight_hh")
+    for part in (part for parts in module._plan.layers for part in parts):
+        masked = tape.weight_dropout[part.row] is not None
+        sums_of[part.row] = part.apart(hidden, module._frozen) if masked else part.sums(module._frozen)
     targets = [inputs, *_between(module, tape, dtype)]
     stages: list[list[Any]] = []
     for layer in reversed(range(module.num_layers)):
-        stages.append(_calls(module, tape, layer, flow, dfinals, targets[layer]))
+        stages.append(_calls(module, tape, layer, flow, dfinals, targets[layer], sums_of))
         flow = targets[layer]
     work = on.kernels.StagedCalls(stages)
-    # Dropout between layers is a call of its own.
-    whole = on is CPU and not any(tape.dropout)
+    # Dropout is a call of its own.
+    whole = on is CPU and not any(tape.dropout) and not any(tape.weight_dropout)
     with module._turn.take(), NOTHING if whole and work.run_if_short() else _AllOrNothing(module):
         for layer in reversed(range(module.num_layers)):
             for part, (_, starts, _) in zip(module._plan.layers[layer], work.run(), strict=True):
                 for dstart, start in zip(dstarts, starts, strict=True):
                     dstart[part.row] = start
+                if (mask := tape.weight_dropout[part.row]) is not None:
+                    part.add_masked(hidden, sums_of[part.row], mask)
             drop = tape.dropout[layer - 1] if layer else None
             if drop is not None:
                 on.kernels.dropout(targets[layer], *drop, out=targets[layer])
@@ -91,7 +100,13 @@ def _between(module: Network, tape: RecurrentTape, dtype: Any) -> list[Any]:
 
 
 def _calls(
-    module: Network, tape: RecurrentTape, layer: int, flow: Any, dfinals: Any, target: Any
+    module: Network,
+    tape: RecurrentTape,
+    layer: int,
+    flow: Any,
+    dfinals: Any,
+    target: Any,
+    sums_of: dict[int, Weights],
 ) -> list[Any]:
     """Return the calls of one layer, which write the gradient of its input to `target`, if given."""
     return [
@@ -99,7 +114,7 @@ def _calls(
             tape.layers[part.row],
             flow if flow is None or part.columns is None else flow[..., part.columns],
             None if dfinals is None else row_of(dfinals, part.row),
-            part.sums(module._frozen),
+            sums_of[part.row],
             target is not None,
             target,
             part.reverse,

@@ -23,7 +23,7 @@ from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import packing_of
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, layout_error
+from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, check_weight_dropout, layout_error
 from fusedrnn.nn.recurrent_backward import backward_layers
 from fusedrnn.nn.recurrent_forward import Results, forward_layers
 from fusedrnn.nn.tape import RecurrentTape, check_tape
@@ -73,6 +73,8 @@ class Recurrent(Module, Generic[StateT]):
         recompute: tapes leave out the gates, and backward computes them once more: a fifth of a layer's
             memory or less for about a third more time. Gradients keep their bits on the CPU, and the accuracy
             of the arithmetic on a GPU. May be changed at any time.
+        weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
+            CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -108,6 +110,7 @@ class Recurrent(Module, Generic[StateT]):
         init: str | None = "default",
         forget_bias: float | None = None,
         recompute: bool = False,
+        weight_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self._spec = resolve_cell(cell)
@@ -121,11 +124,10 @@ class Recurrent(Module, Generic[StateT]):
         self.bidirectional = check_flag("bidirectional", bidirectional)
         self.proj_size = self._check_projection(proj_size)
         self.recompute = check_flag("recompute", recompute)
+        self.weight_dropout = check_weight_dropout(self._spec, weight_dropout)
         if self.dropout and self.num_layers == 1:
-            level = 2 if type(self) is Recurrent else 3
-            warnings.warn(
-                "dropout: acts between layers, so it does nothing with num_layers=1", stacklevel=level
-            )
+            text = "dropout: acts between layers, so it does nothing with num_layers=1"
+            warnings.warn(text, stacklevel=2 if type(self) is Recurrent else 3)
         method = check_method(init)
         if forget_bias is not None:
             forget_bias = check_number("forget_bias", forget_bias, -np.inf)
@@ -186,7 +188,8 @@ class Recurrent(Module, Generic[StateT]):
                 parts.append(Part(row, weights, grads, cache, direction == 1, columns))
             layers.append(tuple(parts))
         plain = None
-        if self.num_layers == 1 and not self.bidirectional and self._backend is CPU:
+        single = self.num_layers == 1 and not self.bidirectional and not self.weight_dropout
+        if single and self._backend is CPU:
             plain = _core.PlainCall(self._spec.name, layers[0][0].weights, layers[0][0].cache).__call__
         self.__dict__.update(_plan=NetworkPlan(tuple(layers)), _plain=plain)
 
@@ -272,7 +275,7 @@ class Recurrent(Module, Generic[StateT]):
             if plain:
                 y, final, layer = plain
                 y.setflags(write=False)
-                return y, final, RecurrentTape(self, y.shape, (layer,), (None,), 0)
+                return y, final, RecurrentTape(self, y.shape, (layer,), (None,), (None,), 0)
         x = x._kept() if isinstance(x, Lookup) else x
         y, final, saved = self._run(x, state, lengths, resets, reset_state, True)
         if isinstance(y, np.ndarray):
@@ -387,6 +390,7 @@ class Recurrent(Module, Generic[StateT]):
             "dropout": (self.dropout, 0.0),
             "bidirectional": (self.bidirectional, False),
             "recompute": (self.recompute, False),
+            "weight_dropout": (self.weight_dropout, 0.0),
             "dtype": (str(self._dtype), "float32"),
         }
         changed = {name: value for name, (value, default) in given.items() if value != default}

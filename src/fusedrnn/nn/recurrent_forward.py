@@ -12,8 +12,9 @@ from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.nn.plan import borders_of, row_of, time_major
 from fusedrnn.nn.tape import Drop
 
-# y, the final state, and what a tape keeps: kernel tapes, dropout, bytes of the arrays between, backend.
-Results: TypeAlias = tuple[Array, Any, tuple[list[Any], list[Drop | None], int, Backend]]
+# y, the final state, and what a tape keeps: kernel tapes, dropout between layers and of weights, bytes of the
+# arrays between, backend.
+Results: TypeAlias = tuple[Array, Any, tuple[list[Any], list[Drop | None], list[Drop | None], int, Backend]]
 
 
 def forward_layers(
@@ -46,16 +47,24 @@ def forward_layers(
         replacement = module._network.split_reset_state(reset_state, batch, on)
     finals = module._network.new_states(batch, on)
     drops: list[Drop | None] = []
+    weight_drops: list[Drop | None] = []
+    masking = module.training and module.weight_dropout > 0
+    hidden = 0
+    if masking:
+        module._require_cpu("weight_dropout")
+        hidden = module._spec.parameter_names.index("weight_hh")
     calls, results = [], []
     for layer, parts in enumerate(module._plan.layers, 1):
         last = layer == module.num_layers
         out = target if last else xp.empty((seq_len, batch, out_size), dtype)
         for part in parts:
+            mask = module._noise.take(module.weight_dropout) if masking else None
+            weight_drops.append(mask)
             # By position: every name of an argument costs a call 200 instructions.
             call = kernels.ForwardCall(
                 module._spec.name,
                 steps,
-                part.weights,
+                part.weights if mask is None else part.masked(hidden, mask),
                 None if states is None else row_of(states, part.row),
                 indices,
                 ends,
@@ -64,8 +73,8 @@ def forward_layers(
                 part.reverse,
                 save,
                 module.recompute,
-                part.cache,
-                module._buffers.values.version,
+                None if masking else part.cache,
+                None if masking else module._buffers.values.version,
                 out if part.columns is None else out[..., part.columns],
                 tuple([final[part.row] for final in finals]),
             )
@@ -86,4 +95,4 @@ def forward_layers(
     tapes = [tape for _, _, tape in results]
     if single:
         finals = [final[:, 0] for final in finals]
-    return y, module._spec.pack_state(finals), (tapes, drops, between, on)
+    return y, module._spec.pack_state(finals), (tapes, drops, weight_drops, between, on)

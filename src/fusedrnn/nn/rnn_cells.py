@@ -97,7 +97,7 @@ class RecurrentCell(Module, Generic[StateT]):
         final, y, tape = self._step(x, state, True)
         assert tape is not None
         # The kernel tape refers to its output, which nobody else holds.
-        return final, RecurrentTape(self, (*x.shape[:-1], self.hidden_size), [tape], [None], y.nbytes)
+        return final, RecurrentTape(self, (*x.shape[:-1], self.hidden_size), [tape], [None], [None], y.nbytes)
 
     def _step(
         self, x: Array, state: StateLike | None, save: bool

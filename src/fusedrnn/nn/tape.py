@@ -108,6 +108,7 @@ class RecurrentTape(Tape):
     Attributes:
         layers: the kernel tapes, directions of layer 0 first.
         dropout: for each layer, (p, seed, offset) of the dropout on its output, or None.
+        weight_dropout: for each layer and direction, the same of the mask on its weight_hh.
         lookup: the input if it was a Lookup, else None.
         shape: shape of the output.
     """
@@ -115,7 +116,7 @@ class RecurrentTape(Tape):
     # _batch_first: how x, and dy with it, is laid out.
     # _on: the backend that forward ran with, another than the owner's in 16 bits.
     # _packing: with a mask, which steps the network ran over, else None.
-    __slots__ = ("_batch_first", "_on", "_packing", "dropout", "layers", "lookup", "shape")
+    __slots__ = ("_batch_first", "_on", "_packing", "dropout", "layers", "lookup", "shape", "weight_dropout")
 
     def __init__(
         self,
@@ -123,6 +124,7 @@ class RecurrentTape(Tape):
         shape: tuple[int, ...],
         layers: Sequence[_core.LayerTape],
         dropout: Sequence[Drop | None],
+        weight_dropout: Sequence[Drop | None],
         between: int,
         on: Backend | None = None,
         lookup: Lookup | None = None,
@@ -138,6 +140,7 @@ class RecurrentTape(Tape):
         self._packing: Packing | None = None
         self.layers = tuple(layers)
         self.dropout = tuple(dropout)
+        self.weight_dropout = tuple(weight_dropout)
 
     def _check_unchanged(self) -> None:
         for layer in self.layers:
