@@ -130,7 +130,7 @@ def test_frozen_networks_get_no_gradients() -> None:
 @pytest.mark.once
 def test_errors_and_repr() -> None:
     assert repr(fr.GRU(2, 3, weight_dropout=0.5)) == "GRU(2, 3, weight_dropout=0.5)"
-    with pytest.raises(ValueError, match="weight_dropout: expected 0, since .* has no weight_hh"):
+    with pytest.raises(ValueError, match=r"weight_dropout: expected 0, since .* has no weight_hh"):
         fr.MinGRU(2, 3, weight_dropout=0.5)
     with pytest.raises(ValueError, match="weight_dropout"):
         fr.LSTM(2, 3, weight_dropout=1.5)
