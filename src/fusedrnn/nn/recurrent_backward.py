@@ -45,7 +45,8 @@ def backward_layers(
     if need_dx and not looked_up:
         rows = on.xp.empty((*shape[:-1], module.input_size), dtype)
         inputs = time_major(rows, single, batch_first)
-    hidden, sums_of = -1, {}
+    hidden = -1
+    sums_of: dict[int, Weights] = {}
     if any(tape.weight_dropout):
         hidden = network.spec.parameter_names.index("weight_hh")
     for part in (part for parts in module._plan.layers for part in parts):
