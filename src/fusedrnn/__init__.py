@@ -14,6 +14,7 @@ from fusedrnn.inference.quantized import QuantizedRecurrent, QuantizedStream
 from fusedrnn.inference.stream import Stream
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import pad, unpad
+from fusedrnn.nn.bptt import bptt, checkpoint
 from fusedrnn.nn.buffers import ParameterDict
 from fusedrnn.nn.containers import ModuleDict, ModuleList, Sequential
 from fusedrnn.nn.embedding import Embedding
@@ -65,8 +66,10 @@ __all__ = [
     "Stream",
     "Tape",
     "__version__",
+    "bptt",
     "cell_from_json",
     "cell_to_json",
+    "checkpoint",
     "clip_grad_norm",
     "clip_grad_value",
     "config",
