@@ -147,7 +147,9 @@ def test_layouts_and_look_ups(single: bool) -> None:
         pieces = list(fr.bptt(net, x, 4))
         assert np.array_equal(pieces[1][0], y[place])
         dpiece = pieces[1][1](y[place])
-        assert dpiece.shape == (embedding.parameters["weight"] if isinstance(x, fr.Lookup) else x[place]).shape
+        assert (
+            dpiece.shape == (embedding.parameters["weight"] if isinstance(x, fr.Lookup) else x[place]).shape
+        )
 
 
 def test_refused() -> None:
@@ -155,7 +157,9 @@ def test_refused() -> None:
     both = fr.GRU(3, 5, bidirectional=True)
     net = fr.GRU(3, 5, 2, dropout=0.5)
     for call in (fr.bptt, fr.checkpoint):
-        with pytest.raises(ValueError, match="bidirectional=False: the reverse direction starts from the end"):
+        with pytest.raises(
+            ValueError, match="bidirectional=False: the reverse direction starts from the end"
+        ):
             call(both, x, 4)
         with pytest.raises(TypeError, match="network: expected a recurrent network, got Linear"):
             call(fr.Linear(3, 5), x, 4)
@@ -171,7 +175,7 @@ def test_refused() -> None:
             call(net, x, 4, reset_state=np.zeros((2, 5), np.float32))
         with pytest.raises(ValueError, match="x: expected shape"):
             call(net, x[0, 0], 4)
-    with pytest.raises(RuntimeError, match="dropout: expected 0 or evaluation mode, got 0.5"):
+    with pytest.raises(RuntimeError, match=r"dropout: expected 0 or evaluation mode, got 0\.5"):
         fr.checkpoint(net.train(), x, 4)
     with pytest.raises(ValueError, match="got T = 0"):
         fr.checkpoint(net.eval(), x[:0], 4)

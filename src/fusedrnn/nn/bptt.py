@@ -306,7 +306,7 @@ def _check_network(network: object, name: str) -> None:
         raise TypeError(f"network: expected a recurrent network, got {type(network).__name__}")
     if network.bidirectional:
         raise ValueError(
-            f"{name}: expected bidirectional=False: the reverse direction starts from the end, got {network!r}"
+            f"{name}: expected bidirectional=False: the reverse direction starts from the end"
         )
 
 
