@@ -305,9 +305,7 @@ def _check_network(network: object, name: str) -> None:
     if not isinstance(network, Recurrent):
         raise TypeError(f"network: expected a recurrent network, got {type(network).__name__}")
     if network.bidirectional:
-        raise ValueError(
-            f"{name}: expected bidirectional=False: the reverse direction starts from the end"
-        )
+        raise ValueError(f"{name}: expected bidirectional=False: the reverse direction starts from the end")
 
 
 def _check_replayed(network: Recurrent[Any]) -> None:
