@@ -6,6 +6,8 @@ y, state, tape = lstm.forward(x)
 dx, dstate = lstm.backward(tape, dy)
 """
 
+import importlib
+
 from fusedrnn import cuda, decode, distributed, functional, init, optim
 from fusedrnn._core import __version__
 from fusedrnn.cells import CELLS, CellSpec
@@ -84,7 +86,9 @@ __all__ = [
     "functional",
     "get_num_threads",
     "init",
+    "keras",
     "mse_loss",
+    "onnx",
     "optim",
     "pad",
     "set_detect_changes",
@@ -93,6 +97,15 @@ __all__ = [
     "sym",
     "unpad",
 ]
+
+# Each needs a library of its own, which is imported when it is first asked for.
+_INTEROP = ("keras", "onnx")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _INTEROP:
+        raise AttributeError(f"module 'fusedrnn' has no attribute {name!r}")
+    return importlib.import_module(f"fusedrnn.interop.{name}")
 
 
 def __dir__() -> list[str]:

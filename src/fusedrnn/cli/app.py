@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import math
 import os
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import safetensors.numpy
 import typer
 
 import fusedrnn as fr
@@ -307,5 +310,41 @@ def info(
                 "characters": len(found.vocabulary) - 1,
                 "parameters": found.model.num_parameters,
                 **measured,
+            }
+        )
+
+
+@app.command()
+def convert(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File of the weights to write.", show_default="MODEL with .safetensors at its end"),
+    ] = None,
+) -> None:
+    """Read an ONNX file and write its weights, named and ordered as fusedrnn's and PyTorch's, as safetensors."""
+    with _reported():
+        try:
+            found = importlib.import_module("fusedrnn.interop.onnx").load(model)
+        except ModuleNotFoundError as error:
+            raise CliError(f"{error.name}: expected to be installed; pip install 'fusedrnn[onnx]'") from None
+        except OSError as error:
+            raise CliError(f"{model}: {error.strerror}") from None
+        written = out or model.with_suffix(".safetensors")
+        if os.path.realpath(written) == os.path.realpath(model):
+            raise CliError(f"--out: expected another file than the model, got {written}")
+        values = {name: np.asarray(value) for name, value in found.state_dict().items()}
+        try:
+            written.write_bytes(safetensors.numpy.save(values))
+        except OSError as error:
+            raise CliError(f"{written}: {error.strerror}") from None
+        layers = {name: repr(layer) for name, layer in found.layers.items()}
+        report.table(
+            {
+                "inputs": ", ".join(map(printable, found.inputs)),
+                "outputs": ", ".join(map(printable, found.outputs)),
+                **layers,
+                "parameters": found.num_parameters,
+                "written": written,
             }
         )
