@@ -86,7 +86,6 @@ __all__ = [
     "functional",
     "get_num_threads",
     "init",
-    "keras",
     "mse_loss",
     "onnx",
     "optim",
@@ -99,7 +98,7 @@ __all__ = [
 ]
 
 # Each needs a library of its own, which is imported when it is first asked for.
-_INTEROP = ("keras", "onnx")
+_INTEROP = ("onnx", "torch")
 
 
 def __getattr__(name: str) -> object:

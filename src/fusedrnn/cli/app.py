@@ -322,7 +322,7 @@ def convert(
         typer.Option(help="File of the weights to write.", show_default="MODEL with .safetensors at its end"),
     ] = None,
 ) -> None:
-    """Read an ONNX file and write its weights, named and ordered as fusedrnn's and PyTorch's, as safetensors."""
+    """Read an ONNX file and write its weights as safetensors, named and ordered as PyTorch's."""
     with _reported():
         try:
             found = importlib.import_module("fusedrnn.interop.onnx").load(model)

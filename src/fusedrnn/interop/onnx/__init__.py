@@ -1,4 +1,4 @@
-"""ONNX files: `load(path)` makes modules of them, `save(module, path)` writes modules. Needs `fusedrnn[onnx]`."""
+"""ONNX files: `load` makes modules of them, `save` writes modules. Needs `fusedrnn[onnx]`."""
 
 from fusedrnn.interop.onnx.export import save
 from fusedrnn.interop.onnx.graph import Graph

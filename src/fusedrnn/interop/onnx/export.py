@@ -29,8 +29,8 @@ def save(
     """Write a module for inference as an ONNX file of opset 17, which ONNX Runtime and others run.
 
     The file's inputs are x (T, B, I), or (B, T, I) with batch_first, or indices (T, B) int64 where the first
-    module is an `Embedding`, and with `lengths` also lengths (B,) int32, with `states` h_0 and c_0. Its outputs
-    are y and, for a recurrent network by itself, h_n and c_n: shapes are those of the module, whose T and B are
+    module is an `Embedding`, and with `lengths` also lengths (B,) int32, with `states` h_0 and c_0. Its
+    outputs are y and, for a recurrent network by itself, h_n and c_n, in the module's shapes; T and B are
     free. `load` makes modules of such a file again.
 
     Args:
@@ -72,7 +72,9 @@ def save(
         [helper.make_tensor_value_info(*each) for each in outputs],
         [onnx.numpy_helper.from_array(array, each) for each, array in writer.constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="fusedrnn")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="fusedrnn"
+    )
     model.ir_version = _IR
     onnx.checker.check_model(model)
     with open(path, "wb") as file:
@@ -137,7 +139,9 @@ class _Writer:
             self.shape = [*steps, 0]
         if isinstance(module, Embedding):
             self.shape = [*self.shape[:2], module.embedding_dim]
-            return self.node("Gather", [self._constant(at + "weight", values["weight"]), x], [at + "rows"], axis=0)
+            return self.node(
+                "Gather", [self._constant(at + "weight", values["weight"]), x], [at + "rows"], axis=0
+            )
         if isinstance(module, Linear):
             self.shape = [*self.shape[:2], module.out_features]
             weight = self._constant(at + "weight", values["weight"].T)

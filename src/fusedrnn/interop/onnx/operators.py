@@ -1,4 +1,4 @@
-"""What stands around recurrent nodes, in NumPy: each function takes attributes and inputs, None where left out."""
+"""What stands around recurrent nodes, in NumPy: functions of attributes and inputs, None where left out."""
 
 from __future__ import annotations
 

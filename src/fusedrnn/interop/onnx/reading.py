@@ -1,4 +1,4 @@
-"""From an ONNX file to a `Graph`: what it holds is checked here, and what cannot be run is refused by name."""
+"""From an ONNX file to a `Graph`: what it holds is checked, what cannot be run is refused by name."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
     """Make a module of an ONNX file.
 
     The file may hold RNN, LSTM and GRU nodes of every opset, forward, reverse and bidirectional, in both
-    layouts, with sequence_lens, initial states, peepholes and input_forget, whose weights are constants of the
-    file; and around them Add, Cast, Concat, ConstantOfShape, Dropout, Expand, Gather, Gemm, Identity,
+    layouts, with sequence_lens, initial states, peepholes and input_forget, whose weights are constants of
+    the file; and around them Add, Cast, Concat, ConstantOfShape, Dropout, Expand, Gather, Gemm, Identity,
     LogSoftmax, MatMul, Mul, Relu, Reshape, Shape, Sigmoid, Slice, Softmax, Squeeze, Sub, Tanh, Transpose and
     Unsqueeze. Weights are float32 or float64. Nothing else is run or read: no other file, no code.
 

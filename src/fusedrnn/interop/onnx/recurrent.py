@@ -158,7 +158,9 @@ def _options(op: str, attributes: Mapping[str, Any], directions: int, peephole: 
     elif tuple(activations) != usual * directions:
         raise ValueError(f"activations: expected {list(usual)} for each direction, got {found}")
     if attributes.get("activation_alpha") or attributes.get("activation_beta"):
-        raise ValueError("activation_alpha, activation_beta: expected none, since no activation here has them")
+        raise ValueError(
+            "activation_alpha, activation_beta: expected none, since no activation here has them"
+        )
     if op == "GRU" and not attributes.get("linear_before_reset", 0):
         options["reset_after"] = False
     if op == "LSTM":
