@@ -32,6 +32,7 @@ from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.ctc import ctc_align, ctc_decode, ctc_loss
 from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_cell, sym
 from fusedrnn.training.clip import clip_grad_norm, clip_grad_value
+from fusedrnn.training.linear_cross_entropy import linear_cross_entropy
 from fusedrnn.training.losses import cross_entropy, mse_loss
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "functional",
     "get_num_threads",
     "init",
+    "linear_cross_entropy",
     "mse_loss",
     "onnx",
     "optim",

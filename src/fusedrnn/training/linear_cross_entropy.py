@@ -1,0 +1,89 @@
+"""Output layer and cross entropy in one call, by chunks of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.backend import NOTHING
+from fusedrnn.checks import as_indices, check_array, check_number, check_size
+from fusedrnn.inputs.rows import as_rows
+from fusedrnn.nn.layers import Linear
+from fusedrnn.nn.module import Module
+
+# Logits of so many bytes stay in a processor's caches; the products want so many rows to be fast.
+_CHUNK_BYTES, _LEAST_ROWS = 4 << 20, 128
+
+
+def linear_cross_entropy(
+    h: Array,
+    head: Linear,
+    targets: npt.ArrayLike,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    chunk: int | None = None,
+) -> tuple[float, Array]:
+    """Return the mean cross entropy of softmax(head(h)) and the gradient of h; add the head's to its grads.
+
+    The same as `head.forward`, `cross_entropy` and `head.backward`, within rounding, but logits exist for
+    `chunk` rows at a time only: with a large vocabulary the full ones take most of a model's memory.
+
+    Args:
+        h: (..., I) in the head's dtype.
+        head: a `Linear`(I, V).
+        targets: (...) of an integer dtype, each in 0..V-1 or ignore_index.
+        ignore_index: target that contributes neither loss nor gradient.
+        label_smoothing: in [0, 1], as in `cross_entropy`.
+        chunk: rows whose logits exist at once, >= 1; None for as many as 4 MiB hold, and at least 128.
+
+    Returns:
+        loss: float, the mean over the targets that are not ignored; NaN, with gradient 0, if there are none.
+        dh: (..., I), the gradient of the loss.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: an argument of the wrong shape or range; grads are as before.
+        RuntimeError: head on a GPU.
+    """
+    if not isinstance(head, Linear):
+        raise TypeError(f"head: expected a Linear, got {type(head).__name__}")
+    head._require_cpu("linear_cross_entropy")
+    backend, classes = head._backend, head.out_features
+    rows = as_rows("h", h, (head.in_features,), backend)
+    check_array("h", rows, rows.shape, head._dtype)
+    refuse_mask("targets", targets)
+    labels = np.asarray(targets)
+    if labels.shape != h.shape[:-1]:
+        raise ValueError(f"targets: expected shape (...) = {h.shape[:-1]}, got {labels.shape}")
+    flat = as_indices("targets", labels).copy()  # another thread may write to the caller's
+    ignored = check_size("ignore_index", ignore_index, -(2**63))
+    smoothing = check_number("label_smoothing", label_smoothing, 0.0, 1.0)
+    counted = flat != ignored
+    wrong = flat[counted & ((flat < 0) | (flat >= classes))]
+    if wrong.size:
+        raise ValueError(
+            f"targets: expected values in [0, V) = [0, {classes}) or ignore_index = {ignored}, got {wrong[0]}"
+        )
+    if chunk is None:
+        step = max(_LEAST_ROWS, _CHUNK_BYTES // (classes * rows.itemsize))
+    else:
+        step = check_size("chunk", chunk)
+    weights = head._kept_parameters()
+    weight, bias = weights["weight"], weights.get("bias")
+    sums, owner = head._joined(Module._sums), head._tied.get("weight", head)
+    count = int(counted.sum())
+    scale = rows.dtype.type(1 / count if count else 0)
+    total, dh = 0.0, np.empty_like(rows)
+    kernels = backend.kernels
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        logits = kernels.linear_forward(rows[part], weight, bias)
+        losses, _, dlogits = kernels.cross_entropy(logits, flat[part], None, ignored, smoothing, False)
+        total += float(losses.sum())
+        dlogits *= scale
+        with head._turn.take(), NOTHING if owner is head else owner._turn.take():
+            dh[part] = kernels.linear_backward(
+                rows[part], weight, dlogits, sums.get("weight"), sums.get("bias"), True
+            )
+    return (total / count if count else float("nan")), dh.reshape(h.shape)
