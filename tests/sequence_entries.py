@@ -105,6 +105,19 @@ def _decoder_backward() -> Entry:
     }
     optional = frozenset({"dy", "dalpha", "dstate", "grads"})
     return Entry(_core.decoder_backward, arguments, frozenset({"grads"}), optional)
+def _transducer(function: Callable[..., Any], **options: Any) -> Entry:
+    arguments = {"logits": draw(T, H), "labels": np.arange(T) % (H + 2) - 2, "blank": 0, **options}
+    return Entry(function, arguments, free=frozenset({"logits"}))
+
+
+def _transducer_lattice() -> Entry:
+    arguments = {
+        "emissions": -np.abs(draw(2, B, T, 4)).astype("float64"),
+        "logit_lengths": np.array([5, 0, 2]),
+        "target_lengths": np.array([3, 0, 1]),
+        "label_factor": 1.0,
+    }
+    return Entry(_core.transducer_lattice, arguments)
 
 
 SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
@@ -119,4 +132,13 @@ SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "decoder_prepare": _decoder_prepare,
     "decoder_forward": _decoder_forward,
     "decoder_backward": _decoder_backward,
+    "transducer_emissions": lambda: _transducer(_core.transducer_emissions),
+    "transducer_lattice": _transducer_lattice,
+    "transducer_gradient": lambda: _transducer(
+        _core.transducer_gradient,
+        emissions=np.ones((4, T)),
+        flow=np.ones((2, T)),
+        factor=1.0,
+        clamp=-1.0,
+    ),
 }

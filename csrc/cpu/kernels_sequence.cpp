@@ -2,6 +2,7 @@
 #include "sequence/ctc.h"
 #include "sequence/ctc_decode.h"
 #include "sequence/sequence_table.h"
+#include "sequence/transducer.h"
 #include "sequence/viterbi.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -33,6 +34,10 @@ constexpr SequenceKernels<T> kTable = {
     .crf = crf<T>,
     .crf_viterbi = crf_viterbi<T>,
     .decoders = decoders<T>(),
+    .transducer_emissions = transducer_emissions<T>,
+    .transducer_gradient = transducer_gradient<T>,
+    .transducer_workspace = transducer_workspace,
+    .transducer_lattice = transducer_lattice,
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The kernels of sequence losses and decoders: CTC and the linear-chain CRF. One table per instruction set and type.
+// The kernels of sequence losses and decoders: CTC, the linear-chain CRF and the RNN transducer. One table per instruction set and type.
 //
 // Plain data only, as layers/layer_table.h. T, B, V, K, L stand for steps, sequences, classes, tags and labels of a
 // target. Sequences are independent; each member of a team takes whole ones (of a CRF whole groups of them), so that
@@ -59,6 +59,25 @@ struct CrfArgs {
     double* dweights;  // (2 K + K K): the gradients of start, end and transitions; null without gold
 };
 
+// Rows of logits, a cell of a transducer's lattice each: any of them, in any order.
+inline constexpr std::int64_t kTransducerLast = -1, kTransducerOutside = -2;
+template <class T>
+struct TransducerCells {
+    std::int64_t n, classes, blank;
+    const T* logits;  // (n, V)
+    const std::int64_t*
+        labels;  // (n), each in [0, V); kTransducerLast: none is left; kTransducerOutside: no cell
+};
+
+// Logarithms of probabilities (B, T, U + 1) and, likewise, how often the path through the lattice takes each.
+struct TransducerLattice {
+    std::int64_t batch, steps, width;              // width: U + 1
+    const std::int64_t *lengths, *target_lengths;  // (B), in [0, T] and in [0, U]
+    const double *blanks, *labels;
+    double label_factor;  // of label_flow
+    double *losses, *blank_flow, *label_flow;
+};
+
 template <class T>
 struct SequenceKernels {
     // Bytes of workspace for so many members.
@@ -82,6 +101,13 @@ struct SequenceKernels {
     void (*crf_viterbi)(const CrfArgs<T>&, std::int64_t* best, double* scores, Team&, void* workspace);
 
     const DecoderKernels<T>* decoders;  // in the order of cells/all.h
+    // emissions (4, n): logarithms of the blank's and the label's probability, largest logit, sum of exponentials past it.
+    void (*transducer_emissions)(const TransducerCells<T>&, double* emissions, Team&);
+    // From emissions as above and flow (2, n): of blanks and of labels.
+    void (*transducer_gradient)(const TransducerCells<T>&, const double* emissions, const double* flow,
+                                double factor, double clamp, T* dlogits, Team&);
+    std::int64_t (*transducer_workspace)(std::int64_t steps, std::int64_t labels, int members);
+    void (*transducer_lattice)(const TransducerLattice&, Team&, void* workspace);
 };
 
 }  // namespace fusedrnn

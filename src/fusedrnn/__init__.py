@@ -30,6 +30,7 @@ from fusedrnn.nn.tape import Tape, set_detect_changes
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.ctc import ctc_align, ctc_decode, ctc_loss
+from fusedrnn.sequence.transducer import TransducerJoiner, transducer_loss
 from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_cell, sym
 from fusedrnn.training.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.training.linear_cross_entropy import linear_cross_entropy
@@ -68,6 +69,7 @@ __all__ = [
     "Sequential",
     "Stream",
     "Tape",
+    "TransducerJoiner",
     "__version__",
     "bptt",
     "cell_from_json",
@@ -96,6 +98,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "sym",
+    "transducer_loss",
     "unpad",
 ]
 

@@ -326,6 +326,19 @@ def decoder_backward(
     grads: tuple[_Array | None, ...] | None,
     need_dx: bool,
 ) -> tuple[_Array | None, _Array, tuple[_Array, ...]]: ...
+def transducer_emissions(logits: _Array, labels: _Int64, blank: int) -> _Array: ...
+def transducer_lattice(
+    emissions: _Array, logit_lengths: _Int64, target_lengths: _Int64, label_factor: float
+) -> tuple[_Array, _Array]: ...
+def transducer_gradient(
+    logits: _Array,
+    labels: _Int64,
+    blank: int,
+    emissions: _Array,
+    flow: _Array,
+    factor: float,
+    clamp: float,
+) -> _Array: ...
 def dropout(x: _Array, p: float, seed: int, offset: int, out: _Array | None = None) -> _Array: ...
 def sgd_step(
     param: _Array,
