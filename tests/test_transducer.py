@@ -63,7 +63,9 @@ def recursion(logits: Any, labels: list[int], blank: int) -> tuple[float, Any]:
     return -ends, gradient
 
 
-def problem(seed: int, batch: int, steps: int, labels: int, classes: int, blank: int, scale: float = 1) -> Any:
+def problem(
+    seed: int, batch: int, steps: int, labels: int, classes: int, blank: int, scale: float = 1
+) -> Any:
     rng = np.random.default_rng([seed, batch, steps, labels, classes])
     logits = rng.normal(0, scale, (batch, steps, labels + 1, classes))
     others = np.delete(np.arange(classes), blank)
@@ -99,7 +101,9 @@ def test_all_paths() -> None:
     for seed, (steps, count) in itertools.product(range(3), [(1, 0), (1, 2), (3, 2), (4, 3)]):
         logits, targets, *_ = problem(seed, 1, steps, count, 5, 2)
         loss, _ = fr.transducer_loss(logits, targets, [steps], [count], 2, reduction="sum")
-        assert_close(np.array(loss), over_all_paths(logits[0], targets[0].tolist(), 2), "loss", dtype="float64")
+        assert_close(
+            np.array(loss), over_all_paths(logits[0], targets[0].tolist(), 2), "loss", dtype="float64"
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

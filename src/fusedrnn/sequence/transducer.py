@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.checks import check_array, check_number, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows
 from fusedrnn.nn.module import Module
