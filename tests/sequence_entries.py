@@ -105,6 +105,8 @@ def _decoder_backward() -> Entry:
     }
     optional = frozenset({"dy", "dalpha", "dstate", "grads"})
     return Entry(_core.decoder_backward, arguments, frozenset({"grads"}), optional)
+
+
 def _transducer(function: Callable[..., Any], **options: Any) -> Entry:
     arguments = {"logits": draw(T, H), "labels": np.arange(T) % (H + 2) - 2, "blank": 0, **options}
     return Entry(function, arguments, free=frozenset({"logits"}))

@@ -276,7 +276,7 @@ def test_more_errors() -> None:
         with pytest.raises(error):
             fr.AttentionDecoder(*arguments)
     decoder = fr.AttentionDecoder("gru", 3, 4, 5, seed=0)
-    x, memory = np.ones((2, 3, 3), np.float32), np.ones((4, 3, 5), np.float32)
+    x, memory = np.ones((2, 3, 3), np.float32), np.ones((6, 3, 5), np.float32)
     y, _, _, tape = decoder.forward(x, memory)
     before = decoder.flat_grads.copy()
     for dy, more in ((y[:1], {}), (y, {"dalpha": y}), (y, {"dstate": y})):

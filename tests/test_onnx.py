@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ def test_relu_and_coupled_gates(tmp_path: Path) -> None:
     check_with_runtime(*one_node(path, "LSTM", "forward", True, True, False, 14, input_forget=1))
 
 
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_reset_gate_before_the_product(tmp_path: Path, direction: str) -> None:
+    check_with_runtime(*one_node(tmp_path / "m.onnx", "GRU", direction, True, True, False, 14))
+
+
 @pytest.mark.parametrize("op", ["RNN", "LSTM", "GRU"])
 def test_batch_first_layout(tmp_path: Path, op: str) -> None:
     """ONNX Runtime has no layout 1: the same weights in layout 0, transposed."""
@@ -117,50 +123,46 @@ def test_batch_first_layout(tmp_path: Path, op: str) -> None:
         np.testing.assert_array_equal(mine, want.swapaxes(0, 1))
 
 
-NODE_TESTS = sorted(
-    folder.name
-    for folder in (Path(onnx.__file__).parent / "backend/test/data/node").glob("test_*")
-    if folder.name.startswith(("test_rnn_", "test_simple_rnn_", "test_lstm_", "test_gru_"))
-)
+def node_tests() -> dict[str, tuple[Any, Any, Any]]:
+    """onnx's own tests of the recurrent nodes: a node, its inputs and its outputs."""
+    found: dict[str, tuple[Any, Any, Any]] = {}
+
+    def expect(node: Any, inputs: Any, outputs: Any, name: str) -> None:
+        found[name] = node, inputs, outputs
+
+    for op in BLOCKS:
+        module = importlib.import_module(f"onnx.backend.test.case.node.{op.lower()}")
+        module.expect = expect  # type: ignore[attr-defined]
+        cases = getattr(module, op)
+        for name in dir(cases):
+            if name.startswith("export"):
+                getattr(cases, name)()
+    return found
+
+
+NODE_TESTS = node_tests()
 
 
 @pytest.mark.parametrize("name", NODE_TESTS)
 def test_onnx_node_tests(tmp_path: Path, name: str) -> None:
     """They give weights as inputs; a file has them as constants."""
-    folder = Path(onnx.__file__).parent / "backend/test/data/node" / name
-    model = onnx.load(str(folder / "model.onnx"))
-    values = {}
-    for index, value in enumerate(model.graph.input):
-        tensor = onnx.load_tensor(str(folder / f"test_data_set_0/input_{index}.pb"))
-        values[value.name] = onnx.numpy_helper.to_array(tensor)
-        if value.name in ("W", "R", "B", "P"):
-            tensor.name = value.name
-            model.graph.initializer.append(tensor)
-    path = tmp_path / "m.onnx"
-    path.write_bytes(model.SerializeToString())
-    linear = [a.i for a in model.graph.node[0].attribute if a.name == "linear_before_reset"]
-    if name.startswith("test_gru_") and linear != [1] and not reset_before():
-        with pytest.raises(ValueError, match=r"GRU.*reset_after"):
-            fr.onnx.load(path)
-        return
-    graph = fr.onnx.load(path)
-    made = graph(**{each: values[each] for each in graph.inputs})
-    for index, mine in enumerate(made if isinstance(made, tuple) else (made,)):
-        tensor = onnx.load_tensor(str(folder / f"test_data_set_0/output_{index}.pb"))
-        np.testing.assert_allclose(mine, onnx.numpy_helper.to_array(tensor), rtol=1e-4, atol=1e-6)
-
-
-def reset_before() -> bool:
-    """Whether GRU has the reset gate before the product, too."""
-    try:
-        fr.GRU(1, 1, reset_after=False)
-    except ValueError:
-        return False
-    return True
+    node, inputs, outputs = NODE_TESTS[name]
+    values = dict(zip([each for each in node.input if each], inputs, strict=True))
+    constants = {each: array for each, array in values.items() if each in ("W", "R", "B", "P")}
+    kinds = {np.dtype(np.float32): onnx.TensorProto.FLOAT, np.dtype(np.int32): onnx.TensorProto.INT32}
+    given = {
+        each: (array.ndim, kinds[array.dtype]) for each, array in values.items() if each not in constants
+    }
+    wanted = dict(zip([each for each in node.output if each], outputs, strict=True))
+    made = {each: array.ndim for each, array in wanted.items()}
+    graph = fr.onnx.load(write(tmp_path / "m.onnx", [node], given, made, constants))
+    found = graph(**{each: values[each] for each in given})
+    for mine, want in zip(found if isinstance(found, tuple) else (found,), outputs, strict=True):
+        np.testing.assert_allclose(mine, want, rtol=1e-4, atol=1e-6)
 
 
 def test_there_are_node_tests() -> None:
-    assert len(NODE_TESTS) >= 12
+    assert len(NODE_TESTS) >= 18
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,7 @@ def test_what_no_module_computes_is_refused(tmp_path: Path, op: str, attributes:
         lambda: fr.LSTM(I, H, 2, bidirectional=True, batch_first=True, seed=0),
         lambda: fr.LSTM(I, H, peephole=True, coupled_gates=True, bias=False, seed=0),
         lambda: fr.GRU(I, H, bidirectional=True, seed=0),
+        lambda: fr.GRU(I, H, 2, reset_after=False, seed=0),
     ],
 )
 def test_saved_networks(tmp_path: Path, make: Any) -> None:

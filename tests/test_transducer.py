@@ -172,7 +172,7 @@ def test_joiner(dtype: str) -> None:
     pred = rng.normal(0, 1, (batch, labels + 1, hidden)).astype(dtype)
     joined = np.tanh(enc[:, :, None] + pred[:, None])
     logits = joiner(enc[:, :, None], pred[:, None])
-    assert_close(logits, joined @ joiner.parameters["weight"].T + joiner.parameters["bias"], "forward")
+    assert_close(logits, joined @ joiner.parameters["weight"].T + joiner.parameters["bias"], "output")
     for options in ({}, {"reduction": "none", "fastemit_lambda": 0.3}, {"clamp": 0.01}):
         joiner.zero_grad()
         loss, denc, dpred = joiner.loss(enc, pred, targets, lengths, counts, **options)

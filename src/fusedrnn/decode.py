@@ -54,7 +54,8 @@ def greedy(
     """
 
     def likeliest(logp: npt.NDArray[np.float64]) -> Tokens:
-        return logp.argmax(axis=1)
+        found: Tokens = logp.argmax(axis=1)
+        return found
 
     return _one_by_one(likeliest, model, memory, memory_lengths, bos, eos, max_len, state, constraint)
 
@@ -224,8 +225,9 @@ def beam_search(
         covered = None if covered is None else covered[parents]
         run.select(parents)
         if step + 1 == run.max_len:
-            for i in range(len(rows)):
-                finish(int(rows[i]), prefixes[i], float(totals[i]), None if covered is None else covered[i])
+            for last in range(len(rows)):
+                looked = None if covered is None else covered[last]
+                finish(int(rows[last]), prefixes[last], float(totals[last]), looked)
     return run.ranked(complete, best)
 
 

@@ -259,7 +259,7 @@ class AttentionDecoder(Module):
         if several and not isinstance(state, tuple):
             raise kind_error(name, state, "a tuple (h, c)")
         parts = state if several else (state,)
-        arrays = []
+        arrays: list[Any] = []
         for i, part in enumerate(parts):
             own = f"{name}[{i}]" if several else name
             if part is None:

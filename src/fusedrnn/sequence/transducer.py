@@ -210,7 +210,8 @@ class TransducerJoiner(Module):
             found = _core.transducer_emissions(
                 logits.reshape(-1, self.num_classes), lattice.labels[tile.cells].reshape(-1), options.blank
             )
-            emissions[(slice(None), *tile.cells)] = found.reshape(4, *logits.shape[:-1])
+            everywhere = (slice(None), *tile.cells)
+            emissions[everywhere] = found.reshape(4, *logits.shape[:-1])
         losses, flow = lattice.run(emissions[:2], options)
         denc, dpred = np.zeros_like(enc), np.zeros_like(pred)
         sums = self._sums()
@@ -238,8 +239,8 @@ class TransducerJoiner(Module):
             self._logits(joined).reshape(-1, self.num_classes),
             lattice.labels[tile.cells].reshape(-1),
             options.blank,
-            emissions[everywhere].reshape(4, -1),
-            flow[everywhere].reshape(2, -1),
+            np.ascontiguousarray(emissions[everywhere].reshape(4, -1)),
+            np.ascontiguousarray(flow[everywhere].reshape(2, -1)),
             options.factor(len(enc)),
             options.clamp,
         )
@@ -247,6 +248,7 @@ class TransducerJoiner(Module):
         flows = _core.linear_backward(
             rows, self._own["weight"], dlogits, sums.get("weight"), sums.get("bias"), True
         )
+        assert flows is not None
         joined *= joined
         np.subtract(1, joined, out=joined)
         joined *= flows.reshape(joined.shape)
@@ -362,7 +364,7 @@ class _Lattice(NamedTuple):
 
 
 def _lengths(name: str, value: Any, batch: int, symbol: str, most: int) -> npt.NDArray[np.int64]:
-    lengths = integers(name, value).copy()
+    lengths: npt.NDArray[np.int64] = integers(name, value).copy()
     if lengths.shape != (batch,):
         raise ValueError(f"{name}: expected shape (B,) = ({batch},), got {lengths.shape}")
     wrong = np.flatnonzero((lengths < 0) | (lengths > most))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.cell_spec import CellSpec, Initial, parameters_of
+from fusedrnn.symbolic.declared import check_used
 from fusedrnn.symbolic.gradient import gradients
-from fusedrnn.symbolic.graph import Expression, Graph, cone, gate_of, is_gate_sum
+from fusedrnn.symbolic.graph import Expression, Graph, cone, is_gate_sum
 from fusedrnn.symbolic.program import Program, choose_saved, lower
-from fusedrnn.symbolic.stages import Stage, cut_rows, levels_of, lower_stages, normalises_gates
+from fusedrnn.symbolic.stages import Stage, cut_rows, levels_of, lower_stages, normalises_gates, only_sums
 from fusedrnn.symbolic.text import equations
 
 
@@ -60,10 +61,11 @@ class DefinedCell:
         self._graph = graph
         self.given = {state: next_states[state] for state in self.states}
         nodes = cone(next_states.values())
-        _check_used(nodes, self)
+        symbols = [symbol for name in self.parameters for symbol in self.symbols_of(name)]
+        check_used({node.name for node in nodes}, self.gates, symbols)
         self.hidden_product = any(node.name.startswith("h.") for node in nodes)
         self.split_gates = self.hidden_product and (
-            normalises_gates(nodes, self.gates) or not _only_sums(nodes)
+            normalises_gates(nodes, self.gates) or not only_sums(nodes)
         )
         split = self.split_gates or not self.hidden_product
         roots, self.operations = cut_rows(graph, list(self.given.values()), self.gates, split)
@@ -390,25 +392,3 @@ class DefinedCell:
             f"<cell {self.name!r}: {len(self.gates)} gates, {len(self.states)} states, "
             f"{len(self.parameters)} parameters>"
         )
-
-
-def _check_used(nodes: Iterable[Expression], cell: DefinedCell) -> None:
-    used = {node.name for node in nodes}
-    for gate in cell.gates:
-        if f"x.{gate}" not in used and f"h.{gate}" not in used:
-            raise ValueError(f"gates: expected step to use all of them, got no use of x.{gate} or h.{gate}")
-    for name in cell.parameters:
-        for symbol in cell.symbols_of(name):
-            if symbol not in used:
-                raise ValueError(f"parameters: expected step to use all of them, got no use of {symbol}")
-
-
-def _only_sums(nodes: Iterable[Expression]) -> bool:
-    """Whether nothing but x.g + h.g reads the gates, where products of other operands stand for h.g."""
-    return not any(
-        gate_of(a)
-        for node in nodes
-        if not is_gate_sum(node)
-        for i, a in enumerate(node.arguments)
-        if i or node.operation != "product"
-    )

@@ -1,7 +1,7 @@
 """What a cell declares, checked: its names and the values that parameters start from."""
 
 import keyword
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from fusedrnn.cell_spec import Initial
@@ -61,3 +61,13 @@ def check_initial(name: str, value: Any) -> Initial:
     if numbers[0] > numbers[-1]:
         raise ValueError(f"{name}: expected (low, high) with low <= high, got {value!r:.40}")
     return (float(numbers[0]), float(numbers[1])) if pair else float(numbers[0])
+
+
+def check_used(used: Collection[str], gates: Sequence[str], parameters: Sequence[str]) -> None:
+    """Refuse gates and symbols of parameters that the step makes no use of."""
+    for gate in gates:
+        if f"x.{gate}" not in used and f"h.{gate}" not in used:
+            raise ValueError(f"gates: expected step to use all of them, got no use of x.{gate} or h.{gate}")
+    for symbol in parameters:
+        if symbol not in used:
+            raise ValueError(f"parameters: expected step to use all of them, got no use of {symbol}")

@@ -9,7 +9,7 @@ A value that a later stage reads is a link: `link.k`, in memory of its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusedrnn.symbolic.graph import Expression, Graph, cone, gate_of, is_gate_sum
@@ -242,3 +242,14 @@ def _hand_on(
                 carriers[node.id] = name
             taken[stage][node.id] = graph.input(carriers[node.id])
     return taken, links
+
+
+def only_sums(nodes: Iterable[Expression]) -> bool:
+    """Whether nothing but x.g + h.g reads the gates, where products of other operands stand for h.g."""
+    return not any(
+        gate_of(a)
+        for node in nodes
+        if not is_gate_sum(node)
+        for i, a in enumerate(node.arguments)
+        if i or node.operation != "product"
+    )

@@ -201,9 +201,13 @@ class _Writer:
         for name in names:
             shape = [directions * module.num_layers, "B", module.hidden_size]
             self.inputs.append((name, self.kind, shape))
-            sizes = self._constant(f"{name}_sizes", [directions] * module.num_layers)
-            parts = [f"{name}_l{layer}" for layer in range(module.num_layers)]
-            self.node("Split", [name, sizes], parts, axis=0)
+            borders = [
+                self._constant(f"{name}_row{layer}", [layer * directions])
+                for layer in range(module.num_layers + 1)
+            ]
+            axes = self._constant(f"{name}_axes", [0])
+            for layer in range(module.num_layers):
+                self.node("Slice", [name, *borders[layer : layer + 2], axes], [f"{name}_l{layer}"])
         return names
 
     def _weights(
@@ -222,7 +226,7 @@ class _Writer:
             gates = tuple(int(i) for i in np.argsort(GATES[op]))
             part.update({n: reordered(rows, gates) for n, rows in part.items()})
             if peephole["o"] is not None:
-                part["P"] = np.concatenate([peephole[each] for each in "iof"])  # type: ignore[misc]
+                part["P"] = np.concatenate([peephole[each] for each in "iof"])
         names["W"] = self._constant(f"{at}W_l{layer}", np.stack([part["weight_ih"] for part in own]))
         names["R"] = self._constant(f"{at}R_l{layer}", np.stack([part["weight_hh"] for part in own]))
         if "bias_ih" in own[0]:

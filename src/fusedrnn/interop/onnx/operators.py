@@ -41,8 +41,10 @@ def _reshape(attributes: Attributes, x: Array, shape: Any = None) -> Array:
 def _gemm(attributes: Attributes, a: Array, b: Array, c: Any = None) -> Array:
     a = a.T if attributes.get("transA", 0) else a
     b = b.T if attributes.get("transB", 0) else b
-    y = np.matmul(a, b) * a.dtype.type(attributes.get("alpha", 1.0))
-    return y if c is None else y + c * a.dtype.type(attributes.get("beta", 1.0))
+    y: Array = np.matmul(a, b) * a.dtype.type(attributes.get("alpha", 1.0))
+    if c is not None:
+        y = y + c * a.dtype.type(attributes.get("beta", 1.0))
+    return y
 
 
 def _softmax(attributes: Attributes, x: Array) -> Array:
@@ -55,8 +57,9 @@ def _log_softmax(attributes: Attributes, x: Array) -> Array:
         axis: Any = attributes.get("axis", -1)
     else:
         axis = tuple(range(attributes.get("axis", 1) % x.ndim, x.ndim))
-    shifted = x - x.max(axis=axis, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+    shifted: Array = x - x.max(axis=axis, keepdims=True)
+    shifted = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+    return shifted
 
 
 def _sigmoid(attributes: Attributes, x: Array) -> Array:
@@ -64,10 +67,14 @@ def _sigmoid(attributes: Attributes, x: Array) -> Array:
 
 
 def _gather(attributes: Attributes, x: Array, indices: Any) -> Array:
-    return np.take(x, indices, axis=attributes.get("axis", 0))
+    return np.asarray(np.take(x, indices, axis=attributes.get("axis", 0)))
 
 
 def _slice(attributes: Attributes, x: Array, *given: Any) -> Array:
+    starts: Any
+    ends: Any
+    axes: Any
+    steps: Any
     if given:
         starts, ends, axes, steps = ([None if a is None else a.tolist() for a in given] + [None] * 4)[:4]
     else:
@@ -76,7 +83,7 @@ def _slice(attributes: Attributes, x: Array, *given: Any) -> Array:
     cut: list[Any] = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps or [1] * len(starts), strict=True):
         cut[axis] = slice(start, None if step < 0 and end < -x.shape[axis] else end, step)
-    return x[tuple(cut)]
+    return np.asarray(x[tuple(cut)])
 
 
 def _concat(attributes: Attributes, *arrays: Array) -> Array:

@@ -179,7 +179,8 @@ class _Reader:
         weight = matrix if attributes.get("transB", 0) else matrix.T
         if bias is not None and bias.shape != weight.shape[:1]:
             return None
-        linear = Linear(*weight.shape[::-1], bias=bias is not None, dtype=weight.dtype.name, init=None)
+        outputs, width = weight.shape
+        linear = Linear(width, outputs, bias=bias is not None, dtype=weight.dtype.name, init=None)
         parameters = {"weight": np.ascontiguousarray(weight)} | ({} if bias is None else {"bias": bias})
         linear.load_state_dict(parameters)
         return linear

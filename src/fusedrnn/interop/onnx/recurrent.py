@@ -124,7 +124,7 @@ def recurrent_node(
         init=None,
         **options,
     )
-    loaded = {}
+    loaded: dict[str, Array] = {}
     for index, suffix in enumerate(("_l0", "_l0_reverse")[:directions]):
         part = {"weight_ih": w[index], "weight_hh": r[index]}
         if "B" in weights:

@@ -52,9 +52,7 @@ class _Recurrent(RNNBase):
         """
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
-                raise ValueError(
-                    "lengths, resets: expected None with a PackedSequence"
-                )
+                raise ValueError("lengths, resets: expected None with a PackedSequence")
             return self._packed(input, hx)
         if input.dim() not in (2, 3):
             raise ValueError(
