@@ -12,8 +12,6 @@ from sequence_entries import SEQUENCE_ENTRIES
 
 from fusedrnn import _core
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-
 
 def _params(gates: int, proj: int) -> tuple[Any, ...]:
     rows = gates * H
@@ -335,10 +333,10 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return type(value)(items)
 
 
-def name_of(argument: str, path: tuple[Any, ...]) -> str:
+def name_of(entry: Entry, argument: str, path: tuple[Any, ...]) -> str:
     """What an error calls the array: the weight's own name inside a parameter tuple, else the argument's."""
     if argument in ("params", "layers") and path:
-        return WEIGHTS[path[-1]]
+        return entry.weights[path[-1]]
     if argument == "dparams" and path:
-        return "d" + WEIGHTS[path[-1]]
+        return "d" + entry.weights[path[-1]]
     return argument

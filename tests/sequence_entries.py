@@ -63,6 +63,12 @@ def _decoder_params() -> tuple[Any, ...]:
     return (*(draw(*shape) for shape in shapes), None, None)
 
 
+DECODER_WEIGHTS = (
+    *("weight_query", "weight_memory", "bias_memory", "weight_energy"),
+    *("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+)
+
+
 def _decoder_prepare() -> Entry:
     arguments = {
         "cell": "gru",
@@ -72,7 +78,15 @@ def _decoder_prepare() -> Entry:
     }
     optional, free = frozenset({"memory_lengths"}), frozenset({"memory", "params"})
     open_axes: Any = frozenset({("memory", (), 0), ("params", (4,), 1)})
-    return Entry(_core.decoder_prepare, arguments, optional=optional, free=free, open_axes=open_axes)
+    return Entry(
+        _core.decoder_prepare,
+        arguments,
+        optional=optional,
+        free=free,
+        open_axes=open_axes,
+        weights=DECODER_WEIGHTS,
+        optional_weights=(2, 6, 7),
+    )
 
 
 def _prepared() -> _core.DecoderMemory:
@@ -109,7 +123,8 @@ def _decoder_backward() -> Entry:
 
 def _transducer(function: Callable[..., Any], **options: Any) -> Entry:
     arguments = {"logits": draw(T, H), "labels": np.arange(T) % (H + 2) - 2, "blank": 0, **options}
-    return Entry(function, arguments, free=frozenset({"logits"}))
+    open_axes: Any = frozenset({("logits", (), 1)})
+    return Entry(function, arguments, free=frozenset({"logits"}), open_axes=open_axes, mixed=True)
 
 
 def _transducer_lattice() -> Entry:
@@ -119,7 +134,8 @@ def _transducer_lattice() -> Entry:
         "target_lengths": np.array([3, 0, 1]),
         "label_factor": 1.0,
     }
-    return Entry(_core.transducer_lattice, arguments)
+    free, open_axes = frozenset({"emissions"}), frozenset({("emissions", (), 2), ("emissions", (), 3)})
+    return Entry(_core.transducer_lattice, arguments, free=free, open_axes=open_axes)
 
 
 SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {

@@ -162,6 +162,7 @@ std::shared_ptr<Prepared> decoder_prepare(const std::string& cell_, const py::ob
 py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::object& x_,
                           const py::object& lengths_, const py::object& state_, const py::object& rows_,
                           bool keep) {
+    if (prepared == nullptr) throw py::type_error("prepared: expected a DecoderMemory, got None");
     const Prepared& p = *prepared;
     const Array x = Array::floats(x_, "x").shape({{"T"}, {"B"}, {"I", p.sizes.I}}).contiguous();
     if (x.dtype() != p.dtype) {
