@@ -57,7 +57,8 @@ struct LayerTape {
         if (arrays.index != nullptr) {
             copies += static_cast<std::int64_t>(arrays.index->size() * sizeof(std::int64_t));
         }
-        return saved.bytes() + states.bytes() + hidden.bytes() + moments.bytes() + timetable->nbytes() + copies;
+        return saved.bytes() + states.bytes() + hidden.bytes() + moments.bytes() + timetable->nbytes() +
+               copies;
     }
 
     // After forward, where changes are to be detected.
