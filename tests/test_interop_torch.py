@@ -14,7 +14,11 @@ torch = pytest.importorskip("torch")
 
 import fusedrnn.torch as ft  # noqa: E402
 
-pytestmark = pytest.mark.once
+pytestmark = [
+    pytest.mark.once,
+    # Of torch.nn's own LSTM, once in a process.
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+]
 
 
 def pair(kind: str, dtype: Any = torch.float64, **options: Any) -> tuple[Any, Any]:

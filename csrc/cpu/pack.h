@@ -185,9 +185,9 @@ void pack(const RecurrentCell& cell, const Dims& d, const Params<const T>& param
         if (c.multiplies_h) pack_columns<T>(w_hh, c.first_gates, d.H, d.P, out.w_hh_t, team);
         if constexpr (CellSizes<Cell>::kIsProgram) {
             // Each product within a step has a block of its own.
-            for_each_product(*cell.programs, [&](const RowOperation& product) {
+            for_each_product(*cell.programs, [&, weights = w_hh](const RowOperation& product) {
                 const std::int64_t first = product.first_gate;
-                pack_columns<T>(w_hh + first * d.H * d.P, product.count, d.H, d.P,
+                pack_columns<T>(weights + first * d.H * d.P, product.count, d.H, d.P,
                                 out.w_hh_t + first * padded<T>(d.H) * padded<T>(d.P), team);
             });
         }
