@@ -109,7 +109,7 @@ _INTEROP = ("onnx", "torch")
 def __getattr__(name: str) -> object:
     if name not in _INTEROP:
         raise AttributeError(f"module 'fusedrnn' has no attribute {name!r}")
-    return importlib.import_module(f"fusedrnn.interop.{name}")
+    return importlib.import_module(f"fusedrnn.{name}")
 
 
 def __dir__() -> list[str]:

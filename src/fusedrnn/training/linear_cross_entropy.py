@@ -28,6 +28,7 @@ def linear_cross_entropy(
 
     The same as `head.forward`, `cross_entropy` and `head.backward`, within rounding, but logits exist for
     `chunk` rows at a time only: with a large vocabulary the full ones take most of a model's memory.
+    Ctrl-C between two chunks leaves a part of the head's gradients added.
 
     Args:
         h: (..., I) in the head's dtype.

@@ -36,72 +36,35 @@ def _pair(finals: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     return finals[0], finals[1] if len(finals) > 1 else like.new_empty(0)
 
 
-@torch.library.impl("fusedrnn::rnn", "cpu")
-def _rnn(
-    x: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    seed: Tensor | None,
-    state: list[Tensor],
-    params: list[Tensor],
-    cell: str,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    options = Options(cell, num_layers, bidirectional, batch_first, dropout)
+def _call(given: tuple[Any, ...]) -> tuple[Options, Inputs, tuple[Any, ...]]:
+    """Take an op's arguments apart: sizes, tensors, and what comes after both."""
+    x, lengths, resets, seed, state, params = given[:6]
     inputs = Inputs(x, lengths, resets, seed, tuple(state), tuple(params))
+    return Options(*given[6:11]), inputs, given[11:]
+
+
+@torch.library.impl("fusedrnn::rnn", "cpu")
+def _rnn(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options, inputs, (save,) = _call(given)
     y, finals, tape = kernels.forward(options, inputs, save)
-    return y, *_pair(finals, x), kernels.attach(tape)
+    return y, *_pair(finals, inputs.x), kernels.attach(tape)
 
 
 @torch.library.register_fake("fusedrnn::rnn")
-def _(
-    x: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    seed: Tensor | None,
-    state: list[Tensor],
-    params: list[Tensor],
-    cell: str,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    options = Options(cell, num_layers, bidirectional, batch_first, dropout)
-    sizes = kernels.sizes_of(options, x, tuple(params))
-    finals = [x.new_empty(shape) for shape in sizes.states]
-    return x.new_empty(sizes.y), *_pair(finals, x), x.new_empty(0, dtype=torch.uint8)
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options, inputs, _ = _call(given)
+    sizes = kernels.sizes_of(options, inputs.x, inputs.params)
+    finals = [inputs.x.new_empty(shape) for shape in sizes.states]
+    tape = inputs.x.new_empty(0, dtype=torch.uint8)
+    return inputs.x.new_empty(sizes.y), *_pair(finals, inputs.x), tape
 
 
 @torch.library.impl("fusedrnn::rnn_backward", "cpu")
-def _rnn_backward(
-    x: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    seed: Tensor | None,
-    state: list[Tensor],
-    params: list[Tensor],
-    cell: str,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-    y: Tensor,
-    tape: Tensor,
-    dy: Tensor | None,
-    dh: Tensor | None,
-    dc: Tensor | None,
-) -> list[Tensor]:
-    options = Options(cell, num_layers, bidirectional, batch_first, dropout)
-    inputs = Inputs(x, lengths, resets, seed, tuple(state), tuple(params))
-    finals = (dh, dc) if cell == "lstm" else (dh,)
+def _rnn_backward(*given: Any) -> list[Tensor]:
+    options, inputs, (y, tape, dy, *dfinals) = _call(given)
+    finals = tuple(dfinals[: 2 if options.cell == "lstm" else 1])
     found = kernels.backward(options, inputs, y, kernels.attached(tape), dy, finals)
-    return [found.x, *(found.state if state else ()), *found.params]
+    return [found.x, *(found.state if inputs.state else ()), *found.params]
 
 
 @torch.library.register_fake("fusedrnn::rnn_backward")
