@@ -117,6 +117,18 @@ def test_dropout_repeats_with_the_seed_of_torch() -> None:
     assert torch.equal(ours(x)[0], ours(x)[0])
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_gradients_through_dropout(bidirectional: bool) -> None:
+    _, ours = pair("LSTM", num_layers=2, dropout=0.5, bidirectional=bidirectional)
+    x = torch.randn(4, 2, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Any) -> Any:
+        torch.manual_seed(1)
+        return ours(x)[0]
+
+    assert torch.autograd.gradcheck(run, (x,))
+
+
 def test_changed_weights_are_seen() -> None:
     """However they are written to, also past autograd's count of versions."""
     theirs, ours = pair("LSTM")
