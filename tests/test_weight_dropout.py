@@ -136,3 +136,11 @@ def test_errors_and_repr() -> None:
         fr.LSTM(2, 3, weight_dropout=1.5)
     with pytest.raises(TypeError, match="weight_dropout"):
         fr.RNN(2, 3, weight_dropout="0.5")  # type: ignore[arg-type]
+
+
+def test_it_stays_what_the_network_was_made_with() -> None:
+    """A network without it keeps a call that knows nothing of masks."""
+    net = fr.LSTM(3, 4, seed=0)
+    with pytest.raises(AttributeError, match="weight_dropout"):
+        net.weight_dropout = 0.5  # type: ignore[misc]
+    assert net.weight_dropout == 0.0 and fr.LSTM(3, 4, weight_dropout=0.5).weight_dropout == 0.5

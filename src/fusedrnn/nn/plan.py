@@ -12,7 +12,7 @@ from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike, refuse_mask
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.cells import CellSpec, Weights
-from fusedrnn.checks import check_array, check_number
+from fusedrnn.checks import check_array, check_number, check_size
 from fusedrnn.nn.buffers import Buffers
 from fusedrnn.nn.turns import Turn
 
@@ -146,6 +146,36 @@ class Network(Protocol):
     batch_first: bool
     bidirectional: bool
     proj_size: int
+
+
+def check_forget_bias(spec: CellSpec, value: float | None) -> float | None:
+    """Return the initial bias of the gate f, None for the cell's own.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite, or the cell has no such gate.
+    """
+    if value is None:
+        return None
+    bias = check_number("forget_bias", value, -np.inf)
+    if "f" not in spec.gate_names:
+        raise ValueError(f"forget_bias: expected None, since {spec.label} has no gate f, got {bias}")
+    return bias
+
+
+def check_projection(spec: CellSpec, proj_size: int, hidden_size: int) -> int:
+    """Return the size of a projection, 0 for none.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: out of range, or the cell has no projection.
+    """
+    size = check_size("proj_size", proj_size, 0)
+    if size and not any(p.role == "projection" and p.need != "refused" for p in spec.parameters):
+        raise ValueError(f"proj_size: expected 0, since {spec.label} has no projection, got {size}")
+    if size >= hidden_size:
+        raise ValueError(f"proj_size: expected an int < hidden_size = {hidden_size}, got {size}")
+    return size
 
 
 def check_weight_dropout(spec: CellSpec, value: float) -> float:

@@ -23,7 +23,15 @@ from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import packing_of
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.plan import NetworkPlan, NetworkShape, Part, check_weight_dropout, layout_error
+from fusedrnn.nn.plan import (
+    NetworkPlan,
+    NetworkShape,
+    Part,
+    check_forget_bias,
+    check_projection,
+    check_weight_dropout,
+    layout_error,
+)
 from fusedrnn.nn.recurrent_backward import backward_layers
 from fusedrnn.nn.recurrent_forward import Results, forward_layers
 from fusedrnn.nn.tape import RecurrentTape, check_tape
@@ -122,19 +130,14 @@ class Recurrent(Module, Generic[StateT]):
         self.batch_first = check_flag("batch_first", batch_first)
         self.dropout = check_number("dropout", dropout, 0.0, 1.0)
         self.bidirectional = check_flag("bidirectional", bidirectional)
-        self.proj_size = self._check_projection(proj_size)
+        self.proj_size = check_projection(self._spec, proj_size, self.hidden_size)
         self.recompute = check_flag("recompute", recompute)
-        self.weight_dropout = check_weight_dropout(self._spec, weight_dropout)
+        self._weight_dropout = check_weight_dropout(self._spec, weight_dropout)
         if self.dropout and self.num_layers == 1:
             text = "dropout: acts between layers, so it does nothing with num_layers=1"
             warnings.warn(text, stacklevel=2 if type(self) is Recurrent else 3)
         method = check_method(init)
-        if forget_bias is not None:
-            forget_bias = check_number("forget_bias", forget_bias, -np.inf)
-            if "f" not in self._spec.gate_names:
-                raise ValueError(
-                    f"forget_bias: expected None, since {self._spec.label} has no gate f, got {forget_bias}"
-                )
+        forget_bias = check_forget_bias(self._spec, forget_bias)
         found, rng = resolve_dtype(dtype), make_rng(seed)
         directions = 2 if self.bidirectional else 1
         widths = self._spec.state_widths(self.hidden_size, self.proj_size)
@@ -152,13 +155,10 @@ class Recurrent(Module, Generic[StateT]):
                 recurrent_layer(self._spec, arrays, method, forget_bias=forget_bias, rng=rng)
         self._noise = Noise(rng)
 
-    def _check_projection(self, proj_size: int) -> int:
-        size = check_size("proj_size", proj_size, 0)
-        if size and not any(p.role == "projection" and p.need != "refused" for p in self._spec.parameters):
-            raise ValueError(f"proj_size: expected 0, since {self._spec.label} has no projection, got {size}")
-        if size >= self.hidden_size:
-            raise ValueError(f"proj_size: expected an int < hidden_size = {self.hidden_size}, got {size}")
-        return size
+    @property
+    def weight_dropout(self) -> float:
+        """The probability that the network was made with."""
+        return self._weight_dropout
 
     @property
     def cell(self) -> str | DefinedCell:
