@@ -115,8 +115,14 @@ def recurrent(rng: Rng) -> Subject:
         options["proj_size"] = hidden // 2
     elif kind == "LSTM" and chance(rng, 0.3):
         options |= {"peephole": True, "cell_clip": pick(rng, [None, 0.5])}
+    elif kind in ("LSTM", "GRU", "RNN") and chance(rng, 0.2):
+        options["layer_norm"] = True
+    elif kind == "GRU" and chance(rng, 0.2):
+        options["reset_after"] = False
     if kind == "RNN":
         options["nonlinearity"] = pick(rng, ["tanh", "relu"])
+    if kind in ("LSTM", "GRU", "RNN") and chance(rng, 0.1):
+        options["weight_dropout"] = 0.3
 
     def draw(rng: Rng) -> Arguments:
         return recurrent_arguments(rng, kind, inputs, hidden, options)
