@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -19,10 +20,12 @@ constexpr int kMostGates = 32, kMostPerUnit = 16, kMostUnitValues = 64, kMostLin
 class DefinedCell {
   public:
     DefinedCell(std::string key, const Shape& shape, std::vector<std::string> per_unit,
-                const std::vector<int>& per_unit_values, const py::handle& operations,
-                const py::list& forward, const py::list& inference, const py::list& backward)
+                const std::vector<int>& per_unit_values, std::vector<Mask> masks,
+                const py::handle& operations, const py::list& forward, const py::list& inference,
+                const py::list& backward)
         : key_(std::move(key)),
           per_unit_(std::move(per_unit)),
+          masks_(std::move(masks)),
           shape_(shape),
           programs_(numbered_values(shape_)),
           operations_(read_operations(operations, shape_, programs_)),
@@ -35,6 +38,7 @@ class DefinedCell {
         programs_.forward = forward_.view();
         programs_.inference = inference_.view();
         programs_.backward = backward_.view();
+        programs_.mask_list = masks_.data();
         const Extent rows{shape.gates, Size::kHidden}, units{1, Size::kHidden};
         const Extent inputs{1, Size::kInputs}, outputs{1, Size::kOutputs};
         parameters_.push_back({"weight_ih", Role::kInputWeight, Need::kRequired, rows, inputs});
@@ -67,13 +71,14 @@ class DefinedCell {
         return a.gates == b.gates && a.states == b.states && a.saved == b.saved &&
                a.split_gates == b.split_gates && a.direct_hidden == b.direct_hidden &&
                a.hidden_product == b.hidden_product && a.bias == b.bias && a.units == b.units &&
-               per_unit_ == other.per_unit_ && forward_ == other.forward_ && inference_ == other.inference_ &&
-               backward_ == other.backward_;
+               per_unit_ == other.per_unit_ && masks_ == other.masks_ && forward_ == other.forward_ &&
+               inference_ == other.inference_ && backward_ == other.backward_;
     }
 
   private:
     const std::string key_;
     const std::vector<std::string> per_unit_;
+    const std::vector<Mask> masks_;
     const Shape shape_;
     CellPrograms programs_;
     const std::vector<RowOperation> operations_;
@@ -101,7 +106,8 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
                         py::handle links, py::handle split_gates, py::handle direct_hidden,
                         py::handle hidden_product, py::handle bias, std::vector<std::string> per_unit,
                         const std::vector<std::int64_t>& per_unit_values, py::handle operations,
-                        const py::list& forward, const py::list& inference, const py::list& backward) {
+                        const py::list& forward, const py::list& inference, const py::list& backward,
+                        const std::vector<std::tuple<double, double, double, double, bool>>& masks) {
     const auto count = [](py::handle n, const char* name, std::int64_t low, std::int64_t high) {
         return static_cast<int>(integer(n, name, low, high));
     };
@@ -131,6 +137,17 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
         throw py::value_error("per_unit_values: expected at most " + std::to_string(kMostUnitValues) +
                               " together, got " + std::to_string(shape.units));
     shape.bias = flag(bias, "bias");
+    if (masks.size() > kMaxMasks) {
+        throw py::value_error("masks: expected at most " + std::to_string(kMaxMasks) + ", got " +
+                              std::to_string(masks.size()));
+    }
+    shape.masks = static_cast<int>(masks.size());
+    std::vector<Mask> drawn;
+    for (const auto& [p, value, other, expected, each_step] : masks) {
+        if (!(p >= 0 && p <= 1))
+            throw py::value_error("masks: expected probabilities in [0, 1], got " + std::to_string(p));
+        drawn.push_back({p, value, other, expected, each_step});
+    }
     shape.first_gates = shape.gates;
     const Array listed = Array::int64(operations, "operations").shape({{"N"}, {"7", 7}}).contiguous();
     for (std::int64_t i = 0; i < listed.size(0); ++i) {
@@ -146,8 +163,9 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
         if (key == compiled.name)
             throw py::value_error("key: expected none of a compiled cell, got '" + key + "'");
     }
-    auto defined = std::make_unique<const DefinedCell>(key, shape, std::move(per_unit), unit_values,
-                                                       operations, forward, inference, backward);
+    auto defined =
+        std::make_unique<const DefinedCell>(key, shape, std::move(per_unit), unit_values, std::move(drawn),
+                                            operations, forward, inference, backward);
     const DefinedCell* known;
     {
         Registry& cells = registry();
@@ -174,7 +192,8 @@ void bind_define_program(py::module_& m) {
     m.def("define_program", &define_program, arg("key"), arg("gates"), arg("states"), arg("saved"),
           arg("links"), arg("split_gates"), arg("direct_hidden"), arg("hidden_product"), arg("bias"),
           arg("per_unit"), arg("per_unit_values"), arg("operations"), arg("forward"), arg("inference"),
-          arg("backward"), "Make a cell known by `key` and return its constants, as in `cells`.");
+          arg("backward"), arg("masks") = py::list(),
+          "Make a cell known by `key` and return its constants, as in `cells`.");
 }
 
 }  // namespace fusedrnn

@@ -121,6 +121,11 @@ class TypedForwardCall final : public ForwardCall {
     }
     void run(Team& team, void* workspace) override { kernels().forward(problem_, team, workspace); }
 
+    void draw_masks(std::uint64_t seed, std::uint64_t offset) override {
+        problem_.draws = {true, seed, offset};
+        if (tape_ != nullptr) tape_->arrays.draws = problem_.draws;
+    }
+
     void follow(LayerCall& before) override {
         auto& producer = static_cast<TypedForwardCall&>(before);
         problem_.input_progress = producer.problem_.output_progress = &producer.progress_;

@@ -12,6 +12,9 @@ class ForwardCall : public LayerCall {
                                              py::handle save, py::handle recompute, WeightCache* cache,
                                              py::handle version, py::handle out, py::handle state_out);
 
+    // Before it runs: masks of the cell are drawn, by the streams from `offset` on.
+    virtual void draw_masks(std::uint64_t seed, std::uint64_t offset) = 0;
+
     bool independent(const LayerCall& other) const override;
     bool follows(const LayerCall& before) const override;
 

@@ -49,6 +49,7 @@ Sequence<T> writable_sequence(const Array& a) {
 template <class T, class Problem>
 void set_options(Problem& problem, const CallArrays& arrays) {
     if (arrays.index != nullptr) problem.index = arrays.index->data();
+    problem.draws = arrays.draws;
     for (int k = 0; k < problem.cell->states; ++k) {
         problem.reset[k] = arrays.reset[k].data<T>();
         const bool per_row = arrays.reset[k].given() && arrays.reset[k].ndim() == 2;

@@ -16,7 +16,7 @@ namespace fusedrnn {
 
 // What the programs of one cell have to agree on.
 struct Shape {
-    int gates, states, saved, units, links, first_gates, products, norms;
+    int gates, states, saved, units, links, first_gates, products, norms, masks;
     bool split_gates, direct_hidden, hidden_product, bias;
 };
 
@@ -32,7 +32,9 @@ inline CellPrograms numbered_values(const Shape& s) {
     p.unit_gradients = p.before_gradients + s.states;
     p.links = p.unit_gradients + s.units;
     p.operands = p.links + s.links;
-    p.values = p.operands + s.products;
+    p.masks = p.operands + s.products;
+    p.values = p.masks + s.masks;
+    p.mask_count = s.masks;
     p.staged = s.products + s.norms > 0;
     p.first_gates = s.first_gates;
     p.link_count = s.links;
@@ -67,6 +69,7 @@ inline void add_gates(Kinds& kinds, const Shape& s, const CellPrograms& p, const
 inline ProgramKinds kinds_forward(const Shape& s, const CellPrograms& p, bool keeps) {
     ProgramKinds kinds{{{"s", s.states, p.before, true},
                         {"p", s.units, p.units, true},
+                        {"mask", s.masks, p.masks, true},
                         {"link", s.links, p.links, true},
                         {"saved", keeps ? s.saved : 0, p.saved, true}},
                        {{"next", s.states, p.after, true}, {"link", s.links, p.links, true, true}}};
@@ -79,6 +82,7 @@ inline ProgramKinds kinds_backward(const Shape& s, const CellPrograms& p) {
     ProgramKinds kinds{{{"saved", s.saved, p.saved, true},
                         {"s", s.states, p.before, true},
                         {"p", s.units, p.units, true},
+                        {"mask", s.masks, p.masks, true},
                         {"dnext", s.states, p.after, true},
                         {"link", s.links, p.links, true},
                         {"dp", p.staged ? s.units : 0, p.unit_gradients, true}},  // what they are added to
@@ -125,10 +129,11 @@ class ReadProgram {
     }
 
     Program view(const CellPrograms& values) const {
-        std::uint32_t before = 0, after = 0;
+        std::uint32_t before = 0, after = 0, masks = 0;
         for (const std::uint16_t value : values_) {
             if (value >= values.after && value < values.before) after |= 1u << (value - values.after);
             if (value >= values.before && value < values.saved) before |= 1u << (value - values.before);
+            if (value >= values.masks) masks |= 1u << (value - values.masks);
         }
         return {code_.data(),
                 static_cast<std::int64_t>(code_.size()),
@@ -138,7 +143,8 @@ class ReadProgram {
                 static_cast<int>(values_.size()),
                 temporaries_,
                 before,
-                after};
+                after,
+                masks};
     }
 
     const std::set<std::string>& inputs() const { return inputs_; }

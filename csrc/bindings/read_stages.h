@@ -105,10 +105,11 @@ class ReadStages {
         }
     }
     StagedProgram view() const {
-        StagedProgram all{stages_.data(), static_cast<int>(stages_.size()), 0, 0};
+        StagedProgram all{stages_.data(), static_cast<int>(stages_.size()), 0, 0, 0};
         for (const ProgramStage& stage : stages_) {
             all.reads_before |= stage.program.reads_before;
             all.reads_after |= stage.program.reads_after;
+            all.reads_masks |= stage.program.reads_masks;
         }
         return all;
     }

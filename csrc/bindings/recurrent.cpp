@@ -54,8 +54,9 @@ namespace {
 
 // A call as a class, to be run beside others by run_calls, and as a function that makes and runs it.
 template <class Call, class... Extra>
-void bind_call(py::module_& m, const char* type, const char* function, const Extra&... arguments) {
-    py::class_<Call, LayerCall, std::shared_ptr<Call>>(m, type).def(py::init(&Call::make), arguments...);
+auto bind_call(py::module_& m, const char* type, const char* function, const Extra&... arguments) {
+    py::class_<Call, LayerCall, std::shared_ptr<Call>> bound(m, type);
+    bound.def(py::init(&Call::make), arguments...);
     const auto run = []<class... A>(std::shared_ptr<Call> (*make)(A...)) {
         return [make](A... values) {
             const std::shared_ptr<Call> call = make(values...);
@@ -64,6 +65,7 @@ void bind_call(py::module_& m, const char* type, const char* function, const Ext
         };
     };
     m.def(function, run(&Call::make), arguments...);
+    return bound;
 }
 
 StagedCalls::Calls calls_of(py::handle given) {
@@ -94,7 +96,13 @@ void bind_calls(py::module_& m) {
         py::arg("state") = py::none(), py::arg("indices") = py::none(), py::arg("lengths") = py::none(),
         py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
         py::arg("save") = false, py::arg("recompute") = false, py::arg("cache") = py::none(),
-        py::arg("version") = py::none(), py::arg("out") = py::none(), py::arg("state_out") = py::none());
+        py::arg("version") = py::none(), py::arg("out") = py::none(), py::arg("state_out") = py::none())
+        .def(
+            "draw_masks",
+            [](ForwardCall& call, py::handle seed, py::handle offset) {
+                call.draw_masks(unsigned_integer(seed, "seed"), unsigned_integer(offset, "offset"));
+            },
+            py::arg("seed"), py::arg("offset"));
     bind_call<BackwardCall>(m, "BackwardCall", "backward", py::arg("tape"), py::arg("dy") = py::none(),
                             py::arg("dstate") = py::none(), py::arg("dparams") = py::none(),
                             py::arg("need_dx") = true, py::arg("dx") = py::none(),

@@ -40,6 +40,7 @@ struct CallArrays {
     Array x, y, resets;
     std::shared_ptr<const std::vector<std::int64_t>> index;  // a copy; null where x is a sequence
     StateArrays initial, reset;
+    Draws draws{};
 };
 
 struct LayerTape {

@@ -73,8 +73,8 @@ struct Program {
     const double* constants;
     const std::uint16_t* values;  // of each placed slot which value it is, see CellPrograms
     int constant_count, placed, temporaries;
-    // Bit k: whether it reads state k before the step, and whether that after it, or its gradient.
-    std::uint32_t reads_before, reads_after;
+    // Bit k: whether it reads state k before the step, and whether that after it, or its gradient; whether mask k.
+    std::uint32_t reads_before, reads_after, reads_masks;
 
     [[gnu::always_inline]] int slots() const { return constant_count + placed + temporaries; }
 };
@@ -106,24 +106,41 @@ struct ProgramStage {
 struct StagedProgram {
     const ProgramStage* stages;
     int count;
-    std::uint32_t reads_before, reads_after;  // of all its programs
+    std::uint32_t reads_before, reads_after, reads_masks;  // of all its programs
 
     // Whether it is one program and nothing else.
     [[gnu::always_inline]] bool plain() const { return count == 1 && stages->operation_count == 0; }
+};
+
+// A value of every unit that is one of two by chance: the same in all steps of a sequence, or anew in each. A call that draws
+// none takes their expectation.
+struct Mask {
+    double p, drawn, other, expected;  // drawn with probability p
+    bool each_step;
+    bool operator==(const Mask&) const = default;
+};
+// One of each state and one of h.
+inline constexpr int kMaxMasks = 9;
+
+// What the masks of a call are drawn from (cpu/masks.h), if they are.
+struct Draws {
+    bool drawn;
+    std::uint64_t seed, offset;
 };
 
 // What a cell that is data consists of. Its programs' values are numbered: the gates of gx, or in backward their gradients, from
 // 0 on; the gates that the recurrent product brings, or their gradients; states after the step, or the gradients that
 // reach them; states before the step; values kept for backward; per-unit parameters; and in backward the gradients of
 // states before the step and of parameters. Of a step of several stages also links, which one stage leaves for
-// another, or their gradients, and in backward the operands of its products.
+// another, or their gradients, and in backward the operands of its products. Last its masks.
 struct CellPrograms {
     StagedProgram forward, inference, backward;  // inference: forward without what it keeps
     bool hidden_product;                         // whether h is multiplied at all
     bool staged;                                 // whether there are operations on rows
     int first_gates;                             // whose product is that of h
-    int link_count, products, norms;
-    int gates, after, before, saved, units, before_gradients, unit_gradients, links, operands,
+    int link_count, products, norms, mask_count;
+    const Mask* mask_list;
+    int gates, after, before, saved, units, before_gradients, unit_gradients, links, operands, masks,
         values;  // where each kind begins
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/forward_steps.h"
+#include "cpu/masks.h"
 #include "cpu/row_operations.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -30,6 +31,7 @@ struct ForwardPlan : CellSizes<Cell> {
         T** y_rows;
         typename TilesOf<Cell, T>::Type tiles;
         typename LinksOf<Cell, T>::Type links;
+        typename MasksOf<Cell, T>::Type masks;
     };
 
     // `following`: its inputs come from a call that runs meanwhile.
@@ -63,6 +65,7 @@ struct ForwardPlan : CellSizes<Cell> {
             m.tiles = ProgramTiles<T>(programs->forward, programs->inference, programs->values, S + 1, tiled,
                                       arena);
             m.links = Links<T>(*this, panels, arena);
+            m.masks = Masks<T>(*programs, tiled, arena);
         }
         return m;
     }
@@ -273,6 +276,9 @@ class Forward : ForwardSteps<Cell, T> {
         tiles.place(at.units, this->units, p_.weights.units + panels.begin * this->units * L, L, 0,
                     this->units * L);
         m.links.place(tiles, at);
+        m.masks.place(tiles, at, tiles.reads_masks(), p_.draws, p_.dims, n, panels, [&](std::int64_t i) {
+            return t * p_.dims.B + p_.schedule.order[part.position(r + i)];
+        });
         tiles.place_output_rows(at.after, m.y_rows + r, n, panels, width, S);
         if (S > 1) {
             tiles.place(at.after + 1, S - 1, this->states_out(t, position) + panels.begin * L, this->hp_,

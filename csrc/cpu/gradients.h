@@ -4,6 +4,7 @@
 // Blocks and the order of rows depend on the problem alone, never on the threads: so do the results.
 #pragma once
 
+#include "cpu/masks.h"
 #include "cpu/outer.h"
 #include "cpu/pack.h"
 #include "cpu/row_operations.h"
@@ -39,6 +40,7 @@ struct BackwardPlan : CellSizes<Cell> {
         const T** state_rows;
         typename TilesOf<Cell, T>::Type tiles;
         typename LinksOf<Cell, T>::Type links;
+        typename MasksOf<Cell, T>::Type masks;
     };
 
     // `no_tape`: it does not have what the cells keep.
@@ -84,6 +86,7 @@ struct BackwardPlan : CellSizes<Cell> {
             m.tiles = ProgramTiles<T>(programs->backward, programs->backward, programs->values, 2 * S, group,
                                       arena);
             m.links = Links<T>(*this, panels, arena);
+            m.masks = Masks<T>(*programs, group, arena);
         }
         return m;
     }

@@ -78,6 +78,7 @@ struct ForwardProblem {
     const Progress* input_progress;
     Progress* output_progress;
     bool backwards;  // begin with the last panels; true in every other call of a stream
+    Draws draws;
     // The tape, null in inference. Rows by compact index.
     T* saved;    // per step [H/L][active][kSaved][L]
     T* states;   // [rows][kStates - 1][H rounded up to L]: the states beyond h after each step
@@ -102,6 +103,7 @@ struct BackwardProblem {
     T* dinitial[kMaxStates];
     Sequence<T> dx;  // laid out as x; data null: not wanted
     bool accumulate_dx;
+    Draws draws;
     Params<T> dparams;  // added to; null where not wanted
 };
 

@@ -54,6 +54,7 @@ class ProgramTiles {
         use(staged.stages[0].program);
     }
     std::uint32_t reads_before() const { return staged_->reads_before; }
+    std::uint32_t reads_masks() const { return staged_->reads_masks; }
     void use(const Program& program) {
         program_ = &program;
         tile_ = tile_of(program);

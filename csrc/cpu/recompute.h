@@ -21,8 +21,10 @@ class Recompute : CellSizes<Cell> {
         T** to;                  // where panel 0 of a row goes
         std::int64_t* to_panel;  // and how far the next panel is
         std::int64_t* block_row;
+        std::int64_t* batch_row;  // t * B + b, for masks
         typename TilesOf<Cell, T>::Type tiles;
         typename LinksOf<Cell, T>::Type links;
+        typename MasksOf<Cell, T>::Type masks;
     };
     static Member take_member(const Plan& plan, Arena& arena) {
         const std::int64_t rows = plan.recompute ? plan.block_rows : 0;
@@ -44,6 +46,8 @@ class Recompute : CellSizes<Cell> {
                 m.tiles = ProgramTiles<T>(program, program, plan.programs->values, 2 * plan.S + plan.kept,
                                           tiled, arena);
                 m.links = Links<T>(plan, plan.panels, arena);
+                m.masks = Masks<T>(*plan.programs, tiled, arena);
+                m.batch_row = arena.template take<std::int64_t>(rows);
             }
         }
         return m;
@@ -101,6 +105,7 @@ class Recompute : CellSizes<Cell> {
                 m.to[n] = plan_.saved + (block_row * plan_.panels + position) * this->kept * L;
                 m.to_panel[n] = active * this->kept * L;
                 if (this->staged) m.block_row[n] = block_row + position;
+                if constexpr (Sizes::kIsProgram) m.batch_row[n] = t * p_.dims.B + b;
             }
             block_row += active;
         }
@@ -132,6 +137,8 @@ class Recompute : CellSizes<Cell> {
                     this->units * L);
         for (int k = 0; k < this->kept; ++k) tiles.place(at.saved + k, tiles.gathered(2 * S + k, n));
         m.links.place(tiles, at);
+        m.masks.place(tiles, at, at.forward.reads_masks, p_.draws, p_.dims, n, panels,
+                      [&](std::int64_t i) { return m.batch_row[r + i]; });
         tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
             operate(*this, p_.dims, p_.weights, at, operation, tiles, m.links, n,
                     HiddenGates<T>{m.gx, room, m.acc, room}, true, [&](std::int64_t i, T rstd) {

@@ -5,26 +5,24 @@
 #pragma once
 
 #include "layers/parallel.h"
-#include "philox.h"
+#include "philox_blocks.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
 template <class T>
 void dropout(std::int64_t n, const T* x, T* y, double p, std::uint64_t seed, std::uint64_t offset,
              Team& team) {
-    constexpr int kBlocks = 16;  // drawn together, so that the loop that uses them has vectors
+    constexpr int kBlocks = kPhiloxBlocks;
     const std::uint64_t threshold = static_cast<std::uint64_t>(p * 4294967296.0 + 0.5);
     // p = 1 keeps nothing: no word reaches 2^32.
     const T scale = static_cast<T>(1.0 / (p < 1.0 ? 1.0 - p : 1.0));
     interruptible_blocks(team, n, kBlock, [&](std::int64_t begin, std::int64_t end) {
+        std::uint64_t block[kBlocks];
         std::uint32_t words[4 * kBlocks];
         for (std::int64_t i = begin; i < end; i += 4 * kBlocks) {
             const std::uint64_t first = static_cast<std::uint64_t>(i) / 4;
-            for (int b = 0; b < kBlocks; ++b) {
-                std::uint32_t four[4];
-                philox(first + static_cast<std::uint64_t>(b), offset, seed, four);
-                for (int w = 0; w < 4; ++w) words[4 * b + w] = four[w];
-            }
+            for (int b = 0; b < kBlocks; ++b) block[b] = first + static_cast<std::uint64_t>(b);
+            philox_blocks(block, offset, seed, words);
             const std::int64_t m = end - i < 4 * kBlocks ? end - i : 4 * kBlocks;
             for (std::int64_t j = 0; j < m; ++j) y[i + j] = words[j] >= threshold ? x[i + j] * scale : T(0);
         }

@@ -146,6 +146,8 @@ class ForwardCall(LayerCall):
         out: _Array | None = None,
         state_out: _State | None = None,
     ) -> None: ...
+    # Before it runs: the masks of the cell are drawn, not their expectation taken.
+    def draw_masks(self, seed: int, offset: int) -> None: ...
 
 @final
 class BackwardCall(LayerCall):
@@ -236,6 +238,7 @@ def define_program(
     forward: list[_Program],
     inference: list[_Program],
     backward: list[_Program],
+    masks: list[tuple[float, float, float, float, bool]] = [],
 ) -> _CellConstants: ...
 def linear_forward(x: _Array, weight: _Array, bias: _Array | None, out: _Array | None = None) -> _Array: ...
 def linear_backward(

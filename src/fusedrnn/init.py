@@ -72,6 +72,12 @@ class Noise:
         self.offset = offset + 1
         return p, self.seed, offset
 
+    def streams(self, count: int) -> tuple[int, int]:
+        """Return (seed, offset) of so many applications, at consecutive offsets."""
+        offset = self.offset
+        self.offset = offset + count
+        return self.seed, offset
+
 
 def xavier_uniform(array: Array, gain: float = 1.0, *, rng: Seed = None) -> Array:
     """Fill with U(-a, a), a = gain * sqrt(6 / (fan_in + fan_out)).

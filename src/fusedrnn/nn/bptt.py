@@ -310,10 +310,10 @@ def _check_network(network: object, name: str) -> None:
 
 def _check_replayed(network: Recurrent[Any]) -> None:
     """Refuse a network whose forward would not give the same again."""
-    if network.training and network.dropout and network.num_layers > 1:
+    if name := network._draws_anew():
         raise RuntimeError(
-            f"dropout: expected 0 or evaluation mode, got {network.dropout}: a segment that runs again would "
-            "draw other masks"
+            f"{name}: expected 0 or evaluation mode, got {getattr(network, name)}: a segment that runs again "
+            "would draw other masks"
         )
 
 

@@ -99,9 +99,9 @@ def _tied_names(module: Loaded) -> dict[str, str]:
 def saved_cells(module: Loaded) -> dict[str, DefinedCell]:
     """Return {dotted name: cell} of the networks below that save theirs."""
     return {
-        f"{prefix}.cell" if prefix else "cell": member._program
+        f"{prefix}.cell" if prefix else "cell": member._saved_cell
         for prefix, member in module.named_modules()
-        if member._program is not None and member._saves_program
+        if member._saved_cell is not None
     }
 
 

@@ -64,9 +64,9 @@ class Module(Listed, Store["Module"]):
     has_state: ClassVar[bool] = False
     training: bool
     _noise: Noise | None
-    # The cell that a recurrent network runs as a program, and whether its state_dict has it.
+    # The cell that a recurrent network runs as a program, and that which its state_dict has.
     _program: DefinedCell | None = None
-    _saves_program: ClassVar[bool] = False
+    _saved_cell: DefinedCell | None = None
     # {name: module whose parameter of this name serves for one of its own}
     _tied: Mapping[str, Module] = MappingProxyType({})
 

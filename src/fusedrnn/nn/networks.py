@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_flag, check_number
 from fusedrnn.init import Seed
+from fusedrnn.nn.options import Options
 from fusedrnn.nn.recurrent_base import Recurrent, StateT
 from fusedrnn.symbolic import library
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["LIF", "MGU", "SRU", "IndRNN", "MinGRU", "MinLSTM"]
 
 
-class Options(TypedDict, total=False):
+class NetworkOptions(Options, total=False):
     """What every network takes by name; `Recurrent` explains them."""
 
     bias: bool
@@ -42,8 +43,8 @@ class Network(Recurrent[StateT]):
         input_size: size of x_t, I >= 0.
         hidden_size: size of the state, H >= 1.
         num_layers: layers stacked on each other.
-        options: bias, batch_first, dropout, bidirectional, dtype, seed, init, recompute and weight_dropout of
-            `Recurrent`.
+        options: bias, batch_first, dropout, bidirectional, dtype, seed, init, recompute, weight_dropout,
+            recurrent_dropout and zoneout of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -75,7 +76,7 @@ class MGU(Network[Array]):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[Options]
+        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[NetworkOptions]
     ) -> None:
         super().__init__(library.mgu(), input_size, hidden_size, num_layers, **options)
 
@@ -103,7 +104,7 @@ class IndRNN(Network[Array]):
         hidden_size: int,
         num_layers: int = 1,
         nonlinearity: str = "relu",
-        **options: Unpack[Options],
+        **options: Unpack[NetworkOptions],
     ) -> None:
         if nonlinearity not in ("relu", "tanh"):
             raise ValueError(f"nonlinearity: expected 'relu' or 'tanh', got {nonlinearity!r}")
@@ -126,7 +127,7 @@ class MinGRU(Network[Array]):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[Options]
+        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[NetworkOptions]
     ) -> None:
         super().__init__(library.min_gru(), input_size, hidden_size, num_layers, **options)
 
@@ -147,7 +148,7 @@ class MinLSTM(Network[Array]):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[Options]
+        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[NetworkOptions]
     ) -> None:
         super().__init__(library.min_lstm(), input_size, hidden_size, num_layers, **options)
 
@@ -171,7 +172,7 @@ class SRU(Network[tuple[Array, Array]]):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[Options]
+        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[NetworkOptions]
     ) -> None:
         super().__init__(library.sru(), input_size, hidden_size, num_layers, **options)
 
@@ -216,7 +217,7 @@ class LIF(Network[tuple[Array, Array]]):
         surrogate: str = "atan",
         slope: float | None = None,
         recurrent: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[NetworkOptions],
     ) -> None:
         if not isinstance(surrogate, str):
             raise TypeError(f"surrogate: expected a string, got {type(surrogate).__name__}")

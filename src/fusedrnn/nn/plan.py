@@ -178,19 +178,6 @@ def check_projection(spec: CellSpec, proj_size: int, hidden_size: int) -> int:
     return size
 
 
-def check_weight_dropout(spec: CellSpec, value: float) -> float:
-    """Return the probability `weight_dropout`.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: outside of [0, 1], or positive with a cell that has no weight_hh.
-    """
-    p = check_number("weight_dropout", value, 0.0, 1.0)
-    if p and "weight_hh" not in spec.parameter_names:
-        raise ValueError(f"weight_dropout: expected 0, since {spec.label} has no weight_hh, got {p}")
-    return p
-
-
 def time_major(array: Array, single: bool, batch_first: bool) -> Array:
     """Return the time-major view (T, B, ...) of an array in the caller's layout."""
     if single:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -10,8 +10,12 @@ from fusedrnn.arrays import Array
 from fusedrnn.cells import rnn_cell
 from fusedrnn.checks import check_flag, check_number
 from fusedrnn.init import Seed
+from fusedrnn.nn.options import Options
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.symbolic import DefinedCell, library
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
@@ -57,6 +61,7 @@ class RNN(Recurrent[Array]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
+        options: recurrent_dropout and zoneout of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -84,6 +89,7 @@ class RNN(Recurrent[Array]):
         init: str | None = "default",
         recompute: bool = False,
         weight_dropout: float = 0.0,
+        **options: Unpack[Options],
     ) -> None:
         cell = rnn_cell(nonlinearity)
         normalised = check_flag("layer_norm", layer_norm)
@@ -101,6 +107,7 @@ class RNN(Recurrent[Array]):
             init=init,
             recompute=recompute,
             weight_dropout=weight_dropout,
+            **options,
         )
         self.nonlinearity = nonlinearity
         self._cell_options = {} if nonlinearity == "tanh" else {"nonlinearity": nonlinearity}
@@ -161,6 +168,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
+        options: recurrent_dropout and zoneout of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -194,14 +202,15 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         forget_bias: float = 1.0,
         recompute: bool = False,
         weight_dropout: float = 0.0,
+        **options: Unpack[Options],
     ) -> None:
-        options: dict[str, Any] = {
+        variant: dict[str, Any] = {
             "peephole": check_flag("peephole", peephole),
             "coupled_gates": check_flag("coupled_gates", coupled_gates),
             "cell_clip": None if cell_clip is None else check_number("cell_clip", cell_clip, 0.0, 1e30),
         }
-        chosen = {name: value for name, value in options.items() if value is not None and value is not False}
-        cell: str | DefinedCell = library.lstm(**options) if chosen else "lstm"
+        chosen = {name: value for name, value in variant.items() if value is not None and value is not False}
+        cell: str | DefinedCell = library.lstm(**variant) if chosen else "lstm"
         if check_flag("layer_norm", layer_norm):
             if chosen:
                 raise ValueError(
@@ -226,6 +235,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             forget_bias=forget_bias,
             recompute=recompute,
             weight_dropout=weight_dropout,
+            **options,
         )
         self._cell_options = chosen
 
@@ -277,6 +287,7 @@ class GRU(Recurrent[Array]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
+        options: recurrent_dropout and zoneout of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -304,18 +315,19 @@ class GRU(Recurrent[Array]):
         init: str | None = "default",
         recompute: bool = False,
         weight_dropout: float = 0.0,
+        **options: Unpack[Options],
     ) -> None:
         cell: str | DefinedCell = "gru"
-        options = {}
+        variant = {}
         if not check_flag("reset_after", reset_after):
-            cell, options = library.gru_reset_before(), {"reset_after": False}
+            cell, variant = library.gru_reset_before(), {"reset_after": False}
         if check_flag("layer_norm", layer_norm):
-            if options:
+            if variant:
                 raise ValueError(
                     "layer_norm: expected False with reset_after=False, got True; define_cell and "
                     "sym.layer_norm make a cell that has both"
                 )
-            cell, options = library.layer_norm_gru(check_flag("bias", bias)), {"layer_norm": True}
+            cell, variant = library.layer_norm_gru(check_flag("bias", bias)), {"layer_norm": True}
         super().__init__(
             cell,
             input_size,
@@ -330,5 +342,6 @@ class GRU(Recurrent[Array]):
             init=init,
             recompute=recompute,
             weight_dropout=weight_dropout,
+            **options,
         )
-        self._cell_options = options
+        self._cell_options = variant

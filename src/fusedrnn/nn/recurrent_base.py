@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
@@ -23,13 +22,13 @@ from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import packing_of
 from fusedrnn.nn.module import Module
+from fusedrnn.nn.options import WithOptions, Zoneout
 from fusedrnn.nn.plan import (
     NetworkPlan,
     NetworkShape,
     Part,
     check_forget_bias,
     check_projection,
-    check_weight_dropout,
     layout_error,
 )
 from fusedrnn.nn.recurrent_backward import backward_layers
@@ -48,7 +47,7 @@ else:
     StateT = TypeVar("StateT")
 
 
-class Recurrent(Module, Generic[StateT]):
+class Recurrent(WithOptions, Generic[StateT]):
     """Stacked, possibly bidirectional network of any cell: a compiled one, or one of `define_cell`.
 
     `y, state = rnn(x)`; to train, `y, state, tape = rnn.forward(x)` and `dx, _ = rnn.backward(tape, dy)`.
@@ -83,6 +82,12 @@ class Recurrent(Module, Generic[StateT]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
+        recurrent_dropout: probability of dropping a unit of h where weight_hh multiplies it, in training
+            mode, on the CPU; the others are scaled by 1/(1-p). One mask for each sequence, all of its steps
+            and all gates; elsewhere in the step h is whole. Gal and Ghahramani 2016, arXiv:1512.05287.
+        zoneout: probability that a unit's state stays as it was before a step, in training mode, on the CPU;
+            in evaluation mode the state is the expectation, p*s + (1-p)*s'. One for each state in their
+            order, or one for all. Krueger et al. 2016, arXiv:1606.01305.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -92,13 +97,9 @@ class Recurrent(Module, Generic[StateT]):
     """
 
     has_state = True
-    _saves_program = True
-    # {name: value} of a subclass's options that are not the default, for its repr.
-    _cell_options: Mapping[str, Any] = MappingProxyType({})
     _derived = Module._derived | {"_plan", "_plain"}
     _plan: NetworkPlan
     _plain: Callable[..., Any] | None
-    _dtype: np.dtype[Any]
     _noise: Noise
 
     def __init__(
@@ -119,10 +120,13 @@ class Recurrent(Module, Generic[StateT]):
         forget_bias: float | None = None,
         recompute: bool = False,
         weight_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: Zoneout = 0.0,
     ) -> None:
         super().__init__()
-        self._spec = resolve_cell(cell)
+        self._set_regularisers(resolve_cell(cell), weight_dropout, recurrent_dropout, zoneout)
         self._program = self._spec.definition
+        self._saved_cell = self._unmasked.definition if self._saves_program else None
         self.input_size = check_size("input_size", input_size, 0)
         self.hidden_size = check_size("hidden_size", hidden_size)
         self.num_layers = check_size("num_layers", num_layers, maximum=MOST_LAYERS)
@@ -132,7 +136,6 @@ class Recurrent(Module, Generic[StateT]):
         self.bidirectional = check_flag("bidirectional", bidirectional)
         self.proj_size = check_projection(self._spec, proj_size, self.hidden_size)
         self.recompute = check_flag("recompute", recompute)
-        self._weight_dropout = check_weight_dropout(self._spec, weight_dropout)
         if self.dropout and self.num_layers == 1:
             text = "dropout: acts between layers, so it does nothing with num_layers=1"
             warnings.warn(text, stacklevel=2 if type(self) is Recurrent else 3)
@@ -154,16 +157,6 @@ class Recurrent(Module, Generic[StateT]):
             for arrays in [self._select(self._own, suffix) for suffix in self._suffixes(layer)]:
                 recurrent_layer(self._spec, arrays, method, forget_bias=forget_bias, rng=rng)
         self._noise = Noise(rng)
-
-    @property
-    def weight_dropout(self) -> float:
-        """The probability that the network was made with."""
-        return self._weight_dropout
-
-    @property
-    def cell(self) -> str | DefinedCell:
-        """The cell: what `define_cell` returned, or the name of a compiled one."""
-        return self._spec.definition or self._spec.name
 
     def _suffixes(self, layer: int) -> list[str]:
         """Return what PyTorch appends to the parameter names of a layer, for each direction."""
@@ -188,7 +181,8 @@ class Recurrent(Module, Generic[StateT]):
                 parts.append(Part(row, weights, grads, cache, direction == 1, columns))
             layers.append(tuple(parts))
         plain = None
-        single = self.num_layers == 1 and not self.bidirectional and not self.weight_dropout
+        drawn = self.weight_dropout or self._masks
+        single = self.num_layers == 1 and not self.bidirectional and not drawn
         if single and self._backend is CPU:
             plain = _core.PlainCall(self._spec.name, layers[0][0].weights, layers[0][0].cache).__call__
         self.__dict__.update(_plan=NetworkPlan(tuple(layers)), _plain=plain)
@@ -380,21 +374,3 @@ class Recurrent(Module, Generic[StateT]):
                 "which runs in float32 and float64"
             )
         return QuantizedRecurrent(self, weights)
-
-    def _extra_repr(self) -> str:
-        given = {
-            "proj_size": (self.proj_size, 0),
-            "num_layers": (self.num_layers, 1),
-            "bias": (self.bias, True),
-            "batch_first": (self.batch_first, False),
-            "dropout": (self.dropout, 0.0),
-            "bidirectional": (self.bidirectional, False),
-            "recompute": (self.recompute, False),
-            "weight_dropout": (self.weight_dropout, 0.0),
-            "dtype": (str(self._dtype), "float32"),
-        }
-        changed = {name: value for name, (value, default) in given.items() if value != default}
-        options = [f"{name}={value!r}" for name, value in {**changed, **self._cell_options}.items()]
-        shown = self._spec.label if self._program else repr(self._spec.name)
-        cell = [shown] if type(self) is Recurrent else []
-        return ", ".join([*cell, str(self.input_size), str(self.hidden_size), *options])

@@ -50,6 +50,7 @@ def forward_layers(
     weight_drops: list[Drop | None] = []
     masking = module.training and module.weight_dropout > 0
     hidden = 0
+    masks = module._masks if module.training else 0
     if masking:
         module._require_cpu("weight_dropout")
         hidden = module._spec.parameter_names.index("weight_hh")
@@ -78,6 +79,8 @@ def forward_layers(
                 out if part.columns is None else out[..., part.columns],
                 tuple([final[part.row] for final in finals]),
             )
+            if masks:
+                call.draw_masks(*module._noise.streams(masks))
             calls.append(call)
         steps, indices = out, None
         drop = None

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,22 @@ from fusedrnn.symbolic.graph import Expression, Graph, cone, is_gate_sum
 from fusedrnn.symbolic.program import Program, choose_saved, lower
 from fusedrnn.symbolic.stages import Stage, cut_rows, levels_of, lower_stages, normalises_gates, only_sums
 from fusedrnn.symbolic.text import equations
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A value of every unit that is one of two by chance, the symbol mask.k of a cell.
+
+    Attributes:
+        p: the probability of `drawn`; the value is `other` else, and `expected` where nothing is drawn.
+        each_step: whether each step has a mask of its own, not each row of the batch one for all steps.
+    """
+
+    p: float
+    drawn: float
+    other: float
+    expected: float
+    each_step: bool
 
 
 class DefinedCell:
@@ -40,7 +57,11 @@ class DefinedCell:
         operations: what is done with whole rows within a step, see `fusedrnn.symbolic.stages`.
         gradients: {symbol: its gradient}, from the gradients `dnext.*` of the states after the step.
         kept: the values that forward keeps for backward.
+        masks: what the symbols mask.0, mask.1, ... are.
+        origin: (function, arguments) that make the cell again, where JSON does not tell it.
     """
+
+    origin: tuple[Callable[..., "DefinedCell"], tuple[Any, ...]] | None = None
 
     def __init__(
         self,
@@ -53,11 +74,13 @@ class DefinedCell:
         initial: Mapping[str, Initial],
         bias: bool = True,
         gate_parameters: Sequence[str] = (),
+        masks: Sequence[Mask] = (),
     ) -> None:
         self.name, self.gates = name, tuple(gates)
         self.states, self.parameters = tuple(states), tuple(parameters)
         self.initial = {symbol: value for symbol, value in initial.items() if value != 0}
         self.bias, self.gate_parameters = bias, tuple(gate_parameters)
+        self.masks = tuple(masks)
         self._graph = graph
         self.given = {state: next_states[state] for state in self.states}
         nodes = cone(next_states.values())
@@ -88,6 +111,11 @@ class DefinedCell:
     @property
     def _carried_symbols(self) -> list[str]:
         return [f"s.{state}" for state in self.states] + self._unit_symbols
+
+    @property
+    def _given_symbols(self) -> list[str]:
+        """What backward has as well as forward."""
+        return self._carried_symbols + [f"mask.{k}" for k in range(len(self.masks))]
 
     @property
     def _unit_symbols(self) -> list[str]:
@@ -126,7 +154,7 @@ class DefinedCell:
         needed.update({n.id: n for n in self.gradients.values() if n.id not in from_outside})
         needed.update({operand.id: operand for operand in self._product_operands.values()})
         # The adjoint of a layer_norm reads its results.
-        chosen = choose_saved(list(needed.values()), forward, self._carried_symbols + self._normalised)
+        chosen = choose_saved(list(needed.values()), forward, self._given_symbols + self._normalised)
         return (*(self._graph.input(name) for name in self._normalised), *chosen)
 
     @property
@@ -152,7 +180,7 @@ class DefinedCell:
     def _forward(self, saved: Mapping[str, Expression]) -> Program:
         after = {f"next.{state}": node for state, node in self.next_states.items()}
         before = self._states_before
-        inputs = self._gate_symbols + self._carried_symbols
+        inputs = self._gate_symbols + self._given_symbols
         return lower(self._graph, {**after, **saved}, inputs, late=after, read_before=before)
 
     @property
@@ -164,7 +192,7 @@ class DefinedCell:
         """From `saved.*`, states, parameters and `dnext.*` to the gradients of `forward`'s inputs."""
         roots = self._backward_roots
         reaching = [f"dnext.{state}" for state in self.states]
-        inputs = [f"saved.{i}" for i in range(len(self.kept))] + self._carried_symbols + reaching
+        inputs = [f"saved.{i}" for i in range(len(self.kept))] + self._given_symbols + reaching
         late = [name for name in roots if name.startswith("ds.")]
         return lower(self._graph, roots, inputs, late=late, read_before=reaching)
 
@@ -260,7 +288,8 @@ class DefinedCell:
     @cached_property
     def _native(self) -> dict[str, Any]:
         """The cell as the kernels take it."""
-        return {
+        masks = {"masks": [astuple(mask) for mask in self.masks]} if self.masks else {}
+        return masks | {
             "gates": len(self.gates),
             "states": len(self.states),
             "saved": len(self.kept),

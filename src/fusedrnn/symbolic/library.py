@@ -116,6 +116,36 @@ def layer_norm_gru(bias: bool) -> DefinedCell:
 
 
 @lru_cache
+def rnn(nonlinearity: str) -> DefinedCell:
+    """An Elman network."""
+    activation = sym.relu if nonlinearity == "relu" else sym.tanh
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        return {"h": activation(x.h + h.h)}
+
+    return define_cell(f"rnn_{nonlinearity}", "h", "h", step)
+
+
+@lru_cache
+def gru() -> DefinedCell:
+    """A GRU with the reset gate after the product."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        r, z = sym.sigmoid(x.r + h.r), sym.sigmoid(x.z + h.z)
+        n = sym.tanh(x.n + r * h.n)
+        return {"h": n + z * (s.h - n)}
+
+    return define_cell("gru", "r z n", "h", step)
+
+
+def compiled(name: str) -> DefinedCell:
+    """A compiled cell as data."""
+    if name == "lstm":
+        return lstm(peephole=False, coupled_gates=False, cell_clip=None)
+    return gru() if name == "gru" else rnn(name.removeprefix("rnn_"))
+
+
+@lru_cache
 def gru_reset_before() -> DefinedCell:
     """A GRU whose reset gate acts on h before the product of the candidate."""
 

@@ -210,4 +210,4 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 # Pickled by its definition: no function of the user's is looked up or run.
-copyreg.pickle(DefinedCell, lambda cell: (cell_from_json, (cell_to_json(cell),)))
+copyreg.pickle(DefinedCell, lambda cell: cell.origin or (cell_from_json, (cell_to_json(cell),)))
