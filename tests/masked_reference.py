@@ -1,4 +1,4 @@
-"""Recurrent dropout and zoneout in float64, a row and a step at a time, with masks from a Philox of its own.
+"""The options of networks in float64, a row and a step at a time, with masks from a Philox of its own.
 
 The masks of a network's call are drawn for each layer and direction in turn, that on h first and then one for
 each state whose zoneout is positive, each from the next stream of the network's seed. Unit u of a row takes
@@ -48,9 +48,24 @@ class Masks:
     stays: tuple[Array, ...]
 
 
+def locked_factors(net: Any, noise: tuple[int, int], batch: int, inputs: int) -> list[Array]:
+    """Of x (B, I) and of y (B, n), drawn first."""
+    seed, stream = noise
+    found = []
+    for p, width in zip(net.locked_dropout, (inputs, net._network.out_size), strict=True):
+        found.append(np.ones((batch, width)))
+        if p and net.training:
+            words = philox(np.arange(-(-batch * width // 4)), stream, seed).ravel()[: batch * width]
+            kept = words.reshape(batch, width) >= round(p * 2**32)
+            found[-1] = kept / (1.0 - p) if p < 1.0 else np.zeros((batch, width))
+            stream += 1
+    return found
+
+
 def masks_of(net: Any, noise: tuple[int, int], seq_len: int, batch: int) -> list[Masks]:
     """Those of a call that began with this (seed, offset)."""
     seed, stream = noise
+    stream += sum(p > 0 for p in net.locked_dropout) if net.training else 0
     hidden, p = net.hidden_size, net.recurrent_dropout
     found = []
     for _ in range(net.num_layers * (2 if net.bidirectional else 1)):
@@ -166,12 +181,17 @@ def run(cell: str, net: Any, noise: tuple[int, int], call: dict[str, Any], dy: A
         [tuple(None if a is None else a.astype(np.float64) for a in part) for part in layer]
         for layer in layer_params(net)
     ]
-    state, ends = states_of(call["state"]), states_of(dstate)
+    given, ends = call["state"], states_of(dstate)
+    if given is None and net.learned_state:
+        given = tuple(net.parameters[name].repeat(batch, axis=1) for name in ("h0", "c0")[: len(ends)])
+    state = tuple(np.zeros(end.shape) for end in ends) if given is None else states_of(given)
     replacement = None if call["reset_state"] is None else states_of(call["reset_state"])
     directions = len(layers[0])
-    finals, kept, steps = [], [], x
+    at_input, at_output = locked_factors(net, noise, batch, x.shape[2])
+    finals: list[State] = []
+    kept: list[Any] = []
+    steps = x * at_input
     for k, layer in enumerate(layers):
-        kept.append(steps)
         made = []
         for d, params in enumerate(layer):
             at = k * directions + d
@@ -181,13 +201,16 @@ def run(cell: str, net: Any, noise: tuple[int, int], call: dict[str, Any], dy: A
                 forward(cell, steps, params, masks[at], start, lengths, call["resets"], place, d == 1)
             )
         finals += [final for _, final, _ in made]
-        kept[-1] = (steps, made)
-        steps = np.concatenate([y for y, _, _ in made], axis=2)
-    flow, starts, grads = dy.astype(np.float64), [()] * len(finals), {}
+        kept.append((steps, made))
+        merged = merge(net.merge, [y for y, _, _ in made])
+        steps = merged + steps if net.residual and k else merged
+    starts: list[State] = [()] * len(finals)
+    grads: dict[str, Array] = {}
+    flow = dy.astype(np.float64) * at_output
     for k in range(len(layers) - 1, -1, -1):
         inputs, made = kept[k]
-        total = np.zeros_like(inputs)
-        for d, part in enumerate(np.split(flow, directions, axis=2)):
+        total = flow.copy() if net.residual and k else np.zeros_like(inputs)
+        for d, part in enumerate(unmerge(net.merge, [y for y, _, _ in made], flow)):
             at = k * directions + d
             last = tuple(end[at].astype(np.float64) for end in ends)
             dx, starts[at], found = backward(cell, inputs, layers[k][d], masks[at], made[d][2], part, last)
@@ -199,4 +222,24 @@ def run(cell: str, net: Any, noise: tuple[int, int], call: dict[str, Any], dy: A
     def stacked(parts: Any) -> State:
         return tuple(np.stack(each) for each in zip(*parts, strict=True))
 
-    return Results(steps, stacked(finals), flow, stacked(starts), grads)
+    dstart = stacked(starts)
+    if net.learned_state:
+        used = call["state"] is None
+        grads |= {f"{n}0": used * d.sum(axis=1, keepdims=True) for n, d in zip("hc", dstart, strict=False)}
+    return Results(steps * at_output, stacked(finals), flow * at_input, dstart, grads)
+
+
+def merge(how: str, outputs: list[Array]) -> Array:
+    if how == "concat":
+        return np.concatenate(outputs, axis=2)
+    total = outputs[0] * outputs[1] if how == "mul" else outputs[0] + outputs[1]
+    return total / 2 if how == "mean" else total
+
+
+def unmerge(how: str, outputs: list[Array], flow: Array) -> list[Array]:
+    """The gradient of each of the outputs for that of what they make."""
+    if how == "concat":
+        return np.split(flow, len(outputs), axis=2)
+    if how == "mul":
+        return [flow * outputs[1], flow * outputs[0]]
+    return [flow / 2 if how == "mean" else flow] * 2

@@ -49,6 +49,7 @@ class Backward : CellSizes<Cell> {
         pass_through_empty_rows(member);
         if constexpr (Sizes::kIsProgram) {
             if (this->staged) clear_units(part);
+            m.masks.begin(*plan_.programs, p_.draws, p_.dims, p_.schedule, part);
         }
         const std::int64_t total = longest(p_.dims, p_.schedule);
         Place later{-1, 0, 0}, here{0, 0, 0};
@@ -113,7 +114,7 @@ class Backward : CellSizes<Cell> {
     // acc = (gate gradients of the step at `place`) W_hh for n rows from r on: output panels u and following.
     void recurrent_product(const Part& part, Member& m, const Place& place, std::int64_t u,
                            std::int64_t count, std::int64_t r, std::int64_t n, std::int64_t room) {
-        if (!this->multiplies_h) return;
+        if (!this->passes_h) return;
         for (std::int64_t i = 0; i < n; ++i)
             m.a_rows[i] = gradient(plan_.dgh, place, 0, part.position(r + i));
         GemmArgs<T> args{};
@@ -143,7 +144,7 @@ class Backward : CellSizes<Cell> {
         V dh = p_.dy.data == nullptr ? V::set(0) : load_part(p_.dy.row(here.t, b) + unit, valid);
         if (continues) {
             if (!cut) {
-                if (this->multiplies_h) dh = dh + V::load(acc);
+                if (this->passes_h) dh = dh + V::load(acc);
                 if (this->direct_hidden) dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
             }
         } else if (p_.dfinal[0] != nullptr) {
@@ -347,7 +348,7 @@ class Backward : CellSizes<Cell> {
                     for (std::int64_t i = r; i < r + n; ++i) {
                         const std::int64_t position = part.position(i), b = row_of(position),
                                            unit = (u + v) * L;
-                        V dh = this->multiplies_h ? V::load(m.acc + (v * kRowGroup + i - r) * L) : V::set(0);
+                        V dh = this->passes_h ? V::load(m.acc + (v * kRowGroup + i - r) * L) : V::set(0);
                         if (this->direct_hidden) dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
                         if (previous_states.is_cut(here.t, b, position)) dh = V::set(0);
                         store_part(dh, p_.dinitial[0] + b * p_.dims.P + unit, p_.dims.P - unit);

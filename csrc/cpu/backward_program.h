@@ -64,7 +64,7 @@ void Backward<Cell, T>::run_program_cells(const Part& part, Member& m, const Pla
     tiles.place(0, G, dgx, L, gate_row, gate_panel);
     tiles.place(at.gates, G, dgh, L, gate_row, gate_panel);
     m.links.place(tiles, at);
-    m.masks.place(tiles, at, at.backward.reads_masks, p_.draws, p_.dims, n, panels,
+    m.masks.place(tiles, at, at.backward.reads_masks, p_.draws, p_.dims, r, n, panels,
                   [&](std::int64_t i) { return here.t * p_.dims.B + row_of(part.position(r + i)); });
     tiles.place(at.operands, this->products,
                 plan_.operands[here.buffer] + (here.row + position) * this->products * hp_ + unit, hp_,

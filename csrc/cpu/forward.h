@@ -65,7 +65,7 @@ struct ForwardPlan : CellSizes<Cell> {
             m.tiles = ProgramTiles<T>(programs->forward, programs->inference, programs->values, S + 1, tiled,
                                       arena);
             m.links = Links<T>(*this, panels, arena);
-            m.masks = Masks<T>(*programs, tiled, arena);
+            m.masks = Masks<T>(*programs, tiled, member_rows, panels, arena);
         }
         return m;
     }
@@ -93,6 +93,8 @@ class Forward : ForwardSteps<Cell, T> {
             m.tiles.use(p_.saved != nullptr ? plan_.programs->forward : plan_.programs->inference);
         }
         const Part part = part_of(p_.dims, plan_.panels, team_.size(), member);
+        if constexpr (CellSizes<Cell>::kIsProgram)
+            m.masks.begin(*plan_.programs, p_.draws, p_.dims, p_.schedule, part);
         this->clear_padding(part, member);
         if (p_.dims.V > 0) {
             project_table(m, member, share(plan_.panels, team_.size(), member));
@@ -276,7 +278,7 @@ class Forward : ForwardSteps<Cell, T> {
         tiles.place(at.units, this->units, p_.weights.units + panels.begin * this->units * L, L, 0,
                     this->units * L);
         m.links.place(tiles, at);
-        m.masks.place(tiles, at, tiles.reads_masks(), p_.draws, p_.dims, n, panels, [&](std::int64_t i) {
+        m.masks.place(tiles, at, tiles.reads_masks(), p_.draws, p_.dims, r, n, panels, [&](std::int64_t i) {
             return t * p_.dims.B + p_.schedule.order[part.position(r + i)];
         });
         tiles.place_output_rows(at.after, m.y_rows + r, n, panels, width, S);

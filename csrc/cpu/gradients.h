@@ -86,7 +86,7 @@ struct BackwardPlan : CellSizes<Cell> {
             m.tiles = ProgramTiles<T>(programs->backward, programs->backward, programs->values, 2 * S, group,
                                       arena);
             m.links = Links<T>(*this, panels, arena);
-            m.masks = Masks<T>(*programs, group, arena);
+            m.masks = Masks<T>(*programs, group, d.B, panels, arena);
         }
         return m;
     }

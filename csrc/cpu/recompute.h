@@ -46,7 +46,7 @@ class Recompute : CellSizes<Cell> {
                 m.tiles = ProgramTiles<T>(program, program, plan.programs->values, 2 * plan.S + plan.kept,
                                           tiled, arena);
                 m.links = Links<T>(plan, plan.panels, arena);
-                m.masks = Masks<T>(*plan.programs, tiled, arena);
+                m.masks = Masks<T>(*plan.programs, tiled, 0, 0, arena);
                 m.batch_row = arena.template take<std::int64_t>(rows);
             }
         }
@@ -137,7 +137,7 @@ class Recompute : CellSizes<Cell> {
                     this->units * L);
         for (int k = 0; k < this->kept; ++k) tiles.place(at.saved + k, tiles.gathered(2 * S + k, n));
         m.links.place(tiles, at);
-        m.masks.place(tiles, at, at.forward.reads_masks, p_.draws, p_.dims, n, panels,
+        m.masks.place(tiles, at, at.forward.reads_masks, p_.draws, p_.dims, r, n, panels,
                       [&](std::int64_t i) { return m.batch_row[r + i]; });
         tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
             operate(*this, p_.dims, p_.weights, at, operation, tiles, m.links, n,

@@ -19,6 +19,7 @@ struct CellSizes {
     static constexpr int G = Cell::kGates, S = Cell::kStates, kept = Cell::kSaved, units = kPerUnit<Cell>;
     static constexpr bool split_gates = Cell::kSplitGates, direct_hidden = Cell::kDirectHidden;
     static constexpr bool multiplies_h = true;
+    static constexpr bool passes_h = true;  // whether the product of any gate is that of h itself
     // Gates whose product is that of h before the step; whether whole rows are worked on within a step.
     static constexpr int first_gates = Cell::kGates;
     static constexpr bool staged = false;
@@ -32,7 +33,7 @@ struct CellSizes<ProgramCell> {
     static constexpr int kInterleaved = 1;
     static constexpr int kMostStates = kMaxStates;
     int G, S, kept, units, first_gates, links, products, norms;
-    bool split_gates, direct_hidden, multiplies_h, staged;
+    bool split_gates, direct_hidden, multiplies_h, passes_h, staged;
 
     explicit CellSizes(const RecurrentCell& cell)
         : G(cell.gates),
@@ -46,6 +47,7 @@ struct CellSizes<ProgramCell> {
           split_gates(cell.split_gates && cell.programs->hidden_product),
           direct_hidden(cell.direct_hidden),
           multiplies_h(cell.programs->hidden_product),
+          passes_h(multiplies_h && first_gates > 0),
           staged(cell.programs->staged) {}
 };
 

@@ -17,12 +17,13 @@ void dropout(std::int64_t n, const T* x, T* y, double p, std::uint64_t seed, std
     // p = 1 keeps nothing: no word reaches 2^32.
     const T scale = static_cast<T>(1.0 / (p < 1.0 ? 1.0 - p : 1.0));
     interruptible_blocks(team, n, kBlock, [&](std::int64_t begin, std::int64_t end) {
+        const PhiloxBlocks random(seed, offset);
         std::uint64_t block[kBlocks];
         std::uint32_t words[4 * kBlocks];
         for (std::int64_t i = begin; i < end; i += 4 * kBlocks) {
             const std::uint64_t first = static_cast<std::uint64_t>(i) / 4;
             for (int b = 0; b < kBlocks; ++b) block[b] = first + static_cast<std::uint64_t>(b);
-            philox_blocks(block, offset, seed, words);
+            random.draw(block, words);
             const std::int64_t m = end - i < 4 * kBlocks ? end - i : 4 * kBlocks;
             for (std::int64_t j = 0; j < m; ++j) y[i + j] = words[j] >= threshold ? x[i + j] * scale : T(0);
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -80,15 +80,42 @@ class Stream(StreamBase[StateT]):
         batch_size: B.
     """
 
-    __slots__ = ("_module",)
+    __slots__ = ("_learned", "_module")
     _core: _core.Stream
 
     def __init__(self, module: Network, batch_size: int) -> None:
         self._module = module
         super().__init__(_core.Stream(module._network.spec.name, self._weights(), batch_size), batch_size)
+        self._learned = self._learned_state()
+        self._start(slice(None))
 
     def _weights(self) -> list[Weights]:
         return [parts[0].weights for parts in self._module._plan.layers]
+
+    def _learned_state(self) -> tuple[Array, ...] | None:
+        return self._module._learned_states(1) if self._module.learned_state else None
+
+    def _start(self, rows: Any) -> None:
+        """Set some rows of the batch to the learned initial state, if there is one."""
+        if self._learned is None:
+            return
+        parts = [np.stack(part) for part in zip(*self._core.get_state(), strict=True)]
+        for part, start in zip(parts, self._learned, strict=True):
+            part[:, rows] = start
+        self._core.set_state([tuple([part[row] for part in parts]) for row in range(len(parts[0]))])
+
+    def reset(self, rows: npt.ArrayLike | None = None) -> None:
+        """Set the state to zero, or to the learned initial state.
+
+        Args:
+            rows: which sequences of the batch, by number, or as a bool array (B,); None for all.
+
+        Raises:
+            TypeError: rows are neither integers nor bools.
+            ValueError: a row outside the batch.
+        """
+        super().reset(rows)
+        self._start(slice(None) if rows is None else self._numbers(rows))
 
     @property
     def state(self) -> StateT:
@@ -105,6 +132,7 @@ class Stream(StreamBase[StateT]):
     def refresh(self) -> None:
         """Read the module's weights again; the state stays."""
         self._core.refresh(self._weights())
+        self._learned = self._learned_state()
 
     def __repr__(self) -> str:
         return f"Stream({self._module!r}, batch_size={self.batch_size})"

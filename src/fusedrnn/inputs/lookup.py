@@ -172,15 +172,15 @@ def is_table(x: Array | Lookup, on_gpu: bool = False) -> bool:
 
 
 def kernel_inputs(
-    x: Array | Lookup, on_gpu: bool = False, keep: bool = False
+    x: Array | Lookup, on_gpu: bool = False, keep: bool = False, as_rows: bool = False
 ) -> tuple[Array, Indices | None]:
-    """Return x as kernels take it: an array and None, or a table and the indices of its rows.
+    """Return x as kernels take it: an array and None, or, unless `as_rows`, a table and indices of its rows.
 
     For a tape (`keep`) the table is copied, since weights may change before backward; on a GPU they may not.
     """
     if not isinstance(x, Lookup):
         return x, None
-    if not is_table(x, on_gpu):
+    if as_rows or not is_table(x, on_gpu):
         return x.rows(), None
     x._check_shape()
     return (np.array(x._values, order="C") if keep and not on_gpu else x._values), x.indices

@@ -8,9 +8,13 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.cells import CellSpec
-from fusedrnn.checks import check_number
+from fusedrnn.checks import check_flag, check_number
+from fusedrnn.init import Noise
+from fusedrnn.nn.joining import MERGES, Joints
 from fusedrnn.nn.module import Module
+from fusedrnn.nn.plan import NetworkShape
 from fusedrnn.symbolic import DefinedCell, library
 from fusedrnn.symbolic.masks import masked
 
@@ -22,6 +26,10 @@ class Options(TypedDict, total=False):
 
     recurrent_dropout: float
     zoneout: Zoneout
+    locked_dropout: float | tuple[float, float]
+    residual: bool
+    merge: str
+    learned_state: bool
 
 
 class WithOptions(Module):
@@ -36,6 +44,7 @@ class WithOptions(Module):
     _spec: CellSpec
     _masks: int
     _dtype: np.dtype[Any]
+    _noise: Noise
     input_size: int
     hidden_size: int
     num_layers: int
@@ -48,6 +57,9 @@ class WithOptions(Module):
     _weight_dropout: float
     _recurrent_dropout: float
     _zoneout: tuple[float, ...]
+    # The name of an option that lies between layers or around them, or "".
+    _joining: str
+    _network: NetworkShape
 
     def _set_regularisers(self, given: CellSpec, weight: float, recurrent: float, zoneout: Zoneout) -> None:
         self._unmasked = given
@@ -59,6 +71,74 @@ class WithOptions(Module):
             cell = given.definition or library.compiled(given.name)
             cell = masked(cell, self._zoneout, self._recurrent_dropout)
             self._spec, self._masks = cell.spec, len(cell.masks)
+
+    def _set_joining(
+        self, locked: float | tuple[float, float], residual: bool, merge: str, learned: bool
+    ) -> None:
+        self._locked_dropout = _check_locked(locked)
+        self._residual = check_flag("residual", residual)
+        self._merge = _check_merge(merge, self.bidirectional)
+        self._learned_state = check_flag("learned_state", learned)
+        if self._residual and self.num_layers == 1:
+            raise ValueError(
+                "residual: expected False with num_layers=1, got True: it adds the input of layers from the "
+                "second on"
+            )
+        self._joining = self._beside() or ("locked_dropout" if any(self._locked_dropout) else "")
+
+    def _beside(self) -> str:
+        """The name of an option by which the network is more than its stacked layers, or ""."""
+        chosen = {
+            "residual": self.residual,
+            "merge": self.merge != "concat",
+            "learned_state": self.learned_state,
+        }
+        return next((name for name, given in chosen.items() if given), "")
+
+    def _joints(self, state: Any) -> Joints:
+        """What a call does beside its layers, its masks drawn."""
+        self._require_cpu(self._joining)
+        p = self.locked_dropout if self.training else (0.0, 0.0)
+        drops = [self._noise.take(each) if each else None for each in p]
+        return Joints([], (drops[0], drops[1]), self.learned_state and state is None)
+
+    def _joins_at(self, layer: int) -> bool:
+        """Whether what the kernels write is not yet the output of this layer, from 1 on."""
+        return self.merge != "concat" or (self.residual and layer > 1)
+
+    @property
+    def _learned_names(self) -> list[str]:
+        return [f"{state}0" for state in self._unmasked.state_names]
+
+    def _learned_states(self, batch: int) -> tuple[Array, ...]:
+        """The learned initial state for so many rows."""
+        parts = [self._own[name] for name in self._learned_names]
+        return tuple([part.repeat(batch, axis=1) for part in parts])
+
+    def _add_learned(self, dstarts: list[Any]) -> None:
+        """Add to the gradients of the learned initial state."""
+        for name, dstart in zip(self._learned_names, dstarts, strict=True):
+            self._own_grads[name] += dstart.sum(axis=1, keepdims=True)
+
+    @property
+    def locked_dropout(self) -> tuple[float, float]:
+        """The probabilities, of the input and of the output, that the network was made with."""
+        return self._locked_dropout
+
+    @property
+    def residual(self) -> bool:
+        """Whether layers from the second on add their input to their output."""
+        return self._residual
+
+    @property
+    def merge(self) -> str:
+        """How the outputs of two directions are joined."""
+        return self._merge
+
+    @property
+    def learned_state(self) -> bool:
+        """Whether the initial state is a parameter."""
+        return self._learned_state
 
     @property
     def weight_dropout(self) -> float:
@@ -89,6 +169,7 @@ class WithOptions(Module):
             "weight_dropout": self.weight_dropout,
             "recurrent_dropout": self.recurrent_dropout,
             "zoneout": any(self.zoneout),
+            "locked_dropout": any(self.locked_dropout),
         }
         return next((name for name, p in drawing.items() if p), "")
 
@@ -105,6 +186,10 @@ class WithOptions(Module):
             "weight_dropout": (self.weight_dropout, 0.0),
             "recurrent_dropout": (self.recurrent_dropout, 0.0),
             "zoneout": (zoneout, 0.0),
+            "locked_dropout": (self.locked_dropout, (0.0, 0.0)),
+            "residual": (self.residual, False),
+            "merge": (self.merge, "concat"),
+            "learned_state": (self.learned_state, False),
             "dtype": (str(self._dtype), "float32"),
         }
         changed = {name: value for name, (value, default) in given.items() if value != default}
@@ -120,6 +205,29 @@ def _check_product(name: str, spec: CellSpec, value: float) -> float:
     if p and "weight_hh" not in spec.parameter_names:
         raise ValueError(f"{name}: expected 0, since {spec.label} has no weight_hh, got {p}")
     return p
+
+
+def _check_locked(value: float | tuple[float, float]) -> tuple[float, float]:
+    """Return the probabilities of the input and of the output."""
+    if not isinstance(value, (tuple, list)):
+        p = check_number("locked_dropout", value, 0.0, 1.0)
+        return p, p
+    if len(value) != 2:
+        raise ValueError(
+            f"locked_dropout: expected a number, or one for the input and one for y, got {len(value)}"
+        )
+    first, second = (check_number(f"locked_dropout[{k}]", p, 0.0, 1.0) for k, p in enumerate(value))
+    return first, second
+
+
+def _check_merge(value: str, bidirectional: bool) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"merge: expected a string, got {type(value).__name__}")
+    if value not in MERGES:
+        raise ValueError(f"merge: expected one of {', '.join(MERGES)}, got {value!r}")
+    if value != "concat" and not bidirectional:
+        raise ValueError(f"merge: expected 'concat' with bidirectional=False, got {value!r}")
+    return value
 
 
 def _check_zoneout(spec: CellSpec, value: Zoneout) -> tuple[float, ...]:

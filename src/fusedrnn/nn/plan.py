@@ -28,13 +28,15 @@ class NetworkShape:
         dtype: that of its parameters.
         rows: num_layers*D, of every state array.
         widths: of the state arrays, Hout and, for an LSTM, H.
-        out_size: D*Hout.
+        wide_size: D*Hout, the outputs of all directions beside each other.
+        out_size: what a layer gives: that, or Hout where directions are merged.
     """
 
     spec: CellSpec
     dtype: np.dtype[Any]
     rows: int
     widths: tuple[int, ...]
+    wide_size: int
     out_size: int
 
     def new_states(self, batch: int, on: Backend) -> list[Any]:
@@ -146,6 +148,21 @@ class Network(Protocol):
     batch_first: bool
     bidirectional: bool
     proj_size: int
+
+    @property
+    def residual(self) -> bool: ...
+
+    @property
+    def merge(self) -> str: ...
+
+    @property
+    def learned_state(self) -> bool: ...
+
+    def _learned_states(self, batch: int) -> tuple[Array, ...]:
+        """The learned initial state for so many rows."""
+
+    def _add_learned(self, dstarts: list[Any]) -> None:
+        """Add to the gradients of the learned initial state."""
 
 
 def check_forget_bias(spec: CellSpec, value: float | None) -> float | None:

@@ -8,6 +8,7 @@ from fusedrnn.backend import CPU, NOTHING
 from fusedrnn.cells import Weights
 from fusedrnn.checks import check_array
 from fusedrnn.inputs.lookup import is_table
+from fusedrnn.nn.joining import lock, split
 from fusedrnn.nn.plan import Network, row_of, time_major
 from fusedrnn.nn.tape import RecurrentTape
 
@@ -37,7 +38,11 @@ def backward_layers(
         return dx, network.spec.pack_state([part[None] for part in parts])
     dstarts = network.new_states(batch, on)
     lookup = tape.lookup
-    looked_up = lookup is not None and is_table(lookup, on is not CPU)
+    joints, merge = tape._joints, module.merge
+    locked = (None, None) if joints is None else joints.locked
+    if flow is not None and locked[1]:
+        flow = lock(flow, locked[1])
+    looked_up = lookup is not None and is_table(lookup, on is not CPU) and not locked[0]
     gradient: Any = None
     if need_dx and lookup is not None:
         gradient = (on.xp.empty if looked_up else on.xp.zeros)(tuple(lookup._values.shape), dtype)
@@ -54,22 +59,36 @@ def backward_layers(
         sums_of[part.row] = part.apart(hidden, module._frozen) if masked else part.sums(module._frozen)
     targets = [inputs, *_between(module, tape, dtype)]
     stages: list[list[Any]] = []
+    # Of each layer, the last one first: the gradient of what its outputs make, and those of the outputs.
+    flows: list[tuple[Any, Any]] = []
     for layer in reversed(range(module.num_layers)):
-        stages.append(_calls(module, tape, layer, flow, dfinals, targets[layer], sums_of))
+        each = flow
+        if flow is not None and merge != "concat":
+            each = on.xp.empty((*flow.shape[:2], network.wide_size), dtype)
+        flows.append((flow, each))
+        stages.append(_calls(module, tape, layer, each, dfinals, targets[layer], sums_of))
         flow = targets[layer]
     work = on.kernels.StagedCalls(stages)
-    # Dropout is a call of its own.
-    whole = on is CPU and not any(tape.dropout) and not any(tape.weight_dropout)
+    # Dropout is a call of its own, and so is what lies between layers.
+    whole = on is CPU and joints is None and not any(tape.dropout) and not any(tape.weight_dropout)
     with module._turn.take(), NOTHING if whole and work.run_if_short() else _AllOrNothing(module):
-        for layer in reversed(range(module.num_layers)):
+        for layer, (flow, each) in zip(reversed(range(module.num_layers)), flows, strict=True):
+            if each is not flow:
+                split(merge, joints.outputs[layer], flow, each)
             for part, (_, starts, _) in zip(module._plan.layers[layer], work.run(), strict=True):
                 for dstart, start in zip(dstarts, starts, strict=True):
                     dstart[part.row] = start
                 if (mask := tape.weight_dropout[part.row]) is not None:
                     part.add_masked(hidden, sums_of[part.row], mask)
+            if layer and module.residual and flow is not None:
+                targets[layer] += flow
             drop = tape.dropout[layer - 1] if layer else None
             if drop is not None:
                 on.kernels.dropout(targets[layer], *drop, out=targets[layer])
+        if joints is not None and joints.learned and not module._frozen:
+            module._add_learned(dstarts)
+    if locked[0] and inputs is not None:
+        lock(inputs, locked[0], inputs)
     if single:
         dstarts = [dstart[:, 0] for dstart in dstarts]
     if lookup is not None and rows is not None:

@@ -88,6 +88,13 @@ class Recurrent(WithOptions, Generic[StateT]):
         zoneout: probability that a unit's state stays as it was before a step, in training mode, on the CPU;
             in evaluation mode the state is the expectation, p*s + (1-p)*s'. One for each state in their
             order, or one for all. Krueger et al. 2016, arXiv:1606.01305.
+        locked_dropout: probability of dropping a feature of x and of y in all steps of a sequence, in
+            training mode; the others are scaled by 1/(1-p). Or a pair, one for x and one for y.
+        residual: whether each layer from the second on adds its input to its output; states stay without.
+        merge: what the outputs of two directions make, after each layer: "concat", "sum", "mean" or "mul",
+            with which y is (T, B, Hout).
+        learned_state: whether the initial state is a parameter, which calls without a state start from:
+            h0 (num_layers*D, 1, Hout) and the others alike, zero at first. Resets go to zeros or reset_state.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -122,6 +129,10 @@ class Recurrent(WithOptions, Generic[StateT]):
         weight_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         zoneout: Zoneout = 0.0,
+        locked_dropout: float | tuple[float, float] = 0.0,
+        residual: bool = False,
+        merge: str = "concat",
+        learned_state: bool = False,
     ) -> None:
         super().__init__()
         self._set_regularisers(resolve_cell(cell), weight_dropout, recurrent_dropout, zoneout)
@@ -136,6 +147,7 @@ class Recurrent(WithOptions, Generic[StateT]):
         self.bidirectional = check_flag("bidirectional", bidirectional)
         self.proj_size = check_projection(self._spec, proj_size, self.hidden_size)
         self.recompute = check_flag("recompute", recompute)
+        self._set_joining(locked_dropout, residual, merge, learned_state)
         if self.dropout and self.num_layers == 1:
             text = "dropout: acts between layers, so it does nothing with num_layers=1"
             warnings.warn(text, stacklevel=2 if type(self) is Recurrent else 3)
@@ -145,13 +157,17 @@ class Recurrent(WithOptions, Generic[StateT]):
         directions = 2 if self.bidirectional else 1
         widths = self._spec.state_widths(self.hidden_size, self.proj_size)
         rows = self.num_layers * directions
-        self._network = NetworkShape(self._spec, found, rows, widths, directions * widths[0])
+        wide = directions * widths[0]
+        out_size = wide if self.merge == "concat" else widths[0]
+        self._network = NetworkShape(self._spec, found, rows, widths, wide, out_size)
         shapes = {}
         for layer in range(self.num_layers):
             inputs = self._network.out_size if layer else self.input_size
             for suffix in self._suffixes(layer):
                 part = self._spec.parameter_shapes(inputs, self.hidden_size, self.bias, self.proj_size)
                 shapes.update({name + suffix: shape for name, shape in part.items()})
+        if self.learned_state:
+            shapes |= {n: (rows, 1, w) for n, w in zip(self._learned_names, widths, strict=True)}
         self._declare(shapes, found)
         for layer in range(self.num_layers):
             for arrays in [self._select(self._own, suffix) for suffix in self._suffixes(layer)]:
@@ -181,8 +197,8 @@ class Recurrent(WithOptions, Generic[StateT]):
                 parts.append(Part(row, weights, grads, cache, direction == 1, columns))
             layers.append(tuple(parts))
         plain = None
-        drawn = self.weight_dropout or self._masks
-        single = self.num_layers == 1 and not self.bidirectional and not drawn
+        optional = self.weight_dropout or self._masks or self._joining
+        single = self.num_layers == 1 and not self.bidirectional and not optional
         if single and self._backend is CPU:
             plain = _core.PlainCall(self._spec.name, layers[0][0].weights, layers[0][0].cache).__call__
         self.__dict__.update(_plan=NetworkPlan(tuple(layers)), _plain=plain)
@@ -345,7 +361,7 @@ class Recurrent(WithOptions, Generic[StateT]):
 
         Raises:
             TypeError: batch_size is not an int.
-            ValueError: the network is bidirectional, or batch_size is below 1.
+            ValueError: the network is bidirectional or residual, or batch_size is below 1.
             RuntimeError: the network is on a GPU.
         """
         self._require_cpu("stream")
@@ -353,6 +369,8 @@ class Recurrent(WithOptions, Generic[StateT]):
             raise ValueError(
                 "stream: expected bidirectional=False: the reverse direction starts from the end"
             )
+        if self.residual:
+            raise ValueError("stream: expected residual=False, got True: layers run one into the other there")
         return Stream(self, check_size("batch_size", batch_size, maximum=2**63 - 1))
 
     def quantize(self, weights: str) -> QuantizedRecurrent[StateT]:
@@ -364,7 +382,8 @@ class Recurrent(WithOptions, Generic[StateT]):
 
         Raises:
             TypeError: weights is not a string, or the network is not of float32.
-            ValueError: another format, sizes past 131072 with "int8", or the cell of `define_cell`.
+            ValueError: another format, sizes past 131072 with "int8", the cell of `define_cell`, or an option
+                that it lacks.
             RuntimeError: the network is on a GPU.
         """
         self._require_cpu("quantize")
@@ -373,4 +392,6 @@ class Recurrent(WithOptions, Generic[StateT]):
                 f"quantize: expected a compiled cell, {', '.join(CELLS)}, got {self._spec.label}, a program, "
                 "which runs in float32 and float64"
             )
+        if name := self._beside():
+            raise ValueError(f"quantize: expected a network without {name}, got one with it")
         return QuantizedRecurrent(self, weights)

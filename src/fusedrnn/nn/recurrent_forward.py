@@ -9,12 +9,14 @@ from fusedrnn.backend import CPU, Backend
 from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.inputs.lookup import array_of, kernel_inputs
 from fusedrnn.inputs.sequences import as_lengths
+from fusedrnn.nn.joining import Joints, join, lock
 from fusedrnn.nn.plan import borders_of, row_of, time_major
 from fusedrnn.nn.tape import Drop
 
 # y, the final state, and what a tape keeps: kernel tapes, dropout between layers and of weights, bytes of the
-# arrays between, backend.
-Results: TypeAlias = tuple[Array, Any, tuple[list[Any], list[Drop | None], list[Drop | None], int, Backend]]
+# arrays between, backend, what options left.
+Kept: TypeAlias = tuple[list[Any], list[Drop | None], list[Drop | None], int, Backend, Joints | None]
+Results: TypeAlias = tuple[Array, Any, Kept]
 
 
 def forward_layers(
@@ -28,7 +30,10 @@ def forward_layers(
         raise module._input_error(x)
     dtype, out_size = on.types(module._dtype)[0], module._network.out_size
     y = xp.empty((*shape[:-1], out_size), dtype)
-    (steps, indices), target = kernel_inputs(x, on is not CPU, save), y
+    joints = module._joints(state) if module._joining else None
+    locked = None if joints is None else joints.locked
+    as_rows = locked is not None and locked[0] is not None
+    (steps, indices), target = kernel_inputs(x, on is not CPU, save, as_rows), y
     between = 0 if steps is array_of(x) else steps.nbytes
     if single or module.batch_first:
         target = time_major(y, single, module.batch_first)
@@ -37,7 +42,12 @@ def forward_layers(
         else:
             indices = time_major(indices, single, module.batch_first)
     seq_len, batch, _ = target.shape
+    if locked and locked[0]:
+        steps = lock(steps, locked[0])
+        between += steps.nbytes
     states = None if state is None else module._network.split_state("state", state, batch, single, on)
+    if joints is not None and joints.learned:
+        states = module._learned_states(batch)
     ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
     borders = None if resets is None else borders_of(resets, shape[:-1], single, module.batch_first, on)
     replacement = None
@@ -57,7 +67,10 @@ def forward_layers(
     calls, results = [], []
     for layer, parts in enumerate(module._plan.layers, 1):
         last = layer == module.num_layers
-        out = target if last else xp.empty((seq_len, batch, out_size), dtype)
+        joins = joints is not None and module._joins_at(layer)
+        # What the kernels wrote stays as it is.
+        apart = joins or (last and locked is not None and locked[1] is not None)
+        out = target if last and not apart else xp.empty((seq_len, batch, module._network.wide_size), dtype)
         for part in parts:
             mask = module._noise.take(module.weight_dropout) if masking else None
             weight_drops.append(mask)
@@ -82,14 +95,23 @@ def forward_layers(
             if masks:
                 call.draw_masks(*module._noise.streams(masks))
             calls.append(call)
-        steps, indices = out, None
+        before, steps, indices = steps, out, None
         drop = None
-        between += 0 if last else out.nbytes
+        between += 0 if out is target else out.nbytes
         dropping = not last and module.training and module.dropout > 0
         # A layer begins before the one below has ended, unless it needs that end or dropout in between.
-        if last or dropping or module.bidirectional:
+        if last or dropping or joins or module.bidirectional:
             results += kernels.run_calls(calls)
             calls = []
+        if joints is not None:
+            joints.outputs.append(out if module.merge == "mul" else None)
+            if joins:
+                whole = last and not (locked and locked[1])
+                steps = target if whole else xp.empty((seq_len, batch, out_size), dtype)
+                join(module.merge, out, before if layer > 1 and module.residual else None, steps)
+                between += 0 if whole else steps.nbytes
+            if last and locked and locked[1]:
+                lock(steps, locked[1], target)
         if dropping:
             drop = module._noise.take(module.dropout)
             steps = kernels.dropout(out, *drop)
@@ -98,4 +120,4 @@ def forward_layers(
     tapes = [tape for _, _, tape in results]
     if single:
         finals = [final[:, 0] for final in finals]
-    return y, module._spec.pack_state(finals), (tapes, drops, weight_drops, between, on)
+    return y, module._spec.pack_state(finals), (tapes, drops, weight_drops, between, on, joints)

@@ -116,7 +116,11 @@ class RecurrentTape(Tape):
     # _batch_first: how x, and dy with it, is laid out.
     # _on: the backend that forward ran with, another than the owner's in 16 bits.
     # _packing: with a mask, which steps the network ran over, else None.
-    __slots__ = ("_batch_first", "_on", "_packing", "dropout", "layers", "lookup", "shape", "weight_dropout")
+    # _joints: what options between layers and around them left for backward, else None.
+    __slots__ = (
+        *("_batch_first", "_joints", "_on", "_packing", "dropout", "layers", "lookup", "shape"),
+        "weight_dropout",
+    )
 
     def __init__(
         self,
@@ -127,6 +131,7 @@ class RecurrentTape(Tape):
         weight_dropout: Sequence[Drop | None],
         between: int,
         on: Backend | None = None,
+        joints: Any = None,
         lookup: Lookup | None = None,
         batch_first: bool = False,
     ) -> None:
@@ -138,6 +143,7 @@ class RecurrentTape(Tape):
         self._batch_first = batch_first
         self.lookup = lookup
         self._packing: Packing | None = None
+        self._joints = joints
         self.layers = tuple(layers)
         self.dropout = tuple(dropout)
         self.weight_dropout = tuple(weight_dropout)

@@ -157,6 +157,8 @@ class _Writer:
         if module.proj_size or "cell_clip" in options:
             refused = "proj_size" if module.proj_size else "cell_clip"
             raise ValueError(f"{at}{refused}: expected none, since ONNX has none; leave it out")
+        if refused := module._beside() or ("zoneout" if any(module.zoneout) else ""):
+            raise ValueError(f"{at}{refused}: expected a network without it, since ONNX has none")
         directions = 2 if module.bidirectional else 1
         hidden, states = module.hidden_size, 2 if op == "LSTM" else 1
         attributes: dict[str, Any] = {
