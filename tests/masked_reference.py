@@ -66,9 +66,9 @@ def masks_of(net: Any, noise: tuple[int, int], seq_len: int, batch: int) -> list
     """Those of a call that began with this (seed, offset)."""
     seed, stream = noise
     stream += sum(p > 0 for p in net.locked_dropout) if net.training else 0
-    hidden, p = net.hidden_size, net.recurrent_dropout
+    p, directions = net.recurrent_dropout, 2 if net.bidirectional else 1
     found = []
-    for _ in range(net.num_layers * (2 if net.bidirectional else 1)):
+    for hidden in (widths[0] for widths in net._network.layers for _ in range(directions)):
         factor = np.ones((batch, hidden))
         if p and net.training:
             factor = np.where(drawn(batch, hidden, p, stream, seed), 0.0, 1.0 / (1.0 - p))
@@ -195,24 +195,27 @@ def run(cell: str, net: Any, noise: tuple[int, int], call: dict[str, Any], dy: A
         made = []
         for d, params in enumerate(layer):
             at = k * directions + d
-            place = None if replacement is None else tuple(part[at] for part in replacement)
-            start = tuple(part[at].astype(np.float64) for part in state)
+            size = params[1].shape[1]
+            place = None if replacement is None else tuple(part[at, ..., :size] for part in replacement)
+            start = tuple(part[at, :, :size].astype(np.float64) for part in state)
             made.append(
                 forward(cell, steps, params, masks[at], start, lengths, call["resets"], place, d == 1)
             )
         finals += [final for _, final, _ in made]
         kept.append((steps, made))
         merged = merge(net.merge, [y for y, _, _ in made])
-        steps = merged + steps if net.residual and k else merged
+        adds = net.residual and k > 0 and merged.shape == steps.shape
+        kept[-1] = (*kept[-1], adds)
+        steps = merged + steps if adds else merged
     starts: list[State] = [()] * len(finals)
     grads: dict[str, Array] = {}
     flow = dy.astype(np.float64) * at_output
     for k in range(len(layers) - 1, -1, -1):
-        inputs, made = kept[k]
-        total = flow.copy() if net.residual and k else np.zeros_like(inputs)
+        inputs, made, adds = kept[k]
+        total = flow.copy() if adds else np.zeros_like(inputs)
         for d, part in enumerate(unmerge(net.merge, [y for y, _, _ in made], flow)):
             at = k * directions + d
-            last = tuple(end[at].astype(np.float64) for end in ends)
+            last = tuple(end[at, :, : part.shape[2]].astype(np.float64) for end in ends)
             dx, starts[at], found = backward(cell, inputs, layers[k][d], masks[at], made[d][2], part, last)
             total += dx
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -220,7 +223,12 @@ def run(cell: str, net: Any, noise: tuple[int, int], call: dict[str, Any], dy: A
         flow = total
 
     def stacked(parts: Any) -> State:
-        return tuple(np.stack(each) for each in zip(*parts, strict=True))
+        """As wide as the widest, with zeros behind."""
+        width = max(part[0].shape[-1] for part in parts)
+        return tuple(
+            np.stack([np.pad(part, [(0, 0), (0, width - part.shape[-1])]) for part in each])
+            for each in zip(*parts, strict=True)
+        )
 
     dstart = stacked(starts)
     if net.learned_state:

@@ -26,6 +26,22 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "mean": ({"merge": "mean", "bidirectional": True, "num_layers": 2}, True),
     "mul": ({"merge": "mul", "bidirectional": True, "num_layers": 2}, True),
     "learned": ({"learned_state": True, "num_layers": 2, "bidirectional": True}, False),
+    "sizes": ({"hidden_size": [9, 5, 13]}, True),
+    "sizes_alone": ({"hidden_size": (13, 5), "bidirectional": True}, False),
+    "sizes_residual": (
+        {
+            "hidden_size": [5, 9, 9, 2],
+            "residual": True,
+            "bidirectional": True,
+            "merge": "sum",
+            "zoneout": 0.3,
+        },
+        True,
+    ),
+    "sizes_learned": (
+        {"hidden_size": [5, 9], "learned_state": True, "recurrent_dropout": 0.4, "weight_dropout": 0.0},
+        False,
+    ),
     "learned_given": ({"learned_state": True}, True),
     "all": (
         {
@@ -45,7 +61,8 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 
 def made(cell: str, case: str, dtype: str = "float64", **more: Any) -> Any:
     options = dict(CASES[case][0]) | more
-    net = make_module(cell, 4, 9, options.pop("num_layers", 1), dtype=dtype, **options)
+    hidden = options.pop("hidden_size", 9)
+    net = make_module(cell, 4, hidden, options.pop("num_layers", 1), dtype=dtype, **options)
     if net.learned_state:
         for name in ("h0", "c0")[: len(net._network.widths)]:
             net.parameters[name][...] = normal(*net.parameters[name].shape, seed=4)
@@ -225,6 +242,39 @@ def test_learned_state_is_trained() -> None:
     assert np.abs(net(x)[0] - target).max() < 0.02
 
 
+def test_sizes_of_layers() -> None:
+    """States are as wide as the widest layer; streams and windows take them."""
+    net = fr.LSTM(4, [5, 9, 3], seed=0, dtype="float64", zoneout=0.2).eval()
+    assert (net.hidden_size, net.num_layers) == ((5, 9, 3), 3)
+    assert net.parameters["weight_ih_l1"].shape == (36, 5)
+    x = normal(6, 3, 4)
+    y, (h, c) = net(x)
+    assert y.shape == (6, 3, 3)
+    assert h.shape == c.shape == (3, 3, 9)
+    assert not h[0, :, 5:].any()
+    assert h[0, :, :5].all()
+    stream = net.stream(3)
+    assert_close(np.stack([stream(step).copy() for step in x]), y, "output")
+    for part, other in zip(stream.state, (h, c), strict=True):
+        assert_close(part, other, "state")
+    stream.state = (h, c)
+    again, end = net(x, (h, c))
+    assert_close(np.stack([stream(step).copy() for step in x]), again, "output")
+    assert_close(stream.state[1], end[1], "state")
+    out, _, tape = fr.checkpoint(net, x, 2)
+    assert np.array_equal(out, y)
+    dx, _ = tape.backward(np.ones_like(out))
+    assert_close(dx, net.backward(net.forward(x)[2], np.ones_like(out))[0], "gradient")
+    garbage = h.copy()
+    garbage[0, :, 5:] = np.nan
+    assert np.array_equal(net(x, (garbage, c))[0], again)
+    assert fr.GRU(3, [4, 4]).hidden_size == 4
+    assert fr.GRU(3, [4, 4]).num_layers == 2
+    assert repr(fr.GRU(3, [4, 5])) == "GRU(3, (4, 5))"
+    assert repr(fr.GRU(3, [4, 4])) == "GRU(3, 4, num_layers=2)"
+    fr.GRU(3, [4, 5]).load_state_dict(fr.GRU(3, [4, 5], seed=1).state_dict())
+
+
 def test_copies_and_repr() -> None:
     net = made("lstm", "all")
     x = normal(4, 2, 4)
@@ -243,13 +293,24 @@ def test_arguments() -> None:
     for options, message in (
         ({"merge": "sum"}, "merge: expected 'concat' with bidirectional=False, got 'sum'"),
         ({"merge": "max", "bidirectional": True}, "merge: expected one of concat, sum, mean, mul, got 'max'"),
-        ({"residual": True}, "residual: expected False with num_layers=1"),
+        (
+            {"residual": True},
+            "residual: expected False without two layers of equal widths, .* got True with 4",
+        ),
+        ({"hidden_size": [4, 5], "residual": True}, "residual: expected False .* got True with 4, 5"),
+        (
+            {"hidden_size": [4, 5], "num_layers": 3},
+            "hidden_size: expected a number, or one for each layer, got 2",
+        ),
+        ({"hidden_size": []}, "hidden_size: expected a number, or one for each layer, got 0"),
+        ({"hidden_size": [4, 0]}, r"hidden_size\[1\]: expected"),
+        ({"hidden_size": [4, 5], "proj_size": 2}, "proj_size: expected 0 with a hidden_size for each layer"),
         ({"locked_dropout": 1.5}, "locked_dropout: expected a number in"),
         ({"locked_dropout": (0.5, -1)}, r"locked_dropout\[1\]: expected a number in"),
         ({"locked_dropout": (0.5,)}, "locked_dropout: expected a number, or one for the input and one for y"),
     ):
         with pytest.raises(ValueError, match=message):
-            fr.LSTM(3, 4, **options)
+            fr.LSTM(3, **({"hidden_size": 4} | options))
     for name, value in (("merge", 1), ("residual", 1), ("learned_state", "h"), ("locked_dropout", "0.5")):
         with pytest.raises(TypeError, match=f"{name}: expected"):
             fr.LSTM(3, 4, 2, bidirectional=True, **{name: value})
@@ -263,6 +324,8 @@ def test_arguments() -> None:
         (name, _), *_ = options.items()
         with pytest.raises(ValueError, match=f"quantize: expected a network without {name}"):
             fr.LSTM(3, 4, 2, **options).quantize("int8")
+    with pytest.raises(ValueError, match="quantize: expected a network without a hidden_size for each layer"):
+        fr.LSTM(3, [4, 5]).quantize("int8")
     fr.LSTM(3, 4, locked_dropout=0.5).quantize("int8")
     with pytest.raises(RuntimeError, match="locked_dropout: expected 0 or evaluation mode"):
         fr.checkpoint(fr.LSTM(3, 4, locked_dropout=0.5), normal(4, 2, 3, dtype="float32"), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike, as_array
+from fusedrnn.backend import CPU
 from fusedrnn.cells import Weights
 from fusedrnn.checks import as_int64
 from fusedrnn.listing import Listed
@@ -99,10 +101,10 @@ class Stream(StreamBase[StateT]):
         """Set some rows of the batch to the learned initial state, if there is one."""
         if self._learned is None:
             return
-        parts = [np.stack(part) for part in zip(*self._core.get_state(), strict=True)]
+        parts = self._stacked()
         for part, start in zip(parts, self._learned, strict=True):
             part[:, rows] = start
-        self._core.set_state([tuple([part[row] for part in parts]) for row in range(len(parts[0]))])
+        self._set(parts)
 
     def reset(self, rows: npt.ArrayLike | None = None) -> None:
         """Set the state to zero, or to the learned initial state.
@@ -120,14 +122,24 @@ class Stream(StreamBase[StateT]):
     @property
     def state(self) -> StateT:
         """A copy of the state, h or (h, c), each (num_layers, B, ...) as `forward` takes it; can be set."""
-        parts = [np.stack(part) for part in zip(*self._core.get_state(), strict=True)]
+        parts = self._stacked()
         return cast(StateT, self._module._network.spec.pack_state(parts))
 
     @state.setter
     def state(self, value: StateLike) -> None:
         parts = self._module._network.split_state("state", value, self.batch_size)
-        rows = range(self._module.num_layers)
-        self._core.set_state([tuple([None if part is None else part[row] for part in parts]) for row in rows])
+        self._set(parts)
+
+    def _stacked(self) -> list[Any]:
+        """The state of all layers, a copy."""
+        arrays = self._module._network.new_states(self.batch_size, CPU)
+        for (part,), own in zip(self._module._plan.layers, self._core.get_state(), strict=True):
+            for array, values in zip(part.of(arrays), own, strict=True):
+                array[...] = values
+        return arrays
+
+    def _set(self, arrays: Sequence[Array | None]) -> None:
+        self._core.set_state([part.of(arrays) for (part,) in self._module._plan.layers])
 
     def refresh(self) -> None:
         """Read the module's weights again; the state stays."""

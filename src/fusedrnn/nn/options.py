@@ -10,7 +10,7 @@ import numpy as np
 
 from fusedrnn.arrays import Array
 from fusedrnn.cells import CellSpec
-from fusedrnn.checks import check_flag, check_number
+from fusedrnn.checks import MOST_LAYERS, check_flag, check_number, check_size
 from fusedrnn.init import Noise
 from fusedrnn.nn.joining import MERGES, Joints
 from fusedrnn.nn.module import Module
@@ -46,7 +46,7 @@ class WithOptions(Module):
     _dtype: np.dtype[Any]
     _noise: Noise
     input_size: int
-    hidden_size: int
+    hidden_size: int | tuple[int, ...]
     num_layers: int
     bias: bool
     batch_first: bool
@@ -79,12 +79,37 @@ class WithOptions(Module):
         self._residual = check_flag("residual", residual)
         self._merge = _check_merge(merge, self.bidirectional)
         self._learned_state = check_flag("learned_state", learned)
-        if self._residual and self.num_layers == 1:
+        joining = {
+            "residual": self.residual,
+            "merge": merge != "concat",
+            "learned_state": self.learned_state,
+            "locked_dropout": any(self._locked_dropout),
+        }
+        self._joining = next((name for name, given in joining.items() if given), "")
+
+    def _set_sizes(self, hidden_size: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
+        """Set hidden_size and num_layers; return the size of each layer."""
+        self.num_layers = num_layers
+        if not isinstance(hidden_size, (tuple, list)):
+            self.hidden_size = check_size("hidden_size", cast(int, hidden_size))
+            return (self.hidden_size,) * num_layers
+        sizes = tuple(check_size(f"hidden_size[{k}]", size) for k, size in enumerate(hidden_size))
+        if not sizes or num_layers not in (1, len(sizes)):
             raise ValueError(
-                "residual: expected False with num_layers=1, got True: it adds the input of layers from the "
-                "second on"
+                f"hidden_size: expected a number, or one for each layer, got {len(sizes)} with "
+                f"num_layers={num_layers}"
             )
-        self._joining = self._beside() or ("locked_dropout" if any(self._locked_dropout) else "")
+        self.num_layers = check_size("the length of hidden_size", len(sizes), maximum=MOST_LAYERS)
+        self.hidden_size = sizes if len(set(sizes)) > 1 else sizes[0]
+        return sizes
+
+    def _check_residual(self) -> None:
+        if self._residual and not any(self._adds_at(layer) for layer in range(2, self.num_layers + 1)):
+            outs = ", ".join(str(out) for out in self._network.outs)
+            raise ValueError(
+                "residual: expected False without two layers of equal widths, since it adds the input of the "
+                f"second to its output, got True with {outs}"
+            )
 
     def _beside(self) -> str:
         """The name of an option by which the network is more than its stacked layers, or ""."""
@@ -92,6 +117,7 @@ class WithOptions(Module):
             "residual": self.residual,
             "merge": self.merge != "concat",
             "learned_state": self.learned_state,
+            "a hidden_size for each layer": isinstance(self.hidden_size, tuple),
         }
         return next((name for name, given in chosen.items() if given), "")
 
@@ -104,7 +130,12 @@ class WithOptions(Module):
 
     def _joins_at(self, layer: int) -> bool:
         """Whether what the kernels write is not yet the output of this layer, from 1 on."""
-        return self.merge != "concat" or (self.residual and layer > 1)
+        return self.merge != "concat" or self._adds_at(layer)
+
+    def _adds_at(self, layer: int) -> bool:
+        """Whether this layer, from 1 on, adds its input to its output."""
+        outs = self._network.outs
+        return self.residual and layer > 1 and outs[layer - 1] == outs[layer - 2]
 
     @property
     def _learned_names(self) -> list[str]:
@@ -177,7 +208,7 @@ class WithOptions(Module):
         zoneout = self.zoneout[0] if len(set(self.zoneout)) == 1 else self.zoneout
         given = {
             "proj_size": (self.proj_size, 0),
-            "num_layers": (self.num_layers, 1),
+            "num_layers": (1 if isinstance(self.hidden_size, tuple) else self.num_layers, 1),
             "bias": (self.bias, True),
             "batch_first": (self.batch_first, False),
             "dropout": (self.dropout, 0.0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,22 +27,45 @@ class NetworkShape:
         spec: its cell.
         dtype: that of its parameters.
         rows: num_layers*D, of every state array.
-        widths: of the state arrays, Hout and, for an LSTM, H.
-        wide_size: D*Hout, the outputs of all directions beside each other.
-        out_size: what a layer gives: that, or Hout where directions are merged.
+        widths: of the state arrays, Hout and, for an LSTM, H; of the widest layer.
+        layers: the same of each layer.
+        wides: D*Hout of each layer, the outputs of all directions beside each other.
+        outs: what each layer gives: that, or Hout where directions are merged.
+        out_size: what the last one gives.
+        uneven: whether layers differ. Units past the width of a layer are zero in its states, and not read.
     """
 
     spec: CellSpec
     dtype: np.dtype[Any]
     rows: int
     widths: tuple[int, ...]
-    wide_size: int
+    layers: tuple[tuple[int, ...], ...]
+    wides: tuple[int, ...]
+    outs: tuple[int, ...]
     out_size: int
+    uneven: bool
+
+    @classmethod
+    def of(
+        cls,
+        spec: CellSpec,
+        dtype: np.dtype[Any],
+        layers: list[tuple[int, ...]],
+        directions: int,
+        merges: bool,
+    ) -> NetworkShape:
+        """Return the sizes of a network of such layers."""
+        widths = tuple(max(each) for each in zip(*layers, strict=True))
+        wides = tuple(directions * each[0] for each in layers)
+        outs = tuple(each[0] for each in layers) if merges else wides
+        rows, uneven = directions * len(layers), len(set(layers)) > 1
+        return cls(spec, dtype, rows, widths, tuple(layers), wides, outs, outs[-1], uneven)
 
     def new_states(self, batch: int, on: Backend) -> list[Any]:
         """Return arrays for the states of all layers and directions."""
         types, rows = on.types(self.dtype), self.rows
-        return [on.xp.empty((rows, batch, width), types[i > 0]) for i, width in enumerate(self.widths)]
+        make = on.xp.zeros if self.uneven else on.xp.empty
+        return [make((rows, batch, width), types[i > 0]) for i, width in enumerate(self.widths)]
 
     def split_state(
         self, name: str, state: StateLike, batch: int, single: bool = False, on: Backend = CPU
@@ -82,6 +105,7 @@ class Part:
         cache: its packed weights.
         reverse: whether it runs from the end.
         columns: those of the layer's output that it writes; None for all.
+        widths: of its states, where those of others are wider; else None.
     """
 
     row: int
@@ -90,6 +114,15 @@ class Part:
     cache: _core.WeightCache
     reverse: bool
     columns: slice | None
+    widths: tuple[int, ...] | None = None
+
+    def of(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """Return its entries of state arrays."""
+        row, widths = self.row, self.widths
+        if widths is None:
+            return tuple([None if array is None else array[row] for array in arrays])
+        pairs = zip(arrays, widths, strict=True)
+        return tuple([None if array is None else array[row, ..., :width] for array, width in pairs])
 
     def sums(self, frozen: bool) -> Weights:
         """Return the gradients that backward adds to: none of a frozen network."""
@@ -142,7 +175,7 @@ class Network(Protocol):
     _size: int
     _frozen: bool
     input_size: int
-    hidden_size: int
+    hidden_size: int | tuple[int, ...]
     num_layers: int
     bias: bool
     batch_first: bool
@@ -157,6 +190,9 @@ class Network(Protocol):
 
     @property
     def learned_state(self) -> bool: ...
+
+    def _adds_at(self, layer: int) -> bool:
+        """Whether this layer, from 1 on, adds its input to its output."""
 
     def _learned_states(self, batch: int) -> tuple[Array, ...]:
         """The learned initial state for so many rows."""
@@ -180,7 +216,7 @@ def check_forget_bias(spec: CellSpec, value: float | None) -> float | None:
     return bias
 
 
-def check_projection(spec: CellSpec, proj_size: int, hidden_size: int) -> int:
+def check_projection(spec: CellSpec, proj_size: int, hidden_size: int | tuple[int, ...]) -> int:
     """Return the size of a projection, 0 for none.
 
     Raises:
@@ -190,7 +226,9 @@ def check_projection(spec: CellSpec, proj_size: int, hidden_size: int) -> int:
     size = check_size("proj_size", proj_size, 0)
     if size and not any(p.role == "projection" and p.need != "refused" for p in spec.parameters):
         raise ValueError(f"proj_size: expected 0, since {spec.label} has no projection, got {size}")
-    if size >= hidden_size:
+    if size and isinstance(hidden_size, tuple):
+        raise ValueError(f"proj_size: expected 0 with a hidden_size for each layer, got {size}")
+    if not isinstance(hidden_size, tuple) and size >= hidden_size:
         raise ValueError(f"proj_size: expected an int < hidden_size = {hidden_size}, got {size}")
     return size
 

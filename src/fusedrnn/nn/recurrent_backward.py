@@ -9,7 +9,7 @@ from fusedrnn.cells import Weights
 from fusedrnn.checks import check_array
 from fusedrnn.inputs.lookup import is_table
 from fusedrnn.nn.joining import lock, split
-from fusedrnn.nn.plan import Network, row_of, time_major
+from fusedrnn.nn.plan import Network, time_major
 from fusedrnn.nn.tape import RecurrentTape
 
 
@@ -31,7 +31,7 @@ def backward_layers(
         flow = time_major(check_array("dy", dy, shape, dtype, kind=on.array), single, batch_first)
     dfinals = None if dstate is None else network.split_state("dstate", dstate, batch, single, on)
     if module._plain is not None and tape.lookup is None and not single and not batch_first:
-        final = None if dfinals is None else row_of(dfinals, 0)
+        final = None if dfinals is None else module._plan.layers[0][0].of(dfinals)
         with module._turn.take():
             sums = module._plan.layers[0][0].sums(module._frozen)
             dx, parts, _ = _core.backward(tape.layers[0], flow, final, sums, need_dx)
@@ -64,7 +64,7 @@ def backward_layers(
     for layer in reversed(range(module.num_layers)):
         each = flow
         if flow is not None and merge != "concat":
-            each = on.xp.empty((*flow.shape[:2], network.wide_size), dtype)
+            each = on.xp.empty((*flow.shape[:2], network.wides[layer]), dtype)
         flows.append((flow, each))
         stages.append(_calls(module, tape, layer, each, dfinals, targets[layer], sums_of))
         flow = targets[layer]
@@ -76,11 +76,11 @@ def backward_layers(
             if each is not flow:
                 split(merge, joints.outputs[layer], flow, each)
             for part, (_, starts, _) in zip(module._plan.layers[layer], work.run(), strict=True):
-                for dstart, start in zip(dstarts, starts, strict=True):
-                    dstart[part.row] = start
+                for dstart, start in zip(part.of(dstarts), starts, strict=True):
+                    dstart[...] = start
                 if (mask := tape.weight_dropout[part.row]) is not None:
                     part.add_masked(hidden, sums_of[part.row], mask)
-            if layer and module.residual and flow is not None:
+            if module._adds_at(layer + 1) and flow is not None:
                 targets[layer] += flow
             drop = tape.dropout[layer - 1] if layer else None
             if drop is not None:
@@ -113,10 +113,11 @@ class _AllOrNothing:
 
 def _between(module: Network, tape: RecurrentTape, dtype: Any) -> list[Any]:
     """Return arrays for the gradients of the outputs of all layers but the last: one of two, in turn."""
-    shape = (tape.layers[0].seq_len, tape.layers[0].batch, module._network.out_size)
-    count = module.num_layers - 1
-    arrays = [tape._on.xp.empty(shape, dtype) for _ in range(min(2, count))]
-    return [arrays[index % 2] for index in range(count)]
+    lead = (tape.layers[0].seq_len, tape.layers[0].batch)
+    outs = module._network.outs[:-1]
+    count = len(outs) if module._network.uneven else min(2, len(outs))
+    arrays = [tape._on.xp.empty((*lead, out), dtype) for out in outs[:count]]
+    return [arrays[index % count] for index in range(len(outs))]
 
 
 def _calls(
@@ -133,7 +134,7 @@ def _calls(
         tape._on.kernels.BackwardCall(
             tape.layers[part.row],
             flow if flow is None or part.columns is None else flow[..., part.columns],
-            None if dfinals is None else row_of(dfinals, part.row),
+            None if dfinals is None else part.of(dfinals),
             sums_of[part.row],
             target is not None,
             target,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
@@ -64,7 +64,8 @@ class Recurrent(WithOptions, Generic[StateT]):
     Args:
         cell: what `define_cell` returns, or the name of a compiled cell, see `fusedrnn.CELLS`.
         input_size: size of x_t, I >= 0.
-        hidden_size: size of the state, H >= 1.
+        hidden_size: size of the state, H >= 1; or a list, one for each layer. States are then as wide as the
+            widest, with zeros past the units of a layer.
         num_layers: layers stacked on each other.
         bias: whether there are biases.
         batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.
@@ -113,7 +114,7 @@ class Recurrent(WithOptions, Generic[StateT]):
         self,
         cell: str | CellSpec | DefinedCell,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -139,8 +140,8 @@ class Recurrent(WithOptions, Generic[StateT]):
         self._program = self._spec.definition
         self._saved_cell = self._unmasked.definition if self._saves_program else None
         self.input_size = check_size("input_size", input_size, 0)
-        self.hidden_size = check_size("hidden_size", hidden_size)
-        self.num_layers = check_size("num_layers", num_layers, maximum=MOST_LAYERS)
+        num_layers = check_size("num_layers", num_layers, maximum=MOST_LAYERS)
+        sizes = self._set_sizes(hidden_size, num_layers)
         self.bias = check_flag("bias", bias)
         self.batch_first = check_flag("batch_first", batch_first)
         self.dropout = check_number("dropout", dropout, 0.0, 1.0)
@@ -155,19 +156,19 @@ class Recurrent(WithOptions, Generic[StateT]):
         forget_bias = check_forget_bias(self._spec, forget_bias)
         found, rng = resolve_dtype(dtype), make_rng(seed)
         directions = 2 if self.bidirectional else 1
-        widths = self._spec.state_widths(self.hidden_size, self.proj_size)
-        rows = self.num_layers * directions
-        wide = directions * widths[0]
-        out_size = wide if self.merge == "concat" else widths[0]
-        self._network = NetworkShape(self._spec, found, rows, widths, wide, out_size)
+        layers = [self._spec.state_widths(size, self.proj_size) for size in sizes]
+        network = NetworkShape.of(self._spec, found, layers, directions, self.merge != "concat")
+        self._network = network
+        self._check_residual()
         shapes = {}
-        for layer in range(self.num_layers):
-            inputs = self._network.out_size if layer else self.input_size
+        for layer, size in enumerate(sizes):
+            inputs = network.outs[layer - 1] if layer else self.input_size
             for suffix in self._suffixes(layer):
-                part = self._spec.parameter_shapes(inputs, self.hidden_size, self.bias, self.proj_size)
+                part = self._spec.parameter_shapes(inputs, size, self.bias, self.proj_size)
                 shapes.update({name + suffix: shape for name, shape in part.items()})
         if self.learned_state:
-            shapes |= {n: (rows, 1, w) for n, w in zip(self._learned_names, widths, strict=True)}
+            learned = zip(self._learned_names, network.widths, strict=True)
+            shapes |= {name: (network.rows, 1, width) for name, width in learned}
         self._declare(shapes, found)
         for layer in range(self.num_layers):
             for arrays in [self._select(self._own, suffix) for suffix in self._suffixes(layer)]:
@@ -185,16 +186,16 @@ class Recurrent(WithOptions, Generic[StateT]):
     def _rebind(self) -> None:
         self.__dict__["_network"] = replace(self._network, dtype=self._dtype)
         layers: list[tuple[Part, ...]] = []
-        width = self._network.widths[0]
-        for layer in range(self.num_layers):
-            parts = []
+        for layer, widths in enumerate(self._network.layers):
+            parts, width = [], widths[0]
+            own = widths if widths != self._network.widths else None
             for direction, suffix in enumerate(self._suffixes(layer)):
                 weights = gather_weights(self._spec, self._select(self._own, suffix))
                 grads = gather_weights(self._spec, self._select(self._own_grads, suffix))
                 columns = slice(direction * width, (direction + 1) * width) if self.bidirectional else None
                 cache = self._backend.kernels.WeightCache()
                 row = len(self._suffixes(layer)) * layer + direction
-                parts.append(Part(row, weights, grads, cache, direction == 1, columns))
+                parts.append(Part(row, weights, grads, cache, direction == 1, columns, own))
             layers.append(tuple(parts))
         plain = None
         optional = self.weight_dropout or self._masks or self._joining

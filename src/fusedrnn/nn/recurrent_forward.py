@@ -10,7 +10,7 @@ from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.inputs.lookup import array_of, kernel_inputs
 from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.nn.joining import Joints, join, lock
-from fusedrnn.nn.plan import borders_of, row_of, time_major
+from fusedrnn.nn.plan import borders_of, time_major
 from fusedrnn.nn.tape import Drop
 
 # y, the final state, and what a tape keeps: kernel tapes, dropout between layers and of weights, bytes of the
@@ -28,8 +28,8 @@ def forward_layers(
     single = len(shape) == 2
     if not (single or len(shape) == 3) or shape[-1] != module.input_size:
         raise module._input_error(x)
-    dtype, out_size = on.types(module._dtype)[0], module._network.out_size
-    y = xp.empty((*shape[:-1], out_size), dtype)
+    dtype, network = on.types(module._dtype)[0], module._network
+    y = xp.empty((*shape[:-1], network.out_size), dtype)
     joints = module._joints(state) if module._joining else None
     locked = None if joints is None else joints.locked
     as_rows = locked is not None and locked[0] is not None
@@ -45,7 +45,7 @@ def forward_layers(
     if locked and locked[0]:
         steps = lock(steps, locked[0])
         between += steps.nbytes
-    states = None if state is None else module._network.split_state("state", state, batch, single, on)
+    states = None if state is None else network.split_state("state", state, batch, single, on)
     if joints is not None and joints.learned:
         states = module._learned_states(batch)
     ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
@@ -54,8 +54,8 @@ def forward_layers(
     if reset_state is not None:
         if resets is None:
             raise ValueError("reset_state: expected None without resets")
-        replacement = module._network.split_reset_state(reset_state, batch, on)
-    finals = module._network.new_states(batch, on)
+        replacement = network.split_reset_state(reset_state, batch, on)
+    finals = network.new_states(batch, on)
     drops: list[Drop | None] = []
     weight_drops: list[Drop | None] = []
     masking = module.training and module.weight_dropout > 0
@@ -70,7 +70,7 @@ def forward_layers(
         joins = joints is not None and module._joins_at(layer)
         # What the kernels wrote stays as it is.
         apart = joins or (last and locked is not None and locked[1] is not None)
-        out = target if last and not apart else xp.empty((seq_len, batch, module._network.wide_size), dtype)
+        out = target if last and not apart else xp.empty((seq_len, batch, network.wides[layer - 1]), dtype)
         for part in parts:
             mask = module._noise.take(module.weight_dropout) if masking else None
             weight_drops.append(mask)
@@ -79,18 +79,18 @@ def forward_layers(
                 module._spec.name,
                 steps,
                 part.weights if mask is None else part.masked(hidden, mask),
-                None if states is None else row_of(states, part.row),
+                None if states is None else part.of(states),
                 indices,
                 ends,
                 borders,
-                None if replacement is None else row_of(replacement, part.row),
+                None if replacement is None else part.of(replacement),
                 part.reverse,
                 save,
                 module.recompute,
                 None if masking else part.cache,
                 None if masking else module._buffers.values.version,
                 out if part.columns is None else out[..., part.columns],
-                tuple([final[part.row] for final in finals]),
+                None if part.widths else tuple([final[part.row] for final in finals]),
             )
             if masks:
                 call.draw_masks(*module._noise.streams(masks))
@@ -107,8 +107,8 @@ def forward_layers(
             joints.outputs.append(out if module.merge == "mul" else None)
             if joins:
                 whole = last and not (locked and locked[1])
-                steps = target if whole else xp.empty((seq_len, batch, out_size), dtype)
-                join(module.merge, out, before if layer > 1 and module.residual else None, steps)
+                steps = target if whole else xp.empty((seq_len, batch, network.outs[layer - 1]), dtype)
+                join(module.merge, out, before if module._adds_at(layer) else None, steps)
                 between += 0 if whole else steps.nbytes
             if last and locked and locked[1]:
                 lock(steps, locked[1], target)
@@ -118,6 +118,11 @@ def forward_layers(
             between += steps.nbytes
         drops.append(drop)
     tapes = [tape for _, _, tape in results]
+    if network.uneven:
+        parts = [part for each in module._plan.layers for part in each]
+        for part, (_, ends, _) in zip(parts, results, strict=True):
+            for final, end in zip(part.of(finals), ends, strict=True):
+                final[...] = end
     if single:
         finals = [final[:, 0] for final in finals]
     return y, module._spec.pack_state(finals), (tapes, drops, weight_drops, between, on, joints)

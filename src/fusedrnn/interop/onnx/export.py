@@ -160,7 +160,7 @@ class _Writer:
         if refused := module._beside() or ("zoneout" if any(module.zoneout) else ""):
             raise ValueError(f"{at}{refused}: expected a network without it, since ONNX has none")
         directions = 2 if module.bidirectional else 1
-        hidden, states = module.hidden_size, 2 if op == "LSTM" else 1
+        hidden, states = module._network.widths[-1], 2 if op == "LSTM" else 1
         attributes: dict[str, Any] = {
             "hidden_size": hidden,
             "direction": "bidirectional" if module.bidirectional else "forward",
@@ -201,7 +201,7 @@ class _Writer:
         """The inputs h_0 and c_0, and a part of them for each layer."""
         names = ["h_0", "c_0"][:states]
         for name in names:
-            shape = [directions * module.num_layers, "B", module.hidden_size]
+            shape = [directions * module.num_layers, "B", module._network.widths[-1]]
             self.inputs.append((name, self.kind, shape))
             borders = [
                 self._constant(f"{name}_row{layer}", [layer * directions])

@@ -48,7 +48,7 @@ class RecurrentNode:
         """Y, Y_h and for an LSTM Y_c, all in the node's layout."""
         if x.ndim != 3:
             raise ValueError(f"X: expected 3 axes, got shape {x.shape}")
-        directions, width = (2 if module.bidirectional else 1), module.hidden_size
+        directions, width = (2 if module.bidirectional else 1), module._network.widths[-1]
         if self.batch_first:
             x = np.swapaxes(x, 0, 1)
             state = [None if s is None else np.swapaxes(s, 0, 1) for s in state]
