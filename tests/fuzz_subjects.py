@@ -123,6 +123,16 @@ def recurrent(rng: Rng) -> Subject:
         options["nonlinearity"] = pick(rng, ["tanh", "relu"])
     if kind in ("LSTM", "GRU", "RNN") and chance(rng, 0.1):
         options["weight_dropout"] = 0.3
+    if "proj_size" not in options and chance(rng, 0.15):
+        options["zoneout"] = 0.3
+    if "proj_size" not in options and kind in ("LSTM", "GRU", "RNN") and chance(rng, 0.15):
+        options["recurrent_dropout"] = 0.3
+    if options["bidirectional"] and chance(rng, 0.2):
+        options["merge"] = pick(rng, ["sum", "mean", "mul"])
+    for name, p in (("residual", 0.3 * (options["num_layers"] > 1)), ("learned_state", 0.1)):
+        options[name] = chance(rng, p)
+    if chance(rng, 0.1):
+        options["locked_dropout"] = (0.2, 0.4)
 
     def draw(rng: Rng) -> Arguments:
         return recurrent_arguments(rng, kind, inputs, hidden, options)

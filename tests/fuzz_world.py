@@ -314,7 +314,7 @@ class World:
 
     def stream(self) -> None:
         """Make one, step it, read and set its state, refresh it."""
-        if not isinstance(self.module, fr.Recurrent) or self.module.bidirectional:
+        if not isinstance(self.module, fr.Recurrent) or self.module.bidirectional or self.module.residual:
             return
         rng, module = self.rng, self.module
         if not self.streams or chance(rng, 0.15):
@@ -349,7 +349,8 @@ class World:
     def new_stream(self) -> Stepping:
         rng, module, batch = self.rng, self.module, pick(self.rng, [1, 1, 2, 5])
         shape, dtype = (batch, module.input_size), module.dtype
-        if dtype == np.float32 and not module._program and chance(rng, 0.4):
+        whole = module._program or module._beside()
+        if dtype == np.float32 and not whole and chance(rng, 0.4):
             weights = pick(rng, ["int8", "bf16"])
             stream, twin = (m.quantize(weights).stream(batch) for m in (module, self.subject.fresh()))
             return Stepping(stream, twin, lambda rng: drawn(rng, shape, dtype))
@@ -359,7 +360,9 @@ class World:
     def quantize(self) -> None:
         """A quantized network is a copy: what happens to the original does not reach it."""
         module = self.module
-        if not isinstance(module, fr.Recurrent) or module._program or module.dtype != np.float32:
+        if not isinstance(module, fr.Recurrent) or module.dtype != np.float32:
+            return
+        if module._program or module._beside():
             return
         if not self.quantized or chance(self.rng, 0.2):
             weights = pick(self.rng, ["int8", "bf16"])

@@ -55,20 +55,39 @@ def locked_factors(net: Any, noise: tuple[int, int], batch: int, inputs: int) ->
     for p, width in zip(net.locked_dropout, (inputs, net._network.out_size), strict=True):
         found.append(np.ones((batch, width)))
         if p and net.training:
-            words = philox(np.arange(-(-batch * width // 4)), stream, seed).ravel()[: batch * width]
-            kept = words.reshape(batch, width) >= round(p * 2**32)
-            found[-1] = kept / (1.0 - p) if p < 1.0 else np.zeros((batch, width))
+            found[-1] = dropout((batch, width), p, stream, seed)
             stream += 1
     return found
 
 
+def dropout(shape: tuple[int, ...], p: float, stream: int, seed: int) -> Array:
+    """The factors of an array's elements, in their order."""
+    count = int(np.prod(shape))
+    words = philox(np.arange(-(-count // 4)), stream, seed).ravel()[:count]
+    return (words.reshape(shape) >= round(p * 2**32)) / (1.0 - p)
+
+
 def masks_of(net: Any, noise: tuple[int, int], seq_len: int, batch: int) -> list[Masks]:
     """Those of a call that began with this (seed, offset)."""
+    return draws_of(net, noise, seq_len, batch)[0]
+
+
+def draws_of(net: Any, noise: tuple[int, int], seq_len: int, batch: int) -> tuple[list[Masks], list[Array]]:
+    """The masks of each layer and direction, and the factors of each layer's output but the last's."""
     seed, stream = noise
     stream += sum(p > 0 for p in net.locked_dropout) if net.training else 0
     p, directions = net.recurrent_dropout, 2 if net.bidirectional else 1
-    found = []
-    for hidden in (widths[0] for widths in net._network.layers for _ in range(directions)):
+    found: list[Masks] = []
+    between: list[Array] = []
+    for layer, hidden in (
+        (k, widths[0]) for k, widths in enumerate(net._network.layers) for _ in range(directions)
+    ):
+        if len(found) == directions * layer > 0:
+            shape = (seq_len, batch, net._network.outs[layer - 1])
+            between.append(np.ones(shape))
+            if net.dropout and net.training:
+                between[-1] = dropout(shape, net.dropout, stream, seed)
+                stream += 1
         factor = np.ones((batch, hidden))
         if p and net.training:
             factor = np.where(drawn(batch, hidden, p, stream, seed), 0.0, 1.0 / (1.0 - p))
@@ -82,7 +101,7 @@ def masks_of(net: Any, noise: tuple[int, int], seq_len: int, batch: int) -> list
                 )
                 stream += 1
         found.append(Masks(factor, tuple(stays)))
-    return found
+    return found, between
 
 
 @dataclass
@@ -176,7 +195,7 @@ def run(cell: str, net: Any, noise: tuple[int, int], call: dict[str, Any], dy: A
     x = call["x"].astype(np.float64)
     seq_len, batch = x.shape[:2]
     lengths = np.full(batch, seq_len) if call["lengths"] is None else call["lengths"]
-    masks = masks_of(net, noise, seq_len, batch)
+    masks, between = draws_of(net, noise, seq_len, batch)
     layers = [
         [tuple(None if a is None else a.astype(np.float64) for a in part) for part in layer]
         for layer in layer_params(net)
@@ -207,6 +226,8 @@ def run(cell: str, net: Any, noise: tuple[int, int], call: dict[str, Any], dy: A
         adds = net.residual and k > 0 and merged.shape == steps.shape
         kept[-1] = (*kept[-1], adds)
         steps = merged + steps if adds else merged
+        if k + 1 < len(layers):
+            steps = steps * between[k]
     starts: list[State] = [()] * len(finals)
     grads: dict[str, Array] = {}
     flow = dy.astype(np.float64) * at_output
@@ -220,7 +241,7 @@ def run(cell: str, net: Any, noise: tuple[int, int], call: dict[str, Any], dy: A
             total += dx
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             grads |= {n + net._suffixes(k)[d]: g for n, g in zip(names, found, strict=True)}
-        flow = total
+        flow = total * between[k - 1] if k else total
 
     def stacked(parts: Any) -> State:
         """As wide as the widest, with zeros behind."""

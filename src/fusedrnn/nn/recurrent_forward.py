@@ -114,7 +114,7 @@ def forward_layers(
                 lock(steps, locked[1], target)
         if dropping:
             drop = module._noise.take(module.dropout)
-            steps = kernels.dropout(out, *drop)
+            steps = kernels.dropout(steps, *drop)
             between += steps.nbytes
         drops.append(drop)
     tapes = [tape for _, _, tape in results]
