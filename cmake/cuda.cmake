@@ -56,6 +56,8 @@ file(GLOB cuda_binding_sources CONFIGURE_DEPENDS cuda/bindings/*.cpp ${cuda_plat
 pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_binding_sources} csrc/bindings/arrays.cpp
                     csrc/bindings/optimiser_options.cpp)
 target_link_libraries(_cuda PRIVATE fusedrnn_options Threads::Threads)
+# As in _core; the drivers of a GPU, which come below, do without pybind11.
+set_target_properties(_cuda PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 5)
 target_compile_options(
     _cuda PRIVATE "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}\""
                   "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}/${cuda_platform}/include\""
@@ -85,6 +87,7 @@ endif()
 
 file(GLOB cuda_driver_sources CONFIGURE_DEPENDS cuda/*.cpp ${cuda_platform}/*.cpp)
 target_sources(_cuda PRIVATE ${cuda_driver_sources})
+set_source_files_properties(${cuda_driver_sources} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 find_package(CUDAToolkit REQUIRED)
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)

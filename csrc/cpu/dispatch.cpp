@@ -49,7 +49,11 @@ constexpr auto kNeon = FUSEDRNN_TABLES(neon);
 #else
 constexpr std::nullptr_t kNeon = nullptr;
 #endif
+#if FUSEDRNN_HAVE_SCALAR
 constexpr auto kScalar = FUSEDRNN_TABLES(scalar);
+#else
+constexpr std::nullptr_t kScalar = nullptr;
+#endif
 #undef FUSEDRNN_TABLES
 
 struct Isa {
@@ -85,7 +89,8 @@ Kernels choose() {
     for (const Isa& isa : kIsas) {
         if (isa.kernels != nullptr && isa.supported()) return isa.kernels();
     }
-    throw std::logic_error("the scalar kernels are always built");
+    throw std::runtime_error("fusedrnn: this CPU has none of the instruction sets of this build; build it without "
+                             "FUSEDRNN_ISAS, which builds all of them");
 }
 
 std::vector<RecurrentCell> compiled_cells(const Kernels& chosen) {
