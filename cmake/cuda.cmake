@@ -13,6 +13,8 @@ if(NOT FUSEDRNN_CUDA MATCHES "^(OFF|ON|EMULATED)$")
     message(FATAL_ERROR "FUSEDRNN_CUDA: expected OFF, ON or EMULATED, got ${FUSEDRNN_CUDA}")
 endif()
 
+option(FUSEDRNN_CUDA_HALVES
+       "Persistent kernels, most of nvcc's time, for sm_80 or sm_90a by turns: a module for checks alone" OFF)
 option(FUSEDRNN_CUDA_REPORTS "Keep what the assembler says of the kernels, for tools/check_cuda_resources.py" OFF)
 
 if(FUSEDRNN_CUDA STREQUAL "OFF")
@@ -104,13 +106,21 @@ endif()
 target_compile_definitions(cuda_kernels PRIVATE FUSEDRNN_ISA=cuda)
 target_compile_options(
     cuda_kernels
-    PRIVATE "SHELL:-gencode arch=compute_80,code=[sm_80,compute_80]"
-            "SHELL:-gencode arch=compute_90a,code=sm_90a"
-            "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}\""
+    PRIVATE "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}\""
             "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/${cuda_platform}/include\""
             "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/cuda\""
             "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/csrc\""
             # As on the CPU: a multiply and an add become one only where the source says fma.
             --fmad=false $<$<BOOL:${FUSEDRNN_WERROR}>:--Werror=all-warnings>)
+set(sm_80 "SHELL:-gencode arch=compute_80,code=[sm_80,compute_80]")
+set(sm_90a "SHELL:-gencode arch=compute_90a,code=sm_90a")
+set_source_files_properties(${cuda_kernel_sources} PROPERTIES COMPILE_OPTIONS "${sm_80};${sm_90a}")
+if(FUSEDRNN_CUDA_HALVES)
+    # Modes whose kernels are alike but for an instruction are in different halves.
+    set_source_files_properties(cuda/instances/persistent_fp16.cu cuda/instances/persistent_tf32x3.cu
+                                PROPERTIES COMPILE_OPTIONS "${sm_80}")
+    set_source_files_properties(cuda/instances/persistent_bf16.cu cuda/instances/persistent_tf32.cu
+                                PROPERTIES COMPILE_OPTIONS "${sm_90a}")
+endif()
 target_sources(_cuda PRIVATE $<TARGET_OBJECTS:cuda_kernels>)
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
