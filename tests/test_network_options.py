@@ -9,7 +9,7 @@ from typing import Any
 import masked_reference
 import numpy as np
 import pytest
-from support import Array, bare, make_module, num_threads, numeric_gradient, states_of
+from support import Array, make_module, num_threads, numeric_gradient, states_of
 from test_masked_cells import noise_of, normal, random_call, random_state
 from tolerances import CENTRAL_DIFFERENCES, assert_close, relative_error
 
@@ -332,4 +332,19 @@ def test_arguments() -> None:
     fr.LSTM(3, 4, locked_dropout=0.5).quantize("int8")
     with pytest.raises(RuntimeError, match="locked_dropout: expected 0 or evaluation mode"):
         fr.checkpoint(fr.LSTM(3, 4, locked_dropout=0.5), normal(4, 2, 3, dtype="float32"), 2)
-    assert bare((1,)) == 1
+
+
+def test_onnx_files_have_none_of_it(tmp_path: Any) -> None:
+    """What ONNX cannot say is refused; masks of training alone are left out."""
+    pytest.importorskip("onnx")
+    for name, options in (
+        ("zoneout", {"zoneout": 0.1}),
+        ("merge", {"bidirectional": True, "merge": "sum"}),
+        ("residual", {"num_layers": 2, "residual": True}),
+        ("learned_state", {"learned_state": True}),
+        ("a hidden_size for each layer", {"hidden_size": [4, 5]}),
+    ):
+        net = fr.GRU(3, **({"hidden_size": 4} | options))
+        with pytest.raises(ValueError, match=f"{name}: expected a network without it"):
+            fr.onnx.save(net, tmp_path / "net.onnx")
+    fr.onnx.save(fr.GRU(3, 4, locked_dropout=0.1, recurrent_dropout=0.1), tmp_path / "net.onnx")

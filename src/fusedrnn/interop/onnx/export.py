@@ -43,7 +43,7 @@ def save(
     Raises:
         ModuleNotFoundError: the package onnx is not installed.
         TypeError: a module of another kind; it is named.
-        ValueError: an option that ONNX has not: proj_size, cell_clip.
+        ValueError: an option that ONNX has not, as proj_size, cell_clip, zoneout or merge.
     """
     import onnx
     from onnx import helper
