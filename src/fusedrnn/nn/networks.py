@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -44,7 +44,7 @@ class Network(Recurrent[StateT]):
         hidden_size: size of the state, H >= 1.
         num_layers: layers stacked on each other.
         options: bias, batch_first, dropout, bidirectional, dtype, seed, init, recompute, weight_dropout,
-            recurrent_dropout and zoneout of `Recurrent`.
+            recurrent_dropout, zoneout, locked_dropout, residual, merge and learned_state of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -76,7 +76,11 @@ class MGU(Network[Array]):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[NetworkOptions]
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        **options: Unpack[NetworkOptions],
     ) -> None:
         super().__init__(library.mgu(), input_size, hidden_size, num_layers, **options)
 
@@ -101,7 +105,7 @@ class IndRNN(Network[Array]):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         nonlinearity: str = "relu",
         **options: Unpack[NetworkOptions],
@@ -127,7 +131,11 @@ class MinGRU(Network[Array]):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[NetworkOptions]
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        **options: Unpack[NetworkOptions],
     ) -> None:
         super().__init__(library.min_gru(), input_size, hidden_size, num_layers, **options)
 
@@ -148,7 +156,11 @@ class MinLSTM(Network[Array]):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[NetworkOptions]
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        **options: Unpack[NetworkOptions],
     ) -> None:
         super().__init__(library.min_lstm(), input_size, hidden_size, num_layers, **options)
 
@@ -172,7 +184,11 @@ class SRU(Network[tuple[Array, Array]]):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Unpack[NetworkOptions]
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        **options: Unpack[NetworkOptions],
     ) -> None:
         super().__init__(library.sru(), input_size, hidden_size, num_layers, **options)
 
@@ -209,7 +225,7 @@ class LIF(Network[tuple[Array, Array]]):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         beta: float = 0.9,
         learn_beta: bool = True,

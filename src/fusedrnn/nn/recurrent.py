@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -61,7 +62,7 @@ class RNN(Recurrent[Array]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
-        options: recurrent_dropout and zoneout of `Recurrent`.
+        options: recurrent_dropout, zoneout, locked_dropout, residual, merge and learned_state of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -75,7 +76,7 @@ class RNN(Recurrent[Array]):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         nonlinearity: str = "tanh",
         bias: bool = True,
@@ -168,7 +169,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
-        options: recurrent_dropout and zoneout of `Recurrent`.
+        options: recurrent_dropout, zoneout, locked_dropout, residual, merge and learned_state of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -184,7 +185,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -287,7 +288,7 @@ class GRU(Recurrent[Array]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
-        options: recurrent_dropout and zoneout of `Recurrent`.
+        options: recurrent_dropout, zoneout, locked_dropout, residual, merge and learned_state of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -301,7 +302,7 @@ class GRU(Recurrent[Array]):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,

@@ -55,7 +55,8 @@ class Recurrent(WithOptions, Generic[StateT]):
     docs/cuda.md; y (T, B, D*Hout), laid out as x, with D = 2 if bidirectional else 1 and Hout = proj_size or
     hidden_size.
     The state is h (num_layers*D, B, Hout) for a cell with one state, else a tuple of h and the others in the
-    cell's order, each (num_layers*D, B, H); no B for one sequence.
+    cell's order, each (num_layers*D, B, H); no B for one sequence. With a list as hidden_size, one for each
+    layer, it is as wide as the widest layer, zero past the units of the others.
 
     Parameters, with the suffix _l{k}{_reverse}: weight_ih (G*H, I or D*Hout), with G blocks of H rows in the
     order of the cell's gates, weight_hh (G*H, Hout), bias_ih (G*H,), bias_hh (G*H,), and for each per-unit
@@ -64,8 +65,7 @@ class Recurrent(WithOptions, Generic[StateT]):
     Args:
         cell: what `define_cell` returns, or the name of a compiled cell, see `fusedrnn.CELLS`.
         input_size: size of x_t, I >= 0.
-        hidden_size: size of the state, H >= 1; or a list, one for each layer. States are then as wide as the
-            widest, with zeros past the units of a layer.
+        hidden_size: size of the state, H >= 1.
         num_layers: layers stacked on each other.
         bias: whether there are biases.
         batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.

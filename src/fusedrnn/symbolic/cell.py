@@ -3,37 +3,26 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fusedrnn import _core
 from fusedrnn.cell_spec import CellSpec, Initial, parameters_of
-from fusedrnn.symbolic.declared import check_used
+from fusedrnn.symbolic.declared import Mask, check_used
 from fusedrnn.symbolic.gradient import gradients
 from fusedrnn.symbolic.graph import Expression, Graph, cone, is_gate_sum
 from fusedrnn.symbolic.program import Program, choose_saved, lower
-from fusedrnn.symbolic.stages import Stage, cut_rows, levels_of, lower_stages, normalises_gates, only_sums
+from fusedrnn.symbolic.stages import (
+    Stage,
+    cut_rows,
+    levels_of,
+    listed,
+    lower_stages,
+    normalises_gates,
+    only_sums,
+)
 from fusedrnn.symbolic.text import equations
-
-
-@dataclass(frozen=True)
-class Mask:
-    """A value of every unit that is one of two by chance, the symbol mask.k of a cell.
-
-    Attributes:
-        p: the probability of `drawn`; the value is `other` else, and `expected` where nothing is drawn.
-        each_step: whether each step has a mask of its own, not each row of the batch one for all steps.
-    """
-
-    p: float
-    drawn: float
-    other: float
-    expected: float
-    each_step: bool
 
 
 class DefinedCell:
@@ -84,8 +73,7 @@ class DefinedCell:
         self._graph = graph
         self.given = {state: next_states[state] for state in self.states}
         nodes = cone(next_states.values())
-        symbols = [symbol for name in self.parameters for symbol in self.symbols_of(name)]
-        check_used({node.name for node in nodes}, self.gates, symbols)
+        check_used({node.name for node in nodes}, self.gates, self._unit_symbols)
         self.hidden_product = any(node.name.startswith("h.") for node in nodes)
         self.split_gates = self.hidden_product and (
             normalises_gates(nodes, self.gates) or not only_sums(nodes)
@@ -114,7 +102,6 @@ class DefinedCell:
 
     @property
     def _given_symbols(self) -> list[str]:
-        """What backward has as well as forward."""
         return self._carried_symbols + [f"mask.{k}" for k in range(len(self.masks))]
 
     @property
@@ -300,26 +287,11 @@ class DefinedCell:
             "bias": self.bias,
             "per_unit": list(self.parameters),
             "per_unit_values": [len(self.symbols_of(name)) for name in self.parameters],
-            "operations": self._listed_operations,
+            "operations": listed(self.operations, self.gates, self.hidden_product),
             "forward": [self._numbered(stage) for stage in self.forward_stages[0]],
             "inference": [self._numbered(stage) for stage in self.inference_stages[0]],
             "backward": [self._numbered(stage) for stage in self.backward_stages[0]],
         }
-
-    @property
-    def _listed_operations(self) -> npt.NDArray[np.int64]:
-        """Of each: kind, of what (gates of x, of h, links), the first, count, link, number, saved value."""
-        listed = []
-        saved = 0
-        for o in self.operations:
-            kind, _, name = o.symbols[0].partition(".")
-            of = {"x": 0, "h": 1, "a": 1, "link": 2}[kind]
-            first = int(name) if of == 2 else self.gates.index(name)
-            normalises = o.kind == "layer_norm"
-            place = of if self.hidden_product or of == 2 else 1
-            listed.append([int(normalises), place, first, len(o.symbols), o.link, o.number, saved])
-            saved += len(o.symbols) * normalises
-        return np.array(listed, np.int64).reshape(-1, 7)
 
     def _numbered(self, stage: Stage) -> dict[str, Any]:
         """Return a stage as the kernels take it: gates, states and parameters by number.

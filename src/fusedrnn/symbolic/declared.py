@@ -2,6 +2,7 @@
 
 import keyword
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fusedrnn.cell_spec import Initial
@@ -12,6 +13,22 @@ MOST_UNIT_VALUES = 64  # of all parameters of a unit
 # Per-unit parameters stand beside these.
 WEIGHTS = ("weight_ih", "weight_hh", "weight_hr")
 BIASES = ("bias_ih", "bias_hh")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A value of every unit that is one of two by chance, the symbol mask.k of a cell.
+
+    Attributes:
+        p: the probability of `drawn`; the value is `other` else, and `expected` where nothing is drawn.
+        each_step: whether each step has a mask of its own, not each row of the batch one for all steps.
+    """
+
+    p: float
+    drawn: float
+    other: float
+    expected: float
+    each_step: bool
 
 
 def check_declared(

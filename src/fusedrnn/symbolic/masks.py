@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from fusedrnn.symbolic.cell import DefinedCell, Mask
+from fusedrnn.symbolic.cell import DefinedCell
+from fusedrnn.symbolic.declared import Mask
 from fusedrnn.symbolic.graph import Expression, Graph, cone
 from fusedrnn.symbolic.operations import ROW_OPERATIONS
 from fusedrnn.symbolic.serial import cell_from_json, cell_to_json

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from fusedrnn.symbolic.graph import Expression, Graph, cone, gate_of, is_gate_sum
 from fusedrnn.symbolic.program import Program, lower
 
@@ -100,6 +103,23 @@ def cut_rows(
         operations.append(RowOperation(operation, symbols, taken, link, numbers[operation]))
         numbers[operation] += 1
     return graph.substitute(roots, replaced), tuple(operations)
+
+
+def listed(
+    operations: Sequence[RowOperation], gates: Sequence[str], hidden_product: bool
+) -> npt.NDArray[np.int64]:
+    """Of each: kind, of what (gates of x, of h, links), the first, count, link, number, saved value."""
+    rows = []
+    saved = 0
+    for o in operations:
+        kind, _, name = o.symbols[0].partition(".")
+        of = {"x": 0, "h": 1, "a": 1, "link": 2}[kind]
+        first = int(name) if of == 2 else gates.index(name)
+        normalises = o.kind == "layer_norm"
+        place = of if hidden_product or of == 2 else 1
+        rows.append([int(normalises), place, first, len(o.symbols), o.link, o.number, saved])
+        saved += len(o.symbols) * normalises
+    return np.array(rows, np.int64).reshape(-1, 7)
 
 
 def normalises_gates(nodes: Collection[Expression], gates: Sequence[str]) -> bool:
