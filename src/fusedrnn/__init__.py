@@ -16,13 +16,15 @@ from fusedrnn.inference.quantized import QuantizedRecurrent, QuantizedStream
 from fusedrnn.inference.stream import Stream
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import pad, unpad
+from fusedrnn.nn.blocks import Concat, Residual, Sequential
 from fusedrnn.nn.bptt import bptt, checkpoint
 from fusedrnn.nn.buffers import ParameterDict
-from fusedrnn.nn.containers import ModuleDict, ModuleList, Sequential
+from fusedrnn.nn.containers import ModuleDict, ModuleList
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.networks import LIF, MGU, SRU, IndRNN, MinGRU, MinLSTM
+from fusedrnn.nn.pool import Pool
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
@@ -47,6 +49,7 @@ __all__ = [
     "SRU",
     "AttentionDecoder",
     "CellSpec",
+    "Concat",
     "DefinedCell",
     "Dropout",
     "Embedding",
@@ -62,10 +65,12 @@ __all__ = [
     "ModuleDict",
     "ModuleList",
     "ParameterDict",
+    "Pool",
     "QuantizedRecurrent",
     "QuantizedStream",
     "RNNCell",
     "Recurrent",
+    "Residual",
     "Sequential",
     "Stream",
     "Tape",

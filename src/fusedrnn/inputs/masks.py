@@ -13,6 +13,39 @@ from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import as_lengths
 
 
+def counted_steps(
+    mask: npt.ArrayLike | None, lengths: npt.ArrayLike | None, leading: tuple[int, ...], axis: int
+) -> npt.NDArray[np.bool_]:
+    """Return bools in the shape `leading`, (T, B), (B, T) or (T,): which steps count.
+
+    Args:
+        mask: bool in that shape or None; true where a step counts.
+        lengths: (B,) integers in 0..T or None; steps past the end do not count.
+        leading: the axes of x before the last.
+        axis: the axis of time.
+
+    Raises:
+        TypeError: the mask is not of bools, or lengths not of integers.
+        ValueError: a shape differs, or lengths are out of range.
+    """
+    counts = np.ones(leading, np.bool_)
+    if mask is not None:
+        symbols = ("(T, B)" if axis == 0 else "(B, T)") if len(leading) == 2 else "(T,)"
+        counts = check_array("mask", np.asarray(mask), leading, np.dtype(np.bool_), symbols)
+    if lengths is not None:
+        seq_len, batch = leading[axis], leading[1 - axis] if len(leading) == 2 else 1
+        ends = as_lengths(lengths)
+        if ends.shape != (batch,):
+            raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {ends.shape}")
+        if batch and not 0 <= ends.min() <= ends.max() <= seq_len:
+            got = f"{ends.min()}..{ends.max()}"
+            raise ValueError(f"lengths: expected values in [0, T] = [0, {seq_len}], got {got}")
+        steps = np.arange(seq_len)
+        inside = steps[:, None] < ends if axis == 0 else steps < ends[:, None]
+        counts = counts & (inside if len(leading) == 2 else inside[:, 0])
+    return counts
+
+
 class Packing:
     """Which steps of each sequence count, in the layout (T, B), (B, T) or (T,) of the caller.
 
@@ -36,19 +69,8 @@ class Packing:
     def __init__(
         self, mask: npt.ArrayLike, lengths: npt.ArrayLike | None, leading: tuple[int, ...], axis: int
     ) -> None:
-        symbols = ("(T, B)" if axis == 0 else "(B, T)") if len(leading) == 2 else "(T,)"
-        counts = check_array("mask", np.asarray(mask), leading, np.dtype(np.bool_), symbols)
+        counts = counted_steps(mask, lengths, leading, axis)
         self._axis, self._seq_len = axis, leading[axis]
-        if lengths is not None:
-            ends, batch = as_lengths(lengths), leading[1 - axis] if len(leading) == 2 else 1
-            if ends.shape != (batch,):
-                raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {ends.shape}")
-            if batch and not 0 <= ends.min() <= ends.max() <= self._seq_len:
-                got = f"{ends.min()}..{ends.max()}"
-                raise ValueError(f"lengths: expected values in [0, T] = [0, {self._seq_len}], got {got}")
-            steps = np.arange(self._seq_len)
-            inside = steps[:, None] < ends if axis == 0 else steps < ends[:, None]
-            counts = counts & (inside if len(leading) == 2 else inside[:, 0])
         self.lengths = np.atleast_1d(counts.sum(axis=axis, dtype=np.int64))
         longest = int(self.lengths.max(initial=0))
         # Stable: the steps that count, in their order, before all others.

@@ -1,14 +1,12 @@
-"""ModuleList, ModuleDict and Sequential: modules that hold others."""
+"""ModuleList and ModuleDict: modules that hold others."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, overload
+from typing import overload
 
-from fusedrnn.arrays import Array
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.tape import Tape, check_tape
 
 
 class ModuleList(Module):
@@ -55,7 +53,7 @@ class ModuleList(Module):
 
     def _put(self, modules: list[Module]) -> None:
         for index, module in enumerate(modules):
-            _check_module(f"modules[{index}]", module)
+            check_module(f"modules[{index}]", module)
         self.__dict__["_children"] = {str(index): module for index, module in enumerate(modules)}
 
     @overload
@@ -81,6 +79,9 @@ class ModuleList(Module):
 
     def __iter__(self) -> Iterator[Module]:
         return iter(list(self._children.values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({block_of('[', map(repr, self), ']')})"
 
 
 class ModuleDict(Module):
@@ -118,7 +119,7 @@ class ModuleDict(Module):
             raise TypeError(f"name: expected a string, got {type(name).__name__}")
         if not name or "." in name:
             raise ValueError(f"name: expected a name without a dot, got {name!r}")
-        _check_module(name, module)
+        check_module(name, module)
         self._children[name] = module
 
     def __delitem__(self, name: str) -> None:
@@ -145,69 +146,19 @@ class ModuleDict(Module):
         """Return (name, module) of each."""
         return list(self._children.items())
 
-
-class SequentialTape(Tape):
-    """Tape of a `Sequential`: those of its modules, in their order."""
-
-    __slots__ = ("tapes",)
-
-    def __init__(self, owner: Module, tapes: list[Any]) -> None:
-        super().__init__(owner, sum([tape.nbytes for tape in tapes if hasattr(tape, "nbytes")]))
-        self.tapes = tuple(tapes)
+    def __repr__(self) -> str:
+        named = [f"{name!r}: {module!r}" for name, module in self.items()]
+        return f"{type(self).__name__}({block_of('{', named, '}')})"
 
 
-class Sequential(ModuleList):
-    """Modules one after the other: each takes the y of the one before.
-
-    Networks with a state start from zeros, and their final state is left out. An `Embedding`, whose input
-    has no gradient, can only be the first.
-
-    Args:
-        modules: in their order.
-
-    Raises:
-        TypeError: one of them is not a Module.
-    """
-
-    def __init__(self, *modules: Module) -> None:
-        super().__init__(modules)
-
-    def __call__(self, x: Any) -> Any:
-        """Return y for x, as the first module takes it, and keep no tape."""
-        for module in self:
-            x = module(x)
-            if module.has_state:
-                x = x[0]
-        return x
-
-    def forward(self, x: Any) -> tuple[Any, SequentialTape]:
-        """Return y and the tape; raises what the modules do."""
-        tapes = []
-        for module in self:
-            results = module.forward(x)
-            x = results[0]
-            tapes.append(results[-1])
-        return x, SequentialTape(self, tapes)
-
-    def backward(self, tape: SequentialTape, dy: Array, *, need_dx: bool = True) -> Any:
-        """Add to the gradients of all modules; return dx, or None without need_dx or where there is none.
-
-        Raises:
-            TypeError: dy is not an array of the dtype of y.
-            ValueError: dy has not the shape of y, or the tape is another module's.
-        """
-        tape = check_tape(tape, self, SequentialTape)
-        modules, dx = list(self), dy
-        if len(modules) != len(tape.tapes):
-            raise ValueError(f"tape: expected one of {len(modules)} modules, got one of {len(tape.tapes)}")
-        for index in reversed(range(len(modules))):
-            module = modules[index]
-            dx = module.backward(tape.tapes[index], dx, need_dx=need_dx or index > 0)
-            if module.has_state:
-                dx = dx[0]
-        return dx if need_dx else None
-
-
-def _check_module(name: str, module: object) -> None:
+def check_module(name: str, module: object) -> None:
+    """Refuse what is not a Module."""
     if not isinstance(module, Module):
         raise TypeError(f"{name}: expected a Module, got {type(module).__name__}")
+
+
+def block_of(begin: str, texts: Iterable[str], end: str) -> str:
+    """Return texts between brackets, each on lines of its own."""
+    lines = [text.replace("\n", "\n  ") for text in texts]
+    body = "".join([f"\n  {line}," for line in lines])
+    return f"{begin}{body}\n{end}" if lines else f"{begin}{end}"

@@ -67,6 +67,8 @@ class Module(Listed, Store["Module"]):
     # The cell that a recurrent network runs as a program, and that which its state_dict has.
     _program: DefinedCell | None = None
     _saved_cell: DefinedCell | None = None
+    # Whether there are no kernels of it for a GPU.
+    _host_only: ClassVar[bool] = False
     # {name: module whose parameter of this name serves for one of its own}
     _tied: Mapping[str, Module] = MappingProxyType({})
 
@@ -95,6 +97,13 @@ class Module(Listed, Store["Module"]):
         """
         raise TypeError(f"{type(self).__name__}: expected a class that defines backward, got one without")
 
+    def output_steps(self, lengths: Any, mask: Any) -> tuple[Any, Any]:
+        """Return the lengths and the mask of y for those of x, each or None, as the module behind takes them.
+
+        They are the same unless a class says otherwise: one that leaves no time in y returns (None, None).
+        """
+        return lengths, mask
+
     def to(self: ModuleT, device: str) -> ModuleT:
         """Move the parameters and gradients of the whole tree; return self.
 
@@ -109,7 +118,7 @@ class Module(Listed, Store["Module"]):
             TypeError: device is not a string.
             ValueError: another string, or a GPU that is not there.
             RuntimeError: CUDA or CuPy is not there; the message says which. Or a network in the tree has a
-                cell of `define_cell`.
+                cell of `define_cell`, or a module of it runs on the CPU alone.
         """
         backend = find_backend(device)
         self._check_found()
@@ -121,6 +130,9 @@ class Module(Listed, Store["Module"]):
                     f"{where}expected a network of a compiled cell on {device}, got one of "
                     f"{module._program.name}, a program, which runs on cpu"
                 )
+            if backend is not CPU and module._host_only:
+                where = f"{name}: " if name else ""
+                raise RuntimeError(f"{where}expected no {type(module).__name__} on {device}: it runs on cpu")
         if any(module._backend is not backend for _, module in members):
             self._move(members, backend)
         return self

@@ -11,7 +11,7 @@ import numpy as np
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_flag
 from fusedrnn.interop.onnx.recurrent import GATES, reordered
-from fusedrnn.nn.containers import Sequential
+from fusedrnn.nn.blocks import Sequential
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.layers import Dropout, Linear
 from fusedrnn.nn.module import Module
