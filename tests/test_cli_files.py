@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cli_support import TINY, assert_ok, assert_one_line, changed, invoke, start, wait_for
 
-from fusedrnn.cli import files
+from fusedrnn import files
 from fusedrnn.cli.charlm import MODEL_FILE, Config, Score, load_model, save_model
 from fusedrnn.cli.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fusedrnn.cli.errors import CliError
@@ -117,9 +117,9 @@ def test_every_truncation_is_an_error(kind: str, small_files: dict[str, bytes]) 
     data = small_files[kind]
     parse(data, kind)
     for size in range(len(data)):
-        with pytest.raises(CliError, match="damaged"):
+        with pytest.raises(files.FileError, match="damaged"):
             parse(data[:size], kind)
-    with pytest.raises(CliError, match="damaged"):
+    with pytest.raises(files.FileError, match="damaged"):
         parse(data + b"\0", kind)
 
 
@@ -129,7 +129,7 @@ def test_every_flipped_bit_is_an_error(kind: str, small_files: dict[str, bytes])
     for place in range(len(data)):
         for bit in {place % 8, (place // 8 + 3) % 8}:
             data[place] ^= 1 << bit
-            with pytest.raises(CliError):
+            with pytest.raises(files.FileError):
                 parse(bytes(data), kind)
             data[place] ^= 1 << bit
 
@@ -171,7 +171,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(CliError, match="No space left"):
+    with pytest.raises(files.FileError, match="No space left"):
         files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -18,10 +18,11 @@ import pytest
 import safetensors.numpy
 from cli_support import TINY, assert_ok, assert_one_line, invoke, script, start
 
-from fusedrnn.cli import files, report
+from fusedrnn import files
+from fusedrnn.cli import report
 from fusedrnn.cli.charlm import MODEL_FILE, CharLM, Config, is_sound, load_model
 from fusedrnn.cli.checkpoint import CHECKPOINT_FILE
-from fusedrnn.cli.errors import CliError, printable
+from fusedrnn.cli.errors import printable
 from fusedrnn.cli.sampling import Sampler
 from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.text import UNKNOWN, Vocabulary
@@ -237,7 +238,7 @@ def test_what_others_put_into_the_folder_is_not_written_to(
     (tmp_path / f"{files._prefix(path)}0.tmp").symlink_to(victim)
     monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0")
     monkeypatch.setattr(files, "_remove_strays", lambda target: None)
-    with pytest.raises(CliError, match="File exists"):
+    with pytest.raises(files.FileError, match="File exists"):
         files.write_atomically(path, b"other")
     assert victim.read_text() == "precious"
     assert path.read_bytes() == b"data"
@@ -261,7 +262,7 @@ def test_a_file_that_is_replaced_hands_on_its_permissions(mode: int, tmp_path: P
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
     path, other = tmp_path / "m", tmp_path / "n"
     killed = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom fusedrnn.cli import files\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom fusedrnn import files\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "files.write_atomically(Path(sys.argv[1]), b'half')\n"
     )

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 import fusedrnn as fr
+from fusedrnn import files
 from fusedrnn.checks import MOST_LAYERS
-from fusedrnn.cli import files
-from fusedrnn.cli.errors import CliError, reason
+from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.text import Codes, Vocabulary
+from fusedrnn.files import reason
 
 Array = npt.NDArray[Any]
 
@@ -129,7 +130,7 @@ def save_model(
     """Write a model atomically; `state` is its state_dict, `score` None if it was never measured.
 
     Raises:
-        CliError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     content = {
         "config": asdict(config),
@@ -143,7 +144,8 @@ def load_model(path: Path) -> SavedModel:
     """Read a model.
 
     Raises:
-        CliError: no such file, another kind of file, or a damaged one.
+        FileError: no such file, another kind of file, or a damaged one.
+        CliError: a model that cannot be built.
     """
     tensors, content = files.load(path, MODEL_FILE)
     try:

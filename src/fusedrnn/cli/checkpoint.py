@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusedrnn.cli import files
-from fusedrnn.cli.charlm import Array, Config, check_shapes, read_fields
-from fusedrnn.cli.errors import CliError, reason
+from fusedrnn import files
+from fusedrnn.cli.charlm import Config, check_shapes, read_fields
+from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.text import Vocabulary
+from fusedrnn.files import below, reason
 
 CHECKPOINT_FILE = "fusedrnn training checkpoint"
 
@@ -33,7 +34,8 @@ class Checkpoint:
         """Read a checkpoint.
 
         Raises:
-            CliError: no such file, another kind of file, or a damaged one.
+            FileError: no such file, another kind of file, or a damaged one.
+            CliError: its contents do not fit together.
         """
         tensors, content = files.load(path, CHECKPOINT_FILE)
         try:
@@ -49,14 +51,3 @@ class Checkpoint:
         except (LookupError, TypeError, ValueError) as error:
             raise CliError(f"{path}: not a usable checkpoint: {reason(error)}") from None
         return cls(path, config, settings, source, sha256, vocabulary, tensors, content)
-
-
-def prefixed(prefix: str, tensors: dict[str, Array]) -> dict[str, Array]:
-    """The tensors under names that begin with the prefix."""
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def below(prefix: str, tensors: files.Tensors) -> dict[str, Array]:
-    """The tensors called `prefix`.something, in the order of their names."""
-    start = f"{prefix}."
-    return {name[len(start) :]: tensors[name] for name in sorted(tensors) if name.startswith(start)}

@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fusedrnn.cli.files import write_atomically
 from fusedrnn.cli.trainer import Evaluated, Event, Trained, Trainer
+from fusedrnn.files import write_atomically
 
 _LAST_STEPS = 50  # whose mean loss is shown
 _PLAIN_SECONDS = 10.0  # between two plain lines, unless there is an evaluation to report
@@ -174,7 +174,7 @@ def save_plot(path: Path, trainer: Trainer) -> None:
     """Write the learning curve as a PNG picture: training loss and held-out score in bits per character.
 
     Raises:
-        CliError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     # Imported here because it is slow. Without pyplot there is no window and no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -7,11 +7,6 @@ class CliError(Exception):
     """Something that the person at the terminal can put right; its text is all that is shown."""
 
 
-def reason(error: Exception) -> str:
-    """Return what is wrong in words: the text of a KeyError is a bare name."""
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
-
-
 def printable(text: str, keep: str = "") -> str:
     """Return text with every character that is not printable, but for `keep`, as its escape.
 

@@ -15,6 +15,7 @@ from fusedrnn.cli.display import save_plot
 from fusedrnn.cli.errors import CliError, printable
 from fusedrnn.cli.sampling import Sampler
 from fusedrnn.cli.trainer import Trainer
+from fusedrnn.files import FileError
 
 _SAMPLE_CHARACTERS = 400
 _SAMPLE_TEMPERATURE = 0.7
@@ -64,7 +65,7 @@ def _present(paths: session.Paths) -> str:
     """What is in the place of the model file."""
     try:
         score = load_model(paths.model).score
-    except CliError:
+    except (CliError, FileError):
         return "the file"
     return "the model" if score is None else f"the model of {score.bits:.3f} bits per held-out character"
 

@@ -17,6 +17,7 @@ from fusedrnn.cli.charlm import CharLM, build, save_model
 from fusedrnn.cli.display import Display
 from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.trainer import Evaluated, Trainer
+from fusedrnn.files import FileError
 
 SUFFIX = ".safetensors"
 CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
@@ -113,7 +114,8 @@ def run(
         limits: what ends the run early.
         keep_model: leave the model file alone until the trainer's model is proven.
 
-    Raises:
+        FileError: a file cannot be written.
+        CliError: training diverged.
         CliError: a file cannot be written, or training diverged.
         OSError: nothing can be shown any more; what was trained is saved.
     """
@@ -145,6 +147,8 @@ def run(
                     display.show(event)
                     if stop:
                         break
+        except FileError:
+            raise
         except OSError as error:  # of the terminal that hung up, or the full disk under standard output
             lost = error
             if trainer.group.size > 1:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.cli.errors import CliError
-from fusedrnn.cli.files import open_regular
+from fusedrnn.files import open_regular
 
 Codes = npt.NDArray[np.int64]
 

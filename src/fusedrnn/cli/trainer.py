@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 import fusedrnn as fr
-from fusedrnn import distributed
-from fusedrnn.cli import files
+from fusedrnn import distributed, files
 from fusedrnn.cli.charlm import Array, CharLM, Config, Score, bits, is_sound, read_fields
-from fusedrnn.cli.checkpoint import CHECKPOINT_FILE, Checkpoint, below, prefixed
-from fusedrnn.cli.errors import CliError, reason
+from fusedrnn.cli.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.settings import Settings, check_memory
 from fusedrnn.cli.text import Vocabulary, fingerprint, held_out_windows, split, training_windows
+from fusedrnn.files import below, prefixed, reason
 
 _EVALUATE_AT_MOST = 500  # steps between two evaluations, where an epoch is longer
 
@@ -279,7 +279,7 @@ class Trainer:
         """Write everything that continuing needs, atomically, by rank 0; `source` is the text's path.
 
         Raises:
-            CliError: the file cannot be written.
+            FileError: the file cannot be written.
         """
         tensors = {
             **prefixed("model", self.model.state_dict()),

@@ -18,19 +18,47 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
-import safetensors.numpy
 
-from fusedrnn.cli.errors import CliError, reason
+from fusedrnn.arrays import Array
 
-Tensors = dict[str, npt.NDArray[Any]]
+Tensors = dict[str, Array]
 
 VERSION = 1
 _ENTRY = "fusedrnn"
 _LARGEST_HEADER = 100_000_000  # bytes, as for every safetensors file
+
+
+class FileError(OSError, ValueError):
+    """A file that cannot be read or written, or is not what it should be; the text says which and why."""
+
+
+def _safetensors() -> ModuleType:
+    """The library that knows the format: it is needed where files are read and written, and only there."""
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError("files of tensors need safetensors; run: pip install safetensors") from None
+    return safetensors.numpy
+
+
+def reason(error: Exception) -> str:
+    """Return what is wrong in words: the text of a KeyError is a bare name."""
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Array]) -> Tensors:
+    """Return the tensors under names that begin with the prefix."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def below(prefix: str, tensors: Mapping[str, Array]) -> Tensors:
+    """Return the tensors called `prefix`.something, in the order of their names."""
+    start = f"{prefix}."
+    return {name[len(start) :]: tensors[name] for name in sorted(tensors) if name.startswith(start)}
 
 
 @contextmanager
@@ -38,7 +66,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading; a pipe, on which opening would wait, or a device without an end is refused.
 
     Raises:
-        CliError: it is not a regular file, or cannot be read.
+        FileError: it is not a regular file, or cannot be read.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
@@ -46,10 +74,12 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not stat.S_ISREG(mode):
-                raise CliError(f"{path}: not a regular file")
+                raise FileError(f"{path}: not a regular file")
             yield file
+    except FileError:
+        raise
     except OSError as error:
-        raise CliError(f"{path}: {error.strerror or error}") from None
+        raise FileError(f"{path}: {error.strerror or error}") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -58,7 +88,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     A file that is replaced hands on its permissions.
 
     Raises:
-        CliError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -84,7 +114,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
         _sync_folder(target.parent)
     except OSError as error:
-        raise CliError(f"{path}: cannot write: {error.strerror or error}") from None
+        raise FileError(f"{path}: cannot write: {error.strerror or error}") from None
 
 
 def _prefix(target: Path) -> str:
@@ -98,7 +128,7 @@ def _remove_strays(target: Path) -> None:
     with contextlib.suppress(OSError):  # a folder that may be written but not listed
         names = [name for name in os.listdir(target.parent) if name.startswith(prefix)]
     for stray in map(target.with_name, names):
-        with contextlib.suppress(OSError, CliError), open_regular(stray) as file:
+        with contextlib.suppress(OSError, FileError), open_regular(stray) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             stray.unlink()
 
@@ -113,29 +143,29 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def save(path: Path, kind: str, tensors: Mapping[str, npt.NDArray[Any]], content: Mapping[str, Any]) -> None:
+def save(path: Path, kind: str, tensors: Mapping[str, Array], content: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able description atomically.
 
     Raises:
-        CliError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     text = json.dumps({"format": kind, "version": VERSION, "content": content}, sort_keys=True)
     metadata = {_ENTRY: f"{_checksum(text, arrays)} {text}"}
-    write_atomically(path, safetensors.numpy.save(arrays, metadata))
+    write_atomically(path, _safetensors().save(arrays, metadata))
 
 
 def load(path: Path, kind: str) -> tuple[Tensors, dict[str, Any]]:
     """Read what `save` wrote: the tensors and the description.
 
     Raises:
-        CliError: no such file, another kind of file, or a damaged one.
+        FileError: no such file, another kind of file, or a damaged one.
     """
     with open_regular(path) as file:
         try:
             return parse(file, os.fstat(file.fileno()).st_size, kind)
-        except CliError as error:
-            raise CliError(f"{path}: {error}") from None
+        except FileError as error:
+            raise FileError(f"{path}: {error}") from None
 
 
 def parse(file: BinaryIO, size: int, kind: str) -> tuple[Tensors, dict[str, Any]]:
@@ -144,25 +174,25 @@ def parse(file: BinaryIO, size: int, kind: str) -> tuple[Tensors, dict[str, Any]
     The header comes first, and is held against the size: a file that is not what it says costs no memory.
 
     Raises:
-        CliError: another kind of file, or a damaged one.
+        FileError: another kind of file, or a damaged one.
     """
     try:
         entry = _entry(file, size)
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise CliError(f"not a safetensors file, or a damaged one ({reason(error)})") from None
+        raise FileError(f"not a safetensors file, or a damaged one ({reason(error)})") from None
     if entry is None:
-        raise CliError(f"expected a {kind}, got another safetensors file")
+        raise FileError(f"expected a {kind}, got another safetensors file")
     checksum, _, text = entry.partition(" ")
     content = _content(text, kind)
     file.seek(0)
     try:
-        tensors: Tensors = safetensors.numpy.load(file.read(size))
-    except (MemoryError, OSError):
+        tensors: Tensors = _safetensors().load(file.read(size))
+    except (ImportError, MemoryError, OSError):
         raise
     except Exception as error:  # the reader has many ways to refuse a file
-        raise CliError(f"not a safetensors file, or a damaged one ({error})") from None
+        raise FileError(f"not a safetensors file, or a damaged one ({error})") from None
     if checksum != _checksum(text, tensors):
-        raise CliError("damaged: the contents do not match their checksum")
+        raise FileError("damaged: the contents do not match their checksum")
     return tensors, content
 
 
@@ -192,17 +222,17 @@ def _content(text: str, kind: str) -> dict[str, Any]:
         described = json.loads(text)
         found, version, content = described["format"], described["version"], described["content"]
     except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise CliError(f"damaged: the description cannot be read ({reason(error)})") from None
+        raise FileError(f"damaged: the description cannot be read ({reason(error)})") from None
     if found != kind:
-        raise CliError(f"expected a {kind}, got a {found}")
+        raise FileError(f"expected a {kind}, got a {found}")
     if version != VERSION:
-        raise CliError(f"expected format version {VERSION}, got {version}")
+        raise FileError(f"expected format version {VERSION}, got {version}")
     if not isinstance(content, dict):
-        raise CliError("damaged: the description cannot be read")
+        raise FileError("damaged: the description cannot be read")
     return content
 
 
-def _checksum(text: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+def _checksum(text: str, tensors: Mapping[str, Array]) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         tensor = tensors[name]
