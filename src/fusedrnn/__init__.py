@@ -16,10 +16,13 @@ from fusedrnn.inference.quantized import QuantizedRecurrent, QuantizedStream
 from fusedrnn.inference.stream import Stream
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import pad, unpad
+from fusedrnn.nn.activations import GELU, ReLU, Sigmoid, Softmax, Tanh
+from fusedrnn.nn.batch_norm import BatchNorm
 from fusedrnn.nn.blocks import Concat, Residual, Sequential
 from fusedrnn.nn.bptt import bptt, checkpoint
 from fusedrnn.nn.buffers import ParameterDict
 from fusedrnn.nn.containers import ModuleDict, ModuleList
+from fusedrnn.nn.conv import Conv1d
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
@@ -41,6 +44,7 @@ from fusedrnn.training.losses import cross_entropy, mse_loss
 __all__ = [
     "CELLS",
     "CRF",
+    "GELU",
     "GRU",
     "LIF",
     "LSTM",
@@ -48,8 +52,10 @@ __all__ = [
     "RNN",
     "SRU",
     "AttentionDecoder",
+    "BatchNorm",
     "CellSpec",
     "Concat",
+    "Conv1d",
     "DefinedCell",
     "Dropout",
     "Embedding",
@@ -69,10 +75,14 @@ __all__ = [
     "QuantizedRecurrent",
     "QuantizedStream",
     "RNNCell",
+    "ReLU",
     "Recurrent",
     "Residual",
     "Sequential",
+    "Sigmoid",
+    "Softmax",
     "Stream",
+    "Tanh",
     "Tape",
     "TransducerJoiner",
     "__version__",

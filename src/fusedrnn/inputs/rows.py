@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.backend import Backend
-from fusedrnn.checks import kind_error
+from fusedrnn.backend import CPU, Backend
+from fusedrnn.checks import dtype_error, kind_error
 
 
 def as_rows(name: str, x: Any, trailing: tuple[int, ...], backend: Backend) -> Array:
@@ -40,3 +40,12 @@ def contiguous(x: Array) -> Array:
 def copied(x: Array, rows: Array) -> int:
     """Return the bytes of `rows` that x does not already hold."""
     return 0 if x.flags.c_contiguous and getattr(x.flags, "aligned", True) else rows.nbytes
+
+
+def check_floats(name: str, x: Any, dtype: np.dtype[Any] | None) -> None:
+    """Refuse what is not a NumPy array of a dtype, or with None of float32 or float64."""
+    check_kind(name, x, CPU)
+    if dtype is not None and x.dtype != dtype:
+        raise dtype_error(name, dtype, x.dtype)
+    if x.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}; use {name}.astype('float32')")

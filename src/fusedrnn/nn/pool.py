@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
-from fusedrnn.checks import check_array, check_flag, check_size, dtype_error, resolve_dtype
+from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.masks import counted_steps
-from fusedrnn.inputs.rows import check_kind, contiguous
+from fusedrnn.inputs.rows import check_floats, contiguous
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import SavedTape, check_tape
 
@@ -115,15 +115,11 @@ class Pool(Module):
     def _apply(
         self, x: Array, lengths: npt.ArrayLike | None, mask: npt.ArrayLike | None, parameters: Any
     ) -> tuple[Array, tuple[Any, ...]]:
-        check_kind("x", x, CPU)
+        check_floats("x", x, self._dtype)
         order, features = "B, T" if self.batch_first else "T, B", self.features
         if x.ndim not in (2, 3) or (features is not None and x.shape[-1] != features):
             given = "" if features is None else f" with F = {features}"
             raise ValueError(f"x: expected shape ({order}, F) or (T, F){given}, got {x.shape}")
-        if self._dtype is not None and x.dtype != self._dtype:
-            raise dtype_error("x", self._dtype, x.dtype)
-        if x.dtype not in (np.float32, np.float64):
-            raise TypeError(f"x: expected float32 or float64, got {x.dtype}; use x.astype('float32')")
         axis = self._axis(x.shape)
         counts = None
         if lengths is not None or mask is not None:

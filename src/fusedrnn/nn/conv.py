@@ -1,0 +1,232 @@
+"""Conv1d: convolution over the time of sequences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from fusedrnn.arrays import Array
+from fusedrnn.backend import CPU
+from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
+from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
+from fusedrnn.inputs.masks import counted_steps
+from fusedrnn.inputs.rows import check_floats, contiguous
+from fusedrnn.inputs.sequences import as_lengths
+from fusedrnn.nn.module import Module
+from fusedrnn.nn.tape import SavedTape, check_tape
+
+
+class Conv1d(Module):
+    """y_t = bias + sum over k of weight[:, :, k] x_(t*stride + k*dilation - padding), over the axis of time.
+
+    x is (T, B, C), (B, T, C) with batch_first, or (T, C) for one sequence; y has
+    T' = (T + padding before and behind - (kernel_size - 1) * dilation - 1) // stride + 1 steps, or none.
+    With `lengths`, what stands past the end of a sequence counts as padding, y is 0 past the end of its own
+    sequence, and the lengths behind this module are T' of each.
+
+    Parameters, as torch.nn.Conv1d's: weight (O, C, K) and bias (O,), both initialised from
+    U(-1/sqrt(C*K), 1/sqrt(C*K)). torch's x is (B, C, T).
+
+    Args:
+        in_channels: C >= 1.
+        out_channels: O >= 1.
+        kernel_size: K >= 1.
+        stride: steps of x from one step of y to the next.
+        padding: zeros at each end; "same" for as many as keep T, with stride 1; "causal" for
+            (K - 1) * dilation before x and none behind, so that y_t sees no later step.
+        dilation: steps of x between those of a kernel.
+        bias: whether there is a bias.
+        batch_first: x and y are (B, T, ...).
+        dtype: "float32" or "float64".
+        seed: int, numpy.random.Generator or None.
+        init: "default" or "torch", which are the same here; None leaves all parameters at zero, for weights
+            that are loaded next.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range, or "same" with a stride.
+    """
+
+    _host_only = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | str = 0,
+        dilation: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        *,
+        dtype: npt.DTypeLike = "float32",
+        seed: Seed = None,
+        init: str | None = "default",
+    ) -> None:
+        super().__init__()
+        self.in_channels = check_size("in_channels", in_channels)
+        self.out_channels = check_size("out_channels", out_channels)
+        self.kernel_size = check_size("kernel_size", kernel_size)
+        self.stride = check_size("stride", stride)
+        self.dilation = check_size("dilation", dilation)
+        reach = (self.kernel_size - 1) * self.dilation
+        if padding == "causal":
+            self._ends = reach, 0
+        elif padding == "same":
+            if self.stride != 1:
+                raise ValueError(f"padding: expected an int or 'causal' with stride {stride}, got 'same'")
+            self._ends = reach // 2, reach - reach // 2
+        elif isinstance(padding, str):
+            raise ValueError(f"padding: expected an int, 'same' or 'causal', got {padding!r}")
+        else:
+            self._ends = (check_size("padding", padding, 0),) * 2
+        self.padding = padding if isinstance(padding, str) else self._ends[0]
+        self.bias = check_flag("bias", bias)
+        self.batch_first = check_flag("batch_first", batch_first)
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight": (self.out_channels, self.in_channels, self.kernel_size)
+        }
+        if self.bias:
+            shapes["bias"] = (self.out_channels,)
+        found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
+        self._declare(shapes, found)
+        for array in self._own.values() if method else ():
+            torch_uniform(array, self.in_channels * self.kernel_size, rng=rng)
+
+    def output_steps(self, lengths: Any, mask: Any) -> tuple[Any, None]:
+        """Return the lengths of y for those of x, and None; a mask is refused."""
+        if mask is not None:
+            raise ValueError("mask: expected lengths with a Conv1d, whose steps are others than those of x")
+        if lengths is None:
+            return None, None
+        given = as_lengths(lengths)
+        return np.where(given > 0, self._steps(given), 0), None
+
+    def _steps(self, steps: Any) -> Any:
+        """Return how many steps y has for those of x."""
+        room = steps + sum(self._ends) - (self.kernel_size - 1) * self.dilation - 1
+        return np.maximum(room // self.stride + 1, 0)
+
+    def __call__(self, x: Array, lengths: npt.ArrayLike | None = None) -> Array:
+        """Return y and keep no tape.
+
+        Args:
+            x: (T, B, C), (B, T, C) with batch_first, or (T, C).
+            lengths: (B,) of an integer dtype, each in 0..T; all T if None.
+        """
+        return self._apply(x, lengths, self._own)[0]
+
+    def forward(self, x: Array, lengths: npt.ArrayLike | None = None) -> tuple[Array, SavedTape]:
+        """Return y (T', B, O), laid out as x, and the tape, which refers to x.
+
+        Args:
+            x: (T, B, C), (B, T, C) with batch_first, or (T, C).
+            lengths: (B,) of an integer dtype, each in 0..T; all T if None.
+
+        Raises:
+            TypeError: x is not an array of the module's dtype, or lengths are not integers.
+            ValueError: an argument of the wrong shape, or lengths out of range.
+        """
+        kept = self._kept_parameters()
+        y, saved, owned = self._apply(x, lengths, kept)
+        return y, SavedTape(self, y.shape, (*saved, kept, x.shape), owned)
+
+    def _apply(self, x: Array, lengths: npt.ArrayLike | None, parameters: Any) -> tuple[Array, Any, int]:
+        check_floats("x", x, self._dtype)
+        if x.ndim not in (2, 3) or x.shape[-1] != self.in_channels:
+            order = "B, T" if self.batch_first else "T, B"
+            raise ValueError(
+                f"x: expected shape ({order}, C) or (T, C) with C = {self.in_channels}, got {x.shape}"
+            )
+        axis = int(self.batch_first and x.ndim == 3)
+        inside = outside = None
+        # A view, whose shape nobody else can change.
+        padded = x[...]
+        if lengths is not None:
+            inside = counted_steps(None, lengths, x.shape[:-1], axis)[..., None]
+            padded = np.where(inside, x, 0).astype(x.dtype, copy=False)
+        if any(self._ends):
+            ends = [(0, 0)] * x.ndim
+            ends[axis] = self._ends
+            padded = np.pad(padded, ends)
+        windows = self._windows(padded, axis)
+        weight = parameters["weight"].reshape(self.out_channels, -1)
+        y = CPU.kernels.linear_forward(self._rows(windows), weight, parameters.get("bias"))
+        y = y.reshape(*windows.shape[:-2], self.out_channels)
+        if inside is not None:
+            ends_of_y = self.output_steps(lengths, None)[0]
+            outside = ~counted_steps(None, ends_of_y, y.shape[:-1], axis)
+            y[outside] = 0
+        return y, (padded, inside, outside), 0 if padded.base is x else padded.nbytes
+
+    def _windows(self, padded: Array, axis: int) -> Array:
+        """Return a view (T', B, C, K), laid out as x, of what each step of y sees."""
+        reach = (self.kernel_size - 1) * self.dilation
+        if padded.shape[axis] <= reach:
+            none = padded[_along(axis, slice(0, 0))]
+            return np.broadcast_to(none[..., None], (*none.shape, self.kernel_size))
+        seen = sliding_window_view(padded, reach + 1, axis=axis)
+        view: Array = seen[_along(axis, slice(None, None, self.stride))][..., :: self.dilation]
+        return view
+
+    def _rows(self, windows: Array) -> Array:
+        """Return windows as rows (N, C*K) of one array."""
+        rows = math.prod(windows.shape[:-2])
+        return contiguous(windows).reshape(rows, self.in_channels * self.kernel_size)
+
+    def backward(self, tape: SavedTape, dy: Array, *, need_dx: bool = True) -> Array | Any:
+        """Add to the gradients of weight and bias; return dx in the shape of x, or None without need_dx.
+
+        What stands past the end of a sequence gets exactly 0.
+
+        Raises:
+            TypeError: dy is not an array of the module's dtype.
+            ValueError: dy has not the shape of y, or the tape is another module's.
+        """
+        tape = check_tape(tape, self, SavedTape)
+        padded, inside, outside, kept, shape = tape.saved
+        check_array("dy", dy, tape.shape, padded.dtype)
+        axis = int(self.batch_first and len(shape) == 3)
+        if outside is not None:
+            dy = np.where(outside[..., None], 0, dy).astype(dy.dtype, copy=False)
+        windows = self._windows(padded, axis)
+        flow = contiguous(dy).reshape(-1, self.out_channels)
+        sums = self._sums()
+        dweight = sums["weight"].reshape(self.out_channels, -1) if sums else None
+        weight = kept["weight"].reshape(self.out_channels, -1)
+        with self._turn.take():
+            drows = CPU.kernels.linear_backward(
+                self._rows(windows), weight, flow, dweight, sums.get("bias"), need_dx
+            )
+        if not need_dx:
+            return None
+        dwindows, dpadded = drows.reshape(windows.shape), np.zeros(padded.shape, padded.dtype)
+        steps = dwindows.shape[axis]
+        for k in range(self.kernel_size if steps else 0):
+            start = k * self.dilation
+            seen = slice(start, start + (steps - 1) * self.stride + 1, self.stride)
+            dpadded[_along(axis, seen)] += dwindows[..., k]
+        dx: Array = dpadded[_along(axis, slice(self._ends[0], self._ends[0] + shape[axis]))]
+        return dx if inside is None else np.where(inside, dx, 0).astype(dx.dtype, copy=False)
+
+    def _extra_repr(self) -> str:
+        given = {
+            "stride": (self.stride, 1),
+            "padding": (self.padding, 0),
+            "dilation": (self.dilation, 1),
+            "bias": (self.bias, True),
+            "batch_first": (self.batch_first, False),
+            "dtype": (str(self._dtype), "float32"),
+        }
+        changed = [f", {name}={value!r}" for name, (value, default) in given.items() if value != default]
+        return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}{''.join(changed)}"
+
+
+def _along(axis: int, part: slice) -> tuple[slice, ...]:
+    """Return the index of a part of an axis, 0 or 1."""
+    return (slice(None), part) if axis else (part,)
