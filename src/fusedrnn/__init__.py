@@ -32,6 +32,7 @@ from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.nn.tape import Tape, set_detect_changes
+from fusedrnn.saving import load, save
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.ctc import ctc_align, ctc_decode, ctc_loss
@@ -105,10 +106,12 @@ __all__ = [
     "get_num_threads",
     "init",
     "linear_cross_entropy",
+    "load",
     "mse_loss",
     "onnx",
     "optim",
     "pad",
+    "save",
     "set_detect_changes",
     "set_num_threads",
     "show_config",

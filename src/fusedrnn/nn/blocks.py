@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, overload
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array
+from fusedrnn.nn.arguments import Arguments
 from fusedrnn.nn.containers import ModuleList, block_of, check_module
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import Tape, check_tape
@@ -52,8 +53,6 @@ def _options(forward: Any) -> tuple[bool, bool]:
 
 def _taken(module: Module, lengths: Any, mask: Any) -> dict[str, Any]:
     """Return which of both go to a module."""
-    if lengths is None and mask is None:
-        return {}
     takes_lengths, takes_mask = _options(type(module).forward)
     given = {"lengths": lengths if takes_lengths else None, "mask": mask if takes_mask else None}
     return {name: value for name, value in given.items() if value is not None}
@@ -61,13 +60,15 @@ def _taken(module: Module, lengths: Any, mask: Any) -> dict[str, Any]:
 
 def _call(module: Module, x: Any, lengths: Any, mask: Any) -> Any:
     """Return y alone of a member."""
-    y = module(x, **_taken(module, lengths, mask))
+    plain = lengths is None and mask is None
+    y = module(x) if plain else module(x, **_taken(module, lengths, mask))
     return y[0] if module.has_state else y
 
 
 def _forward(module: Module, x: Any, lengths: Any, mask: Any) -> tuple[Any, Any]:
     """Return y and the tape of a member."""
-    results = module.forward(x, **_taken(module, lengths, mask))
+    plain = lengths is None and mask is None
+    results = module.forward(x) if plain else module.forward(x, **_taken(module, lengths, mask))
     return results[0], results[-1]
 
 
@@ -151,16 +152,11 @@ class Sequential(ModuleList):
             lengths: (B,) of an integer dtype, each in 0..T, or None.
             mask: bool, laid out as x: false for steps that are left out; or None.
         """
-        for module, steps in self._members(lengths, mask):
-            x = _call(module, x, *steps)
-        return x
-
-    def _members(self, lengths: Any, mask: Any) -> Iterator[tuple[Module, tuple[Any, Any]]]:
-        """Iterate over (module, (lengths, mask) of its input)."""
         for module in self:
-            yield module, (lengths, mask)
+            x = _call(module, x, lengths, mask)
             if lengths is not None or mask is not None:
                 lengths, mask = module.output_steps(lengths, mask)
+        return x
 
     def output_steps(self, lengths: Any, mask: Any) -> tuple[Any, Any]:
         """Return the lengths and the mask behind the last module."""
@@ -179,9 +175,11 @@ class Sequential(ModuleList):
             mask: bool, laid out as x: false for steps that are left out; or None.
         """
         tapes = []
-        for module, steps in self._members(lengths, mask):
-            x, tape = _forward(module, x, *steps)
+        for module in self:
+            x, tape = _forward(module, x, lengths, mask)
             tapes.append(tape)
+            if lengths is not None or mask is not None:
+                lengths, mask = module.output_steps(lengths, mask)
         return x, BlockTape(self, tapes)
 
     def backward(self, tape: BlockTape, dy: Array, *, need_dx: bool = True) -> Any:
@@ -195,6 +193,9 @@ class Sequential(ModuleList):
         for index, (module, part) in reversed(list(enumerate(pairs))):
             dx = _backward(module, part, dx, need_dx or index > 0)
         return dx if need_dx else None
+
+    def _arguments(self) -> Arguments:
+        return Arguments((dict(self._children),) if self._is_named() else tuple(self), {})
 
     def __repr__(self) -> str:
         if self._is_named():
@@ -363,6 +364,9 @@ class Concat(ModuleList):
             # Not added in place: a module may return its dy.
             dx = piece if dx is None else dx if piece is None else dx + piece
         return dx if need_dx else None
+
+    def _arguments(self) -> Arguments:
+        return Arguments(tuple(self), {})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{block_of('(', map(repr, self), ')')}"

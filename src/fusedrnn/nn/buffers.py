@@ -7,7 +7,9 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
@@ -19,6 +21,33 @@ from fusedrnn.backend import CPU, Backend
 
 # Numbers of versions. One count for all, and drawn in one piece, so that no number is ever given twice.
 _versions = itertools.count()
+
+
+# How many values of parameters and buffers may still be made, while a file says what to make.
+_room: ContextVar[list[int] | None] = ContextVar("room", default=None)
+
+
+@contextmanager
+def limited_to(values: int) -> Iterator[None]:
+    """Refuse modules whose parameters and buffers have more values in all, before memory is taken."""
+    token = _room.set([values])
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+def take_room(values: int) -> None:
+    """Count values that are made within `limited_to`.
+
+    Raises:
+        ValueError: they are more than there may be.
+    """
+    room = _room.get()
+    if room is not None:
+        room[0] -= values
+        if room[0] < 0:
+            raise ValueError(f"expected no more values than the file holds, got {-room[0]} more")
 
 
 class Values:
@@ -124,6 +153,17 @@ def named_views(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
         views[name] = flat[offset : offset + size].reshape(shape)
         offset += size
     return views
+
+
+def moved(array: Any, source: Backend, target: Backend, dtype: np.dtype[Any] | None = None) -> Any:
+    """Return what is saved beside parameters on another device, floats in another dtype if one is given."""
+    kind = dtype if dtype is not None and array.dtype.kind == "f" else array.dtype
+    if source is target:
+        return array.astype(kind, copy=False)
+    with target.on_device():
+        there = target.xp.empty(array.shape, kind)
+    assign(there, source.to_numpy(array))
+    return there
 
 
 class Snapshot(NamedTuple):

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import overload
 
+from fusedrnn.nn.arguments import Arguments
 from fusedrnn.nn.module import Module
 
 
@@ -80,6 +81,9 @@ class ModuleList(Module):
     def __iter__(self) -> Iterator[Module]:
         return iter(list(self._children.values()))
 
+    def _arguments(self) -> Arguments:
+        return Arguments((list(self),), {})
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({block_of('[', map(repr, self), ']')})"
 
@@ -145,6 +149,9 @@ class ModuleDict(Module):
     def items(self) -> list[tuple[str, Module]]:
         """Return (name, module) of each."""
         return list(self._children.items())
+
+    def _arguments(self) -> Arguments:
+        return Arguments((dict(self.items()),), {})
 
     def __repr__(self) -> str:
         named = [f"{name!r}: {module!r}" for name, module in self.items()]

@@ -17,9 +17,10 @@ from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.devices import find_backend
 from fusedrnn.init import Noise
 from fusedrnn.listing import Listed
-from fusedrnn.nn.buffers import ParameterDict
+from fusedrnn.nn.arguments import Arguments
+from fusedrnn.nn.buffers import ParameterDict, moved
 from fusedrnn.nn.loading import LoadResult, encoded, read_state, saved_cells
-from fusedrnn.nn.store import Store, moved
+from fusedrnn.nn.store import Store
 from fusedrnn.symbolic import DefinedCell
 
 ModuleT = TypeVar("ModuleT", bound="Module")
@@ -67,10 +68,17 @@ class Module(Listed, Store["Module"]):
     # The cell that a recurrent network runs as a program, and that which its state_dict has.
     _program: DefinedCell | None = None
     _saved_cell: DefinedCell | None = None
+    _made_with: Arguments
     # Whether there are no kernels of it for a GPU.
     _host_only: ClassVar[bool] = False
     # {name: module whose parameter of this name serves for one of its own}
     _tied: Mapping[str, Module] = MappingProxyType({})
+
+    def __new__(cls: type[ModuleT], *arguments: Any, **options: Any) -> ModuleT:
+        """Keep the arguments, from which `fusedrnn.load` makes such a module again."""
+        self = super().__new__(cls)
+        self.__dict__["_made_with"] = Arguments(arguments, options)
+        return self
 
     def __init__(self) -> None:
         self.__dict__.update(training=True, _children={}, _noise=None, _saved={}, _frozen=False)
@@ -175,6 +183,10 @@ class Module(Listed, Store["Module"]):
     def requires_grad(self) -> bool:
         """Whether optimisers change any parameter of the tree."""
         return any(module._size and not module._frozen for module in self.modules())
+
+    def _arguments(self) -> Arguments:
+        """Return what a constructor makes such a module of."""
+        return self._made_with
 
     def _sums(self) -> Mapping[str, Array]:
         """Return the gradients of its own parameters that backward adds to: none while it is frozen."""

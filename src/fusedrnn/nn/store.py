@@ -6,6 +6,7 @@ tree below it moves into one buffer pair, in depth-first order, and every view i
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array, as_array, assign
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.checks import check_shapes, check_size, resolve_dtype
-from fusedrnn.nn.buffers import Buffers, ParameterDict, Snapshot, named_views, nobody
+from fusedrnn.nn.buffers import Buffers, ParameterDict, Snapshot, moved, named_views, nobody, take_room
 from fusedrnn.nn.tree import Tree
 from fusedrnn.nn.turns import Turn
 
@@ -56,6 +57,7 @@ class Store(Tree[StoreT]):
     def _declare(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any] | None) -> None:
         """Create this module's own parameters, zero until they are initialised."""
         sizes = check_shapes(shapes, np.dtype(np.float32) if dtype is None else dtype)
+        take_room(sum(sizes) - self.__dict__.get("_size", 0))
         self.__dict__.update(_shapes=shapes, _dtype=dtype, _size=sum(sizes), _layout=None, _snapshot=None)
         self.__dict__.setdefault("_given", nobody)
         self.__dict__["_turn"] = Turn()
@@ -196,6 +198,7 @@ class Store(Tree[StoreT]):
         found = self.dtype if dtype is None else np.dtype(dtype)
         if found.kind not in "fiub":
             raise TypeError(f"dtype: expected one of floats, integers or bools, got {found}")
+        take_room(math.prod(sizes))
         values = initial(name, sizes, found, init)
         self._saved[name] = moved(values, CPU, self._backend)
 
@@ -386,14 +389,3 @@ def initial(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], init: Initi
         raise TypeError(f"{name}: expected values of {dtype}, got {given.dtype}")
     array[...] = given
     return array
-
-
-def moved(array: Any, source: Backend, target: Backend, dtype: np.dtype[Any] | None = None) -> Any:
-    """Return what is saved beside parameters on another device, floats in another dtype if one is given."""
-    kind = dtype if dtype is not None and array.dtype.kind == "f" else array.dtype
-    if source is target:
-        return array.astype(kind, copy=False)
-    with target.on_device():
-        there = target.xp.empty(array.shape, kind)
-    assign(there, source.to_numpy(array))
-    return there

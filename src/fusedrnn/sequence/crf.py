@@ -62,11 +62,11 @@ class CRF(Module):
         super().__init__()
         self.num_tags = check_size("num_tags", num_tags)
         self.batch_first = check_flag("batch_first", batch_first)
-        self._allowed = allowed_tags(constraints, self.num_tags)
-        self._constraints = constraints if isinstance(constraints, str) or constraints is None else "matrix"
         found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
         size = self.num_tags
         self._declare(dict(zip(_NAMES, ((size,), (size, size), (size,)), strict=True)), found)
+        self._allowed = allowed_tags(constraints, self.num_tags)
+        self._constraints = constraints if isinstance(constraints, str) or constraints is None else "matrix"
         for name in _NAMES if method else ():
             self._own[name] = rng.uniform(-0.1, 0.1, self._shapes[name])
 

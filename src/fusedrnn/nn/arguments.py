@@ -1,0 +1,82 @@
+"""What the constructor of a module was called with, so that another such module can be made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.cell_spec import CellSpec
+from fusedrnn.nn.tree import Tree
+from fusedrnn.symbolic import DefinedCell
+
+# Of an array that is kept; a larger one is the caller's affair.
+MOST_BYTES = 1 << 20
+
+
+class Unkept:
+    """Stands for an argument that is not kept: it is none that a file could hold.
+
+    Attributes:
+        kind: the name of its type.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+class Arguments:
+    """Positional and keyword arguments of a call, without what could change later or cannot be copied."""
+
+    __slots__ = ("options", "positional")
+
+    def __init__(self, positional: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        self.positional = [kept(value) for value in positional]
+        self.options = {name: kept(value) for name, value in options.items()}
+
+    def named(self, kind: Any) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
+        """Return (name, value) of those that have to be positional, and the others by name.
+
+        Args:
+            kind: the class whose constructor they are of.
+        """
+        signature = inspect.signature(kind.__init__)
+        bound = signature.bind(None, *self.positional, **self.options)
+        found = list(bound.arguments.items())[1:]
+        kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+        several = any(kinds[name] is inspect.Parameter.VAR_POSITIONAL for name, _ in found)
+        first: list[tuple[str, Any]] = []
+        others: dict[str, Any] = {}
+        for name, value in found:
+            if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
+                first += [(f"{name}[{index}]", item) for index, item in enumerate(value)]
+            elif kinds[name] is inspect.Parameter.VAR_KEYWORD:
+                others.update(value)
+            elif kinds[name] is inspect.Parameter.POSITIONAL_ONLY or (
+                several and kinds[name] is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            ):
+                first.append((name, value))
+            else:
+                others[name] = value
+        return first, others
+
+
+def kept(value: Any) -> Any:
+    """Return an argument as it is kept: containers are copied, what no file could hold is an `Unkept`."""
+    if value is None or isinstance(value, (bool, int, float, str, Tree, DefinedCell, CellSpec, Unkept)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.dtype):
+        return value.name
+    if isinstance(value, type) and issubclass(value, (np.generic, float)):
+        return np.dtype(value).name
+    if type(value) is np.ndarray and value.nbytes <= MOST_BYTES and value.dtype.kind in "biuf":
+        return value.copy()
+    if type(value) in (list, tuple):
+        return type(value)([kept(item) for item in value])
+    if isinstance(value, Mapping):
+        return {kept(key): kept(item) for key, item in value.items()}
+    return Unkept(type(value).__name__)
