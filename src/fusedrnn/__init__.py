@@ -24,6 +24,7 @@ from fusedrnn.nn.buffers import ParameterDict
 from fusedrnn.nn.containers import ModuleDict, ModuleList
 from fusedrnn.nn.conv import Conv1d
 from fusedrnn.nn.embedding import Embedding
+from fusedrnn.nn.gradient_check import check_gradients
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.networks import LIF, MGU, SRU, IndRNN, MinGRU, MinLSTM
@@ -90,6 +91,7 @@ __all__ = [
     "bptt",
     "cell_from_json",
     "cell_to_json",
+    "check_gradients",
     "checkpoint",
     "clip_grad_norm",
     "clip_grad_value",
