@@ -269,6 +269,34 @@ def test_tokens() -> None:
     assert_gradients(net, tokens, lengths=LENGTHS)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"lengths": LENGTHS}, {"mask": MASK}], ids=["all", "lengths", "mask"]
+)
+def test_a_small_table_is_looked_up(options: Any) -> None:
+    """In front of a network rows are multiplied once each: the same bits out, and the same gradients."""
+    tokens = RNG.integers(0, 6, (5, 4))
+    for rows in (6, 60):
+        embedding, gru = fr.Embedding(rows, 3, 0, seed=0, **WIDE), fr.GRU(3, 4, seed=1, **WIDE)
+        net = fr.Sequential(embedding, gru)
+        y, tape = net.forward(tokens, **options)
+        assert isinstance(tape.tapes[0], fr.Lookup) == (rows == 6)
+        np.testing.assert_array_equal(net(tokens, **options), y)
+        dy = RNG.normal(size=y.shape)
+        assert net.backward(tape, dy) is None
+        got = net.flat_grads.copy()
+        net.zero_grad()
+        x, rows_tape = embedding.forward(tokens)
+        want, _, gru_tape = gru.forward(x, **options)
+        np.testing.assert_array_equal(y, want)
+        embedding.backward(rows_tape, gru.backward(gru_tape, dy)[0])
+        np.testing.assert_allclose(got, net.flat_grads, rtol=1e-10, atol=1e-13)
+        for bad, kind in ((tokens + rows, ValueError), (tokens - 9, ValueError), (tokens + 0.5, TypeError)):
+            with pytest.raises(kind, match="indices: expected"):
+                net(bad)
+            with pytest.raises(kind, match="indices: expected"):
+                net.forward(bad)
+
+
 @pytest.mark.parametrize("need_dx", [True, False])
 def test_gradients_are_added_and_tapes_serve_again(need_dx: bool) -> None:
     net = model("attention")

@@ -56,6 +56,13 @@ CALLS = [
     fr.define_cell,
     fr.cell_to_json,
     fr.cell_from_json,
+    fr.save,
+    fr.load,
+    fr.check_gradients,
+    fr.Sequential.forward,
+    fr.Pool.forward,
+    fr.BatchNorm.forward,
+    fr.Conv1d.forward,
     fr.sym.heaviside,
     *[getattr(fr.init, name) for name in fr.init.__all__],
 ]

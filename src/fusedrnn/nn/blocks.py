@@ -12,9 +12,12 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array
+from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.nn.arguments import Arguments
 from fusedrnn.nn.containers import ModuleList, block_of, check_module
+from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.module import Module
+from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.tape import Tape, check_tape
 
 
@@ -70,6 +73,15 @@ def _forward(module: Module, x: Any, lengths: Any, mask: Any) -> tuple[Any, Any]
     plain = lengths is None and mask is None
     results = module.forward(x) if plain else module.forward(x, **_taken(module, lengths, mask))
     return results[0], results[-1]
+
+
+def _looked_up(modules: list[Module], place: int, x: Any) -> Lookup | None:
+    """Return what an embedding looks up for the network behind it, where that pays; None elsewhere."""
+    module = modules[place]
+    if type(module) is not Embedding or not isinstance(modules[min(place + 1, len(modules) - 1)], Recurrent):
+        return None
+    found = module.lookup(x)
+    return found if found._pays else None
 
 
 def _backward(module: Module, tape: Any, dy: Any, need_dx: bool) -> Any:
@@ -152,8 +164,10 @@ class Sequential(ModuleList):
             lengths: (B,) of an integer dtype, each in 0..T, or None.
             mask: bool, laid out as x: false for steps that are left out; or None.
         """
-        for module in self:
-            x = _call(module, x, lengths, mask)
+        modules = list(self)
+        for place, module in enumerate(modules):
+            found = _looked_up(modules, place, x)
+            x = _call(module, x, lengths, mask) if found is None else found
             if lengths is not None or mask is not None:
                 lengths, mask = module.output_steps(lengths, mask)
         return x
@@ -174,9 +188,11 @@ class Sequential(ModuleList):
             lengths: (B,) of an integer dtype, each in 0..T, or None.
             mask: bool, laid out as x: false for steps that are left out; or None.
         """
-        tapes = []
-        for module in self:
-            x, tape = _forward(module, x, lengths, mask)
+        tapes: list[Any] = []
+        modules = list(self)
+        for place, module in enumerate(modules):
+            found = _looked_up(modules, place, x)
+            x, tape = _forward(module, x, lengths, mask) if found is None else (found, found)
             tapes.append(tape)
             if lengths is not None or mask is not None:
                 lengths, mask = module.output_steps(lengths, mask)
