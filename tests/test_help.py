@@ -17,7 +17,7 @@ CONSTRUCTORS = [
     *(fr.Recurrent, fr.MGU, fr.IndRNN, fr.MinGRU, fr.MinLSTM, fr.SRU, fr.LIF),
     *(fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell),
     *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout, fr.CRF, fr.AttentionDecoder),
-    *(fr.Sequential, fr.Residual, fr.Concat, fr.Pool, fr.BatchNorm, fr.Conv1d),
+    *(fr.Sequential, fr.Residual, fr.Concat, fr.Pool, fr.BatchNorm, fr.Conv1d, fr.SelfAttention),
     *(fr.optim.SGD, fr.optim.Adam, fr.optim.AdamW),
 ]
 CALLS = [

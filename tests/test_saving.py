@@ -113,6 +113,7 @@ MODELS: dict[str, Callable[[], Any]] = {
         fr.Concat(fr.Sequential(fr.GELU("tanh"), fr.Softmax(-1)), fr.ReLU(), fr.Sigmoid()),
         fr.Pool("attention", 12, seed=0),
     ),
+    "attention": lambda: fr.SelfAttention(3, 3, causal=True, seed=0),
     "tied": tied,
     "shared": shared,
     "grown": grown,

@@ -32,6 +32,7 @@ from fusedrnn.nn.pool import Pool
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
+from fusedrnn.nn.self_attention import SelfAttention
 from fusedrnn.nn.tape import Tape, set_detect_changes
 from fusedrnn.saving import load, save
 from fusedrnn.sequence.attention import AttentionDecoder
@@ -80,6 +81,7 @@ __all__ = [
     "ReLU",
     "Recurrent",
     "Residual",
+    "SelfAttention",
     "Sequential",
     "Sigmoid",
     "Softmax",

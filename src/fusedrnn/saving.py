@@ -29,6 +29,7 @@ from fusedrnn.nn.pool import Pool
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
+from fusedrnn.nn.self_attention import SelfAttention
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.transducer import TransducerJoiner
@@ -43,7 +44,7 @@ _OWN: dict[str, type[Module]] = {
         *(RNN, LSTM, GRU, Recurrent, MGU, IndRNN, MinGRU, MinLSTM, SRU, LIF, RNNCell, LSTMCell, GRUCell),
         *(Linear, Embedding, LayerNorm, BatchNorm, Dropout, Conv1d, Pool, Tanh, Sigmoid, ReLU, GELU, Softmax),
         *(Module, Sequential, Residual, Concat, ModuleList, ModuleDict),
-        *(AttentionDecoder, CRF, TransducerJoiner),
+        *(SelfAttention, AttentionDecoder, CRF, TransducerJoiner),
     )
 }
 _PREFIX = "fusedrnn."
