@@ -90,9 +90,7 @@ def write_weights(rng: Rng, module: Any, views: list[Any]) -> None:
     elif kind == 3:
         parameters[name] -= module.dtype.type(0.1) * new
     elif kind == 4:
-        module.load_state_dict(
-            {key: new if key == name else value.copy() for key, value in parameters.items()}
-        )
+        module.load_state_dict({**module.state_dict(), name: new})
     elif kind == 5:
         module.load_state_dict({name: new}, strict=False)
     elif kind == 6 and view.size:

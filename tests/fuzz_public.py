@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from fuzz_blocks import constructors
 from fuzz_entries import garbage, mutated
 from fuzz_oracle import bits, check_same, outcome, plain
 from fuzz_subjects import Arguments, Rng, chance, drawn, leading_axes, pick
@@ -144,6 +145,7 @@ def table() -> dict[str, tuple[Any, Arguments]]:
             },
         ),
         "Dropout": (fr.Dropout, {"p": 0.5, "seed": 1}),
+        **constructors(),
         "CRF": (
             fr.CRF,
             {"num_tags": 3, "constraints": None, "batch_first": True, "dtype": "float32", "seed": 0},

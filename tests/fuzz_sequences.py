@@ -86,7 +86,7 @@ class Sequence(World):
         tapes = [held for held in self.tapes if held.module is self.module]
         flows = [(held, self.subject.flow(self.rng, held.results)) for held in tapes]
         random_state = self.module.random_state()
-        kept = {name: view.copy() for name, view in self.module.parameters.items()}
+        kept = self.module.state_dict()
 
         def change(rng: Rng) -> None:
             for _ in range(20):

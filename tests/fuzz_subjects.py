@@ -355,9 +355,9 @@ def tagger(rng: Rng) -> Subject:
 KINDS = (recurrent, recurrent, recurrent, functional, cell, linear, layer_norm, dropout, embedding, tagger)
 
 
-def subject(rng: Rng) -> Subject:
-    """Any of them, its module made."""
-    found: Subject = pick(rng, KINDS)(rng)
+def subject(rng: Rng, *more: Callable[[Rng], Subject]) -> Subject:
+    """Any of them or of others, its module made."""
+    found: Subject = pick(rng, (*KINDS, *more))(rng)
     found.module = found.make()
     if chance(rng, 0.3):
         found.module.eval()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from cuda_support import EMULATED
+from fuzz_blocks import block
 from fuzz_changes import disturb, running, write_weights
 from fuzz_entries import ALLOWED, garbage, mutated
 from fuzz_oracle import (
@@ -36,7 +37,7 @@ class World:
     def __init__(self, rng: Rng, limit: float) -> None:
         self.rng = rng
         self.limit = limit
-        self.subject: Subject = subject(rng)
+        self.subject: Subject = subject(rng, block, block)
         self.parents: list[Any] = []
         self.tapes: list[Held] = []
         self.streams: list[Stepping] = []

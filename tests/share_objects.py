@@ -155,6 +155,13 @@ def main(rounds: int) -> None:
     # Large enough that a thread packs while another calls.
     large = fr.LSTM(6, 128, bidirectional=True, seed=0, init="torch")
     table = fr.Embedding(5, 6, seed=0)
+    blocks = fr.Sequential(
+        fr.Conv1d(6, 4, 3, padding="same", seed=0),
+        fr.BatchNorm(4),
+        fr.Residual(fr.SelfAttention(4, 2, seed=0)),
+        fr.Concat(fr.GELU(), fr.GRU(4, 3, seed=0, init="torch")),
+        fr.Pool("attention", 7, seed=0),
+    )
     scenarios = {
         "layer": share_module(lstm, X, ones),
         "stack": share_module(gru, X, ones),
@@ -165,6 +172,7 @@ def main(rounds: int) -> None:
         "linear": share_module(fr.Linear(6, 40, seed=0), X, ones),
         "layer norm": share_module(fr.LayerNorm(6), X, ones),
         "embedding": share_module(table, TOKENS, ones),
+        "blocks": share_module(blocks, X, ones),
         "functional": share_functional(),
         "int8": share_quantized("int8"),
         "bf16": share_quantized("bf16"),

@@ -53,7 +53,8 @@ class Activation(Module):
         tape = check_tape(tape, self, SavedTape)
         dtype, kept = tape.saved
         check_array("dy", dy, tape.shape, dtype)
-        return self._gradient(kept, dy) if need_dx else None
+        # Sums of another layout would have other bits.
+        return self._gradient(kept, contiguous(dy)) if need_dx else None
 
     def _apply(self, x: Array, save: bool) -> tuple[Array, Array]:
         """Return y, and what `_gradient` reads."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.inputs.masks import counted_steps
-from fusedrnn.inputs.rows import check_floats
+from fusedrnn.inputs.rows import check_floats, contiguous
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import SavedTape, check_tape
 
@@ -111,7 +111,8 @@ class BatchNorm(Module):
             counts = counted_steps(mask, lengths, x.shape[:-1], int(self.batch_first and x.ndim == 3))
         elif x.ndim < 1 or x.shape[-1] != size:
             raise ValueError(f"x: expected shape (..., F) with F = {size}, got {x.shape}")
-        rows = x.reshape(-1, size) if counts is None else x[counts]
+        # Sums of another layout would have other bits.
+        rows = contiguous(x.reshape(-1, size) if counts is None else x[counts])
         kept = self._kept_parameters()
         trained = self.training
         mean, var = self._learn(rows) if trained else (self.running_mean, self.running_var)
@@ -155,7 +156,8 @@ class BatchNorm(Module):
         tape = check_tape(tape, self, SavedTape)
         normed, rstd, counts, trained, kept, shape = tape.saved
         check_array("dy", dy, shape, normed.dtype)
-        flow = dy.reshape(normed.shape) if counts is None else dy[counts]
+        check_flag("need_dx", need_dx)
+        flow = contiguous(dy.reshape(normed.shape) if counts is None else dy[counts])
         dweight, dbias = (flow * normed).sum(axis=0, dtype=np.float64), flow.sum(axis=0, dtype=np.float64)
         if sums := self._sums():
             with self._turn.take():

@@ -2,92 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_array
-from fusedrnn.inputs.lookup import Lookup
+from fusedrnn.checks import check_array, check_flag
 from fusedrnn.nn.arguments import Arguments
 from fusedrnn.nn.containers import ModuleList, block_of, check_module
-from fusedrnn.nn.embedding import Embedding
+from fusedrnn.nn.members import BlockTape, backward_member, call_member, forward_member, looked_up
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.recurrent_base import Recurrent
-from fusedrnn.nn.tape import Tape, check_tape
-
-
-class BlockTape(Tape):
-    """Tape of a module made of others: theirs, in their order.
-
-    Attributes:
-        tapes: one of each module.
-    """
-
-    __slots__ = ("tapes",)
-
-    def __init__(self, owner: Module, tapes: Iterable[Any], nbytes: int = 0) -> None:
-        self.tapes = tuple(tapes)
-        for tape in self.tapes:
-            nbytes += getattr(tape, "nbytes", 0)
-        super().__init__(owner, nbytes)
-
-    def _pairs(self, modules: list[Module]) -> list[tuple[Module, Any]]:
-        """Return each module with its tape.
-
-        Raises:
-            ValueError: there are more or fewer modules than in forward.
-        """
-        if len(modules) != len(self.tapes):
-            raise ValueError(f"tape: expected one of {len(modules)} modules, got one of {len(self.tapes)}")
-        return list(zip(modules, self.tapes, strict=True))
-
-
-@lru_cache(maxsize=256)
-def _options(forward: Any) -> tuple[bool, bool]:
-    """Return whether the forward of a class has an argument called lengths, and one called mask."""
-    names = inspect.signature(forward).parameters
-    return "lengths" in names, "mask" in names
-
-
-def _taken(module: Module, lengths: Any, mask: Any) -> dict[str, Any]:
-    """Return which of both go to a module."""
-    takes_lengths, takes_mask = _options(type(module).forward)
-    given = {"lengths": lengths if takes_lengths else None, "mask": mask if takes_mask else None}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _call(module: Module, x: Any, lengths: Any, mask: Any) -> Any:
-    """Return y alone of a member."""
-    plain = lengths is None and mask is None
-    y = module(x) if plain else module(x, **_taken(module, lengths, mask))
-    return y[0] if module.has_state else y
-
-
-def _forward(module: Module, x: Any, lengths: Any, mask: Any) -> tuple[Any, Any]:
-    """Return y and the tape of a member."""
-    plain = lengths is None and mask is None
-    results = module.forward(x) if plain else module.forward(x, **_taken(module, lengths, mask))
-    return results[0], results[-1]
-
-
-def _looked_up(modules: list[Module], place: int, x: Any) -> Lookup | None:
-    """Return what an embedding looks up for the network behind it, where that pays; None elsewhere."""
-    module = modules[place]
-    if type(module) is not Embedding or not isinstance(modules[min(place + 1, len(modules) - 1)], Recurrent):
-        return None
-    found = module.lookup(x)
-    return found if found._pays else None
-
-
-def _backward(module: Module, tape: Any, dy: Any, need_dx: bool) -> Any:
-    """Return dx alone of a member."""
-    dx = module.backward(tape, dy, need_dx=need_dx)
-    return dx[0] if module.has_state else dx
+from fusedrnn.nn.tape import check_tape
 
 
 class Sequential(ModuleList):
@@ -166,8 +93,8 @@ class Sequential(ModuleList):
         """
         modules = list(self)
         for place, module in enumerate(modules):
-            found = _looked_up(modules, place, x)
-            x = _call(module, x, lengths, mask) if found is None else found
+            found = looked_up(modules, place, x)
+            x = call_member(module, x, lengths, mask) if found is None else found
             if lengths is not None or mask is not None:
                 lengths, mask = module.output_steps(lengths, mask)
         return x
@@ -191,8 +118,8 @@ class Sequential(ModuleList):
         tapes: list[Any] = []
         modules = list(self)
         for place, module in enumerate(modules):
-            found = _looked_up(modules, place, x)
-            x, tape = _forward(module, x, lengths, mask) if found is None else (found, found)
+            found = looked_up(modules, place, x)
+            x, tape = forward_member(module, x, lengths, mask) if found is None else (found, found)
             tapes.append(tape)
             if lengths is not None or mask is not None:
                 lengths, mask = module.output_steps(lengths, mask)
@@ -206,8 +133,9 @@ class Sequential(ModuleList):
             ValueError: dy has not the shape of y, or the tape is another module's.
         """
         pairs, dx = check_tape(tape, self, BlockTape)._pairs(list(self)), dy
+        check_flag("need_dx", need_dx)
         for index, (module, part) in reversed(list(enumerate(pairs))):
-            dx = _backward(module, part, dx, need_dx or index > 0)
+            dx = backward_member(module, part, dx, need_dx or index > 0)
         return dx if need_dx else None
 
     def _arguments(self) -> Arguments:
@@ -259,7 +187,7 @@ class Residual(Module):
             lengths: (B,) of an integer dtype, each in 0..T, or None.
             mask: bool, laid out as x: false for steps that are left out; or None.
         """
-        y: Array = self._sum(x, _call(self.module, x, lengths, mask))
+        y: Array = self._sum(x, call_member(self.module, x, lengths, mask))
         return y
 
     def output_steps(self, lengths: Any, mask: Any) -> tuple[Any, Any]:
@@ -279,7 +207,7 @@ class Residual(Module):
         Raises:
             ValueError: the module's y has another shape or dtype; and what the module raises.
         """
-        inner, tape = _forward(self.module, x, lengths, mask)
+        inner, tape = forward_member(self.module, x, lengths, mask)
         return self._sum(x, inner), BlockTape(self, [tape])
 
     def backward(self, tape: BlockTape, dy: Array, *, need_dx: bool = True) -> Any:
@@ -290,7 +218,8 @@ class Residual(Module):
             ValueError: dy has not the shape of y, or the tape is another module's.
         """
         ((module, part),) = check_tape(tape, self, BlockTape)._pairs([self.module])
-        dx = _backward(module, part, dy, need_dx)
+        check_flag("need_dx", need_dx)
+        dx = backward_member(module, part, dy, need_dx)
         return dy + dx if need_dx else None
 
     def __repr__(self) -> str:
@@ -338,7 +267,7 @@ class Concat(ModuleList):
             lengths: (B,) of an integer dtype, each in 0..T, or None.
             mask: bool, laid out as x: false for steps that are left out; or None.
         """
-        y: Array = self._join([_call(module, x, lengths, mask) for module in self])
+        y: Array = self._join([call_member(module, x, lengths, mask) for module in self])
         return y
 
     def output_steps(self, lengths: Any, mask: Any) -> tuple[Any, Any]:
@@ -358,7 +287,7 @@ class Concat(ModuleList):
         Raises:
             ValueError: the outputs differ but for the last axis; and what the modules raise.
         """
-        pairs = [_forward(module, x, lengths, mask) for module in self]
+        pairs = [forward_member(module, x, lengths, mask) for module in self]
         y = self._join([part for part, _ in pairs])
         sizes = [part.shape[-1] for part, _ in pairs]
         return y, ConcatTape(self, [tape for _, tape in pairs], y, sizes)
@@ -372,11 +301,12 @@ class Concat(ModuleList):
         """
         tape = check_tape(tape, self, ConcatTape)
         pairs = tape._pairs(list(self))
+        check_flag("need_dx", need_dx)
         check_array("dy", dy, tape.shape, tape.dtype, kind=self._backend.array)
         dx, stop = None, 0
         for (module, part), size in zip(pairs, tape.sizes, strict=True):
             start, stop = stop, stop + size
-            piece = _backward(module, part, dy[..., start:stop], need_dx)
+            piece = backward_member(module, part, dy[..., start:stop], need_dx)
             # Not added in place: a module may return its dy.
             dx = piece if dx is None else dx if piece is None else dx + piece
         return dx if need_dx else None

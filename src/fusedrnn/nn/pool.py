@@ -120,7 +120,8 @@ class Pool(Module):
         if x.ndim not in (2, 3) or (features is not None and x.shape[-1] != features):
             given = "" if features is None else f" with F = {features}"
             raise ValueError(f"x: expected shape ({order}, F) or (T, F){given}, got {x.shape}")
-        axis = self._axis(x.shape)
+        # Sums of another layout would have other bits.
+        x, axis = contiguous(x), self._axis(x.shape)
         counts = None
         if lengths is not None or mask is not None:
             counts = counted_steps(mask, lengths, x.shape[:-1], axis)
@@ -148,7 +149,7 @@ class Pool(Module):
         shape, dtype, kept, *saved = tape.saved
         check_array("dy", dy, tape.shape, dtype, kind=np.ndarray)
         axis = self._axis(shape)
-        flow = np.expand_dims(dy, axis)
+        flow = np.expand_dims(contiguous(dy), axis)
         if self.kind != "attention":
             if not need_dx:
                 return None
@@ -227,7 +228,7 @@ def _attend(x: Array, counts: Array | None, axis: int, query: Array) -> tuple[Ar
     if counts is not None:
         x = np.where(counts[..., None], x, 0).astype(x.dtype, copy=False)
     # A view, whose shape nobody else can change.
-    rows = contiguous(x)[...]
+    rows = x[...]
     flat = rows.reshape(-1, x.shape[-1])
     scores = CPU.kernels.linear_forward(flat, query[None], None).reshape(x.shape[:-1])
     if counts is not None:

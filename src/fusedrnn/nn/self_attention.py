@@ -190,6 +190,7 @@ class SelfAttention(Module):
         tape = check_tape(tape, self, SavedTape)
         rows, products, weights, counts, kept, out_tape = tape.saved
         check_array("dy", dy, tape.shape, rows.dtype)
+        check_flag("need_dx", need_dx)
         dcontext = self.out_proj.backward(out_tape, _only(counts, dy))
         dproducts = np.zeros_like(products)
         scale = rows.dtype.type(self._scale)
