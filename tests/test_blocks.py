@@ -12,6 +12,7 @@ import pytest
 from block_support import WIDE, assert_gradients
 
 import fusedrnn as fr
+from fusedrnn.backend import Backend
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(5, 4, 3))
@@ -129,10 +130,20 @@ def test_what_pool_refuses() -> None:
         (lambda: pool.backward(pool.forward(X)[1], np.ones((4, 2))), ValueError, "dy: expected shape"),
         (lambda: pool.backward(pool.forward(X)[1], np.ones((4, 3), "f4")), TypeError, "dy: expected float64"),
         (lambda: fr.Pool().backward(pool.forward(X)[1], X[0]), ValueError, "tape: expected a tape of this"),
-        (lambda: pool.to("cuda"), (RuntimeError, ValueError), "."),
     ):
         with pytest.raises(kind, match=text):
             call()
+
+
+def test_what_runs_on_the_cpu_alone_is_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by name, before anything has moved."""
+    gpu = Backend("cuda:0", np, None)
+    monkeypatch.setattr("fusedrnn.nn.module.find_backend", lambda device: gpu)
+    for module in (fr.Pool(), fr.BatchNorm(2), fr.Conv1d(2, 2, 1), fr.SelfAttention(2), fr.Tanh()):
+        net, kind = fr.Sequential(fr.Linear(2, 2), module), type(module).__name__
+        with pytest.raises(RuntimeError, match=f"1: expected no {kind} on cuda: it runs on cpu"):
+            net.to("cuda")
+        assert net.device == "cpu"
 
 
 def test_a_frozen_query_gets_no_gradient() -> None:

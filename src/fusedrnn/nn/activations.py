@@ -97,7 +97,9 @@ class ReLU(Activation):
         return y, y > 0 if save else y
 
     def _gradient(self, kept: Array, dy: Array) -> Array:
-        return np.where(kept, dy, 0).astype(dy.dtype, copy=False)
+        dx: Array = np.zeros_like(dy)
+        np.copyto(dx, dy, where=kept)
+        return dx
 
 
 class GELU(Activation):

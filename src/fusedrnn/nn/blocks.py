@@ -75,7 +75,7 @@ class Sequential(ModuleList):
             return self._children[index]
         if isinstance(index, slice):
             found = list(self._children.items())[index]
-            return type(self)(dict(found)) if self._is_named() else type(self)(*[m for _, m in found])
+            return Sequential(dict(found)) if self._is_named() else Sequential(*[m for _, m in found])
         return super().__getitem__(index)
 
     def _is_named(self) -> bool:
@@ -244,10 +244,14 @@ class Concat(ModuleList):
 
     def __init__(self, *modules: Module) -> None:
         super().__init__(modules)
-        if not modules:
+        self._check_some()
+
+    def _check_some(self) -> None:
+        if not len(self):
             raise ValueError("modules: expected one at least, got none")
 
     def _join(self, parts: list[Any]) -> Any:
+        self._check_some()
         first = parts[0]
         for index, part in enumerate(parts):
             if part.shape[:-1] != first.shape[:-1] or part.dtype != first.dtype:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
@@ -154,30 +153,32 @@ class Conv1d(Module):
             ends = [(0, 0)] * x.ndim
             ends[axis] = self._ends
             padded = np.pad(padded, ends)
-        windows = self._windows(padded, axis)
-        weight = parameters["weight"].reshape(self.out_channels, -1)
-        y = CPU.kernels.linear_forward(self._rows(windows), weight, parameters.get("bias"))
-        y = y.reshape(*windows.shape[:-2], self.out_channels)
+        lead, weights = self._lead(padded, axis), _by_step(parameters["weight"])
+        y = CPU.kernels.linear_forward(self._rows(padded, axis, lead, 0), weights[0], parameters.get("bias"))
+        for k in range(1, self.kernel_size):
+            y += CPU.kernels.linear_forward(self._rows(padded, axis, lead, k), weights[k], None)
+        y = y.reshape(*lead, self.out_channels)
         if inside is not None:
             ends_of_y = self.output_steps(lengths, None)[0]
             outside = ~counted_steps(None, ends_of_y, y.shape[:-1], axis)
             y[outside] = 0
         return y, (padded, inside, outside), 0 if padded.base is x else padded.nbytes
 
-    def _windows(self, padded: Array, axis: int) -> Array:
-        """Return a view (T', B, C, K), laid out as x, of what each step of y sees."""
-        reach = (self.kernel_size - 1) * self.dilation
-        if padded.shape[axis] <= reach:
-            none = padded[_along(axis, slice(0, 0))]
-            return np.broadcast_to(none[..., None], (*none.shape, self.kernel_size))
-        seen = sliding_window_view(padded, reach + 1, axis=axis)
-        view: Array = seen[_along(axis, slice(None, None, self.stride))][..., :: self.dilation]
-        return view
+    def _lead(self, padded: Array, axis: int) -> tuple[int, ...]:
+        """Return the axes of y before the last."""
+        lead = list(padded.shape[:-1])
+        lead[axis] = max((lead[axis] - (self.kernel_size - 1) * self.dilation - 1) // self.stride + 1, 0)
+        return tuple(lead)
 
-    def _rows(self, windows: Array) -> Array:
-        """Return windows as rows (N, C*K) of one array."""
-        rows = math.prod(windows.shape[:-2])
-        return contiguous(windows).reshape(rows, self.in_channels * self.kernel_size)
+    def _seen(self, axis: int, lead: tuple[int, ...], k: int) -> tuple[slice, ...]:
+        """Return the index of the steps of x that step k of the kernel sees."""
+        start = k * self.dilation
+        stop = start + (lead[axis] - 1) * self.stride + 1 if lead[axis] else start
+        return _along(axis, slice(start, stop, self.stride))
+
+    def _rows(self, padded: Array, axis: int, lead: tuple[int, ...], k: int) -> Array:
+        """Return these steps as rows (N, C)."""
+        return contiguous(padded[self._seen(axis, lead, k)]).reshape(math.prod(lead), self.in_channels)
 
     def backward(self, tape: SavedTape, dy: Array, *, need_dx: bool = True) -> Array | Any:
         """Add to the gradients of weight and bias; return dx in the shape of x, or None without need_dx.
@@ -194,23 +195,29 @@ class Conv1d(Module):
         axis = int(self.batch_first and len(shape) == 3)
         if outside is not None:
             dy = np.where(outside[..., None], 0, dy).astype(dy.dtype, copy=False)
-        windows = self._windows(padded, axis)
-        flow = contiguous(dy).reshape(-1, self.out_channels)
-        sums = self._sums()
-        dweight = sums["weight"].reshape(self.out_channels, -1) if sums else None
-        weight = kept["weight"].reshape(self.out_channels, -1)
-        with self._turn.take():
+        lead, flow = tape.shape[:-1], contiguous(dy).reshape(-1, self.out_channels)
+        weights, sums = _by_step(kept["weight"]), self._sums()
+        dpadded = np.zeros(padded.shape if need_dx else 0, padded.dtype)
+        dweights = np.zeros(weights.shape, weights.dtype)
+        dbias = np.zeros(self.out_channels, weights.dtype) if "bias" in sums else None
+        for k, weight in enumerate(weights):
             drows = CPU.kernels.linear_backward(
-                self._rows(windows), weight, flow, dweight, sums.get("bias"), need_dx
+                self._rows(padded, axis, lead, k),
+                weight,
+                flow,
+                dweights[k] if sums else None,
+                dbias if k == 0 else None,
+                need_dx,
             )
+            if need_dx:
+                dpadded[self._seen(axis, lead, k)] += drows.reshape(*lead, self.in_channels)
+        if sums:
+            with self._turn.take():
+                sums["weight"] += dweights.transpose(1, 2, 0)
+                if dbias is not None:
+                    sums["bias"] += dbias
         if not need_dx:
             return None
-        dwindows, dpadded = drows.reshape(windows.shape), np.zeros(padded.shape, padded.dtype)
-        steps = dwindows.shape[axis]
-        for k in range(self.kernel_size if steps else 0):
-            start = k * self.dilation
-            seen = slice(start, start + (steps - 1) * self.stride + 1, self.stride)
-            dpadded[_along(axis, seen)] += dwindows[..., k]
         dx: Array = dpadded[_along(axis, slice(self._ends[0], self._ends[0] + shape[axis]))]
         return dx if inside is None else np.where(inside, dx, 0).astype(dx.dtype, copy=False)
 
@@ -225,6 +232,11 @@ class Conv1d(Module):
         }
         changed = [f", {name}={value!r}" for name, (value, default) in given.items() if value != default]
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}{''.join(changed)}"
+
+
+def _by_step(weight: Array) -> Array:
+    """Return a weight (O, C, K) as (K, O, C)."""
+    return np.ascontiguousarray(weight.transpose(2, 0, 1))
 
 
 def _along(axis: int, part: slice) -> tuple[slice, ...]:
