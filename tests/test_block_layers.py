@@ -74,6 +74,17 @@ def test_values_far_out() -> None:
         assert np.isnan(module(np.array([1.0, np.nan]))[1])
 
 
+def test_relu_passes_what_it_passed() -> None:
+    """Infinities and NaN in dy too, and nothing where x was not above 0."""
+    x = np.array([-1.0, 0.0, -0.0, 2.0, np.nan, 3.0, np.inf])
+    dy = np.array([np.inf, np.nan, 1.0, np.inf, 1.0, np.nan, -0.0])
+    for dtype in ("f4", "f8"):
+        module = fr.ReLU()
+        _, tape = module.forward(x.astype(dtype))
+        want = np.array([0, 0, 0, np.inf, 0, np.nan, 0], dtype)
+        np.testing.assert_array_equal(module.backward(tape, dy.astype(dtype)), want)
+
+
 def test_what_activations_refuse() -> None:
     soft: Any = fr.Softmax(2)
     for call, kind, text in (

@@ -97,8 +97,9 @@ class ReLU(Activation):
         return y, y > 0 if save else y
 
     def _gradient(self, kept: Array, dy: Array) -> Array:
-        dx: Array = np.zeros_like(dy)
-        np.copyto(dx, dy, where=kept)
+        # Of bits: a product would make NaN of infinities, and where takes eight times as long.
+        kind = np.dtype(f"i{dy.itemsize}")
+        dx: Array = (dy.view(kind) & -kept.view(np.int8).astype(kind)).view(dy.dtype)
         return dx
 
 
