@@ -155,13 +155,15 @@ def test_a_frozen_query_gets_no_gradient() -> None:
 def test_tapes_keep_the_parameters() -> None:
     """The gradients are those of the forward call, whatever the weights, lengths and x's shape are since."""
     for kind in ("last", "mean", "max", "attention"):
-        pool, lengths, x = fr.Pool(kind, 3, seed=0, **WIDE), LENGTHS.copy(), X.copy()
-        y, tape = pool.forward(x, lengths)
-        want = pool.backward(tape, np.ones_like(y))
-        pool.flat_parameters[:] = 7.0
-        lengths[:] = 0
-        x.shape = (4, 5, 3)
-        np.testing.assert_array_equal(pool.backward(tape, np.ones_like(y)), want)
+        for lengths in (LENGTHS.copy(), None):
+            pool, x = fr.Pool(kind, 3, seed=0, **WIDE), X.copy()
+            y, tape = pool.forward(x, lengths)
+            want = pool.backward(tape, np.ones_like(y))
+            pool.flat_parameters[:] = 7.0
+            if lengths is not None:
+                lengths[:] = 0
+            x.shape = (4, 5, 3)
+            np.testing.assert_array_equal(pool.backward(tape, np.ones_like(y)), want)
 
 
 # Sequential as a list
@@ -318,6 +320,27 @@ def test_gradients_are_added_and_tapes_serve_again(need_dx: bool) -> None:
     assert (first is None and again is None) if not need_dx else np.array_equal(first, again)
     np.testing.assert_allclose(net.flat_grads, 2 * once, rtol=1e-12)
     assert tape.nbytes > 0 and "nbytes" in repr(tape)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        fr.Sequential(fr.Linear(3, 3, **WIDE), fr.Linear(3, 3, **WIDE)),
+        fr.Residual(fr.Sequential(fr.Linear(3, 3, **WIDE), fr.Linear(3, 3, **WIDE))),
+        fr.Concat(fr.Linear(3, 3, **WIDE), fr.Linear(3, 3, **WIDE)),
+        fr.Conv1d(3, 3, 2, **WIDE),
+        fr.BatchNorm(3, **WIDE),
+        fr.SelfAttention(3, **WIDE),
+        fr.Pool("attention", 3, **WIDE),
+    ],
+    ids=lambda block: type(block).__name__,
+)
+def test_a_backward_that_fails_adds_nothing(block: Any) -> None:
+    y, tape = block.forward(X)
+    for dy, need_dx in ((y, []), (y[..., :1], True), (y.astype("f4"), True), (y, None)):
+        with pytest.raises((TypeError, ValueError), match=r"^(dy|need_dx): expected"):
+            block.backward(tape, dy, need_dx=need_dx)
+        assert not block.flat_grads.any()
 
 
 def test_what_blocks_refuse() -> None:

@@ -24,6 +24,9 @@ class Activation(Module):
 
     _host_only = True
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def __call__(self, x: Array) -> Array:
         """Return y in the shape of x, float32 or float64."""
         check_floats("x", x, None)

@@ -12,8 +12,9 @@ from fusedrnn.cell_spec import CellSpec
 from fusedrnn.nn.tree import Tree
 from fusedrnn.symbolic import DefinedCell
 
-# Of an array that is kept; a larger one is the caller's affair.
+# Of an array and of a container that are kept; larger ones are the caller's affair.
 MOST_BYTES = 1 << 20
+MOST_ITEMS = 1 << 20
 
 
 class Unkept:
@@ -75,8 +76,8 @@ def kept(value: Any) -> Any:
         return np.dtype(value).name
     if type(value) is np.ndarray and value.nbytes <= MOST_BYTES and value.dtype.kind in "biuf":
         return value.copy()
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple) and len(value) <= MOST_ITEMS:
         return type(value)([kept(item) for item in value])
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and len(value) <= MOST_ITEMS:
         return {kept(key): kept(item) for key, item in value.items()}
     return Unkept(type(value).__name__)

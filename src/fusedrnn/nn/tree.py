@@ -15,7 +15,7 @@ class Tree(Generic[NodeT]):
 
     _children: dict[str, NodeT]
     # Attributes of the library's own, where modules may stand.
-    _not_searched = frozenset({"_children", "_made_with", "_tied"})
+    _not_searched = frozenset({"_children", "_tied"})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_children" not in self.__dict__:
