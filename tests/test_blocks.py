@@ -203,6 +203,13 @@ def test_names_are_kept() -> None:
     net.append(a)
     assert [name for name, _ in net.named_children()] == ["head", "2", "3"]
     assert list(net) == [c, d, a]
+    net["head"] = b
+    assert list(net) == [b, d, a] and net["head"] is b
+    del net["2"]
+    assert [name for name, _ in net.named_children()] == ["head", "3"]
+    for call in (lambda: net["2"], lambda: net.__setitem__("2", a), lambda: net.__delitem__("2")):
+        with pytest.raises(KeyError, match="2"):
+            call()
     other = fr.Sequential({"2": a, "x": b})
     other.append(c)
     assert [name for name, _ in other.named_children()] == ["2", "x", "3"] and other["3"] is c

@@ -52,6 +52,7 @@ for _ in range(300):
         setting("modules", 3),
         setting("modules", []),
         setting("modules", [None]),
+        setting("modules", [{"class": "fusedrnn.Tanh", "arguments": [], "options": {}}] * 10_001),
         setting("modules", 0, "class", 3),
         setting("modules", 0, "class", "os.system"),
         setting("modules", 0, "class", "fusedrnn.os"),

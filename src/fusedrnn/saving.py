@@ -51,6 +51,8 @@ _PREFIX = "fusedrnn."
 # Only for the values that parameters start from, which are loaded.
 _INITIAL = ("seed", "init", "forget_bias")
 _ARRAY = "argument:"
+# Each takes kilobytes, however short its description is.
+MOST_MODULES = 10_000
 
 
 def save(model: Module, path: str | os.PathLike[str]) -> None:
@@ -62,7 +64,8 @@ def save(model: Module, path: str | os.PathLike[str]) -> None:
 
     The package's modules are saved with their present settings and members. A class of one's own is made
     again by the arguments that it was made with: numbers, strings, None, lists, tuples, dictionaries, small
-    arrays, modules and cells. A model on a GPU is loaded on the CPU.
+    arrays, modules and cells. It is made once here, to see that it can be. A model on a GPU is loaded on the
+    CPU.
 
     Args:
         model: any module.
@@ -70,7 +73,8 @@ def save(model: Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: model is not a Module, or an argument of a class of one's own is nothing of the above.
-        ValueError: its constructor does not make such a model again, because it was changed afterwards.
+        ValueError: its constructor does not make such a model again, because it was changed afterwards, or
+            there are more than 10,000 modules.
         OSError: the file cannot be written.
         ImportError: safetensors is not installed.
     """
@@ -262,6 +266,8 @@ class _Reader:
             _Foreign: a class of the user's own refuses its arguments.
         """
         content = self._content
+        if len(content["modules"]) > MOST_MODULES:
+            raise ValueError(f"expected at most {MOST_MODULES} modules, got {len(content['modules'])}")
         for described in content["modules"]:
             self._made.append(self._make(described))
         model = self._module(content["model"])

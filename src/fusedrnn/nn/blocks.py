@@ -25,8 +25,8 @@ class Sequential(ModuleList):
     with a state start from zeros at each call, and their final state is left out. An `Embedding`, whose input
     has no gradient, can only be the first.
 
-    Members are indexed by place or name, sliced, appended and iterated; a slice has the same members. The
-    names in a state_dict are PyTorch's: "0.weight" and so on, or those given.
+    Members are indexed and replaced by place or name, sliced, appended and iterated; a slice has the same
+    members. The names in a state_dict are PyTorch's: "0.weight" and so on, or those given.
 
     Args:
         modules: in their order; or one dictionary of them by name.
@@ -77,6 +77,17 @@ class Sequential(ModuleList):
             found = list(self._children.items())[index]
             return Sequential(dict(found)) if self._is_named() else Sequential(*[m for _, m in found])
         return super().__getitem__(index)
+
+    def __setitem__(self, index: int | str, module: Module) -> None:
+        super().__setitem__(self._place(index) if isinstance(index, str) else index, module)
+
+    def __delitem__(self, index: int | str | slice) -> None:
+        super().__delitem__(self._place(index) if isinstance(index, str) else index)
+
+    def _place(self, name: str) -> int:
+        if name not in self._children:
+            raise KeyError(name)
+        return list(self._children).index(name)
 
     def _is_named(self) -> bool:
         return any(name != str(index) for index, name in enumerate(self._children))
