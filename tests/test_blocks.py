@@ -72,6 +72,26 @@ def test_padding_changes_nothing() -> None:
                     np.testing.assert_allclose(module(x[:n, b]), y[b], rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(fr.Pool(kind, 3, seed=0, **WIDE) for kind in ("last", "mean", "max", "attention")),
+        fr.BatchNorm(3, **WIDE),
+        fr.Conv1d(3, 3, 2, padding="same", seed=0, **WIDE),
+        fr.SelfAttention(3, seed=0, **WIDE),
+    ],
+    ids=repr,
+)
+def test_gradients_of_padding_are_zero_whatever_dy_is(module: Any) -> None:
+    """NaN and infinities reach steps that count, and no others."""
+    y, tape = module.forward(X, lengths=LENGTHS)
+    for bad in (np.nan, np.inf):
+        with np.errstate(invalid="ignore"):
+            dx = module.backward(tape, np.full_like(y, bad))
+        outside = np.arange(5)[:, None] >= LENGTHS
+        assert not dx[outside].any() and not np.isfinite(dx[~outside]).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", ["last", "mean", "max", "attention"])
 def test_pool_of_nothing(kind: str, dtype: str) -> None:

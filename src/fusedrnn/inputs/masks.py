@@ -46,6 +46,14 @@ def counted_steps(
     return counts
 
 
+def only_counted(counts: npt.NDArray[np.bool_] | None, x: Array) -> Array:
+    """Return x with zeros, whatever stood there, at steps that do not count; x itself if all do."""
+    if counts is None:
+        return x
+    kept: Array = np.where(counts[..., None], x, 0).astype(x.dtype, copy=False)
+    return kept
+
+
 class Packing:
     """Which steps of each sequence count, in the layout (T, B), (B, T) or (T,) of the caller.
 

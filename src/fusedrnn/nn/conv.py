@@ -12,7 +12,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
-from fusedrnn.inputs.masks import counted_steps
+from fusedrnn.inputs.masks import counted_steps, only_counted
 from fusedrnn.inputs.rows import check_floats, contiguous
 from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.nn.module import Module
@@ -143,12 +143,12 @@ class Conv1d(Module):
                 f"x: expected shape ({order}, C) or (T, C) with C = {self.in_channels}, got {x.shape}"
             )
         axis = int(self.batch_first and x.ndim == 3)
-        inside = outside = None
+        inside = counts = None
         # A view, whose shape nobody else can change.
         padded = x[...]
         if lengths is not None:
-            inside = counted_steps(None, lengths, x.shape[:-1], axis)[..., None]
-            padded = np.where(inside, x, 0).astype(x.dtype, copy=False)
+            inside = counted_steps(None, lengths, x.shape[:-1], axis)
+            padded = only_counted(inside, x)
         if any(self._ends):
             ends = [(0, 0)] * x.ndim
             ends[axis] = self._ends
@@ -160,9 +160,9 @@ class Conv1d(Module):
         y = y.reshape(*lead, self.out_channels)
         if inside is not None:
             ends_of_y = self.output_steps(lengths, None)[0]
-            outside = ~counted_steps(None, ends_of_y, y.shape[:-1], axis)
-            y[outside] = 0
-        return y, (padded, inside, outside), 0 if padded.base is x else padded.nbytes
+            counts = counted_steps(None, ends_of_y, y.shape[:-1], axis)
+            y = only_counted(counts, y)
+        return y, (padded, inside, counts), 0 if padded.base is x else padded.nbytes
 
     def _lead(self, padded: Array, axis: int) -> tuple[int, ...]:
         """Return the axes of y before the last."""
@@ -190,12 +190,10 @@ class Conv1d(Module):
             ValueError: dy has not the shape of y, or the tape is another module's.
         """
         tape = check_tape(tape, self, SavedTape)
-        padded, inside, outside, kept, shape = tape.saved
+        padded, inside, counts, kept, shape = tape.saved
         check_array("dy", dy, tape.shape, padded.dtype)
         axis = int(self.batch_first and len(shape) == 3)
-        if outside is not None:
-            dy = np.where(outside[..., None], 0, dy).astype(dy.dtype, copy=False)
-        lead, flow = tape.shape[:-1], contiguous(dy).reshape(-1, self.out_channels)
+        lead, flow = tape.shape[:-1], contiguous(only_counted(counts, dy)).reshape(-1, self.out_channels)
         weights, sums = _by_step(kept["weight"]), self._sums()
         dpadded = np.zeros(padded.shape if need_dx else 0, padded.dtype)
         dweights = np.zeros(weights.shape, weights.dtype)
@@ -219,7 +217,7 @@ class Conv1d(Module):
         if not need_dx:
             return None
         dx: Array = dpadded[_along(axis, slice(self._ends[0], self._ends[0] + shape[axis]))]
-        return dx if inside is None else np.where(inside, dx, 0).astype(dx.dtype, copy=False)
+        return only_counted(inside, dx)
 
     def _extra_repr(self) -> str:
         given = {

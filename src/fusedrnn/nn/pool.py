@@ -11,7 +11,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
-from fusedrnn.inputs.masks import counted_steps
+from fusedrnn.inputs.masks import counted_steps, only_counted
 from fusedrnn.inputs.rows import check_floats, contiguous
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import SavedTape, check_tape
@@ -108,13 +108,13 @@ class Pool(Module):
             ValueError: an argument of the wrong shape, or lengths out of range.
         """
         kept = self._kept_parameters()
-        y, saved = self._apply(x, lengths, mask, kept)
+        y, counts, saved = self._apply(x, lengths, mask, kept)
         owned = sum([array.nbytes for array in saved if isinstance(array, np.ndarray) and array.base is None])
-        return y, SavedTape(self, y.shape, (x.shape, x.dtype, kept, *saved), owned)
+        return y, SavedTape(self, y.shape, (x.shape, x.dtype, kept, counts, *saved), owned)
 
     def _apply(
         self, x: Array, lengths: npt.ArrayLike | None, mask: npt.ArrayLike | None, parameters: Any
-    ) -> tuple[Array, tuple[Any, ...]]:
+    ) -> tuple[Array, Array | None, tuple[Any, ...]]:
         check_floats("x", x, self._dtype)
         order, features = "B, T" if self.batch_first else "T, B", self.features
         if x.ndim not in (2, 3) or (features is not None and x.shape[-1] != features):
@@ -125,13 +125,11 @@ class Pool(Module):
         counts = None
         if lengths is not None or mask is not None:
             counts = counted_steps(mask, lengths, x.shape[:-1], axis)
-        if self.kind == "last":
-            return _last(x, counts, axis)
-        if self.kind == "mean":
-            return _mean(x, counts, axis)
-        if self.kind == "max":
-            return _maximum(x, counts, axis)
-        return _attend(x, counts, axis, parameters["query"])
+        if self.kind == "attention":
+            y, saved = _attend(only_counted(counts, x), counts, axis, parameters["query"])
+        else:
+            y, saved = {"last": _last, "mean": _mean, "max": _maximum}[self.kind](x, counts, axis)
+        return y, counts, saved
 
     def _axis(self, shape: tuple[int, ...]) -> int:
         return 1 if self.batch_first and len(shape) == 3 else 0
@@ -146,7 +144,7 @@ class Pool(Module):
             ValueError: dy has not the shape of y, or the tape is another module's.
         """
         tape = check_tape(tape, self, SavedTape)
-        shape, dtype, kept, *saved = tape.saved
+        shape, dtype, kept, counts, *saved = tape.saved
         check_array("dy", dy, tape.shape, dtype, kind=np.ndarray)
         axis = self._axis(shape)
         flow = np.expand_dims(contiguous(dy), axis)
@@ -155,7 +153,7 @@ class Pool(Module):
                 return None
             dx: Array = np.zeros(shape, dtype)
             if self.kind == "mean":
-                dx[...] = flow * saved[0]
+                dx[...] = only_counted(counts, flow * saved[0])
             elif dx.size:
                 index, some = saved
                 np.put_along_axis(dx, index, np.where(some, flow, 0).astype(dtype, copy=False), axis)
@@ -169,7 +167,7 @@ class Pool(Module):
         dquery = sums["query"][None] if sums else None
         with self._turn.take():
             through = CPU.kernels.linear_backward(flat, kept["query"][None], column, dquery, None, need_dx)
-        return flow * weights[..., None] + through.reshape(shape) if need_dx else None
+        return only_counted(counts, flow * weights[..., None] + through.reshape(shape)) if need_dx else None
 
     def _extra_repr(self) -> str:
         options = "" if self.features is None else f", features={self.features}"
@@ -199,8 +197,7 @@ def _mean(x: Array, counts: Array | None, axis: int) -> tuple[Array, tuple[Any, 
         share = np.full((1,) * x.ndim, 1 / max(x.shape[axis], 1), x.dtype)
         number: Any = max(x.shape[axis], 1)
     else:
-        # Steps that do not count may hold anything, NaN too.
-        x = np.where(counts[..., None], x, 0).astype(x.dtype, copy=False)
+        x = only_counted(counts, x)
         number = np.maximum(counts.sum(axis=axis), 1)[..., None]
         share = (counts[..., None] / np.expand_dims(number, axis)).astype(x.dtype)
     return (x.sum(axis=axis, dtype=np.float64) / number).astype(x.dtype), (share,)
@@ -225,8 +222,6 @@ def _maximum(x: Array, counts: Array | None, axis: int) -> tuple[Array, tuple[An
 
 def _attend(x: Array, counts: Array | None, axis: int, query: Array) -> tuple[Array, tuple[Any, ...]]:
     """Return y, and x with the weight of each step."""
-    if counts is not None:
-        x = np.where(counts[..., None], x, 0).astype(x.dtype, copy=False)
     # A view, whose shape nobody else can change.
     rows = x[...]
     flat = rows.reshape(-1, x.shape[-1])

@@ -12,7 +12,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, xavier_uniform
-from fusedrnn.inputs.masks import counted_steps
+from fusedrnn.inputs.masks import counted_steps, only_counted
 from fusedrnn.inputs.rows import as_rows, check_floats
 from fusedrnn.nn.activations import softmax, softmax_gradient
 from fusedrnn.nn.layers import Linear
@@ -98,7 +98,7 @@ class SelfAttention(Module):
             mask: bool, laid out as x without its last axis: true for steps that count; all if None.
         """
         context, counts, *_ = self._attend(x, lengths, mask, self._own, False)
-        return _only(counts, self.out_proj(context))
+        return only_counted(counts, self.out_proj(context))
 
     def forward(
         self, x: Array, lengths: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None
@@ -119,7 +119,7 @@ class SelfAttention(Module):
         y, out_tape = self.out_proj.forward(context)
         saved = (rows, products, weights, counts, kept, out_tape)
         owned = products.nbytes + context.nbytes + out_tape.nbytes + sum([a.nbytes for a in weights])
-        return _only(counts, y), SavedTape(self, y.shape, saved, owned)
+        return only_counted(counts, y), SavedTape(self, y.shape, saved, owned)
 
     def _attend(
         self,
@@ -138,7 +138,7 @@ class SelfAttention(Module):
         counts = None
         if lengths is not None or mask is not None:
             counts = counted_steps(mask, lengths, x.shape[:-1], int(self.batch_first and x.ndim == 3))
-            x = np.where(counts[..., None], x, 0).astype(x.dtype, copy=False)
+            x = only_counted(counts, x)
         rows = as_rows("x", x, (size,), CPU)
         weight, bias = parameters["in_proj_weight"], parameters.get("in_proj_bias")
         products = CPU.kernels.linear_forward(rows, weight, bias).reshape(*x.shape[:-1], 3, size)
@@ -191,7 +191,7 @@ class SelfAttention(Module):
         rows, products, weights, counts, kept, out_tape = tape.saved
         check_array("dy", dy, tape.shape, rows.dtype)
         check_flag("need_dx", need_dx)
-        dcontext = self.out_proj.backward(out_tape, _only(counts, dy))
+        dcontext = self.out_proj.backward(out_tape, only_counted(counts, dy))
         dproducts = np.zeros_like(products)
         scale = rows.dtype.type(self._scale)
         for (part, steps, columns), a in zip(self._heads(tape.shape, counts), weights, strict=True):
@@ -214,7 +214,7 @@ class SelfAttention(Module):
                 sums.get("in_proj_bias"),
                 need_dx,
             )
-        return _only(counts, dx.reshape(tape.shape)) if need_dx else None
+        return only_counted(counts, dx.reshape(tape.shape)) if need_dx else None
 
     def _extra_repr(self) -> str:
         given = {
@@ -244,10 +244,3 @@ def _put(target: Array, part: Any, steps: Any, columns: slice, values: Array) ->
 def _turned(v: Array) -> Array:
     """Return the transpose (d, n), as the weight of a product."""
     return np.ascontiguousarray(v.T)
-
-
-def _only(counts: Array | None, values: Array) -> Array:
-    """Return values with zeros at steps that do not count."""
-    return (
-        values if counts is None else np.where(counts[..., None], values, 0).astype(values.dtype, copy=False)
-    )
