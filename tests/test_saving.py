@@ -102,6 +102,11 @@ MODELS: dict[str, Callable[[], Any]] = {
     "rows": lambda: fr.Recurrent(cell_of_rows(), 3, 4, seed=0),
     "lif": lambda: fr.LIF(3, 4, beta=0.5, surrogate="sigmoid", slope=5.0, seed=0),
     "sru": lambda: fr.SRU(3, 4, num_layers=2, dtype="float64", seed=0),
+    "masks": lambda: fr.LSTM(3, 4, recurrent_dropout=0.2, zoneout=(0.1, 0.3), seed=0),
+    "zoneout": lambda: fr.Recurrent("gru", 3, 4, zoneout=0.1, seed=0),
+    "defined_masks": lambda: fr.Recurrent(a_cell(), 3, 4, zoneout=0.5, seed=0),
+    "sizes": lambda: fr.GRU(3, [4, 5], 2, bidirectional=True, merge="sum", locked_dropout=(0.1, 0.2), seed=0),
+    "joined": lambda: fr.SRU(3, 3, 2, residual=True, learned_state=True, seed=0),
     "indrnn": lambda: fr.IndRNN(3, 4, 1, "tanh", bias=False, seed=0),
     "cells": lambda: fr.ModuleList(
         [fr.LSTMCell(3, 4, seed=0), fr.GRUCell(3, 4), fr.RNNCell(3, 4, nonlinearity="relu")]
