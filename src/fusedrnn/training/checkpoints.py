@@ -1,0 +1,129 @@
+"""What a run needs to go on exactly, and the file that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusedrnn import files
+from fusedrnn.checks import check_size
+from fusedrnn.files import FileError, below, prefixed, reason
+from fusedrnn.listing import Listed
+from fusedrnn.nn.module import Module
+from fusedrnn.optim.optimizer import Optimizer
+from fusedrnn.optim.schedules import Scheduler
+from fusedrnn.training.early_stopping import EarlyStopping
+
+KIND = "fusedrnn run of a Trainer"
+_SERIES = ("losses", "norms")
+
+
+class Resumable(Listed):
+    """The state of a `Trainer`: everything that changes while it runs."""
+
+    model: Module
+    optimizer: Optimizer
+    schedule: Scheduler | None
+    early_stopping: EarlyStopping | None
+    callbacks: list[Any]
+    history: dict[str, list[float]]
+    losses: list[float]
+    norms: list[float]
+    epoch: int
+    batch_size: int
+    seed: int
+    # Batches of the present epoch that are done, the sum of their losses, and of their targets.
+    _done: int
+    _sum: float
+    _count: int
+    # SHA-256 of the training data.
+    _digest: str
+
+    def _state(self) -> tuple[files.Tensors, dict[str, Any]]:
+        """Return the arrays, and everything else as JSON holds it."""
+        early = self.early_stopping
+        tensors = {
+            **prefixed("model", self.model.state_dict()),
+            **prefixed("optimizer", self.optimizer.state_dict()),
+            **prefixed("best", early.best_state if early is not None else {}),
+            **{name: np.array(getattr(self, name), np.float64) for name in _SERIES},
+        }
+        callbacks = {
+            str(number): callback.state_dict()
+            for number, callback in enumerate(self.callbacks)
+            if hasattr(callback, "state_dict")
+        }
+        content = {
+            "data": self._digest,
+            "settings": {"batch_size": self.batch_size, "seed": self.seed},
+            "position": [self.epoch, self._done, self._sum, self._count],
+            "history": self.history,
+            "random": self.model.random_state(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "early_stopping": None if early is None else early.state_dict(),
+            "callbacks": callbacks,
+        }
+        return tensors, content
+
+    def _write(self, path: Path) -> None:
+        """Replace a file by one of the present state: all of it gets there, or the old file stays.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        tensors, content = self._state()
+        files.save(path, KIND, tensors, content)
+
+    def _read(self, path: Path) -> None:
+        """Go to the state that a file holds; what does not fit leaves everything as it was.
+
+        Raises:
+            FileError: no such file, another kind of file, or a damaged one.
+            ValueError: of other data, settings or parts.
+        """
+        tensors, content = files.load(path, KIND)
+        before = self._state()
+        try:
+            self._check_same(content)
+            self._apply(tensors, content)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            self._apply(*before)
+            raise FileError(f"{path}: not a checkpoint of this run: {reason(error)}") from None
+
+    def _check_same(self, content: Mapping[str, Any]) -> None:
+        """Refuse a run that could not go on to the same bits."""
+        if content["data"] != self._digest:
+            raise ValueError("train: expected the data that it was made with, got other data")
+        for name, saved in content["settings"].items():
+            if saved != getattr(self, name):
+                raise ValueError(
+                    f"{name}: expected {saved}, with which it was made, got {getattr(self, name)}"
+                )
+        for name in ("schedule", "early_stopping"):
+            if (content[name] is None) != (getattr(self, name) is None):
+                there = "one" if content[name] is not None else "none"
+                raise ValueError(f"{name}: expected {there}, as it was made with, got another run")
+
+    def _apply(self, tensors: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+        epoch, done, total, count = content["position"]
+        position = check_size("epoch", epoch, 0), check_size("done", done, 0), float(total)
+        counted = check_size("count", count, 0)
+        history = {str(name): [float(v) for v in values] for name, values in content["history"].items()}
+        series = {name: tensors[name].astype(np.float64, casting="safe").tolist() for name in _SERIES}
+        self.model.load_state_dict(below("model", tensors))
+        self.model.load_random_state(content["random"])
+        self.optimizer.load_state_dict(below("optimizer", tensors))
+        if self.schedule is not None:
+            self.schedule.load_state_dict(content["schedule"])
+        if self.early_stopping is not None:
+            self.early_stopping.load_state_dict(content["early_stopping"], below("best", tensors))
+        for number, state in content["callbacks"].items():
+            self.callbacks[int(number)].load_state_dict(state)
+        self.history.clear()
+        self.history.update(history)
+        self.losses, self.norms = series["losses"], series["norms"]
+        self.epoch, self._done, self._sum = position
+        self._count = counted

@@ -1,0 +1,167 @@
+"""Sequences with their targets, and the batches that they are put into."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.checks import kind_error
+from fusedrnn.inputs.sequences import pad
+
+# Batches are cut from so many times their size of shuffled sequences, sorted by length.
+_POOL = 16
+
+Data: TypeAlias = "tuple[Array | Sequence[Array], Array | Sequence[Any]]"
+
+
+class Batch(NamedTuple):
+    """Some sequences and their targets.
+
+    Attributes:
+        x: (T, B, ...), or (B, T, ...) with batch_first.
+        lengths: (B,), or None where no sequence is padded.
+        targets: (B, ...) of sequences; of steps laid out as x, 0 past a sequence's end.
+        counted: of targets of steps where some are padding: bool, laid out as x, true for those that count.
+        weight: number of targets that count: sequences, or steps.
+    """
+
+    x: Array
+    lengths: npt.NDArray[np.int64] | None
+    targets: Array
+    counted: npt.NDArray[np.bool_] | None
+    weight: int
+
+
+class SequenceData:
+    """Sequences of one kind, each with a target, or with one for each of its steps.
+
+    Args:
+        data: (inputs, targets). Inputs are a list of N arrays (T_n, ...) of one dtype, or one array
+            (N, T, ...). Targets are an array (N, ...), one for each sequence, or a list of N arrays
+            (T_n, ...), one for each step.
+        name: of the argument, for errors.
+        batch_first: batches are (B, T, ...) instead of (T, B, ...).
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: numbers, lengths or shapes that do not fit together, or no sequences.
+    """
+
+    def __init__(self, data: Any, name: str = "data", batch_first: bool = False) -> None:
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise TypeError(f"{name}: expected a pair (inputs, targets), got {type(data).__name__}")
+        inputs, targets = data
+        self.batch_first = batch_first
+        self.ragged = not isinstance(inputs, np.ndarray)
+        self.inputs = _arrays(f"{name} inputs", inputs)
+        self.lengths = np.array([len(x) for x in self.inputs], np.int64)
+        self.per_step = not isinstance(targets, np.ndarray) and _holds_arrays(targets)
+        self.targets = (
+            _arrays(f"{name} targets", targets) if self.per_step else _array(f"{name} targets", targets)
+        )
+        if len(self.targets) != len(self.inputs):
+            raise ValueError(
+                f"{name} targets: expected as many as sequences (N = {len(self.inputs)}), "
+                f"got {len(self.targets)}"
+            )
+        if self.per_step:
+            for index, (x, y) in enumerate(zip(self.inputs, self.targets, strict=True)):
+                if len(x) != len(y):
+                    raise ValueError(
+                        f"{name} targets[{index}]: expected one for each step (T = {len(x)}), got {len(y)}; "
+                        "give an array (N, ...) for targets of whole sequences"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
+        """Return the batch of some sequences."""
+        first = self.batch_first
+        x, lengths = pad([self.inputs[index] for index in indices], first)
+        padded = bool((lengths < lengths.max(initial=0)).any())
+        if not self.per_step:
+            targets = np.stack([self.targets[index] for index in indices])
+            return Batch(x, lengths if padded else None, targets, None, len(indices))
+        targets, _ = pad([self.targets[index] for index in indices], first)
+        if not padded:
+            return Batch(x, None, targets, None, int(lengths.sum()))
+        steps = np.arange(lengths.max())
+        counted = steps < lengths[:, None] if first else steps[:, None] < lengths
+        return Batch(x, lengths, targets, counted, int(lengths.sum()))
+
+    def ordered(self, batch_size: int) -> list[npt.NDArray[np.int64]]:
+        """Return the indices of each batch for evaluation: those of about the same length together."""
+        return _cut(np.argsort(self.lengths, kind="stable"), batch_size)
+
+    def shuffled(self, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """Return the indices of each batch of an epoch, which depend on the arguments alone.
+
+        Sequences are shuffled, sorted by length among as many as some batches hold, cut into batches, and
+        the batches shuffled.
+        """
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(self))
+        batches = []
+        for pool in _cut(order, _POOL * batch_size):
+            if (self.lengths != self.lengths[0]).any():
+                pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            batches += _cut(pool, batch_size)
+        return [batches[index] for index in rng.permutation(len(batches))]
+
+    def digest(self) -> str:
+        """Return a SHA-256 of everything in it."""
+        found = hashlib.sha256()
+        for array in (*self.inputs, *self.targets):
+            value = np.asarray(array)
+            found.update(f"{value.dtype.str}{value.shape}".encode())
+            found.update(np.ascontiguousarray(value).tobytes())
+        return found.hexdigest()
+
+
+def _cut(order: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _holds_arrays(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and bool(values) and np.ndim(values[0]) > 0
+
+
+def _array(name: str, values: Any) -> Array:
+    refuse_mask(name, values)
+    found = np.asarray(values)
+    if found.dtype == object or found.ndim == 0:
+        raise TypeError(f"{name}: expected an array (N, ...) or a list of arrays (T, ...), got {values!r}")
+    return found
+
+
+def _arrays(name: str, values: Any) -> list[Array]:
+    """Return the sequences as a list of arrays of one dtype that are equal but for the first axis."""
+    if isinstance(values, np.ndarray):
+        refuse_mask(name, values)
+        if values.dtype == object:
+            raise TypeError(
+                f"{name}: expected a list of arrays (T, ...), got an array of objects; use list()"
+            )
+        if values.ndim < 2:
+            raise ValueError(f"{name}: expected shape (N, T, ...), got {values.shape}")
+    elif not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name}: expected a list of arrays (T, ...) or an array (N, T, ...), got {values!r}")
+    found = list(values)
+    if not found:
+        raise ValueError(f"{name}: expected at least one sequence, got none")
+    for index, value in enumerate(found):
+        if not isinstance(value, np.ndarray):
+            raise kind_error(f"{name}[{index}]", value, "a numpy.ndarray")
+        if value.ndim == 0 or value.shape[1:] != found[0].shape[1:]:
+            raise ValueError(
+                f"{name}[{index}]: expected shape (T, ...) = (T, *{found[0].shape[1:]}), got {value.shape}"
+            )
+        if value.dtype != found[0].dtype:
+            raise TypeError(f"{name}[{index}]: expected {found[0].dtype} as the first, got {value.dtype}")
+    return found
