@@ -8,7 +8,7 @@ dx, dstate = lstm.backward(tape, dy)
 
 import importlib
 
-from fusedrnn import cuda, decode, distributed, functional, init, optim
+from fusedrnn import cuda, decode, distributed, functional, init, optim, preprocessing, training
 from fusedrnn._core import __version__
 from fusedrnn.cells import CELLS, CellSpec
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
@@ -43,6 +43,7 @@ from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_
 from fusedrnn.training.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.training.linear_cross_entropy import linear_cross_entropy
 from fusedrnn.training.losses import cross_entropy, mse_loss
+from fusedrnn.training.quantile import quantile_loss
 
 __all__ = [
     "CELLS",
@@ -115,17 +116,20 @@ __all__ = [
     "onnx",
     "optim",
     "pad",
+    "preprocessing",
+    "quantile_loss",
     "save",
     "set_detect_changes",
     "set_num_threads",
     "show_config",
     "sym",
+    "training",
     "transducer_loss",
     "unpad",
 ]
 
 # Each needs a library of its own, which is imported when it is first asked for.
-_INTEROP = ("onnx", "torch")
+_INTEROP = ("estimators", "onnx", "torch")
 
 
 def __getattr__(name: str) -> object:

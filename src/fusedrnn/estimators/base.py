@@ -1,0 +1,286 @@
+"""Base of the estimators: their parameters, the network inside, and its training."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+import fusedrnn as fr
+from fusedrnn import optim
+from fusedrnn.arrays import Array
+from fusedrnn.checks import check_size
+from fusedrnn.estimators.inputs import as_sequences, holds_tokens
+from fusedrnn.preprocessing import Scaler, Vocabulary
+from fusedrnn.training import SequenceData, Trainer
+
+CELLS = {
+    "rnn": fr.RNN,
+    "lstm": fr.LSTM,
+    "gru": fr.GRU,
+    "mgu": fr.MGU,
+    "indrnn": fr.IndRNN,
+    "mingru": fr.MinGRU,
+    "minlstm": fr.MinLSTM,
+    "sru": fr.SRU,
+}
+
+# The text of the arguments that all of them have, for their docstrings.
+PARAMETERS = """cell: "gru", "lstm", "rnn", "mgu", "indrnn", "mingru", "minlstm" or "sru".
+        hidden_size: units of each layer and direction.
+        num_layers: layers stacked on each other.
+        bidirectional: run each layer in both directions.
+        dropout: probability of dropping an output of the network in training.
+        lr: learning rate, the highest one of a schedule.
+        schedule: "one_cycle", "cosine" (down to 0 over all epochs), or None for a constant rate.
+        epochs: passes over the data in `fit`; `partial_fit` makes one.
+        batch_size: sequences in a batch.
+        weight_decay: of AdamW.
+        clip: the largest norm of the gradients, or None.
+        patience: epochs without an improvement of the validation loss after which `fit` ends, or None.
+        validation_fraction: share of the data that is held out for `patience`.
+        scale: give every feature mean 0 and standard deviation 1 first.
+        embedding_size: size of a token's vector, where X are tokens.
+        warm_start: `fit` goes on from the present weights.
+        random_state: int, RandomState or None: of weights, dropout and the order of the data.
+        verbose: show the progress."""
+
+
+EstimatorT = TypeVar("EstimatorT", bound="SequenceEstimator")
+
+
+class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
+    """What the estimators share."""
+
+    # Whether there is a target for each step.
+    _per_step: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        cell: str = "gru",
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        *,
+        lr: float = 0.005,
+        schedule: str | None = "one_cycle",
+        epochs: int = 50,
+        batch_size: int = 32,
+        weight_decay: float = 0.01,
+        clip: float | None = 1.0,
+        patience: int | None = None,
+        validation_fraction: float = 0.1,
+        scale: bool = True,
+        embedding_size: int = 32,
+        warm_start: bool = False,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.cell = cell
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.lr = lr
+        self.schedule = schedule
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.weight_decay = weight_decay
+        self.clip = clip
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.scale = scale
+        self.embedding_size = embedding_size
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__doc__ = (cls.__doc__ or "").replace("PARAMETERS", PARAMETERS)
+
+    # What differs between them
+
+    def _targets(self, y: Any, reset: bool) -> Any:
+        """Return targets as the loss takes them, for all sequences."""
+        raise NotImplementedError
+
+    def _loss(self, output: Array, targets: Array) -> tuple[float, Array]:
+        raise NotImplementedError
+
+    def _make_model(self, inputs: int, seed: int) -> fr.Module:
+        """Return the network for inputs of a size."""
+        raise NotImplementedError
+
+    # The network
+
+    def _body(self, inputs: int, seed: int) -> tuple[dict[str, fr.Module], int]:
+        """Return the layers below the head by name, and the size of what they give."""
+        if self.cell not in CELLS:
+            raise ValueError(f"cell: expected one of {', '.join(map(repr, CELLS))}, got {self.cell!r}")
+        layers: dict[str, fr.Module] = {}
+        if self._vocabulary is not None:
+            layers["embedding"] = fr.Embedding(
+                len(self._vocabulary), self.embedding_size, padding_idx=0, seed=seed
+            )
+            inputs = self.embedding_size
+        between = self.dropout if self.num_layers > 1 else 0.0
+        make: Any = CELLS[self.cell]
+        layers["rnn"] = make(
+            inputs,
+            self.hidden_size,
+            self.num_layers,
+            dropout=between,
+            bidirectional=self.bidirectional,
+            seed=seed + 1,
+        )
+        if self.dropout:
+            layers["dropout"] = fr.Dropout(self.dropout, seed=seed + 2)
+        return layers, self.hidden_size * (2 if self.bidirectional else 1)
+
+    # Data
+
+    def _sequences(self, X: Any, reset: bool) -> list[Array]:
+        """Return X as the network takes it: scaled arrays (T, I), or numbers of tokens (T,)."""
+        if reset:
+            self._vocabulary = Vocabulary(X) if holds_tokens(X) else None
+        if self._vocabulary is not None:
+            if not holds_tokens(X):
+                raise TypeError("X: expected strings or lists of strings, as in fit, got something else")
+            if reset:
+                self.n_features_in_ = 1
+            found = [self._vocabulary.encode(x) for x in X]
+            for index, x in enumerate(found):
+                if not len(x):
+                    raise ValueError(f"X[{index}]: expected at least one token, got none")
+            return found
+        if holds_tokens(X):
+            raise TypeError("X: expected arrays of numbers, as in fit, got strings")
+        sequences = as_sequences(self, X, reset)
+        if reset:
+            self._scaler = Scaler().fit(sequences) if self.scale else None
+        return sequences if self._scaler is None else self._scaler.transform(sequences)
+
+    # Training
+
+    def fit(self: EstimatorT, X: Any, y: Any) -> EstimatorT:
+        """Train on sequences and their targets; return self.
+
+        Args:
+            X: a list of arrays (T_n, I), an array (N, T, I) in which steps of nothing but NaN at the end are
+                padding, an array (N, T) of series with one feature; or a list of strings or of lists of
+                strings, which are tokens.
+            y: what the class says.
+
+        Raises:
+            TypeError: an argument or a parameter of the wrong kind.
+            ValueError: an argument or a parameter out of range, or of another shape.
+            ArithmeticError: training diverged; it says why.
+        """
+        self._check_lengths(X, y)
+        again = self.warm_start and hasattr(self, "model_")
+        sequences = self._sequences(X, not again)
+        targets = self._targets(y, not again)
+        if not again:
+            self._start(sequences)
+        self._train(sequences, targets, self.epochs, self.schedule, self.patience)
+        return self
+
+    def _check_lengths(self, X: Any, y: Any) -> None:
+        if y is None:
+            name = type(self).__name__
+            raise ValueError(f"y: {name} requires y to be passed, but the target y is None")
+        check_consistent_length(X, y)
+
+    def _start(self, sequences: list[Array]) -> None:
+        """Make the network and its optimiser."""
+        seed = int(check_random_state(self.random_state).randint(2**31 - 8))
+        inputs = sequences[0].shape[1] if sequences[0].ndim == 2 else 1
+        self.model_ = self._make_model(inputs, seed)
+        self.optimizer_ = optim.AdamW(self.model_, lr=self.lr, weight_decay=self.weight_decay)
+        self.history_: dict[str, list[float]] = {}
+        self.n_iter_ = 0
+        self._seed = seed
+
+    def _once(self: EstimatorT, X: Any, y: Any) -> EstimatorT:
+        """Make one pass over the data, as `partial_fit` does."""
+        self._check_lengths(X, y)
+        first = not hasattr(self, "model_")
+        sequences, targets = self._sequences(X, first), self._targets(y, first)
+        if first:
+            self._start(sequences)
+        self._train(sequences, targets, 1, None, None)
+        return self
+
+    def _train(
+        self, sequences: list[Array], targets: Any, epochs: int, schedule: str | None, patience: int | None
+    ) -> None:
+        if schedule not in ("one_cycle", "cosine", None):
+            raise ValueError(f"schedule: expected 'one_cycle', 'cosine' or None, got {schedule!r}")
+        train, held_out = (sequences, targets), None
+        if patience is not None:
+            train, held_out = self._split(sequences, targets)
+        optimizer = self.optimizer_
+        optimizer.lr, optimizer.weight_decay = self.lr, self.weight_decay
+        batches = -(-len(train[0]) // check_size("batch_size", self.batch_size))
+        steps = batches * check_size("epochs", epochs, 0)
+        made: optim.Scheduler | None = None
+        if schedule == "one_cycle" and steps > 1:
+            made = optim.OneCycleLR(optimizer, self.lr, steps)
+        elif schedule == "cosine" and epochs > 1:
+            made = optim.CosineAnnealingLR(optimizer, epochs)
+        trainer = Trainer(
+            self.model_,
+            self._loss,
+            optimizer,
+            made,
+            self.clip,
+            patience,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            seed=self._seed + self.n_iter_,
+            progress=None if self.verbose else False,
+        )
+        for name, values in trainer.fit(train, held_out).items():
+            self.history_.setdefault(name, []).extend(values)
+        self.n_iter_ += trainer.epoch
+
+    def _split(self, sequences: list[Array], targets: Any) -> tuple[Any, Any]:
+        """Return the data to train on and that which is held out."""
+        count = len(sequences)
+        held = max(1, round(count * float(self.validation_fraction)))
+        if not 0.0 < self.validation_fraction < 1.0 or held >= count:
+            raise ValueError(
+                "validation_fraction: expected a share that leaves some of "
+                f"{count} sequences on both sides, got {self.validation_fraction!r}"
+            )
+        order = np.random.default_rng(self._seed).permutation(count)
+
+        def part(indices: Any) -> Any:
+            some = [sequences[i] for i in indices]
+            return some, [targets[i] for i in indices] if self._per_step else targets[indices]
+
+        return part(np.sort(order[held:])), part(np.sort(order[:held]))
+
+    def _outputs(self, X: Any) -> list[Array]:
+        """Return the network's output for each sequence of X: (K,), or (T_n, K) of steps."""
+        check_is_fitted(self, "model_")
+        sequences = self._sequences(X, False)
+        data = SequenceData((sequences, np.zeros(len(sequences))), "X")
+        found: list[Any] = [None] * len(sequences)
+        for indices in data.ordered(256):
+            batch = data.batch(indices)
+            options = {} if batch.lengths is None else {"lengths": batch.lengths}
+            output = self.model_.eval()(batch.x, **options)
+            for place, index in enumerate(indices):
+                found[index] = output[: len(sequences[index]), place] if self._per_step else output[place]
+        return found
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags

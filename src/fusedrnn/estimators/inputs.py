@@ -1,0 +1,85 @@
+"""What estimators take for X: arrays and lists of them, and tokens, as one list of sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import validate_data
+
+from fusedrnn.arrays import Array, refuse_mask
+
+
+def holds_tokens(X: Any) -> bool:
+    """Return whether X is a list of strings, whose characters are tokens, or of lists of strings."""
+    if not isinstance(X, (list, tuple)) or not len(X):
+        return False
+    return all(
+        isinstance(x, str) or (isinstance(x, (list, tuple)) and all(isinstance(token, str) for token in x))
+        for x in X
+    ) and any(len(x) for x in X)
+
+
+def holds_sequences(X: Any) -> bool:
+    """Return whether X is a list of arrays, or an array (N, T, I)."""
+    if isinstance(X, (list, tuple)):
+        return len(X) > 0 and all(isinstance(x, np.ndarray) and x.ndim in (1, 2) for x in X)
+    return isinstance(X, np.ndarray) and X.ndim == 3
+
+
+def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
+    """Return X as a list of float32 arrays (T_n, I), which are finite.
+
+    Args:
+        estimator: gets `n_features_in_` if reset, else X has to have as many.
+        X: list of arrays (T_n, I) or, with one feature, (T_n,); an array (N, T, I), in which steps of nothing
+            but NaN at the end are padding; or anything that scikit-learn takes for an array (N, T), with one
+            feature.
+        reset: whether this is the first X.
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    if not holds_sequences(X):
+        table = validate_data(estimator, X, dtype=np.float32, reset=reset)
+        if reset:
+            estimator._rank = 2
+        elif estimator._rank != 2:
+            raise ValueError(
+                f"X: expected sequences of {estimator.n_features_in_} features as in fit, got a table"
+            )
+        return list(table[..., None])
+    sequences = []
+    for index, x in enumerate(X):
+        refuse_mask(f"X[{index}]", x)
+        if x.dtype.kind not in "fiub":
+            raise TypeError(f"X[{index}]: expected an array of numbers, got {x.dtype}")
+        x = np.asarray(x, np.float32)
+        x = x[:, None] if x.ndim == 1 else x
+        if not isinstance(X, (list, tuple)):
+            x = x[: _end(x)]
+        if not np.isfinite(x).all():
+            raise ValueError(
+                f"X[{index}]: expected finite values in the range of float32, got NaN or infinity"
+            )
+        sequences.append(x)
+    if not sequences:
+        raise ValueError("X: expected at least one sequence, got none")
+    if reset:
+        estimator.n_features_in_ = sequences[0].shape[1]
+        estimator._rank = 3
+    for index, x in enumerate(sequences):
+        if x.shape[1] != estimator.n_features_in_ or estimator._rank != 3:
+            raise ValueError(
+                f"X[{index}]: expected shape (T, I) with I = {estimator.n_features_in_} features, "
+                f"got {x.shape}"
+            )
+        if not len(x):
+            raise ValueError(f"X[{index}]: expected at least one step, got none")
+    return sequences
+
+
+def _end(x: Array) -> int:
+    """Return how many steps there are before those at the end that are nothing but NaN."""
+    real = np.flatnonzero(~np.isnan(x).all(axis=1))
+    return int(real[-1]) + 1 if real.size else 0

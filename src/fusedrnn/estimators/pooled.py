@@ -1,0 +1,66 @@
+"""Pooled: base of the estimators with one target for each sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fusedrnn as fr
+from fusedrnn.estimators.base import SequenceEstimator
+
+
+class Pooled(SequenceEstimator):
+    """Base of the estimators with one target for each sequence: a network, pooled over time, and a head."""
+
+    def __init__(
+        self,
+        cell: str = "gru",
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        pooling: str = "last",
+        *,
+        lr: float = 0.005,
+        schedule: str | None = "one_cycle",
+        epochs: int = 50,
+        batch_size: int = 32,
+        weight_decay: float = 0.01,
+        clip: float | None = 1.0,
+        patience: int | None = None,
+        validation_fraction: float = 0.1,
+        scale: bool = True,
+        embedding_size: int = 32,
+        warm_start: bool = False,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            cell,
+            hidden_size,
+            num_layers,
+            bidirectional,
+            dropout,
+            lr=lr,
+            schedule=schedule,
+            epochs=epochs,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            clip=clip,
+            patience=patience,
+            validation_fraction=validation_fraction,
+            scale=scale,
+            embedding_size=embedding_size,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.pooling = pooling
+
+    def _outputs_size(self) -> int:
+        raise NotImplementedError
+
+    def _make_model(self, inputs: int, seed: int) -> fr.Sequential:
+        layers, size = self._body(inputs, seed)
+        layers["pool"] = fr.Pool(self.pooling, size, seed=seed + 3)
+        layers["head"] = fr.Linear(size, self._outputs_size(), seed=seed + 4)
+        return fr.Sequential(layers)

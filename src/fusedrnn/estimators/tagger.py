@@ -1,0 +1,175 @@
+"""SequenceTagger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import fusedrnn as fr
+from fusedrnn.arrays import Array
+from fusedrnn.estimators.base import SequenceEstimator
+from fusedrnn.estimators.classifier import softmax
+
+
+class _Tagger(fr.Module):
+    """A network that gives each tag's score at each step, and the conditional random field over them."""
+
+    def __init__(self, layers: dict[str, fr.Module], tags: int, crf: bool, seed: int) -> None:
+        super().__init__()
+        self.network = fr.Sequential(layers)
+        self.crf: Any = fr.CRF(tags, seed=seed) if crf else None
+
+    def __call__(self, x: Any, lengths: Any = None) -> Any:
+        return self.network(x, lengths=lengths)
+
+    def forward(self, x: Any, lengths: Any = None) -> Any:
+        """Return the scores (T, B, K) and the tape."""
+        return self.network.forward(x, lengths=lengths)
+
+    def backward(self, tape: Any, dy: Any, *, need_dx: bool = True) -> Any:
+        """Add to the gradients of the network."""
+        return self.network.backward(tape, dy, need_dx=need_dx)
+
+    def loss(self, output: Any, targets: Any, lengths: Any = None) -> Any:
+        """Return the negative log likelihood for each sequence, and its gradient."""
+        return self.crf.loss(output, targets, lengths=lengths)
+
+
+class SequenceTagger(SequenceEstimator):
+    """A tag for each step: a recurrent network in both directions, a linear layer, and a CRF if asked for.
+
+    y is a list of N sequences of tags, each as long as its sequence of X.
+
+    Args:
+        crf: whether a conditional random field scores neighbouring tags, and the best sequence is found.
+        PARAMETERS
+
+    Attributes:
+        classes_: (K,) tags.
+        model_: the network.
+        history_: figures of each epoch.
+        n_features_in_: features of X.
+        n_iter_: epochs so far.
+    """
+
+    _per_step = True
+
+    def __init__(
+        self,
+        crf: bool = False,
+        cell: str = "lstm",
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+        *,
+        lr: float = 0.01,
+        schedule: str | None = "one_cycle",
+        epochs: int = 20,
+        batch_size: int = 32,
+        weight_decay: float = 0.01,
+        clip: float | None = 1.0,
+        patience: int | None = None,
+        validation_fraction: float = 0.1,
+        scale: bool = True,
+        embedding_size: int = 32,
+        warm_start: bool = False,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            cell,
+            hidden_size,
+            num_layers,
+            bidirectional,
+            dropout,
+            lr=lr,
+            schedule=schedule,
+            epochs=epochs,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            clip=clip,
+            patience=patience,
+            validation_fraction=validation_fraction,
+            scale=scale,
+            embedding_size=embedding_size,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.crf = crf
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> SequenceTagger:
+        """Make one pass over sequences, from the present weights; return self.
+
+        Args:
+            X: as in `fit`.
+            y: N sequences of tags.
+            classes: all tags, which the first call needs unless its y has them all.
+
+        Raises:
+            TypeError, ValueError, ArithmeticError: as `fit`; or a tag that was not in the first call.
+        """
+        if not hasattr(self, "model_"):
+            self._given_classes = None if classes is None else np.unique(classes)
+        return self._once(X, y)
+
+    def fit(self, X: Any, y: Any) -> SequenceTagger:
+        """Train on sequences and their tags; return self. See `SequenceEstimator.fit`."""
+        self._given_classes = None
+        return super().fit(X, y)
+
+    def _targets(self, y: Any, reset: bool) -> Any:
+        tags = [np.asarray(list(row)) for row in y]
+        for index, row in enumerate(tags):
+            if row.ndim != 1:
+                raise ValueError(f"y[{index}]: expected shape (T,), got {row.shape}")
+        if reset:
+            given = self._given_classes
+            self.classes_ = np.unique(np.concatenate(tags)) if given is None else given
+        found = []
+        for index, row in enumerate(tags):
+            known = np.isin(row, self.classes_)
+            if not known.all():
+                raise ValueError(f"y[{index}]: expected tags that fit had at first, got {row[~known][0]!r}")
+            found.append(np.searchsorted(self.classes_, row).astype(np.int64))
+        return found
+
+    def _make_model(self, inputs: int, seed: int) -> fr.Module:
+        layers, size = self._body(inputs, seed)
+        layers["head"] = fr.Linear(size, len(self.classes_), seed=seed + 4)
+        return _Tagger(layers, len(self.classes_), self.crf, seed + 5)
+
+    @property
+    def _loss(self) -> Any:
+        """With a CRF its own, whose argument `lengths` says that it wants whole sequences."""
+        return self.model_.loss if self.crf else fr.cross_entropy  # type: ignore[attr-defined]
+
+    def predict(self, X: Any) -> list[Array]:
+        """Return the best tags (T_n,) of each sequence.
+
+        Raises:
+            TypeError, ValueError: X is not what `fit` had.
+            sklearn.exceptions.NotFittedError: `fit` was not called.
+        """
+        outputs = self._outputs(X)
+        if not self.crf:
+            return [self.classes_[scores.argmax(axis=1)] for scores in outputs]
+        scores, lengths = fr.pad(outputs)
+        tags, _ = self.model_.crf.decode(scores, lengths)  # type: ignore[attr-defined]
+        return [self.classes_[row] for row in fr.unpad(tags, lengths)]
+
+    def predict_proba(self, X: Any) -> list[Array]:
+        """Return the probabilities (T_n, K) of the tags at each step; raises what `predict` does."""
+        outputs = self._outputs(X)
+        if not self.crf:
+            return [softmax(scores) for scores in outputs]
+        scores, lengths = fr.pad(outputs)
+        return fr.unpad(self.model_.crf.marginals(scores, lengths), lengths)  # type: ignore[attr-defined]
+
+    def score(self, X: Any, y: Any) -> float:
+        """Return the share of steps whose tag is right; raises what `predict` does."""
+        pairs = list(zip(self.predict(X), y, strict=True))
+        right = sum(int(np.count_nonzero(tags == np.asarray(list(row)))) for tags, row in pairs)
+        return right / max(sum(len(tags) for tags, _ in pairs), 1)

@@ -1,0 +1,216 @@
+"""Preparing sequences: scaling, windows of long series, and vocabularies of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.checks import check_size, kind_error
+from fusedrnn.listing import Listed
+
+Sequences = TypeVar("Sequences", Array, list[Array])
+
+__all__ = ["Scaler", "Vocabulary", "windows"]
+
+
+class Scaler(Listed):
+    """Mean 0 and standard deviation 1: y = (x - mean) / deviation.
+
+    Each feature gets the mean and deviation of all steps that `fit` saw, or, per "series", those of its own
+    series, wherever it comes from. A deviation of 0 counts as 1; NaN counts as missing, and stays.
+
+    Args:
+        per: "feature" or "series".
+
+    Raises:
+        ValueError: per is something else.
+
+    Attributes:
+        mean: (I,) float64, after `fit`, per feature.
+        deviation: (I,) float64, after `fit`, per feature.
+    """
+
+    mean: npt.NDArray[np.float64]
+    deviation: npt.NDArray[np.float64]
+
+    def __init__(self, per: Literal["feature", "series"] = "feature") -> None:
+        if per not in ("feature", "series"):
+            raise ValueError(f"per: expected 'feature' or 'series', got {per!r}")
+        self.per = per
+
+    def fit(self, sequences: Array | Sequence[Array]) -> Scaler:
+        """Take mean and deviation from sequences; return self.
+
+        Args:
+            sequences: a list of arrays (T, I), an array (N, T, I), or one (T, I).
+
+        Raises:
+            TypeError: not arrays.
+            ValueError: other shapes, or no sequences.
+        """
+        steps = np.concatenate([x.reshape(-1, x.shape[-1]) for x in _arrays(sequences)])
+        if self.per == "feature":
+            self.mean, self.deviation = _moments(steps)
+        return self
+
+    def transform(self, sequences: Sequences) -> Sequences:
+        """Return scaled copies, laid out as they are and of their dtype.
+
+        Args:
+            sequences: as in `fit`.
+
+        Raises:
+            TypeError: not arrays.
+            ValueError: other shapes, or a number of features that is not that of `fit`.
+            RuntimeError: `fit` was not called.
+        """
+        found: Sequences = self._map(sequences, lambda x, mean, deviation: (x - mean) / deviation)
+        return found
+
+    def fit_transform(self, sequences: Sequences) -> Sequences:
+        """Return `fit(sequences).transform(sequences)`."""
+        return self.fit(sequences).transform(sequences)
+
+    def inverse_transform(self, sequences: Sequences) -> Sequences:
+        """Return the sequences that `transform`, per feature, made these of; raises what it does."""
+        if self.per == "series":
+            raise ValueError("per: expected 'feature', got 'series', whose means are not kept")
+        found: Sequences = self._map(sequences, lambda x, mean, deviation: x * deviation + mean)
+        return found
+
+    def _map(self, sequences: Any, function: Any) -> Any:
+        found = []
+        for x in _arrays(sequences, allow_none=True):
+            if self.per == "series":
+                mean, deviation = _moments(x)
+            elif not hasattr(self, "mean"):
+                raise RuntimeError("Scaler: expected one after fit, got one before")
+            else:
+                mean, deviation = self.mean, self.deviation
+            if x.shape[-1] != len(mean):
+                raise ValueError(f"sequences: expected I = {len(mean)} features, got shape {x.shape}")
+            found.append(function(x, mean, deviation).astype(x.dtype, copy=False))
+        if not isinstance(sequences, np.ndarray):
+            return found
+        return found[0] if sequences.ndim == 2 else np.stack(found) if found else sequences.copy()
+
+    def __repr__(self) -> str:
+        return f"Scaler({self.per!r})"
+
+
+def _moments(steps: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean and deviation of each feature, 0 and 1 where nothing is known."""
+    known = ~np.isnan(steps)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, steps, 0.0).sum(axis=0, dtype=np.float64) / count
+    square = np.square(np.where(known, steps - mean, 0.0), dtype=np.float64).sum(axis=0)
+    deviation = np.sqrt(square / count)
+    # What rounding leaves of a constant is none.
+    tiny = 10.0 * np.finfo(steps.dtype).eps * np.abs(mean)
+    return mean, np.where(deviation > tiny, deviation, 1.0)
+
+
+def _arrays(sequences: Any, allow_none: bool = False) -> list[Array]:
+    if isinstance(sequences, np.ndarray):
+        sequences = [sequences] if sequences.ndim == 2 else list(sequences)
+    found = list(sequences)
+    if not found and not allow_none:
+        raise ValueError("sequences: expected at least one array, got none")
+    for index, x in enumerate(found):
+        if not isinstance(x, np.ndarray):
+            raise kind_error(f"sequences[{index}]", x, "a numpy.ndarray")
+        refuse_mask(f"sequences[{index}]", x)
+        if x.ndim != 2 or x.shape[1] != found[0].shape[1]:
+            raise ValueError(f"sequences[{index}]: expected shape (T, I), got {x.shape}")
+        if x.dtype.kind != "f":
+            raise TypeError(f"sequences[{index}]: expected floats, got {x.dtype}; use .astype('float32')")
+    return found
+
+
+def windows(series: Array, size: int, step: int = 1, horizon: int = 0) -> tuple[Array, Array]:
+    """Return windows of a series and the values that follow each: views, which are read-only.
+
+    Args:
+        series: (T, ...).
+        size: steps of a window, >= 1.
+        step: steps from one window to the next, >= 1.
+        horizon: steps after a window that are returned beside it, >= 0.
+
+    Returns:
+        x: (N, size, ...), N = (T - size - horizon) // step + 1, or 0 where the series is too short.
+        y: (N, horizon, ...).
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
+    """
+    if not isinstance(series, np.ndarray):
+        raise kind_error("series", series, "a numpy.ndarray")
+    if series.ndim == 0:
+        raise ValueError("series: expected shape (T, ...), got ()")
+    size, step = check_size("size", size), check_size("step", step)
+    whole = size + check_size("horizon", horizon, 0)
+    if len(series) < whole:
+        empty = np.empty((0, whole, *series.shape[1:]), series.dtype)
+        return empty[:, :size], empty[:, size:]
+    found = np.lib.stride_tricks.sliding_window_view(series, whole, axis=0)[::step]
+    found = np.moveaxis(found, -1, 1)
+    return found[:, :size], found[:, size:]
+
+
+class Vocabulary(Listed):
+    """Numbers for tokens: 0 is padding, 1 any token that is not in it, the others follow by frequency.
+
+    `vocabulary.encode(["the", "cat"])` gives an int64 array, `decode` the tokens again.
+
+    Args:
+        tokens: sequences of tokens (strings, or anything hashable), from which it is made.
+        most: tokens that are kept, the most frequent ones, or None for all.
+        least: occurrences of a token that is kept, >= 1.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
+    """
+
+    padding, unknown = 0, 1
+
+    def __init__(
+        self, tokens: Iterable[Iterable[Hashable]] = (), most: int | None = None, least: int = 1
+    ) -> None:
+        counts: dict[Hashable, int] = {}
+        for sequence in tokens:
+            for token in sequence:
+                counts[token] = counts.get(token, 0) + 1
+        least = check_size("least", least)
+        # Equally frequent ones in the order in which they came.
+        kept = sorted((token for token, count in counts.items() if count >= least), key=lambda t: -counts[t])
+        self.tokens: list[Hashable] = kept if most is None else kept[: check_size("most", most, 0)]
+        self._numbers: Mapping[Hashable, int] = {token: number for number, token in enumerate(self.tokens, 2)}
+
+    def encode(self, sequence: Iterable[Hashable]) -> npt.NDArray[np.int64]:
+        """Return the numbers (T,) of tokens."""
+        return np.array([self._numbers.get(token, self.unknown) for token in sequence], np.int64)
+
+    def decode(self, numbers: Iterable[int]) -> list[Hashable]:
+        """Return the tokens of numbers, None for those that are none.
+
+        Raises:
+            IndexError: a number that is not in it.
+        """
+        known: list[Hashable] = [None, None, *self.tokens]
+        return [known[number] for number in numbers]
+
+    def __len__(self) -> int:
+        """Numbers that there are, the size of an `Embedding`."""
+        return len(self.tokens) + 2
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._numbers
+
+    def __repr__(self) -> str:
+        return f"Vocabulary(of {len(self.tokens)} tokens)"
