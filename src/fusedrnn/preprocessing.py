@@ -110,7 +110,7 @@ def _moments(steps: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
     square = np.square(np.where(known, steps - mean, 0.0), dtype=np.float64).sum(axis=0)
     deviation = np.sqrt(square / count)
     # What rounding leaves of a constant is none.
-    tiny = 10.0 * np.finfo(steps.dtype).eps * np.abs(mean)
+    tiny = np.finfo(np.float64).eps * count * np.abs(mean)
     return mean, np.where(deviation > tiny, deviation, 1.0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 import fusedrnn as fr
 from fusedrnn.arrays import Array
@@ -51,6 +51,7 @@ class SequenceClassifier(ClassifierMixin, Pooled):  # type: ignore[misc]
         return super().fit(X, y)
 
     def _targets(self, y: Any, reset: bool) -> Any:
+        assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         if reset:

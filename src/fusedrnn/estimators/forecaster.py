@@ -129,8 +129,11 @@ class Forecaster(SequenceEstimator):
         scaled, base, _, deviation = self._prepare(x)
         self._vocabulary = None
         if not again:
+            # Differences are small where the season repeats well: the network's output is of size 1.
+            size = np.abs((y - base) / deviation).mean(axis=(0, 1))
+            self._unit = np.where(size > 0.0, size, 1.0)
             self._start(list(scaled[:1]))
-        targets = ((y - base) / deviation).astype(np.float32)
+        targets = ((y - base) / (deviation * self._unit)).astype(np.float32)
         self._last_series = [values[-context:].copy() for values in series]
         self._single = not isinstance(X, (list, tuple))
         self._train(list(scaled), targets, epochs, schedule, patience)
@@ -217,7 +220,7 @@ class Forecaster(SequenceEstimator):
         output = self.model_.eval()(np.ascontiguousarray(x.swapaxes(0, 1)))
         # Sorted: quantiles must not cross.
         steps = np.sort(output.reshape(*base.shape, len(self._levels)).astype(np.float64), axis=-1)
-        found = list(base[..., None] + deviation[..., None] * steps)
+        found = list(base[..., None] + (deviation * self._unit)[..., None] * steps)
         single = self._single if X is None else not isinstance(X, (list, tuple))
         given = [self.n_features_in_ > 1] * len(found)
         if X is not None:
