@@ -10,7 +10,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["distributed", "modules", "cells", "sequence"])
+@pytest.mark.parametrize("page", ["distributed", "modules", "cells", "sequence", "training"])
 def test_examples_run(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
     names: dict[str, object] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -252,6 +254,12 @@ def test_bad_arguments(name: str, fitted: SequenceClassifier) -> None:
 def test_scikit_learn_is_imported_when_it_is_asked_for() -> None:
     code = "import sys, fusedrnn as fr; assert 'sklearn' not in sys.modules; fr.estimators.Forecaster()"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor, SequenceTagger, Forecaster])
+def test_every_parameter_is_explained(kind: Any) -> None:
+    said = re.findall(r"^ {8}(\w+): ", kind.__doc__.split("Args:")[1].split("Raises:")[0], re.MULTILINE)
+    assert said == list(inspect.signature(kind).parameters)
 
 
 # Preprocessing ----------------------------------------------------------------------------------------------

@@ -19,6 +19,10 @@ CONSTRUCTORS = [
     *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout, fr.CRF, fr.AttentionDecoder),
     *(fr.Sequential, fr.Residual, fr.Concat, fr.Pool, fr.BatchNorm, fr.Conv1d, fr.SelfAttention),
     *(fr.optim.SGD, fr.optim.Adam, fr.optim.AdamW),
+    *(fr.optim.StepLR, fr.optim.MultiStepLR, fr.optim.ExponentialLR, fr.optim.LinearLR),
+    *(fr.optim.CosineAnnealingLR, fr.optim.OneCycleLR, fr.optim.NoamLR, fr.optim.SequentialLR),
+    *(fr.optim.ReduceLROnPlateau, fr.training.Trainer, fr.training.EarlyStopping, fr.training.SequenceData),
+    *(fr.preprocessing.Scaler, fr.preprocessing.Vocabulary),
 ]
 CALLS = [
     fr.LSTM.__call__,
@@ -38,6 +42,10 @@ CALLS = [
     fr.functional.backward,
     fr.cross_entropy,
     fr.mse_loss,
+    fr.quantile_loss,
+    fr.training.Trainer.fit,
+    fr.training.Trainer.evaluate,
+    fr.preprocessing.windows,
     fr.ctc_loss,
     fr.ctc_align,
     fr.ctc_decode,
@@ -157,7 +165,7 @@ def test_other_reprs() -> None:
 
 
 def test_dir_lists_public_names() -> None:
-    for package in (fr, fr.optim, fr.functional, fr.init, fr.cuda, fr.sym):
+    for package in (fr, fr.optim, fr.functional, fr.init, fr.cuda, fr.sym, fr.training, fr.preprocessing):
         assert dir(package) == sorted(package.__all__)
         assert all(hasattr(package, name) for name in dir(package))
     lstm, embedding = fr.LSTM(2, 3), fr.Embedding(4, 2)

@@ -1,26 +1,20 @@
-"""Trainer: what it learns, exact resumption, files, errors."""
+"""Trainer: what it learns, how it diverges, errors."""
 
 from __future__ import annotations
 
-import errno
-import json
 import math
 import os
-import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import trainer_runs
-from trainer_runs import bits, classifier, sequences, steps, trainer
+from trainer_runs import classifier, sequences, steps, trainer
 
 import fusedrnn as fr
-from fusedrnn import files, optim
+from fusedrnn import optim
 from fusedrnn.training import DivergedError, EarlyStopping, SequenceData, Trainer
 
 pytestmark = pytest.mark.once
@@ -176,190 +170,6 @@ def test_a_callback_can_stop() -> None:
     run.callbacks.clear()
     run.fit(sequences())
     assert run.epoch == 6
-
-
-# Exact resumption -------------------------------------------------------------------------------------------
-
-
-class Stopped(Exception):
-    pass
-
-
-class StopAt:
-    """Ends a run at a step, as an exception does; its own state is saved, too."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.seen = at, 0
-
-    def on_step(self, run: Trainer) -> None:
-        self.seen += 1
-        if run.step == self.at:
-            raise Stopped
-
-    def state_dict(self) -> dict[str, int]:
-        return {"seen": self.seen}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.seen = state["seen"]
-
-
-@pytest.mark.parametrize("name", ["sequential", "plateau", "one_cycle"])
-def test_resuming_equals_never_stopping(name: str, tmp_path: Path) -> None:
-    def made(stop: int, path: Path) -> Trainer:
-        run = trainer(path, callbacks=[StopAt(stop)])
-        schedules: dict[str, Callable[[], optim.Scheduler | None]] = {
-            "sequential": lambda: run.schedule,
-            "plateau": lambda: optim.ReduceLROnPlateau(run.optimizer, patience=0),
-            "one_cycle": lambda: optim.OneCycleLR(run.optimizer, 0.02, total_steps=30),
-        }
-        run.schedule = schedules[name]()
-        return run
-
-    data = sequences(), sequences(10, 1)
-    whole = made(-1, tmp_path / "whole")
-    whole.fit(*data)
-    for stop in (1, 4, 9, 17, 30):
-        run = made(stop, tmp_path / "parts")
-        with pytest.raises(Stopped):
-            run.fit(*data, resume=True)
-    run = made(-1, tmp_path / "parts")
-    assert run.fit(*data, resume=True) == whole.history
-    assert bits(run) == bits(whole)
-    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
-    again = made(-1, tmp_path / "parts")
-    again.fit(*data, resume=True)
-    assert bits(again) == bits(whole) and again.losses == whole.losses
-
-
-def test_more_epochs_equal_as_many_from_the_start(tmp_path: Path) -> None:
-    """In the same process, and from the file, also where the model went back to its best parameters."""
-    data = sequences(), sequences(10, 1)
-    whole = trainer(tmp_path / "whole", epochs=6)
-    whole.fit(*data)
-    first = trainer(tmp_path / "first", epochs=3)
-    first.fit(*data)
-    second = trainer(tmp_path / "first", epochs=6)
-    second.fit(*data, resume=True)
-    assert bits(second) == bits(whole)
-    third = trainer(epochs=3)
-    third.fit(*data)
-    third.epochs = 6
-    third.fit(*data)
-    assert third.losses == whole.losses
-
-
-def test_killing_loses_nothing(tmp_path: Path) -> None:
-    """kill -9 at random moments, of processes that each go on where the last one was killed."""
-    rng = random.Random(0)
-    path, epochs = tmp_path / "killed", 40
-    command = [sys.executable, trainer_runs.__file__, str(path), str(epochs)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    kills = 0
-    for _ in range(3):
-        before = path.stat().st_mtime_ns if path.exists() else 0
-        process = subprocess.Popen(command, env=environment)
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            if path.exists() and path.stat().st_mtime_ns != before:
-                break
-            time.sleep(0.001)
-        time.sleep(0.05 * rng.random())
-        kills += process.poll() is None
-        process.kill()
-        process.wait()
-        files.load(path, "fusedrnn run of a Trainer")
-    assert kills > 0
-    resumed, whole = trainer(path, epochs=epochs), trainer(tmp_path / "whole", epochs=epochs)
-    resumed.fit(sequences(), sequences(10, 1), resume=True)
-    whole.fit(sequences(), sequences(10, 1))
-    assert path.read_bytes() == (tmp_path / "whole").read_bytes()
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-
-
-# Files ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cause", ["full", "read-only"])
-def test_the_last_checkpoint_stays(cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "run"
-    run = trainer(path, epochs=2)
-    run.fit(sequences())
-    kept = path.read_bytes()
-
-    def refuse(*arguments: Any) -> None:
-        raise OSError(errno.ENOSPC if cause == "full" else errno.EROFS, "refused")
-
-    monkeypatch.setattr(os, "fsync" if cause == "full" else "open", refuse)
-    run.epochs = 4
-    with pytest.raises(OSError, match="run: cannot write: refused"):
-        run.fit(sequences())
-    monkeypatch.undo()
-    assert path.read_bytes() == kept
-    assert list(tmp_path.iterdir()) == [path]
-    resumed, whole = trainer(path, epochs=4), trainer(epochs=4)
-    resumed.fit(sequences(), resume=True)
-    whole.fit(sequences())
-    assert resumed.losses == whole.losses
-
-
-def test_a_checkpoint_of_something_else_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    trainer(path, epochs=1).fit(sequences())
-    with pytest.raises(ValueError, match=r"^checkpoint: expected no file yet, got .*resume=True"):
-        trainer(path).fit(sequences())
-    other: dict[str, tuple[Callable[[], Trainer], Any]] = {
-        "train: expected the data": (lambda: trainer(path), sequences(seed=3)),
-        "batch_size: expected 8": (lambda: trainer(path, batch_size=4), sequences()),
-        "seed: expected 0": (lambda: trainer(path, seed=4), sequences()),
-        "schedule: expected one": (lambda: trainer(path, schedule=None), sequences()),
-        "early_stopping: expected one": (lambda: trainer(path, early_stopping=None), sequences()),
-    }
-    for message, (make, data) in other.items():
-        run = make()
-        before = bits(run)
-        with pytest.raises(ValueError, match=f"{path}: not a checkpoint of this run: {message}"):
-            run.fit(data, resume=True)
-        run._digest = ""
-        assert bits(run) == before
-    model = fr.Sequential(fr.GRU(3, 9), fr.Pool("last"), fr.Linear(9, 3))
-    bigger = Trainer(model, fr.cross_entropy, optim.Adam(model), batch_size=8, checkpoint=path)
-    with pytest.raises(ValueError, match="not a checkpoint of this run"):
-        bigger.fit(sequences(), resume=True)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(OSError, match="damaged"):
-        trainer(path).fit(sequences(), resume=True)
-
-
-def test_a_forged_checkpoint_changes_nothing(tmp_path: Path) -> None:
-    """One whose checksum is right, and whose contents are not."""
-    path = tmp_path / "run"
-    trainer(path, epochs=1).fit(sequences())
-    tensors, content = files.load(path, "fusedrnn run of a Trainer")
-    forged: list[dict[str, Any]] = [
-        {"position": [1, -1, 0.0, 0]},
-        {"position": [1]},
-        {"position": ["1", 0, 0.0, 0]},
-        {"history": 3},
-        {"history": {"loss": ["a"]}},
-        {"random": {}},
-        {"schedule": {"last_epoch": "1"}},
-        {"early_stopping": {}},
-        {"callbacks": {"7": {}}},
-        {"settings": None},
-    ]
-    for change in forged:
-        files.save(path, "fusedrnn run of a Trainer", tensors, {**content, **change})
-        run = trainer(path)
-        before = bits(run)
-        with pytest.raises(ValueError, match="not a checkpoint of this run"):
-            run.fit(sequences(), resume=True)
-        run._digest = ""
-        assert bits(run) == before
-    for name in ("losses", "model.0.weight_hh_l0"):
-        files.save(path, "fusedrnn run of a Trainer", {**tensors, name: np.zeros(3, "c8")}, content)
-        with pytest.raises(ValueError, match="not a checkpoint of this run"):
-            trainer(path).fit(sequences(), resume=True)
-    assert json.dumps(content)
 
 
 # Divergence -------------------------------------------------------------------------------------------------

@@ -214,3 +214,7 @@ class Vocabulary(Listed):
 
     def __repr__(self) -> str:
         return f"Vocabulary(of {len(self.tokens)} tokens)"
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -28,25 +29,28 @@ CELLS = {
     "sru": fr.SRU,
 }
 
-# The text of the arguments that all of them have, for their docstrings.
-PARAMETERS = """cell: "gru", "lstm", "rnn", "mgu", "indrnn", "mingru", "minlstm" or "sru".
-        hidden_size: units of each layer and direction.
-        num_layers: layers stacked on each other.
-        bidirectional: run each layer in both directions.
-        dropout: probability of dropping an output of the network in training.
-        lr: learning rate, the highest one of a schedule.
-        schedule: "one_cycle", "cosine" (down to 0 over all epochs), or None for a constant rate.
-        epochs: passes over the data in `fit`; `partial_fit` makes one.
-        batch_size: sequences in a batch.
-        weight_decay: of AdamW.
-        clip: the largest norm of the gradients, or None.
-        patience: epochs without an improvement of the validation loss after which `fit` ends, or None.
-        validation_fraction: share of the data that is held out for `patience`.
-        scale: give every feature mean 0 and standard deviation 1 first.
-        embedding_size: size of a token's vector, where X are tokens.
-        warm_start: `fit` goes on from the present weights.
-        random_state: int, RandomState or None: of weights, dropout and the order of the data.
-        verbose: show the progress."""
+# What is said about each argument, for the docstrings.
+_ARGUMENTS = {
+    "cell": '"gru", "lstm", "rnn", "mgu", "indrnn", "mingru", "minlstm" or "sru".',
+    "hidden_size": "units of each layer and direction.",
+    "num_layers": "layers stacked on each other.",
+    "bidirectional": "run each layer in both directions.",
+    "dropout": "probability of dropping an output of the network in training.",
+    "pooling": 'what of all steps the head gets: "last", "mean", "max" or "attention", as in `Pool`.',
+    "lr": "learning rate, the highest one of a schedule.",
+    "schedule": '"one_cycle", "cosine" (down to 0 over all epochs), or None for a constant rate.',
+    "epochs": "passes over the data in `fit`; `partial_fit` makes one.",
+    "batch_size": "sequences in a batch.",
+    "weight_decay": "of AdamW.",
+    "clip": "the largest norm of the gradients, or None.",
+    "patience": "epochs without an improvement of the validation loss after which `fit` ends, or None.",
+    "validation_fraction": "share of the data that is held out where there is `patience`.",
+    "scale": "give every feature mean 0 and standard deviation 1 first.",
+    "embedding_size": "size of a token's vector, where X are tokens.",
+    "warm_start": "`fit` goes on from the present weights.",
+    "random_state": "int, RandomState or None: of weights, dropout and the order of the data.",
+    "verbose": "show the progress.",
+}
 
 
 EstimatorT = TypeVar("EstimatorT", bound="SequenceEstimator")
@@ -101,7 +105,9 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.__doc__ = (cls.__doc__ or "").replace("PARAMETERS", PARAMETERS)
+        text = cls.__doc__ or ""
+        names = [n for n in inspect.signature(cls).parameters if n in _ARGUMENTS]
+        cls.__doc__ = text.replace("ARGUMENTS", "\n        ".join(f"{n}: {_ARGUMENTS[n]}" for n in names))
 
     # What differs between them
 

@@ -20,7 +20,10 @@ class SequenceClassifier(ClassifierMixin, Pooled):  # type: ignore[misc]
     y (N,) are classes of any kind that scikit-learn takes.
 
     Args:
-        PARAMETERS
+        ARGUMENTS
+
+    Raises:
+        TypeError, ValueError: `fit` raises them, also for what was wrong here.
 
     Attributes:
         classes_: (K,) classes.

@@ -30,7 +30,10 @@ class Forecaster(SequenceEstimator):
         context: steps that are read.
         season: steps of a season, or None.
         quantiles: numbers in (0, 1), ascending, or None for points alone.
-        PARAMETERS
+        ARGUMENTS
+
+    Raises:
+        TypeError, ValueError: `fit` raises them, also for what was wrong here.
 
     Attributes:
         model_: the network, a `fusedrnn.Sequential`.

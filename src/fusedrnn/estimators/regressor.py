@@ -20,7 +20,10 @@ class SequenceRegressor(RegressorMixin, Pooled):  # type: ignore[misc]
     y (N,) or (N, K) are numbers, which are scaled to mean 0 and standard deviation 1 inside.
 
     Args:
-        PARAMETERS
+        ARGUMENTS
+
+    Raises:
+        TypeError, ValueError: `fit` raises them, also for what was wrong here.
 
     Attributes:
         model_: the network, a `fusedrnn.Sequential`.

@@ -43,7 +43,10 @@ class SequenceTagger(SequenceEstimator):
 
     Args:
         crf: whether a conditional random field scores neighbouring tags, and the best sequence is found.
-        PARAMETERS
+        ARGUMENTS
+
+    Raises:
+        TypeError, ValueError: `fit` raises them, also for what was wrong here.
 
     Attributes:
         classes_: (K,) tags.
