@@ -84,6 +84,9 @@ def test_a_loss_with_lengths_gets_everything() -> None:
     run = Trainer(model, model.crf.loss, optim.Adam(model, lr=0.02), epochs=20, progress=False)
     history = run.fit(steps(60))
     assert history["loss"][-1] < 0.5 * history["loss"][0]
+    inputs, tags = steps(60)
+    whole = [model.crf.loss(model.body(x[:, None]), y[:, None])[0] for x, y in zip(inputs, tags, strict=True)]
+    assert run.evaluate((inputs, tags))["loss"] == pytest.approx(np.mean(whole), rel=1e-5)
     assert not np.array_equal(before["transitions"], model.crf.state_dict()["transitions"])
 
 

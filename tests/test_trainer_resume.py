@@ -147,6 +147,13 @@ def test_the_last_checkpoint_stays(cause: str, tmp_path: Path, monkeypatch: pyte
     assert resumed.losses == whole.losses
 
 
+def test_a_folder_that_is_not_there_costs_no_epoch(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "none" / "run")
+    with pytest.raises(OSError, match="cannot write: No such file"):
+        run.fit(sequences())
+    assert run.step == 0
+
+
 def test_a_checkpoint_of_something_else_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run"
     trainer(path, epochs=1).fit(sequences())

@@ -223,6 +223,9 @@ class Trainer(Resumable):
                     "from it, or remove it"
                 )
             self._read(self.checkpoint)
+        elif not self._owns_file:
+            # Now rather than after an epoch: a folder that cannot be written to costs no work.
+            self._write(self.checkpoint)
         self._owns_file = True
 
     def _run_epoch(self, data: SequenceData, held_out: SequenceData | None, shown: Lines) -> None:
@@ -231,8 +234,9 @@ class Trainer(Resumable):
             batch = data.batch(batches[self._done])
             loss = self._train(batch)
             self._done += 1
-            self._sum += loss * batch.weight
-            self._count += batch.weight
+            weight = self._weight(batch)
+            self._sum += loss * weight
+            self._count += weight
             self._call("on_step")
             shown.step(self.epoch + 1, self.epochs, self._done, len(batches), self._sum / max(self._count, 1))
             every = self.checkpoint_steps
@@ -309,7 +313,7 @@ class Trainer(Resumable):
         return DivergedError(f"training diverged at step {self.step + 1} (epoch {self.epoch + 1}): {text}")
 
     def _measure(self, data: SequenceData) -> dict[str, float]:
-        sums, total = dict.fromkeys(("loss", *self.metrics), 0.0), 0
+        sums, total, targets = dict.fromkeys(("loss", *self.metrics), 0.0), 0, 0
         was_training = self.model.training
         self.model.eval()
         try:
@@ -317,15 +321,22 @@ class Trainer(Resumable):
                 batch = data.batch(indices)
                 output = self.model(batch.x, **_lengths(batch))
                 output = output[0] if self.model.has_state else output
-                sums["loss"] += self._compare(output, batch)[0] * batch.weight
+                weight = self._weight(batch)
+                sums["loss"] += self._compare(output, batch)[0] * weight
+                total += weight
                 self._check_steps(output, batch)
                 counted = ... if batch.counted is None else batch.counted
                 for name, metric in self.metrics.items():
-                    sums[name] += float(metric(output[counted], batch.targets[counted])) * batch.weight
-                total += batch.weight
+                    value = float(metric(output[counted], batch.targets[counted]))
+                    sums[name] += value * batch.weight
+                targets += batch.weight
         finally:
             self.model.train(was_training)
-        return {name: value / max(total, 1) for name, value in sums.items()}
+        return {name: value / max(total if name == "loss" else targets, 1) for name, value in sums.items()}
+
+    def _weight(self, batch: Batch) -> int:
+        """Return over how much the loss of a batch is the mean: targets, or sequences if it gets lengths."""
+        return batch.x.shape[0 if self.batch_first else 1] if self._loss_takes_lengths else batch.weight
 
     def _call(self, hook: str) -> None:
         for callback in self.callbacks:
