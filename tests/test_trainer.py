@@ -50,7 +50,7 @@ def test_a_classifier_learns(capsys: pytest.CaptureFixture[str]) -> None:
 def test_targets_of_steps_leave_padding_out() -> None:
     """The loss of a padded batch is the mean over its steps, and so is the gradient."""
     inputs, targets = steps()
-    model = fr.Sequential(fr.GRU(3, 8, seed=0), fr.Linear(8, 2, seed=1))
+    model = fr.Sequential(fr.GRU(3, 8, bidirectional=True, seed=0), fr.Linear(16, 2, seed=1))
     run = Trainer(model, fr.cross_entropy, optim.SGD(model, lr=0.0), epochs=1, batch_size=20, progress=False)
     run.fit((inputs, targets))
     grads = {name: array.copy() for name, array in model.grads.items()}

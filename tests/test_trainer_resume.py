@@ -86,11 +86,20 @@ def test_more_epochs_equal_as_many_from_the_start(tmp_path: Path) -> None:
     second = trainer(tmp_path / "first", epochs=6)
     second.fit(*data, resume=True)
     assert bits(second) == bits(whole)
-    third = trainer(epochs=3)
-    third.fit(*data)
-    third.epochs = 6
-    third.fit(*data)
-    assert third.losses == whole.losses
+
+
+def test_going_on_in_the_same_process() -> None:
+    """From the last parameters, though the model was left with the best ones."""
+    inputs, classes = sequences()
+    held_out = sequences(10, 1)[0], (sequences(10, 1)[1] + 1) % 3
+    whole, parts = trainer(epochs=6), trainer(epochs=3)
+    whole.fit((inputs, classes), held_out)
+    parts.fit((inputs, classes), held_out)
+    early = parts.early_stopping
+    assert early is not None and early.best_epoch < 3
+    parts.epochs = 6
+    parts.fit((inputs, classes), held_out)
+    assert parts.losses == whole.losses
 
 
 def test_killing_loses_nothing(tmp_path: Path) -> None:
