@@ -7,11 +7,8 @@ from fusedrnn.estimators import Forecaster
 from fusedrnn.preprocessing import windows
 
 series = data.seattle_weather()["temp_max"].to_numpy()  # 1,461 days; the last year is held out
-model = Forecaster(
-    horizon=7, context=56, quantiles=[0.1, 0.5, 0.9], hidden_size=16, epochs=20, random_state=0
-)
+model = Forecaster(7, 56, quantiles=[0.1, 0.5, 0.9], hidden_size=16, epochs=20, random_state=0)
 model.fit(series[:-365])
-
 x, y = windows(series[-365 - 56 :], 56, horizon=7)
 low, middle, high = np.moveaxis(np.stack(model.predict_quantiles(list(x))), -1, 0)
 error, naive = np.abs(y - middle).mean(), np.abs(y - x[:, -1:]).mean()

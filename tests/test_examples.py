@@ -19,15 +19,24 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **modules: Any
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...] = (),
+    **modules: Any,
 ) -> str:
     """What an example prints, with modules in place of those that carry its data."""
     for module, content in modules.items():
         made = ModuleType(module)
         vars(made).update(content)
         monkeypatch.setitem(sys.modules, module.replace("__", "."), made)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(EXAMPLES / f"{name}.py"))
     return capsys.readouterr().out
+
+
+def lines_of(name: str) -> int:
+    return sum(bool(line) for line in (EXAMPLES / f"{name}.py").read_text().splitlines())
 
 
 def speakers(split: str) -> tuple[list[Any], Any]:
@@ -48,8 +57,7 @@ def test_japanese_vowels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     source = {"load_japanese_vowels": speakers}
     text = run("japanese_vowels", monkeypatch, capsys, aeon={}, aeon__datasets=source)
     assert float(text.split()[1]) > 0.9
-    lines = (EXAMPLES / "japanese_vowels.py").read_text().splitlines()
-    assert sum(bool(line) for line in lines) <= 12
+    assert lines_of("japanese_vowels") <= 12
 
 
 def test_forecast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,5 +71,25 @@ def test_forecast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     text = run("forecast", monkeypatch, capsys, vega_datasets={"data": source})
     found = re.search(r"([\d.]+) of that", text)
     assert found is not None and float(found[1]) < 0.9
+    assert lines_of("forecast") <= 13
     inside = re.search(r"(\d+)% of the days", text)
     assert inside is not None and 65 <= int(inside[1]) <= 92
+
+
+def test_tune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It improves on the default, and makes no trial twice."""
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def tuned(trials: str) -> tuple[int, float, float]:
+        arguments = (trials, str(tmp_path / "tune.db"))
+        source = {"load_japanese_vowels": speakers}
+        text = run("tune", monkeypatch, capsys, arguments, aeon={}, aeon__datasets=source)
+        study = optuna.load_study(study_name="vowels", storage=f"sqlite:///{tmp_path / 'tune.db'}")
+        found = re.search(r"accuracy ([\d.]+) .*, ([\d.]+) with the default", text)
+        assert found is not None
+        return len(study.trials), float(found[1]), float(found[2])
+
+    assert tuned("1")[0] == 1
+    count, best, default = tuned("2")
+    assert count == 2 and best >= default > 0.5
