@@ -237,9 +237,12 @@ BAD: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "pooling": (
         lambda m: SequenceClassifier(pooling="x").fit(sequences(), classes(sequences())),
         ValueError,
-        "kind",
+        "pooling",
     ),
     "epochs": (lambda m: SequenceRegressor(epochs=-1).fit(sequences(), np.zeros(80)), ValueError, "epochs"),
+    "dropout": (lambda m: SequenceRegressor(dropout=2).fit(sequences(), np.zeros(80)), ValueError, "dropout"),
+    "tags": (lambda m: SequenceTagger().fit(sequences(), [0] * 80), TypeError, r"y\[0\]: expected a seq"),
+    "range": (lambda m: m.predict([np.full((4, 3), 1e39)]), ValueError, r"X\[0\]: expected finite"),
     "unfitted": (lambda m: SequenceTagger().predict(sequences()), NotFittedError, "This SequenceTagger"),
 }
 

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 import fusedrnn as fr
 from fusedrnn import optim
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_size
+from fusedrnn.checks import check_number, check_size
 from fusedrnn.estimators.inputs import as_sequences, holds_tokens
 from fusedrnn.preprocessing import Scaler, Vocabulary
 from fusedrnn.training import SequenceData, Trainer
@@ -128,6 +128,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         """Return the layers below the head by name, and the size of what they give."""
         if self.cell not in CELLS:
             raise ValueError(f"cell: expected one of {', '.join(map(repr, CELLS))}, got {self.cell!r}")
+        check_number("dropout", self.dropout, 0.0, 1.0)
         layers: dict[str, fr.Module] = {}
         if self._vocabulary is not None:
             layers["embedding"] = fr.Embedding(

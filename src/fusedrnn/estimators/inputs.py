@@ -54,7 +54,8 @@ def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
         refuse_mask(f"X[{index}]", x)
         if x.dtype.kind not in "fiub":
             raise TypeError(f"X[{index}]: expected an array of numbers, got {x.dtype}")
-        x = np.asarray(x, np.float32)
+        with np.errstate(over="ignore"):  # found below
+            x = np.asarray(x, np.float32)
         x = x[:, None] if x.ndim == 1 else x
         if not isinstance(X, (list, tuple)):
             x = x[: _end(x)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import fusedrnn as fr
 from fusedrnn.estimators.base import SequenceEstimator
+from fusedrnn.nn.pool import KINDS
 
 
 class Pooled(SequenceEstimator):
@@ -60,6 +61,8 @@ class Pooled(SequenceEstimator):
         raise NotImplementedError
 
     def _make_model(self, inputs: int, seed: int) -> fr.Sequential:
+        if self.pooling not in KINDS:
+            raise ValueError(f"pooling: expected one of {', '.join(map(repr, KINDS))}, got {self.pooling!r}")
         layers, size = self._body(inputs, seed)
         layers["pool"] = fr.Pool(self.pooling, size, seed=seed + 3)
         layers["head"] = fr.Linear(size, self._outputs_size(), seed=seed + 4)

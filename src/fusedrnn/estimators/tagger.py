@@ -124,10 +124,13 @@ class SequenceTagger(SequenceEstimator):
         return super().fit(X, y)
 
     def _targets(self, y: Any, reset: bool) -> Any:
-        tags = [np.asarray(list(row)) for row in y]
-        for index, row in enumerate(tags):
-            if row.ndim != 1:
-                raise ValueError(f"y[{index}]: expected shape (T,), got {row.shape}")
+        tags = []
+        for index, row in enumerate(y):
+            if np.ndim(row) == 0 and not isinstance(row, str):
+                raise TypeError(f"y[{index}]: expected a sequence of tags, one for each step, got {row!r}")
+            tags.append(np.asarray(list(row)))
+            if tags[-1].ndim != 1:
+                raise ValueError(f"y[{index}]: expected shape (T,), got {tags[-1].shape}")
         if reset:
             given = self._given_classes
             self.classes_ = np.unique(np.concatenate(tags)) if given is None else given
