@@ -76,11 +76,11 @@ def backward_layers(
             if each is not flow:
                 split(merge, joints.outputs[layer], flow, each)
             for part, (_, starts, _) in zip(module._plan.layers[layer], work.run(), strict=True):
-                for dstart, start in zip(part.of(dstarts), starts, strict=True):
-                    dstart[...] = start
+                for dstart, start in zip(dstarts, starts, strict=True):
+                    dstart[part.row, :, : start.shape[1]] = start
                 if (mask := tape.weight_dropout[part.row]) is not None:
                     part.add_masked(hidden, sums_of[part.row], mask)
-            if module._adds_at(layer + 1) and flow is not None:
+            if joints is not None and flow is not None and module._adds_at(layer + 1):
                 targets[layer] += flow
             drop = tape.dropout[layer - 1] if layer else None
             if drop is not None:

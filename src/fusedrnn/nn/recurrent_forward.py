@@ -30,10 +30,11 @@ def forward_layers(
         raise module._input_error(x)
     dtype, network = on.types(module._dtype)[0], module._network
     y = xp.empty((*shape[:-1], network.out_size), dtype)
-    joints = module._joints(state) if module._joining else None
-    locked = None if joints is None else joints.locked
-    as_rows = locked is not None and locked[0] is not None
-    (steps, indices), target = kernel_inputs(x, on is not CPU, save, as_rows), y
+    joints, at_input, at_output = None, None, None
+    if module._joining:
+        joints = module._joints(state)
+        at_input, at_output = joints.locked
+    (steps, indices), target = kernel_inputs(x, on is not CPU, save, at_input is not None), y
     between = 0 if steps is array_of(x) else steps.nbytes
     if single or module.batch_first:
         target = time_major(y, single, module.batch_first)
@@ -42,11 +43,11 @@ def forward_layers(
         else:
             indices = time_major(indices, single, module.batch_first)
     seq_len, batch, _ = target.shape
-    if locked and locked[0]:
-        steps = lock(steps, locked[0])
+    if at_input:
+        steps = lock(steps, at_input)
         between += steps.nbytes
     states = None if state is None else network.split_state("state", state, batch, single, on)
-    if joints is not None and joints.learned:
+    if joints and joints.learned:
         states = module._learned_states(batch)
     ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
     borders = None if resets is None else borders_of(resets, shape[:-1], single, module.batch_first, on)
@@ -58,21 +59,25 @@ def forward_layers(
     finals = network.new_states(batch, on)
     drops: list[Drop | None] = []
     weight_drops: list[Drop | None] = []
-    masking = module.training and module.weight_dropout > 0
-    hidden = 0
-    masks = module._masks if module.training else 0
+    masking, masks, hidden = 0.0, 0, 0
+    if module.training:
+        masking, masks = module._weight_dropout, module._masks
     if masking:
         module._require_cpu("weight_dropout")
         hidden = module._spec.parameter_names.index("weight_hh")
+    uneven = network.uneven
     calls, results = [], []
     for layer, parts in enumerate(module._plan.layers, 1):
         last = layer == module.num_layers
-        joins = joints is not None and module._joins_at(layer)
+        joins = joints and module._joins_at(layer)
         # What the kernels wrote stays as it is.
-        apart = joins or (last and locked is not None and locked[1] is not None)
-        out = target if last and not apart else xp.empty((seq_len, batch, network.wides[layer - 1]), dtype)
+        out = (
+            target
+            if last and not (joins or at_output)
+            else xp.empty((seq_len, batch, network.wides[layer - 1]), dtype)
+        )
         for part in parts:
-            mask = module._noise.take(module.weight_dropout) if masking else None
+            mask = module._noise.take(masking) if masking else None
             weight_drops.append(mask)
             # By position: every name of an argument costs a call 200 instructions.
             call = kernels.ForwardCall(
@@ -90,7 +95,7 @@ def forward_layers(
                 None if masking else part.cache,
                 None if masking else module._buffers.values.version,
                 out if part.columns is None else out[..., part.columns],
-                None if part.widths else tuple([final[part.row] for final in finals]),
+                None if uneven else tuple([final[part.row] for final in finals]),
             )
             if masks:
                 call.draw_masks(*module._noise.streams(masks))
@@ -103,22 +108,22 @@ def forward_layers(
         if last or dropping or joins or module.bidirectional:
             results += kernels.run_calls(calls)
             calls = []
-        if joints is not None:
+        if joints:
             joints.outputs.append(out if module.merge == "mul" else None)
             if joins:
-                whole = last and not (locked and locked[1])
+                whole = last and not at_output
                 steps = target if whole else xp.empty((seq_len, batch, network.outs[layer - 1]), dtype)
                 join(module.merge, out, before if module._adds_at(layer) else None, steps)
                 between += 0 if whole else steps.nbytes
-            if last and locked and locked[1]:
-                lock(steps, locked[1], target)
+            if last and at_output:
+                lock(steps, at_output, target)
         if dropping:
             drop = module._noise.take(module.dropout)
             steps = kernels.dropout(steps, *drop)
             between += steps.nbytes
         drops.append(drop)
     tapes = [tape for _, _, tape in results]
-    if network.uneven:
+    if uneven:
         parts = [part for each in module._plan.layers for part in each]
         for part, (_, ends, _) in zip(parts, results, strict=True):
             for final, end in zip(part.of(finals), ends, strict=True):
