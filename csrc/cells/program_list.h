@@ -13,6 +13,8 @@
     X(multiply, 2, a* b)                               \
     X(divide, 2, a / b)                                \
     X(fma, 3, fma(a, b, c))                            \
+    X(mix, 3, fma(a, b, (V::set(1) - a) * c))          \
+    X(rest, 2, (V::set(1) - a) * b)                    \
     X(sigmoid_slope, 3, a * b * (c * (V::set(1) - c))) \
     X(tanh_slope, 3, a * b * (V::set(1) - c * c))      \
     X(less, 2, zero_or_one<V>(less(a, b)))             \

@@ -47,6 +47,9 @@ PROGRAM_OPERATIONS: dict[str, Operation] = {
     "multiply": Operation(2, np.multiply, commutative=True),
     "divide": Operation(2, np.divide, 1.7),
     "fma": Operation(3, lambda a, b, c: a * b + c, 1.4),
+    # With a mask a, which keeps b or passes c, and its gradient.
+    "mix": Operation(3, lambda a, b, c: a * b + (1 - a) * c, 1.7),
+    "rest": Operation(2, lambda a, b: (1 - a) * b, 1.3),
     # The gradient a b through a sigmoid and a tanh of value y.
     "sigmoid_slope": Operation(3, lambda a, b, y: a * b * (y * (1 - y)), 1.7),
     "tanh_slope": Operation(3, lambda a, b, y: a * b * (1 - y * y), 1.7),
@@ -81,7 +84,7 @@ ROW_OPERATIONS = ("product", "layer_norm")
 
 # What a user's cell, or a file, may be made of.
 USER_OPERATIONS = tuple(
-    name for name in OPERATIONS if name not in ("copy", "fma", "sigmoid_slope", "tanh_slope")
+    name for name in OPERATIONS if name not in ("copy", "fma", "mix", "rest", "sigmoid_slope", "tanh_slope")
 )
 
 

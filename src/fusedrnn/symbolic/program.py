@@ -189,6 +189,9 @@ def _fused(
         return graph.bare("multiply", graph.constant(-1.0), args[0])
     if node.operation == "heaviside":
         return graph.bare("less", graph.constant(0.0), args[0])
+    mask, passed = _passed(node)
+    if mask is not None and passed is not None:
+        return graph.bare("rest", mask, done[passed.id])
     if node.operation == "multiply":
         for g, factor in (node.arguments, node.arguments[::-1]):
             slope = _slope(factor)
@@ -198,9 +201,32 @@ def _fused(
                 return graph.bare(slope[0], a, b, done[slope[1].id])
     if node.operation == "add":
         for term, other in (node.arguments, node.arguments[::-1]):
+            mask, passed = _passed(other)
+            if (
+                mask is not None
+                and passed is not None
+                and term.operation == "multiply"
+                and uses[term.id] == 1
+            ):
+                kept = [a for a in term.arguments if a is not mask]
+                if len(kept) == 1 and uses[other.id] == 1:
+                    return graph.bare("mix", mask, done[kept[0].id], done[passed.id])
+        for term, other in (node.arguments, node.arguments[::-1]):
             if done[term.id].operation == term.operation == "multiply" and uses[term.id] == 1:
                 return graph.bare("fma", *done[term.id].arguments, done[other.id])
     return graph.bare(node.operation, *args)
+
+
+def _passed(node: Expression) -> tuple[Expression | None, Expression | None]:
+    """(m, v) of a node (1 - m)*v of a mask m."""
+    if node.operation == "multiply":
+        for one, value in (node.arguments, node.arguments[::-1]):
+            mask = (
+                one.arguments[1] if one.operation == "subtract" and one.arguments[0].is_constant(1.0) else one
+            )
+            if mask is not one and mask.name.startswith("mask."):
+                return mask, value
+    return None, None
 
 
 def _slope(node: Expression) -> tuple[str, Expression] | None:
