@@ -175,7 +175,15 @@ def test_bad_programs() -> None:
     x, none = np.ones((2, 5)), np.zeros(0)
     good = np.array([[1, 2, 0, 1, 0]])
     assert np.array_equal(_core.run_program(good, none, x, 1, 0), np.full((1, 5), 2.0))
-    for column, value in [(0, -1), (0, len(_core.program_operations)), (1, 1), (1, 3), (2, 3), (3, -1), (4, 2**40)]:
+    for column, value in [
+        (0, -1),
+        (0, len(_core.program_operations)),
+        (1, 1),
+        (1, 3),
+        (2, 3),
+        (3, -1),
+        (4, 2**40),
+    ]:
         code = good.copy()
         code[0, column] = value
         with pytest.raises(ValueError, match=f"code: expected numbers in .* in column {column}"):
