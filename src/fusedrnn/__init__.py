@@ -129,7 +129,7 @@ __all__ = [
 ]
 
 # Each needs a library of its own, which is imported when it is first asked for.
-_INTEROP = ("estimators", "onnx", "torch")
+_INTEROP = ("autograd", "estimators", "jax", "keras", "onnx", "torch")
 
 
 def __getattr__(name: str) -> object:

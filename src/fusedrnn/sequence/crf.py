@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -116,11 +117,17 @@ class CRF(Module):
             ValueError: an argument of the wrong shape or range, or tags that the constraints forbid.
             RuntimeError: an array, or this module, on a GPU.
         """
+        return self._loss(emissions, tags, lengths, reduction, self._sums())
+
+    def _loss(
+        self, emissions: Any, tags: Any, lengths: Any, reduction: Reduction, sums: Mapping[str, Array]
+    ) -> tuple[float | Array, Array]:
+        """Do what `loss` does, and add to these gradients of the parameters in place of `grads`."""
         check_reduction(reduction)
         x, counts = self._inputs("loss", emissions, lengths)
         labels = self._time_major("tags", integers("tags", tags), 2)
         start, transitions, end = self._weights()
-        sums = self._sums() or {name: np.zeros_like(self._own[name]) for name in _NAMES}
+        sums = sums or {name: np.zeros_like(self._own[name]) for name in _NAMES}
         dstart, dtransitions, dend = (sums[name] for name in _NAMES)
         with self._turn.take():
             losses, demissions = _core.crf_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -193,6 +194,20 @@ class TransducerJoiner(Module):
             ValueError: an argument of the wrong shape or range.
             RuntimeError: an array, or this module, on a GPU.
         """
+        lattice_of = targets, logit_lengths, target_lengths
+        return self._loss(enc, pred, lattice_of, clamp, fastemit_lambda, reduction, self._sums())
+
+    def _loss(
+        self,
+        enc: Any,
+        pred: Any,
+        lattice_of: tuple[Any, Any, Any],
+        clamp: float,
+        fastemit: float,
+        reduction: Reduction,
+        sums: Mapping[str, Array],
+    ) -> tuple[float | Array, Array, Array]:
+        """Do what `loss` does, and add to these gradients of the parameters in place of `grads`."""
         self._require_cpu("TransducerJoiner.loss")
         enc, pred = host_array("enc", enc), host_array("pred", pred)
         for name, array, axes in (("enc", enc, "(B, T, H)"), ("pred", pred, "(B, U+1, H)")):
@@ -200,9 +215,9 @@ class TransducerJoiner(Module):
                 raise ValueError(f"{name}: expected shape {axes}, got {array.shape}")
         check_array("enc", enc, (*enc.shape[:2], self.hidden_size), self._dtype, "(B, T, H)")
         check_array("pred", pred, (len(enc), pred.shape[1], self.hidden_size), self._dtype, "(B, U+1, H)")
-        options = _options(self.num_classes, self.blank, clamp, fastemit_lambda, reduction)
+        options = _options(self.num_classes, self.blank, clamp, fastemit, reduction)
         shape = (*enc.shape[:2], pred.shape[1], self.num_classes)
-        lattice = _Lattice.read(shape, targets, logit_lengths, target_lengths, options.blank)
+        lattice = _Lattice.read(shape, *lattice_of, options.blank)
         tiles = lattice.tiles(max(1, _TILE_BYTES // (self.num_classes * self._dtype.itemsize)))
         emissions = np.zeros((4, *lattice.labels.shape))
         for tile in tiles:
@@ -214,7 +229,6 @@ class TransducerJoiner(Module):
             emissions[everywhere] = found.reshape(4, *logits.shape[:-1])
         losses, flow = lattice.run(emissions[:2], options)
         denc, dpred = np.zeros_like(enc), np.zeros_like(pred)
-        sums = self._sums()
         with self._turn.take():
             for tile in tiles:
                 self._tile_backward(tile, lattice, emissions, flow, options, enc, pred, denc, dpred, sums)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -49,6 +51,20 @@ def linear_cross_entropy(
     """
     if not isinstance(head, Linear):
         raise TypeError(f"head: expected a Linear, got {type(head).__name__}")
+    sums = head._joined(Module._sums)
+    return chunked_cross_entropy(h, head, targets, ignore_index, label_smoothing, chunk, sums)
+
+
+def chunked_cross_entropy(
+    h: Array,
+    head: Linear,
+    targets: npt.ArrayLike,
+    ignore_index: int,
+    label_smoothing: float,
+    chunk: int | None,
+    sums: Mapping[str, Array],
+) -> tuple[float, Array]:
+    """Do what `linear_cross_entropy` does, and add to these gradients of the head in place of its grads."""
     head._require_cpu("linear_cross_entropy")
     backend, classes = head._backend, head.out_features
     rows = as_rows("h", h, (head.in_features,), backend)
@@ -72,7 +88,7 @@ def linear_cross_entropy(
         step = check_size("chunk", chunk)
     weights = head._kept_parameters()
     weight, bias = weights["weight"], weights.get("bias")
-    sums, owner = head._joined(Module._sums), head._tied.get("weight", head)
+    owner = head._tied.get("weight", head)
     count = int(counted.sum())
     scale = rows.dtype.type(1 / count if count else 0)
     total, dh = 0.0, np.empty_like(rows)
