@@ -27,15 +27,16 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
-def _list_if_without_torch(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Write what skips because torch is missing to the file that a variable names, for a run that has it."""
+def _list_if_without_torch_or_jax(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Write what skips for want of torch or JAX to the file that a variable names, for a run with both."""
     listed = os.environ.get("FUSEDRNN_TESTS_WITHOUT_TORCH")
-    if listed and report.skipped and isinstance(report.longrepr, tuple) and "torch" in report.longrepr[2]:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+    if listed and report.skipped and ("torch" in reason or "'jax'" in reason):
         with open(listed, "a") as file:
             print(Path(__file__).parents[1] / report.nodeid, file=file)
 
 
-pytest_runtest_logreport = pytest_collectreport = _list_if_without_torch
+pytest_runtest_logreport = pytest_collectreport = _list_if_without_torch_or_jax
 
 
 @pytest.fixture(autouse=True)

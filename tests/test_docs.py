@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 # Pages of other libraries, and what is imported for them.
-NEEDS = {"autograd": "autograd", "keras": "h5py", "onnx": "onnx"}
+NEEDS = {"autograd": "autograd", "jax": "jax", "keras": "h5py", "onnx": "onnx", "torch": "torch"}
 
 
 @pytest.mark.parametrize("page", ["distributed", "modules", "cells", "sequence", "training", *NEEDS])

@@ -1,0 +1,210 @@
+"""fusedrnn.jax: the kernels' own results and gradients under JAX's transformations, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusedrnn as fr
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp  # noqa: E402
+
+import fusedrnn.jax as fj  # noqa: E402
+
+pytestmark = pytest.mark.once
+
+T, B, I, H = 6, 3, 4, 5
+LENGTHS = np.array([6, 0, 4])
+RESETS = np.random.default_rng(0).random((T, B)) < 0.3
+CELLS = {"lstm": fj.lstm, "gru": fj.gru, "rnn_tanh": fj.rnn}
+OPTIONS: list[dict[str, Any]] = [{}, {"lengths": LENGTHS, "reverse": True}, {"resets": RESETS}]
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+def draw(seed: int, *shape: int, dtype: Any = np.float64) -> Any:
+    return np.random.default_rng([seed, *shape]).normal(0, 0.7, shape).astype(dtype)
+
+
+def make(cell: str, seed: int = 0, proj: int = 0, dtype: Any = np.float64) -> tuple[dict[str, Any], Any]:
+    """Parameters and an initial state."""
+    spec = fr.CELLS[cell]
+    shapes = spec.parameter_shapes(I, H, True, proj)
+    params = {name: draw(seed + i, *shape, dtype=dtype) for i, (name, shape) in enumerate(shapes.items())}
+    widths = spec.state_widths(H, proj)
+    return params, spec.pack_state([draw(seed + i, B, w, dtype=dtype) for i, w in enumerate(widths)])
+
+
+def equal(found: Any, want: Any) -> None:
+    """The same trees of arrays, bit for bit."""
+    found, want = jax.tree.leaves(found), jax.tree.leaves(want)
+    for a, b in zip(found, want, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
+
+
+def close(found: Any, want: Any) -> None:
+    found, want = jax.tree.leaves(found), jax.tree.leaves(want)
+    for a, b in zip(found, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12, rtol=1e-10)
+
+
+def value(function: Any, *arguments: Any, **options: Any) -> Any:
+    """A number that every output counts in."""
+    y, state = function(*arguments, **options)
+    return jnp.sum(jnp.sin(y)) + sum(jnp.sum(jnp.cos(part + y[0])) for part in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("jit", [False, True])
+def test_as_the_functions_of_numpy(cell: str, options: dict[str, Any], dtype: Any, jit: bool) -> None:
+    params, state = make(cell, dtype=dtype)
+    x, dy = draw(1, T, B, I, dtype=dtype), draw(2, T, B, H, dtype=dtype)
+    dstate = jax.tree.map(np.cos, state)
+    y, final, tape = fr.functional.forward(cell, x, params, state, **options)
+    want = fr.functional.backward(tape, dy, dstate)
+
+    def run(x: Any, params: Any, state: Any) -> Any:
+        return CELLS[cell](x, params, state, **options)
+
+    def gradients(x: Any, params: Any, state: Any) -> Any:
+        return jax.vjp(run, x, params, state)[1]((jnp.asarray(dy), jax.tree.map(jnp.asarray, dstate)))
+
+    if jit:
+        run, gradients = jax.jit(run), jax.jit(gradients)  # type: ignore[assignment]
+    equal(run(x, params, state), (y, final))
+    equal(gradients(x, params, state), (want.x, want.params, want.state))
+
+
+def test_what_may_be_left_out() -> None:
+    """Biases, the state, names of parameters; and what only an LSTM has."""
+    params, _ = make("lstm", proj=2)
+    x = draw(1, T, B, I)
+    equal(fj.lstm(x, params), fr.functional.forward("lstm", x, params)[:2])
+    bare = {name: params[name] for name in ("weight_ih", "weight_hh", "weight_hr")}
+    equal(fj.lstm(x, bare), fr.functional.forward("lstm", x, bare)[:2])
+    relu, _ = make("rnn_relu")
+    weights = relu["weight_ih"], relu["weight_hh"]
+    equal(fj.rnn(x, weights, nonlinearity="relu"), fr.functional.forward("rnn_relu", x, weights)[:2])
+    found = jax.grad(lambda w: value(fj.rnn, x, w, nonlinearity="relu"))(weights)
+    assert [g.shape for g in found] == [(H, I), (H, H)]
+
+
+def test_vmap() -> None:
+    """Over inputs, lengths, resets and parameters, twice, and around and inside of a gradient."""
+    params, _ = make("lstm")
+    xs = draw(3, 2, 4, T, B, I)
+    lengths = np.random.default_rng(1).integers(0, T + 1, (4, B))
+    resets = np.random.default_rng(2).random((4, T, B)) < 0.3
+    several = jax.tree.map(lambda *p: jnp.stack(p), *[make("lstm", seed=s)[0] for s in range(4)])
+
+    def run(x: Any, params: Any, n: Any = None, r: Any = None) -> Any:
+        return fj.lstm(x, params, lengths=n, resets=r)
+
+    def single(function: Any, index: int, *axes: Any) -> Any:
+        return function(*[jax.tree.map(lambda a: a[index], tree) if on else tree for tree, on in axes])
+
+    def check(function: Any, *axes: Any) -> None:
+        """vmap over the arguments that are marked, beside one after another."""
+        function = jax.jit(function)
+        mapped = jax.vmap(function, [0 if on else None for _, on in axes])
+        found = mapped(*[tree for tree, _ in axes])
+        close(found, jax.tree.map(lambda *p: jnp.stack(p), *[single(function, i, *axes) for i in range(4)]))
+
+    x = jnp.asarray(xs[0])
+    check(run, (x, True), (params, False), (lengths, True), (resets, True))
+    check(run, (x[0], False), (params, False), (lengths, True), (resets[0], False))
+    check(run, (x, True), (several, True))
+    check(run, (x[0], False), (several, True), (lengths[0], False))
+    slopes = jax.grad(lambda *arguments: value(run, *arguments), (0, 1))
+    check(slopes, (x, True), (params, False), (lengths, True))
+    both = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (0, None)))(xs, params)
+    close(jax.tree.map(lambda a: a[1], both), jax.vmap(run, (0, None))(xs[1], params))
+    total = jax.grad(lambda p: jnp.sum(jax.vmap(lambda x: value(run, x, p))(x)))(params)
+    close(total, jax.tree.map(lambda g: jnp.sum(g, 0), jax.vmap(lambda x: slopes(x, params)[1])(x)))
+
+
+def test_inside_of_scan_and_checkpoint() -> None:
+    """Windows that carry the state are the whole sequence, gradients too."""
+    params, state = make("lstm")
+    x = draw(4, 4 * T, B, I)
+
+    def windows(x: Any, params: Any, state: Any) -> Any:
+        @jax.checkpoint
+        def window(state: Any, steps: Any) -> Any:
+            y, state = fj.lstm(steps, params, state)
+            return state, y
+
+        state, y = jax.lax.scan(window, state, x.reshape(4, T, B, I))
+        return y.reshape(4 * T, B, H), state
+
+    close(jax.jit(windows)(x, params, state), fj.lstm(x, params, state))
+    for_windows = jax.jit(jax.grad(lambda *a: value(windows, *a), (0, 1, 2)))(x, params, state)
+    close(for_windows, jax.grad(lambda *a: value(fj.lstm, *a), (0, 1, 2))(x, params, state))
+
+
+def test_arrays_of_some_size() -> None:
+    """More than fits in one thread's block of the runtime, several calls on their way at once."""
+    x = jnp.asarray(draw(5, 100, 32, 64, dtype=np.float32))
+    params = tuple(jnp.asarray(draw(6, *s, dtype=np.float32)) for s in ((192, 64), (192, 64)))
+    step = jax.jit(jax.grad(lambda p, x: jnp.mean(fj.gru(fj.gru(x, p)[0], p)[0] ** 2)))
+    found = [step(params, x) for _ in range(4)]
+    assert all(np.array_equal(found[0][0], each[0]) for each in found)
+
+
+def test_no_forward_mode_and_no_second_derivative() -> None:
+    params, _ = make("gru")
+    x = draw(7, T, B, I)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: fj.gru(x, params)[0], (x,), (x,))
+    with pytest.raises(ValueError, match="do not support JVP"):
+        jax.grad(lambda x: jnp.sum(jax.grad(lambda x: value(fj.gru, x, params))(x) ** 2))(x)
+
+
+def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, state = make("gru")
+    x = draw(8, T, B, I)
+    wrong: list[tuple[type[Exception], str, Any]] = [
+        (TypeError, "x: expected an array, got list; use jax.numpy.asarray", ([1.0], params)),
+        (ValueError, "x: expected shape (T, B, I), got (6, 3)", (x[..., 0], params)),
+        (TypeError, "x: expected float32 or float64, got int64", (x.astype(int), params)),
+        (TypeError, "weight_ih: expected float32 as x, got float64", (x.astype(np.float32), params)),
+        (ValueError, "weight_ih: expected shape (15, 3), got (15, 4)", (x[..., 1:], params)),
+        (ValueError, "h: expected shape (3, 5), got (2, 5)", (x, params, state[1:])),
+        (ValueError, "params: expected the names weight_ih,", (x, {**params, "weight": x})),
+        (ValueError, "params: expected weight_ih and weight_hh, got none for weight_hh", (x, [x[0]])),
+        (ValueError, "weight_hh: expected 2 axes, got shape (6, 3, 4)", (x, [x[0], x])),
+        (TypeError, "params: expected a mapping or a sequence of at most 4, got ndarray", (x, x)),
+        (ValueError, "lengths: expected shape (B,) = (3,), got (2,)", (x, params, None, np.zeros(2, int))),
+        (TypeError, "lengths: expected an integer dtype, got float64", (x, params, None, np.zeros(3))),
+        (TypeError, "resets: expected bool, got int64", (x, params, None, None, np.zeros((T, B), int))),
+        (ValueError, "resets: expected shape (T, B) = (6, 3)", (x, params, None, None, RESETS[1:])),
+    ]
+    for kind, message, (*given, lengths, resets) in [
+        (kind, message, (*given, *[None] * (5 - len(given)))) for kind, message, given in wrong
+    ]:
+        for run in (fj.gru, jax.jit(lambda *a, **k: fj.gru(*a, **k))) if kind is ValueError else (fj.gru,):
+            with pytest.raises(kind, match=re.escape(message)):
+                run(*given, lengths=lengths, resets=resets)
+    with pytest.raises(TypeError, match=re.escape("state: expected a tuple (h, c), got")):
+        fj.lstm(x, make("lstm")[0], state)
+    with pytest.raises(ValueError, match="nonlinearity"):
+        fj.rnn(x, params, nonlinearity="gelu")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="lengths"):
+        jax.block_until_ready(fj.gru(x, params, lengths=np.array([7, 0, 0])))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(RuntimeError, match=r"fusedrnn.jax: expected arrays on cpu, got gpu; use jax.config"):
+        jax.jit(lambda x: fj.gru(x, params))(x)
