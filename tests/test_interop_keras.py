@@ -142,11 +142,15 @@ def test_weights_of_a_model_that_one_has(tmp_path: Path) -> None:
         back = run("LSTM", values(weights, f"{group}/b"), y[:, ::-1])[:, ::-1]
         y = np.concatenate([run("LSTM", values(weights, f"{group}/f"), y), back], -1)
     close(model(TOKENS), y @ weights["dense/vars/0"] + weights["dense/vars/1"])
+    x, sizes = draw(7, B, T, I), fr.GRU(I, [H, 2], batch_first=True)
+    two = {**cell_weights("gru", "GRU", I, H), **cell_weights("gru_1", "GRU", H, 2, seed=1)}
+    fk.load_weights(sizes, write_h5(tmp_path / "m.weights.h5", two))
+    y = run("GRU", values(two, "gru_1"), run("GRU", values(two, "gru/"), x))
+    close(sizes(x)[0], y)
     wide = fr.GRU(I, H, batch_first=True, dtype="float64")
     layers = [layer("GRU", units=H, return_sequences=True)]
     one = cell_weights("gru", "GRU", I, H)
     fk.load_weights(wide, write_keras(tmp_path / "m.keras", layers, one))
-    x = draw(7, B, T, I)
     np.testing.assert_allclose(wide(x.astype(np.float64))[0], run("GRU", values(one, "gru"), x), atol=1e-12)
 
 
@@ -161,6 +165,7 @@ def test_modules_that_do_not_fit(tmp_path: Path) -> None:
         (fr.LSTM(I, H), "lstm/cell: expected an array 0, got none; layers that are left: ['gru']"),
         (fr.LSTM(I, H, 1, proj_size=2), "model: expected modules that Keras has, too, got LSTM(5, 6"),
         (fr.GRU(I, H, layer_norm=True), "model: expected modules that Keras has, too, got GRU(5, 6"),
+        (fr.GRU(I, H, learned_state=True), "model: expected modules that Keras has, too, got GRU(5, 6"),
         (fr.MGU(I, H), "model: expected modules that Keras has, too, got MGU(5, 6"),
     ]
     for module, message in cases:
@@ -344,3 +349,48 @@ def test_damaged_files(tmp_path: Path) -> None:
     path.write_bytes(bomb.getvalue())
     with pytest.raises(ValueError, match=r"model\.weights\.h5: expected at most"):
         fk.load(path)
+
+
+# Of Keras's own tests, keras/src/layers/rnn/{lstm,gru,simple_rnn}_test.py: kernels of 0.01, recurrent ones of
+# 0.02, biases of 0.03 and forget biases of 1. All units of a row have one value.
+CONSTANTS: list[tuple[str, dict[str, Any], tuple[int, ...], list[float]]] = [
+    ("LSTM", {}, (3, 6, 4, 3), [0.6288687, 0.86899155, 0.9460773]),
+    ("LSTM", {"go_backwards": True}, (3, 6, 4, 3), [0.35622165, 0.74789524, 0.8872726]),
+    ("GRU", {}, (3, 6, 4, 3), [0.5217289, 0.6371659, 0.39384964]),
+    ("GRU", {"go_backwards": True}, (3, 6, 4, 3), [0.24406259, 0.611516, 0.3928808]),
+    ("GRU", {"reset_after": False}, (3, 6, 4, 3), [0.51447755, 0.6426879, 0.40208298]),
+    ("SimpleRNN", {}, (2, 3, 4, 4), [0.405432, 0.73605347]),
+    ("SimpleRNN", {"go_backwards": True}, (2, 3, 4, 4), [0.11144729, 0.5528889]),
+]
+# The same with masks and all outputs.
+CONSTANTS_MASKED: list[tuple[str, list[list[int]], list[list[float]]]] = [
+    (
+        "LSTM",
+        [[1, 1, 1, 0], [1, 1, 0, 0]],
+        [[0.01588910, 0.05552048, 0.11755939, 0.11755939], [0.14185596, 0.28556206, 0.28556206, 0.28556206]],
+    ),
+    (
+        "GRU",
+        [[1, 1, 0, 1], [1, 0, 0, 1]],
+        [[0.03606692, 0.09497581, 0.09497581, 0.19393763], [0.16051409, 0.16051409, 0.16051409, 0.30818558]],
+    ),
+]
+
+
+def of_constants(tmp_path: Path, kind: str, inputs: int, units: int, **options: Any) -> fr.Module:
+    weights = cell_weights(GROUP[kind], kind, inputs, units, options.get("reset_after", True))
+    for name, array in weights.items():
+        array[...] = {"0": 0.01, "1": 0.02, "2": 0.03}[name[-1]]
+    if kind == "LSTM":
+        weights["lstm/cell/vars/2"][units : 2 * units] = 1
+    return fk.load(write_keras(tmp_path / "m.keras", [layer(kind, units=units, **options)], weights))
+
+
+def test_values_of_keras_own_tests(tmp_path: Path) -> None:
+    for kind, options, (*shape, units), want in CONSTANTS:
+        x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        close(of_constants(tmp_path, kind, shape[-1], units, **options)(x), np.outer(want, np.ones(units)))
+    x = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
+    for kind, mask, rows in CONSTANTS_MASKED:
+        model = of_constants(tmp_path, kind, 3, 2, return_sequences=True)
+        close(model(x, mask=np.array(mask, bool)), np.array(rows)[..., None] * np.ones(2))

@@ -341,7 +341,7 @@ def _parameters_of(module: Module, weights: Weights, names: Names) -> dict[str, 
         raise ValueError(f"model: expected modules that Keras has, too, got {module!r}")
     if not isinstance(module, (RNN, LSTM, GRU)):
         return layer_parameters(module, weights, names.next(GROUPS[kind]))
-    if set(module._cell_options) - {"reset_after", "nonlinearity"}:
+    if module.learned_state or set(module._cell_options) - {"reset_after", "nonlinearity"}:
         raise ValueError(f"model: expected modules that Keras has, too, got {module!r}")
     found: dict[str, Any] = {}
     for layer in range(module.num_layers):
@@ -350,6 +350,6 @@ def _parameters_of(module: Module, weights: Weights, names: Names) -> dict[str, 
             cells = [f"{group}/forward_layer/cell", f"{group}/backward_layer/cell"]
         else:
             cells = [f"{names.next(GROUPS[kind])}/cell"]
-        width = (1 + module.bidirectional) * module.hidden_size if layer else module.input_size
+        width = module._network.outs[layer - 1] if layer else module.input_size
         found |= recurrent_parameters(module, weights, cells, layer, width)
     return found

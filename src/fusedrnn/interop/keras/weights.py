@@ -93,7 +93,8 @@ def recurrent_parameters(
     """
     kind = next(kind for kind in _GATES if isinstance(module, kind))
     gates = _GATES[kind]
-    hidden, rows = module.hidden_size, len(gates) * module.hidden_size
+    hidden = module._network.layers[layer][0]
+    rows = len(gates) * hidden
     after = kind is GRU and module._cell_options.get("reset_after", True)
     found = {}
     for cell, suffix in zip(cells, ("", "_reverse"), strict=False):
