@@ -89,8 +89,9 @@ Kernels choose() {
     for (const Isa& isa : kIsas) {
         if (isa.kernels != nullptr && isa.supported()) return isa.kernels();
     }
-    throw std::runtime_error("fusedrnn: this CPU has none of the instruction sets of this build; build it without "
-                             "FUSEDRNN_ISAS, which builds all of them");
+    throw std::runtime_error(
+        "fusedrnn: this CPU has none of the instruction sets of this build; build it without "
+        "FUSEDRNN_ISAS, which builds all of them");
 }
 
 std::vector<RecurrentCell> compiled_cells(const Kernels& chosen) {
