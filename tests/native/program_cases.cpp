@@ -22,6 +22,10 @@ double exact(ProgramOperation operation, double a, double b, double c) {
             return a / b;
         case kProgram_fma:
             return a * b + c;
+        case kProgram_mix:
+            return a * b + (1 - a) * c;
+        case kProgram_rest:
+            return (1 - a) * b;
         case kProgram_sigmoid_slope:
             return a * b * c * (1 - c);
         case kProgram_tanh_slope:
