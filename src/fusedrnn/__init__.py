@@ -8,7 +8,7 @@ dx, dstate = lstm.backward(tape, dy)
 
 import importlib
 
-from fusedrnn import cuda, decode, distributed, functional, init, optim, preprocessing, training
+from fusedrnn import cuda, decode, distributed, functional, init, losses, optim, preprocessing, training
 from fusedrnn._core import __version__
 from fusedrnn.cells import CELLS, CellSpec
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
@@ -16,6 +16,7 @@ from fusedrnn.inference.quantized import QuantizedRecurrent, QuantizedStream
 from fusedrnn.inference.stream import Stream
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import pad, unpad
+from fusedrnn.losses.regression import quantile_loss
 from fusedrnn.nn.activations import GELU, ReLU, Sigmoid, Softmax, Tanh
 from fusedrnn.nn.batch_norm import BatchNorm
 from fusedrnn.nn.blocks import Concat, Residual, Sequential
@@ -43,7 +44,6 @@ from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_
 from fusedrnn.training.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.training.linear_cross_entropy import linear_cross_entropy
 from fusedrnn.training.losses import cross_entropy, mse_loss
-from fusedrnn.training.quantile import quantile_loss
 
 __all__ = [
     "CELLS",
@@ -112,6 +112,7 @@ __all__ = [
     "init",
     "linear_cross_entropy",
     "load",
+    "losses",
     "mse_loss",
     "onnx",
     "optim",

@@ -12,8 +12,8 @@ import fusedrnn as fr
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_number, check_size
 from fusedrnn.estimators.base import SequenceEstimator
+from fusedrnn.losses.regression import quantile_loss
 from fusedrnn.preprocessing import windows
-from fusedrnn.training.quantile import quantile_loss
 
 
 class Forecaster(SequenceEstimator):
