@@ -128,6 +128,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "bio": lambda: fr.CRF(5, "bio", seed=0),
     "decoder": lambda: fr.AttentionDecoder("lstm", 3, 4, 5, 6, bias=False, seed=0),
     "joiner": lambda: fr.TransducerJoiner(4, 5, seed=0),
+    "adaptive": lambda: fr.AdaptiveSoftmax(8, 9, [3, 5], 2.0, True, seed=0),
     "own": lambda: Tagger(
         (4, 2), note={"a": [1, None, (2.5, True)], 3: float("inf")}, body=frozen(), seed=RNG
     ),
@@ -163,6 +164,7 @@ def test_the_same_model_again(name: str, tmp_path: Path) -> None:
         "bio",
         "decoder",
         "joiner",
+        "adaptive",
         "tied",
     ):
         x = X.astype(model.dtype)

@@ -18,6 +18,7 @@ from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import pad, unpad
 from fusedrnn.losses.regression import quantile_loss
 from fusedrnn.nn.activations import GELU, ReLU, Sigmoid, Softmax, Tanh
+from fusedrnn.nn.adaptive_softmax import AdaptiveSoftmax
 from fusedrnn.nn.batch_norm import BatchNorm
 from fusedrnn.nn.blocks import Concat, Residual, Sequential
 from fusedrnn.nn.bptt import bptt, checkpoint
@@ -55,6 +56,7 @@ __all__ = [
     "MGU",
     "RNN",
     "SRU",
+    "AdaptiveSoftmax",
     "AttentionDecoder",
     "BatchNorm",
     "CellSpec",

@@ -15,6 +15,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.cell_spec import CellSpec
 from fusedrnn.files import FileError, reason
 from fusedrnn.nn.activations import GELU, ReLU, Sigmoid, Softmax, Tanh
+from fusedrnn.nn.adaptive_softmax import AdaptiveSoftmax
 from fusedrnn.nn.arguments import Unkept
 from fusedrnn.nn.batch_norm import BatchNorm
 from fusedrnn.nn.blocks import Concat, Residual, Sequential
@@ -44,7 +45,7 @@ _OWN: dict[str, type[Module]] = {
         *(RNN, LSTM, GRU, Recurrent, MGU, IndRNN, MinGRU, MinLSTM, SRU, LIF, RNNCell, LSTMCell, GRUCell),
         *(Linear, Embedding, LayerNorm, BatchNorm, Dropout, Conv1d, Pool, Tanh, Sigmoid, ReLU, GELU, Softmax),
         *(Module, Sequential, Residual, Concat, ModuleList, ModuleDict),
-        *(SelfAttention, AttentionDecoder, CRF, TransducerJoiner),
+        *(SelfAttention, AttentionDecoder, CRF, TransducerJoiner, AdaptiveSoftmax),
     )
 }
 _PREFIX = "fusedrnn."
