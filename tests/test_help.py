@@ -16,7 +16,8 @@ pytestmark = pytest.mark.once
 CONSTRUCTORS = [
     *(fr.Recurrent, fr.MGU, fr.IndRNN, fr.MinGRU, fr.MinLSTM, fr.SRU, fr.LIF),
     *(fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell),
-    *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout, fr.CRF, fr.AttentionDecoder, fr.AdaptiveSoftmax),
+    *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout, fr.CRF, fr.AttentionDecoder),
+    *(fr.AdaptiveSoftmax, fr.MixtureDensity),
     *(fr.Sequential, fr.Residual, fr.Concat, fr.Pool, fr.BatchNorm, fr.Conv1d, fr.SelfAttention),
     *(fr.optim.SGD, fr.optim.Adam, fr.optim.AdamW),
     *(fr.optim.StepLR, fr.optim.MultiStepLR, fr.optim.ExponentialLR, fr.optim.LinearLR),
@@ -51,6 +52,8 @@ CALLS = [
     fr.CRF.decode,
     fr.CRF.marginals,
     fr.AdaptiveSoftmax.loss,
+    fr.MixtureDensity.loss,
+    fr.MixtureDensity.sample,
     fr.AttentionDecoder.forward,
     fr.AttentionDecoder.backward,
     fr.decode.beam_search,

@@ -16,6 +16,7 @@ from fusedrnn.inference.quantized import QuantizedRecurrent, QuantizedStream
 from fusedrnn.inference.stream import Stream
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import pad, unpad
+from fusedrnn.losses.mixture import MixtureDensity
 from fusedrnn.losses.regression import quantile_loss
 from fusedrnn.nn.activations import GELU, ReLU, Sigmoid, Softmax, Tanh
 from fusedrnn.nn.adaptive_softmax import AdaptiveSoftmax
@@ -73,6 +74,7 @@ __all__ = [
     "Lookup",
     "MinGRU",
     "MinLSTM",
+    "MixtureDensity",
     "Module",
     "ModuleDict",
     "ModuleList",
