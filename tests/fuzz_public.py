@@ -12,6 +12,18 @@ from fuzz_subjects import Arguments, Rng, chance, drawn, leading_axes, pick
 
 import fusedrnn as fr
 
+# The losses of single elements, with their arrays.
+LOSSES = [
+    (fr.mse_loss, ("pred", "target")),
+    (fr.losses.l1_loss, ("pred", "target")),
+    (fr.losses.huber_loss, ("pred", "target")),
+    (fr.losses.smooth_l1_loss, ("pred", "target")),
+    (fr.losses.gaussian_nll_loss, ("pred", "target", "var")),
+    (fr.losses.student_t_nll_loss, ("pred", "target", "log_scale", "log_df")),
+    (fr.losses.negative_binomial_nll_loss, ("log_mean", "target", "log_total_count")),
+    (fr.losses.binary_cross_entropy_with_logits, ("logits", "target")),
+]
+
 
 def losses(rng: Rng) -> None:
     """Losses in any layout, as of copies; arguments nearly right."""
@@ -28,12 +40,10 @@ def losses(rng: Rng) -> None:
             "label_smoothing": pick(rng, [0.0, 0.1, 1.0]),
         }
     else:
-        function = fr.mse_loss
-        arguments = {
-            "pred": drawn(rng, leading, dtype),
-            "target": drawn(rng, leading, dtype),
-            "reduction": reduction,
-        }
+        function, names = pick(rng, LOSSES)
+        arguments = {name: drawn(rng, leading, dtype) for name in names} | {"reduction": reduction}
+        if names[0].startswith("log") and chance(rng, 0.9):  # counts, or classes
+            arguments["target"] = (arguments["target"] > 0).astype(dtype)
     if chance(rng, 0.3):
         name = pick(rng, list(arguments))
         arguments[name] = mutated(rng, arguments[name], list(arguments.values()))
