@@ -163,6 +163,14 @@ def test_a_folder_that_is_not_there_costs_no_epoch(tmp_path: Path) -> None:
     assert run.step == 0
 
 
+def decayed(path: Path) -> Trainer:
+    """The run with an optimiser whose state has the same names."""
+    run = trainer(path)
+    run.optimizer = optim.AdamW(run.model, lr=0.02)
+    run.schedule = optim.SequentialLR(run.optimizer, [optim.ExponentialLR(run.optimizer, 0.9)], [])
+    return run
+
+
 def test_a_checkpoint_of_something_else_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run"
     trainer(path, epochs=1).fit(sequences())
@@ -172,8 +180,9 @@ def test_a_checkpoint_of_something_else_changes_nothing(tmp_path: Path) -> None:
         "train: expected the data": (lambda: trainer(path), sequences(seed=3)),
         "batch_size: expected 8": (lambda: trainer(path, batch_size=4), sequences()),
         "seed: expected 0": (lambda: trainer(path, seed=4), sequences()),
-        "schedule: expected one": (lambda: trainer(path, schedule=None), sequences()),
-        "early_stopping: expected one": (lambda: trainer(path, early_stopping=None), sequences()),
+        "schedule: expected SequentialLR": (lambda: trainer(path, schedule=None), sequences()),
+        "early_stopping: expected EarlyStopping": (lambda: trainer(path, early_stopping=None), sequences()),
+        "optimizer: expected Adam, .* got AdamW": (lambda: decayed(path), sequences()),
     }
     for message, (make, data) in other.items():
         run = make()
@@ -220,3 +229,22 @@ def test_a_forged_checkpoint_changes_nothing(tmp_path: Path) -> None:
         files.save(path, "fusedrnn run of a Trainer", {**tensors, name: np.zeros(3, "c8")}, content)
         with pytest.raises(ValueError, match="not a checkpoint of this run"):
             trainer(path).fit(sequences(), resume=True)
+
+
+def test_a_checkpoint_with_the_state_of_a_callback_that_is_not_there(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", epochs=1, callbacks=[StopAt(-1)]).fit(sequences())
+    for callbacks in ([], [lambda run: None]):
+        run = trainer(tmp_path / "run", callbacks=callbacks)
+        with pytest.raises(ValueError, match=r"callbacks\[0\]: expected one with a state"):
+            run.fit(sequences(), resume=True)
+        assert run.epoch == 0
+
+
+def test_a_run_whose_first_step_fails_leaves_no_file(tmp_path: Path) -> None:
+    """With the data mended it starts, without a word about a file."""
+    run = trainer(tmp_path / "run", epochs=1)
+    with pytest.raises(TypeError, match=r"^x: expected dtype float32"):
+        run.fit(sequences(dtype=np.float64))
+    assert not list(tmp_path.iterdir())
+    trainer(tmp_path / "run", epochs=1).fit(sequences())
+    assert (tmp_path / "run").exists()

@@ -58,6 +58,7 @@ class Resumable(Listed):
         }
         content = {
             "data": self._digest,
+            "kinds": self._kinds(),
             "settings": {"batch_size": self.batch_size, "seed": self.seed},
             "position": [self.epoch, self._done, self._sum, self._count],
             "history": self.history,
@@ -67,6 +68,11 @@ class Resumable(Listed):
             "callbacks": callbacks,
         }
         return tensors, content
+
+    def _kinds(self) -> dict[str, str]:
+        """Return the classes of its parts."""
+        parts = {name: getattr(self, name) for name in ("optimizer", "schedule", "early_stopping")}
+        return {name: "none" if part is None else type(part).__name__ for name, part in parts.items()}
 
     def _write(self, path: Path) -> None:
         """Replace a file by one of the present state: all of it gets there, or the old file stays.
@@ -102,10 +108,16 @@ class Resumable(Listed):
                 raise ValueError(
                     f"{name}: expected {saved}, with which it was made, got {getattr(self, name)}"
                 )
-        for name in ("schedule", "early_stopping"):
-            if (content[name] is None) != (getattr(self, name) is None):
-                there = "one" if content[name] is not None else "none"
-                raise ValueError(f"{name}: expected {there}, as it was made with, got another run")
+        for name, kind in self._kinds().items():
+            if content["kinds"][name] != kind:
+                raise ValueError(
+                    f"{name}: expected {content['kinds'][name]}, as it was made with, got {kind}"
+                )
+        for number in content["callbacks"]:
+            if not hasattr(dict(enumerate(self.callbacks)).get(int(number)), "load_state_dict"):
+                raise ValueError(
+                    f"callbacks[{number}]: expected one with a state, as it was made with, got none"
+                )
 
     def _apply(self, tensors: Mapping[str, Any], content: Mapping[str, Any]) -> None:
         epoch, done, total, count = content["position"]

@@ -67,7 +67,8 @@ class EarlyStopping(Listed):
             raise ValueError(f"monitor: expected one of {', '.join(history)}, got {name!r}")
         value, epochs = history[name][-1], len(history[name])
         sign = 1.0 if self.mode == "max" else -1.0
-        if math.isnan(self.best) or sign * (value - self.best) > self.min_delta:
+        # NaN is no improvement, not even on nothing.
+        if not math.isnan(value) and not sign * (value - self.best) <= self.min_delta:
             self.best, self.best_epoch, self.waited = value, epochs, 0
             if self.restore_best:
                 self.best_state = model.state_dict()

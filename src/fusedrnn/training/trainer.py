@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +20,8 @@ from fusedrnn.training.clip import clip_grad_norm
 from fusedrnn.training.data import Batch, Data, SequenceData
 from fusedrnn.training.diagnosis import DivergedError, diagnose
 from fusedrnn.training.early_stopping import EarlyStopping
+from fusedrnn.training.parts import Loss, Metric, check_metrics, check_parts, loss_and_gradient
 from fusedrnn.training.progress import Lines, make_progress
-
-Loss: TypeAlias = "Callable[..., tuple[Any, Any]]"
-Metric: TypeAlias = "Callable[[Any, Any], float]"
 
 
 class Trainer(Resumable):
@@ -57,7 +55,8 @@ class Trainer(Resumable):
         epochs: passes over the data, all in all.
         batch_size: sequences in a batch.
         seed: of the order of the sequences.
-        metrics: {name: (output, targets) -> number}, measured with the validation loss.
+        metrics: {name: (output, targets) -> number}, measured with the validation loss; other names than
+            those that the history has.
         batch_first: the model takes (B, T, ...).
         checkpoint: path of a file that is replaced after each epoch; needs safetensors.
         checkpoint_steps: steps between two checkpoints within an epoch, or None.
@@ -95,12 +94,14 @@ class Trainer(Resumable):
         checkpoint_steps: int | None = None,
         progress: bool | None = None,
     ) -> None:
-        _check_parts(model, loss, optimizer, schedule)
+        check_parts(model, loss, optimizer, schedule)
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
         self.clip = None if clip is None else check_number("clip", clip)
         if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
             early_stopping = EarlyStopping(check_size("early_stopping", early_stopping))
         self.early_stopping = early_stopping
+        if not isinstance(callbacks, Iterable):
+            raise TypeError(f"callbacks: expected a list of them, got {type(callbacks).__name__}")
         self.callbacks = list(callbacks)
         for number, callback in enumerate(self.callbacks):
             if not any(callable(f) for f in (callback, *_hooks(callback))):
@@ -112,7 +113,7 @@ class Trainer(Resumable):
         self.epochs = check_size("epochs", epochs, 0)
         self.batch_size = check_size("batch_size", batch_size)
         self.seed = check_size("seed", seed, 0)
-        self.metrics = dict(metrics or {})
+        self.metrics = check_metrics({} if metrics is None else metrics)
         self.batch_first = check_flag("batch_first", batch_first)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.checkpoint_steps = (
@@ -180,7 +181,6 @@ class Trainer(Resumable):
         self.stop = False
         self._begin(data, resume)
         shown = make_progress(self.progress)
-        self.model.train()
         try:
             with shown:
                 while not self.finished:
@@ -224,11 +224,15 @@ class Trainer(Resumable):
                 )
             self._read(self.checkpoint)
         elif not self._owns_file:
-            # Now rather than after an epoch: a folder that cannot be written to costs no work.
+            # A folder that cannot be written to is found now rather than after an epoch. Nothing is done yet
+            # that a file could keep, and one would stand in the way if the first step fails.
             self._write(self.checkpoint)
+            self.checkpoint.unlink()
         self._owns_file = True
 
     def _run_epoch(self, data: SequenceData, held_out: SequenceData | None, shown: Lines) -> None:
+        # Again in each epoch: a callback may have looked at the model in evaluation mode.
+        self.model.train()
         batches = data.shuffled(self.batch_size, self.seed, self.epoch)
         while self._done < len(batches):
             batch = data.batch(batches[self._done])
@@ -268,12 +272,15 @@ class Trainer(Resumable):
     def _compare(self, output: Any, batch: Batch) -> tuple[float, Any]:
         """Return the loss and the gradient of the output."""
         if self._loss_takes_lengths:
-            loss, gradient = self.loss(output, batch.targets, lengths=batch.lengths)
+            loss, gradient = loss_and_gradient(self.loss(output, batch.targets, lengths=batch.lengths))
+        elif not batch.weight:
+            # Sequences without a step: a mean over nothing is none.
+            return 0.0, np.zeros_like(output)
         elif batch.counted is None:
-            loss, gradient = self.loss(output, batch.targets)
+            loss, gradient = loss_and_gradient(self.loss(output, batch.targets))
         else:
             self._check_steps(output, batch)
-            loss, counted = self.loss(output[batch.counted], batch.targets[batch.counted])
+            loss, counted = loss_and_gradient(self.loss(output[batch.counted], batch.targets[batch.counted]))
             gradient = np.zeros_like(output)
             gradient[batch.counted] = counted
         return float(loss), gradient
@@ -326,7 +333,7 @@ class Trainer(Resumable):
                 total += weight
                 self._check_steps(output, batch)
                 counted = ... if batch.counted is None else batch.counted
-                for name, metric in self.metrics.items():
+                for name, metric in self.metrics.items() if batch.weight else ():
                     value = float(metric(output[counted], batch.targets[counted]))
                     sums[name] += value * batch.weight
                 targets += batch.weight
@@ -346,6 +353,11 @@ class Trainer(Resumable):
             if function is not None:
                 function(self)
 
+    def __repr__(self) -> str:
+        loss = getattr(self.loss, "__name__", type(self.loss).__name__)
+        parts = f"{type(self.model).__name__}, {loss}, {type(self.optimizer).__name__}"
+        return f"Trainer({parts}, epochs={self.epochs}, epoch {self.epoch}, step {self.step})"
+
     def _save(self) -> None:
         if self.checkpoint is not None:
             self._write(self.checkpoint)
@@ -364,20 +376,3 @@ def _parameters(function: Any) -> Mapping[str, Any]:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # of a compiled function
         return {}
-
-
-def _check_parts(model: Any, loss: Any, optimizer: Any, schedule: Any) -> None:
-    """Refuse what is of the wrong kind, or belongs to something else."""
-    if not isinstance(model, Module):
-        raise TypeError(f"model: expected a Module, got {type(model).__name__}")
-    if not callable(loss):
-        raise TypeError(f"loss: expected a function of (output, targets), got {type(loss).__name__}")
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer: expected an Optimizer, got {type(optimizer).__name__}")
-    members = {id(module) for module in model.modules()}
-    if any(id(module) not in members for top in optimizer._modules for module in top.modules()):
-        raise ValueError("optimizer: expected one over the model or parts of it, got one over other modules")
-    if schedule is not None and not isinstance(schedule, Scheduler):
-        raise TypeError(f"schedule: expected a schedule of fusedrnn.optim, got {type(schedule).__name__}")
-    if schedule is not None and schedule.optimizer is not optimizer:
-        raise ValueError("schedule: expected one of this optimizer, got one of another")

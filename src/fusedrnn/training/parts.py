@@ -1,0 +1,54 @@
+"""What a Trainer is made of, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from fusedrnn.nn.module import Module
+from fusedrnn.optim.optimizer import Optimizer
+from fusedrnn.optim.schedules import Scheduler
+
+Loss: TypeAlias = "Callable[..., tuple[Any, Any]]"
+Metric: TypeAlias = "Callable[[Any, Any], float]"
+
+
+def loss_and_gradient(found: Any) -> Any:
+    """Return what a loss returned, or refuse it."""
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(
+            "loss: expected a function that returns the loss and the gradient of the output, got one that "
+            f"returns {type(found).__name__}"
+        )
+    return found
+
+
+def check_metrics(metrics: Any) -> dict[str, Metric]:
+    """Return metrics by name."""
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics: expected a dictionary of functions by name, got {type(metrics).__name__}")
+    for name, metric in metrics.items():
+        if name in ("loss", "lr", "validation_loss"):
+            raise ValueError(f"metrics: expected a name that the history does not have, got {name!r}")
+        if not callable(metric):
+            raise TypeError(
+                f"metrics[{name!r}]: expected a function of (output, targets), got {type(metric).__name__}"
+            )
+    return dict(metrics)
+
+
+def check_parts(model: Any, loss: Any, optimizer: Any, schedule: Any) -> None:
+    """Refuse what is of the wrong kind, or belongs to something else."""
+    if not isinstance(model, Module):
+        raise TypeError(f"model: expected a Module, got {type(model).__name__}")
+    if not callable(loss):
+        raise TypeError(f"loss: expected a function of (output, targets), got {type(loss).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: expected an Optimizer, got {type(optimizer).__name__}")
+    members = {id(module) for module in model.modules()}
+    if any(id(module) not in members for top in optimizer._modules for module in top.modules()):
+        raise ValueError("optimizer: expected one over the model or parts of it, got one over other modules")
+    if schedule is not None and not isinstance(schedule, Scheduler):
+        raise TypeError(f"schedule: expected a schedule of fusedrnn.optim, got {type(schedule).__name__}")
+    if schedule is not None and schedule.optimizer is not optimizer:
+        raise ValueError("schedule: expected one of this optimizer, got one of another")
