@@ -154,7 +154,7 @@ def test_a_tagger(crf: bool) -> None:
         np.testing.assert_allclose(each.sum(axis=1), 1.0, rtol=1e-4)
     again = pickle.loads(pickle.dumps(model)).partial_fit(X, y)
     assert again.score(X, y) > 0.9
-    with pytest.raises(ValueError, match=r"^train targets\[0\]: expected one for each step"):
+    with pytest.raises(ValueError, match=r"^y\[0\]: expected one for each step"):
         model.fit(X, [row[1:] for row in y])
     words = [["the", "cat", "sat"], ["a", "dog"]] * 10
     tagged = [["D", "N", "V"], ["D", "N"]] * 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 import fusedrnn as fr
 from fusedrnn import optim
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_number, check_size
+from fusedrnn.checks import check_flag, check_number, check_size
 from fusedrnn.estimators.inputs import as_sequences, holds_tokens
 from fusedrnn.preprocessing import Scaler, Vocabulary
 from fusedrnn.training import SequenceData, Trainer
@@ -126,8 +127,9 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _body(self, inputs: int, seed: int) -> tuple[dict[str, fr.Module], int]:
         """Return the layers below the head by name, and the size of what they give."""
-        if self.cell not in CELLS:
+        if not isinstance(self.cell, str) or self.cell not in CELLS:
             raise ValueError(f"cell: expected one of {', '.join(map(repr, CELLS))}, got {self.cell!r}")
+        check_size("hidden_size", self.hidden_size)
         check_number("dropout", self.dropout, 0.0, 1.0)
         layers: dict[str, fr.Module] = {}
         if self._vocabulary is not None:
@@ -169,7 +171,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             raise TypeError("X: expected arrays of numbers, as in fit, got strings")
         sequences = as_sequences(self, X, reset)
         if reset:
-            self._scaler = Scaler().fit(sequences) if self.scale else None
+            self._scaler = Scaler().fit(sequences) if check_flag("scale", self.scale) else None
         return sequences if self._scaler is None else self._scaler.transform(sequences)
 
     # Training
@@ -188,14 +190,25 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             ValueError: an argument or a parameter out of range, or of another shape.
             ArithmeticError: training diverged; it says why.
         """
-        self._check_lengths(X, y)
-        again = self.warm_start and hasattr(self, "model_")
-        sequences = self._sequences(X, not again)
-        targets = self._targets(y, not again)
+        again = self._goes_on()
+        sequences, targets = self._data(X, y, not again)
         if not again:
             self._start(sequences)
         self._train(sequences, targets, self.epochs, self.schedule, self.patience)
         return self
+
+    def _goes_on(self) -> bool:
+        return check_flag("warm_start", self.warm_start) and hasattr(self, "model_")
+
+    def _data(self, X: Any, y: Any, reset: bool) -> tuple[list[Array], Any]:
+        """Return X as the network takes it, and y as the loss does."""
+        self._check_lengths(X, y)
+        sequences, targets = self._sequences(X, reset), self._targets(y, reset)
+        if self._per_step:
+            for index, (x, row) in enumerate(zip(sequences, targets, strict=True)):
+                if len(x) != len(row):
+                    raise ValueError(f"y[{index}]: expected one for each step (T = {len(x)}), got {len(row)}")
+        return sequences, targets
 
     def _check_lengths(self, X: Any, y: Any) -> None:
         if y is None:
@@ -215,9 +228,8 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _once(self: EstimatorT, X: Any, y: Any) -> EstimatorT:
         """Make one pass over the data, as `partial_fit` does."""
-        self._check_lengths(X, y)
         first = not hasattr(self, "model_")
-        sequences, targets = self._sequences(X, first), self._targets(y, first)
+        sequences, targets = self._data(X, y, first)
         if first:
             self._start(sequences)
         self._train(sequences, targets, 1, None, None)
@@ -233,11 +245,13 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             train, held_out = self._split(sequences, targets)
         optimizer = self.optimizer_
         optimizer.lr, optimizer.weight_decay = self.lr, self.weight_decay
+        # Schedules start from the rate that the optimiser's first one found, which may have been another.
+        optimizer.__dict__.pop("_base_lrs", None)
         batches = -(-len(train[0]) // check_size("batch_size", self.batch_size))
         steps = batches * check_size("epochs", epochs, 0)
         made: optim.Scheduler | None = None
         if schedule == "one_cycle" and steps > 1:
-            made = optim.OneCycleLR(optimizer, self.lr, steps)
+            made = optim.OneCycleLR(optimizer, check_number("lr", self.lr, math.ulp(0.0)), steps)
         elif schedule == "cosine" and epochs > 1:
             made = optim.CosineAnnealingLR(optimizer, epochs)
         trainer = Trainer(
@@ -259,8 +273,9 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
     def _split(self, sequences: list[Array], targets: Any) -> tuple[Any, Any]:
         """Return the data to train on and that which is held out."""
         count = len(sequences)
-        held = max(1, round(count * float(self.validation_fraction)))
-        if not 0.0 < self.validation_fraction < 1.0 or held >= count:
+        share = check_number("validation_fraction", self.validation_fraction, 0.0, 1.0)
+        held = max(1, round(count * share))
+        if not 0.0 < share < 1.0 or held >= count:
             raise ValueError(
                 "validation_fraction: expected a share that leaves some of "
                 f"{count} sequences on both sides, got {self.validation_fraction!r}"

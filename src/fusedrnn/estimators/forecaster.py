@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
@@ -14,6 +14,15 @@ from fusedrnn.checks import check_number, check_size
 from fusedrnn.estimators.base import SequenceEstimator
 from fusedrnn.losses.regression import quantile_loss
 from fusedrnn.preprocessing import windows
+
+
+class _Plan(NamedTuple):
+    """What a network was fitted for, whatever the parameters were set to since."""
+
+    context: int
+    horizon: int
+    season: int | None
+    levels: list[float]
 
 
 class Forecaster(SequenceEstimator):
@@ -41,6 +50,8 @@ class Forecaster(SequenceEstimator):
         n_features_in_: I.
         n_iter_: epochs so far.
     """
+
+    _plan: _Plan
 
     def __init__(
         self,
@@ -102,8 +113,7 @@ class Forecaster(SequenceEstimator):
             ValueError: one out of range or of another shape, or series that are too short.
             ArithmeticError: training diverged; it says why.
         """
-        again = self.warm_start and hasattr(self, "model_")
-        self._fit(X, again, self.epochs, self.schedule, self.patience)
+        self._fit(X, self._goes_on(), self.epochs, self.schedule, self.patience)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Forecaster:
@@ -120,8 +130,14 @@ class Forecaster(SequenceEstimator):
         return self
 
     def _fit(self, X: Any, again: bool, epochs: int, schedule: str | None, patience: int | None) -> None:
-        context, horizon = self._sizes()
+        plan = self._plan_of_parameters()
+        for name, old, new in zip(_Plan._fields, self._plan, plan, strict=True) if again else ():
+            if name in ("horizon", "levels") and old != new:
+                name = "quantiles" if name == "levels" else name
+                raise ValueError(f"{name}: expected {old}, for which the network was made, got {new}")
+        context, horizon = plan[:2]
         series = self._series(X, not again)
+        self._plan = plan
         pairs = [windows(x, context, 1, horizon) for x in series]
         x, y = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
         if not len(x):
@@ -139,21 +155,20 @@ class Forecaster(SequenceEstimator):
         targets = ((y - base) / (deviation * self._unit)).astype(np.float32)
         self._last_series = [values[-context:].copy() for values in series]
         self._single = not isinstance(X, (list, tuple))
+        self._ranks = _ranks(X)
         self._train(list(scaled), targets, epochs, schedule, patience)
 
-    def _sizes(self) -> tuple[int, int]:
+    def _plan_of_parameters(self) -> _Plan:
         context, horizon = check_size("context", self.context), check_size("horizon", self.horizon)
         if self.season is not None and check_size("season", self.season) > context:
             raise ValueError(f"season: expected at most context = {context} steps, got {self.season}")
-        return context, horizon
-
-    @property
-    def _levels(self) -> list[float]:
-        levels = [0.5] if self.quantiles is None else list(self.quantiles)
-        levels = [check_number(f"quantiles[{i}]", level, 0.0, 1.0) for i, level in enumerate(levels)]
-        if not levels or levels != sorted(set(levels)):
+        given = [0.5] if self.quantiles is None else self.quantiles
+        if not np.iterable(given):
+            raise TypeError(f"quantiles: expected a list of numbers in (0, 1) or None, got {given!r}")
+        levels = [check_number(f"quantiles[{i}]", level, 0.0, 1.0) for i, level in enumerate(given)]
+        if not levels or levels != sorted(set(levels)) or {0.0, 1.0} & set(levels):
             raise ValueError(f"quantiles: expected ascending numbers in (0, 1), got {self.quantiles!r}")
-        return levels
+        return _Plan(context, horizon, self.season, levels)
 
     def _series(self, X: Any, reset: bool) -> list[Array]:
         """Return X as a list of float64 arrays (T, I)."""
@@ -165,7 +180,10 @@ class Forecaster(SequenceEstimator):
             array = array.astype(np.float64)
             array = array[:, None] if array.ndim == 1 else array
             if array.ndim != 2:
-                raise ValueError(f"X[{index}]: expected shape (T,) or (T, I), got {array.shape}")
+                raise ValueError(
+                    f"X[{index}]: expected shape (T,) or (T, I), got {array.shape}; X is an array (T,) or "
+                    "(T, I), or a list of them"
+                )
             if not np.isfinite(array).all():
                 raise ValueError(f"X[{index}]: expected finite values, got NaN or infinity")
             found.append(array)
@@ -185,21 +203,25 @@ class Forecaster(SequenceEstimator):
         mean = x.mean(axis=1, keepdims=True)
         deviation = x.std(axis=1, keepdims=True)
         deviation = np.where(deviation > 1e-12 * np.maximum(np.abs(mean), 1e-300), deviation, 1.0)
-        back = 1 if self.season is None else self.season
-        base = x[:, x.shape[1] - back + np.arange(self.horizon) % back]
+        back = self._back
+        base = x[:, x.shape[1] - back + np.arange(self._plan.horizon) % back]
         return ((x - mean) / deviation).astype(np.float32), base, mean, deviation
+
+    @property
+    def _back(self) -> int:
+        """How many steps ago the value is that a forecast starts from."""
+        return self._plan.season or 1
 
     def _make_model(self, inputs: int, seed: int) -> fr.Module:
         layers, size = self._body(inputs, seed)
         layers["pool"] = fr.Pool("last", size)
         # Zero: an untrained network forecasts the last season.
-        layers["head"] = fr.Linear(size, self.horizon * inputs * len(self._levels), init=None)
+        layers["head"] = fr.Linear(size, self._plan.horizon * inputs * len(self._plan.levels), init=None)
         return fr.Sequential(layers)
 
     def _loss(self, output: Array, targets: Array) -> tuple[float, Array]:
-        loss, gradient = quantile_loss(
-            output.reshape(*targets.shape, len(self._levels)), targets, self._levels
-        )
+        levels = self._plan.levels
+        loss, gradient = quantile_loss(output.reshape(*targets.shape, len(levels)), targets, levels)
         return loss, gradient.reshape(output.shape)
 
     def predict_quantiles(self, X: Any = None) -> Array | list[Array]:
@@ -214,21 +236,20 @@ class Forecaster(SequenceEstimator):
         """
         check_is_fitted(self, "model_")
         series = self._last_series if X is None else self._series(X, False)
+        context = self._plan.context
         for index, values in enumerate(series):
-            if len(values) < self.context:
+            if len(values) < context:
                 raise ValueError(
-                    f"X[{index}]: expected context = {self.context} steps at least, got {len(values)}"
+                    f"X[{index}]: expected context = {context} steps at least, got {len(values)}"
                 )
-        x, base, _, deviation = self._prepare(np.stack([values[-self.context :] for values in series]))
+        x, base, _, deviation = self._prepare(np.stack([values[-context:] for values in series]))
         output = self.model_.eval()(np.ascontiguousarray(x.swapaxes(0, 1)))
         # Sorted: quantiles must not cross.
-        steps = np.sort(output.reshape(*base.shape, len(self._levels)).astype(np.float64), axis=-1)
+        steps = np.sort(output.reshape(*base.shape, len(self._plan.levels)).astype(np.float64), axis=-1)
         found = list(base[..., None] + (deviation * self._unit)[..., None] * steps)
         single = self._single if X is None else not isinstance(X, (list, tuple))
-        given = [self.n_features_in_ > 1] * len(found)
-        if X is not None:
-            given = [np.ndim(values) > 1 for values in ([X] if single else X)]
-        found = [values if kept else values[:, 0] for values, kept in zip(found, given, strict=True)]
+        ranks = self._ranks if X is None else _ranks(X)
+        found = [values if rank > 1 else values[:, 0] for values, rank in zip(found, ranks, strict=True)]
         return found[0] if single else found
 
     def predict(self, X: Any = None) -> Array | list[Array]:
@@ -240,8 +261,8 @@ class Forecaster(SequenceEstimator):
         Raises:
             TypeError, ValueError, sklearn.exceptions.NotFittedError: as `predict_quantiles`.
         """
-        middle = len(self._levels) // 2
         found = self.predict_quantiles(X)
+        middle = len(self._plan.levels) // 2
         return [values[..., middle] for values in found] if isinstance(found, list) else found[..., middle]
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -259,15 +280,19 @@ class Forecaster(SequenceEstimator):
         """
         check_is_fitted(self, "model_")
         series, errors = self._series(X, False), []
-        back = 1 if self.season is None else self.season
+        (context, horizon, *_), back = self._plan, self._back
         for values in series:
-            x, y = windows(values, self.context, self.horizon, self.horizon)
+            x, y = windows(values, context, horizon, horizon)
             if not len(x):
                 raise ValueError(
-                    f"X: expected context + horizon = {self.context + self.horizon} steps at least, "
-                    f"got {len(values)}"
+                    f"X: expected context + horizon = {context + horizon} steps at least, got {len(values)}"
                 )
             found: Any = self.predict(list(x))
             scale = np.abs(values[back:] - values[:-back]).mean(axis=0)
             errors.append(float((np.abs(y - np.stack(found)) / np.where(scale > 0, scale, 1.0)).mean()))
         return -float(np.mean(errors))
+
+
+def _ranks(X: Any) -> list[int]:
+    """Return the number of axes of each series."""
+    return [np.ndim(values) for values in (X if isinstance(X, (list, tuple)) else [X])]

@@ -17,7 +17,7 @@ def holds_tokens(X: Any) -> bool:
     return all(
         isinstance(x, str) or (isinstance(x, (list, tuple)) and all(isinstance(token, str) for token in x))
         for x in X
-    ) and any(len(x) for x in X)
+    ) and any(isinstance(x, str) or len(x) for x in X)
 
 
 def holds_sequences(X: Any) -> bool:
@@ -41,6 +41,7 @@ def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
         TypeError, ValueError: something else.
     """
     if not holds_sequences(X):
+        _refuse_ragged(X)
         table = validate_data(estimator, X, dtype=np.float32, reset=reset)
         if reset:
             estimator._rank = 2
@@ -78,6 +79,17 @@ def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
         if not len(x):
             raise ValueError(f"X[{index}]: expected at least one step, got none")
     return sequences
+
+
+def _refuse_ragged(X: Any) -> None:
+    """Refuse lists of lists of different lengths, and arrays of objects or strings, with what to do."""
+    expected = "X: expected a list of arrays (T, I), of strings or of lists of strings"
+    if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.kind in "OUS":
+        raise ValueError(f"{expected}, got an array of {X.dtype}; use X.tolist()")
+    if isinstance(X, (list, tuple)) and any(np.iterable(x) for x in X):
+        counts = {len(x) if hasattr(x, "__len__") else -1 for x in X}
+        if len(counts) > 1:
+            raise ValueError(f"{expected}, got {type(X[0]).__name__}s; use [numpy.asarray(x) for x in X]")
 
 
 def _end(x: Array) -> int:

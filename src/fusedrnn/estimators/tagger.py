@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from sklearn.utils.validation import check_consistent_length
 
 import fusedrnn as fr
 from fusedrnn.arrays import Array
+from fusedrnn.checks import check_flag
 from fusedrnn.estimators.base import SequenceEstimator
 from fusedrnn.estimators.classifier import softmax
 
@@ -145,12 +147,21 @@ class SequenceTagger(SequenceEstimator):
     def _make_model(self, inputs: int, seed: int) -> fr.Module:
         layers, size = self._body(inputs, seed)
         layers["head"] = fr.Linear(size, len(self.classes_), seed=seed + 4)
-        return _Tagger(layers, len(self.classes_), self.crf, seed + 5)
+        return _Tagger(layers, len(self.classes_), check_flag("crf", self.crf), seed + 5)
+
+    @property
+    def _tagger(self) -> _Tagger:
+        return cast(_Tagger, self.model_)
+
+    @property
+    def _crf(self) -> Any:
+        """That of the network, whatever `crf` was set to since."""
+        return self._tagger.crf
 
     @property
     def _loss(self) -> Any:
         """With a CRF its own, whose argument `lengths` says that it wants whole sequences."""
-        return self.model_.loss if self.crf else fr.cross_entropy  # type: ignore[attr-defined]
+        return fr.cross_entropy if self._crf is None else self._tagger.loss
 
     def predict(self, X: Any) -> list[Array]:
         """Return the best tags (T_n,) of each sequence.
@@ -160,22 +171,29 @@ class SequenceTagger(SequenceEstimator):
             sklearn.exceptions.NotFittedError: `fit` was not called.
         """
         outputs = self._outputs(X)
-        if not self.crf:
+        if self._crf is None:
             return [self.classes_[scores.argmax(axis=1)] for scores in outputs]
         scores, lengths = fr.pad(outputs)
-        tags, _ = self.model_.crf.decode(scores, lengths)  # type: ignore[attr-defined]
+        tags, _ = self._crf.decode(scores, lengths)
         return [self.classes_[row] for row in fr.unpad(tags, lengths)]
 
     def predict_proba(self, X: Any) -> list[Array]:
         """Return the probabilities (T_n, K) of the tags at each step; raises what `predict` does."""
         outputs = self._outputs(X)
-        if not self.crf:
+        if self._crf is None:
             return [softmax(scores) for scores in outputs]
         scores, lengths = fr.pad(outputs)
-        return fr.unpad(self.model_.crf.marginals(scores, lengths), lengths)  # type: ignore[attr-defined]
+        return fr.unpad(self._crf.marginals(scores, lengths), lengths)
 
     def score(self, X: Any, y: Any) -> float:
         """Return the share of steps whose tag is right; raises what `predict` does."""
-        pairs = list(zip(self.predict(X), y, strict=True))
-        right = sum(int(np.count_nonzero(tags == np.asarray(list(row)))) for tags, row in pairs)
-        return right / max(sum(len(tags) for tags, _ in pairs), 1)
+        check_consistent_length(X, y)
+        right = count = 0
+        for index, (tags, row) in enumerate(zip(self.predict(X), y, strict=True)):
+            given = np.asarray(list(row))
+            if given.shape != tags.shape:
+                raise ValueError(
+                    f"y[{index}]: expected one for each step (T = {len(tags)}), got shape {given.shape}"
+                )
+            right, count = right + int(np.count_nonzero(tags == given)), count + len(tags)
+        return right / max(count, 1)

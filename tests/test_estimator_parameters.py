@@ -1,0 +1,109 @@
+"""Estimators: parameters that are set after fit, and errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+from sklearn.base import clone
+
+from fusedrnn.estimators import Forecaster, SequenceClassifier, SequenceTagger
+
+pytestmark = pytest.mark.once
+
+
+def sequences(count: int) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((rng.integers(3, 12), 3)) for _ in range(count)]
+
+
+def classes(X: list[Any]) -> Any:
+    return np.array(["up" if x[:, 0].sum() > 0 else "down" for x in X])
+
+
+def test_warm_start_takes_the_present_learning_rate() -> None:
+    X = sequences(20)
+    model = SequenceClassifier(hidden_size=4, schedule="cosine", lr=0.1, epochs=2, warm_start=True)
+    model.fit(X, classes(X)).set_params(lr=0.01).fit(X, classes(X))
+    assert model.history_["lr"] == pytest.approx([0.1, 0.05, 0.01, 0.005])
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_a_tagger_keeps_the_field_that_it_was_fitted_with(crf: bool) -> None:
+    X = sequences(10)
+    y = [(x[:, 0] > 0).astype(int) for x in X]
+    model = SequenceTagger(crf=crf, hidden_size=8, epochs=2, random_state=0).fit(X, y)
+    before = model.predict_proba(X)
+    model.set_params(crf=not crf)
+    for one, other in zip(before, model.predict_proba(X), strict=True):
+        np.testing.assert_array_equal(one, other)
+    model.predict(X)
+    model.partial_fit(X, y)
+
+
+def test_a_forecaster_keeps_the_plan_that_it_was_fitted_with() -> None:
+    series = np.sin(np.arange(100) / 3)[:, None]
+    model = Forecaster(horizon=4, context=12, hidden_size=4, epochs=1, warm_start=True).fit(series)
+    found = model.predict()
+    assert found.shape == (4, 1)
+    model.set_params(horizon=6, context=20, season=5, quantiles=[0.1, 0.5, 0.9])
+    np.testing.assert_array_equal(model.predict(series), found)
+    np.testing.assert_array_equal(model.predict(), found)
+    with pytest.raises(ValueError, match=r"^horizon: expected 4, for which the network was made, got 6"):
+        model.fit(series)
+    with pytest.raises(ValueError, match=r"^quantiles: expected \[0.5\], for which"):
+        model.set_params(horizon=4).partial_fit(series)
+    assert model.set_params(warm_start=False).fit(series).predict_quantiles().shape == (4, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"cell": ["gru"]}, ValueError, "cell: expected one of 'rnn'"),
+        ({"hidden_size": [8, 4]}, TypeError, "hidden_size: expected an int"),
+        ({"lr": 0.0}, ValueError, "lr: expected a number in"),
+        ({"scale": "no"}, TypeError, "scale: expected a bool"),
+        ({"warm_start": "no"}, TypeError, "warm_start: expected a bool"),
+        ({"crf": "no"}, TypeError, "crf: expected a bool"),
+        ({"patience": 1, "validation_fraction": "a"}, TypeError, "validation_fraction: expected a number"),
+    ],
+)
+def test_errors_of_parameters(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    X = sequences(6)
+    with pytest.raises(kind, match=f"^{message}"):
+        SequenceTagger(**options).fit(X, [np.zeros(len(x), int) for x in X])
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "kind"), [(0.5, TypeError), ([0.0, 0.5], ValueError), ([0.5, 1.0], ValueError)]
+)
+def test_errors_of_quantiles(quantiles: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"^quantiles: expected .* in \(0, 1\)"):
+        Forecaster(context=4, quantiles=quantiles).fit(np.arange(20.0))
+
+
+def test_errors_of_sequences() -> None:
+    X, model = sequences(6), SequenceClassifier(hidden_size=4, epochs=1)
+    objects = np.empty(6, object)
+    objects[:] = X
+    for wrong in ([x.tolist() for x in X], objects, np.array(["abc", "b"] * 3), ["abc", X[0]] * 3):
+        with pytest.raises(ValueError, match=r"^X: expected a list of arrays \(T, I\), of strings or"):
+            clone(model).fit(wrong, classes(X))
+    tokens = clone(model).fit(["ab", "b"] * 3, classes(X))
+    with pytest.raises(ValueError, match=r"^X\[0\]: expected at least one token"):
+        tokens.predict([""])
+    tagger = SequenceTagger(hidden_size=4, epochs=1)
+    y = [np.zeros(len(x), int) for x in X]
+    short = [y[0], y[1][1:], *y[2:]]
+    with pytest.raises(ValueError, match=r"^y\[1\]: expected one for each step"):
+        tagger.fit(X, short)
+    with pytest.raises(ValueError, match=r"^y\[1\]: expected one for each step"):
+        tagger.fit(X, y).score(X, short)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        tagger.score(X, y[:3])
+    with pytest.raises(ValueError, match=r"^X\[0\]: expected shape .* or a list of them"):
+        Forecaster().fit([1.0, 2.0, 3.0])
