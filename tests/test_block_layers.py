@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,24 @@ def test_batch_norm_is_saved() -> None:
     other.load_state_dict(module.state_dict())
     np.testing.assert_allclose(other.eval()(X.astype("f4")), module.eval()(X), rtol=1e-5, atol=1e-5)
     assert other.astype("float64")(X).dtype == np.float64 and other.running_mean.dtype == np.float64
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_norm_of_another_dtype(affine: bool, tmp_path: Path) -> None:
+    """Buffers move with the tree, also those of modules that have nothing else."""
+
+    class Counter(fr.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.buffer("seen", 3)
+
+    assert Counter().astype("float64").seen.dtype == np.float64
+    x = np.random.default_rng(0).standard_normal((5, 2, 3))
+    norm = fr.BatchNorm(3, affine=affine).astype("float64")
+    assert norm(x).dtype == norm.dtype == norm.running_var.dtype == np.float64
+    assert fr.check_gradients(fr.BatchNorm(3, affine=affine), x).error < 1e-5
+    fr.save(fr.Sequential(norm), tmp_path / "norm")
+    np.testing.assert_array_equal(fr.load(tmp_path / "norm").eval()(x), norm.eval()(x))
 
 
 def test_batch_norm_of_nothing() -> None:

@@ -67,8 +67,9 @@ class BatchNorm(Module):
         self.affine = check_flag("affine", affine)
         self.batch_first = check_flag("batch_first", batch_first)
         found = resolve_dtype(dtype)
+        names = ("weight", "bias") if self.affine else ()
+        self._declare(dict.fromkeys(names, (self.num_features,)), found)
         if self.affine:
-            self._declare(dict.fromkeys(("weight", "bias"), (self.num_features,)), found)
             self._own["weight"] = 1.0
         self.buffer("running_mean", self.num_features, dtype=found)
         self.buffer("running_var", self.num_features, 1.0, dtype=found)

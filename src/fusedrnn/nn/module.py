@@ -160,7 +160,9 @@ class Module(Listed, Store["Module"]):
         members = list(self.named_modules())
         self._check_found()
         # None apart: NumPy takes it for float64 in comparisons.
-        if any(module._dtype is not None and module._dtype != found for _, module in members):
+        given = [module._dtype for _, module in members if module._dtype is not None]
+        given += [array.dtype for _, array in self.named_buffers() if array.dtype.kind == "f"]
+        if any(dtype != found for dtype in given):
             self._move(members, self._backend, found)
         return self
 

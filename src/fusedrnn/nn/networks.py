@@ -41,7 +41,7 @@ class Network(Recurrent[StateT]):
 
     Args:
         input_size: size of x_t, I >= 0.
-        hidden_size: size of the state, H >= 1.
+        hidden_size: size of the state, H >= 1; or a list of them, one for each layer.
         num_layers: layers stacked on each other.
         options: bias, batch_first, dropout, bidirectional, dtype, seed, init, recompute, weight_dropout,
             recurrent_dropout, zoneout, locked_dropout, residual, merge and learned_state of `Recurrent`.

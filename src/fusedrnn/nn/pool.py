@@ -39,7 +39,7 @@ class Pool(Module):
         kind: "last", "mean", "max" or "attention".
         features: F, which "attention" needs; others take any, or F alone if it is given.
         batch_first: x is (B, T, F).
-        dtype: of x: "float32" or "float64"; kinds without parameters take both, unless features are given.
+        dtype: of x: "float32" or "float64"; kinds without parameters take both.
         seed: int, numpy.random.Generator or None.
         init: "default" or "torch", which are the same here; None leaves the query at zero, which is the mean.
 

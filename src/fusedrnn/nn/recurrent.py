@@ -44,7 +44,7 @@ class RNN(Recurrent[Array]):
 
     Args:
         input_size: size of x_t, I >= 0.
-        hidden_size: size of the state, H >= 1.
+        hidden_size: size of the state, H >= 1; or a list of them, one for each layer.
         num_layers: layers stacked on each other.
         nonlinearity: "tanh" or "relu".
         bias: whether there are biases.
@@ -147,7 +147,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
 
     Args:
         input_size: size of x_t, I >= 0.
-        hidden_size: size of the state, H >= 1.
+        hidden_size: size of the state, H >= 1; or a list of them, one for each layer.
         num_layers: layers stacked on each other.
         bias: whether there are biases.
         batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.
@@ -269,7 +269,7 @@ class GRU(Recurrent[Array]):
 
     Args:
         input_size: size of x_t, I >= 0.
-        hidden_size: size of the state, H >= 1.
+        hidden_size: size of the state, H >= 1; or a list of them, one for each layer.
         num_layers: layers stacked on each other.
         bias: whether there are biases.
         batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.

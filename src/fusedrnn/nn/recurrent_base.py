@@ -65,7 +65,7 @@ class Recurrent(WithOptions, Generic[StateT]):
     Args:
         cell: what `define_cell` returns, or the name of a compiled cell, see `fusedrnn.CELLS`.
         input_size: size of x_t, I >= 0.
-        hidden_size: size of the state, H >= 1.
+        hidden_size: size of the state, H >= 1; or a list of them, one for each layer.
         num_layers: layers stacked on each other.
         bias: whether there are biases.
         batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.

@@ -122,7 +122,7 @@ class _Writer:
             return x
         if not isinstance(module, RNN | LSTM | GRU | Embedding | Linear):
             raise TypeError(
-                f"{at or 'module: '}expected RNN, LSTM, GRU, Embedding, Linear, Dropout or a Sequential of "
+                f"{name or 'module'}: expected RNN, LSTM, GRU, Embedding, Linear, Dropout or a Sequential of "
                 f"them, got {type(module).__name__}"
             )
         self.kind = helper.np_dtype_to_tensor_dtype(module.dtype)
