@@ -26,6 +26,10 @@ def steps(count: int = 20, seed: int = 0) -> tuple[list[Any], list[Any]]:
     return inputs, [(np.cumsum(x[:, 0]) > 0).astype(np.int64) for x in inputs]
 
 
+def accuracy(output: Any, targets: Any) -> float:
+    return float((output.argmax(-1) == targets).mean())
+
+
 def classifier(seed: int = 0, dropout: float = 0.2) -> fr.Sequential:
     return fr.Sequential(
         fr.GRU(3, 8, num_layers=2, dropout=dropout, seed=seed),

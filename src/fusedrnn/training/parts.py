@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from fusedrnn.nn.module import Module
 from fusedrnn.optim.optimizer import Optimizer
 from fusedrnn.optim.schedules import Scheduler
+from fusedrnn.training.data import SequenceData
 
 Loss: TypeAlias = "Callable[..., tuple[Any, Any]]"
 Metric: TypeAlias = "Callable[[Any, Any], float]"
@@ -52,3 +55,21 @@ def check_parts(model: Any, loss: Any, optimizer: Any, schedule: Any) -> None:
         raise TypeError(f"schedule: expected a schedule of fusedrnn.optim, got {type(schedule).__name__}")
     if schedule is not None and schedule.optimizer is not optimizer:
         raise ValueError("schedule: expected one of this optimizer, got one of another")
+
+
+def check_whole(name: str, data: SequenceData, model: Module) -> None:
+    """Refuse an array (N, T, ...) of targets where a model says that it gives (T, B, ...).
+
+    Of a batch they would be (B, T, ...), which a loss takes where T = B, and compares with other steps.
+    """
+    if data.per_step or type(model).output_steps is Module.output_steps:
+        return
+    shape = np.shape(data.targets)
+    if len(shape) < 2 or (data.lengths != shape[1]).any():
+        return
+    if model.output_steps(data.lengths, None)[0] is not None:
+        raise ValueError(
+            f"{name} targets: expected a list of arrays (T, ...) with a model that gives an output for each "
+            f"step, got an array {shape}, one for each sequence; use list(targets), or say in output_steps "
+            "of a module of your own that it leaves no steps"
+        )

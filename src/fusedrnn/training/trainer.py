@@ -20,7 +20,7 @@ from fusedrnn.training.clip import clip_grad_norm
 from fusedrnn.training.data import Batch, Data, SequenceData
 from fusedrnn.training.diagnosis import DivergedError, diagnose
 from fusedrnn.training.early_stopping import EarlyStopping
-from fusedrnn.training.parts import Loss, Metric, check_metrics, check_parts, loss_and_gradient
+from fusedrnn.training.parts import Loss, Metric, check_metrics, check_parts, check_whole, loss_and_gradient
 from fusedrnn.training.progress import Lines, make_progress
 
 
@@ -178,6 +178,8 @@ class Trainer(Resumable):
                     f"{name}: expected sequences of one length, as the model's forward has no argument "
                     f"lengths, got {found.lengths.min()}..{found.lengths.max()}"
                 )
+            if found is not None and not self.batch_first:
+                check_whole(name, found, self.model)
         self.stop = False
         self._begin(data, resume)
         shown = make_progress(self.progress)

@@ -1,0 +1,99 @@
+"""Trainer: what would go wrong quietly, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from trainer_runs import accuracy, classifier, sequences, steps, trainer
+
+import fusedrnn as fr
+from fusedrnn import optim
+from fusedrnn.training import EarlyStopping, Trainer
+
+pytestmark = pytest.mark.once
+
+
+def test_a_batch_without_a_step_adds_nothing() -> None:
+    """Sequences of no steps, with targets of steps, alone in a batch: in training and in validation."""
+    inputs, targets = steps(6)
+    empty = [np.zeros((0, 3), np.float32)], [np.zeros(0, np.int64)]
+
+    def fitted(data: Any, held_out: Any) -> dict[str, list[float]]:
+        model = fr.Sequential(fr.GRU(3, 8, seed=0), fr.Linear(8, 2, seed=1))
+        optimizer = optim.SGD(model, lr=0.0)
+        metrics = {"accuracy": accuracy}
+        run = Trainer(
+            model, fr.cross_entropy, optimizer, epochs=1, batch_size=1, progress=False, metrics=metrics
+        )
+        return run.fit(data, held_out)
+
+    whole, more = (inputs, targets), (inputs + empty[0], targets + empty[1])
+    for name, (value,) in fitted(more, more).items():
+        assert value == pytest.approx(fitted(whole, whole)[name][0], rel=1e-12)
+
+
+def test_a_callback_may_look_at_the_model_in_evaluation_mode() -> None:
+    modes = []
+
+    class Sample:
+        def on_step(self, run: Trainer) -> None:
+            modes.append(run.model.training)
+
+        def on_epoch(self, run: Trainer) -> None:
+            run.model.eval()
+
+    trainer(epochs=2, callbacks=[Sample()]).fit(sequences())
+    assert modes == [True] * 10
+
+
+def test_a_metric_that_is_never_a_number_is_no_improvement() -> None:
+    stopping = EarlyStopping(2, "share")
+    run = trainer(epochs=9, early_stopping=stopping, metrics={"share": lambda output, targets: math.nan})
+    run.fit(sequences(), sequences(8, 1))
+    assert run.epoch == 2 and stopping.waited == 2 and not stopping.best_state
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"metrics": {"loss": accuracy}}, ValueError, "metrics: expected a name that the history"),
+        ({"metrics": {"lr": accuracy}}, ValueError, "metrics: expected a name that the history"),
+        ({"metrics": {"accuracy": "accuracy"}}, TypeError, r"metrics\['accuracy'\]: expected a function"),
+        ({"metrics": ["accuracy"]}, TypeError, "metrics: expected a dictionary"),
+        ({"callbacks": print}, TypeError, "callbacks: expected a list"),
+    ],
+)
+def test_errors_of_metrics_and_callbacks(
+    options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=f"^{message}"):
+        trainer(**options)
+
+
+def test_a_loss_without_a_gradient() -> None:
+    model = classifier()
+    run = Trainer(model, lambda output, targets: 1.0, optim.SGD(model, lr=0.1), progress=False)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TypeError, match=r"^loss: expected a function that returns the loss and the gradient"):
+        run.fit(sequences())
+    assert repr(run) == "Trainer(Sequential, <lambda>, SGD, epochs=10, epoch 0, step 0)"
+
+
+def test_an_array_of_targets_of_steps_is_not_compared_with_other_steps() -> None:
+    """Where batches are as large as sequences are long, shapes alone would not tell."""
+    x, y = np.zeros((8, 4, 3), np.float32), np.zeros((8, 4), np.int64)
+
+    def run(*head: fr.Module, **options: Any) -> Trainer:
+        model = fr.Sequential(fr.GRU(3, 8, seed=0, **options), *head)
+        settings = {"epochs": 1, "batch_size": 4, "progress": False, **options}
+        return Trainer(model, fr.cross_entropy, optim.SGD(model, lr=0.1), **settings)
+
+    with pytest.raises(ValueError, match=r"^train targets: expected a list .* use list\(targets\)"):
+        run(fr.Linear(8, 2)).fit((x, y))
+    run(fr.Linear(8, 2)).fit((x, list(y)))
+    run(fr.Linear(8, 2), batch_first=True).fit((x, y))
+    model = fr.Sequential(fr.GRU(3, 8, seed=0), fr.Pool("last"), fr.Linear(8, 4, seed=1))
+    whole = Trainer(model, fr.mse_loss, optim.SGD(model, lr=0.1), epochs=1, progress=False)
+    whole.fit((x, y.astype(np.float32)))
