@@ -287,6 +287,8 @@ def test_a_scaler() -> None:
         scaler.transform([np.zeros((2, 2))])
     with pytest.raises(ValueError, match=r"^per"):
         Scaler("step")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^sequences: expected arrays"):
+        Scaler().fit(None)  # type: ignore[arg-type]
 
 
 def test_windows() -> None:
@@ -306,6 +308,9 @@ def test_a_vocabulary() -> None:
     assert vocabulary.encode("crab?").tolist() == [5, 4, 2, 3, 1]
     assert vocabulary.decode([5, 4, 2, 3, 1]) == ["c", "r", "a", "b", None]
     assert "a" in vocabulary and "x" not in vocabulary
+    for bad in (-1, 6):
+        with pytest.raises(IndexError, match=rf"^numbers\[1\]: expected one in \[0, 6\), got {bad}"):
+            vocabulary.decode([2, bad])
     assert Vocabulary(["abracadabra"], least=2).tokens == ["a", "b", "r"]
 
 
@@ -328,6 +333,7 @@ def test_quantile_loss() -> None:
         ((small, value, [0.2]), "pred: expected shape"),
         ((small, value[:2], [0.2, 0.7]), "target"),
         ((small, value, [0.2, 1.7]), r"quantiles\[1\]"),
+        ((small, value, [0.0, 0.7]), r"quantiles\[0\]"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             fr.quantile_loss(*arguments)

@@ -254,6 +254,7 @@ def test_what_load_refuses(tmp_path: Path) -> None:
     for classes, kind, text in (
         ([], ValueError, r"expected 'Tagger' among classes; .* load\(path, classes=\[Tagger\]\)"),
         ([dict], TypeError, "classes: expected classes of modules, got <class 'dict'>"),
+        (Tagger, TypeError, r"classes: expected a list of classes, got Tagger; use \[Tagger\]"),
         ([Tagger, twin], ValueError, "classes: expected one class called Tagger, got two"),
         ([fails], ZeroDivisionError, "division by zero"),
     ):

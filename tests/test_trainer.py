@@ -104,6 +104,7 @@ def test_batches_hold_neighbours_in_length() -> None:
     rng = np.random.default_rng(0)
     inputs = [np.zeros((length, 1), np.float32) for length in rng.integers(1, 200, 640)]
     data = SequenceData((inputs, np.arange(640)))
+    assert repr(data).startswith("SequenceData(640 sequences of ")
     batches = data.shuffled(32, seed=0, epoch=0)
     assert sorted(np.concatenate(batches)) == list(range(640))
     padding = [1.0 - data.lengths[b].mean() / data.lengths[b].max() for b in batches]

@@ -117,6 +117,8 @@ def _moments(steps: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
 def _arrays(sequences: Any, allow_none: bool = False) -> list[Array]:
     if isinstance(sequences, np.ndarray):
         sequences = [sequences] if sequences.ndim == 2 else list(sequences)
+    if not np.iterable(sequences):
+        raise TypeError(f"sequences: expected arrays (T, I), got {type(sequences).__name__}")
     found = list(sequences)
     if not found and not allow_none:
         raise ValueError("sequences: expected at least one array, got none")
@@ -203,7 +205,11 @@ class Vocabulary(Listed):
             IndexError: a number that is not in it.
         """
         known: list[Hashable] = [None, None, *self.tokens]
-        return [known[number] for number in numbers]
+        given = list(numbers)
+        for index, number in enumerate(given):
+            if not 0 <= number < len(known):
+                raise IndexError(f"numbers[{index}]: expected one in [0, {len(known)}), got {number}")
+        return [known[number] for number in given]
 
     def __len__(self) -> int:
         """Numbers that there are, the size of an `Embedding`."""

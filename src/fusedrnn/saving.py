@@ -134,6 +134,10 @@ def load(path: str | os.PathLike[str], classes: Iterable[type[Module]] = ()) -> 
 def _named(classes: Iterable[type[Module]]) -> dict[str, type[Module]]:
     """Return classes by name."""
     found: dict[str, type[Module]] = {}
+    if isinstance(classes, type):
+        raise TypeError(
+            f"classes: expected a list of classes, got {classes.__name__}; use [{classes.__name__}]"
+        )
     for kind in classes:
         if not (isinstance(kind, type) and issubclass(kind, Module)):
             raise TypeError(f"classes: expected classes of modules, got {kind!r:.60}")

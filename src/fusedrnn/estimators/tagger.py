@@ -52,7 +52,7 @@ class SequenceTagger(SequenceEstimator):
 
     Attributes:
         classes_: (K,) tags.
-        model_: the network.
+        model_: a module with the `network`, a `fusedrnn.Sequential`, and the `crf`, or None.
         history_: figures of each epoch.
         n_features_in_: features of X.
         n_iter_: epochs so far.

@@ -80,6 +80,11 @@ class SequenceData:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def __repr__(self) -> str:
+        shortest, longest = self.lengths.min(), self.lengths.max()
+        kind = "steps" if self.per_step else "sequences"
+        return f"SequenceData({len(self)} sequences of {shortest}..{longest} steps, targets of {kind})"
+
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         """Return the batch of some sequences."""
         first = self.batch_first
