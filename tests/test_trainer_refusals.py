@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,30 @@ def test_an_array_of_targets_of_steps_is_not_compared_with_other_steps() -> None
     model = fr.Sequential(fr.GRU(3, 8, seed=0), fr.Pool("last"), fr.Linear(8, 4, seed=1))
     whole = Trainer(model, fr.mse_loss, optim.SGD(model, lr=0.1), epochs=1, progress=False)
     whole.fit((x, y.astype(np.float32)))
+
+
+def test_a_run_does_not_end_because_another_did(tmp_path: Path) -> None:
+    """One EarlyStopping for two runs: each begins without a past, unless it is resumed."""
+    stopping = EarlyStopping(1)
+    first = trainer(tmp_path / "run", epochs=50, early_stopping=stopping, schedule=None)
+    first.optimizer.lr = 1.0
+    first.fit(sequences(), sequences(10, 1))
+    assert first.epoch < 50 and stopping.finished
+    best = stopping.best
+    second = trainer(epochs=1, early_stopping=stopping)
+    second.fit(sequences(), sequences(10, 1))
+    assert second.epoch == 1 and stopping.best != best
+    resumed = trainer(tmp_path / "run", epochs=50, early_stopping=stopping, schedule=None)
+    resumed.fit(sequences(), sequences(10, 1), resume=True)
+    assert resumed.epoch == first.epoch and stopping.best == best
+
+
+def test_a_callback_adds_to_the_history(tmp_path: Path) -> None:
+    """A number of NumPy among them costs no checkpoint."""
+
+    def note(run: Trainer) -> None:
+        run.history.setdefault("mine", []).append(np.float32(0.5))  # type: ignore[arg-type]
+
+    trainer(tmp_path / "run", epochs=1, callbacks=[note]).fit(sequences())
+    run = trainer(tmp_path / "run", epochs=2, callbacks=[note])
+    assert run.fit(sequences(), resume=True)["mine"] == [0.5, 0.5]

@@ -61,7 +61,7 @@ class Resumable(Listed):
             "kinds": self._kinds(),
             "settings": {"batch_size": self.batch_size, "seed": self.seed},
             "position": [self.epoch, self._done, self._sum, self._count],
-            "history": self.history,
+            "history": {name: [float(v) for v in values] for name, values in self.history.items()},
             "random": self.model.random_state(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "early_stopping": None if early is None else early.state_dict(),

@@ -48,6 +48,10 @@ class EarlyStopping(Listed):
         self.monitor, self.mode = monitor, mode
         self.min_delta = check_number("min_delta", min_delta)
         self.restore_best = check_flag("restore_best", restore_best)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as a run does that begins."""
         self.best, self.best_epoch, self.waited = math.nan, 0, 0
         self.best_state: dict[str, Array] = {}
 

@@ -207,6 +207,8 @@ class Trainer(Resumable):
 
     def _begin(self, data: SequenceData, resume: bool) -> None:
         """Go to where training goes on."""
+        if not self.step and self.early_stopping is not None:
+            self.early_stopping.reset()
         if self._last is not None:
             self.model.load_state_dict(self._last)
             self._last = None
