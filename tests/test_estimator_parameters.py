@@ -11,7 +11,7 @@ pytest.importorskip("sklearn")
 
 from sklearn.base import clone
 
-from fusedrnn.estimators import Forecaster, SequenceClassifier, SequenceTagger
+from fusedrnn.estimators import Forecaster, SequenceClassifier, SequenceRegressor, SequenceTagger
 
 pytestmark = pytest.mark.once
 
@@ -107,3 +107,33 @@ def test_errors_of_sequences() -> None:
         tagger.score(X, y[:3])
     with pytest.raises(ValueError, match=r"^X\[0\]: expected shape .* or a list of them"):
         Forecaster().fit([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({}, lambda X, y: (X, [*y[:-1], np.nan])),
+        ({"schedule": "x"}, lambda X, y: ([10.0 * x[:, :2] for x in X], y)),
+        ({"hidden_size": 0}, lambda X, y: (["ab"] * len(X), y)),
+    ],
+)
+def test_a_fit_that_is_refused_changes_nothing(options: dict[str, Any], wrong: Any) -> None:
+    """Neither the network nor the scales, so that predictions are those of before."""
+    X = sequences(8)
+    y = [float(x[:, 0].sum()) for x in X]
+    model = SequenceRegressor(hidden_size=4, epochs=1, random_state=0).fit(X, y)
+    before = model.predict(X)
+    with pytest.raises(ValueError, match=r"^(Input y|schedule|hidden_size)"):
+        model.set_params(**options).fit(*wrong(X, y))
+    np.testing.assert_array_equal(model.predict(X), before)
+
+
+def test_a_forecaster_whose_fit_is_refused_changes_nothing() -> None:
+    series = np.sin(np.arange(60) / 3)
+    model = Forecaster(horizon=2, context=8, hidden_size=4, epochs=1).fit(series)
+    before = model.predict()
+    for options, wrong in (({}, np.zeros((5, 2))), ({"schedule": "x", "context": 9}, 7.0 * series)):
+        with pytest.raises(ValueError, match=r"^(X|schedule)"):
+            model.set_params(**options).fit(wrong)
+        np.testing.assert_array_equal(model.predict(), before)
+        np.testing.assert_array_equal(model.predict(series), before)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -191,11 +193,23 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             ArithmeticError: training diverged; it says why.
         """
         again = self._goes_on()
-        sequences, targets = self._data(X, y, not again)
-        if not again:
-            self._start(sequences)
-        self._train(sequences, targets, self.epochs, self.schedule, self.patience)
+        with self._unchanged_by_errors():
+            sequences, targets = self._data(X, y, not again)
+            if not again:
+                self._start(sequences)
+            self._train(sequences, targets, self.epochs, self.schedule, self.patience)
         return self
+
+    @contextmanager
+    def _unchanged_by_errors(self) -> Iterator[None]:
+        """Keep what was fitted before, network, classes and scales, if something is refused or diverges."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def _goes_on(self) -> bool:
         return check_flag("warm_start", self.warm_start) and hasattr(self, "model_")
@@ -229,10 +243,11 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
     def _once(self: EstimatorT, X: Any, y: Any) -> EstimatorT:
         """Make one pass over the data, as `partial_fit` does."""
         first = not hasattr(self, "model_")
-        sequences, targets = self._data(X, y, first)
-        if first:
-            self._start(sequences)
-        self._train(sequences, targets, 1, None, None)
+        with self._unchanged_by_errors():
+            sequences, targets = self._data(X, y, first)
+            if first:
+                self._start(sequences)
+            self._train(sequences, targets, 1, None, None)
         return self
 
     def _train(

@@ -113,7 +113,8 @@ class Forecaster(SequenceEstimator):
             ValueError: one out of range or of another shape, or series that are too short.
             ArithmeticError: training diverged; it says why.
         """
-        self._fit(X, self._goes_on(), self.epochs, self.schedule, self.patience)
+        with self._unchanged_by_errors():
+            self._fit(X, self._goes_on(), self.epochs, self.schedule, self.patience)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Forecaster:
@@ -126,7 +127,8 @@ class Forecaster(SequenceEstimator):
         Raises:
             TypeError, ValueError, ArithmeticError: as `fit`.
         """
-        self._fit(X, hasattr(self, "model_"), 1, None, None)
+        with self._unchanged_by_errors():
+            self._fit(X, hasattr(self, "model_"), 1, None, None)
         return self
 
     def _fit(self, X: Any, again: bool, epochs: int, schedule: str | None, patience: int | None) -> None:
