@@ -18,6 +18,7 @@ from tolerances import CENTRAL_DIFFERENCES, assert_close, relative_error
 import fusedrnn as fr
 from fusedrnn import _core
 from fusedrnn.symbolic import DefinedCell
+from fusedrnn.symbolic.operations import PROGRAM_OPERATIONS
 
 DTYPES = ("float32", "float64")
 CELLS = (PEEPHOLE, LSTM, GRU, IND_RNN, MIN_GRU, THREE, MEMORYLESS)
@@ -319,7 +320,7 @@ class TestDefinitions:
             ("outputs", [*good["outputs"][:-1], "saved.99"], "outputs: expected names"),
         ]
         code = good["code"].copy()
-        code[0, 0] = 25
+        code[0, 0] = len(PROGRAM_OPERATIONS)
         cases.append(("code", code, "code: expected numbers in"))
         code = good["code"].copy()
         code[0, 1] = 0
