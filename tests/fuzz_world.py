@@ -157,7 +157,7 @@ class World:
             before = bits(state)
             bad = {name: 2 * value for name, value in state.items()}
             name = pick(self.rng, list(bad))
-            bad[name] = pick(self.rng, [bad[name][..., None], bad[name].astype("i8"), "x", None])
+            bad[name] = pick(self.rng, [bad[name][..., None], bad[name].astype("c8"), "x", None])
             assert outcome(self.module.load_state_dict, bad)[1] is not None
             assert bits(self.module.state_dict()) == before
 
