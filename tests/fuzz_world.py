@@ -223,9 +223,9 @@ class World:
         grads, twin = module.flat_grads.copy(), self.subject.fresh()
         error = outcome(module.to, "cuda")[1]
         if error is not None:
-            # No GPU, or a cell without kernels for one.
+            # No GPU, or a cell or a block without kernels for one.
             assert isinstance(error, (RuntimeError, ValueError))
-            assert not EMULATED or "a program" in str(error), error
+            assert not EMULATED or "runs on cpu" in str(error), error
         else:
             twin.to("cuda")
             for name in ("__call__", "forward"):
