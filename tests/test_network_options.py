@@ -123,7 +123,10 @@ def test_numeric_gradients(case: str) -> None:
     dx, _ = net.backward(again()[2], dy, dfinal)
     some = [name for name in net.parameters if name in ("bias_hh_l0", "h0", "c0")]
     for at, grad in [(call["x"], dx), *((net.parameters[name], net.grads[name]) for name in some)]:
-        assert relative_error(grad, numeric_gradient(loss, at)) < CENTRAL_DIFFERENCES
+        numeric = numeric_gradient(loss, at)
+        # A learned state beside a given one has no gradient: what differences leave of it is rounding.
+        error = relative_error(grad, numeric) if grad.any() else np.abs(numeric).max()
+        assert error < CENTRAL_DIFFERENCES
 
 
 @pytest.mark.parametrize("case", ["all", "residual", "mean"])
