@@ -112,8 +112,8 @@ target_compile_options(
             "SHELL:-Xcompiler -iquote -Xcompiler \"${CMAKE_CURRENT_SOURCE_DIR}/csrc\""
             # As on the CPU: a multiply and an add become one only where the source says fma.
             --fmad=false $<$<BOOL:${FUSEDRNN_WERROR}>:--Werror=all-warnings>)
-set(sm_80 "SHELL:-gencode arch=compute_80,code=[sm_80,compute_80]")
-set(sm_90a "SHELL:-gencode arch=compute_90a,code=sm_90a")
+set(sm_80 -gencode=arch=compute_80,code=[sm_80,compute_80])
+set(sm_90a -gencode=arch=compute_90a,code=sm_90a)
 set_source_files_properties(${cuda_kernel_sources} PROPERTIES COMPILE_OPTIONS "${sm_80};${sm_90a}")
 if(FUSEDRNN_CUDA_HALVES)
     # Modes whose kernels are alike but for an instruction are in different halves.
