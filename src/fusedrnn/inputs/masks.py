@@ -16,7 +16,7 @@ from fusedrnn.inputs.sequences import as_lengths
 def counted_steps(
     mask: npt.ArrayLike | None, lengths: npt.ArrayLike | None, leading: tuple[int, ...], axis: int
 ) -> npt.NDArray[np.bool_]:
-    """Return bools in the shape `leading`, (T, B), (B, T) or (T,): which steps count.
+    """Return bools in the shape `leading`, (T, B), (B, T) or (T,): which steps count; an array of its own.
 
     Args:
         mask: bool in that shape or None; true where a step counts.
@@ -31,7 +31,7 @@ def counted_steps(
     counts = np.ones(leading, np.bool_)
     if mask is not None:
         symbols = ("(T, B)" if axis == 0 else "(B, T)") if len(leading) == 2 else "(T,)"
-        counts = check_array("mask", np.asarray(mask), leading, np.dtype(np.bool_), symbols)
+        counts &= check_array("mask", np.asarray(mask), leading, np.dtype(np.bool_), symbols)
     if lengths is not None:
         seq_len, batch = leading[axis], leading[1 - axis] if len(leading) == 2 else 1
         ends = as_lengths(lengths)
@@ -42,7 +42,7 @@ def counted_steps(
             raise ValueError(f"lengths: expected values in [0, T] = [0, {seq_len}], got {got}")
         steps = np.arange(seq_len)
         inside = steps[:, None] < ends if axis == 0 else steps < ends[:, None]
-        counts = counts & (inside if len(leading) == 2 else inside[:, 0])
+        counts &= inside if len(leading) == 2 else inside[:, 0]
     return counts
 
 
