@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
@@ -59,52 +60,37 @@ _ARGUMENTS = {
 EstimatorT = TypeVar("EstimatorT", bound="SequenceEstimator")
 
 
-class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
+class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
     """What the estimators share."""
 
     # Whether there is a target for each step.
     _per_step: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        cell: str = "gru",
-        hidden_size: int = 64,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        *,
-        lr: float = 0.005,
-        schedule: str | None = "one_cycle",
-        epochs: int = 50,
-        batch_size: int = 32,
-        weight_decay: float = 0.01,
-        clip: float | None = 1.0,
-        patience: int | None = None,
-        validation_fraction: float = 0.1,
-        scale: bool = True,
-        embedding_size: int = 32,
-        warm_start: bool = False,
-        random_state: Any = None,
-        verbose: bool = False,
-    ) -> None:
-        self.cell = cell
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bidirectional = bidirectional
-        self.dropout = dropout
-        self.lr = lr
-        self.schedule = schedule
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.clip = clip
-        self.patience = patience
-        self.validation_fraction = validation_fraction
-        self.scale = scale
-        self.embedding_size = embedding_size
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.verbose = verbose
+    # Of every estimator; their constructors say what they are at first.
+    cell: str
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    lr: float
+    schedule: str | None
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    clip: float | None
+    patience: int | None
+    validation_fraction: float
+    scale: bool = True
+    embedding_size: int = 32
+    warm_start: bool
+    random_state: Any
+    verbose: bool
+
+    def _set_parameters(self, given: dict[str, Any]) -> None:
+        """Keep the arguments of a subclass's constructor, which scikit-learn wants written out there."""
+        for name in self._get_param_names():
+            if name in given:
+                setattr(self, name, given[name])
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -115,15 +101,16 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
     # What differs between them
 
     def _targets(self, y: Any, reset: bool) -> Any:
-        """Return targets as the loss takes them, for all sequences."""
-        raise NotImplementedError
+        """Return targets as the loss takes them, for all sequences: as they are, if a class says nothing."""
+        return y
 
+    @abstractmethod
     def _loss(self, output: Array, targets: Array) -> tuple[float, Array]:
-        raise NotImplementedError
+        """Return the loss and the gradient of the output."""
 
+    @abstractmethod
     def _make_model(self, inputs: int, seed: int) -> fr.Module:
         """Return the network for inputs of a size."""
-        raise NotImplementedError
 
     # The network
 

@@ -53,6 +53,11 @@ class Forecaster(SequenceEstimator):
 
     _plan: _Plan
 
+    horizon: int
+    context: int
+    season: int | None
+    quantiles: Sequence[float] | None
+
     def __init__(
         self,
         horizon: int = 1,
@@ -77,28 +82,7 @@ class Forecaster(SequenceEstimator):
         random_state: Any = None,
         verbose: bool = False,
     ) -> None:
-        super().__init__(
-            cell,
-            hidden_size,
-            num_layers,
-            bidirectional,
-            dropout,
-            lr=lr,
-            schedule=schedule,
-            epochs=epochs,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            clip=clip,
-            patience=patience,
-            validation_fraction=validation_fraction,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.horizon = horizon
-        self.context = context
-        self.season = season
-        self.quantiles = quantiles
+        self._set_parameters(locals())
 
     def fit(self, X: Any, y: Any = None) -> Forecaster:
         """Train on all windows of one or more series; return self.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import fusedrnn as fr
@@ -11,6 +12,8 @@ from fusedrnn.nn.pool import KINDS
 
 class Pooled(SequenceEstimator):
     """Base of the estimators with one target for each sequence: a network, pooled over time, and a head."""
+
+    pooling: str
 
     def __init__(
         self,
@@ -35,30 +38,11 @@ class Pooled(SequenceEstimator):
         random_state: Any = None,
         verbose: bool = False,
     ) -> None:
-        super().__init__(
-            cell,
-            hidden_size,
-            num_layers,
-            bidirectional,
-            dropout,
-            lr=lr,
-            schedule=schedule,
-            epochs=epochs,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            clip=clip,
-            patience=patience,
-            validation_fraction=validation_fraction,
-            scale=scale,
-            embedding_size=embedding_size,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.pooling = pooling
+        self._set_parameters(locals())
 
+    @abstractmethod
     def _outputs_size(self) -> int:
-        raise NotImplementedError
+        """Return how many outputs the head has."""
 
     def _make_model(self, inputs: int, seed: int) -> fr.Sequential:
         if self.pooling not in KINDS:

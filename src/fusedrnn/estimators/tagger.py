@@ -59,6 +59,7 @@ class SequenceTagger(SequenceEstimator):
     """
 
     _per_step = True
+    crf: bool
 
     def __init__(
         self,
@@ -83,27 +84,7 @@ class SequenceTagger(SequenceEstimator):
         random_state: Any = None,
         verbose: bool = False,
     ) -> None:
-        super().__init__(
-            cell,
-            hidden_size,
-            num_layers,
-            bidirectional,
-            dropout,
-            lr=lr,
-            schedule=schedule,
-            epochs=epochs,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            clip=clip,
-            patience=patience,
-            validation_fraction=validation_fraction,
-            scale=scale,
-            embedding_size=embedding_size,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.crf = crf
+        self._set_parameters(locals())
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> SequenceTagger:
         """Make one pass over sequences, from the present weights; return self.

@@ -10,6 +10,7 @@ import numpy as np
 from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.checks import dtype_error, kind_error
+from fusedrnn.cuda.libraries import is_device_array
 
 
 def as_rows(name: str, x: Any, trailing: tuple[int, ...], backend: Backend) -> Array:
@@ -27,6 +28,17 @@ def check_kind(name: str, x: Any, backend: Backend) -> None:
         kind = f"{backend.array.__module__}.{backend.array.__name__}"
         raise kind_error(name, x, f"a {kind}")
     refuse_mask(name, x)
+
+
+def check_host(name: str, value: Any, runs: str, expected: str = "a numpy.ndarray") -> None:
+    """Refuse what is not an array in host memory; `runs` says what it is that runs on the CPU."""
+    if not isinstance(value, np.ndarray):
+        if is_device_array(value):
+            raise RuntimeError(
+                f"{name}: expected a numpy.ndarray, got a {type(value).__name__} on a GPU; {runs} on the CPU"
+            )
+        raise kind_error(name, value, expected)
+    refuse_mask(name, value)
 
 
 def contiguous(x: Array) -> Array:

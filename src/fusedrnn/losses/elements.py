@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.checks import check_array, check_number, kind_error
-from fusedrnn.cuda.libraries import is_device_array
+from fusedrnn.arrays import Array
+from fusedrnn.checks import check_array, check_number
+from fusedrnn.inputs.rows import check_host
 
 Scalar: TypeAlias = Literal["mean", "sum"]
 Each: TypeAlias = Literal["none"]
@@ -17,20 +17,14 @@ Each: TypeAlias = Literal["none"]
 
 def check_pred(name: str, pred: Any) -> Array:
     """Refuse what is not a float32 or float64 array in host memory."""
-    if not isinstance(pred, np.ndarray):
-        if is_device_array(pred):
-            raise RuntimeError(
-                f"{name}: expected a numpy.ndarray, got a {type(pred).__name__} on a GPU; "
-                "this loss runs on the CPU"
-            )
-        raise kind_error(name, pred, "a float32 or float64 numpy.ndarray")
-    refuse_mask(name, pred)
+    check_host(name, pred, "this loss runs", "a float32 or float64 numpy.ndarray")
     if pred.dtype not in (np.float32, np.float64):
         raise TypeError(
             f"{name}: expected a float32 or float64 numpy.ndarray, got {pred.dtype}; "
             f"use {name}.astype('float32')"
         )
-    return pred
+    checked: Array = pred
+    return checked
 
 
 def wide(name: str, pred: Any, **others: Any) -> tuple[Array, ...]:

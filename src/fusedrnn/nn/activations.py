@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from fusedrnn.symbolic.graph import Graph
 from fusedrnn.symbolic.program import Program, lower
 
 
-class Activation(Module):
+class Activation(Module, ABC):
     """Base of the modules without parameters that keep the shape of x, which is float32 or float64."""
 
     _host_only = True
@@ -59,13 +60,13 @@ class Activation(Module):
         # Sums of another layout would have other bits.
         return self._gradient(kept, contiguous(dy)) if need_dx else None
 
+    @abstractmethod
     def _apply(self, x: Array, save: bool) -> tuple[Array, Array]:
         """Return y, and what `_gradient` reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _gradient(self, kept: Array, dy: Array) -> Array:
         """Return dx."""
-        raise NotImplementedError
 
 
 class Tanh(Activation):

@@ -6,22 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.checks import as_int64, kind_error
+from fusedrnn.checks import as_int64
 from fusedrnn.cuda.libraries import is_device_array
-from fusedrnn.inputs.rows import contiguous
+from fusedrnn.inputs.rows import check_host, contiguous
 from fusedrnn.training.losses import Reduction
 
 
 def host_array(name: str, value: Any) -> Array:
     """Return a NumPy array as a contiguous and aligned one; refuse arrays on a GPU, and of other kinds."""
-    if not isinstance(value, np.ndarray):
-        if is_device_array(value):
-            raise RuntimeError(
-                f"{name}: expected a numpy.ndarray, got a {type(value).__name__} on a GPU; "
-                "sequence losses and decoders run on the CPU"
-            )
-        raise kind_error(name, value, "a numpy.ndarray")
-    refuse_mask(name, value)
+    check_host(name, value, "sequence losses and decoders run")
     return contiguous(value)
 
 
