@@ -42,6 +42,7 @@ from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.ctc import ctc_align, ctc_decode, ctc_loss
 from fusedrnn.sequence.transducer import TransducerJoiner, transducer_loss
+from fusedrnn.sequence.transducer_decoding import transducer_decode
 from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_cell, sym
 from fusedrnn.training.clip import clip_grad_norm, clip_grad_value
 from fusedrnn.training.linear_cross_entropy import linear_cross_entropy
@@ -129,6 +130,7 @@ __all__ = [
     "show_config",
     "sym",
     "training",
+    "transducer_decode",
     "transducer_loss",
     "unpad",
 ]

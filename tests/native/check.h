@@ -187,5 +187,7 @@ void check_layers(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTa
                   Report& report);
 template <class T>
 void check_sequences(const fusedrnn::LayerTable<T>& layers, Report& report);
+template <class T>
+void check_transducers(const fusedrnn::LayerTable<T>& layers, Report& report);
 
 }  // namespace kernel_check

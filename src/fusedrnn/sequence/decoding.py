@@ -109,7 +109,7 @@ class Run:
 
     def select(self, places: Tokens) -> None:
         """Let the state be that of these hypotheses."""
-        self.state = _taken(self.state, places)
+        self.state = taken(self.state, places)
 
     def ranked(self, complete: list[list[tuple[float, Tokens]]], count: int) -> Decoded:
         longest = max((len(tokens) for found in complete for _, tokens in found), default=0)
@@ -143,15 +143,26 @@ def _decoder_step(
     return step
 
 
-def _taken(state: Any, places: Tokens) -> Any:
+def taken(state: Any, places: Tokens) -> Any:
     """Return a state with these places of the first axis of all its arrays."""
     if state is None:
         return None
     if isinstance(state, dict):
-        return {name: _taken(part, places) for name, part in state.items()}
+        return {name: taken(part, places) for name, part in state.items()}
     if isinstance(state, (tuple, list)):
-        return type(state)(_taken(part, places) for part in state)
+        return type(state)(taken(part, places) for part in state)
     return state[places]
+
+
+def concatenated(first: Any, second: Any) -> Any:
+    """Return a state of the hypotheses of two states, of one kind."""
+    if first is None:
+        return None
+    if isinstance(first, dict):
+        return {name: concatenated(part, second[name]) for name, part in first.items()}
+    if isinstance(first, (tuple, list)):
+        return type(first)(concatenated(*parts) for parts in zip(first, second, strict=True))
+    return np.concatenate((first, second))
 
 
 def log_softmax(logits: Array) -> npt.NDArray[np.float64]:

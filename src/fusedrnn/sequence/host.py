@@ -29,6 +29,20 @@ def integers(name: str, value: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return as_int64(name, array)
 
 
+def lengths_of(name: str, value: npt.ArrayLike, batch: int, symbol: str, most: int) -> npt.NDArray[np.int64]:
+    """Return a copy of lengths (B,), each in 0..most."""
+    lengths: npt.NDArray[np.int64] = integers(name, value).copy()
+    if lengths.shape != (batch,):
+        raise ValueError(f"{name}: expected shape (B,) = ({batch},), got {lengths.shape}")
+    wrong = np.flatnonzero((lengths < 0) | (lengths > most))
+    if wrong.size:
+        raise ValueError(
+            f"{name}: expected values in 0..{symbol} = 0..{most}, "
+            f"got {lengths[wrong[0]]} at position {wrong[0]}"
+        )
+    return lengths
+
+
 def reduced(losses: Array, reduction: Reduction, dtype: np.dtype[Any]) -> "float | Array":
     """Return losses (B,) as they are, their sum, or their mean, which is NaN over none."""
     if reduction == "none":

@@ -14,7 +14,7 @@ from fusedrnn.checks import check_array, check_number, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows
 from fusedrnn.nn.module import Module
-from fusedrnn.sequence.host import host_array, integers, reduced
+from fusedrnn.sequence.host import host_array, integers, lengths_of, reduced
 from fusedrnn.training.losses import Reduction, check_reduction
 
 _LAST, _OUTSIDE = -1, -2  # labels of cells that emit none, and of those that are not in the lattice
@@ -340,8 +340,8 @@ class _Lattice(NamedTuple):
         numbers = integers("targets", targets)
         if numbers.shape != (batch, width - 1):
             raise ValueError(f"targets: expected shape (B, U) = ({batch}, {width - 1}), got {numbers.shape}")
-        steps = _lengths("logit_lengths", logit_lengths, batch, "T", most)
-        counts = _lengths("target_lengths", target_lengths, batch, "U", width - 1)
+        steps = lengths_of("logit_lengths", logit_lengths, batch, "T", most)
+        counts = lengths_of("target_lengths", target_lengths, batch, "U", width - 1)
         labels = np.full((batch, width), _LAST)
         labels[:, :-1] = numbers
         places = np.arange(width)
@@ -375,16 +375,3 @@ class _Lattice(NamedTuple):
                     labels = slice(u, min(u + wide, count + 1))
                     found.append(_Tile(b, slice(t, min(t + high, steps)), labels))
         return found
-
-
-def _lengths(name: str, value: Any, batch: int, symbol: str, most: int) -> npt.NDArray[np.int64]:
-    lengths: npt.NDArray[np.int64] = integers(name, value).copy()
-    if lengths.shape != (batch,):
-        raise ValueError(f"{name}: expected shape (B,) = ({batch},), got {lengths.shape}")
-    wrong = np.flatnonzero((lengths < 0) | (lengths > most))
-    if wrong.size:
-        raise ValueError(
-            f"{name}: expected values in 0..{symbol} = 0..{most}, "
-            f"got {lengths[wrong[0]]} at position {wrong[0]}"
-        )
-    return lengths
