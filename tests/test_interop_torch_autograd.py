@@ -53,6 +53,31 @@ def test_second_derivatives_are_refused(lstm: Any, x: Any) -> None:
         dx.sum().backward()
 
 
+# Of torch's own rules for forward derivatives, which it loads at the first.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("tracked", [True, False])
+def test_forward_derivatives_are_refused(lstm: Any, x: Any, tracked: bool) -> None:
+    """And not left out, where gradients in reverse are turned off."""
+    with (
+        torch.set_grad_enabled(tracked),
+        pytest.raises(RuntimeError, match="expected derivatives in reverse"),
+    ):
+        torch.func.jvp(lambda x: lstm(x)[0], (x.detach(),), (x.detach(),))
+    dual = torch.autograd.forward_ad
+    with torch.set_grad_enabled(tracked), dual.dual_level():
+        given = dual.make_dual(x.detach(), x.detach())
+        with pytest.raises(RuntimeError, match="expected derivatives in reverse"):
+            lstm(given)
+
+
+def test_negated_views(lstm: Any, x: Any) -> None:
+    """Tensors whose values are negated as they are read: imaginary parts of conjugates are."""
+    weights = {name: p.detach() for name, p in lstm.named_parameters()}
+    y, _ = torch.func.functional_call(lstm, weights, (-x,))
+    weights = {name: torch._neg_view(-w) for name, w in weights.items()}
+    assert torch.equal(torch.func.functional_call(lstm, weights, (torch._neg_view(x),))[0], y)
+
+
 def test_changes_in_place_are_found(lstm: Any, x: Any) -> None:
     for changed in ("y", "weight"):
         y, _ = lstm(x)
@@ -62,10 +87,26 @@ def test_changes_in_place_are_found(lstm: Any, x: Any) -> None:
             y.sum().backward()
 
 
-def test_opcheck(lstm: Any, x: Any) -> None:
-    params = list(lstm.parameters())
-    args = (x, torch.tensor([5, 3]), None, None, [], params, "lstm", 2, True, False, 0.0, True)
-    torch.library.opcheck(torch.ops.fusedrnn.rnn.default, args)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_ops(kind: str, x: Any) -> None:
+    """torch's checks of both ops, and the gradients of the one that has them."""
+    module = getattr(ft, kind)(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    params, state = list(module.parameters()), [torch.ones(4, 2, 4, dtype=torch.float64, requires_grad=True)]
+    count = 2 if kind == "LSTM" else 1
+    given = x, torch.tensor([5, 3]), None, None, state * count, params
+    options = kind.lower(), 2, True, False, 0.0
+    torch.library.opcheck(torch.ops.fusedrnn.rnn.default, (*given, *options, True))
+    y, h, c, tape = torch.ops.fusedrnn.rnn(*given, *options, True)
+    assert tape.numel() == 0 and c.numel() == (h.numel() if kind == "LSTM" else 0)
+
+    def function(*tensors: Any) -> Any:
+        return torch.ops.fusedrnn.rnn(*tensors[:1], *given[1:5], list(tensors[1:]), *options, True)[:2]
+
+    assert torch.autograd.gradcheck(function, (x, *params), fast_mode=True)
+    flows = [y.detach(), h.detach(), c.detach() if kind == "LSTM" else None]
+    plain = torch.utils._pytree.tree_map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, given)
+    args = (*plain, *options, y.detach(), tape.detach(), *flows)
+    torch.library.opcheck(torch.ops.fusedrnn.rnn_backward.default, args)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -100,9 +141,12 @@ def test_compile_in_one_graph(lstm: Any, x: Any) -> None:
 
 
 def test_export(lstm: Any, x: Any) -> None:
-    exported = torch.export.export(lstm, (x.detach(),))
+    given = x.detach()
+    sizes = dict.fromkeys((0, 1), torch.export.Dim.AUTO)
+    exported = torch.export.export(lstm, (given,), dynamic_shapes=(sizes,))
     assert any("fusedrnn.rnn" in str(node.target) for node in exported.graph.nodes)
-    torch.testing.assert_close(exported.module()(x.detach())[0], lstm(x)[0])
+    for longer in (given, given.repeat(2, 3, 1)):
+        torch.testing.assert_close(exported.module()(longer)[0], lstm(longer)[0])
 
 
 def test_gradients_of_each_sample(lstm: Any, x: Any) -> None:
@@ -116,6 +160,18 @@ def test_gradients_of_each_sample(lstm: Any, x: Any) -> None:
     torch.testing.assert_close([each[name].sum(0) for name, _ in lstm.named_parameters()], want)
 
 
+def test_several_networks_at_once(lstm: Any, x: Any) -> None:
+    """vmap over parameters: an ensemble."""
+    weights = {name: torch.stack([p.detach(), 2 * p.detach()]) for name, p in lstm.named_parameters()}
+
+    def run(weights: Any) -> Any:
+        return torch.func.functional_call(lstm, weights, (x.detach(),))[0]
+
+    y = torch.func.vmap(run)(weights)
+    for i in range(2):
+        torch.testing.assert_close(y[i], run({name: w[i] for name, w in weights.items()}))
+
+
 def test_autocast_leaves_the_dtype(x: Any) -> None:
     gru = ft.GRU(4, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -126,16 +182,31 @@ def test_autocast_leaves_the_dtype(x: Any) -> None:
 RANK = """
 import sys, torch, fusedrnn.torch as ft
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
 torch.manual_seed(0)
-lstm = ft.LSTM(3, 4, dtype=torch.float64)
+model = torch.nn.Sequential(ft.LSTM(3, 4, dtype=torch.float64))
 x = torch.randn(5, 4, 3, dtype=torch.float64)
-want = torch.autograd.grad(lstm(x)[0].square().mean(), list(lstm.parameters()))
-model = torch.nn.parallel.DistributedDataParallel(lstm)
-model(x[:, 2 * rank : 2 * rank + 2])[0].square().mean().backward()
-for p, g in zip(lstm.parameters(), want):
+half = x[:, 2 * rank : 2 * rank + 2]
+want = torch.autograd.grad(model(x)[0].square().mean(), list(model.parameters()))
+parallel = torch.nn.parallel.DistributedDataParallel(model)
+parallel(half)[0].square().mean().backward()
+for p, g in zip(model.parameters(), want):
     torch.testing.assert_close(p.grad, g)
+
+del parallel
+model.zero_grad()
+mesh = dist.init_device_mesh("cpu", (2,))
+fully_shard(model[0], mesh=mesh)  # its parameters are there for each call alone
+fully_shard(model, mesh=mesh)
+y, _ = model(half)
+assert model[0].weight_ih_l0.to_local().shape == (8, 3)
+y.square().mean().backward()
+for p, g in zip(model.parameters(), want):
+    torch.testing.assert_close(p.grad.full_tensor(), g)
+torch.optim.SGD(model.parameters(), 0.1).step()
+assert not torch.equal(model(half)[0], y)
 dist.destroy_process_group()
 """
 

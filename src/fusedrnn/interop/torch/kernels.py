@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
 from fusedrnn import _core
@@ -151,7 +152,7 @@ def run(
     resets = None if inputs.resets is None else time_major(inputs.resets.numpy(), False, batch_first)
     directions = 1 + bidirectional
     parts = num_layers * directions
-    weights = kernel_weights(tuple([numpy(p) for p in inputs.params]), parts)
+    weights = kernel_weights(tuple([parameter(p) for p in inputs.params]), parts)
     states = tuple([numpy(s) for s in inputs.state])
     ends = [final.numpy() for final in finals]
     out_size = target.shape[-1] // directions
@@ -274,6 +275,35 @@ def backward(
     return Gradients(dx, dstates, dparams)
 
 
+class _Memory:
+    """What NumPy makes an array from."""
+
+    __slots__ = ("__array_interface__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor  # which the array keeps
+        strides = None if tensor.is_contiguous() else tuple([n * tensor.itemsize for n in tensor.stride()])
+        self.__array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "strides": strides,
+            "typestr": _CODES[tensor.dtype],
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+        }
+
+
+_CODES = {torch.float32: np.dtype(np.float32).str, torch.float64: np.dtype(np.float64).str}
+
+
+def parameter(tensor: Tensor) -> Any:
+    """Return an array on a parameter's memory, which its owner may still resize.
+
+    Tensor.numpy() forbids that to the storage for good, and fully_shard frees parameters so between calls.
+    The array must not live longer than the call.
+    """
+    return np.asarray(_Memory(tensor.detach().resolve_neg() if tensor.is_neg() else tensor))
+
+
 def numpy(tensor: Tensor) -> Any:
-    """Return an array on the tensor's memory."""
-    return tensor.detach().numpy()
+    """Return an array on the tensor's memory; of its values where these are negated as they are read."""
+    return tensor.numpy(force=True)

@@ -95,7 +95,10 @@ class _Recurrent(RNNBase):
         first = params[0]
         if x.dtype is not first.dtype:
             if not torch.is_autocast_enabled("cpu"):
-                raise ValueError(f"RNN input dtype ({x.dtype}) does not match weight dtype ({first.dtype})")
+                raise ValueError(
+                    f"RNN input dtype ({x.dtype}) does not match weight dtype ({first.dtype}). "
+                    f"Convert input: input.to({first.dtype}), or convert model: model.to({x.dtype})"
+                )
             # Autocast leaves recurrent networks in the dtype of their parameters.
             x = x.to(first.dtype)
             state = None if state is None else tuple([part.to(first.dtype) for part in state])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from fusedrnn import _core
 from fusedrnn.interop.torch import kernels
@@ -24,6 +24,10 @@ torch.library.define(
 torch.library.define(
     "fusedrnn::rnn_backward",
     f"({_TENSORS}, {_SIZES}, Tensor y, Tensor tape, Tensor? dy, Tensor? dh, Tensor? dc) -> Tensor[]",
+)
+_NOT_FORWARD = (
+    "fusedrnn.torch: expected derivatives in reverse, got one forward through a recurrent network; "
+    "use backward, torch.func.vjp or jacrev"
 )
 _NOT_TWICE = (
     "fusedrnn.torch: expected one derivative, got a second one of a recurrent network; "
@@ -99,6 +103,10 @@ def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     raise RuntimeError(_NOT_TWICE)
 
 
+def _refuse_forward(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+    raise RuntimeError(_NOT_FORWARD)
+
+
 torch.library.register_autograd("fusedrnn::rnn", _op_backward, setup_context=_setup)
 torch.library.register_autograd("fusedrnn::rnn_backward", _refuse)
 
@@ -118,6 +126,7 @@ class _Backward(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None: ...
 
     backward = staticmethod(_refuse)
+    jvp = staticmethod(_refuse_forward)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -150,6 +159,8 @@ class Network(Function):
         dx, *others = _Backward.apply(*given) if twice else _Backward.forward(*given)
         return (None, None, None, dx, None, None, None, *others)
 
+    jvp = staticmethod(_refuse_forward)
+
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return _each(Network, info, in_dims, args)
@@ -172,7 +183,8 @@ def _each(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, .
 def apply(options: Options, caches: list[_core.WeightCache] | None, inputs: Inputs) -> tuple[Tensor, ...]:
     """Return y and the final states, recorded by autograd or by whatever traces the call."""
     x, lengths, resets, seed, state, params = inputs
-    if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu:
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or type(x) is not Tensor or not x.is_cpu:
         save = torch.is_grad_enabled()
         if not (x.is_cpu or x.is_meta):
             kernels.check(options, inputs)
@@ -181,7 +193,7 @@ def apply(options: Options, caches: list[_core.WeightCache] | None, inputs: Inpu
         )
         return (y, h, c) if options.cell == "lstm" else (y, h)
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *params))
-    if tracked or torch._C._are_functorch_transforms_active():
+    if tracked or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         kernels.check(options, inputs)
         return Network.apply(options, caches, len(state), *inputs[:4], *state, *params)[:-1]
     y, finals, _ = kernels.forward(options, inputs, False, caches)
