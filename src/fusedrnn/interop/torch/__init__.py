@@ -1,7 +1,19 @@
 """Recurrent networks and losses for PyTorch; `fusedrnn.torch` is the public name."""
 
 from fusedrnn.interop.torch.convert import convert, restore
-from fusedrnn.interop.torch.losses import ctc_loss
+from fusedrnn.interop.torch.crf import CRF
+from fusedrnn.interop.torch.decoder import AttentionDecoder
+from fusedrnn.interop.torch.losses import ctc_loss, transducer_loss
 from fusedrnn.interop.torch.modules import GRU, LSTM, RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "convert", "ctc_loss", "restore"]
+__all__ = [
+    "CRF",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AttentionDecoder",
+    "convert",
+    "ctc_loss",
+    "restore",
+    "transducer_loss",
+]

@@ -79,7 +79,7 @@ class Tape:
         self.layers, self.drops = layers, drops
 
 
-def attach(tape: Tape | None) -> Tensor:
+def attach(tape: Any) -> Tensor:
     """Return a tensor without elements whose storage holds the tape.
 
     The storage, and the tape with it, lives as long as autograd keeps the tensor. Whoever saves a copy
@@ -91,7 +91,7 @@ def attach(tape: Tape | None) -> Tensor:
     return handle
 
 
-def attached(handle: Tensor) -> Tape | None:
+def attached(handle: Tensor) -> Any:
     """Return the tape that the tensor's storage holds, if any."""
     return getattr(handle.untyped_storage(), "_fusedrnn_tape", None)
 

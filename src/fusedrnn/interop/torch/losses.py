@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from fusedrnn.interop.torch.host import as_array, check_tensor, on_host, outside_graphs
 from fusedrnn.interop.torch.kernels import Tensor
+from fusedrnn.interop.torch.ops import each
 from fusedrnn.sequence.ctc import ctc_loss as kernel_ctc_loss
-from fusedrnn.training.losses import check_reduction
+from fusedrnn.sequence.transducer import transducer_loss as kernel_transducer_loss
+from fusedrnn.training.losses import Reduction, check_reduction
 
 
-def _array(name: str, given: Any) -> Any:
-    """Return an array on the memory of a tensor of the CPU; lists go to the kernels as they are."""
-    if not isinstance(given, Tensor):
-        return given
-    if not given.is_cpu:
-        raise RuntimeError(f"{name}: expected a tensor on the CPU, got one on {given.device}; use .cpu()")
-    return given.detach().numpy()
+class Losses(Function):
+    """Losses (B,) or their scalar, and the gradients of the inputs, which the same pass gives.
 
+    `run` returns all of them for the arrays of the inputs, of which the first ones have gradients. `axes`
+    says for each gradient which of its axes is that of the sequences, None without one, and whether the
+    input has it, too.
+    """
 
-class _CTCLoss(Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, *given: Any) -> Tensor:
-        losses, dlogits = kernel_ctc_loss(_array("logits", logits), *given[:4], "none", given[4])
-        ctx.save_for_backward(torch.from_numpy(dlogits))
-        return torch.from_numpy(losses)
+    def forward(run: Callable[..., Any], axes: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        return tuple([torch.as_tensor(found) for found in run(*[as_array(t) for t in inputs])])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.axes, ctx.others = inputs[1], len(inputs) - 1 - len(output)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dlosses: Tensor) -> tuple[Any, ...]:
-        (dlogits,) = ctx.saved_tensors
-        return (dlogits * dlosses[:, None], None, None, None, None, None)
+    def backward(ctx: Any, dlosses: Tensor, *_: Any) -> tuple[Any, ...]:
+        found = []
+        for gradient, (axis, kept) in zip(ctx.saved_tensors, ctx.axes, strict=True):
+            flow = dlosses.reshape([-1 if i == axis else 1 for i in range(gradient.dim())])
+            found.append(gradient * flow if kept else (gradient * flow).sum(axis))
+        return None, None, *found, *(None,) * ctx.others
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        return each(Losses, info, in_dims, args)
 
 
+@outside_graphs
 def ctc_loss(
     logits: Tensor,
     targets: Any,
     input_lengths: Any,
     target_lengths: Any,
     blank: int = 0,
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    reduction: Reduction = "mean",
     zero_infinity: bool = False,
 ) -> Tensor:
     """Return torch.nn.functional.ctc_loss of log_softmax(logits), whose gradient comes with it in one pass.
@@ -69,14 +83,73 @@ def ctc_loss(
     Paper: Graves et al. 2006, Connectionist Temporal Classification.
     """
     check_reduction(reduction)
+    check_tensor("logits", logits)
     given = [
-        _array("targets", targets),
-        _array("input_lengths", input_lengths),
-        _array("target_lengths", target_lengths),
+        on_host("targets", targets),
+        on_host("input_lengths", input_lengths),
+        on_host("target_lengths", target_lengths),
     ]
-    losses: Tensor = _CTCLoss.apply(logits, *given, blank, zero_infinity)
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    return (losses / torch.as_tensor(target_lengths).clamp(min=1).to(losses.dtype)).mean()
+
+    def run(*arrays: Any) -> Any:
+        return kernel_ctc_loss(*arrays, blank, "none", zero_infinity)
+
+    losses: Tensor = Losses.apply(run, ((1, True),), logits, *given)[0]
+    if reduction == "mean":
+        losses = losses / torch.as_tensor(target_lengths).clamp(min=1).to(losses.dtype)
+    return reduced(losses, reduction)
+
+
+@outside_graphs
+def transducer_loss(
+    logits: Tensor,
+    targets: Any,
+    logit_lengths: Any,
+    target_lengths: Any,
+    blank: int = -1,
+    clamp: float = -1.0,
+    fastemit_lambda: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Return the RNN transducer's loss of softmax(logits), whose gradient comes with it in one pass.
+
+    The equations are those of `fusedrnn.transducer_loss`, arguments and reductions those of torchaudio's
+    `rnnt_loss`.
+
+    Args:
+        logits: (B, T, U+1, V), torch.float32 or torch.float64, on the CPU.
+        targets: (B, U) of an integer dtype, each in 0..V-1 and not the blank; past a target's end anything.
+        logit_lengths: (B,) of an integer dtype, each in 0..T.
+        target_lengths: (B,) of an integer dtype, each in 0..U.
+        blank: class that stands for no label; negative ones count from the end.
+        clamp: bound of each element of the gradient of a sequence's loss, if above 0.
+        fastemit_lambda: gradients by way of labels count 1 + this. >= 0.
+        reduction: "mean" over the sequences, "sum" or "none".
+
+    Returns:
+        The loss, a scalar, or (B,) with reduction="none".
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: an argument of the wrong shape or range.
+        RuntimeError: a tensor that is not on the CPU, or a second derivative.
+
+    Paper: Graves 2012, arXiv:1211.3711v1.
+    """
+    check_reduction(reduction)
+    check_tensor("logits", logits)
+    given = [
+        on_host("targets", targets),
+        on_host("logit_lengths", logit_lengths),
+        on_host("target_lengths", target_lengths),
+    ]
+
+    def run(*arrays: Any) -> Any:
+        options = {"fastemit_lambda": fastemit_lambda, "reduction": "none"}
+        return kernel_transducer_loss(*arrays, blank, clamp, **options)
+
+    return reduced(Losses.apply(run, ((0, True),), logits, *given)[0], reduction)
+
+
+def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    """Return losses (B,) as they are, their sum, or their mean."""
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()

@@ -99,16 +99,16 @@ def _op_backward(
     return (found[0], None, None, None, *grads, None, None, None, None, None, None)
 
 
-def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+def refuse_second(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     raise RuntimeError(_NOT_TWICE)
 
 
-def _refuse_forward(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+def refuse_forward(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
     raise RuntimeError(_NOT_FORWARD)
 
 
 torch.library.register_autograd("fusedrnn::rnn", _op_backward, setup_context=_setup)
-torch.library.register_autograd("fusedrnn::rnn_backward", _refuse)
+torch.library.register_autograd("fusedrnn::rnn_backward", refuse_second)
 
 
 class _Backward(Function):
@@ -125,12 +125,12 @@ class _Backward(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None: ...
 
-    backward = staticmethod(_refuse)
-    jvp = staticmethod(_refuse_forward)
+    backward = staticmethod(refuse_second)
+    jvp = staticmethod(refuse_forward)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return _each(_Backward, info, in_dims, args)
+        return each(_Backward, info, in_dims, args)
 
 
 class Network(Function):
@@ -159,14 +159,14 @@ class Network(Function):
         dx, *others = _Backward.apply(*given) if twice else _Backward.forward(*given)
         return (None, None, None, dx, None, None, None, *others)
 
-    jvp = staticmethod(_refuse_forward)
+    jvp = staticmethod(refuse_forward)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return _each(Network, info, in_dims, args)
+        return each(Network, info, in_dims, args)
 
 
-def _each(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+def each(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
     """Apply the function to each entry of what vmap maps over; its tapes are left out by stacking."""
     results = []
     for i in range(info.batch_size):
