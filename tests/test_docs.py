@@ -14,7 +14,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 NEEDS = {"autograd": "autograd", "jax": "jax", "keras": "h5py", "onnx": "onnx", "torch": "torch"}
 
 
-@pytest.mark.parametrize("page", ["distributed", "modules", "cells", "sequence", "training", *NEEDS])
+@pytest.mark.parametrize(
+    "page", ["attention", "distributed", "modules", "cells", "sequence", "training", *NEEDS]
+)
 def test_examples_run(
     page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

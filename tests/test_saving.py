@@ -127,6 +127,15 @@ MODELS: dict[str, Callable[[], Any]] = {
     "crf": lambda: fr.CRF(3, np.array([[True, False, True]] * 3), batch_first=True, seed=0),
     "bio": lambda: fr.CRF(5, "bio", seed=0),
     "decoder": lambda: fr.AttentionDecoder("lstm", 3, 4, 5, 6, bias=False, seed=0),
+    "encoder_decoder": lambda: fr.EncoderDecoder(
+        fr.GRU(3, 4, seed=0),
+        fr.Embedding(5, 2, seed=1),
+        fr.AttentionDecoder("gru", 2, 3, 4, seed=2),
+        fr.Linear(3, 5, seed=3),
+        fr.Sequential(fr.Pool("mean"), fr.Linear(4, 3, seed=4)),
+        bos=3,
+        eos=4,
+    ),
     "joiner": lambda: fr.TransducerJoiner(4, 5, seed=0),
     "adaptive": lambda: fr.AdaptiveSoftmax(8, 9, [3, 5], 2.0, True, seed=0),
     "own": lambda: Tagger(
@@ -163,6 +172,7 @@ def test_the_same_model_again(name: str, tmp_path: Path) -> None:
         "crf",
         "bio",
         "decoder",
+        "encoder_decoder",
         "joiner",
         "adaptive",
         "tied",

@@ -41,6 +41,7 @@ from fusedrnn.saving import load, save
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.ctc import ctc_align, ctc_decode, ctc_loss
+from fusedrnn.sequence.encoder_decoder import EncoderDecoder
 from fusedrnn.sequence.transducer import TransducerJoiner, transducer_loss
 from fusedrnn.sequence.transducer_decoding import transducer_decode
 from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json, define_cell, sym
@@ -67,6 +68,7 @@ __all__ = [
     "DefinedCell",
     "Dropout",
     "Embedding",
+    "EncoderDecoder",
     "GRUCell",
     "IndRNN",
     "LSTMCell",

@@ -33,6 +33,7 @@ from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.nn.self_attention import SelfAttention
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
+from fusedrnn.sequence.encoder_decoder import EncoderDecoder
 from fusedrnn.sequence.transducer import TransducerJoiner
 from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json
 
@@ -45,7 +46,7 @@ _OWN: dict[str, type[Module]] = {
         *(RNN, LSTM, GRU, Recurrent, MGU, IndRNN, MinGRU, MinLSTM, SRU, LIF, RNNCell, LSTMCell, GRUCell),
         *(Linear, Embedding, LayerNorm, BatchNorm, Dropout, Conv1d, Pool, Tanh, Sigmoid, ReLU, GELU, Softmax),
         *(Module, Sequential, Residual, Concat, ModuleList, ModuleDict),
-        *(SelfAttention, AttentionDecoder, CRF, TransducerJoiner, AdaptiveSoftmax),
+        *(SelfAttention, AttentionDecoder, EncoderDecoder, CRF, TransducerJoiner, AdaptiveSoftmax),
     )
 }
 _PREFIX = "fusedrnn."

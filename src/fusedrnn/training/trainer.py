@@ -34,7 +34,7 @@ class Trainer(Resumable):
     The model's output is (B, ...) for targets of sequences, (T, B, ...) for targets of steps; of the latter,
     those steps that are no padding go to the loss, as (steps, ...). A loss that has an argument `lengths`, as
     `CRF.loss`, gets everything and the lengths instead. Parameters that such a loss trains have to be the
-    model's, too.
+    model's, too. A model whose forward has an argument `targets`, as `EncoderDecoder`, gets them, too.
 
     Batches hold sequences of about the same length, in an order that depends on `seed` and the epoch alone.
     With `checkpoint`, a run that was ended at any moment, also by kill -9, goes on from its last checkpoint
@@ -132,6 +132,7 @@ class Trainer(Resumable):
         self._owns_file = False
         self._loss_takes_lengths = "lengths" in _parameters(loss)
         self._model_takes_lengths = "lengths" in _parameters(model.forward)
+        self._model_takes_targets = "targets" in _parameters(model.forward)
         self._backward_options = {"need_dx": False} if "need_dx" in _parameters(model.backward) else {}
 
     @property
@@ -289,6 +290,13 @@ class Trainer(Resumable):
             gradient[batch.counted] = counted
         return float(loss), gradient
 
+    def _options(self, batch: Batch) -> dict[str, Any]:
+        """Return what the model takes beside x."""
+        options: dict[str, Any] = {} if batch.lengths is None else {"lengths": batch.lengths}
+        if self._model_takes_targets:
+            options["targets"] = batch.targets
+        return options
+
     @staticmethod
     def _check_steps(output: Any, batch: Batch) -> None:
         if batch.counted is not None and output.shape[:2] != batch.counted.shape:
@@ -300,7 +308,7 @@ class Trainer(Resumable):
     def _train(self, batch: Batch) -> float:
         """Take a step; return its loss."""
         self.model.zero_grad()
-        results = self.model.forward(batch.x, **_lengths(batch))
+        results = self.model.forward(batch.x, **self._options(batch))
         output, tape = results[0], results[-1]
         loss, gradient = self._compare(output, batch)
         if not math.isfinite(loss):
@@ -330,7 +338,7 @@ class Trainer(Resumable):
         try:
             for indices in data.ordered(self.batch_size):
                 batch = data.batch(indices)
-                output = self.model(batch.x, **_lengths(batch))
+                output = self.model(batch.x, **self._options(batch))
                 output = output[0] if self.model.has_state else output
                 weight = self._weight(batch)
                 sums["loss"] += self._compare(output, batch)[0] * weight
@@ -365,10 +373,6 @@ class Trainer(Resumable):
     def _save(self) -> None:
         if self.checkpoint is not None:
             self._write(self.checkpoint)
-
-
-def _lengths(batch: Batch) -> dict[str, Any]:
-    return {} if batch.lengths is None else {"lengths": batch.lengths}
 
 
 def _hooks(callback: Any) -> tuple[Any, Any]:
