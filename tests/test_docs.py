@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import fusedrnn as fr
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
 # Pages of other libraries, and what is imported for them.
 NEEDS = {"autograd": "autograd", "jax": "jax", "keras": "h5py", "onnx": "onnx", "torch": "torch"}
+# These show what the tests of each part check on every instruction set.
+ONCE = {"index": "numpy", "start": "sklearn", "howto": "sklearn"}
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    threads = fr.get_num_threads()
+    yield
+    fr.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
-    "page", ["attention", "distributed", "modules", "cells", "sequence", "training", *NEEDS]
+    "page",
+    [
+        *("attention", "distributed", "modules", "cells", "sequence", "training"),
+        *NEEDS,
+        *(pytest.param(page, marks=pytest.mark.once) for page in ONCE),
+    ],
 )
 def test_examples_run(
     page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if page in NEEDS:
-        pytest.importorskip(NEEDS[page])
+    pytest.importorskip({**NEEDS, **ONCE}.get(page, "numpy"))
     monkeypatch.chdir(tmp_path)  # where pages write files
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
     names: dict[str, object] = {}

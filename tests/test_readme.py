@@ -68,5 +68,5 @@ def test_links_lead_somewhere() -> None:
             assert path.exists(), f"{page.name}: {target}"
             if section:
                 headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
-                slugs = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in headings}
+                slugs = {re.sub(r"[^a-z0-9_ -]", "", title.lower()).replace(" ", "-") for title in headings}
                 assert section in slugs, f"{page.name}: {target}"
