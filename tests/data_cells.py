@@ -136,6 +136,63 @@ def _sru_pull(a: Array, b: Array, state: State, d_next: State, v_f: Array, v_r: 
     return da, np.zeros_like(b), dstate, df * state[1], dr * state[1]
 
 
+def _li_gru_step(a: Array, b: Array, state: State) -> State:
+    """h' = n + s(z) (h - n), n = max(0, a_n + b_n)."""
+    z, n = np.split(a + b, 2)
+    return (relu(n) + sigmoid(z) * (state[0] - relu(n)),)
+
+
+def _li_gru_pull(a: Array, b: Array, state: State, d_next: State) -> tuple[Any, ...]:
+    z, n = np.split(a + b, 2)
+    dz = d_next[0] * (state[0] - relu(n)) * sigmoid_slope(z)
+    da = np.concatenate([dz, d_next[0] * sigmoid(-z) * relu_slope(n)])
+    return da, da, (d_next[0] * sigmoid(z),)
+
+
+def _slstm(exponential: bool) -> Cell:
+    """h' = s(o) C' / N' of C' = F C + e^i tanh(z), N' = F N + e^i, with C = c e^m and N = n e^m.
+
+    Where n is not positive F is 0, and m' = i; else m' is the larger of log F + m and i.
+    """
+
+    def parts(a: Array, b: Array, state: State) -> tuple[Array, ...]:
+        i, f, z, o = np.split(a + b, 4)
+        _, c, n, m = state
+        rate = np.exp(f) if exponential else sigmoid(f)
+        forget = np.where(n > 0, rate, 0.0)
+        total_c = forget * c * np.exp(m) + np.exp(i) * np.tanh(z)
+        total_n = forget * n * np.exp(m) + np.exp(i)
+        late = (n > 0) & (np.log(rate) + m > i)
+        return i, f, z, o, forget, total_c, total_n, late, np.where(late, np.log(rate) + m, i)
+
+    def step(a: Array, b: Array, state: State) -> State:
+        _, _, _, o, _, total_c, total_n, _, m = parts(a, b, state)
+        return sigmoid(o) * total_c / total_n, total_c * np.exp(-m), total_n * np.exp(-m), m
+
+    def pull(a: Array, b: Array, state: State, d_next: State) -> tuple[Any, ...]:
+        i, f, z, o, forget, total_c, total_n, late, m_next = parts(a, b, state)
+        _, c, n, m = state
+        dh, dc, dn, dm = d_next
+        quotient, shrunk = total_c / total_n, np.exp(-m_next)
+        d_total_c = dh * sigmoid(o) / total_n + dc * shrunk
+        d_total_n = -dh * sigmoid(o) * quotient / total_n + dn * shrunk
+        dm = dm - dc * total_c * shrunk - dn * total_n * shrunk
+        through = d_total_c * c + d_total_n * n
+        d_log = forget * np.exp(m) * through + late * dm
+        dz = np.concatenate(
+            [
+                np.exp(i) * (d_total_c * np.tanh(z) + d_total_n) + ~late * dm,
+                d_log * (1.0 if exponential else sigmoid(-f)),
+                d_total_c * np.exp(i) * tanh_slope(z),
+                dh * quotient * sigmoid_slope(o),
+            ]
+        )
+        scale = forget * np.exp(m)
+        return dz, dz, (np.zeros(c.shape), d_total_c * scale, d_total_n * scale, d_log)
+
+    return Cell(4, 4, step, pull)
+
+
 def _lif(
     surrogate: Callable[[Array], Array],
     beta: float | None = None,
@@ -185,7 +242,7 @@ class DataCell:
 
 
 def _made(network: Any, **options: Any) -> Callable[..., Any]:
-    return lambda *sizes, **others: network(*sizes, **options, **others)
+    return lambda *sizes, **others: network(*sizes, **{**options, **others})
 
 
 CELLS: dict[str, DataCell] = {
@@ -202,6 +259,10 @@ CELLS: dict[str, DataCell] = {
     "min_gru": DataCell(Cell(2, 1, _min_gru_step, _min_gru_pull), fr.MinGRU, False),
     "min_lstm": DataCell(Cell(3, 1, _min_lstm_step, _min_lstm_pull), fr.MinLSTM, False),
     "sru": DataCell(Cell(4, 2, _sru_step, _sru_pull, (("v_f", 1), ("v_r", 1))), fr.SRU, False),
+    "ligru": DataCell(
+        Cell(2, 1, _li_gru_step, _li_gru_pull), _made(fr.LiGRU, batch_norm=False), smooth=False
+    ),
+    "slstm": DataCell(_slstm(exponential=False), fr.SLSTM),
     "lif": DataCell(_lif(_atan), fr.LIF, False, smooth=False),
     "lif_recurrent": DataCell(
         _lif(_fast_sigmoid, beta=0.75, threshold=0.5, recurrent=True),
@@ -217,4 +278,6 @@ CELLS: dict[str, DataCell] = {
         smooth=False,
     ),
 }
+# Run by one test alone.
+SLSTM_EXP = DataCell(_slstm(exponential=True), _made(fr.SLSTM, forget_gate="exp"))
 reference.DATA.update({name: cell.reference for name, cell in CELLS.items()})

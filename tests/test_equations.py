@@ -23,7 +23,19 @@ def test_docstrings_and_pages_are_current() -> None:
     assert_ran(done)
 
 
-NETWORKS = (fr.RNN, fr.LSTM, fr.GRU, fr.MGU, fr.IndRNN, fr.MinGRU, fr.MinLSTM, fr.SRU, fr.LIF)
+NETWORKS = (
+    fr.RNN,
+    fr.LSTM,
+    fr.GRU,
+    fr.MGU,
+    fr.IndRNN,
+    fr.MinGRU,
+    fr.MinLSTM,
+    fr.SRU,
+    fr.LiGRU,
+    fr.SLSTM,
+    fr.LIF,
+)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -14,7 +14,7 @@ import fusedrnn as fr
 pytestmark = pytest.mark.once
 
 CONSTRUCTORS = [
-    *(fr.Recurrent, fr.MGU, fr.IndRNN, fr.MinGRU, fr.MinLSTM, fr.SRU, fr.LIF),
+    *(fr.Recurrent, fr.MGU, fr.IndRNN, fr.MinGRU, fr.MinLSTM, fr.SRU, fr.LiGRU, fr.SLSTM, fr.LIF),
     *(fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell),
     *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout, fr.CRF, fr.AttentionDecoder),
     fr.EncoderDecoder,
@@ -124,6 +124,10 @@ MODULES = [
     "MinGRU(3, 5, batch_first=True)",
     "MinLSTM(3, 5)",
     "SRU(3, 5)",
+    "LiGRU(3, 5, bidirectional=True)",
+    "LiGRU(3, 5, batch_norm=False)",
+    "SLSTM(3, 6, num_heads=3, forget_gate='exp')",
+    "GRU(3, 5, init_state='normal', learned_reset_state=True, batch_norm=True)",
     "LIF(3, 5)",
     "LIF(3, 5, beta=0.5, learn_beta=False, threshold=2.0, surrogate='sigmoid', slope=5.0, recurrent=True)",
     "Recurrent('gru', 3, 5)",

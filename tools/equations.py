@@ -26,6 +26,8 @@ DATA = {
     "MinGRU": library.min_gru(),
     "MinLSTM": library.min_lstm(),
     "SRU": library.sru(),
+    "LiGRU": library.li_gru(),
+    "SLSTM": library.slstm("sigmoid"),
     "LIF": library.lif(0.9, True, 1.0, "atan", None, False),
 }
 OPTIONS = {

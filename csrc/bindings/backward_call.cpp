@@ -61,6 +61,8 @@ class TypedBackwardCall final : public BackwardCall {
             problem_.initial[k] = typed.arrays.initial[k].template data<T>();
             problem_.dfinal[k] = a.dfinal[k].data<T>();
             problem_.dinitial[k] = a.dinitial[k].mutable_data<T>();
+            problem_.dreset[k] = a.dreset[k].mutable_data<T>();
+            if (a.dsteps[k].given()) problem_.dsteps[k] = sequence<T>(a.dsteps[k]);
         }
         for (std::size_t i = 0; i < a.grads.size(); ++i) {
             problem_.dparams.of[i] = a.grads[i].mutable_data<T>();
@@ -121,6 +123,7 @@ bool BackwardCall::independent(const LayerCall& call) const {
     const auto writes_to = [](const BackwardCall& a, const BackwardCall& b) {
         const Arrays &mine = a.arrays_, &theirs = b.arrays_;
         std::vector<const Array*> written{&mine.dx};
+        for (const Array& sum : mine.dreset) written.push_back(&sum);
         for (const Array& grad : mine.grads) written.push_back(&grad);
         for (const Array* array : written) {
             const CallArrays& saved = b.tape_->arrays;
@@ -141,7 +144,8 @@ bool BackwardCall::independent(const LayerCall& call) const {
 std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape>& tape, py::handle dy,
                                                  py::handle dstate, py::handle dparams,
                                                  py::handle need_dx_flag, py::handle dx,
-                                                 py::handle accumulate_flag) {
+                                                 py::handle accumulate_flag, py::handle dreset,
+                                                 py::handle dsteps) {
     const bool need_dx = flag(need_dx_flag, "need_dx"),
                accumulate_dx = flag(accumulate_flag, "accumulate_dx");
     if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
@@ -179,6 +183,15 @@ std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape
         for (int k = 0; k < states; ++k) grad.apart_from(a.dfinal[k]);
     }
     for (int k = 0; k < states; ++k) {
+        if (!dreset.is_none()) {
+            a.dreset.at(k) = Array::like(item_of(dreset, "dreset", states, k), Name("dreset", k), x);
+            a.dreset.at(k).shape({{"B", d.B}, {"H", state_width(d, k)}}).writable();
+        }
+        if (k > 0 && !dsteps.is_none()) {
+            a.dsteps.at(k) =
+                Array::like(item_of(dsteps, "dsteps", states, k), Name("dsteps", k), x, kOptional);
+            a.dsteps.at(k).shape({{"T", d.T}, {"B", d.B}, {"H", d.H}}).made_rows();
+        }
         a.dinitial.at(k) = Array::like(new_array(tape->dtype, {d.B, state_width(d, k)}), "dstate", x);
     }
     return by_dtype(tape->dtype, [&]<class T>() -> std::shared_ptr<BackwardCall> {

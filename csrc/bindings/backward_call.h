@@ -8,7 +8,8 @@ class BackwardCall : public LayerCall {
   public:
     static std::shared_ptr<BackwardCall> make(const std::shared_ptr<LayerTape>& tape, py::handle dy,
                                               py::handle dstate, py::handle dparams, py::handle need_dx,
-                                              py::handle dx, py::handle accumulate_dx);
+                                              py::handle dx, py::handle accumulate_dx, py::handle dreset,
+                                              py::handle dsteps);
 
     py::tuple result() const override;
     bool independent(const LayerCall& other) const override;
@@ -16,7 +17,7 @@ class BackwardCall : public LayerCall {
   protected:
     struct Arrays {
         Array dy, dx;
-        StateArrays dfinal, dinitial;
+        StateArrays dfinal, dinitial, dreset, dsteps;
         std::vector<Array> grads;
         bool accumulate_dx;
     };

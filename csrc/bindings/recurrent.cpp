@@ -3,6 +3,8 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "bindings/backward_call.h"
 #include "bindings/bindings.h"
 #include "bindings/forward_call.h"
@@ -68,6 +70,34 @@ auto bind_call(py::module_& m, const char* type, const char* function, const Ext
     return bound;
 }
 
+// Writes a state beyond h after every step to `out` (T, B, H), zeros past the ends of rows.
+void copy_states(const LayerTape& tape, int number, py::handle out) {
+    const Dims& d = tape.dims;
+    if (number < 1 || number >= tape.cell.states) {
+        throw py::value_error("number: expected one of the states beyond h, 1.." +
+                              std::to_string(tape.cell.states - 1) + ", got " + std::to_string(number));
+    }
+    Array to = Array::like(out, "out", tape.arrays.x);
+    to.shape({{"T", d.T}, {"B", d.B}, {"H", d.H}}).writable_rows();
+    const Schedule schedule = tape.timetable->view(nullptr);
+    by_dtype(tape.dtype, [&]<class T>() {
+        const std::int64_t lanes = kernel_table<T>().lanes, padded = (d.H + lanes - 1) / lanes * lanes;
+        const Sequence<T> rows = writable_sequence<T>(to);
+        const T* states = tape.states.template as<T>();
+        for (std::int64_t t = 0; t < d.T; ++t) {
+            for (std::int64_t p = 0; p < d.B; ++p) {
+                T* row = rows.row(t, schedule.order[p]);
+                if (p >= schedule.active[t]) {
+                    std::fill_n(row, d.H, T{0});
+                    continue;
+                }
+                const std::int64_t place = (schedule.offset[t] + p) * (tape.cell.states - 1) + number - 1;
+                std::copy_n(states + place * padded, d.H, row);
+            }
+        }
+    });
+}
+
 StagedCalls::Calls calls_of(py::handle given) {
     if (!PyList_Check(given.ptr())) {
         throw py::type_error(std::string("calls: expected a list, got ") + Py_TYPE(given.ptr())->tp_name);
@@ -106,7 +136,8 @@ void bind_calls(py::module_& m) {
     bind_call<BackwardCall>(m, "BackwardCall", "backward", py::arg("tape"), py::arg("dy") = py::none(),
                             py::arg("dstate") = py::none(), py::arg("dparams") = py::none(),
                             py::arg("need_dx") = true, py::arg("dx") = py::none(),
-                            py::arg("accumulate_dx") = false);
+                            py::arg("accumulate_dx") = false, py::arg("dreset") = py::none(),
+                            py::arg("dsteps") = py::none());
     m.def(
         "run_calls", [](py::handle calls) { return results_of(StagedCalls({calls_of(calls)}).run()); },
         py::arg("calls"));
@@ -168,6 +199,7 @@ void bind_recurrent(py::module_& m) {
         py::arg("enabled"));
     py::class_<LayerTape, std::shared_ptr<LayerTape>>(m, "LayerTape")
         .def("check_unchanged", &LayerTape::check_unchanged)
+        .def("copy_states", &copy_states, py::arg("number"), py::arg("out"))
         .def_property_readonly("nbytes", &LayerTape::nbytes)
         .def_property_readonly("seq_len", [](const LayerTape& t) { return t.dims.T; })
         .def_property_readonly("batch", [](const LayerTape& t) { return t.dims.B; })

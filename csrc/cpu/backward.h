@@ -146,6 +146,8 @@ class Backward : CellSizes<Cell> {
             if (!cut) {
                 if (this->passes_h) dh = dh + V::load(acc);
                 if (this->direct_hidden) dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
+            } else if (p_.dreset[0] != nullptr) {
+                give_to_reset(0, b, unit, p_.dims.P, gradient_before(position, unit, acc));
             }
         } else if (p_.dfinal[0] != nullptr) {
             dh = dh + load_part(p_.dfinal[0] + b * p_.dims.P + unit, valid);
@@ -153,10 +155,36 @@ class Backward : CellSizes<Cell> {
         return dh;
     }
 
-    V state_gradient(int k, std::int64_t position, std::int64_t unit, bool continues, bool cut) const {
-        if (continues) return cut ? V::set(0) : V::load(plan_.carry + (position * S + k) * hp_ + unit);
-        if (p_.dfinal[k] == nullptr) return V::set(0);
-        return load_part(p_.dfinal[k] + row_of(position) * p_.dims.H + unit, p_.dims.H - unit);
+    // The same of a state beyond h.
+    V state_gradient(int k, const Place& here, std::int64_t position, std::int64_t unit, bool continues,
+                     bool cut) const {
+        const std::int64_t b = row_of(position), valid = p_.dims.H - unit;
+        V ds = V::set(0);
+        if (continues) {
+            const T* carried = plan_.carry + (position * S + k) * hp_ + unit;
+            if (!cut) {
+                ds = V::load(carried);
+            } else if (p_.dreset[k] != nullptr) {
+                give_to_reset(k, b, unit, p_.dims.H, V::load(carried));
+            }
+        } else if (p_.dfinal[k] != nullptr) {
+            ds = load_part(p_.dfinal[k] + b * p_.dims.H + unit, valid);
+        }
+        if (p_.dsteps[k].data != nullptr) ds = ds + load_part(p_.dsteps[k].row(here.t, b) + unit, valid);
+        return ds;
+    }
+
+    // The gradient of h before a step, from its recurrent product and from where the step reads h itself.
+    V gradient_before(std::int64_t position, std::int64_t unit, const T* acc) const {
+        V dh = this->passes_h ? V::load(acc) : V::set(0);
+        if (this->direct_hidden) dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
+        return dh;
+    }
+
+    // At a reset the gradient goes to what took the place of the state.
+    void give_to_reset(int k, std::int64_t b, std::int64_t unit, std::int64_t width, V gradient) const {
+        T* to = p_.dreset[k] + b * width + unit;
+        store_part(load_part(to, width - unit) + gradient, to, width - unit);
     }
 
     // Ends early once the call was cancelled.
@@ -246,7 +274,7 @@ class Backward : CellSizes<Cell> {
         ds_next[0] = dh;
         for (int k = 1; k < S; ++k) {
             s[k] = load_part(m.state_rows[i * S + k] + unit, valid);
-            ds_next[k] = state_gradient(k, position, unit, continues, cut);
+            ds_next[k] = state_gradient(k, here, position, unit, continues, cut);
         }
         call_backward<Cell>(saved, units, s, ds_next, dgx, dgh, dunits, ds);
         if constexpr (Cell::kSplitGates) {
@@ -348,9 +376,11 @@ class Backward : CellSizes<Cell> {
                     for (std::int64_t i = r; i < r + n; ++i) {
                         const std::int64_t position = part.position(i), b = row_of(position),
                                            unit = (u + v) * L;
-                        V dh = this->passes_h ? V::load(m.acc + (v * kRowGroup + i - r) * L) : V::set(0);
-                        if (this->direct_hidden) dh = dh + V::load(plan_.carry + position * S * hp_ + unit);
-                        if (previous_states.is_cut(here.t, b, position)) dh = V::set(0);
+                        V dh = gradient_before(position, unit, m.acc + (v * kRowGroup + i - r) * L);
+                        if (previous_states.is_cut(here.t, b, position)) {
+                            if (p_.dreset[0] != nullptr) give_to_reset(0, b, unit, p_.dims.P, dh);
+                            dh = V::set(0);
+                        }
                         store_part(dh, p_.dinitial[0] + b * p_.dims.P + unit, p_.dims.P - unit);
                     }
                 }
@@ -360,8 +390,11 @@ class Backward : CellSizes<Cell> {
                 const bool cut = previous_states.is_cut(here.t, b, position);
                 for (int k = 1; k < S; ++k) {
                     for (std::int64_t j = part.panels.begin; j < part.panels.end; ++j) {
-                        const V ds =
-                            cut ? V::set(0) : V::load(plan_.carry + (position * S + k) * hp_ + j * L);
+                        V ds = V::load(plan_.carry + (position * S + k) * hp_ + j * L);
+                        if (cut) {
+                            if (p_.dreset[k] != nullptr) give_to_reset(k, b, j * L, p_.dims.H, ds);
+                            ds = V::set(0);
+                        }
                         store_part(ds, p_.dinitial[k] + b * p_.dims.H + j * L, p_.dims.H - j * L);
                     }
                 }

@@ -27,8 +27,9 @@ void Backward<Cell, T>::run_program_cells(const Part& part, Member& m, const Pla
     const std::int64_t position = part.position(r), unit = panels.begin * L, row = part.stride * L;
     const std::int64_t kept = this->kept, units = this->units, unit_rows = plan_.unit_rows(p_.dims);
     // The gradients that reach the states; those of the states beyond h are where the later step put them, if all of these
-    // rows have one and no reset comes between.
-    const bool in_place = r + n <= continuing && p_.schedule.resets == nullptr;
+    // rows have one, no reset comes between and nothing is added.
+    bool in_place = r + n <= continuing && p_.schedule.resets == nullptr;
+    for (int k = 1; k < S; ++k) in_place = in_place && p_.dsteps[k].data == nullptr;
     if (in_place) {
         for (int k = 1; k < S; ++k) {
             tiles.place(at.after + k,
@@ -40,12 +41,12 @@ void Backward<Cell, T>::run_program_cells(const Part& part, Member& m, const Pla
         const bool continues = i < continuing;
         const bool cut = continues && previous_states.is_cut(later.t, row_of(p), p);
         for (int k = 0; k < (in_place ? 1 : S); ++k) {
-            if ((reads >> k & 1) == 0) continue;
+            if ((reads >> k & 1) == 0 && !cut) continue;
             const auto to = tiles.gathered(S + k, n);
             for (std::int64_t u = 0; u < panels.end - panels.begin; ++u) {
                 const T* acc = m.acc + (u * acc_rows + i - r) * L;
                 const V d = k == 0 ? hidden_gradient(here, p, unit + u * L, continues, cut, acc)
-                                   : state_gradient(k, p, unit + u * L, continues, cut);
+                                   : state_gradient(k, here, p, unit + u * L, continues, cut);
                 d.store(to.at + (i - r) * to.row + u * to.panel);
             }
         }

@@ -100,8 +100,10 @@ struct BackwardProblem {
     const T *saved, *states, *hidden, *moments;  // saved null: computed again, moments too
     Sequence<const T> dy;                        // data null: zero
     const T* dfinal[kMaxStates];                 // null: zero
+    Sequence<const T> dsteps[kMaxStates];        // of the states beyond h after every step; data null: zero
     T* dinitial[kMaxStates];
-    Sequence<T> dx;  // laid out as x; data null: not wanted
+    T* dreset[kMaxStates];  // added to, (B, P) and (B, H); null: not wanted
+    Sequence<T> dx;         // laid out as x; data null: not wanted
     bool accumulate_dx;
     Draws draws;
     Params<T> dparams;  // added to; null where not wanted

@@ -30,7 +30,7 @@ from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.gradient_check import check_gradients
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.networks import LIF, MGU, SRU, IndRNN, MinGRU, MinLSTM
+from fusedrnn.nn.networks import LIF, MGU, SLSTM, SRU, IndRNN, LiGRU, MinGRU, MinLSTM
 from fusedrnn.nn.pool import Pool
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
@@ -58,6 +58,7 @@ __all__ = [
     "LSTM",
     "MGU",
     "RNN",
+    "SLSTM",
     "SRU",
     "AdaptiveSoftmax",
     "AttentionDecoder",
@@ -73,6 +74,7 @@ __all__ = [
     "IndRNN",
     "LSTMCell",
     "LayerNorm",
+    "LiGRU",
     "Linear",
     "Lookup",
     "MinGRU",

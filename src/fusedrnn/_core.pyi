@@ -59,6 +59,7 @@ class LayerTape:
     """What backward of one layer and direction needs. `nbytes` leaves out x, y, weights and states."""
 
     def check_unchanged(self) -> None: ...
+    def copy_states(self, number: int, out: _Array) -> None: ...
     @property
     def nbytes(self) -> int: ...
     @property
@@ -162,6 +163,8 @@ class BackwardCall(LayerCall):
         need_dx: bool = True,
         dx: _Array | None = None,
         accumulate_dx: bool = False,
+        dreset: _State | None = None,
+        dsteps: tuple[_Array | None, ...] | None = None,
     ) -> None: ...
 
 def forward(

@@ -25,7 +25,7 @@ from fusedrnn.nn.conv import Conv1d
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.networks import LIF, MGU, SRU, IndRNN, MinGRU, MinLSTM
+from fusedrnn.nn.networks import LIF, MGU, SLSTM, SRU, IndRNN, LiGRU, MinGRU, MinLSTM
 from fusedrnn.nn.pool import Pool
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
@@ -43,7 +43,8 @@ MODEL = "fusedrnn model"
 _OWN: dict[str, type[Module]] = {
     kind.__name__: kind
     for kind in (
-        *(RNN, LSTM, GRU, Recurrent, MGU, IndRNN, MinGRU, MinLSTM, SRU, LIF, RNNCell, LSTMCell, GRUCell),
+        *(RNN, LSTM, GRU, Recurrent, MGU, IndRNN, MinGRU, MinLSTM, SRU, LiGRU, SLSTM, LIF),
+        *(RNNCell, LSTMCell, GRUCell),
         *(Linear, Embedding, LayerNorm, BatchNorm, Dropout, Conv1d, Pool, Tanh, Sigmoid, ReLU, GELU, Softmax),
         *(Module, Sequential, Residual, Concat, ModuleList, ModuleDict),
         *(SelfAttention, AttentionDecoder, EncoderDecoder, CRF, TransducerJoiner, AdaptiveSoftmax),

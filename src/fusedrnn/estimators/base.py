@@ -31,11 +31,13 @@ CELLS = {
     "mingru": fr.MinGRU,
     "minlstm": fr.MinLSTM,
     "sru": fr.SRU,
+    "ligru": fr.LiGRU,
+    "slstm": fr.SLSTM,
 }
 
 # What is said about each argument, for the docstrings.
 _ARGUMENTS = {
-    "cell": '"gru", "lstm", "rnn", "mgu", "indrnn", "mingru", "minlstm" or "sru".',
+    "cell": '"gru", "lstm", "rnn", "mgu", "indrnn", "mingru", "minlstm", "sru", "ligru" or "slstm".',
     "hidden_size": "units of each layer and direction.",
     "num_layers": "layers stacked on each other.",
     "bidirectional": "run each layer in both directions.",

@@ -92,13 +92,14 @@ class Stream(StreamBase[StateT]):
         self._start(slice(None))
 
     def _weights(self) -> list[Weights]:
-        return [parts[0].weights for parts in self._module._plan.layers]
+        return [self._module._settled(parts[0]) for parts in self._module._plan.layers]
 
     def _learned_state(self) -> tuple[Array, ...] | None:
-        return self._module._learned_states(1) if self._module.learned_state else None
+        start = self._module._constant_start()
+        return None if start is None else tuple([np.array(part) for part in start])
 
     def _start(self, rows: Any) -> None:
-        """Set some rows of the batch to the learned initial state, if there is one."""
+        """Set some rows of the batch to the network's own initial state, if it has one."""
         if self._learned is None:
             return
         parts = self._stacked()
@@ -107,7 +108,7 @@ class Stream(StreamBase[StateT]):
         self._set(parts)
 
     def reset(self, rows: npt.ArrayLike | None = None) -> None:
-        """Set the state to zero, or to the learned initial state.
+        """Set the state to zero, or to the initial state that the network has of its own.
 
         Args:
             rows: which sequences of the batch, by number, or as a bool array (B,); None for all.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn import _core
+from fusedrnn.nn.input_norm import Fold
 from fusedrnn.nn.tape import Drop
 
 MERGES = ("concat", "sum", "mean", "mul")
@@ -20,12 +21,15 @@ class Joints:
     Attributes:
         outputs: of each layer whose directions were multiplied the outputs of both (T, B, 2*Hout), else None.
         locked: of the input and of the output (p, seed, offset) of the mask, or None.
-        learned: whether the parameters were the initial state.
+        learned, learned_reset: whether parameters were the initial state, and the state at resets.
+        folds: of each layer and direction the batch_norm, if there is one.
     """
 
     outputs: list[Any] = field(default_factory=list)
     locked: tuple[Drop | None, Drop | None] = (None, None)
     learned: bool = False
+    learned_reset: bool = False
+    folds: list[list[Fold]] = field(default_factory=list)
 
 
 def join(merge: str, both: Any, steps: Any, out: Any) -> None:

@@ -1,4 +1,4 @@
-"""MGU, IndRNN, MinGRU, MinLSTM, SRU and LIF: networks whose cells are data."""
+"""MGU, IndRNN, MinGRU, MinLSTM, SRU, LiGRU, SLSTM and LIF: networks whose cells are data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from fusedrnn.arrays import Array
 from fusedrnn.checks import check_flag, check_number
 from fusedrnn.init import Seed
 from fusedrnn.nn.options import Options
-from fusedrnn.nn.recurrent_base import Recurrent, StateT
+from fusedrnn.nn.recurrent_base import Recurrent
+from fusedrnn.nn.serving import StateT
 from fusedrnn.symbolic import library
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["LIF", "MGU", "SRU", "IndRNN", "MinGRU", "MinLSTM"]
+__all__ = ["LIF", "MGU", "SLSTM", "SRU", "IndRNN", "LiGRU", "MinGRU", "MinLSTM"]
 
 
 class NetworkOptions(Options, total=False):
@@ -44,7 +45,8 @@ class Network(Recurrent[StateT]):
         hidden_size: size of the state, H >= 1; or a list of them, one for each layer.
         num_layers: layers stacked on each other.
         options: bias, batch_first, dropout, bidirectional, dtype, seed, init, recompute, weight_dropout,
-            recurrent_dropout, zoneout, locked_dropout, residual, merge and learned_state of `Recurrent`.
+            recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state, init_state,
+            learned_reset_state, batch_norm and num_heads of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -191,6 +193,71 @@ class SRU(Network[tuple[Array, Array]]):
         **options: Unpack[NetworkOptions],
     ) -> None:
         super().__init__(library.sru(), input_size, hidden_size, num_layers, **options)
+
+
+class LiGRU(Network[Array]):
+    """Light gated recurrent unit: no reset gate, a rectified candidate, and batch normalisation of W_ih x.
+
+    A step:
+
+        a.g = W_ih x + b_ih + W_hh h + b_hh     of each gate g of z, n
+        t1 = sigmoid(a.z)
+        h' = t1 * s.h + (1 - t1) * relu(a.n)
+
+    W_ih x is normalised as batch_norm of `Recurrent` says, which is True here where it is not given.
+
+    Paper: Ravanelli et al. 2018, arXiv:1803.10225.
+    """
+
+    _usual_batch_norm = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        **options: Unpack[NetworkOptions],
+    ) -> None:
+        options.setdefault("batch_norm", True)
+        super().__init__(library.li_gru(), input_size, hidden_size, num_layers, **options)
+
+
+class SLSTM(Network[tuple[Array, Array, Array, Array]]):
+    """LSTM with exponential gates and heads, of xLSTM.
+
+    A step:
+
+        a.g = W_ih x + b_ih + W_hh h + b_hh     of each gate g of i, f, z, o
+        t1 = where(0 < s.n, s.m, -1e+30) - softplus(-a.f)
+        m' = maximum(t1, a.i)
+        t2 = exp(t1 - m')
+        t3 = exp(a.i - m')
+        c' = t2 * s.c + t3 * tanh(a.z)
+        n' = t2 * s.n + t3
+        h' = sigmoid(a.o) * (c' / n')
+
+    t1 is log f + m of the paper, where f is sigmoid or exp of its sum; m keeps the exponentials within range
+    and leaves h as it is. Before the first step n is 0 and nothing is kept. With num_heads above 1 units see
+    the h of their own head alone. The state is the tuple (h, c, n, m).
+
+    Paper: Beck et al. 2024, arXiv:2405.04517.
+
+    Args:
+        forget_gate: "sigmoid", as above, or "exp".
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        forget_gate: str = "sigmoid",
+        **options: Unpack[NetworkOptions],
+    ) -> None:
+        if forget_gate not in ("sigmoid", "exp"):
+            raise ValueError(f"forget_gate: expected 'sigmoid' or 'exp', got {forget_gate!r}")
+        super().__init__(library.slstm(forget_gate), input_size, hidden_size, num_layers, **options)
+        self._cell_options = {} if forget_gate == "sigmoid" else {"forget_gate": forget_gate}
 
 
 class LIF(Network[tuple[Array, Array]]):

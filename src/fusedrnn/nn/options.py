@@ -8,13 +8,13 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 
-from fusedrnn.arrays import Array
-from fusedrnn.cells import CellSpec
+from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.checks import MOST_LAYERS, check_flag, check_number, check_size
 from fusedrnn.init import Noise
+from fusedrnn.nn import input_norm
 from fusedrnn.nn.joining import MERGES, Joints
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.plan import NetworkShape
+from fusedrnn.nn.plan import NetworkShape, Part
 from fusedrnn.symbolic import DefinedCell, library
 from fusedrnn.symbolic.masks import masked
 
@@ -30,6 +30,10 @@ class Options(TypedDict, total=False):
     residual: bool
     merge: str
     learned_state: bool
+    init_state: Any
+    learned_reset_state: bool
+    batch_norm: bool
+    num_heads: int
 
 
 class WithOptions(Module):
@@ -37,6 +41,8 @@ class WithOptions(Module):
 
     # {name: value} of a subclass's options that are not the default, for its repr.
     _cell_options: Mapping[str, Any] = MappingProxyType({})
+    # What batch_norm is where it is not given, for its repr.
+    _usual_batch_norm = False
     # Whether the class does not say what the cell is.
     _saves_program = True
     # The cell, and the one that runs: with masks, if there are any.
@@ -59,6 +65,10 @@ class WithOptions(Module):
     _zoneout: tuple[float, ...]
     # The name of an option that lies between layers or around them, or "".
     _joining: str
+    _learned_state: bool
+    _learned_reset_state: bool
+    _num_heads: int
+    _start_kind: str
     _network: NetworkShape
 
     def _set_regularisers(self, given: CellSpec, weight: float, recurrent: float, zoneout: Zoneout) -> None:
@@ -73,17 +83,21 @@ class WithOptions(Module):
             self._spec, self._masks = cell.spec, len(cell.masks)
 
     def _set_joining(
-        self, locked: float | tuple[float, float], residual: bool, merge: str, learned: bool
+        self, locked: float | tuple[float, float], residual: bool, merge: str, batch_norm: bool
     ) -> None:
         self._locked_dropout = _check_locked(locked)
         self._residual = check_flag("residual", residual)
         self._merge = _check_merge(merge, self.bidirectional)
-        self._learned_state = check_flag("learned_state", learned)
+        self._batch_norm = _check_batch_norm(self._unmasked, batch_norm)
         joining = {
             "residual": self.residual,
             "merge": merge != "concat",
-            "learned_state": self.learned_state,
+            "learned_state": self._learned_state,
+            "init_state": self._start_kind != "zeros",
+            "learned_reset_state": self._learned_reset_state,
             "locked_dropout": any(self._locked_dropout),
+            "batch_norm": self.batch_norm,
+            "num_heads": self._num_heads > 1,
         }
         self._joining = next((name for name, given in joining.items() if given), "")
 
@@ -116,7 +130,10 @@ class WithOptions(Module):
         chosen = {
             "residual": self.residual,
             "merge": self.merge != "concat",
-            "learned_state": self.learned_state,
+            "learned_state": self._learned_state,
+            "init_state": self._start_kind == "given",
+            "learned_reset_state": self._learned_reset_state,
+            "batch_norm": self.batch_norm,
             "a hidden_size for each layer": isinstance(self.hidden_size, tuple),
         }
         return next((name for name, given in chosen.items() if given), "")
@@ -126,7 +143,7 @@ class WithOptions(Module):
         self._require_cpu(self._joining)
         p = self.locked_dropout if self.training else (0.0, 0.0)
         drops = [self._noise.take(each) if each else None for each in p]
-        return Joints([], (drops[0], drops[1]), self.learned_state and state is None)
+        return Joints([], (drops[0], drops[1]), self._learned_state and state is None)
 
     def _joins_at(self, layer: int) -> bool:
         """Whether what the kernels write is not yet the output of this layer, from 1 on."""
@@ -137,19 +154,36 @@ class WithOptions(Module):
         outs = self._network.outs
         return self.residual and layer > 1 and outs[layer - 1] == outs[layer - 2]
 
-    @property
-    def _learned_names(self) -> list[str]:
-        return [f"{state}0" for state in self._unmasked.state_names]
+    def _suffixes(self, layer: int) -> list[str]:
+        """Return what PyTorch appends to the parameter names of a layer, for each direction."""
+        return [f"_l{layer}", f"_l{layer}_reverse"][: 2 if self.bidirectional else 1]
 
-    def _learned_states(self, batch: int) -> tuple[Array, ...]:
-        """The learned initial state for so many rows."""
-        parts = [self._own[name] for name in self._learned_names]
-        return tuple([part.repeat(batch, axis=1) for part in parts])
+    def _norm_shapes(self, suffix: str, rows: int) -> dict[str, tuple[int, ...]]:
+        """The parameters of batch_norm, and with them its buffers, of one layer and direction."""
+        if not self.batch_norm:
+            return {}
+        self.buffer(input_norm.MEAN + suffix, rows, dtype=self._network.dtype)
+        self.buffer(input_norm.VAR + suffix, rows, 1.0, dtype=self._network.dtype)
+        return {input_norm.GAIN + suffix: (rows,)}
 
-    def _add_learned(self, dstarts: list[Any]) -> None:
-        """Add to the gradients of the learned initial state."""
-        for name, dstart in zip(self._learned_names, dstarts, strict=True):
-            self._own_grads[name] += dstart.sum(axis=1, keepdims=True)
+    def _fold(self, part: Part, suffix: str, moments: input_norm.Moments | None) -> input_norm.Fold:
+        """The batch_norm of one layer and direction in a call."""
+        own = {**self._own, **self._saved}
+        return input_norm.Fold.of(self._spec, part.weights, own, suffix, moments)
+
+    def _learn(self, folds: list[list[input_norm.Fold]]) -> None:
+        """Let the running means and variances move to those of a call."""
+        with self._turn.take():
+            for layer, each in enumerate(folds):
+                for fold, suffix in zip(each, self._suffixes(layer), strict=True):
+                    fold.learn(self._saved, suffix)
+
+    def _settled(self, part: Part) -> Weights:
+        """The parameters that one layer and direction has in evaluation mode."""
+        if not self.batch_norm:
+            return part.weights
+        layer, reverse = divmod(part.row, 2 if self.bidirectional else 1)
+        return self._fold(part, self._suffixes(layer)[reverse], None).weights
 
     @property
     def locked_dropout(self) -> tuple[float, float]:
@@ -167,9 +201,14 @@ class WithOptions(Module):
         return self._merge
 
     @property
-    def learned_state(self) -> bool:
-        """Whether the initial state is a parameter."""
-        return self._learned_state
+    def num_heads(self) -> int:
+        """The number of blocks of weight_hh."""
+        return self._num_heads
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether the products with the input are normalised over the steps of a batch."""
+        return self._batch_norm
 
     @property
     def weight_dropout(self) -> float:
@@ -201,6 +240,8 @@ class WithOptions(Module):
             "recurrent_dropout": self.recurrent_dropout,
             "zoneout": any(self.zoneout),
             "locked_dropout": any(self.locked_dropout),
+            "init_state": self._start_kind == "normal" and not self._learned_state,
+            "batch_norm": self.batch_norm,
         }
         return next((name for name, p in drawing.items() if p), "")
 
@@ -220,13 +261,19 @@ class WithOptions(Module):
             "locked_dropout": (self.locked_dropout, (0.0, 0.0)),
             "residual": (self.residual, False),
             "merge": (self.merge, "concat"),
-            "learned_state": (self.learned_state, False),
+            "learned_state": (self._learned_state, False),
+            "init_state": (... if self._start_kind == "given" else self._start_kind, "zeros"),
+            "learned_reset_state": (self._learned_reset_state, False),
+            "batch_norm": (self.batch_norm, self._usual_batch_norm),
+            "num_heads": (self._num_heads, 1),
             "dtype": (str(self._dtype), "float32"),
         }
         changed = {name: value for name, (value, default) in given.items() if value != default}
-        options = [f"{name}={value!r}" for name, value in {**changed, **self._cell_options}.items()]
-        shown = self._unmasked.label if self._unmasked.definition else repr(self._unmasked.name)
-        cell = [shown] if self._saves_program else []
+        shown = {name: "..." if value is ... else repr(value) for name, value in changed.items()}
+        shown |= {name: repr(value) for name, value in self._cell_options.items()}
+        options = [f"{name}={value}" for name, value in shown.items()]
+        called = self._unmasked.label if self._unmasked.definition else repr(self._unmasked.name)
+        cell = [called] if self._saves_program else []
         return ", ".join([*cell, str(self.input_size), str(self.hidden_size), *options])
 
 
@@ -236,6 +283,21 @@ def _check_product(name: str, spec: CellSpec, value: float) -> float:
     if p and "weight_hh" not in spec.parameter_names:
         raise ValueError(f"{name}: expected 0, since {spec.label} has no weight_hh, got {p}")
     return p
+
+
+def _check_batch_norm(spec: CellSpec, value: bool) -> bool:
+    if not check_flag("batch_norm", value):
+        return False
+    if all(p.role != "input_bias" for p in spec.parameters):
+        raise ValueError(
+            f"batch_norm: expected False, since {spec.label} has products without biases, which it "
+            "normalises itself or takes as they are, got True"
+        )
+    if input_norm.GAIN in spec.parameter_names:
+        raise ValueError(
+            f"batch_norm: expected False, since {spec.label} has a parameter {input_norm.GAIN}, got True"
+        )
+    return True
 
 
 def _check_locked(value: float | tuple[float, float]) -> tuple[float, float]:

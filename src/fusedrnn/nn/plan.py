@@ -128,11 +128,6 @@ class Part:
         """Return the gradients that backward adds to: none of a frozen network."""
         return (None,) * len(self.grads) if frozen else self.grads
 
-    def masked(self, index: int, drop: tuple[float, int, int]) -> Weights:
-        """Return the parameters with the mask of a call on the one at `index`, which is copied."""
-        weight: Any = self.weights[index]
-        return (*self.weights[:index], _core.dropout(weight, *drop), *self.weights[index + 1 :])
-
     def apart(self, index: int, frozen: bool) -> Weights:
         """Return `sums`, but for the one at `index` zeros of its own, which `add_masked` adds."""
         sums = self.sums(frozen)
@@ -145,6 +140,12 @@ class Part:
         target, gradient = self.grads[index], sums[index]
         if target is not None and gradient is not None:
             target += _core.dropout(gradient, *drop, out=gradient)
+
+
+def masked(weights: Weights, index: int, drop: tuple[float, int, int]) -> Weights:
+    """Return parameters with the mask of a call on the one at `index`, which is copied."""
+    weight: Any = weights[index]
+    return (*weights[:index], _core.dropout(weight, *drop), *weights[index + 1 :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +189,28 @@ class Network(Protocol):
     @property
     def merge(self) -> str: ...
 
+    _own_grads: Any
+    _num_heads: int
+
     @property
-    def learned_state(self) -> bool: ...
+    def _learned_names(self) -> list[str]: ...
+
+    @property
+    def _reset_names(self) -> list[str]: ...
+
+    def _suffixes(self, layer: int) -> list[str]: ...
 
     def _adds_at(self, layer: int) -> bool:
         """Whether this layer, from 1 on, adds its input to its output."""
 
-    def _learned_states(self, batch: int) -> tuple[Array, ...]:
-        """The learned initial state for so many rows."""
+    def _settled(self, part: Part) -> Weights:
+        """The parameters that one layer and direction has in evaluation mode."""
 
-    def _add_learned(self, dstarts: list[Any]) -> None:
-        """Add to the gradients of the learned initial state."""
+    def _constant_start(self) -> tuple[Array, ...] | None:
+        """The initial states (num_layers*D, 1, H) that do not change from call to call; None for zeros."""
+
+    def _add_starts(self, names: list[str], dstates: list[Any]) -> None:
+        """Add gradients (num_layers*D, B, H) to those of parameters."""
 
 
 def check_forget_bias(spec: CellSpec, value: float | None) -> float | None:

@@ -62,7 +62,8 @@ class RNN(Recurrent[Array]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
-        options: recurrent_dropout, zoneout, locked_dropout, residual, merge and learned_state of `Recurrent`.
+        options: recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state, init_state,
+            learned_reset_state, batch_norm and num_heads of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -169,7 +170,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
-        options: recurrent_dropout, zoneout, locked_dropout, residual, merge and learned_state of `Recurrent`.
+        options: recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state, init_state,
+            learned_reset_state, batch_norm and num_heads of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -288,7 +290,8 @@ class GRU(Recurrent[Array]):
             of the arithmetic on a GPU. May be changed at any time.
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
-        options: recurrent_dropout, zoneout, locked_dropout, residual, merge and learned_state of `Recurrent`.
+        options: recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state, init_state,
+            learned_reset_state, batch_norm and num_heads of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.

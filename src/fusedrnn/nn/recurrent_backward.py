@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numpy as np
+
 from fusedrnn import _core
 from fusedrnn.arrays import StateLike
 from fusedrnn.backend import CPU, NOTHING
 from fusedrnn.cells import Weights
 from fusedrnn.checks import check_array
 from fusedrnn.inputs.lookup import is_table
+from fusedrnn.nn.heads import clear_apart
 from fusedrnn.nn.joining import lock, split
 from fusedrnn.nn.plan import Network, time_major
 from fusedrnn.nn.tape import RecurrentTape
@@ -42,7 +45,8 @@ def backward_layers(
     locked = (None, None) if joints is None else joints.locked
     if flow is not None and locked[1]:
         flow = lock(flow, locked[1])
-    looked_up = lookup is not None and is_table(lookup, on is not CPU) and not locked[0]
+    as_rows = locked[0] or (joints is not None and joints.folds and joints.folds[0])
+    looked_up = lookup is not None and is_table(lookup, on is not CPU) and not as_rows
     gradient: Any = None
     if need_dx and lookup is not None:
         gradient = (on.xp.empty if looked_up else on.xp.zeros)(tuple(lookup._values.shape), dtype)
@@ -50,13 +54,18 @@ def backward_layers(
     if need_dx and not looked_up:
         rows = on.xp.empty((*shape[:-1], module.input_size), dtype)
         inputs = time_major(rows, single, batch_first)
+    folds = [] if joints is None else [fold for each in joints.folds for fold in each]
+    dresets = None
+    if joints is not None and joints.learned_reset and not module._frozen:
+        dresets = [np.zeros_like(dstart) for dstart in dstarts]
     hidden = -1
     sums_of: dict[int, Weights] = {}
     if any(tape.weight_dropout):
         hidden = network.spec.parameter_names.index("weight_hh")
     for part in (part for parts in module._plan.layers for part in parts):
         masked = tape.weight_dropout[part.row] is not None
-        sums_of[part.row] = part.apart(hidden, module._frozen) if masked else part.sums(module._frozen)
+        sums = part.apart(hidden, module._frozen) if masked else part.sums(module._frozen)
+        sums_of[part.row] = folds[part.row].apart(sums, module._frozen) if folds else sums
     targets = [inputs, *_between(module, tape, dtype)]
     stages: list[list[Any]] = []
     # Of each layer, the last one first: the gradient of what its outputs make, and those of the outputs.
@@ -66,7 +75,7 @@ def backward_layers(
         if flow is not None and merge != "concat":
             each = on.xp.empty((*flow.shape[:2], network.wides[layer]), dtype)
         flows.append((flow, each))
-        stages.append(_calls(module, tape, layer, each, dfinals, targets[layer], sums_of))
+        stages.append(_calls(module, tape, layer, each, dfinals, targets[layer], sums_of, dresets))
         flow = targets[layer]
     work = on.kernels.StagedCalls(stages)
     # Dropout is a call of its own, and so is what lies between layers.
@@ -80,13 +89,23 @@ def backward_layers(
                     dstart[part.row, :, : start.shape[1]] = start
                 if (mask := tape.weight_dropout[part.row]) is not None:
                     part.add_masked(hidden, sums_of[part.row], mask)
+                if folds:
+                    suffix = module._suffixes(layer)[part.row - module._plan.layers[layer][0].row]
+                    grads = None if module._frozen else module._own_grads
+                    folds[part.row].unfold(sums_of[part.row], grads, suffix, targets[layer])
             if joints is not None and flow is not None and module._adds_at(layer + 1):
                 targets[layer] += flow
             drop = tape.dropout[layer - 1] if layer else None
             if drop is not None:
                 on.kernels.dropout(targets[layer], *drop, out=targets[layer])
         if joints is not None and joints.learned and not module._frozen:
-            module._add_learned(dstarts)
+            module._add_starts(module._learned_names, dstarts)
+        if module._num_heads > 1 and not module._frozen:
+            for layer in range(module.num_layers):
+                for suffix in module._suffixes(layer):
+                    clear_apart(module._own_grads["weight_hh" + suffix], module._num_heads)
+        if dresets is not None:
+            module._add_starts(module._reset_names, dresets)
     if locked[0] and inputs is not None:
         lock(inputs, locked[0], inputs)
     if single:
@@ -128,6 +147,7 @@ def _calls(
     dfinals: Any,
     target: Any,
     sums_of: dict[int, Weights],
+    dresets: Any,
 ) -> list[Any]:
     """Return the calls of one layer, which write the gradient of its input to `target`, if given."""
     return [
@@ -139,6 +159,7 @@ def _calls(
             target is not None,
             target,
             part.reverse,
+            *(() if dresets is None else (part.of(dresets),)),
         )
         for part in module._plan.layers[layer]
     ]

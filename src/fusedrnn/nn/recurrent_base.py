@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +14,15 @@ import numpy.typing as npt
 from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike
 from fusedrnn.backend import CPU, first_array
-from fusedrnn.cells import CELLS, CellSpec, gather_weights, resolve_cell
+from fusedrnn.cells import CellSpec, gather_weights, resolve_cell
 from fusedrnn.checks import MOST_LAYERS, check_array, check_flag, check_number, check_size, resolve_dtype
-from fusedrnn.inference.quantized import QuantizedRecurrent
-from fusedrnn.inference.stream import Stream
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import packing_of
+from fusedrnn.nn.heads import check_heads, draw_heads
+from fusedrnn.nn.input_norm import GAIN
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.options import WithOptions, Zoneout
+from fusedrnn.nn.options import Zoneout
 from fusedrnn.nn.plan import (
     NetworkPlan,
     NetworkShape,
@@ -33,21 +33,12 @@ from fusedrnn.nn.plan import (
 )
 from fusedrnn.nn.recurrent_backward import backward_layers
 from fusedrnn.nn.recurrent_forward import Results, forward_layers
+from fusedrnn.nn.serving import Served, StateT
 from fusedrnn.nn.tape import RecurrentTape, check_tape
 from fusedrnn.symbolic import DefinedCell
 
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar
 
-    # Without a default, type checkers ask for an annotation of what is made of `Recurrent` itself.
-    StateT = TypeVar("StateT", default=Any)
-else:
-    from typing import TypeVar
-
-    StateT = TypeVar("StateT")
-
-
-class Recurrent(WithOptions, Generic[StateT]):
+class Recurrent(Served[StateT]):
     """Stacked, possibly bidirectional network of any cell: a compiled one, or one of `define_cell`.
 
     `y, state = rnn(x)`; to train, `y, state, tape = rnn.forward(x)` and `dx, _ = rnn.backward(tape, dy)`.
@@ -95,7 +86,17 @@ class Recurrent(WithOptions, Generic[StateT]):
         merge: what the outputs of two directions make, after each layer: "concat", "sum", "mean" or "mul",
             with which y is (T, B, Hout).
         learned_state: whether the initial state is a parameter, which calls without a state start from:
-            h0 (num_layers*D, 1, Hout) and the others alike, zero at first. Resets go to zeros or reset_state.
+            h0 (num_layers*D, 1, Hout) and the others alike. Resets go to zeros or reset_state.
+        init_state: what calls without a state start from, or a learned state at first: "zeros"; "normal",
+            N(0, 1), drawn anew in each call in training mode and zeros in evaluation mode, but once where
+            learned; or a state (num_layers*D, Hout), saved as the buffers init_h and alike.
+        learned_reset_state: whether calls with resets and no reset_state have parameters put in place of the
+            state: reset_h (num_layers*D, 1, Hout) and the others alike, zero at first.
+        batch_norm: whether W_ih x is normalised, without b_ih, over all steps of the batch that count, gates
+            and units apart, and multiplied by gain_ih (G*H,), 1 at first. In evaluation mode by the buffers
+            running_mean and running_var (G*H,), which move by a tenth in each call in training mode. Laurent
+            et al. 2016, arXiv:1510.01378.
+        num_heads: blocks of weight_hh, which is zero between units of different heads, and its gradient too.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -134,6 +135,10 @@ class Recurrent(WithOptions, Generic[StateT]):
         residual: bool = False,
         merge: str = "concat",
         learned_state: bool = False,
+        init_state: Any = "zeros",
+        learned_reset_state: bool = False,
+        batch_norm: bool = False,
+        num_heads: int = 1,
     ) -> None:
         super().__init__()
         self._set_regularisers(resolve_cell(cell), weight_dropout, recurrent_dropout, zoneout)
@@ -148,7 +153,9 @@ class Recurrent(WithOptions, Generic[StateT]):
         self.bidirectional = check_flag("bidirectional", bidirectional)
         self.proj_size = check_projection(self._spec, proj_size, self.hidden_size)
         self.recompute = check_flag("recompute", recompute)
-        self._set_joining(locked_dropout, residual, merge, learned_state)
+        self._num_heads = check_heads(self._spec, num_heads, sizes, self.proj_size)
+        self._set_starts(init_state, learned_state, learned_reset_state)
+        self._set_joining(locked_dropout, residual, merge, batch_norm)
         if self.dropout and self.num_layers == 1:
             text = "dropout: acts between layers, so it does nothing with num_layers=1"
             warnings.warn(text, stacklevel=2 if type(self) is Recurrent else 3)
@@ -166,18 +173,18 @@ class Recurrent(WithOptions, Generic[StateT]):
             for suffix in self._suffixes(layer):
                 part = self._spec.parameter_shapes(inputs, size, self.bias, self.proj_size)
                 shapes.update({name + suffix: shape for name, shape in part.items()})
-        if self.learned_state:
-            learned = zip(self._learned_names, network.widths, strict=True)
-            shapes |= {name: (network.rows, 1, width) for name, width in learned}
-        self._declare(shapes, found)
+                shapes.update(self._norm_shapes(suffix, self._spec.gates * size))
+        self._declare({**shapes, **self._start_shapes()}, found)
         for layer in range(self.num_layers):
             for arrays in [self._select(self._own, suffix) for suffix in self._suffixes(layer)]:
                 recurrent_layer(self._spec, arrays, method, forget_bias=forget_bias, rng=rng)
+                if self._num_heads > 1:
+                    draw_heads(arrays["weight_hh"], self._num_heads, method, rng)
+        for name in self._own if method is not None else ():
+            if name.startswith(GAIN + "_l") and self.batch_norm:
+                self._own[name] = 1.0
+        self._fill_starts(rng, method is None)
         self._noise = Noise(rng)
-
-    def _suffixes(self, layer: int) -> list[str]:
-        """Return what PyTorch appends to the parameter names of a layer, for each direction."""
-        return [f"_l{layer}", f"_l{layer}_reverse"][: 2 if self.bidirectional else 1]
 
     def _select(self, arrays: dict[str, Array], suffix: str) -> dict[str, Array]:
         """Return the arrays of one layer and direction under their names without the suffix."""
@@ -353,46 +360,3 @@ class Recurrent(WithOptions, Generic[StateT]):
             dy = packing.take(check_array("dy", dy, packing.shape(tape.shape), self._dtype))
         dx, dstart = backward_layers(self, tape, need_dx, dy, dstate)
         return dx if dx is None or tape.lookup is not None else packing.spread(dx), dstart
-
-    def stream(self, batch_size: int = 1) -> Stream[StateT]:
-        """Return a `Stream` that runs this network one step at a time, without dropout.
-
-        Args:
-            batch_size: how many sequences go side by side.
-
-        Raises:
-            TypeError: batch_size is not an int.
-            ValueError: the network is bidirectional or residual, or batch_size is below 1.
-            RuntimeError: the network is on a GPU.
-        """
-        self._require_cpu("stream")
-        if self.bidirectional:
-            raise ValueError(
-                "stream: expected bidirectional=False: the reverse direction starts from the end"
-            )
-        if self.residual:
-            raise ValueError("stream: expected residual=False, got True: layers run one into the other there")
-        return Stream(self, check_size("batch_size", batch_size, maximum=2**63 - 1))
-
-    def quantize(self, weights: str) -> QuantizedRecurrent[StateT]:
-        """Return a copy of this network for inference, with its weights in fewer bits.
-
-        Args:
-            weights: "bf16" (half the bytes, errors of 2^-9 a weight) or "int8" (a quarter of the bytes, with
-                inputs and h rounded to int8 too); see docs/quantized.md.
-
-        Raises:
-            TypeError: weights is not a string, or the network is not of float32.
-            ValueError: another format, sizes past 131072 with "int8", the cell of `define_cell`, or an option
-                that it lacks.
-            RuntimeError: the network is on a GPU.
-        """
-        self._require_cpu("quantize")
-        if self._spec.definition is not None:
-            raise ValueError(
-                f"quantize: expected a compiled cell, {', '.join(CELLS)}, got {self._spec.label}, a program, "
-                "which runs in float32 and float64"
-            )
-        if name := self._beside():
-            raise ValueError(f"quantize: expected a network without {name}, got one with it")
-        return QuantizedRecurrent(self, weights)

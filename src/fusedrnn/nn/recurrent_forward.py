@@ -9,8 +9,9 @@ from fusedrnn.backend import CPU, Backend
 from fusedrnn.cuda.layer import host_lengths
 from fusedrnn.inputs.lookup import array_of, kernel_inputs
 from fusedrnn.inputs.sequences import as_lengths
+from fusedrnn.nn.input_norm import Fold, Moments
 from fusedrnn.nn.joining import Joints, join, lock
-from fusedrnn.nn.plan import borders_of, time_major
+from fusedrnn.nn.plan import borders_of, masked, time_major
 from fusedrnn.nn.tape import Drop
 
 # y, the final state, and what a tape keeps: kernel tapes, dropout between layers and of weights, bytes of the
@@ -34,7 +35,8 @@ def forward_layers(
     if module._joining:
         joints = module._joints(state)
         at_input, at_output = joints.locked
-    (steps, indices), target = kernel_inputs(x, on is not CPU, save, at_input is not None), y
+    norm = module._batch_norm
+    (steps, indices), target = kernel_inputs(x, on is not CPU, save, norm or at_input is not None), y
     between = 0 if steps is array_of(x) else steps.nbytes
     if single or module.batch_first:
         target = time_major(y, single, module.batch_first)
@@ -47,8 +49,8 @@ def forward_layers(
         steps = lock(steps, at_input)
         between += steps.nbytes
     states = None if state is None else network.split_state("state", state, batch, single, on)
-    if joints and joints.learned:
-        states = module._learned_states(batch)
+    if joints and state is None:
+        states = module._starts(batch)
     ends = None if lengths is None else (as_lengths if on is CPU else host_lengths)(lengths)
     borders = None if resets is None else borders_of(resets, shape[:-1], single, module.batch_first, on)
     replacement = None
@@ -56,6 +58,8 @@ def forward_layers(
         if resets is None:
             raise ValueError("reset_state: expected None without resets")
         replacement = network.split_reset_state(reset_state, batch, on)
+    elif joints and module._learned_reset_state and resets is not None:
+        replacement, joints.learned_reset = module._reset_starts(), True
     finals = network.new_states(batch, on)
     drops: list[Drop | None] = []
     weight_drops: list[Drop | None] = []
@@ -65,6 +69,7 @@ def forward_layers(
     if masking:
         module._require_cpu("weight_dropout")
         hidden = module._spec.parameter_names.index("weight_hh")
+    anew = masking > 0 or norm  # packed for this call
     uneven = network.uneven
     calls, results = [], []
     for layer, parts in enumerate(module._plan.layers, 1):
@@ -76,14 +81,20 @@ def forward_layers(
             if last and not (joins or at_output)
             else xp.empty((seq_len, batch, network.wides[layer - 1]), dtype)
         )
+        folds: list[Fold] = []
+        moments = Moments.of(steps, ends) if norm and module.training else None
         for part in parts:
+            weights = part.weights
+            if norm:
+                folds.append(module._fold(part, module._suffixes(layer - 1)[len(folds)], moments))
+                weights = folds[-1].weights
             mask = module._noise.take(masking) if masking else None
             weight_drops.append(mask)
             # By position: every name of an argument costs a call 200 instructions.
             call = kernels.ForwardCall(
                 module._spec.name,
                 steps,
-                part.weights if mask is None else part.masked(hidden, mask),
+                weights if mask is None else masked(weights, hidden, mask),
                 None if states is None else part.of(states),
                 indices,
                 ends,
@@ -92,8 +103,8 @@ def forward_layers(
                 part.reverse,
                 save,
                 module.recompute,
-                None if masking else part.cache,
-                None if masking else module._buffers.values.version,
+                None if anew else part.cache,
+                None if anew else module._buffers.values.version,
                 out if part.columns is None else out[..., part.columns],
                 None if uneven else tuple([final[part.row] for final in finals]),
             )
@@ -105,11 +116,13 @@ def forward_layers(
         between += 0 if out is target else out.nbytes
         dropping = not last and module.training and module.dropout > 0
         # A layer begins before the one below has ended, unless it needs that end or dropout in between.
-        if last or dropping or joins or module.bidirectional:
+        if last or dropping or joins or norm or module.bidirectional:
             results += kernels.run_calls(calls)
             calls = []
         if joints:
             joints.outputs.append(out if module.merge == "mul" else None)
+            joints.folds.append(folds)
+            between += sum([fold.nbytes for fold in folds])
             if joins:
                 whole = last and not at_output
                 steps = target if whole else xp.empty((seq_len, batch, network.outs[layer - 1]), dtype)
@@ -122,6 +135,8 @@ def forward_layers(
             steps = kernels.dropout(steps, *drop)
             between += steps.nbytes
         drops.append(drop)
+    if joints and norm and module.training:
+        module._learn(joints.folds)
     tapes = [tape for _, _, tape in results]
     if uneven:
         parts = [part for each in module._plan.layers for part in each]

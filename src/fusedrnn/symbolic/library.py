@@ -216,6 +216,34 @@ def sru() -> DefinedCell:
 
 
 @lru_cache
+def li_gru() -> DefinedCell:
+    """A GRU without a reset gate, whose candidate is rectified."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        z = sym.sigmoid(x.z + h.z)
+        return {"h": z * s.h + (1 - z) * sym.relu(x.n + h.n)}
+
+    return define_cell("ligru", "z n", "h", step)
+
+
+@lru_cache
+def slstm(forget_gate: str) -> DefinedCell:
+    """An LSTM with exponential gates, which m keeps within range, and n that c is divided by."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> After:
+        i, f, z, o = (getattr(x, gate) + getattr(h, gate) for gate in "ifzo")
+        # With n = 0 there is nothing to remember, and m is i alone.
+        past = (f if forget_gate == "exp" else -sym.softplus(-f)) + sym.where(s.n > 0, s.m, -1e30)
+        m = sym.maximum(past, i)
+        keep, write = sym.exp(past - m), sym.exp(i - m)
+        c, n = keep * s.c + write * sym.tanh(z), keep * s.n + write
+        return {"h": sym.sigmoid(o) * (c / n), "c": c, "n": n, "m": m}
+
+    gates = {"i": 0.0, "f": 1.0, "z": 0.0, "o": 0.0}
+    return define_cell(f"slstm_{forget_gate}", gates, "h c n m", step)
+
+
+@lru_cache
 def lif(
     beta: float, learn_beta: bool, threshold: float, surrogate: str, slope: float | None, recurrent: bool
 ) -> DefinedCell:

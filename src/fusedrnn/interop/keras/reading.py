@@ -341,7 +341,11 @@ def _parameters_of(module: Module, weights: Weights, names: Names) -> dict[str, 
         raise ValueError(f"model: expected modules that Keras has, too, got {module!r}")
     if not isinstance(module, (RNN, LSTM, GRU)):
         return layer_parameters(module, weights, names.next(GROUPS[kind]))
-    if module.learned_state or set(module._cell_options) - {"reset_after", "nonlinearity"}:
+    if (
+        module.learned_state
+        or module.batch_norm
+        or set(module._cell_options) - {"reset_after", "nonlinearity"}
+    ):
         raise ValueError(f"model: expected modules that Keras has, too, got {module!r}")
     found: dict[str, Any] = {}
     for layer in range(module.num_layers):
