@@ -19,7 +19,7 @@
 namespace fusedrnn {
 namespace {
 
-constexpr int kParams = 8;
+constexpr int kParams = 9;
 
 // The arrays of a decoder's parameters, or of their gradients.
 struct ParamArrays {
@@ -28,7 +28,7 @@ struct ParamArrays {
     template <class T>
     DecoderParams<T> view() const {
         const auto at = [&](int i) { return of[i].given() ? const_cast<T*>(of[i].data<T>()) : nullptr; };
-        return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)};
+        return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8)};
     }
 };
 
@@ -44,12 +44,13 @@ struct Prepared {
 
     template <class T>
     const DecoderKernels<T>& kernels() const {
-        return layer_table<T>().sequence->decoders[cell - fusedrnn::kernels().cells.first];
+        return *layer_table<T>().sequence->decoder;
     }
     double step_work() const {
         const DecoderSizes& d = sizes;
         const double G = cell->gates;
-        return static_cast<double>(d.H) * G * static_cast<double>(d.I + d.M + d.H) +
+        return static_cast<double>(d.H) * G * static_cast<double>(d.I + d.fed() + d.H) +
+               (d.current ? static_cast<double>(d.H) * static_cast<double>(d.M + d.H) : 0) +
                static_cast<double>(d.A) * static_cast<double>(d.H + 12 * d.S) +
                static_cast<double>(d.M) * static_cast<double>(d.S);
     }
@@ -111,21 +112,35 @@ void fill_prepared(Prepared& p, const Array& memory) {
     Team team(members_for(work, p.sizes.memory_rows));
     const AlignedBuffer workspace(kernels.workspace(p.sizes, team.size()));
     const DecoderMemory<T> from{memory.data<T>(), p.batch, p.lengths.data()};
-    run_released(team, [&] { kernels.prepare(args, from, team, workspace.data()); });
+    run_released(team, [&] {
+        kernels.pack(args, team);
+        if (!team.was_cancelled()) kernels.prepare(args, from, team, workspace.data());
+    });
+}
+
+Score score_among(const std::string& name) {
+    if (name == "additive") return Score::kAdditive;
+    if (name == "dot") return Score::kDot;
+    if (name == "general") return Score::kGeneral;
+    throw py::value_error("score: expected 'additive', 'dot' or 'general', got '" + name + "'");
 }
 
 std::shared_ptr<Prepared> decoder_prepare(const std::string& cell_, const py::object& memory_,
-                                          const py::object& memory_lengths_, const py::object& params_) {
+                                          const py::object& memory_lengths_, const py::object& params_,
+                                          const std::string& score, bool current, bool feeds) {
     auto p = std::make_shared<Prepared>();
     p->cell = &cell_among(kernels().cells, cell_);
     const Array memory = Array::floats(memory_, "memory").shape({{"S"}, {"B"}, {"M"}}).contiguous();
     p->dtype = memory.dtype();
     DecoderSizes& d = p->sizes;
+    d.cell = static_cast<int>(p->cell - kernels().cells.first);
+    d.score = score_among(score), d.current = current, d.feeds = current && feeds;
+    const bool additive = d.score == Score::kAdditive;
     d.S = memory.size(0), p->batch = memory.size(1), d.M = memory.size(2);
     const int G = p->cell->gates;
     static constexpr const char* kNames[kParams] = {"weight_query",  "weight_memory", "bias_memory",
                                                     "weight_energy", "weight_ih",     "weight_hh",
-                                                    "bias_ih",       "bias_hh"};
+                                                    "bias_ih",       "bias_hh",       "weight_output"};
     const auto take = [&](int i, const std::vector<Axis>& axes, Presence presence = kRequired) {
         p->params.of[i] =
             Array::parameter(item_of(params_, "params", kParams, i), kNames[i], memory, presence);
@@ -135,16 +150,24 @@ std::shared_ptr<Prepared> decoder_prepare(const std::string& cell_, const py::ob
     d.H = p->params.of[5].size(1);
     require(d.H > 0, "weight_hh", "shape (G*H, H) with H >= 1", static_cast<double>(d.H));
     take(5, {{"H", G * d.H, G}, {"H", d.H}});
-    take(0, {{"A"}, {"H", d.H}});
-    d.A = p->params.of[0].size(0);
-    require(d.A > 0, "weight_query", "shape (A, H) with A >= 1", static_cast<double>(d.A));
     require(d.M > 0, "memory", "shape (S, B, M) with M >= 1", static_cast<double>(d.M));
-    take(1, {{"A", d.A}, {"M", d.M}});
-    take(2, {{"A", d.A}}, kOptional);
-    take(3, {{"A", d.A}});
-    take(4, {{"H", G * d.H, G}, {"I+M"}});
-    d.I = p->params.of[4].size(1) - d.M;
-    require(d.I > 0, "weight_ih", "shape (G*H, I + M) with I >= 1", static_cast<double>(d.I + d.M));
+    d.A = d.H;
+    if (additive) {
+        take(0, {{"A"}, {"H", d.H}});
+        d.A = p->params.of[0].size(0);
+        require(d.A > 0, "weight_query", "shape (A, H) with A >= 1", static_cast<double>(d.A));
+        take(2, {{"A", d.A}}, kOptional);
+        take(3, {{"A", d.A}});
+    }
+    if (d.score == Score::kDot) {
+        require(d.M == d.H, "memory", "shape (S, B, H) for the score 'dot'", static_cast<double>(d.M));
+    } else {
+        take(1, {{"A", d.A}, {"M", d.M}});
+    }
+    if (current) take(8, {{"H", d.H}, {"M+H", d.M + d.H}});
+    take(4, {{"H", G * d.H, G}, {"I+F"}});
+    d.I = p->params.of[4].size(1) - d.fed();
+    require(d.I > 0, "weight_ih", "shape (G*H, I + F) with I >= 1", static_cast<double>(d.I + d.fed()));
     take(6, {{"H", G * d.H, G}}, kOptional);
     take(7, {{"H", G * d.H, G}}, kOptional);
     p->lengths = read_lengths(memory_lengths_, "memory_lengths", p->batch, d.S, "S", kOptional);
@@ -183,11 +206,14 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
     }
     check_sizes(sizes, p.cell->gates);
     const auto lengths = read_lengths(lengths_, "lengths", sizes.B, sizes.T, "T", kOptional);
-    Array initial[kMaxStates];
-    for (int k = 0; k < p.cell->states && !state_.is_none(); ++k) {
-        initial[k] = Array::like(item_of(state_, "state", p.cell->states, k), {"state", k}, x, kOptional)
-                         .shape({{"B", sizes.B}, {"H", sizes.H}})
-                         .contiguous();
+    // Of the cell, and the output before.
+    const int states = p.cell->states;
+    Array initial[kMaxStates + 1];
+    for (int k = 0; k < states + sizes.feeds && !state_.is_none(); ++k) {
+        initial[k] =
+            Array::like(item_of(state_, "state", states + sizes.feeds, k), {"state", k}, x, kOptional)
+                .shape({{"B", sizes.B}, {"H", sizes.H}})
+                .contiguous();
     }
     auto tape = std::make_unique<DecoderTape>(
         DecoderTape{prepared, Timetable(sizes.T, sizes.B, lengths.data(), false), sizes, {}, {}, x, {}, {}});
@@ -214,6 +240,7 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
             args.initial[k] = initial[k].given() ? initial[k].data<T>() : nullptr;
             state[static_cast<std::size_t>(k)] = final_state;
         }
+        if (initial[states].given()) args.feed = initial[states].data<T>();
         Team team(members_for(p.step_work() * static_cast<double>(tape->timetable.rows()), sizes.B));
         const AlignedBuffer workspace(kernels.workspace(tape->sizes, team.size()));
         run_released(team, [&] { kernels.forward(args, team, workspace.data()); });
@@ -290,7 +317,8 @@ void bind_decoder(py::module_& m) {
     py::class_<DecoderTape>(m, "DecoderTape", "What the steps of a decoder keep for backward.")
         .def_property_readonly("nbytes", &DecoderTape::nbytes);
     m.def("decoder_prepare", &decoder_prepare, arg("cell"), arg("memory"), arg("memory_lengths"),
-          arg("params"), "Return the memory (S, B, M) with its keys, for decoder_forward.");
+          arg("params"), arg("score"), arg("current"), arg("feeds"),
+          "Return the memory (S, B, M) with its keys, for decoder_forward.");
     m.def(
         "decoder_forward", &decoder_forward, arg("prepared"), arg("x"), arg("lengths"), arg("state"),
         arg("rows"), arg("keep"),

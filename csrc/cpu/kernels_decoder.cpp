@@ -1,31 +1,27 @@
-// The table of the decoders of one instruction set.
-#include "cells/all.h"
+// The table of the decoders of one instruction set: compiled once for each type, whatever the cell.
 #include "sequence/decoder_backward.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 namespace {
 
-template <class Cell, class T>
+template <class T>
 constexpr DecoderKernels<T> decoder_kernels() {
-    return {decoder_weight_bytes<Cell, T>,
-            decoder_key_bytes<Cell, T>,
-            decoder_tape_bytes<Cell, T>,
-            decoder_workspace<Cell, T>,
-            decoder_backward_workspace<Cell, T>,
-            decoder_prepare<Cell, T>,
-            decoder_forward<Cell, T>,
-            decoder_backward<Cell, T>};
+    return {decoder_weight_bytes<T>,
+            decoder_key_bytes<T>,
+            decoder_tape_bytes<T>,
+            decoder_workspace<T>,
+            decoder_backward_workspace<T>,
+            decoder_pack<T>,
+            decoder_prepare<T>,
+            decoder_forward<T>,
+            decoder_backward<T>};
 }
 
 }  // namespace
 
-#define FUSEDRNN_DECODER_F32(name, Type, driver, families) decoder_kernels<Type, float>(),
-#define FUSEDRNN_DECODER_F64(name, Type, driver, families) decoder_kernels<Type, double>(),
-extern const DecoderKernels<float> kDecodersF32[];
-extern const DecoderKernels<double> kDecodersF64[];
-const DecoderKernels<float> kDecodersF32[] = {FUSEDRNN_CELLS(FUSEDRNN_DECODER_F32)};
-const DecoderKernels<double> kDecodersF64[] = {FUSEDRNN_CELLS(FUSEDRNN_DECODER_F64)};
-#undef FUSEDRNN_DECODER_F32
-#undef FUSEDRNN_DECODER_F64
+extern const DecoderKernels<float> kDecoderF32;
+extern const DecoderKernels<double> kDecoderF64;
+const DecoderKernels<float> kDecoderF32 = decoder_kernels<float>();
+const DecoderKernels<double> kDecoderF64 = decoder_kernels<double>();
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -8,17 +8,17 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 // kernels_decoder.cpp
-extern const DecoderKernels<float> kDecodersF32[];
-extern const DecoderKernels<double> kDecodersF64[];
+extern const DecoderKernels<float> kDecoderF32;
+extern const DecoderKernels<double> kDecoderF64;
 
 namespace {
 
 template <class T>
-constexpr const DecoderKernels<T>* decoders() {
+constexpr const DecoderKernels<T>* decoder() {
     if constexpr (sizeof(T) == sizeof(float)) {
-        return kDecodersF32;
+        return &kDecoderF32;
     } else {
-        return kDecodersF64;
+        return &kDecoderF64;
     }
 }
 
@@ -33,7 +33,7 @@ constexpr SequenceKernels<T> kTable = {
     .crf_workspace = crf_workspace<T>,
     .crf = crf<T>,
     .crf_viterbi = crf_viterbi<T>,
-    .decoders = decoders<T>(),
+    .decoder = decoder<T>(),
     .transducer_emissions = transducer_emissions<T>,
     .transducer_gradient = transducer_gradient<T>,
     .transducer_workspace = transducer_workspace,

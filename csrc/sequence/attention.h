@@ -1,38 +1,16 @@
-// Additive attention of one query over the rows of one memory (Bahdanau et al. 2014):
-//   e_s = v . tanh(k_s + q)   alpha = softmax(e)   c = sum_s alpha_s m_s
-// Keys are in panels, [A/L][rows][L]: for each the sum over s stays in registers. tanh is computed again in backward.
+// Attention of one query over the rows of one memory: alpha = softmax(e), c = sum_s alpha_s m_s, e the energies of a score.
 #pragma once
 
-#include "activations.h"
-#include "cpu/layout.h"
+#include "sequence/score.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-template <class T>
-struct Keys {
-    const T* first;      // the first row of panel 0
-    std::int64_t panel;  // from one panel to the next
-    std::int64_t panels, count;
-};
-
-// alpha (count, then zeros to the whole vector); `sums` has a vector for each row.
-template <class T>
-void attend(const Keys<T>& keys, const T* q, const T* v, T* sums, T* alpha) {
+// alpha (count, then zeros to the whole vector) of the energies of a score; `sums` has a vector for each row.
+template <class T, class Energies>
+void attend(const Energies& score, const Keys<T>& keys, const T* q, T* sums, T* alpha) {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
-    for (std::int64_t j = 0; j < keys.panels; ++j) {
-        const V query = V::load(q + j * L), weight = V::load(v + j * L);
-        const T* const k = keys.first + j * keys.panel;
-        if (j == 0) {
-            for (std::int64_t s = 0; s < keys.count; ++s) {
-                (weight * tanh(V::load(k + s * L) + query)).store(sums + s * L);
-            }
-        } else {
-            for (std::int64_t s = 0; s < keys.count; ++s) {
-                fma(weight, tanh(V::load(k + s * L) + query), V::load(sums + s * L)).store(sums + s * L);
-            }
-        }
-    }
+    score.energies(keys, q, sums);
     T most = -static_cast<T>(__builtin_huge_val());
     for (std::int64_t s = 0; s < keys.count; ++s) {
         alpha[s] = sum(V::load(sums + s * L));
@@ -99,31 +77,6 @@ void energy_gradients(const T* m, std::int64_t stride, std::int64_t count, const
         mean += alpha[s] * de[s];
     }
     for (std::int64_t s = 0; s < count; ++s) de[s] = alpha[s] * (de[s] - mean);
-}
-
-// Back through the energies: dq (panels of L, `dq_panel` apart) is set, dkeys (as the keys) and dv (`dv_panel` apart) are
-// added to.
-template <class T>
-void attend_backward(const Keys<T>& keys, const T* q, const T* v, const T* de, T* dq, std::int64_t dq_panel,
-                     T* dkeys, T* dv, std::int64_t dv_panel) {
-    using V = Vec<T>;
-    constexpr int L = V::kLanes;
-    const V one = V::set(1);
-    for (std::int64_t j = 0; j < keys.panels; ++j) {
-        const V query = V::load(q + j * L), weight = V::load(v + j * L);
-        const T* const k = keys.first + j * keys.panel;
-        T* const dk = dkeys + j * keys.panel;
-        V query_sum = V::set(0), weight_sum = V::load(dv + j * dv_panel);
-        for (std::int64_t s = 0; s < keys.count; ++s) {
-            const V u = tanh(V::load(k + s * L) + query), e = V::set(de[s]);
-            const V d = e * weight * (one - u * u);
-            weight_sum = fma(e, u, weight_sum);
-            query_sum = query_sum + d;
-            (V::load(dk + s * L) + d).store(dk + s * L);
-        }
-        weight_sum.store(dv + j * dv_panel);
-        query_sum.store(dq + j * dq_panel);
-    }
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -2,76 +2,193 @@
 // whose.
 #pragma once
 
+#include "cpu/gemm.h"
+#include "cpu/pack.h"
 #include "cpu/steps.h"
+#include "sequence/decoder_cell.h"
 #include "sequence/decoder_table.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kDecoderBlockBytes = 192 * 1024;  // of the input's part of the gates
+inline constexpr std::int64_t kDecoderRows = 32;  // of the batch that go through the steps together
+inline constexpr std::int64_t kCellPanels =
+    128;  // rows times panels whose gates stay near between product and cell
 
-// The sizes of a decoder in whole vectors, and of its cell.
-template <class Cell, class T>
+// The sizes of a decoder in whole vectors, and its cell.
+template <class T>
 struct DecoderShape {
     static constexpr std::int64_t L = Vec<T>::kLanes;
-    static constexpr int G = Cell::kGates, S = Cell::kStates;
     DecoderSizes d;
-    std::int64_t hp, ap, mp, sp, panels, block;
+    const DecoderCell<T>& cell;
+    int G, S;
+    std::int64_t hp, ap, mp, sp, F, fp, gates, panels, block;
 
     explicit DecoderShape(const DecoderSizes& sizes)
         : d(sizes),
+          cell(decoder_cell<T>(sizes.cell)),
+          G(cell.gates),
+          S(cell.states),
           hp(padded<T>(d.H)),
           ap(padded<T>(d.A)),
           mp(padded<T>(d.M)),
           sp(padded<T>(d.S)),
+          F(sizes.fed()),
+          fp(padded<T>(F)),
+          gates(hp * G),
           panels(panels_of<T>(d.H)),
-          block(larger(kRowGroup, kDecoderBlockBytes / (hp * G * static_cast<std::int64_t>(sizeof(T))))) {}
-    Dims dims() const { return {d.T, d.B, d.I, d.H, d.H, 0, false}; }
+          block(larger(kDecoderRows, kDecoderBlockBytes / (gates * static_cast<std::int64_t>(sizeof(T))))) {}
+    bool additive() const { return d.score == Score::kAdditive; }
+    bool projects_memory() const { return d.score != Score::kDot; }
 };
 
-// Weights in panels for forward.
-template <class Cell, class T>
+// Weights in panels for forward: those of gates as [panel][G][K][L], so that a range of panels is one of the rows of a product.
+template <class T>
 struct DecoderWeights {
-    Packed<T> cell;  // of x and h
-    T *context, *query, *memory, *b_memory, *energy;
+    T *x, *fed, *h, *b_x, *b_h;
+    T *query, *memory, *b_memory, *energy;
+    T *output_context, *output_h;
 
-    DecoderWeights(const DecoderShape<Cell, T>& s, Arena& arena) : cell{} {
+    DecoderWeights(const DecoderShape<T>& s, void* block) {
         constexpr std::int64_t L = Vec<T>::kLanes;
-        constexpr int G = Cell::kGates;
-        cell.w_ih = arena.take<T>(s.hp * G * s.d.I + L);
-        cell.w_hh = arena.take<T>(s.hp * G * s.d.H + L);
-        cell.b_x = arena.take<T>(s.hp * G);
-        cell.b_h = arena.take<T>(s.hp * G);
-        context = arena.take<T>(s.hp * G * s.d.M + L);
-        query = arena.take<T>(s.ap * s.d.H + L);
-        memory = arena.take<T>(s.ap * s.d.M + L);
+        Arena arena(block);
+        x = arena.take<T>(s.gates * s.d.I + L);
+        fed = arena.take<T>(s.gates * s.F + L);
+        h = arena.take<T>(s.gates * s.d.H + L);
+        b_x = arena.take<T>(s.gates);
+        b_h = arena.take<T>(s.gates);
+        query = arena.take<T>(s.additive() ? s.ap * s.d.H + L : 0);
+        memory = arena.take<T>(s.projects_memory() ? s.ap * s.d.M + L : 0);
         b_memory = arena.take<T>(s.ap);
         energy = arena.take<T>(s.ap);
+        output_context = arena.take<T>(s.d.current ? s.hp * s.d.M + L : 0);
+        output_h = arena.take<T>(s.d.current ? s.hp * s.d.H + L : 0);
+        bytes = arena.used();
     }
+    std::int64_t bytes;
 };
 
-// The memory, its rows padded, and the keys in panels.
-template <class Cell, class T>
+// The memory, its rows padded, and the keys in panels, [A/L][N][L].
+template <class T>
 struct DecoderKeys {
     T *memory, *keys;
-    DecoderKeys(const DecoderShape<Cell, T>& s, Arena& arena)
-        : memory(arena.take<T>(s.d.memory_rows * s.mp)), keys(arena.take<T>(s.d.memory_rows * s.ap)) {}
+    std::int64_t bytes;
+    DecoderKeys(const DecoderShape<T>& s, void* block) {
+        Arena arena(block);
+        memory = arena.take<T>(s.d.memory_rows * s.mp);
+        keys = arena.take<T>(s.d.memory_rows * s.ap);
+        bytes = arena.used();
+    }
 };
 
 // What each row of a step has. A tape has those of all steps; without one there are two steps, in turns.
-template <class Cell, class T>
+template <class T>
 struct DecoderRows {
-    T *initial, *queries, *alphas, *contexts, *hidden, *states, *saved;
-    DecoderRows(const DecoderShape<Cell, T>& s, bool keeps, Arena& arena) {
-        constexpr int S = Cell::kStates;
-        initial = arena.take<T>(S * s.d.B * s.hp);
-        queries = arena.take<T>(s.d.rows * s.ap);
+    T *initial, *feed, *queries, *alphas, *contexts, *hidden, *states, *outputs, *saved;
+    std::int64_t bytes;
+    DecoderRows(const DecoderShape<T>& s, bool keeps, void* block) {
+        Arena arena(block);
+        initial = arena.take<T>(s.S * s.d.B * s.hp);
+        feed = arena.take<T>(s.d.feeds ? s.d.B * s.hp : 0);
+        queries = arena.take<T>(s.additive() ? s.d.rows * s.ap : 0);
         alphas = arena.take<T>(s.d.rows * s.sp);
         contexts = arena.take<T>(s.d.rows * s.mp);
         hidden = arena.take<T>(s.d.rows * s.hp);
-        states = arena.take<T>(s.d.rows * (S - 1) * s.hp);
-        saved = arena.take<T>(keeps ? s.d.rows * s.hp * Cell::kSaved : 0);
+        states = arena.take<T>(s.d.rows * (s.S - 1) * s.hp);
+        outputs = arena.take<T>(s.d.current ? s.d.rows * s.hp : 0);
+        saved = arena.take<T>(keeps ? s.d.rows * s.hp * s.cell.saved : 0);
+        bytes = arena.used();
     }
 };
+
+// Where rows of steps find what they have: of forward, and of backward on a tape.
+template <class T>
+class DecoderPlaces {
+  protected:
+    DecoderPlaces(const DecoderArgs<T>& args, void* tape)
+        : f_(args), s_(args.sizes), keys_(s_, args.keys), rows_(s_, args.keeps, tape) {}
+
+    std::int64_t row_of(std::int64_t t, std::int64_t position) const {
+        return f_.keeps ? f_.schedule.offset[t] + position : (t & 1) * s_.d.B + position;
+    }
+    std::int64_t batch_row(std::int64_t position) const { return f_.schedule.order[position]; }
+    // Of an array (T, B, width) of the caller's.
+    template <class U>
+    U* step_row(U* all, std::int64_t t, std::int64_t position, std::int64_t width) const {
+        return all + (t * s_.d.B + batch_row(position)) * width;
+    }
+    const T* state_before(int k, std::int64_t t, std::int64_t position) const {
+        if (t == 0) return rows_.initial + (k * s_.d.B + position) * s_.hp;
+        return state_after(k, row_of(t - 1, position));
+    }
+    T* state_after(int k, std::int64_t row) const {
+        return k == 0 ? rows_.hidden + row * s_.hp : rows_.states + (row * (s_.S - 1) + k - 1) * s_.hp;
+    }
+    const T* output_before(std::int64_t t, std::int64_t position) const {
+        return t == 0 ? rows_.feed + position * s_.hp : rows_.outputs + row_of(t - 1, position) * s_.hp;
+    }
+    const T* fed_to(std::int64_t t, std::int64_t position) const {
+        return s_.d.current ? output_before(t, position) : rows_.contexts + row_of(t, position) * s_.mp;
+    }
+    const T* query_state(std::int64_t t, std::int64_t position) const {
+        return s_.d.current ? state_after(0, row_of(t, position)) : state_before(0, t, position);
+    }
+    const T* query_of(std::int64_t t, std::int64_t position) const {
+        return s_.additive() ? rows_.queries + row_of(t, position) * s_.ap : query_state(t, position);
+    }
+    // Of the keys, or of their gradients.
+    template <class U>
+    U* keys_of(U* keys, std::int64_t position) const {
+        return keys + f_.memory_first[position] * s_.L;
+    }
+    const T* memory_of(std::int64_t position) const {
+        return keys_.memory + f_.memory_first[position] * s_.mp;
+    }
+
+    const DecoderArgs<T>& f_;
+    const DecoderShape<T> s_;
+    const DecoderKeys<T> keys_;
+    const DecoderRows<T> rows_;
+};
+
+// out = init + (rows of A) B for all columns, row-major: out + r * out_row. `init` null, a bias, or `out` itself.
+template <class T>
+FUSEDRNN_INLINE void row_major_product(GemmArgs<T> args, const T* b, std::int64_t columns, const T* init,
+                                       std::int64_t init_row, T* out, std::int64_t out_row) {
+    constexpr std::int64_t L = Vec<T>::kLanes;
+    args.b = b;
+    args.b_panel = args.chunks * args.chunk_len * L;
+    args.panels = panels_of<T>(columns);
+    args.columns = columns;
+    args.init = init;
+    args.init_panel = L;
+    args.init_row = init_row;
+    args.out = out;
+    args.out_panel = L;
+    args.out_row = out_row;
+    gemm<T, 1>(args);
+}
+template <class T>
+FUSEDRNN_INLINE GemmArgs<T> plain_rows(const T* const* rows, std::int64_t n, std::int64_t k) {
+    GemmArgs<T> args{};
+    args.a = rows;
+    args.n = n;
+    args.chunks = 1;
+    args.chunk_len = k;
+    return args;
+}
+// Rows whose elements lie in panels of `width` values, `panel` apart.
+template <class T>
+FUSEDRNN_INLINE GemmArgs<T> paneled_rows(const T* const* rows, std::int64_t n, std::int64_t panels,
+                                         std::int64_t width, std::int64_t panel) {
+    GemmArgs<T> args{};
+    args.a = rows;
+    args.n = n;
+    args.chunks = panels;
+    args.chunk_len = width;
+    args.chunk_stride = panel;
+    return args;
+}
 
 // The positions of a member: about the same work for each.
 inline Range decoder_positions(const Schedule& schedule, std::int64_t batch, int members, int member) {

@@ -1,9 +1,9 @@
-// The kernels of decoders with attention. One table per instruction set and type, a row for each cell of cells/all.h.
+// The kernels of decoders with attention. One table per instruction set and type.
 //
 // Plain data only. T, B, S stand for the steps, the rows of the batch and the steps of the memory; I, M, A, H for the sizes of
-// the input, the memory, the attention and the state. Position p is a row of the batch in the order of descending length
-// (`Schedule`), and r = offset[t] + p one of the R rows of all steps. The memory has N rows in all, those of each sequence
-// together.
+// the input, the memory, the attention and the state, F for that of what a step is fed besides its input. Position p is a row
+// of the batch in the order of descending length (`Schedule`), and r = offset[t] + p one of the R rows of all steps. The memory
+// has N rows in all, those of each sequence together.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +12,29 @@
 
 namespace fusedrnn {
 
+// The energies of keys k and a query q: v . tanh(k + q), or q . k. The keys of kDot are the memory itself, and its query and
+// that of kGeneral the hidden state.
+enum class Score : int { kAdditive, kDot, kGeneral };
+
 struct DecoderSizes {
+    int cell;  // of cells/all.h
+    Score score;
+    bool current;  // the query is the state after a step, whose output is tanh(W [c; h]); else that before it
+    bool feeds;    // whether a step is fed the output before it
     std::int64_t T, B, S, I, M, A, H;
     std::int64_t rows;         // R, or those that a call without a tape keeps at a time
     std::int64_t memory_rows;  // N
+
+    // What a step is fed besides its input: the context, where the query is the state before it; else the output before it.
+    std::int64_t fed() const { return current ? (feeds ? H : 0) : M; }
 };
 
 // As the caller holds them; where they are gradients, all null if they are not wanted.
 template <class T>
 struct DecoderParams {
     T *w_query, *w_memory, *b_memory, *w_energy;  // (A, H), (A, M), (A), (A)
-    T *w_ih, *w_hh, *b_ih, *b_hh;                 // (G*H, I + M), (G*H, H), (G*H), (G*H)
+    T *w_ih, *w_hh, *b_ih, *b_hh;                 // (G*H, I + F), (G*H, H), (G*H), (G*H)
+    T* w_output;                                  // (H, M + H)
 };
 
 template <class T>
@@ -35,6 +47,7 @@ struct DecoderArgs {
     DecoderParams<const T> params;
     const T* x;                    // (T, B, I)
     const T* initial[kMaxStates];  // (B, H); null is zero
+    const T* feed;                 // (B, H), the output before the first step; null is zero
     T *y, *alpha;                  // (T, B, H), (T, B, S)
     T* final[kMaxStates];          // (B, H)
     void *weights, *keys, *tape;
@@ -69,7 +82,8 @@ struct DecoderKernels {
     std::int64_t (*tape_bytes)(const DecoderSizes&, bool keeps);
     std::int64_t (*workspace)(const DecoderSizes&, int members);
     std::int64_t (*backward_workspace)(const DecoderSizes&, int members);
-    // Fills `weights` and `keys`.
+    // Fills `weights`; fills `keys` from them and a memory.
+    void (*pack)(const DecoderArgs<T>&, Team&);
     void (*prepare)(const DecoderArgs<T>&, const DecoderMemory<T>&, Team&, void* workspace);
     void (*forward)(const DecoderArgs<T>&, Team&, void* workspace);
     void (*backward)(const DecoderBackwardArgs<T>&, Team&, void* workspace);

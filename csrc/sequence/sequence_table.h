@@ -100,7 +100,7 @@ struct SequenceKernels {
     // best (T, B), -1 past the end, and scores (B). `gold` and what follows `end` in the arguments are not read.
     void (*crf_viterbi)(const CrfArgs<T>&, std::int64_t* best, double* scores, Team&, void* workspace);
 
-    const DecoderKernels<T>* decoders;  // in the order of cells/all.h
+    const DecoderKernels<T>* decoder;
     // emissions (4, n): logarithms of the blank's and the label's probability, largest logit, sum of exponentials past it.
     void (*transducer_emissions)(const TransducerCells<T>&, double* emissions, Team&);
     // From emissions as above and flow (2, n): of blanks and of labels.

@@ -314,7 +314,13 @@ class DecoderTape:
     def nbytes(self) -> int: ...
 
 def decoder_prepare(
-    cell: str, memory: _Array, memory_lengths: _Int64 | None, params: tuple[_Array | None, ...]
+    cell: str,
+    memory: _Array,
+    memory_lengths: _Int64 | None,
+    params: tuple[_Array | None, ...],
+    score: str,
+    current: bool,
+    feeds: bool,
 ) -> DecoderMemory: ...
 def decoder_forward(
     prepared: DecoderMemory,

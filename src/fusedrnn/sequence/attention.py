@@ -21,7 +21,7 @@ State: TypeAlias = "Array | tuple[Array, ...]"
 # Of the kernels' parameters, in their order.
 _ATTENTION = ("weight_query", "weight_memory", "bias_memory", "weight_energy")
 _CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_NAMES = (*_ATTENTION, *(f"{name}_l0" for name in _CELL))
+_NAMES = (*_ATTENTION, *(f"{name}_l0" for name in _CELL), "weight_output")
 
 
 class DecoderTape(Tape):
@@ -114,7 +114,7 @@ class AttentionDecoder(Module):
         i, h, m, a = self.input_size, self.hidden_size, self.memory_size, self.attention_size
         gates = spec.gates * h
         sizes = ((a, h), (a, m), (a,), (a,), (gates, i + m), (gates, h), (gates,), (gates,))
-        shapes = dict(zip(_NAMES, sizes, strict=True))
+        shapes = dict(zip(_NAMES[:-1], sizes, strict=True))
         if not self.bias:
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith("bias")}
         self._declare(shapes, found)
@@ -237,7 +237,8 @@ class AttentionDecoder(Module):
         check_array("memory", array, shape, self._dtype, "(S, B, M)")
         counts = None if memory_lengths is None else integers("memory_lengths", memory_lengths)
         own = self._kept_parameters() if keep else self._own
-        return _core.decoder_prepare(self.cell, array, counts, tuple(own.get(name) for name in _NAMES))
+        params = tuple(own.get(name) for name in _NAMES)
+        return _core.decoder_prepare(self.cell, array, counts, params, self.score, False, False)
 
     def _run(
         self, x: Any, memory: Any, memory_lengths: Any, lengths: Any, state: Any, keep: bool

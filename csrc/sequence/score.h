@@ -1,0 +1,100 @@
+// The energies of one query over the rows of one memory, and their adjoints.
+//   additive (Bahdanau et al. 2014)            e_s = v . tanh(k_s + q)   tanh is computed again in backward
+//   multiplicative (Luong, Pham and Manning 2015)  e_s = q . k_s
+// Keys are in panels, [A/L][rows][L]: for each the sums over s stay in registers.
+#pragma once
+
+#include "activations.h"
+#include "cpu/layout.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+template <class T>
+struct Keys {
+    const T* first;      // the first row of panel 0
+    std::int64_t panel;  // from one panel to the next
+    std::int64_t panels, count;
+};
+
+template <class T>
+struct AdditiveScore {
+    const T* v;
+
+    // e_s is the sum of the lanes of the vector s of `sums`.
+    void energies(const Keys<T>& keys, const T* q, T* sums) const {
+        using V = Vec<T>;
+        constexpr int L = V::kLanes;
+        for (std::int64_t j = 0; j < keys.panels; ++j) {
+            const V query = V::load(q + j * L), weight = V::load(v + j * L);
+            const T* const k = keys.first + j * keys.panel;
+            if (j == 0) {
+                for (std::int64_t s = 0; s < keys.count; ++s) {
+                    (weight * tanh(V::load(k + s * L) + query)).store(sums + s * L);
+                }
+            } else {
+                for (std::int64_t s = 0; s < keys.count; ++s) {
+                    fma(weight, tanh(V::load(k + s * L) + query), V::load(sums + s * L)).store(sums + s * L);
+                }
+            }
+        }
+    }
+
+    // dq (panels of L, `dq_panel` apart) is set, dkeys (as the keys) and dv (`dv_panel` apart) are added to.
+    void adjoint(const Keys<T>& keys, const T* q, const T* de, T* dq, std::int64_t dq_panel, T* dkeys, T* dv,
+                 std::int64_t dv_panel) const {
+        using V = Vec<T>;
+        constexpr int L = V::kLanes;
+        const V one = V::set(1);
+        for (std::int64_t j = 0; j < keys.panels; ++j) {
+            const V query = V::load(q + j * L), weight = V::load(v + j * L);
+            const T* const k = keys.first + j * keys.panel;
+            T* const dk = dkeys + j * keys.panel;
+            V query_sum = V::set(0), weight_sum = V::load(dv + j * dv_panel);
+            for (std::int64_t s = 0; s < keys.count; ++s) {
+                const V u = tanh(V::load(k + s * L) + query), e = V::set(de[s]);
+                const V d = e * weight * (one - u * u);
+                weight_sum = fma(e, u, weight_sum);
+                query_sum = query_sum + d;
+                (V::load(dk + s * L) + d).store(dk + s * L);
+            }
+            weight_sum.store(dv + j * dv_panel);
+            query_sum.store(dq + j * dq_panel);
+        }
+    }
+};
+
+template <class T>
+struct ProductScore {
+    void energies(const Keys<T>& keys, const T* q, T* sums) const {
+        using V = Vec<T>;
+        constexpr int L = V::kLanes;
+        for (std::int64_t s = 0; s < keys.count; ++s) V::set(0).store(sums + s * L);
+        for (std::int64_t j = 0; j < keys.panels; ++j) {
+            const V query = V::load(q + j * L);
+            const T* const k = keys.first + j * keys.panel;
+            for (std::int64_t s = 0; s < keys.count; ++s) {
+                fma(query, V::load(k + s * L), V::load(sums + s * L)).store(sums + s * L);
+            }
+        }
+    }
+
+    // As of the additive score.
+    void adjoint(const Keys<T>& keys, const T* q, const T* de, T* dq, std::int64_t dq_panel, T* dkeys) const {
+        using V = Vec<T>;
+        constexpr int L = V::kLanes;
+        for (std::int64_t j = 0; j < keys.panels; ++j) {
+            const V query = V::load(q + j * L);
+            const T* const k = keys.first + j * keys.panel;
+            T* const dk = dkeys + j * keys.panel;
+            V query_sum = V::set(0);
+            for (std::int64_t s = 0; s < keys.count; ++s) {
+                const V e = V::set(de[s]);
+                query_sum = fma(e, V::load(k + s * L), query_sum);
+                fma(e, query, V::load(dk + s * L)).store(dk + s * L);
+            }
+            query_sum.store(dq + j * dq_panel);
+        }
+    }
+};
+
+}  // namespace fusedrnn::FUSEDRNN_ISA
