@@ -5,8 +5,16 @@ from fusedrnn.estimators.forecaster import Forecaster
 from fusedrnn.estimators.regressor import SequenceRegressor
 from fusedrnn.estimators.seq2seq import Seq2Seq
 from fusedrnn.estimators.tagger import SequenceTagger
+from fusedrnn.estimators.text_generator import TextGenerator
 
-__all__ = ["Forecaster", "Seq2Seq", "SequenceClassifier", "SequenceRegressor", "SequenceTagger"]
+__all__ = [
+    "Forecaster",
+    "Seq2Seq",
+    "SequenceClassifier",
+    "SequenceRegressor",
+    "SequenceTagger",
+    "TextGenerator",
+]
 
 
 def __dir__() -> list[str]:
