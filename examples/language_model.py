@@ -16,7 +16,16 @@ epochs, most = [int(text) for text in sys.argv[1:]] + [8, 1000][len(sys.argv) - 
 texts = [topics.topics[name] for name in sorted(topics.topics)][:most]
 test, train = texts[::10], [text for index, text in enumerate(texts) if index % 10]
 
-model = TextGenerator("word", "lstm", 128, vocabulary_size=2000, dropout=0.3, epochs=epochs, random_state=0)
+model = TextGenerator(
+    "word",
+    hidden_size=128,
+    dropout=0.5,
+    vocabulary_size=2000,
+    window=40,
+    batch_size=16,
+    epochs=epochs,
+    random_state=0,
+)
 start = time.process_time()
 model.fit(train)
 print(f"{sum(map(len, train))} characters, {time.process_time() - start:.0f} s of processor time")

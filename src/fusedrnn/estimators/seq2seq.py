@@ -181,6 +181,24 @@ class Seq2Seq(SequenceEstimator):
             found.append(alpha[0])
         return found
 
+    def score_samples(self, X: Any, y: Any) -> Array:
+        """Return (N,) float64: the log probability of each y, its end included, as the answer to its X.
+
+        Raises:
+            TypeError, ValueError: X or y are not what `fit` had.
+            sklearn.exceptions.NotFittedError: `fit` was not called.
+        """
+        check_is_fitted(self, "model_")
+        sequences, targets = self._data(X, y, False)
+        data = SequenceData((sequences, targets), "X")
+        network, found = self._network.eval(), np.zeros(len(sequences))
+        for indices in data.ordered(128):
+            batch = data.batch(indices)
+            logits = network(batch.x, batch.targets, batch.lengths)
+            losses, _ = fr.cross_entropy(logits, batch.targets, ignore_index=_IGNORED, reduction="none")
+            found[indices] = -losses.sum(axis=1, dtype=np.float64)
+        return found
+
     def score(self, X: Any, y: Any) -> float:
         """Return the share of sequences whose answer is right as a whole; raises what `predict` does."""
         answers = _answers(y)
