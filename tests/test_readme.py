@@ -58,7 +58,7 @@ def test_what_was_not_timed_is_said_once() -> None:
 
 def test_links_lead_somewhere() -> None:
     """Those of README.md and of the pages, to files and to their sections."""
-    pages = [README, *(README.parent / "docs").glob("*.md"), README.parent / "CONTRIBUTING.md"]
+    pages = [README, *(README.parent / "docs").rglob("*.md"), README.parent / "CONTRIBUTING.md"]
     for page in pages:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             name, _, section = target.partition("#")
