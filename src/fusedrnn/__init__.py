@@ -8,7 +8,18 @@ dx, dstate = lstm.backward(tape, dy)
 
 import importlib
 
-from fusedrnn import cuda, decode, distributed, functional, init, losses, optim, preprocessing, training
+from fusedrnn import (
+    cuda,
+    decode,
+    distributed,
+    functional,
+    init,
+    interpret,
+    losses,
+    optim,
+    preprocessing,
+    training,
+)
 from fusedrnn._core import __version__
 from fusedrnn.cells import CELLS, CellSpec
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
@@ -119,6 +130,7 @@ __all__ = [
     "functional",
     "get_num_threads",
     "init",
+    "interpret",
     "linear_cross_entropy",
     "load",
     "losses",
