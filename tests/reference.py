@@ -147,6 +147,7 @@ class Step:
     a: Array
     b: Array
     raw_h: Array
+    after: State
 
 
 @dataclass
@@ -220,9 +221,9 @@ def forward(
             a = w @ x[t, row] + (0.0 if bias_ih is None else bias_ih)
             b = u @ now[0] + (0.0 if bias_hh is None else bias_hh)
             after = spec.step(a, b, now, *units)
-            steps.append(Step(t, now, was_reset, a, b, after[0]))
             h = after[0] if projection is None else projection @ after[0]
-            now = (h, *after[1:])
+            steps.append(Step(t, now, was_reset, a, b, after[0], (h, *after[1:])))
+            now = steps[-1].after
             y[t, row] = h
         for k, value in enumerate(now):
             final[k][row] = value
@@ -230,8 +231,13 @@ def forward(
     return y, final, Tape(cell, x, params, rows)
 
 
-def backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[Array, State, Params]:
-    """dx, the gradient of the initial state, and those of the parameters (None where there is none)."""
+def backward(
+    tape: Tape, dy: Any = None, dstate: Any = None, beyond: Sequence[Any] = ()
+) -> tuple[Array, State, Params]:
+    """dx, the gradient of the initial state, and those of the parameters (None where there is none).
+
+    `beyond` are gradients (T, B, H) of the states beyond h after each step.
+    """
     spec = cell_of(tape.cell)
     w, u, _, _, projection, *units = tape.params
     hidden = w.shape[0] // spec.gates
@@ -251,6 +257,11 @@ def backward(tape: Tape, dy: Any = None, dstate: Any = None) -> tuple[Array, Sta
         )
         for step in reversed(tape.rows[row]):
             dh = d[0] + dy[step.t, row]
+            d = (
+                (d[0], *(part + more[step.t, row] for part, more in zip(d[1:], beyond, strict=True)))
+                if beyond
+                else d
+            )
             if projection is not None:
                 dprojection += np.outer(dh, step.raw_h)
                 dh = dh @ projection

@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     learned_reset_state: bool
     batch_norm: bool
     num_heads: int
+    all_states: bool
 
 
 class WithOptions(Module):
@@ -68,6 +69,7 @@ class WithOptions(Module):
     _learned_state: bool
     _learned_reset_state: bool
     _num_heads: int
+    _all_states: bool
     _start_kind: str
     _network: NetworkShape
 
@@ -98,6 +100,7 @@ class WithOptions(Module):
             "locked_dropout": any(self._locked_dropout),
             "batch_norm": self.batch_norm,
             "num_heads": self._num_heads > 1,
+            "all_states": self._all_states,
         }
         self._joining = next((name for name, given in joining.items() if given), "")
 
@@ -134,6 +137,7 @@ class WithOptions(Module):
             "init_state": self._start_kind == "given",
             "learned_reset_state": self._learned_reset_state,
             "batch_norm": self.batch_norm,
+            "all_states": self._all_states,
             "a hidden_size for each layer": isinstance(self.hidden_size, tuple),
         }
         return next((name for name, given in chosen.items() if given), "")
@@ -201,6 +205,11 @@ class WithOptions(Module):
         return self._merge
 
     @property
+    def all_states(self) -> bool:
+        """Whether y has all states of every step."""
+        return self._all_states
+
+    @property
     def num_heads(self) -> int:
         """The number of blocks of weight_hh."""
         return self._num_heads
@@ -266,6 +275,7 @@ class WithOptions(Module):
             "learned_reset_state": (self._learned_reset_state, False),
             "batch_norm": (self.batch_norm, self._usual_batch_norm),
             "num_heads": (self._num_heads, 1),
+            "all_states": (self._all_states, False),
             "dtype": (str(self._dtype), "float32"),
         }
         changed = {name: value for name, (value, default) in given.items() if value != default}
@@ -283,6 +293,19 @@ def _check_product(name: str, spec: CellSpec, value: float) -> float:
     if p and "weight_hh" not in spec.parameter_names:
         raise ValueError(f"{name}: expected 0, since {spec.label} has no weight_hh, got {p}")
     return p
+
+
+def check_all_states(spec: CellSpec, value: bool) -> bool:
+    """Return whether y has all states.
+
+    Raises:
+        TypeError: not a bool.
+        ValueError: true, and the cell has no other state than h.
+    """
+    if check_flag("all_states", value) and spec.states == 1:
+        name = spec.state_names[0]
+        raise ValueError(f"all_states: expected False, since {spec.label} has one state, {name}, got True")
+    return value
 
 
 def _check_batch_norm(spec: CellSpec, value: bool) -> bool:

@@ -31,7 +31,7 @@ class NetworkShape:
         layers: the same of each layer.
         wides: D*Hout of each layer, the outputs of all directions beside each other.
         outs: what each layer gives: that, or Hout where directions are merged.
-        out_size: what the last one gives.
+        out_size: the width of y: what the last one gives, and its other states with `all_states`.
         uneven: whether layers differ. Units past the width of a layer are zero in its states, and not read.
     """
 
@@ -124,6 +124,16 @@ class Part:
         pairs = zip(arrays, widths, strict=True)
         return tuple([None if array is None else array[row, ..., :width] for array, width in pairs])
 
+    def beyond(self, states: Any, network: NetworkShape) -> list[Any]:
+        """Return its columns of the last layer's states beyond h, (T, B, D*H) each beside each other."""
+        widths, directions = network.layers[-1], network.rows // len(network.layers)
+        found, start = [], 0
+        for width in widths[1:]:
+            at = start + width * (directions - 1) * self.reverse
+            found.append(states[..., at : at + width])
+            start += width * directions
+        return found
+
     def sums(self, frozen: bool) -> Weights:
         """Return the gradients that backward adds to: none of a frozen network."""
         return (None,) * len(self.grads) if frozen else self.grads
@@ -191,6 +201,7 @@ class Network(Protocol):
 
     _own_grads: Any
     _num_heads: int
+    _all_states: bool
 
     @property
     def _learned_names(self) -> list[str]: ...

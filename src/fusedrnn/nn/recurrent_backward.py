@@ -12,7 +12,7 @@ from fusedrnn.checks import check_array
 from fusedrnn.inputs.lookup import is_table
 from fusedrnn.nn.heads import clear_apart
 from fusedrnn.nn.joining import lock, split
-from fusedrnn.nn.plan import Network, time_major
+from fusedrnn.nn.plan import Network, Part, time_major
 from fusedrnn.nn.tape import RecurrentTape
 
 
@@ -32,6 +32,9 @@ def backward_layers(
     flow = None
     if dy is not None:
         flow = time_major(check_array("dy", dy, shape, dtype, kind=on.array), single, batch_first)
+    beyond = None
+    if module._all_states and flow is not None:
+        flow, beyond = flow[..., : network.outs[-1]], flow[..., network.outs[-1] :]
     dfinals = None if dstate is None else network.split_state("dstate", dstate, batch, single, on)
     if module._plain is not None and tape.lookup is None and not single and not batch_first:
         final = None if dfinals is None else module._plan.layers[0][0].of(dfinals)
@@ -75,7 +78,7 @@ def backward_layers(
         if flow is not None and merge != "concat":
             each = on.xp.empty((*flow.shape[:2], network.wides[layer]), dtype)
         flows.append((flow, each))
-        stages.append(_calls(module, tape, layer, each, dfinals, targets[layer], sums_of, dresets))
+        stages.append(_calls(module, tape, layer, each, dfinals, targets[layer], sums_of, dresets, beyond))
         flow = targets[layer]
     work = on.kernels.StagedCalls(stages)
     # Dropout is a call of its own, and so is what lies between layers.
@@ -148,6 +151,7 @@ def _calls(
     target: Any,
     sums_of: dict[int, Weights],
     dresets: Any,
+    beyond: Any,
 ) -> list[Any]:
     """Return the calls of one layer, which write the gradient of its input to `target`, if given."""
     return [
@@ -159,7 +163,15 @@ def _calls(
             target is not None,
             target,
             part.reverse,
-            *(() if dresets is None else (part.of(dresets),)),
+            *_around(module, part, layer, dresets, beyond),
         )
         for part in module._plan.layers[layer]
     ]
+
+
+def _around(module: Network, part: Part, layer: int, dresets: Any, beyond: Any) -> tuple[Any, ...]:
+    """Return where the gradients of states at resets go, and those of states beyond h, if there are any."""
+    given = None if dresets is None else part.of(dresets)
+    if beyond is not None and layer == module.num_layers - 1:
+        return given, (None, *part.beyond(beyond, module._network))
+    return () if given is None else (given,)

@@ -22,7 +22,7 @@ from fusedrnn.inputs.masks import packing_of
 from fusedrnn.nn.heads import check_heads, draw_heads
 from fusedrnn.nn.input_norm import GAIN
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.options import Zoneout
+from fusedrnn.nn.options import Zoneout, check_all_states
 from fusedrnn.nn.plan import (
     NetworkPlan,
     NetworkShape,
@@ -97,6 +97,8 @@ class Recurrent(Served[StateT]):
             running_mean and running_var (G*H,), which move by a tenth in each call in training mode. Laurent
             et al. 2016, arXiv:1510.01378.
         num_heads: blocks of weight_hh, which is zero between units of different heads, and its gradient too.
+        all_states: whether y has behind h the other states of the last layer after each step, c of an LSTM,
+            each (T, B, D*H). Gradients of them go into backward with dy.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -139,6 +141,7 @@ class Recurrent(Served[StateT]):
         learned_reset_state: bool = False,
         batch_norm: bool = False,
         num_heads: int = 1,
+        all_states: bool = False,
     ) -> None:
         super().__init__()
         self._set_regularisers(resolve_cell(cell), weight_dropout, recurrent_dropout, zoneout)
@@ -153,6 +156,7 @@ class Recurrent(Served[StateT]):
         self.bidirectional = check_flag("bidirectional", bidirectional)
         self.proj_size = check_projection(self._spec, proj_size, self.hidden_size)
         self.recompute = check_flag("recompute", recompute)
+        self._all_states = check_all_states(self._spec, all_states)
         self._num_heads = check_heads(self._spec, num_heads, sizes, self.proj_size)
         self._set_starts(init_state, learned_state, learned_reset_state)
         self._set_joining(locked_dropout, residual, merge, batch_norm)
@@ -165,6 +169,9 @@ class Recurrent(Served[StateT]):
         directions = 2 if self.bidirectional else 1
         layers = [self._spec.state_widths(size, self.proj_size) for size in sizes]
         network = NetworkShape.of(self._spec, found, layers, directions, self.merge != "concat")
+        if self._all_states:
+            beyond = directions * sum(network.layers[-1][1:])
+            network = replace(network, out_size=network.out_size + beyond)
         self._network = network
         self._check_residual()
         shapes = {}

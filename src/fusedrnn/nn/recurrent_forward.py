@@ -44,6 +44,9 @@ def forward_layers(
             steps = time_major(steps, single, module.batch_first)
         else:
             indices = time_major(indices, single, module.batch_first)
+    beyond = None
+    if module._all_states:
+        target, beyond = target[..., : network.outs[-1]], target[..., network.outs[-1] :]
     seq_len, batch, _ = target.shape
     if at_input:
         steps = lock(steps, at_input)
@@ -101,7 +104,7 @@ def forward_layers(
                 borders,
                 None if replacement is None else part.of(replacement),
                 part.reverse,
-                save,
+                save or beyond is not None,
                 module.recompute,
                 None if anew else part.cache,
                 None if anew else module._buffers.values.version,
@@ -138,6 +141,10 @@ def forward_layers(
     if joints and norm and module.training:
         module._learn(joints.folds)
     tapes = [tape for _, _, tape in results]
+    if beyond is not None:
+        for part in module._plan.layers[-1]:
+            for number, columns in enumerate(part.beyond(beyond, network), 1):
+                tapes[part.row].copy_states(number, columns)
     if uneven:
         parts = [part for each in module._plan.layers for part in each]
         for part, (_, ends, _) in zip(parts, results, strict=True):

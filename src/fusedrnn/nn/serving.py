@@ -37,13 +37,17 @@ class Served(WithStarts, Generic[StateT]):
 
         Raises:
             TypeError: batch_size is not an int.
-            ValueError: the network is bidirectional or residual, or batch_size is below 1.
+            ValueError: the network is bidirectional, residual or with all_states, or batch_size is below 1.
             RuntimeError: the network is on a GPU.
         """
         self._require_cpu("stream")
         if self.bidirectional:
             raise ValueError(
                 "stream: expected bidirectional=False: the reverse direction starts from the end"
+            )
+        if self.all_states:
+            raise ValueError(
+                "stream: expected all_states=False, got True: the state of a stream has them after each step"
             )
         if self.residual:
             raise ValueError("stream: expected residual=False, got True: layers run one into the other there")
