@@ -1,4 +1,4 @@
-"""A decoder with additive attention in float64, one row and one step at a time."""
+"""A decoder with attention in float64, one row and one step at a time."""
 
 from __future__ import annotations
 
@@ -26,31 +26,55 @@ def cell_step(cell: str, a: Any, b: Any, state: list[Any]) -> list[Any]:
     return [np.tanh(a + b) if cell == "rnn_tanh" else np.maximum(a + b, 0.0)]
 
 
+def energy(p: dict[str, Any], query: Any, row: Any, place: int, past: list[Any]) -> Any:
+    """That of one row of the memory; `past` are the attentions of all steps before."""
+    if "weight_energy" not in p:
+        return query @ (p["weight_memory"] @ row if "weight_memory" in p else row)
+    inside = p["weight_query"] @ query + p["weight_memory"] @ row + p.get("bias_memory", 0.0)
+    if "weight_filter" in p and past:
+        half = p["weight_filter"].shape[1] // 2
+        window = np.pad(past[-1], half)[place : place + 2 * half + 1]
+        inside = inside + p["weight_location"] @ (p["weight_filter"] @ window)
+    if "weight_coverage" in p and past:
+        inside = inside + p["weight_coverage"] * sum(alpha[place] for alpha in past)
+    return p["weight_energy"] @ np.tanh(inside)
+
+
+def attend(p: dict[str, Any], query: Any, rows: Any, past: list[Any]) -> tuple[Any, Any]:
+    """The weights of a memory's rows, and their context."""
+    if not len(rows):
+        return np.zeros(0), np.zeros(rows.shape[1])
+    energies = np.array([energy(p, query, row, place, past) for place, row in enumerate(rows)])
+    weights = np.exp(energies - energies.max())
+    weights = weights / weights.sum()
+    return weights, weights @ rows
+
+
 def forward(
     cell: str, p: dict[str, Any], x: Any, memory: Any, memory_lengths: Any, lengths: Any, states: list[Any]
 ) -> tuple[Any, Any, list[Any]]:
-    """y, alpha and the final states (B, H) of parameters without biases where they have none."""
+    """y, alpha and the final states (B, H). What a decoder is follows from which parameters it has."""
     steps, batch = x.shape[:2]
     hidden = states[0].shape[1]
     y, alpha = np.zeros((steps, batch, hidden)), np.zeros((steps, batch, memory.shape[0]))
     final = [np.array(state) for state in states]
-    bias = [p.get(name, 0.0) for name in ("bias_memory", "bias_ih_l0", "bias_hh_l0")]
+    bias_x, bias_h = (p.get(name, 0.0) for name in ("bias_ih_l0", "bias_hh_l0"))
+    feeds = p["weight_ih_l0"].shape[1] > x.shape[2]
     for b in range(batch):
         rows = memory[: memory_lengths[b], b]
-        state = [s[b] for s in states]
+        state, output, past = [s[b] for s in states], np.zeros(hidden), []
         for t in range(lengths[b]):
-            weights = np.zeros(0)
-            if len(rows):
-                query = p["weight_query"] @ state[0]
-                energies = np.array(
-                    [p["weight_energy"] @ np.tanh(query + p["weight_memory"] @ m + bias[0]) for m in rows]
-                )
-                weights = np.exp(energies - energies.max())
-                weights = weights / weights.sum()
-            context = weights @ rows if len(rows) else np.zeros(memory.shape[2])
-            a = p["weight_ih_l0"] @ np.concatenate([x[t, b], context]) + bias[1]
-            state = cell_step(cell, a, p["weight_hh_l0"] @ state[0] + bias[2], state)
-            y[t, b], alpha[t, b, : len(rows)] = state[0], weights
+            weights, fed = np.zeros(0), output if feeds else np.zeros(0)
+            if "weight_output" not in p:
+                weights, fed = attend(p, state[0], rows, past)
+            a = p["weight_ih_l0"] @ np.concatenate([x[t, b], fed]) + bias_x
+            state = cell_step(cell, a, p["weight_hh_l0"] @ state[0] + bias_h, state)
+            output = state[0]
+            if "weight_output" in p:
+                weights, context = attend(p, state[0], rows, past)
+                output = np.tanh(p["weight_output"] @ np.concatenate([context, state[0]]))
+            past.append(weights)
+            y[t, b], alpha[t, b, : len(rows)] = output, weights
         for to, value in zip(final, state, strict=True):
             to[b] = value
     return y, alpha, final

@@ -308,6 +308,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
 COVERED = {name.split(":")[0] for name in ENTRIES} | {
     "DecoderMemory",
     "DecoderTape",
+    "PackedDecoder",
     "LayerTape",
     "LayerCall",
     "run_program",

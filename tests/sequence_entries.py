@@ -58,39 +58,50 @@ def _crf(function: Callable[..., Any], training: bool = False) -> Entry:
 
 
 def _decoder_params() -> tuple[Any, ...]:
-    """Of a GRU without biases, with an attention of A = P and a memory of M = I."""
-    shapes = ((P, H), (P, I), (P,), (P,), (3 * H, 2 * I), (3 * H, H))
-    return (*(draw(*shape) for shape in shapes), None, None)
+    """Of a GRU without biases with A = P, M = I, two filters of width 3, coverage and its output fed back."""
+    attention = ((P, H), (P, I), (P,), (P,))
+    cell, past = ((3 * H, I + H), (3 * H, H)), ((P, 2), (2, 3), (P,))
+    return (
+        *(draw(*shape) for shape in (*attention, *cell)),
+        *(None, None, draw(H, I + H)),
+        *(draw(*shape) for shape in past),
+    )
 
 
 DECODER_WEIGHTS = (
     *("weight_query", "weight_memory", "bias_memory", "weight_energy"),
     *("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+    *("weight_output", "weight_location", "weight_filter", "weight_coverage"),
 )
+DECODER_OPTIONS: dict[str, Any] = {"memory_size": I, "score": "additive", "current": True, "feeds": True}
 
 
-def _decoder_prepare() -> Entry:
-    arguments = {
-        "cell": "gru",
-        "memory": draw(T, B, I),
-        "memory_lengths": np.array([5, 0, 2]),
-        "params": _decoder_params(),
-    }
-    optional, free = frozenset({"memory_lengths"}), frozenset({"memory", "params"})
-    open_axes: Any = frozenset({("memory", (), 0), ("params", (4,), 1)})
+def _decoder_pack() -> Entry:
+    arguments = {"cell": "gru", "params": _decoder_params(), **DECODER_OPTIONS}
+    open_axes: Any = frozenset({("params", (4,), 1)})
     return Entry(
-        _core.decoder_prepare,
+        _core.decoder_pack,
         arguments,
-        optional=optional,
-        free=free,
+        free=frozenset({"params"}),
         open_axes=open_axes,
         weights=DECODER_WEIGHTS,
-        optional_weights=(2, 6, 7),
+        optional_weights=(2, 6, 7, 9, 10, 11),
     )
 
 
+def _packed() -> _core.PackedDecoder:
+    return _core.decoder_pack(cell="gru", params=_decoder_params(), **DECODER_OPTIONS)
+
+
+def _decoder_prepare() -> Entry:
+    arguments = {"decoder": _packed(), "memory": draw(T, B, I), "memory_lengths": np.array([5, 0, 2])}
+    optional, free = frozenset({"memory_lengths"}), frozenset({"memory"})
+    open_axes: Any = frozenset({("memory", (), 0)})
+    return Entry(_core.decoder_prepare, arguments, optional=optional, free=free, open_axes=open_axes)
+
+
 def _prepared() -> _core.DecoderMemory:
-    return _core.decoder_prepare("gru", draw(T, B, I), np.array([5, 0, 2]), _decoder_params())
+    return _core.decoder_prepare(_packed(), draw(T, B, I), np.array([5, 0, 2]))
 
 
 def _decoder_forward() -> Entry:
@@ -98,7 +109,7 @@ def _decoder_forward() -> Entry:
         "prepared": _prepared(),
         "x": draw(T, B, I),
         "lengths": np.array([5, 0, 2]),
-        "state": (draw(B, H),),
+        "state": (draw(B, H), draw(B, H), draw(B, T), draw(B, T)),
         "rows": None,
         "keep": True,
     }
@@ -147,6 +158,7 @@ SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "crf_loss": lambda: _crf(_core.crf_loss, training=True),
     "crf_marginals": lambda: _crf(_core.crf_marginals),
     "crf_decode": lambda: _crf(_core.crf_decode),
+    "decoder_pack": _decoder_pack,
     "decoder_prepare": _decoder_prepare,
     "decoder_forward": _decoder_forward,
     "decoder_backward": _decoder_backward,

@@ -15,11 +15,12 @@
 #include "bindings/timetable.h"
 #include "cpu/partition.h"
 #include "layers/layer_table.h"
+#include "sequence/decoder_table.h"
 
 namespace fusedrnn {
 namespace {
 
-constexpr int kParams = 9;
+constexpr int kParams = 12;
 
 // The arrays of a decoder's parameters, or of their gradients.
 struct ParamArrays {
@@ -28,33 +29,50 @@ struct ParamArrays {
     template <class T>
     DecoderParams<T> view() const {
         const auto at = [&](int i) { return of[i].given() ? const_cast<T*>(of[i].data<T>()) : nullptr; };
-        return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8)};
+        return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10), at(11)};
     }
 };
 
-// A memory with its keys, and the weights in panels.
-struct Prepared {
+// A decoder's weights in panels, beside those they were made of.
+struct PackedDecoder {
     const RecurrentCell* cell;
     DType dtype;
     DecoderSizes sizes{};
-    std::int64_t batch = 0;
-    std::vector<std::int64_t> lengths, first;
     ParamArrays params;
-    AlignedBuffer weights, keys;
+    AlignedBuffer weights;
 
     template <class T>
     const DecoderKernels<T>& kernels() const {
         return *layer_table<T>().sequence->decoder;
     }
+    template <class T>
+    DecoderArgs<T> args(const DecoderSizes& d) const {
+        DecoderArgs<T> args{};
+        args.sizes = d;
+        args.params = params.view<const T>();
+        args.weights = weights.data();
+        return args;
+    }
+};
+
+// A memory with its keys.
+struct Prepared {
+    std::shared_ptr<PackedDecoder> decoder;
+    DecoderSizes sizes{};
+    std::int64_t batch = 0;
+    std::vector<std::int64_t> lengths, first;
+    AlignedBuffer keys;
+
     double step_work() const {
         const DecoderSizes& d = sizes;
-        const double G = cell->gates;
-        return static_cast<double>(d.H) * G * static_cast<double>(d.I + d.fed() + d.H) +
-               (d.current ? static_cast<double>(d.H) * static_cast<double>(d.M + d.H) : 0) +
-               static_cast<double>(d.A) * static_cast<double>(d.H + 12 * d.S) +
-               static_cast<double>(d.M) * static_cast<double>(d.S);
+        const double G = decoder->cell->gates;
+        const auto product = [](std::int64_t a, std::int64_t b) {
+            return static_cast<double>(a) * static_cast<double>(b);
+        };
+        return G * product(d.H, d.I + d.fed() + d.H) + (d.current ? product(d.H, d.M + d.H) : 0) +
+               product(d.A, d.H + (12 + d.features()) * d.S) + product(d.M + d.filters * d.width, d.S);
     }
-    std::int64_t nbytes() const { return weights.bytes() + keys.bytes(); }
+    std::int64_t nbytes() const { return decoder->weights.bytes() + keys.bytes(); }
 };
 
 struct DecoderTape {
@@ -68,15 +86,12 @@ struct DecoderTape {
 
     template <class T>
     DecoderArgs<T> args() const {
-        DecoderArgs<T> args{};
-        args.sizes = sizes;
+        DecoderArgs<T> args = prepared->decoder->args<T>(sizes);
         args.schedule = timetable.view(nullptr);
         args.keeps = true;
         args.memory_first = memory_first.data();
         args.memory_lengths = memory_lengths.data();
-        args.params = prepared->params.view<const T>();
         args.x = x.data<T>();
-        args.weights = prepared->weights.data();
         args.keys = prepared->keys.data();
         args.tape = tape.data();
         return args;
@@ -91,31 +106,12 @@ int members_for(double work, std::int64_t batch) {
 
 // Beyond any memory before sizes are multiplied.
 void check_sizes(const DecoderSizes& d, std::int64_t gates) {
-    const std::int64_t widths = 16 * gates * (d.I + d.M + d.A + d.H + d.S + 64);
+    const std::int64_t widths =
+        16 * gates * (d.I + d.M + d.A + d.H + checked_product({d.S + 1, d.features() + 1}) + d.width + 64);
     checked_product({d.T + 1, d.B + 1, widths, 8});
     checked_product({d.S + 1, d.B + 1, widths, 8});
     checked_product({d.H + 64, widths, 16});
     checked_product({d.A + 64, widths, 16});
-}
-
-template <class T>
-void fill_prepared(Prepared& p, const Array& memory) {
-    const DecoderKernels<T>& kernels = p.kernels<T>();
-    p.weights = AlignedBuffer(kernels.weight_bytes(p.sizes));
-    p.keys = AlignedBuffer(kernels.key_bytes(p.sizes));
-    DecoderArgs<T> args{};
-    args.sizes = p.sizes;
-    args.params = p.params.view<const T>();
-    args.weights = p.weights.data();
-    args.keys = p.keys.data();
-    const double work = static_cast<double>(p.sizes.memory_rows) * static_cast<double>(p.sizes.M * p.sizes.A);
-    Team team(members_for(work, p.sizes.memory_rows));
-    const AlignedBuffer workspace(kernels.workspace(p.sizes, team.size()));
-    const DecoderMemory<T> from{memory.data<T>(), p.batch, p.lengths.data()};
-    run_released(team, [&] {
-        kernels.pack(args, team);
-        if (!team.was_cancelled()) kernels.prepare(args, from, team, workspace.data());
-    });
 }
 
 Score score_among(const std::string& name) {
@@ -125,42 +121,52 @@ Score score_among(const std::string& name) {
     throw py::value_error("score: expected 'additive', 'dot' or 'general', got '" + name + "'");
 }
 
-std::shared_ptr<Prepared> decoder_prepare(const std::string& cell_, const py::object& memory_,
-                                          const py::object& memory_lengths_, const py::object& params_,
-                                          const std::string& score, bool current, bool feeds) {
-    auto p = std::make_shared<Prepared>();
+std::shared_ptr<PackedDecoder> decoder_pack(const std::string& cell_, const py::object& params_,
+                                            std::int64_t memory_size, const std::string& score, bool current,
+                                            bool feeds) {
+    auto p = std::make_shared<PackedDecoder>();
     p->cell = &cell_among(kernels().cells, cell_);
-    const Array memory = Array::floats(memory_, "memory").shape({{"S"}, {"B"}, {"M"}}).contiguous();
-    p->dtype = memory.dtype();
+    static constexpr const char* kNames[kParams] = {"weight_query",    "weight_memory", "bias_memory",
+                                                    "weight_energy",   "weight_ih",     "weight_hh",
+                                                    "bias_ih",         "bias_hh",       "weight_output",
+                                                    "weight_location", "weight_filter", "weight_coverage"};
+    const Array like = Array::floats(item_of(params_, "params", kParams, 4), "weight_ih");
+    p->dtype = like.dtype();
+    const auto take = [&](int i, const std::vector<Axis>& axes, Presence presence = kRequired) {
+        p->params.of[i] = Array::parameter(item_of(params_, "params", kParams, i), kNames[i], like, presence);
+        p->params.of[i].shape(axes).contiguous();
+        return p->params.of[i].given();
+    };
+    const auto size = [&](int i, std::size_t axis, const char* expected) {
+        const std::int64_t found = p->params.of[i].size(static_cast<int>(axis));
+        require(found > 0, kNames[i], expected, static_cast<double>(found));
+        return found;
+    };
     DecoderSizes& d = p->sizes;
     d.cell = static_cast<int>(p->cell - kernels().cells.first);
     d.score = score_among(score), d.current = current, d.feeds = current && feeds;
-    const bool additive = d.score == Score::kAdditive;
-    d.S = memory.size(0), p->batch = memory.size(1), d.M = memory.size(2);
+    require(memory_size > 0, "memory_size", "M >= 1", static_cast<double>(memory_size));
+    d.M = memory_size;
     const int G = p->cell->gates;
-    static constexpr const char* kNames[kParams] = {"weight_query",  "weight_memory", "bias_memory",
-                                                    "weight_energy", "weight_ih",     "weight_hh",
-                                                    "bias_ih",       "bias_hh",       "weight_output"};
-    const auto take = [&](int i, const std::vector<Axis>& axes, Presence presence = kRequired) {
-        p->params.of[i] =
-            Array::parameter(item_of(params_, "params", kParams, i), kNames[i], memory, presence);
-        p->params.of[i].shape(axes).contiguous();
-    };
     take(5, {{"G*H"}, {"H"}});
-    d.H = p->params.of[5].size(1);
-    require(d.H > 0, "weight_hh", "shape (G*H, H) with H >= 1", static_cast<double>(d.H));
+    d.H = d.A = size(5, 1, "shape (G*H, H) with H >= 1");
     take(5, {{"H", G * d.H, G}, {"H", d.H}});
-    require(d.M > 0, "memory", "shape (S, B, M) with M >= 1", static_cast<double>(d.M));
-    d.A = d.H;
-    if (additive) {
+    if (d.score == Score::kAdditive) {
         take(0, {{"A"}, {"H", d.H}});
-        d.A = p->params.of[0].size(0);
-        require(d.A > 0, "weight_query", "shape (A, H) with A >= 1", static_cast<double>(d.A));
+        d.A = size(0, 0, "shape (A, H) with A >= 1");
         take(2, {{"A", d.A}}, kOptional);
         take(3, {{"A", d.A}});
+        if (take(9, {{"A", d.A}, {"C"}}, kOptional)) {
+            d.filters = size(9, 1, "shape (A, C) with C >= 1");
+            take(10, {{"C", d.filters}, {"K"}});
+            d.width = size(10, 1, "shape (C, K) with K >= 1");
+            require(d.width % 2 == 1, "weight_filter", "shape (C, K) with K odd",
+                    static_cast<double>(d.width));
+        }
+        d.coverage = take(11, {{"A", d.A}}, kOptional);
     }
     if (d.score == Score::kDot) {
-        require(d.M == d.H, "memory", "shape (S, B, H) for the score 'dot'", static_cast<double>(d.M));
+        require(d.M == d.H, "memory_size", "H for the score 'dot'", static_cast<double>(d.M));
     } else {
         take(1, {{"A", d.A}, {"M", d.M}});
     }
@@ -170,15 +176,45 @@ std::shared_ptr<Prepared> decoder_prepare(const std::string& cell_, const py::ob
     require(d.I > 0, "weight_ih", "shape (G*H, I + F) with I >= 1", static_cast<double>(d.I + d.fed()));
     take(6, {{"H", G * d.H, G}}, kOptional);
     take(7, {{"H", G * d.H, G}}, kOptional);
-    p->lengths = read_lengths(memory_lengths_, "memory_lengths", p->batch, d.S, "S", kOptional);
-    d.B = p->batch;
     check_sizes(d, G);
+    by_dtype(p->dtype, [&]<class T>() {
+        const DecoderKernels<T>& kernels = p->kernels<T>();
+        p->weights = AlignedBuffer(kernels.weight_bytes(d));
+        Team team(members_for(p->weights.bytes(), d.H));
+        run_released(team, [&] { kernels.pack(p->args<T>(d), team); });
+    });
+    return p;
+}
+
+std::shared_ptr<Prepared> decoder_prepare(const std::shared_ptr<PackedDecoder>& decoder,
+                                          const py::object& memory_, const py::object& memory_lengths_) {
+    if (decoder == nullptr) throw py::type_error("decoder: expected a PackedDecoder, got None");
+    auto p = std::make_shared<Prepared>();
+    p->decoder = decoder;
+    DecoderSizes& d = p->sizes = decoder->sizes;
+    const Array memory = Array::floats(memory_, "memory").shape({{"S"}, {"B"}, {"M", d.M}}).contiguous();
+    if (memory.dtype() != decoder->dtype) {
+        throw py::type_error("memory: expected the dtype of the parameters, got another; use memory.astype");
+    }
+    d.S = memory.size(0), d.B = p->batch = memory.size(1);
+    p->lengths = read_lengths(memory_lengths_, "memory_lengths", p->batch, d.S, "S", kOptional);
+    check_sizes(d, decoder->cell->gates);
     p->first.reserve(p->lengths.size());
     for (const std::int64_t length : p->lengths) {
         p->first.push_back(d.memory_rows);
         d.memory_rows += length;
     }
-    by_dtype(p->dtype, [&]<class T>() { fill_prepared<T>(*p, memory); });
+    by_dtype(decoder->dtype, [&]<class T>() {
+        const DecoderKernels<T>& kernels = decoder->kernels<T>();
+        p->keys = AlignedBuffer(kernels.key_bytes(d));
+        DecoderArgs<T> args = decoder->args<T>(d);
+        args.keys = p->keys.data();
+        const DecoderMemory<T> from{memory.data<T>(), p->batch, p->lengths.data()};
+        const double work = static_cast<double>(d.memory_rows) * static_cast<double>(d.M * d.A);
+        Team team(members_for(work, d.memory_rows));
+        const AlignedBuffer workspace(kernels.workspace(d, team.size()));
+        run_released(team, [&] { kernels.prepare(args, from, team, workspace.data()); });
+    });
     return p;
 }
 
@@ -188,7 +224,7 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
     if (prepared == nullptr) throw py::type_error("prepared: expected a DecoderMemory, got None");
     const Prepared& p = *prepared;
     const Array x = Array::floats(x_, "x").shape({{"T"}, {"B"}, {"I", p.sizes.I}}).contiguous();
-    if (x.dtype() != p.dtype) {
+    if (x.dtype() != p.decoder->dtype) {
         throw py::type_error("x: expected the dtype of the memory, got another; use x.astype(memory.dtype)");
     }
     DecoderSizes sizes = p.sizes;
@@ -204,16 +240,16 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
         owner =
             checked_indices(Array::int64(rows_, "rows").shape({{"B", sizes.B}}).contiguous(), p.batch, "B");
     }
-    check_sizes(sizes, p.cell->gates);
+    const RecurrentCell& cell = *p.decoder->cell;
+    check_sizes(sizes, cell.gates);
     const auto lengths = read_lengths(lengths_, "lengths", sizes.B, sizes.T, "T", kOptional);
-    // Of the cell, and the output before.
-    const int states = p.cell->states;
-    Array initial[kMaxStates + 1];
-    for (int k = 0; k < states + sizes.feeds && !state_.is_none(); ++k) {
-        initial[k] =
-            Array::like(item_of(state_, "state", states + sizes.feeds, k), {"state", k}, x, kOptional)
-                .shape({{"B", sizes.B}, {"H", sizes.H}})
-                .contiguous();
+    // Of the cell; the output, the attention and the coverage of the step before.
+    Array initial[kMaxStates + 3];
+    for (int k = 0; k < cell.states + 3 && !state_.is_none(); ++k) {
+        const Axis width = k <= cell.states ? Axis{"H", sizes.H} : Axis{"S", sizes.S};
+        initial[k] = Array::like(item_of(state_, "state", cell.states + 3, k), {"state", k}, x, kOptional)
+                         .shape({{"B", sizes.B}, width})
+                         .contiguous();
     }
     auto tape = std::make_unique<DecoderTape>(
         DecoderTape{prepared, Timetable(sizes.T, sizes.B, lengths.data(), false), sizes, {}, {}, x, {}, {}});
@@ -225,22 +261,25 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
         tape->memory_first.push_back(p.first[static_cast<std::size_t>(b)]);
         tape->memory_lengths.push_back(p.lengths[static_cast<std::size_t>(b)]);
     }
-    py::array y = new_array(p.dtype, {sizes.T, sizes.B, sizes.H}),
-              alpha = new_array(p.dtype, {sizes.T, sizes.B, sizes.S});
-    py::tuple state(p.cell->states);
-    by_dtype(p.dtype, [&]<class T>() {
-        const DecoderKernels<T>& kernels = p.kernels<T>();
+    py::array y = new_array(p.decoder->dtype, {sizes.T, sizes.B, sizes.H}),
+              alpha = new_array(p.decoder->dtype, {sizes.T, sizes.B, sizes.S});
+    py::tuple state(cell.states);
+    by_dtype(p.decoder->dtype, [&]<class T>() {
+        const DecoderKernels<T>& kernels = p.decoder->kernels<T>();
         tape->tape = AlignedBuffer(kernels.tape_bytes(tape->sizes, keep));
         DecoderArgs<T> args = tape->args<T>();
         args.keeps = keep;
         args.y = values_of<T>(y), args.alpha = values_of<T>(alpha);
-        for (int k = 0; k < p.cell->states; ++k) {
-            py::array final_state = new_array(p.dtype, {sizes.B, sizes.H});
+        for (int k = 0; k < cell.states; ++k) {
+            py::array final_state = new_array(p.decoder->dtype, {sizes.B, sizes.H});
             args.final[k] = values_of<T>(final_state);
             args.initial[k] = initial[k].given() ? initial[k].data<T>() : nullptr;
             state[static_cast<std::size_t>(k)] = final_state;
         }
-        if (initial[states].given()) args.feed = initial[states].data<T>();
+        const Array* const more = initial + cell.states;
+        args.feed = more[0].given() ? more[0].data<T>() : nullptr;
+        args.attention = more[1].given() ? more[1].data<T>() : nullptr;
+        args.covered = more[2].given() ? more[2].data<T>() : nullptr;
         Team team(members_for(p.step_work() * static_cast<double>(tape->timetable.rows()), sizes.B));
         const AlignedBuffer workspace(kernels.workspace(tape->sizes, team.size()));
         run_released(team, [&] { kernels.forward(args, team, workspace.data()); });
@@ -259,15 +298,15 @@ py::tuple decoder_backward(const DecoderTape& tape, const py::object& dy_, const
                              .shape({{"T", d.T}, {"B", d.B}, {"S", d.S}})
                              .contiguous();
     Array dfinal[kMaxStates];
-    for (int k = 0; k < p.cell->states && !dstate_.is_none(); ++k) {
-        dfinal[k] =
-            Array::like(item_of(dstate_, "dstate", p.cell->states, k), {"dstate", k}, tape.x, kOptional)
-                .shape({{"B", d.B}, {"H", d.H}})
-                .contiguous();
+    for (int k = 0; k < p.decoder->cell->states && !dstate_.is_none(); ++k) {
+        dfinal[k] = Array::like(item_of(dstate_, "dstate", p.decoder->cell->states, k), {"dstate", k}, tape.x,
+                                kOptional)
+                        .shape({{"B", d.B}, {"H", d.H}})
+                        .contiguous();
     }
     ParamArrays grads;
     for (int i = 0; i < kParams && !grads_.is_none(); ++i) {
-        const Array& parameter = p.params.of[i];
+        const Array& parameter = p.decoder->params.of[i];
         const py::object value = item_of(grads_, "grads", kParams, i);
         if (!parameter.given() && value.is_none()) continue;
         grads.of[i] = Array::like(value, {"grads", i}, tape.x).shape_of(parameter).writable();
@@ -279,19 +318,19 @@ py::tuple decoder_backward(const DecoderTape& tape, const py::object& dy_, const
         for (std::int64_t s = 0; s < p.lengths[static_cast<std::size_t>(b)]; ++s)
             owner.push_back(b), step.push_back(s);
     }
-    py::array dx = new_array(p.dtype, {need_dx ? d.T : 0, d.B, d.I}),
-              dmemory = new_array(p.dtype, {d.S, d.B, d.M});
-    py::tuple dstate(p.cell->states);
-    by_dtype(p.dtype, [&]<class T>() {
-        const DecoderKernels<T>& kernels = p.kernels<T>();
+    py::array dx = new_array(p.decoder->dtype, {need_dx ? d.T : 0, d.B, d.I}),
+              dmemory = new_array(p.decoder->dtype, {d.S, d.B, d.M});
+    py::tuple dstate(p.decoder->cell->states);
+    by_dtype(p.decoder->dtype, [&]<class T>() {
+        const DecoderKernels<T>& kernels = p.decoder->kernels<T>();
         DecoderBackwardArgs<T> args{};
         args.forward = tape.args<T>();
         args.memory_owner = owner.data(), args.memory_step = step.data();
         args.dy = dy.given() ? dy.data<T>() : nullptr;
         args.dalpha = dalpha.given() ? dalpha.data<T>() : nullptr;
-        for (int k = 0; k < p.cell->states; ++k) {
+        for (int k = 0; k < p.decoder->cell->states; ++k) {
             args.dfinal[k] = dfinal[k].given() ? dfinal[k].data<T>() : nullptr;
-            py::array dinitial = new_array(p.dtype, {d.B, d.H});
+            py::array dinitial = new_array(p.decoder->dtype, {d.B, d.H});
             args.dinitial[k] = values_of<T>(dinitial);
             dstate[static_cast<std::size_t>(k)] = dinitial;
         }
@@ -310,14 +349,16 @@ py::tuple decoder_backward(const DecoderTape& tape, const py::object& dy_, const
 
 void bind_decoder(py::module_& m) {
     using py::arg;
-    py::class_<Prepared, std::shared_ptr<Prepared>>(
-        m, "DecoderMemory", "A memory with its keys, and a decoder's weights in panels.")
+    py::class_<PackedDecoder, std::shared_ptr<PackedDecoder>>(m, "PackedDecoder",
+                                                              "A decoder's weights in panels.");
+    py::class_<Prepared, std::shared_ptr<Prepared>>(m, "DecoderMemory", "A memory with its keys.")
         .def_property_readonly("nbytes", &Prepared::nbytes)
         .def_property_readonly("batch", [](const Prepared& p) { return p.batch; });
     py::class_<DecoderTape>(m, "DecoderTape", "What the steps of a decoder keep for backward.")
         .def_property_readonly("nbytes", &DecoderTape::nbytes);
-    m.def("decoder_prepare", &decoder_prepare, arg("cell"), arg("memory"), arg("memory_lengths"),
-          arg("params"), arg("score"), arg("current"), arg("feeds"),
+    m.def("decoder_pack", &decoder_pack, arg("cell"), arg("params"), arg("memory_size"), arg("score"),
+          arg("current"), arg("feeds"), "Return the weights in panels, which hold their parameters.");
+    m.def("decoder_prepare", &decoder_prepare, arg("decoder"), arg("memory"), arg("memory_lengths"),
           "Return the memory (S, B, M) with its keys, for decoder_forward.");
     m.def(
         "decoder_forward", &decoder_forward, arg("prepared"), arg("x"), arg("lengths"), arg("state"),

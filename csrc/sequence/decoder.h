@@ -12,6 +12,21 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
+// The weights of features: [A/L][feature][L].
+template <class T>
+void pack_features(const DecoderShape<T>& s, const DecoderParams<const T>& w, T* out) {
+    constexpr std::int64_t L = Vec<T>::kLanes;
+    for (std::int64_t j = 0; j < s.ap; j += L) {
+        for (std::int64_t c = 0; c < s.d.features(); ++c) {
+            for (std::int64_t unit = j; unit < j + L; ++unit, ++out) {
+                *out = unit >= s.d.A     ? T(0)
+                       : c < s.d.filters ? w.w_location[unit * s.d.filters + c]
+                                         : w.w_coverage[unit];
+            }
+        }
+    }
+}
+
 // Every weight by another member, in turns.
 template <class T>
 void pack_decoder(const DecoderArgs<T>& args, Team& team, int member) {
@@ -39,6 +54,7 @@ void pack_decoder(const DecoderArgs<T>& args, Team& team, int member) {
         pack_rows<T>(w.w_output, 1, H, M, to.output_context, team, member, M + H);
         pack_rows<T>(w.w_output + M, 1, H, H, to.output_h, team, member, M + H);
     }
+    if (mine()) pack_features<T>(s, w, to.features);
     if (!mine()) return;
     pack_bias<T>(w.b_ih, s.cell.split ? nullptr : w.b_hh, s.G, H, to.b_x);
     pack_bias<T>(w.b_hh, nullptr, s.G, H, to.b_h);
@@ -104,7 +120,8 @@ class Decoder : DecoderPlaces<T> {
         T *gx, *acc, *sums;
         const T **x_rows, **h_rows, **others, **before;
         T **after, **y_rows;
-        Member(const DecoderShape<T>& s, Arena& arena) {
+        typename History<T>::Member history;
+        Member(const DecoderShape<T>& s, Arena& arena) : history(s.d, arena) {
             gx = arena.take<T>(s.block * s.gates);
             acc = arena.take<T>(larger(kCellPanels, kDecoderRows) * s.G * L);
             sums = arena.take<T>(larger(s.d.S, 1) * L);
@@ -118,7 +135,11 @@ class Decoder : DecoderPlaces<T> {
     };
 
     Decoder(const DecoderArgs<T>& args, Team& team, void* workspace)
-        : Places(args, args.tape), team_(team), workspace_(workspace), weights_(s_, args.weights) {}
+        : Places(args, args.tape),
+          team_(team),
+          workspace_(workspace),
+          weights_(s_, args.weights),
+          history_(s_.d, args.params.w_filter) {}
 
     void run_member(int member) {
         Arena arena(workspace_);
@@ -140,15 +161,18 @@ class Decoder : DecoderPlaces<T> {
     };
 
     void load_initial(Range group) const {
-        const auto load = [&](const T* from, T* to, std::int64_t p) {
-            fill_zero(to, s_.hp);
-            if (from != nullptr) copy(from + this->batch_row(p) * s_.d.H, to, s_.d.H);
+        const auto load = [&](const T* from, T* to, std::int64_t p, std::int64_t width) {
+            fill_zero(to, padded<T>(width));
+            if (from != nullptr) copy(from + this->batch_row(p) * width, to, width);
         };
         for (std::int64_t p = group.begin; p < group.end; ++p) {
             for (int k = 0; k < s_.S; ++k) {
-                load(f_.initial[k], rows_.initial + (k * s_.d.B + p) * s_.hp, p);
+                load(f_.initial[k], rows_.initial + (k * s_.d.B + p) * s_.hp, p, s_.d.H);
             }
-            if (s_.d.feeds) load(f_.feed, rows_.feed + p * s_.hp, p);
+            if (s_.d.feeds) load(f_.feed, rows_.feed + p * s_.hp, p, s_.d.H);
+            if (s_.d.features() == 0) continue;
+            load(f_.attention, rows_.attention + p * s_.sp, p, s_.d.S);
+            load(f_.covered, rows_.covered + p * s_.sp, p, s_.d.S);
         }
     }
 
@@ -209,8 +233,13 @@ class Decoder : DecoderPlaces<T> {
             const Keys<T> keys{this->keys_of(this->keys_.keys, position), s_.d.memory_rows * L, s_.ap / L,
                                count};
             const T* const q = this->query_of(t, position);
-            if (s_.additive()) {
-                attend<T>(AdditiveScore<T>{weights_.energy}, keys, q, m.sums, alpha);
+            if (s_.d.features() > 0) {
+                history_.features(this->attention_before(t, position), this->covered_before(t, position),
+                                  m.history, this->features_of(row));
+                attend<T>(AdditiveScore<T, true>{weights_.energy, this->row_features(weights_.features, row)},
+                          keys, q, m.sums, alpha);
+            } else if (s_.additive()) {
+                attend<T>(AdditiveScore<T, false>{weights_.energy, {}}, keys, q, m.sums, alpha);
             } else {
                 attend<T>(ProductScore<T>{}, keys, q, m.sums, alpha);
             }
@@ -300,6 +329,7 @@ class Decoder : DecoderPlaces<T> {
     Team& team_;
     void* workspace_;
     const DecoderWeights<T> weights_;
+    const History<T> history_;
 };
 
 template <class T>

@@ -19,6 +19,9 @@ class DecoderBackward : DecoderPlaces<T> {
         T *carry, *fed, *de, *energy;
         const T **rows, **before, **dy;
         typename DecoderGradients<T>::Member products;
+        // Of the attention of the step before, and of the coverage before that: [row][S]; and all of one row's.
+        T *attention, *covered, *extra;
+        typename History<T>::Member history;
         Member(const DecoderShape<T>& s, Arena& arena)
             : carry(arena.take<T>(s.S * kDecoderRows * s.hp)),
               fed(arena.take<T>(s.d.feeds ? kDecoderRows * s.hp : 0)),
@@ -27,7 +30,11 @@ class DecoderBackward : DecoderPlaces<T> {
               rows(arena.take<const T*>(kDecoderRows)),
               before(arena.take<const T*>(kDecoderRows * s.S)),
               dy(arena.take<const T*>(kDecoderRows)),
-              products(s, arena) {}
+              products(s, arena),
+              attention(arena.take<T>(s.d.features() > 0 ? kDecoderRows * s.sp : 0)),
+              covered(arena.take<T>(s.d.features() > 0 ? kDecoderRows * s.sp : 0)),
+              extra(arena.take<T>(s.sp)),
+              history(s.d, arena) {}
     };
 
     DecoderBackward(const DecoderBackwardArgs<T>& args, Team& team, void* workspace)
@@ -35,7 +42,8 @@ class DecoderBackward : DecoderPlaces<T> {
           p_(args),
           team_(team),
           arena_(workspace),
-          to_(s_, arena_) {}
+          to_(s_, arena_),
+          history_(s_.d, args.forward.params.w_filter) {}
 
     void run_member(int member) {
         Arena arena = arena_;
@@ -71,6 +79,8 @@ class DecoderBackward : DecoderPlaces<T> {
         };
         part(to_.dkeys, s_.d.memory_rows * s_.ap);
         if (s_.additive()) part(to_.denergy, s_.d.B * s_.ap);
+        part(to_.dfeatures, s_.d.B * s_.ap * s_.d.features());
+        part(to_.dfilters, s_.d.B * s_.d.filters * s_.d.width);
         part(to_.dmemory, s_.d.memory_rows * s_.d.M + L);
     }
 
@@ -104,6 +114,9 @@ class DecoderBackward : DecoderPlaces<T> {
             if (p_.dfinal[k] != nullptr) copy(p_.dfinal[k] + this->batch_row(position) * s_.d.H, to, s_.d.H);
         }
         if (s_.d.feeds) fill_zero(m.fed + i * s_.hp, s_.hp);
+        if (s_.d.features() == 0) return;
+        fill_zero(m.attention + i * s_.sp, s_.sp);
+        fill_zero(m.covered + i * s_.sp, s_.sp);
     }
 
     // The query is the state before the step.
@@ -174,7 +187,7 @@ class DecoderBackward : DecoderPlaces<T> {
     // The gradient of the query goes into the carry.
     void back_through_attention(Member& m, const Step& step) {
         for (std::int64_t i = 0; i < step.n; ++i)
-            back_through_attention(m, step.t, step.first + i, step.row0 + i);
+            back_through_attention(m, step.t, step.first + i, step.row0 + i, i);
         if (s_.additive()) {
             row_major_product<T>(paneled(m, step, to_.dqueries, s_.ap / L, L), to_.query_columns, s_.d.H,
                                  m.carry, s_.hp, m.carry, s_.hp);
@@ -187,23 +200,41 @@ class DecoderBackward : DecoderPlaces<T> {
             }
         }
     }
-    void back_through_attention(Member& m, std::int64_t t, std::int64_t position, std::int64_t row) {
+    void back_through_attention(Member& m, std::int64_t t, std::int64_t position, std::int64_t row,
+                                std::int64_t i) {
         const std::int64_t count = f_.memory_lengths[position], dq_panel = s_.d.rows * L;
         T* const dq = to_.dqueries + row * L;
         if (count == 0) {
             for (std::int64_t j = 0; j < s_.ap / L; ++j) V::set(0).store(dq + j * dq_panel);
             return;
         }
-        const T* const extra =
-            p_.dalpha == nullptr ? nullptr : this->step_row(p_.dalpha, t, position, s_.d.S);
+        const T* extra = p_.dalpha == nullptr ? nullptr : this->step_row(p_.dalpha, t, position, s_.d.S);
+        T *const dattention = m.attention + i * s_.sp, *const dcovered = m.covered + i * s_.sp;
+        if (s_.d.features() > 0) {
+            for (std::int64_t s = 0; s < count; ++s)
+                m.extra[s] = (extra == nullptr ? T(0) : extra[s]) + (dattention[s] + dcovered[s]);
+            extra = m.extra;
+        }
         energy_gradients<T>(this->memory_of(position), s_.mp, count, rows_.alphas + row * s_.sp,
                             to_.dcontexts + row * s_.mp, extra, m.de);
         const Keys<T> keys{this->keys_of(this->keys_.keys, position), s_.d.memory_rows * L, s_.ap / L, count};
         const T* const q = this->query_of(t, position);
         T* const dkeys = this->keys_of(to_.dkeys, position);
-        if (s_.additive()) {
-            AdditiveScore<T>{m.energy}.adjoint(keys, q, m.de, dq, dq_panel, dkeys, to_.denergy + position * L,
-                                               s_.d.B * L);
+        T* const dv = to_.denergy + position * L;
+        if (const std::int64_t features = s_.d.features(); features > 0) {
+            AdditiveScore<T, true>{m.energy, this->row_features(to_.features, row)}.adjoint(
+                keys, q, m.de, dq, dq_panel, dkeys, dv, s_.d.B * L,
+                {to_.dfeatures + position * features * L, m.history.sums, s_.d.B * features * L});
+            for (std::int64_t c = 0; c < features; ++c) {
+                fill_zero(m.history.gradients + c * s_.sp, s_.sp);
+                for (std::int64_t s = 0; s < count; ++s)
+                    m.history.gradients[c * s_.sp + s] = sum(V::load(m.history.sums + (c * s_.sp + s) * L));
+            }
+            history_.adjoint(this->attention_before(t, position), m.history, dattention, dcovered,
+                             to_.dfilters + position * s_.d.filters * s_.d.width);
+        } else if (s_.additive()) {
+            AdditiveScore<T, false>{m.energy, {}}.adjoint(keys, q, m.de, dq, dq_panel, dkeys, dv, s_.d.B * L,
+                                                          {});
         } else {
             ProductScore<T>{}.adjoint(keys, q, m.de, dq, dq_panel, dkeys);
         }
@@ -213,6 +244,7 @@ class DecoderBackward : DecoderPlaces<T> {
     Team& team_;
     Arena arena_;
     const DecoderFlow<T> to_;
+    const History<T> history_;
 };
 
 template <class T>

@@ -13,6 +13,7 @@ struct DecoderFlow {
     T *x_columns, *fed_columns, *h_columns, *query_columns, *memory_columns;
     T *output_context_columns, *output_h_columns;
     T *dgx, *dgh, *dqueries, *dcontexts, *doutputs, *dkeys, *denergy, *dmemory;
+    T *features, *dfeatures, *dfilters;  // weights [A/L][feature][L]; [A/L][B][feature][L]; [B][C][K]
     DecoderFlow(const DecoderShape<T>& s, Arena& arena) {
         const std::int64_t rows = s.d.rows, memory = s.d.memory_rows, out = s.d.current ? s.hp : 0;
         x_columns = arena.take<T>(padded<T>(s.d.I) * s.gates);
@@ -30,6 +31,9 @@ struct DecoderFlow {
         dkeys = arena.take<T>(memory * s.ap);
         denergy = arena.take<T>(s.additive() ? s.d.B * s.ap : 0);
         dmemory = arena.take<T>(memory * s.d.M + Vec<T>::kLanes);
+        features = arena.take<T>(s.ap * s.d.features());
+        dfeatures = arena.take<T>(s.ap * s.d.B * s.d.features());
+        dfilters = arena.take<T>(s.d.B * s.d.filters * s.d.width);
     }
 };
 
@@ -73,6 +77,7 @@ class DecoderGradients : DecoderPlaces<T> {
         if (mine() && p_.dx != nullptr) columns(w.w_ih, s_.G, H, I, to_.x_columns, input);
         if (mine() && s_.additive()) columns(w.w_query, 1, A, H, to_.query_columns, H);
         if (mine() && s_.projects_memory()) columns(w.w_memory, 1, A, M, to_.memory_columns, M);
+        if (mine()) pack_features<T>(s_, w, to_.features);
         if (mine() && s_.d.current) {
             columns(w.w_output, 1, H, M, to_.output_context_columns, M + H);
             columns(w.w_output + M, 1, H, H, to_.output_h_columns, M + H);
@@ -147,6 +152,7 @@ class DecoderGradients : DecoderPlaces<T> {
             sums(to_.dkeys, 1, N, A, dw.b_memory, nullptr);
             sums(to_.denergy, 1, s_.d.B, A, dw.w_energy, nullptr);
         }
+        feature_weights(dw);
     }
 
     void inputs(Member& m) {
@@ -194,6 +200,27 @@ class DecoderGradients : DecoderPlaces<T> {
     }
 
   private:
+    // Sums over the positions, in their order.
+    void feature_weights(const DecoderParams<T>& dw) {
+        const std::int64_t B = s_.d.B, C = s_.d.filters, n = s_.d.features(), filters = C * s_.d.width;
+        const auto add = [&](const T* from, std::int64_t stride, T* to) {
+            T sum = 0;
+            for (std::int64_t p = 0; p < B; ++p) sum += from[p * stride];
+            *to += sum;
+        };
+        if (n == 0) return;
+        const Range units = share(s_.d.A, team_.size(), member_),
+                    taps = share(filters, team_.size(), member_);
+        for (std::int64_t unit = units.begin; unit < units.end; ++unit) {
+            if (team_.cancelled(member_, B * n * L)) return;
+            for (std::int64_t c = 0; c < n; ++c) {
+                add(to_.dfeatures + (unit / L * B * n + c) * L + unit % L, n * L,
+                    c < C ? dw.w_location + unit * C + c : dw.w_coverage + unit);
+            }
+        }
+        for (std::int64_t i = taps.begin; i < taps.end; ++i) add(to_.dfilters + i, filters, dw.w_filter + i);
+    }
+
     // Rows [begin, end) of a product with `columns` columns, stored by store(row, column, vector).
     template <class Store>
     void product(Member& m, GemmArgs<T> args, Range rows, const T* b, std::int64_t columns,

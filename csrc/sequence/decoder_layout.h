@@ -7,6 +7,8 @@
 #include "cpu/steps.h"
 #include "sequence/decoder_cell.h"
 #include "sequence/decoder_table.h"
+#include "sequence/history.h"
+#include "sequence/score.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -48,6 +50,7 @@ struct DecoderWeights {
     T *x, *fed, *h, *b_x, *b_h;
     T *query, *memory, *b_memory, *energy;
     T *output_context, *output_h;
+    T* features;  // [A/L][feature][L]
 
     DecoderWeights(const DecoderShape<T>& s, void* block) {
         constexpr std::int64_t L = Vec<T>::kLanes;
@@ -63,6 +66,7 @@ struct DecoderWeights {
         energy = arena.take<T>(s.ap);
         output_context = arena.take<T>(s.d.current ? s.hp * s.d.M + L : 0);
         output_h = arena.take<T>(s.d.current ? s.hp * s.d.H + L : 0);
+        features = arena.take<T>(s.ap * s.d.features());
         bytes = arena.used();
     }
     std::int64_t bytes;
@@ -85,6 +89,7 @@ struct DecoderKeys {
 template <class T>
 struct DecoderRows {
     T *initial, *feed, *queries, *alphas, *contexts, *hidden, *states, *outputs, *saved;
+    T *attention, *covered, *features;  // before the first step, by position; of each row [feature][S]
     std::int64_t bytes;
     DecoderRows(const DecoderShape<T>& s, bool keeps, void* block) {
         Arena arena(block);
@@ -97,6 +102,10 @@ struct DecoderRows {
         states = arena.take<T>(s.d.rows * (s.S - 1) * s.hp);
         outputs = arena.take<T>(s.d.current ? s.d.rows * s.hp : 0);
         saved = arena.take<T>(keeps ? s.d.rows * s.hp * s.cell.saved : 0);
+        const std::int64_t positions = s.d.features() > 0 ? s.d.B : 0;
+        attention = arena.take<T>(positions * s.sp);
+        covered = arena.take<T>(positions * s.sp);
+        features = arena.take<T>(s.d.rows * s.d.features() * s.sp);
         bytes = arena.used();
     }
 };
@@ -135,6 +144,17 @@ class DecoderPlaces {
     }
     const T* query_of(std::int64_t t, std::int64_t position) const {
         return s_.additive() ? rows_.queries + row_of(t, position) * s_.ap : query_state(t, position);
+    }
+    const T* attention_before(std::int64_t t, std::int64_t position) const {
+        return (t == 0 ? rows_.attention + position * s_.sp : rows_.alphas + row_of(t - 1, position) * s_.sp);
+    }
+    T* features_of(std::int64_t row) const { return rows_.features + row * s_.d.features() * s_.sp; }
+    const T* covered_before(std::int64_t t, std::int64_t position) const {
+        if (t == 0 || !s_.d.coverage) return rows_.covered + position * s_.sp;
+        return features_of(row_of(t - 1, position)) + s_.d.filters * s_.sp;
+    }
+    Features<T> row_features(const T* weights, std::int64_t row) const {
+        return {weights, features_of(row), s_.d.features(), s_.sp};
     }
     // Of the keys, or of their gradients.
     template <class U>

@@ -21,10 +21,13 @@ struct DecoderSizes {
     Score score;
     bool current;  // the query is the state after a step, whose output is tanh(W [c; h]); else that before it
     bool feeds;    // whether a step is fed the output before it
+    bool coverage;                // whether energies know the sum of the attention before,
+    std::int64_t filters, width;  // and so many filters of that of the step before (history.h)
     std::int64_t T, B, S, I, M, A, H;
     std::int64_t rows;         // R, or those that a call without a tape keeps at a time
     std::int64_t memory_rows;  // N
 
+    std::int64_t features() const { return filters + coverage; }
     // What a step is fed besides its input: the context, where the query is the state before it; else the output before it.
     std::int64_t fed() const { return current ? (feeds ? H : 0) : M; }
 };
@@ -35,6 +38,7 @@ struct DecoderParams {
     T *w_query, *w_memory, *b_memory, *w_energy;  // (A, H), (A, M), (A), (A)
     T *w_ih, *w_hh, *b_ih, *b_hh;                 // (G*H, I + F), (G*H, H), (G*H), (G*H)
     T* w_output;                                  // (H, M + H)
+    T *w_location, *w_filter, *w_coverage;        // (A, C), (C, K), (A)
 };
 
 template <class T>
@@ -48,8 +52,10 @@ struct DecoderArgs {
     const T* x;                    // (T, B, I)
     const T* initial[kMaxStates];  // (B, H); null is zero
     const T* feed;                 // (B, H), the output before the first step; null is zero
-    T *y, *alpha;                  // (T, B, H), (T, B, S)
-    T* final[kMaxStates];          // (B, H)
+    const T *attention,
+        *covered;          // (B, S), that of the step before, and the sum of all before that; null is zero
+    T *y, *alpha;          // (T, B, H), (T, B, S)
+    T* final[kMaxStates];  // (B, H)
     void *weights, *keys, *tape;
 };
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "cpu/team.h"
-#include "sequence/decoder_table.h"
+#include "cpu/team.h"
 
 namespace fusedrnn {
 
@@ -77,6 +77,9 @@ struct TransducerLattice {
     double label_factor;  // of label_flow
     double *losses, *blank_flow, *label_flow;
 };
+
+template <class T>
+struct DecoderKernels;  // decoder_table.h
 
 template <class T>
 struct SequenceKernels {

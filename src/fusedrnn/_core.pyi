@@ -303,6 +303,8 @@ def crf_decode(
     emissions: _Array, lengths: _Int64 | None, start: _Array, transitions: _Array, end: _Array
 ) -> tuple[_Int64, _Array]: ...
 
+class PackedDecoder: ...
+
 class DecoderMemory:
     @property
     def nbytes(self) -> int: ...
@@ -313,14 +315,11 @@ class DecoderTape:
     @property
     def nbytes(self) -> int: ...
 
+def decoder_pack(
+    cell: str, params: tuple[_Array | None, ...], memory_size: int, score: str, current: bool, feeds: bool
+) -> PackedDecoder: ...
 def decoder_prepare(
-    cell: str,
-    memory: _Array,
-    memory_lengths: _Int64 | None,
-    params: tuple[_Array | None, ...],
-    score: str,
-    current: bool,
-    feeds: bool,
+    decoder: PackedDecoder, memory: _Array, memory_lengths: _Int64 | None
 ) -> DecoderMemory: ...
 def decoder_forward(
     prepared: DecoderMemory,

@@ -11,58 +11,59 @@ from fusedrnn import _core
 from fusedrnn.arrays import Array
 from fusedrnn.cells import CELLS
 from fusedrnn.checks import check_array, check_flag, check_size, kind_error, resolve_dtype
-from fusedrnn.init import Seed, check_method, make_rng, recurrent_layer, torch_uniform, xavier_uniform
+from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.nn.module import Module
-from fusedrnn.nn.tape import Tape, check_tape
+from fusedrnn.nn.tape import check_tape
+from fusedrnn.sequence.decoder_options import NAMES, check_options, initialise, parameter_shapes
+from fusedrnn.sequence.decoder_tape import DecoderTape
 from fusedrnn.sequence.host import host_array, integers
 
 State: TypeAlias = "Array | tuple[Array, ...]"
-
-# Of the kernels' parameters, in their order.
-_ATTENTION = ("weight_query", "weight_memory", "bias_memory", "weight_energy")
-_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_NAMES = (*_ATTENTION, *(f"{name}_l0" for name in _CELL), "weight_output")
-
-
-class DecoderTape(Tape):
-    """Tape of an `AttentionDecoder`: what the kernels saved, and the memory with its keys.
-
-    Attributes:
-        nbytes: bytes that stay allocated because of this tape, but for the input and the parameters.
-    """
-
-    __slots__ = ("core", "shape")
-
-    def __init__(self, owner: AttentionDecoder, core: _core.DecoderTape, shape: tuple[int, ...]) -> None:
-        Tape.__init__(self, owner, core.nbytes)
-        self.core = core
-        self.shape = shape
-
-    def _about(self) -> str:
-        return f"shape={self.shape}, "
 
 
 class AttentionDecoder(Module):
     """Recurrent decoder that looks at a memory in every step: one call runs all steps.
 
-        alpha_t = softmax over s of weight_energy . tanh(W_query h_(t-1) + W_memory memory_s + bias_memory)
-        c_t     = sum_s alpha_(t,s) memory_s
-        h_t     = cell([x_t; c_t], h_(t-1))
+    With query="previous" (Bahdanau) the query q_t is h_(t-1) and the context enters every gate; with
+    query="current" (Luong) it is h_t, and the output is the attentional vector:
+
+        c_t = context(h_(t-1))   h_t = cell([x_t; c_t], h_(t-1))   y_t = h_t
+        h_t = cell(x_t, h_(t-1))   c_t = context(h_t)   y_t = tanh(W_output [c_t; h_t])
+
+    with input_feeding the latter's cell takes [x_t; y_(t-1)], y before the first step being 0. The context is
+
+        alpha_t = softmax over s of e_t   c_t = sum_s alpha_(t,s) memory_s
+
+    and the energies e_(t,s) are, by `score`,
+
+        "additive"  weight_energy . tanh(W_query q_t + W_memory memory_s + bias_memory)
+        "location"  the same with W_location f_(t,s) inside tanh: f_(t,s) are the filters' values at s, the
+                    convolution of weight_filter with alpha_(t-1), zeros past its ends
+        "dot"       q_t . memory_s
+        "general"   q_t . W_memory memory_s
+
+    With coverage, weight_coverage * (sum over t' < t of alpha_(t',s)) is added inside tanh.
 
     T, B, I, H stand for steps, batch, input size and hidden size, S for the steps of the memory, M and A for
-    the sizes of the memory and of the attention. Parameters: weight_query (A, H), weight_memory (A, M),
-    bias_memory (A,), weight_energy (A,), and the cell's with PyTorch's names and gate order, as those of a
-    network whose input is [x; context]: weight_ih_l0 (G*H, I + M), weight_hh_l0 (G*H, H), bias_ih_l0 and
-    bias_hh_l0 (G*H,).
+    the sizes of the memory and of the attention, C and K for filters and their width. Parameters:
+    weight_query (A, H), weight_memory (A, M), bias_memory (A,) and weight_energy (A,), with "general"
+    weight_memory (H, M) alone; weight_location (A, C), weight_filter (C, K); weight_coverage (A,);
+    weight_output (H, M + H); and the cell's with PyTorch's names and gate order: weight_ih_l0 (G*H, I + F),
+    weight_hh_l0 (G*H, H), bias_ih_l0 and bias_hh_l0 (G*H,), F being M, with query="current" 0, with
+    input_feeding H.
 
     Args:
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
         input_size: I.
         hidden_size: H.
-        memory_size: M.
-        attention_size: A; H if None.
-        score: "additive" (Bahdanau), the energies above.
-        query: "previous", the state before the step, whose context enters every gate.
+        memory_size: M; H with "dot".
+        attention_size: A; H if None. With "dot" and "general" it is H.
+        score: "additive", "location", "dot" or "general", the energies above.
+        query: "previous" or "current", the state before or after the step.
+        input_feeding: whether a step is fed the output before it; with query="current".
+        coverage: whether energies know where all steps before looked; with "additive" and "location".
+        location_filters: C.
+        location_kernel_size: K, odd.
         bias: whether there are biases.
         dtype: "float32" or "float64".
         seed: int, numpy.random.Generator or None.
@@ -71,11 +72,14 @@ class AttentionDecoder(Module):
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or options that have no meaning together.
 
-    Paper: Bahdanau, Cho and Bengio 2014, arXiv:1409.0473.
+    Papers: Bahdanau, Cho and Bengio 2014, arXiv:1409.0473; Luong, Pham and Manning 2015, arXiv:1508.04025;
+    Chorowski et al. 2015, arXiv:1506.07503 (location); See, Liu and Manning 2017, arXiv:1704.04368
+    (coverage).
     """
 
+    _derived = Module._derived | {"_packed"}
     _dtype: np.dtype[Any]
 
     def __init__(
@@ -88,6 +92,10 @@ class AttentionDecoder(Module):
         score: str = "additive",
         query: str = "previous",
         *,
+        input_feeding: bool = False,
+        coverage: bool = False,
+        location_filters: int = 10,
+        location_kernel_size: int = 31,
         bias: bool = True,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
@@ -99,39 +107,36 @@ class AttentionDecoder(Module):
             raise (ValueError if isinstance(cell, str) else TypeError)(
                 f"cell: expected one of {', '.join(CELLS)}, got {kind}"
             )
-        for name, value, only in (("score", score, "additive"), ("query", query, "previous")):
-            if value != only:
-                raise ValueError(f"{name}: expected {only!r}, got {value!r}")
-        self.cell, self.score, self.query = cell, score, query
+        self.cell = cell
         self.input_size = check_size("input_size", input_size)
         self.hidden_size = check_size("hidden_size", hidden_size)
         self.memory_size = check_size("memory_size", memory_size)
-        given = hidden_size if attention_size is None else attention_size
-        self.attention_size = check_size("attention_size", given)
+        self._options = options = check_options(
+            *(score, query, input_feeding, coverage, attention_size, location_filters, location_kernel_size),
+            *(self.hidden_size, self.memory_size),
+        )
         self.bias = check_flag("bias", bias)
         found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
         spec = CELLS[cell]
-        i, h, m, a = self.input_size, self.hidden_size, self.memory_size, self.attention_size
-        gates = spec.gates * h
-        sizes = ((a, h), (a, m), (a,), (a,), (gates, i + m), (gates, h), (gates,), (gates,))
-        shapes = dict(zip(_NAMES[:-1], sizes, strict=True))
-        if not self.bias:
-            shapes = {name: shape for name, shape in shapes.items() if not name.startswith("bias")}
-        self._declare(shapes, found)
-        if method is None:
-            return
-        for name in _ATTENTION:
-            array = self._own.get(name)
-            if array is None or (method == "default" and name == "bias_memory"):
-                continue
-            fan = {"weight_query": h, "weight_energy": a}.get(name, m)
-            if method == "torch":
-                torch_uniform(array, fan, rng=rng)
-            else:
-                xavier_uniform(array if array.ndim == 2 else array[None], rng=rng)
-        recurrent_layer(
-            spec, {n: self._own[f"{n}_l0"] for n in _CELL if f"{n}_l0" in self._own}, method, rng=rng
-        )
+        sizes = (self.input_size, self.hidden_size, self.memory_size)
+        self._declare(parameter_shapes(spec, options, *sizes, self.bias), found)
+        if method is not None:
+            initialise(spec, self._own, method, rng=rng)
+
+    @property
+    def score(self) -> str:
+        """What the energies are."""
+        return self._options.score
+
+    @property
+    def query(self) -> str:
+        """Which state the query is."""
+        return self._options.query
+
+    @property
+    def attention_size(self) -> int:
+        """A."""
+        return self._options.attention_size
 
     def __call__(
         self,
@@ -211,7 +216,7 @@ class AttentionDecoder(Module):
         extra = None if dalpha is None else host_array("dalpha", dalpha)
         states = self._states("dstate", dstate, batch)
         sums = self._sums()
-        grads = tuple(sums.get(name) for name in _NAMES) if sums else None
+        grads = tuple(sums.get(name) for name in NAMES) if sums else None
         with self._turn.take():
             dx, dmemory, dinitial = _core.decoder_backward(
                 tape.core, flow, extra, states, grads, check_flag("need_dx", need_dx)
@@ -228,17 +233,35 @@ class AttentionDecoder(Module):
         Raises:
             TypeError, ValueError, RuntimeError: as `forward`.
         """
-        return DecoderStream(self, self._prepare(memory, memory_lengths, keep=True))
+        return DecoderStream(self, self._prepare(memory, memory_lengths))
 
-    def _prepare(self, memory: Any, memory_lengths: Any, keep: bool) -> _core.DecoderMemory:
+    def _prepare(self, memory: Any, memory_lengths: Any) -> _core.DecoderMemory:
         self._require_cpu("AttentionDecoder")
         array = host_array("memory", memory)
         shape = (*array.shape[:2], self.memory_size)
         check_array("memory", array, shape, self._dtype, "(S, B, M)")
         counts = None if memory_lengths is None else integers("memory_lengths", memory_lengths)
-        own = self._kept_parameters() if keep else self._own
-        params = tuple(own.get(name) for name in _NAMES)
-        return _core.decoder_prepare(self.cell, array, counts, params, self.score, False, False)
+        return _core.decoder_prepare(self._weights(), array, counts)
+
+    def _weights(self) -> _core.PackedDecoder:
+        """Return the weights in panels: the same until the parameters change."""
+        own = self._kept_parameters()
+        held: tuple[Any, _core.PackedDecoder] | None = self.__dict__.get("_packed")
+        if held is None or held[0] is not own:
+            options = self._options
+            held = (
+                own,
+                _core.decoder_pack(
+                    *(self.cell, tuple(own.get(name) for name in NAMES), self.memory_size),
+                    *(
+                        "additive" if options.additive else options.score,
+                        options.current,
+                        options.input_feeding,
+                    ),
+                ),
+            )
+            self.__dict__["_packed"] = held
+        return held[1]
 
     def _run(
         self, x: Any, memory: Any, memory_lengths: Any, lengths: Any, state: Any, keep: bool
@@ -248,8 +271,9 @@ class AttentionDecoder(Module):
         check_array("x", inputs, (*inputs.shape[:2], self.input_size), self._dtype, "(T, B, I)")
         counts = None if lengths is None else integers("lengths", lengths)
         states = self._states("state", state, inputs.shape[1])
-        prepared = self._prepare(memory, memory_lengths, keep)
-        y, alpha, found, core = _core.decoder_forward(prepared, inputs, counts, states, None, keep)
+        prepared = self._prepare(memory, memory_lengths)
+        carry = None if states is None else (*states, None, None, None)
+        y, alpha, found, core = _core.decoder_forward(prepared, inputs, counts, carry, None, keep)
         return y, alpha, self._as_state(found), core
 
     def _states(self, name: str, state: Any, batch: int) -> tuple[Array | None, ...] | None:
@@ -277,18 +301,16 @@ class AttentionDecoder(Module):
 
     def _extra_repr(self) -> str:
         sizes = f"{self.input_size}, {self.hidden_size}, {self.memory_size}"
-        attention = (
-            "" if self.attention_size == self.hidden_size else f", attention_size={self.attention_size}"
-        )
         bias = "" if self.bias else ", bias=False"
         dtype = "" if self._dtype == np.float32 else f", dtype='{self._dtype}'"
-        return f"'{self.cell}', {sizes}{attention}{bias}{dtype}"
+        return f"'{self.cell}', {sizes}{self._options.text(self.hidden_size)}{bias}{dtype}"
 
 
 class DecoderStream:
     """One step of an `AttentionDecoder` at a time, over a memory whose keys are made once.
 
-    The parameters are those of the time when it was made.
+    It carries what the next step needs: the state, and by the decoder's options the output, the attention
+    and the coverage. The parameters are those of the time when it was made.
 
     Attributes:
         batch_size: B of the memory.
@@ -296,13 +318,32 @@ class DecoderStream:
             set.
     """
 
-    __slots__ = ("_decoder", "_prepared", "batch_size", "state")
+    __slots__ = ("_carry", "_decoder", "_prepared", "batch_size")
 
     def __init__(self, decoder: AttentionDecoder, prepared: _core.DecoderMemory) -> None:
         self._decoder = decoder
         self._prepared = prepared
         self.batch_size = prepared.batch
-        self.state: State | None = None
+        # The cell's states, and the output, the attention and the coverage of the step before: N rows each.
+        self._carry: tuple[Array | None, ...] | None = None
+
+    @property
+    def state(self) -> State | None:
+        states = None if self._carry is None else self._carry[:-3]
+        if states is None or any(part is None for part in states):
+            return None
+        return self._decoder._as_state(tuple(part for part in states if part is not None))
+
+    @state.setter
+    def state(self, state: State | None) -> None:
+        count = CELLS[self._decoder.cell].states
+        last = (None, None, None) if self._carry is None else self._carry[-3:]
+        states: tuple[Array | None, ...] = (None,) * count
+        if state is not None:
+            first = state[0] if isinstance(state, tuple) else state
+            batch = first.shape[1] if getattr(first, "ndim", 0) == 3 else self.batch_size
+            states = self._decoder._states("state", state, batch) or states
+        self._carry = (*states, *last)
 
     def __call__(self, x: Array, rows: npt.ArrayLike | None = None) -> tuple[Array, Array]:
         """Advance by one step and return y (N, H) and alpha (N, S).
@@ -316,18 +357,44 @@ class DecoderStream:
             TypeError: an argument of the wrong kind or dtype.
             ValueError: an argument of the wrong shape or range.
         """
-        decoder = self._decoder
+        decoder, carry = self._decoder, self._carry
         inputs = host_array("x", x)
         check_array("x", inputs, (*inputs.shape[:1], decoder.input_size), decoder._dtype, "(N, I)")
         places = None if rows is None else integers("rows", rows)
-        states = decoder._states("state", self.state, inputs.shape[0])
-        y, alpha, found, _ = _core.decoder_forward(self._prepared, inputs[None], None, states, places, False)
-        self.state = decoder._as_state(found)
+        y, alpha, found, _ = _core.decoder_forward(self._prepared, inputs[None], None, carry, places, False)
+        options, covered = decoder._options, None
+        if options.coverage and carry is not None:
+            attended, before = carry[-2:]
+            covered = attended if before is None or attended is None else attended + before
+        looks_back = options.coverage or options.score == "location"
+        self._carry = (
+            *found,
+            y[0] if options.input_feeding else None,
+            alpha[0] if looks_back else None,
+            covered,
+        )
         return y[0], alpha[0]
 
+    def select(self, places: npt.ArrayLike) -> None:
+        """Let the rows be these of the rows there are: those of the hypotheses that a search keeps.
+
+        Args:
+            places: (N,) of an integer dtype, each in 0..rows of the last step - 1; one may come again.
+
+        Raises:
+            TypeError, ValueError: places of the wrong kind or range.
+        """
+        if self._carry is None:
+            return
+        chosen = integers("places", places)
+        count = next((len(part) for part in self._carry if part is not None), 0)
+        if chosen.ndim != 1 or ((chosen < 0) | (chosen >= count)).any():
+            raise ValueError(f"places: expected shape (N,) and values in 0..{count - 1}, got {places!r}")
+        self._carry = tuple(None if part is None else part[chosen] for part in self._carry)
+
     def reset(self) -> None:
-        """Set the state to zero."""
-        self.state = None
+        """Set the state to zero, and what else it carries."""
+        self._carry = None
 
     def __repr__(self) -> str:
         return f"DecoderStream({self._decoder!r}, batch_size={self.batch_size})"

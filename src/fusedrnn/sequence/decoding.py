@@ -77,7 +77,8 @@ class Run:
             several = isinstance(state, tuple)
             for part in state if several else (state,):
                 check_array("state", part, (1, self.batch, parts[1].hidden_size), parts[1].dtype, "(1, B, H)")
-            self.state = tuple(part[0] for part in state) if several else state[0]
+            parts_of = state if several else (state,)
+            self.state = (*(part[0] for part in parts_of), None, None, None)
 
     def begin(self) -> tuple[Tokens, Tokens, npt.NDArray[np.float64]]:
         """Return the sequence, the tokens and the log probability of each first hypothesis."""
@@ -131,14 +132,9 @@ def _decoder_step(
     stream: DecoderStream = decoder.stream(memory, memory_lengths)
 
     def step(tokens: Tokens, state: Any, rows: Tokens) -> tuple[Any, ...]:
-        several = isinstance(state, tuple)
-        stream.state = None
-        if state is not None:
-            stream.state = tuple(part[None] for part in state) if several else state[None]
+        stream._carry = state
         y, alpha = stream(embedding(tokens), rows)
-        after = stream.state
-        kept = tuple(part[0] for part in after) if isinstance(after, tuple) else after[0]  # type: ignore[index]
-        return head(y), kept, alpha
+        return head(y), stream._carry, alpha
 
     return step
 

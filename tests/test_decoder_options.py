@@ -1,0 +1,170 @@
+"""Scores, queries and what energies know of the past, each against one row and one step at a time."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from support import num_threads, numeric_gradient
+from test_decoder import expected, parts, problem
+
+import fusedrnn as fr
+
+CURRENT: dict[str, Any] = {"query": "current"}
+LOCATION: dict[str, Any] = {"score": "location", "location_filters": 2, "location_kernel_size": 5}
+# Name: cell and options.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dot": ("gru", {"score": "dot"}),
+    "general": ("lstm", {"score": "general"}),
+    "location": ("gru", LOCATION),
+    "coverage": ("lstm", {"coverage": True}),
+    "current": ("gru", CURRENT),
+    "luong": ("lstm", {**CURRENT, "score": "general", "input_feeding": True}),
+    "all": ("rnn_tanh", {**CURRENT, **LOCATION, "coverage": True, "input_feeding": True}),
+}
+# T, B, S, I, H, M, A
+SHAPES = [(4, 3, 5, 3, 7, 6, 9), (3, 35, 4, 5, 33, 3, 2), (5, 2, 19, 2, 9, 17, 16)]
+
+
+def built(
+    variant: str, shape: tuple[int, ...], dtype: str = "float64"
+) -> tuple[fr.AttentionDecoder, dict[str, Any]]:
+    """A decoder with parameters at random and arguments for it; products fix what sizes they may."""
+    cell, options = VARIANTS[variant]
+    steps, batch, source, i, h, m, a = shape
+    score = options.get("score")
+    m, a = h if score == "dot" else m, h if score in ("dot", "general") else a
+    decoder = fr.AttentionDecoder(cell, i, h, m, a, dtype=dtype, **options)
+    rng = np.random.default_rng([1, *shape])
+    for name, array in decoder.parameters.items():
+        decoder.parameters[name] = rng.normal(0, 0.4, array.shape)
+    return decoder, problem(cell, (steps, batch, source, i, h, m, a), dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-5)])
+def test_forward(variant: str, shape: tuple[int, ...], dtype: str, tolerance: float) -> None:
+    decoder, given = built(variant, shape, dtype)
+    y, alpha, state, _ = decoder.forward(**given)
+    want_y, want_alpha, want_state = expected(decoder, given)
+    np.testing.assert_allclose(y, want_y, atol=tolerance)
+    np.testing.assert_allclose(alpha, want_alpha, atol=tolerance)
+    for got, want in zip(parts(state), want_state, strict=True):
+        np.testing.assert_allclose(got[0], want, atol=tolerance)
+    assert not alpha[:, np.arange(shape[2])[None] >= given["memory_lengths"][:, None]].any()
+    for a, b in zip(decoder(**given)[:2], (y, alpha), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients(variant: str) -> None:
+    decoder, given = built(variant, (3, 4, 4, 2, 3, 2, 2))
+    y, alpha, state, tape = decoder.forward(**given)
+    rng = np.random.default_rng(3)
+    dy, dalpha = rng.normal(size=y.shape), rng.normal(size=alpha.shape)
+    dstate = tuple(rng.normal(size=part.shape) for part in parts(state))
+
+    def loss() -> float:
+        got_y, got_alpha, got_state = expected(decoder, given)
+        flows = sum((d[0] * s).sum() for d, s in zip(dstate, got_state, strict=True))
+        return float((got_y * dy).sum() + (got_alpha * dalpha).sum() + flows)
+
+    dx, dmemory, dinitial = decoder.backward(tape, dy, dalpha, dstate if len(dstate) > 1 else dstate[0])
+    wanted = [
+        *((given[name], gradient) for name, gradient in (("x", dx), ("memory", dmemory))),
+        *zip(parts(given["state"]), parts(dinitial), strict=True),
+        *((array, decoder.grads[name]) for name, array in decoder.parameters.items()),
+    ]
+    for array, gradient in wanted:
+        np.testing.assert_allclose(gradient, numeric_gradient(loss, array), atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["all", "luong", "dot"])
+def test_threads(variant: str) -> None:
+    """The same bits."""
+    results = []
+    for threads in (1, 2, 3):
+        decoder, given = built(variant, (12, 37, 20, 17, 33, 24, 30), "float32")
+        with num_threads(threads):
+            y, alpha, state, tape = decoder.forward(**given)
+            backward = decoder.backward(tape, y, alpha, state)
+        results.append([y, alpha, *parts(state), *backward[:2], *parts(backward[2]), *decoder.grads.values()])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stream_is_forward(variant: str) -> None:
+    """Step by step, and with the rows in another order from the third step on."""
+    decoder, given = built(variant, (5, 4, 6, 3, 9, 7, 5), "float32")
+    y, alpha, state = decoder(given["x"], given["memory"], given["memory_lengths"], state=given["state"])
+    step, order = decoder.stream(given["memory"], given["memory_lengths"]), np.arange(4)
+    step.state = given["state"]
+    for t in range(len(y)):
+        if t == 2:
+            order = np.array([2, 0, 3, 1, 1])
+            step.select(order)
+        got_y, got_alpha = step(given["x"][t, order], order)
+        np.testing.assert_array_equal(got_y, y[t, order])
+        # The sums of coverage are in another order.
+        np.testing.assert_allclose(got_alpha, alpha[t, order], rtol=1e-6)
+    for a, b in zip(parts(step.state), parts(state), strict=True):
+        np.testing.assert_array_equal(a, b[:, order])
+    with pytest.raises(ValueError, match="places: expected"):
+        step.select([5])
+    step.reset()
+    assert step.state is None
+
+
+@pytest.mark.once
+def test_weights_are_packed_once() -> None:
+    decoder, given = built("luong", SHAPES[0])
+    first = decoder(**given)[0]
+    weights = decoder._weights()
+    decoder.forward(**given)
+    assert decoder._weights() is weights
+    decoder.parameters["weight_output"] *= 2
+    assert decoder._weights() is not weights
+    assert (decoder(**given)[0] != first).any()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_module(variant: str) -> None:
+    decoder, given = built(variant, SHAPES[0])
+    names = {"AttentionDecoder": fr.AttentionDecoder}
+    again = eval(repr(decoder), names)
+    assert {name: array.shape for name, array in again.parameters.items()} == {
+        name: array.shape for name, array in decoder.parameters.items()
+    }
+    want = decoder(**given)[0]
+    for other in (copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))):
+        np.testing.assert_array_equal(other(**given)[0], want)
+    embedding, head = fr.Embedding(6, 3, dtype="float64", seed=0), fr.Linear(7, 6, dtype="float64", seed=1)
+    found = fr.decode.beam_search((embedding, decoder, head), given["memory"], 0, 1, beam=1, max_len=5)
+    greedy = fr.decode.greedy((embedding, decoder, head), given["memory"], 0, 1, max_len=5)
+    np.testing.assert_array_equal(found.tokens[:, 0], greedy.tokens)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": "cosine"}, "score: expected one of 'additive'"),
+        ({"query": "next"}, "query: expected one of 'previous'"),
+        ({"input_feeding": True}, "input_feeding: expected False with query='previous'"),
+        ({"score": "dot", "coverage": True}, "coverage: expected False with score='dot'"),
+        ({"score": "general", "attention_size": 3}, "attention_size: expected None with score='general'"),
+        ({"score": "dot"}, "memory_size: expected hidden_size = 4 with score='dot', got 5"),
+        ({"score": "location", "location_kernel_size": 4}, "location_kernel_size: expected an odd number"),
+        ({"score": "location", "location_filters": 0}, "location_filters"),
+    ],
+)
+def test_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fr.AttentionDecoder("gru", 3, 4, 5, **options)
