@@ -83,16 +83,22 @@ def crf(steps: int, batch: int, tags: int, decode: bool) -> tuple[dict[str, Call
     return found, products * (1 if decode else 3), 0 if decode else steps * batch * tags
 
 
+LUONG: dict[str, Any] = {"score": "general", "query": "current", "input_feeding": True}
+
+
 def decoder(
-    cell: str, steps: int, batch: int, source: int, size: int
+    cell: str, steps: int, batch: int, source: int, size: int, luong: bool = False
 ) -> tuple[dict[str, Call], float, float]:
-    """The calls, multiply-adds and exponentials of a training step of a decoder with additive attention."""
+    """The calls, multiply-adds and exponentials of a training step of a decoder: Bahdanau's, or Luong's.
+
+    Luong's has the general score, the query after the step, and its output fed to the next.
+    """
     import torch
 
     rng = np.random.default_rng(0)
     x, flow = (rng.standard_normal((steps, batch, size), dtype=np.float32) for _ in range(2))
     memory = rng.standard_normal((source, batch, size), dtype=np.float32)
-    own = fr.AttentionDecoder(cell, size, size, size, seed=0)
+    own = fr.AttentionDecoder(cell, size, size, size, seed=0, **(LUONG if luong else {}))
     weights = {name: torch.tensor(array, requires_grad=True) for name, array in own.state_dict().items()}
     other = (torch.nn.GRUCell if cell == "gru" else torch.nn.LSTMCell)(2 * size, size)
     for name, parameter in other.named_parameters():
@@ -104,31 +110,43 @@ def decoder(
         own.zero_grad()
         _, _, _, tape = own.forward(x, memory)
         dx, dmemory, _ = own.backward(tape, flow)
-        return {"dx": dx, "dmemory": dmemory, "weights": own.grads["weight_query"]}
+        return {"dx": dx, "dmemory": dmemory, "weights": own.grads["weight_memory"]}
 
     def theirs() -> dict[str, Any]:
         for tensor in (tx, tm, *weights.values()):
             tensor.grad = None
         other.zero_grad()
         rows = tm.transpose(0, 1)
-        keys = torch.nn.functional.linear(rows, weights["weight_memory"], weights["bias_memory"])
-        h = c = torch.zeros(batch, size)
+        keys = torch.nn.functional.linear(rows, weights["weight_memory"], weights.get("bias_memory"))
+        h = c = y = torch.zeros(batch, size)
         outputs = []
+
+        def context() -> Any:
+            if luong:
+                energies = torch.bmm(keys, h[..., None])[..., 0]
+            else:
+                query = torch.nn.functional.linear(h, weights["weight_query"])
+                energies = torch.tanh(keys + query[:, None]) @ weights["weight_energy"]
+            return torch.bmm(torch.softmax(energies, 1)[:, None], rows)[:, 0]
+
         for t in range(steps):
-            query = torch.nn.functional.linear(h, weights["weight_query"])
-            energies = torch.tanh(keys + query[:, None]) @ weights["weight_energy"]
-            context = torch.bmm(torch.softmax(energies, 1)[:, None], rows)[:, 0]
-            inputs = torch.cat([tx[t], context], 1)
+            inputs = torch.cat([tx[t], y if luong else context()], 1)
             h, c = (other(inputs, h), c) if cell == "gru" else other(inputs, (h, c))
-            outputs.append(h)
+            y = h
+            if luong:
+                joined = torch.cat([context(), h], 1)
+                y = torch.tanh(torch.nn.functional.linear(joined, weights["weight_output"]))
+            outputs.append(y)
         torch.stack(outputs).backward(tflow)
-        query_gradient = weights["weight_query"].grad
-        return {"dx": tx.grad.numpy(), "dmemory": tm.grad.numpy(), "weights": query_gradient.numpy()}
+        key_gradient = weights["weight_memory"].grad
+        return {"dx": tx.grad.numpy(), "dmemory": tm.grad.numpy(), "weights": key_gradient.numpy()}
 
     gates = 3 if cell == "gru" else 4
-    products = steps * batch * size * (size * (3 * gates + 1) + source) + batch * source * size * size
-    # tanh once forward and once backward.
-    return {"fusedrnn": ours, "torch": theirs}, 3 * products / 2, 2 * steps * batch * source * size / 8
+    extra = 2 if luong else 1
+    products = steps * batch * size * (size * (3 * gates + extra) + source) + batch * source * size * size
+    # tanh once forward and once backward, of an output alone where the score is a product.
+    exponentials = steps * batch * size if luong else 2 * steps * batch * source * size
+    return {"fusedrnn": ours, "torch": theirs}, 3 * products / 2, exponentials / 8
 
 
 def problems() -> dict[str, tuple[dict[str, Call], float, float]]:
@@ -138,6 +156,7 @@ def problems() -> dict[str, tuple[dict[str, Call], float, float]]:
         found["CTC T {} B {} V {} L {}".format(*sizes)] = ctc(*sizes)
     for cell, *sizes4 in (("gru", 30, 32, 30, 256), ("gru", 30, 32, 30, 128), ("gru", 20, 1, 20, 128)):
         found["Attention {} T {} B {} S {} H {}".format(cell, *sizes4)] = decoder(cell, *sizes4)
+    found["Luong gru T 30 B 32 S 30 H 128"] = decoder("gru", 30, 32, 30, 128, luong=True)
     if importlib.util.find_spec("torchcrf") is None:
         print("pytorch-crf: not installed, left out")
         return found

@@ -135,7 +135,21 @@ def crf_viterbi(n: int) -> Callable[[], Any]:
     return lambda: crf.decode(emissions)
 
 
+def decoder_forward(n: int) -> Callable[[], Any]:
+    decoder = fr.AttentionDecoder("gru", 8, 16, 64, 64, score="location", location_filters=20, seed=0)
+    x, memory = normal(20 * n, 1, 8), normal(3000, 1, 64)
+    return lambda: decoder(x, memory)
+
+
+def decoder_backward(n: int) -> Callable[[], Any]:
+    decoder = fr.AttentionDecoder("gru", 8, 16, 64, 64, score="location", location_filters=20, seed=0)
+    y, _, _, tape = decoder.forward(normal(10 * n, 1, 8), normal(3000, 1, 64))
+    return lambda: decoder.backward(tape, y)
+
+
 LONG_CALLS = [
+    decoder_forward,
+    decoder_backward,
     ctc,
     ctc_in_logarithms,
     ctc_beam_search,

@@ -215,13 +215,16 @@ class Decoder : DecoderPlaces<T> {
 
     bool attend_rows(Member& m, int member, const Step& step) {
         const auto [t, first, n, row0, gx] = step;
-        if (team_.cancelled(member, n * (s_.ap * s_.d.H + s_.d.S * (16 * s_.ap + s_.mp)))) return false;
         if (s_.additive()) {
+            if (team_.cancelled(member, n * s_.ap * s_.d.H)) return false;
             for (std::int64_t i = 0; i < n; ++i) m.h_rows[i] = this->query_state(t, first + i);
             row_major_product<T>(plain_rows<T>(m.h_rows, n, s_.d.H), weights_.query, s_.d.A, nullptr, 0,
                                  rows_.queries + row0 * s_.ap, s_.ap);
         }
-        for (std::int64_t i = 0; i < n; ++i) attend_row(m, t, first + i, row0 + i);
+        for (std::int64_t i = 0; i < n; ++i) {
+            if (team_.cancelled(member, s_.attention_work())) return false;
+            attend_row(m, t, first + i, row0 + i);
+        }
         return true;
     }
 

@@ -22,6 +22,7 @@ class DecoderBackward : DecoderPlaces<T> {
         // Of the attention of the step before, and of the coverage before that: [row][S]; and all of one row's.
         T *attention, *covered, *extra;
         typename History<T>::Member history;
+        int member = 0;
         Member(const DecoderShape<T>& s, Arena& arena)
             : carry(arena.take<T>(s.S * kDecoderRows * s.hp)),
               fed(arena.take<T>(s.d.feeds ? kDecoderRows * s.hp : 0)),
@@ -49,6 +50,7 @@ class DecoderBackward : DecoderPlaces<T> {
         Arena arena = arena_;
         for (int i = 0; i < member; ++i) Member(s_, arena);
         Member m(s_, arena);
+        m.member = member;
         DecoderGradients<T> gradients(p_, to_, team_, member);
         gradients.pack_weights();
         clear(member);
@@ -94,8 +96,7 @@ class DecoderBackward : DecoderPlaces<T> {
             const std::int64_t active = smaller(f_.schedule.active[t], group.end) - group.begin;
             for (; n < active; ++n) load_final(m, n, group.begin + n);
             const Step step{t, group.begin, n, this->row_of(t, group.begin)};
-            const std::int64_t work =
-                n * s_.gates * (s_.d.H + s_.F + 64) + n * s_.d.S * (s_.mp + 16 * s_.ap) + n * s_.ap * s_.hp;
+            const std::int64_t work = n * (s_.gates * (s_.d.H + s_.F + 64) + s_.ap * s_.hp);
             if (team_.cancelled(member, work)) return false;
             s_.d.current ? back_through_attention_first(m, step) : back_through_cell_first(m, step);
         }
@@ -186,8 +187,10 @@ class DecoderBackward : DecoderPlaces<T> {
 
     // The gradient of the query goes into the carry.
     void back_through_attention(Member& m, const Step& step) {
-        for (std::int64_t i = 0; i < step.n; ++i)
+        for (std::int64_t i = 0; i < step.n; ++i) {
+            if (team_.cancelled(m.member, 2 * s_.attention_work())) return;
             back_through_attention(m, step.t, step.first + i, step.row0 + i, i);
+        }
         if (s_.additive()) {
             row_major_product<T>(paneled(m, step, to_.dqueries, s_.ap / L, L), to_.query_columns, s_.d.H,
                                  m.carry, s_.hp, m.carry, s_.hp);

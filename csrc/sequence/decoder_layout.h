@@ -40,6 +40,10 @@ struct DecoderShape {
           gates(hp * G),
           panels(panels_of<T>(d.H)),
           block(larger(kDecoderRows, kDecoderBlockBytes / (gates * static_cast<std::int64_t>(sizeof(T))))) {}
+    // Of a row of a step, in multiply-adds.
+    std::int64_t attention_work() const {
+        return d.S * ((16 + d.features()) * ap + mp + d.filters * d.width);
+    }
     bool additive() const { return d.score == Score::kAdditive; }
     bool projects_memory() const { return d.score != Score::kDot; }
 };

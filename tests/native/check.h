@@ -189,5 +189,7 @@ template <class T>
 void check_sequences(const fusedrnn::LayerTable<T>& layers, Report& report);
 template <class T>
 void check_transducers(const fusedrnn::LayerTable<T>& layers, Report& report);
+template <class T>
+void check_decoders(const fusedrnn::LayerTable<T>& layers, Report& report);
 
 }  // namespace kernel_check
