@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -103,6 +104,51 @@ def test_all_paths(shape: tuple[int, int, int], dtype: str) -> None:
         assert not marginals[n:, b].any()
         assert best[:n, b].tolist() == path.tolist() and (best[n:, b] == -1).all()
         assert_close(scores[b : b + 1], [score], "loss")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_n_best_paths(dtype: str) -> None:
+    """Against all of them, with some that the constraints forbid, and with fewer than were asked for."""
+    for steps, size, constraints in (
+        (1, 3, None),
+        (4, 3, None),
+        (4, 3, "bio"),
+        (3, 5, "bioes"),
+        (6, 1, None),
+    ):
+        emissions, _, lengths = problem(steps, 4, size, dtype)
+        crf = module(size, dtype=dtype, constraints=constraints)
+        start, transitions, end = weights(crf)
+        tags, scores = crf.decode(emissions, lengths, n_best=30)
+        assert tags.shape == (30, steps, 4) and scores.shape == (30, 4) and scores.dtype == dtype
+        for b, n in enumerate(lengths):
+            paths = [(0.0, ())] if n == 0 else []
+            for path in itertools.product(range(size), repeat=n) if n else ():
+                score = (
+                    start[path[0]]
+                    + end[path[-1]]
+                    + sum(transitions[pair] for pair in itertools.pairwise(path))
+                )
+                score += sum(float(emissions[t, b, tag]) for t, tag in enumerate(path))
+                if score > -np.inf:
+                    paths.append((score, path))
+            paths.sort(key=lambda pair: -pair[0])
+            for i in range(30):
+                if i >= len(paths):
+                    assert scores[i, b] == -np.inf and (tags[i, :, b] == -1).all()
+                    continue
+                assert scores[i, b] == pytest.approx(paths[i][0], rel=1e-5 if dtype == "float32" else 1e-12)
+                assert tuple(tags[i, :n, b]) == paths[i][1]
+                assert (tags[i, n:, b] == -1).all()
+        one, best = crf.decode(emissions, lengths)
+        assert (tags[0] == one)[:, best > -np.inf].all()
+    turned = module(size, dtype=dtype, batch_first=True)
+    swapped = np.ascontiguousarray(emissions.swapaxes(0, 1))
+    assert (turned.decode(swapped, lengths, 2)[0] == tags[:2].swapaxes(1, 2)).all()
+    emissions[0, 0] = np.nan
+    assert np.isnan(crf.decode(emissions, lengths, 3)[1]).any(axis=0).tolist() == [True, False, False, False]
+    with pytest.raises(ValueError, match="n_best"):
+        crf.decode(emissions, lengths, 0)
 
 
 def test_numeric_gradients() -> None:

@@ -106,6 +106,38 @@ def test_a_wide_beam_finds_the_best_of_all() -> None:
         assert got.tokens[b, 0, : len(best)].tolist() == best
 
 
+def test_an_exhaustive_search_with_all_options() -> None:
+    """A beam as wide as there are sequences: constraint, penalties and the n best, of all of them."""
+    parts, (rows, _) = model(seed=5), memory(2)
+    weights = rows[:, 1].copy()
+
+    def no_repeat(prefixes: Any, places: Any) -> Any:
+        allowed = np.ones((len(prefixes), V), bool)
+        if prefixes.shape[1]:
+            allowed[np.arange(len(prefixes)), prefixes[:, -1]] = False
+        return allowed
+
+    every = []
+    for n in range(1, 4):
+        for tokens in itertools.product(range(V), repeat=n):
+            whole = n == 3 or tokens[-1] == EOS
+            if whole and EOS not in tokens[:-1] and all(a != b for a, b in itertools.pairwise(tokens)):
+                every.append(list(tokens))
+    for penalty, divisor in ((("wu", 0.7), lambda n: ((5 + n) / 6) ** 0.7), (("avg", 0.9), lambda n: n**0.9)):
+        ranked = []
+        for tokens in every:
+            total, alpha = log_probability(parts, weights, tokens)
+            seen = np.log(np.minimum(alpha.sum(0), 1.0)).sum()
+            ranked.append((total / divisor(len(tokens)) + 0.2 * seen, tokens))
+        ranked.sort(key=lambda pair: -pair[0])
+        got = fr.decode.beam_search(
+            parts, rows, BOS, EOS, V**3, 3, penalty, 0.2, n_best=9, constraint=no_repeat
+        )
+        for i, (score, tokens) in enumerate(ranked[:9]):
+            assert got.tokens[1, i, : len(tokens)].tolist() == tokens
+            assert got.scores[1, i] == pytest.approx(score, rel=1e-10)
+
+
 def test_beam_of_one_is_greedy() -> None:
     parts, (rows, lengths) = model(seed=2), memory(20)
     state = np.random.default_rng(0).normal(size=(1, 20, 7))

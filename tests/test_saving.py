@@ -138,6 +138,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
     "joiner": lambda: fr.TransducerJoiner(4, 5, seed=0),
     "adaptive": lambda: fr.AdaptiveSoftmax(8, 9, [3, 5], 2.0, True, seed=0),
+    "sampled": lambda: fr.SampledSoftmax(3, 9, 4, "uniform", seed=0),
     "own": lambda: Tagger(
         (4, 2), note={"a": [1, None, (2.5, True)], 3: float("inf")}, body=frozen(), seed=RNG
     ),

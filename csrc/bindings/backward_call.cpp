@@ -75,6 +75,24 @@ class TypedBackwardCall final : public BackwardCall {
     }
     void run(Team& team, void* workspace) override { kernels().backward(problem_, team, workspace); }
 
+    void leave_rows() override {
+        const Dims& d = problem_.dims;
+        const auto made = [&](std::int64_t width) {
+            py::array array = new_array(tape_->dtype, {d.B, d.T, width});
+            std::memset(array.mutable_data(), 0, static_cast<std::size_t>(array.nbytes()));
+            arrays_.rows.append(array);
+            return static_cast<T*>(array.mutable_data());
+        };
+        const std::int64_t gates = tape_->cell.gates * d.H;
+        problem_.rows = {made(d.I), made(d.P), made(gates), nullptr};
+        if (tape_->cell.split_gates) {
+            problem_.rows.dgh = made(gates);
+        } else {
+            arrays_.rows.append(arrays_.rows[2]);
+        }
+        problem_.dparams = {};
+    }
+
     void part() override {
         if (!problem_.accumulate_dx || problem_.dx.data == nullptr) return;
         const Dims& d = problem_.dims;
@@ -114,7 +132,9 @@ py::tuple BackwardCall::result() const {
     py::tuple start(states), grads(arrays_.grads.size());
     for (int k = 0; k < states; ++k) start[k] = arrays_.dinitial[k].object();
     for (std::size_t i = 0; i < grads.size(); ++i) grads[i] = arrays_.grads[i].object_or_none();
-    return py::make_tuple(arrays_.dx.object_or_none(), start, grads);
+    py::object parameters = grads;
+    if (!arrays_.rows.empty()) parameters = py::tuple(arrays_.rows);
+    return py::make_tuple(arrays_.dx.object_or_none(), start, parameters);
 }
 
 bool BackwardCall::independent(const LayerCall& call) const {

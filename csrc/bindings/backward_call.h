@@ -13,6 +13,9 @@ class BackwardCall : public LayerCall {
 
     py::tuple result() const override;
     bool independent(const LayerCall& other) const override;
+    // Before it runs: that the results are (dx, dstate, (x, h, dgx, dgh)) in place of the parameters' gradients, what these
+    // are made of for each row of the batch, (B, T, ...); dgh is dgx where they are one.
+    virtual void leave_rows() = 0;
 
   protected:
     struct Arrays {
@@ -20,6 +23,7 @@ class BackwardCall : public LayerCall {
         StateArrays dfinal, dinitial, dreset, dsteps;
         std::vector<Array> grads;
         bool accumulate_dx;
+        py::list rows;
     };
 
     BackwardCall(std::shared_ptr<LayerTape> tape, Arrays&& arrays)

@@ -20,6 +20,7 @@ void bind_define_program(pybind11::module_& m);  // cells that are data
 void bind_ctc(pybind11::module_& m);
 void bind_crf(pybind11::module_& m);
 void bind_decoder(pybind11::module_& m);
+void bind_beam(pybind11::module_& m);
 void bind_transducer(pybind11::module_& m);
 void bind_optim(pybind11::module_& m);   // SGD, Adam, norm, scale_, clamp_
 void bind_limits(pybind11::module_& m);  // what the machine can do at most

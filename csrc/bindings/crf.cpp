@@ -192,6 +192,26 @@ std::tuple<py::array, py::array> crf_decode(const py::object& emissions_, const 
     return {tags, scores};
 }
 
+std::tuple<py::array, py::array> crf_nbest(const py::object& emissions_, const py::object& lengths_,
+                                           const py::object& start_, const py::object& transitions_,
+                                           const py::object& end_, const py::object& count_) {
+    const CrfInput in(emissions_, lengths_, start_, transitions_, end_);
+    // Places among tags and ranks are of 32 bits.
+    const std::int64_t n = integer(count_, "n_best", 1, INT32_MAX / in.K());
+    py::array tags = new_array(DType::int64, {n, in.steps(), in.batch()});
+    py::array scores = new_array(DType::float64, {n, in.batch()});
+    by_dtype(in.emissions.dtype(), [&]<class T>() {
+        if (in.batch() == 0) return;
+        const SequenceKernels<T>& kernels = *layer_table<T>().sequence;
+        Team team(in.members());
+        const AlignedBuffer workspace(kernels.crf_nbest_workspace(in.steps(), in.K(), n, team.size()));
+        auto* const tag = values_of<std::int64_t>(tags);
+        auto* const score = values_of<double>(scores);
+        run_released(team, [&] { kernels.crf_nbest(in.args<T>(), n, tag, score, team, workspace.data()); });
+    });
+    return {tags, scores};
+}
+
 }  // namespace
 
 void bind_crf(py::module_& m) {
@@ -206,6 +226,8 @@ void bind_crf(py::module_& m) {
           "Return the probability of each tag (T, B, K) and the logarithm of the sum over all paths (B,).");
     m.def("crf_decode", &crf_decode, arg("emissions"), arg("lengths"), arg("start"), arg("transitions"),
           arg("end"), "Return the best tags (T, B), -1 past the end, and their scores (B,) in float64.");
+    m.def("crf_nbest", &crf_nbest, arg("emissions"), arg("lengths"), arg("start"), arg("transitions"),
+          arg("end"), arg("n_best"), "Return the best tags (N, T, B) and their scores (N, B) in float64.");
 }
 
 }  // namespace fusedrnn

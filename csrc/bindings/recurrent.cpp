@@ -139,6 +139,21 @@ void bind_calls(py::module_& m) {
                             py::arg("accumulate_dx") = false, py::arg("dreset") = py::none(),
                             py::arg("dsteps") = py::none());
     m.def(
+        "backward_rows",
+        [](const std::shared_ptr<LayerTape>& tape, py::handle dy, py::handle dstate) {
+            if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
+            py::tuple none(tape->cell.parameter_count);  // each entry None
+            for (int i = 0; i < tape->cell.parameter_count; ++i) none[i] = py::none();
+            const auto call =
+                BackwardCall::make(tape, dy, dstate, none, py::bool_(true), py::none(), py::bool_(false));
+            call->leave_rows();
+            run_alone(*call);
+            return call->result();
+        },
+        py::arg("tape"), py::arg("dy"), py::arg("dstate") = py::none(),
+        "Return dx, dstate and (x, h, dgx, dgh), what the gradients of the weights are made of, (B, T, "
+        "...).");
+    m.def(
         "run_calls", [](py::handle calls) { return results_of(StagedCalls({calls_of(calls)}).run()); },
         py::arg("calls"));
     py::class_<StagedCalls>(m, "StagedCalls")

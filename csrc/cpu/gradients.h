@@ -125,6 +125,7 @@ class Gradients : CellSizes<Cell> {
         const std::int64_t rows = find_rows(m, begin, end), a_panel = plan_.block_rows * G * L;
         const T* dgx = plan_.dgx[buffer];
         const T* dgh = plan_.dgh[buffer];
+        if (p_.rows.dgx != nullptr) leave_rows(m, member, begin, end, buffer);
         // Columns of dW_ih, then of dW_hh; none of dW_ih where the table's rows bring them in the end.
         const std::int64_t inputs = p_.dims.V == 0 ? panels_of<T>(p_.dims.I) : 0;
         const Range mine = share(inputs + panels_of<T>(p_.dims.P), team_.size(), member);
@@ -226,6 +227,34 @@ class Gradients : CellSizes<Cell> {
             }
         }
         return n;
+    }
+
+    // Copies what makes the weights' gradients to where each row of the batch has it apart.
+    void leave_rows(const Member& m, int member, std::int64_t begin, std::int64_t end, int buffer) const {
+        const std::int64_t total = longest(p_.dims, p_.schedule), width = G * p_.dims.H;
+        const Range mine = share(p_.dims.B, team_.size(), member);
+        std::int64_t n = 0;
+        for (std::int64_t step = begin; step < end; ++step) {
+            const std::int64_t t = sweep_time(p_.schedule, step, total);
+            for (std::int64_t position = 0; position < p_.schedule.active[t]; ++position, ++n) {
+                if (position < mine.begin || position >= mine.end) continue;
+                const std::int64_t b = p_.schedule.order[position], place = b * p_.dims.T + t;
+                const T* x = p_.dims.V > 0 ? p_.x.row(0, m.indices[n]) : m.x_rows[n];
+                copy_or_zero(x, p_.rows.x + place * p_.dims.I, p_.dims.I);
+                copy_or_zero(m.h_rows[n], p_.rows.h + place * p_.dims.P, p_.dims.P);
+                leave_gates(plan_.dgx[buffer], n, p_.rows.dgx + place * width);
+                if (this->split_gates) leave_gates(plan_.dgh[buffer], n, p_.rows.dgh + place * width);
+            }
+        }
+    }
+    void leave_gates(const T* gates, std::int64_t row, T* to) const {
+        for (std::int64_t panel = 0; panel < plan_.panels; ++panel) {
+            const T* from = gates + (panel * plan_.block_rows + row) * G * L;
+            const std::int64_t unit = panel * L;
+            for (int g = 0; g < G; ++g) {
+                store_part(Vec<T>::load(from + g * L), to + g * p_.dims.H + unit, p_.dims.H - unit);
+            }
+        }
     }
 
     void add_to_table(const Member& m, int member, const T* dgx, std::int64_t rows) {

@@ -86,6 +86,14 @@ struct ForwardProblem {
     T* moments;  // [rows][norms]: what normalised rows were divided by, its inverse
 };
 
+// Where what makes the gradients of weights is to be left, each row of the batch apart; null: not wanted. Steps that did
+// not run are left out.
+template <class T>
+struct BlockRows {
+    T *x, *h;      // (B, T, I) and (B, T, P): what W_ih and W_hh were multiplied by
+    T *dgx, *dgh;  // (B, T, G H): the gradients of the products; dgh only where they are not one
+};
+
 template <class T>
 struct BackwardProblem {
     const RecurrentCell* cell;
@@ -107,6 +115,7 @@ struct BackwardProblem {
     bool accumulate_dx;
     Draws draws;
     Params<T> dparams;  // added to; null where not wanted
+    BlockRows<T> rows;
 };
 
 template <class T>

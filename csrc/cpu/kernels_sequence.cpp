@@ -1,5 +1,8 @@
 // The table of the sequence kernels of one instruction set.
+#include "sequence/beam.h"
+#include "sequence/crf_nbest.h"
 #include "sequence/ctc.h"
+#include "sequence/ctc_align.h"
 #include "sequence/ctc_decode.h"
 #include "sequence/sequence_table.h"
 #include "sequence/transducer.h"
@@ -33,6 +36,10 @@ constexpr SequenceKernels<T> kTable = {
     .crf_workspace = crf_workspace<T>,
     .crf = crf<T>,
     .crf_viterbi = crf_viterbi<T>,
+    .crf_nbest_workspace = crf_nbest_workspace,
+    .crf_nbest = crf_nbest<T>,
+    .beam_workspace = beam_workspace,
+    .beam_step = beam_step<T>,
     .decoder = decoder<T>(),
     .transducer_emissions = transducer_emissions<T>,
     .transducer_gradient = transducer_gradient<T>,

@@ -59,6 +59,16 @@ struct CrfArgs {
     double* dweights;  // (2 K + K K): the gradients of start, end and transitions; null without gold
 };
 
+// Hypotheses of beam searches, those of a group one after another.
+template <class T>
+struct BeamArgs {
+    std::int64_t groups, classes, count;
+    const std::int64_t* first;    // (groups + 1): where the hypotheses of each begin, and the end
+    const T* logits;              // (N, V)
+    const double* totals;         // (N)
+    const std::uint8_t* allowed;  // (N, V), which tokens may come next; null for all
+};
+
 // Rows of logits, a cell of a transducer's lattice each: any of them, in any order.
 inline constexpr std::int64_t kTransducerLast = -1, kTransducerOutside = -2;
 template <class T>
@@ -102,6 +112,15 @@ struct SequenceKernels {
     void (*crf)(const CrfArgs<T>&, Team&, void* workspace);
     // best (T, B), -1 past the end, and scores (B). `gold` and what follows `end` in the arguments are not read.
     void (*crf_viterbi)(const CrfArgs<T>&, std::int64_t* best, double* scores, Team&, void* workspace);
+
+    // The n best, (n, T, B) and (n, B); -1 and -inf where there are fewer.
+    std::int64_t (*crf_nbest_workspace)(std::int64_t steps, std::int64_t tags, std::int64_t n, int members);
+    void (*crf_nbest)(const CrfArgs<T>&, std::int64_t n, std::int64_t* tags, double* scores, Team&,
+                      void* workspace);
+
+    std::int64_t (*beam_workspace)(std::int64_t classes, std::int64_t count, int members);
+    void (*beam_step)(const BeamArgs<T>&, std::int64_t* parents, std::int64_t* tokens, double* totals, Team&,
+                      void* workspace);
 
     const DecoderKernels<T>* decoder;
     // emissions (4, n): logarithms of the blank's and the label's probability, largest logit, sum of exponentials past it.

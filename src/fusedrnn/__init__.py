@@ -17,6 +17,7 @@ from fusedrnn import (
     interpret,
     losses,
     optim,
+    per_example,
     preprocessing,
     training,
 )
@@ -46,12 +47,14 @@ from fusedrnn.nn.pool import Pool
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
+from fusedrnn.nn.sampled_softmax import SampledSoftmax
 from fusedrnn.nn.self_attention import SelfAttention
 from fusedrnn.nn.tape import Tape, set_detect_changes
 from fusedrnn.saving import load, save
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.ctc import ctc_align, ctc_decode, ctc_loss
+from fusedrnn.sequence.ctc_stream import CTCStream
 from fusedrnn.sequence.encoder_decoder import EncoderDecoder
 from fusedrnn.sequence.transducer import TransducerJoiner, transducer_loss
 from fusedrnn.sequence.transducer_decoding import transducer_decode
@@ -74,6 +77,7 @@ __all__ = [
     "AdaptiveSoftmax",
     "AttentionDecoder",
     "BatchNorm",
+    "CTCStream",
     "CellSpec",
     "Concat",
     "Conv1d",
@@ -102,6 +106,7 @@ __all__ = [
     "ReLU",
     "Recurrent",
     "Residual",
+    "SampledSoftmax",
     "SelfAttention",
     "Sequential",
     "Sigmoid",
@@ -138,6 +143,7 @@ __all__ = [
     "onnx",
     "optim",
     "pad",
+    "per_example",
     "preprocessing",
     "quantile_loss",
     "save",

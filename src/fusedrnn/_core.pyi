@@ -203,6 +203,9 @@ class StagedCalls:
     def run_if_short(self) -> bool:
         """Run all lists if that takes a moment only, with no signal between; `run` then returns results."""
 
+def backward_rows(
+    tape: LayerTape, dy: _Array | None = None, dstate: _StateLike | None = None
+) -> tuple[_Array, _State, tuple[_Array, _Array, _Array, _Array]]: ...
 @overload
 def run_calls(calls: list[ForwardCall]) -> list[tuple[_Array, _State, LayerTape | None]]: ...
 @overload
@@ -299,6 +302,12 @@ def crf_loss(
 def crf_marginals(
     emissions: _Array, lengths: _Int64 | None, start: _Array, transitions: _Array, end: _Array
 ) -> tuple[_Array, _Array]: ...
+def beam_step(
+    logits: _Array, totals: _Array, rows: _Int64, allowed: _Array | None, count: int
+) -> tuple[_Int64, _Int64, _Array]: ...
+def crf_nbest(
+    emissions: _Array, lengths: _Int64 | None, start: _Array, transitions: _Array, end: _Array, n_best: int
+) -> tuple[_Int64, _Array]: ...
 def crf_decode(
     emissions: _Array, lengths: _Int64 | None, start: _Array, transitions: _Array, end: _Array
 ) -> tuple[_Int64, _Array]: ...

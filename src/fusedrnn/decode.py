@@ -11,16 +11,17 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn import _core
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_number, check_size
 from fusedrnn.init import Seed, make_rng
+from fusedrnn.inputs.rows import contiguous
 from fusedrnn.sequence.decoding import (
     Constraint,
     Decoded,
     Model,
     Run,
     Tokens,
-    best_continuations,
     log_softmax,
 )
 
@@ -196,32 +197,35 @@ def beam_search(
     for step in range(run.max_len):
         if not len(rows):
             break
-        logp, alpha = run.advance(rows, prefixes)
+        logits, allowed, alpha = run.advance(rows, prefixes)
         if coverage_penalty and alpha is None:
             raise ValueError(
                 "coverage_penalty: expected 0 where the model gives no alpha, got a number above"
             )
         if coverage_penalty:
             covered = alpha if covered is None else covered + alpha
-        parents, tokens, totals = best_continuations(rows, totals[:, None] + logp, 2 * width)
-        if not len(parents):
-            break
-        # Places among the continuations of the same sequence, which come best first.
-        sequences = rows[parents]
-        first = np.flatnonzero(np.r_[True, sequences[1:] != sequences[:-1]])
-        rank = np.arange(len(sequences)) - np.repeat(first, np.diff(np.r_[first, len(sequences)]))
-        ended = tokens == run.eos
-        for i in np.flatnonzero(ended & (rank < width)):
-            looked = None if covered is None else covered[parents[i]]
-            finish(int(sequences[i]), np.append(prefixes[parents[i]], run.eos), float(totals[i]), looked)
-        done = np.array([len(found) >= width for found in complete])
+        # (sequences, 2 * width), the best first: no more than `width` of these end.
+        parents, tokens, totals = _core.beam_step(
+            contiguous(logits if logits.dtype in (np.float32, np.float64) else logits.astype(np.float64)),
+            totals,
+            rows,
+            None if allowed is None else contiguous(allowed),
+            min(2 * width, width * logits.shape[1]),
+        )
+        found = parents >= 0
+        ended = found & (tokens == run.eos)
+        for group, rank in np.argwhere(ended[:, :width]):
+            parent = parents[group, rank]
+            looked = None if covered is None else covered[parent]
+            finish(
+                int(rows[parent]), np.append(prefixes[parent], run.eos), float(totals[group, rank]), looked
+            )
+        full = np.array([len(hypotheses) >= width for hypotheses in complete])
         # The best that go on, as many as the beam is wide.
-        going = ~ended & ~done[sequences]
-        place = np.cumsum(going) - 1
-        place -= np.repeat(place[first] - going[first], np.diff(np.r_[first, len(sequences)])) + 1
-        chosen = np.flatnonzero(going & (place < width))
-        parents, totals = parents[chosen], totals[chosen]
-        rows, prefixes = rows[parents], np.column_stack((prefixes[parents], tokens[chosen]))
+        going = found & ~ended & ~full[rows[parents[:, :1]]]
+        going &= np.cumsum(going, axis=1) <= width
+        parents, totals = parents[going], totals[going]
+        rows, prefixes = rows[parents], np.column_stack((prefixes[parents], tokens[going]))
         covered = None if covered is None else covered[parents]
         run.select(parents)
         if step + 1 == run.max_len:
@@ -258,7 +262,10 @@ def _one_by_one(
     for step in range(run.max_len):
         if not len(rows):
             break
-        logp, _ = run.advance(rows, prefixes)
+        logits, allowed, _ = run.advance(rows, prefixes)
+        logp = log_softmax(logits)
+        if allowed is not None:
+            logp[~allowed] = -np.inf
         possible = np.flatnonzero(logp.max(axis=1) > -np.inf)
         tokens = pick(logp[possible])
         totals = totals[possible] + logp[possible, tokens]

@@ -30,6 +30,7 @@ from fusedrnn.nn.pool import Pool
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
+from fusedrnn.nn.sampled_softmax import SampledSoftmax
 from fusedrnn.nn.self_attention import SelfAttention
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
@@ -47,7 +48,8 @@ _OWN: dict[str, type[Module]] = {
         *(RNNCell, LSTMCell, GRUCell),
         *(Linear, Embedding, LayerNorm, BatchNorm, Dropout, Conv1d, Pool, Tanh, Sigmoid, ReLU, GELU, Softmax),
         *(Module, Sequential, Residual, Concat, ModuleList, ModuleDict),
-        *(SelfAttention, AttentionDecoder, EncoderDecoder, CRF, TransducerJoiner, AdaptiveSoftmax),
+        *(SelfAttention, AttentionDecoder, EncoderDecoder, CRF, TransducerJoiner),
+        *(AdaptiveSoftmax, SampledSoftmax),
     )
 }
 _PREFIX = "fusedrnn."

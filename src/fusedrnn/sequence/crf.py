@@ -136,25 +136,33 @@ class CRF(Module):
         return reduced(losses, reduction, x.dtype), self._as_given(demissions)
 
     def decode(
-        self, emissions: Array, lengths: npt.ArrayLike | None = None
+        self, emissions: Array, lengths: npt.ArrayLike | None = None, n_best: int = 1
     ) -> tuple[npt.NDArray[np.int64], Array]:
         """Return the best tags and their scores, by the Viterbi algorithm.
 
         Args:
             emissions: (T, B, K) in the module's dtype.
             lengths: (B,) of an integer dtype, each in 0..T; all T if None.
+            n_best: how many paths, >= 1.
 
         Returns:
-            tags: (T, B) int64, -1 past a sequence's end.
+            tags: (T, B) int64, -1 past a sequence's end; with n_best above 1 (N, T, B), the best first, and
+                -1 where there are fewer paths.
             scores: (B,) score(tags), which is not normalised; 0 for no steps, -inf where the constraints
-                allow no path.
+                allow no path; with n_best above 1 (N, B), and -inf where there are fewer.
 
         Raises:
             TypeError, ValueError, RuntimeError: as `loss`.
         """
         x, counts = self._inputs("decode", emissions, lengths)
-        tags, scores = _core.crf_decode(x, counts, *self._weights())
-        return self._as_given(tags), scores.astype(x.dtype, copy=False)
+        if check_size("n_best", n_best) == 1:
+            tags, scores = _core.crf_decode(x, counts, *self._weights())
+            return self._as_given(tags), scores.astype(x.dtype, copy=False)
+        start, transitions, end = self._weights()
+        tags, scores = _core.crf_nbest(x, counts, start, transitions, end, n_best)
+        if self.batch_first:
+            tags = np.ascontiguousarray(tags.swapaxes(1, 2))
+        return tags, scores.astype(x.dtype, copy=False)
 
     def marginals(self, emissions: Array, lengths: npt.ArrayLike | None = None) -> Array:
         """Return the probability of each tag at each step (T, B, K), 0 past a sequence's end.

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from fusedrnn import _core
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_flag, check_size
-from fusedrnn.sequence.host import host_array, integers, reduced
+from fusedrnn.sequence.ctc_stream import CTCStream, LanguageModel
+from fusedrnn.sequence.host import host_array, integers, lengths_of, reduced
 from fusedrnn.training.losses import Reduction, check_reduction
 
 
@@ -133,33 +134,47 @@ def ctc_align(
 
 
 def ctc_decode(
-    logits: Array, lengths: npt.ArrayLike | None = None, beam: int = 1, blank: int = 0
+    logits: Array,
+    lengths: npt.ArrayLike | None = None,
+    beam: int = 1,
+    blank: int = 0,
+    *,
+    lm: LanguageModel | None = None,
+    alpha: float = 0.5,
+    beta: float = 0.0,
 ) -> tuple[list[npt.NDArray[np.int64]], Array]:
     """Return the labels that CTC outputs stand for: of the best path, or by a prefix beam search.
 
     A beam of 1 takes the best class of each step, drops repeats and then blanks. A wider one keeps so many
     label sequences, each with the probability of all of its paths that went through the beam, and returns the
-    most probable.
+    most probable. With a language model it is the one of most log P_ctc + alpha log P_lm + beta L, for L
+    labels; `CTCStream` does the same for outputs that come piece by piece.
 
     Args:
         logits: (T, B, V), float32 or float64.
         lengths: (B,) of an integer dtype, each in 0..T; all T if None.
         beam: sequences kept from step to step, >= 1.
         blank: class that stands for no label.
+        lm: function lm(labels (n,)) that returns log probabilities (V,), of each label to come after these;
+            for a beam of 2 or more. Searched sequence by sequence, in Python.
+        alpha: weight of the language model, >= 0.
+        beta: what every label adds to the score, with a language model.
 
     Returns:
         labels: B arrays of int64, without blanks.
         scores: (B,) log probability, of the best path if beam is 1, else of the labels by the paths of the
-            beam.
+            beam; with a language model what is ranked by.
 
     Raises:
         TypeError: an argument of the wrong kind or dtype.
         ValueError: an argument of the wrong shape or range.
         RuntimeError: an array on a GPU.
 
-    Paper: Hannun et al. 2014, arXiv:1408.2873v2, without its language model.
+    Paper: Hannun et al. 2014, arXiv:1408.2873v2.
     """
     x = host_array("logits", logits)
+    if lm is not None:
+        return _decode_with(CTCStream(beam, blank, lm=lm, alpha=alpha, beta=beta), x, lengths)
     labels, counts, scores = _core.ctc_decode(
         x,
         None if lengths is None else integers("lengths", lengths),
@@ -167,4 +182,21 @@ def ctc_decode(
         check_size("blank", blank, 0),
     )
     found = [row[:count].copy() for row, count in zip(labels, counts, strict=True)]
+    return found, scores.astype(x.dtype, copy=False)
+
+
+def _decode_with(
+    stream: CTCStream, x: Array, lengths: npt.ArrayLike | None
+) -> tuple[list[npt.NDArray[np.int64]], Array]:
+    if x.ndim != 3:
+        raise ValueError(f"logits: expected shape (T, B, V), got {x.shape}")
+    if stream.beam == 1:
+        raise ValueError("beam: expected an int >= 2 with a language model, got 1")
+    steps, batch = x.shape[:2]
+    counts = np.full(batch, steps) if lengths is None else lengths_of("lengths", lengths, batch, "T", steps)
+    found, scores = [], np.empty(batch)
+    for b, count in enumerate(counts.tolist()):
+        stream.reset()
+        labels, scores[b] = stream(x[:count, b])
+        found.append(labels)
     return found, scores.astype(x.dtype, copy=False)

@@ -84,8 +84,10 @@ class Run:
         """Return the sequence, the tokens and the log probability of each first hypothesis."""
         return np.arange(self.batch), np.empty((self.batch, 0), np.int64), np.zeros(self.batch)
 
-    def advance(self, rows: Tokens, prefixes: Tokens) -> tuple[npt.NDArray[np.float64], Array | None]:
-        """Return log probabilities (N, V), -inf where the constraint forbids, and alpha."""
+    def advance(
+        self, rows: Tokens, prefixes: Tokens
+    ) -> tuple[Array, npt.NDArray[np.bool_] | None, Array | None]:
+        """Return logits (N, V), which tokens the constraint allows (None for all), and alpha."""
         tokens = prefixes[:, -1].copy() if prefixes.shape[1] else np.full(len(rows), self.bos)
         results = self.step(tokens, self.state, rows)
         if not isinstance(results, tuple) or len(results) not in (2, 3):
@@ -97,16 +99,15 @@ class Run:
                 f"got {logits.shape}"
             )
         self.state = results[1]
-        logp = log_softmax(logits)
+        allowed: npt.NDArray[np.bool_] | None = None
         if self.constraint is not None:
             allowed = np.asarray(self.constraint(prefixes, rows))
-            if allowed.dtype != np.bool_ or allowed.shape != logp.shape:
+            if allowed.dtype != np.bool_ or allowed.shape != logits.shape:
                 raise ValueError(
-                    f"constraint: expected a bool array (N, V) = {logp.shape}, "
+                    f"constraint: expected a bool array (N, V) = {logits.shape}, "
                     f"got {allowed.dtype} {allowed.shape}"
                 )
-            logp[~allowed] = -np.inf
-        return logp, results[2] if len(results) == 3 else None
+        return logits, allowed, results[2] if len(results) == 3 else None
 
     def select(self, places: Tokens) -> None:
         """Let the state be that of these hypotheses."""
