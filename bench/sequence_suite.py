@@ -1,4 +1,4 @@
-"""CTC, CRF and decoders with attention beside PyTorch and pytorch-crf, in one thread or more.
+"""CTC, CRF, transducers and decoders beside PyTorch, torchaudio and pytorch-crf, in one thread or more.
 
 Outputs are compared before anything is timed. A floor is arithmetic: the multiply-adds of the lattice at the
 measured peak of double precision, half of float's, and exponentials at a nanosecond each.
@@ -16,6 +16,7 @@ from typing import Any
 import harness
 import numpy as np
 import report
+import sequence_decoding
 
 import fusedrnn as fr
 
@@ -157,6 +158,16 @@ def problems() -> dict[str, tuple[dict[str, Call], float, float]]:
     for cell, *sizes4 in (("gru", 30, 32, 30, 256), ("gru", 30, 32, 30, 128), ("gru", 20, 1, 20, 128)):
         found["Attention {} T {} B {} S {} H {}".format(cell, *sizes4)] = decoder(cell, *sizes4)
     found["Luong gru T 30 B 32 S 30 H 128"] = decoder("gru", 30, 32, 30, 128, luong=True)
+    for library in (False, True):
+        if library and importlib.util.find_spec("torchaudio") is None:
+            print("torchaudio: not installed, left out")
+            continue
+        name = "Transducer, torchaudio" if library else "Transducer, loop"
+        found[f"{name} 8 200 30 500"] = sequence_decoding.transducer(8, 200, 30, 500, library)
+    for alone in (False, True):
+        name = "Beam search one by one" if alone else "Beam search"
+        found[f"{name} B 32 H 256"] = sequence_decoding.beam_search(32, 30, 256, 60, 30, alone)
+    found["Norms lstm T 50 B 32 H 256"] = sequence_decoding.norms(50, 32, 256)
     if importlib.util.find_spec("torchcrf") is None:
         print("pytorch-crf: not installed, left out")
         return found

@@ -188,6 +188,8 @@ void check_layers(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTa
 template <class T>
 void check_sequences(const fusedrnn::LayerTable<T>& layers, Report& report);
 template <class T>
+void check_decoding(const fusedrnn::LayerTable<T>& layers, Report& report);
+template <class T>
 void check_transducers(const fusedrnn::LayerTable<T>& layers, Report& report);
 template <class T>
 void check_decoders(const fusedrnn::LayerTable<T>& layers, Report& report);

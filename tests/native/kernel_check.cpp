@@ -29,6 +29,8 @@ int main(int argc, char** argv) {
         kernel_check::check_decoders(*kernels.layers_f32, report);
         kernel_check::check_sequences(*kernels.layers_f64, report);
         kernel_check::check_decoders(*kernels.layers_f64, report);
+        kernel_check::check_decoding(*kernels.layers_f32, report);
+        kernel_check::check_decoding(*kernels.layers_f64, report);
         kernel_check::check_transducers(*kernels.layers_f32, report);
         kernel_check::check_transducers(*kernels.layers_f64, report);
         kernel_check::check_cells<float>(kernels, kernels.f32->lanes, report);
