@@ -73,6 +73,13 @@ def _backward(cell: str, proj: int = 0) -> Entry:
     )
 
 
+def _backward_rows() -> Entry:
+    kept = {
+        name: value for name, value in _backward("gru").arguments.items() if name in ("tape", "dy", "dstate")
+    }
+    return Entry(_core.backward_rows, kept, optional=frozenset({"dy", "dstate"}))
+
+
 def _lookup_backward(cell: str) -> Entry:
     entry = _backward(cell)
     tape = _lookup_forward(cell).call(out=None, state_out=None)[2]
@@ -170,6 +177,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "backward:projected": lambda: _backward("lstm", P),
     "backward:gru": lambda: _backward("gru"),
     "backward:lookup": lambda: _lookup_backward("gru"),
+    "backward_rows": _backward_rows,
     "Stream": _stream_new,
     "Stream:call": lambda: Entry(_stream(), {"x": draw(B, I)}),
     "Stream:get_state": lambda: Entry(_stream().get_state, {}),

@@ -61,7 +61,9 @@ def crf(rng: Rng, scores: Any, lengths: Any) -> tuple[Any, Any, Arguments]:
     one, other = fr.CRF(tags, **options), fr.CRF(tags, **options)
     arguments: Arguments = given({"emissions": scores, "lengths": lengths})
     if chance(rng, 0.5):
-        name = pick(rng, ["decode", "marginals"])
+        name = pick(rng, ["decode", "decode", "marginals"])
+        if name == "decode":
+            arguments["n_best"] = pick(rng, [1, 2, 7])
         return getattr(one, name), getattr(other, name), arguments
     arguments["tags"] = laid_out(rng, rng.integers(0, tags, scores.shape[:2]))
     arguments["reduction"] = pick(rng, ["mean", "sum", "none"])

@@ -57,6 +57,24 @@ def _crf(function: Callable[..., Any], training: bool = False) -> Entry:
     return Entry(function, arguments, written, frozenset({"lengths"}), free, open_axes=open_axes)
 
 
+def _crf_nbest() -> Entry:
+    entry = _crf(_core.crf_nbest)
+    entry.arguments["n_best"] = 3
+    return entry
+
+
+def _beam_step() -> Entry:
+    arguments = {
+        "logits": draw(T, H),
+        "totals": draw(T),
+        "rows": np.array([0, 0, 2, 3, 3]),
+        "allowed": np.ones((T, H), bool),
+        "count": 4,
+    }
+    optional, free = frozenset({"allowed"}), frozenset({"logits"})
+    return Entry(_core.beam_step, arguments, optional=optional, free=free, mixed=True)
+
+
 def _decoder_params() -> tuple[Any, ...]:
     """Of a GRU without biases with A = P, M = I, two filters of width 3, coverage and its output fed back."""
     attention = ((P, H), (P, I), (P,), (P,))
@@ -159,6 +177,8 @@ SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "crf_marginals": lambda: _crf(_core.crf_marginals),
     "crf_decode": lambda: _crf(_core.crf_decode),
     "decoder_pack": _decoder_pack,
+    "crf_nbest": _crf_nbest,
+    "beam_step": _beam_step,
     "decoder_prepare": _decoder_prepare,
     "decoder_forward": _decoder_forward,
     "decoder_backward": _decoder_backward,
