@@ -119,16 +119,29 @@ def test_checkpoint(lstm: Any, x: Any, use_reentrant: bool) -> None:
 
 def test_saved_tensor_hooks_without_the_tape(lstm: Any, x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where copies are kept, backward runs forward once more."""
-    found: list[bool] = []
-    attached = kernels.attached
-    monkeypatch.setattr(
-        kernels, "attached", lambda h: (found.append(attached(h) is not None), attached(h))[1]
-    )
+    runs: list[bool] = []
+    run = kernels.run
+    monkeypatch.setattr(kernels, "run", lambda *args: (runs.append(True), run(*args))[1])
     want = grads(lstm, lstm(x)[0].square().sum())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        y, _ = lstm(x)
+    same = grads(lstm, y.square().sum())
+    assert len(runs) == 2
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
         y, _ = lstm(x)
     got = grads(lstm, y.square().sum())
-    assert found == [True, False] and all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert len(runs) == 4
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(want, same, got, strict=True))
+
+
+def test_tape_goes_with_the_graph(lstm: Any, x: Any) -> None:
+    """Who keeps a loss after backward does not keep the tape with it."""
+    loss = lstm(x)[0].sum()
+    node = loss.grad_fn.next_functions[0][0]
+    loss.backward(retain_graph=True)
+    assert node.tape is not None
+    loss.backward()
+    assert node.tape is None
 
 
 def test_compile_in_one_graph(lstm: Any, x: Any) -> None:

@@ -5,6 +5,7 @@ from fusedrnn.interop.torch.crf import CRF
 from fusedrnn.interop.torch.decoder import AttentionDecoder
 from fusedrnn.interop.torch.losses import ctc_loss, transducer_loss
 from fusedrnn.interop.torch.modules import GRU, LSTM, RNN
+from fusedrnn.interop.torch.policies import process_sequence, recurrent_policy
 
 __all__ = [
     "CRF",
@@ -14,6 +15,8 @@ __all__ = [
     "AttentionDecoder",
     "convert",
     "ctc_loss",
+    "process_sequence",
+    "recurrent_policy",
     "restore",
     "transducer_loss",
 ]

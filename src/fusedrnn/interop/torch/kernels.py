@@ -67,7 +67,17 @@ def sizes_of(options: Options, x: Tensor, params: tuple[Tensor, ...]) -> Sizes:
 
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-DTYPES = {torch.float32, torch.float64}
+DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+
+
+class Cache:
+    """What a module keeps from call to call: packed weights, and the arrays of its parameters."""
+
+    __slots__ = ("arrays", "weights")
+
+    def __init__(self, parts: int) -> None:
+        self.weights = [_core.WeightCache() for _ in range(parts)]
+        self.arrays: list[tuple[int, Any, Any, Any]] = []
 
 
 class Tape:
@@ -122,46 +132,43 @@ def kernel_weights(params: tuple[Any, ...], parts: int) -> list[tuple[Any, ...]]
 
 
 def forward(
-    options: Options, inputs: Inputs, save: bool, caches: list[_core.WeightCache] | None = None
+    options: Options, inputs: Inputs, save: bool, cache: Cache | None = None
 ) -> tuple[Tensor, list[Tensor], Tape | None]:
     """Return y, the final states and, with `save`, the tape.
 
     Args:
-        caches: of the packed weights of each layer and direction, or None to pack them for this call.
+        cache: of the module, or None to pack the weights for this call.
     """
     check(options, inputs)
-    sizes = sizes_of(options, inputs.x, inputs.params)
-    y = torch.empty(sizes.y, dtype=inputs.x.dtype)
-    finals = [torch.empty(shape, dtype=inputs.x.dtype) for shape in sizes.states]
-    return y, finals, run(options, inputs, y, finals, save, caches)
+    sizes, dtype = sizes_of(options, inputs.x, inputs.params), DTYPES[inputs.x.dtype]
+    # NumPy's memory: an array and a tensor on it take a third of the time that it takes the other way round.
+    y, finals = np.empty(sizes.y, dtype), [np.empty(shape, dtype) for shape in sizes.states]
+    tape = run(options, inputs, y, finals, save, cache)
+    return torch.from_numpy(y), [torch.from_numpy(final) for final in finals], tape
 
 
 def run(
-    options: Options,
-    inputs: Inputs,
-    y: Tensor,
-    finals: list[Tensor],
-    save: bool,
-    caches: list[_core.WeightCache] | None = None,
+    options: Options, inputs: Inputs, y: Any, ends: list[Any], save: bool, cache: Cache | None = None
 ) -> Tape | None:
-    """Write the results of forward to y and the final states; return the tape."""
+    """Write the results of forward to arrays, y and the final states; return the tape."""
     cell, num_layers, bidirectional, batch_first, dropout = options
-    steps, target = numpy(inputs.x), y.numpy()
-    steps, target = time_major(steps, False, batch_first), time_major(target, False, batch_first)
+    steps, target = numpy(inputs.x), y
+    if batch_first:
+        steps, target = steps.swapaxes(0, 1), target.swapaxes(0, 1)
     lengths = None if inputs.lengths is None else inputs.lengths.numpy()
     resets = None if inputs.resets is None else time_major(inputs.resets.numpy(), False, batch_first)
     directions = 1 + bidirectional
     parts = num_layers * directions
-    weights = kernel_weights(tuple([parameter(p) for p in inputs.params]), parts)
+    arrays = parameters(inputs.params, cache)
+    weights = kernel_weights(arrays, parts)
     states = tuple([numpy(s) for s in inputs.state])
-    ends = [final.numpy() for final in finals]
     out_size = target.shape[-1] // directions
     calls: list[_core.ForwardCall] = []
     results: list[Any] = []
     drops: list[tuple[float, int, int] | None] = []
     for layer in range(num_layers):
         last = layer == num_layers - 1
-        out: Any = target if last else torch.empty(target.shape, dtype=y.dtype).numpy()
+        out: Any = target if last else np.empty(target.shape, y.dtype)
         for direction in range(directions):
             row = layer * directions + direction
             columns = slice(direction * out_size, (direction + 1) * out_size)
@@ -178,7 +185,7 @@ def run(
                     direction == 1,
                     save,
                     False,
-                    None if caches is None else caches[row],
+                    None if cache is None else cache.weights[row],
                     None,
                     out[..., columns] if bidirectional else out,
                     tuple([end[row] for end in ends]),
@@ -219,25 +226,24 @@ def backward(
     """Return the gradients; without a tape, forward runs once more."""
     sizes = sizes_of(options, inputs.x, inputs.params)
     if tape is None:
-        again = torch.empty_like(y)
-        tape = run(options, inputs, again, [again.new_empty(shape) for shape in sizes.states], True)
+        again = [np.empty(shape, DTYPES[y.dtype]) for shape in (sizes.y, *sizes.states)]
+        tape = run(options, inputs, again[0], again[1:], True)
     assert tape is not None
     _, num_layers, bidirectional, batch_first, _ = options
-    directions = 1 + bidirectional
+    directions, dtype = 1 + bidirectional, DTYPES[y.dtype]
     flow = None if dy is None else time_major(numpy(dy), False, batch_first)
     given = None
     if any(d is not None for d in dfinals):
         given = tuple([None if d is None else numpy(d) for d in dfinals])
     if flow is None and given is None:
-        given = tuple([torch.zeros(shape, dtype=y.dtype).numpy() for shape in sizes.states])
-    dx = torch.empty(inputs.x.shape, dtype=y.dtype) if need_dx else None
-    dstates = [torch.empty(shape, dtype=y.dtype) for shape in sizes.states]
-    starts = [d.numpy() for d in dstates]
+        given = tuple([np.zeros(shape, dtype) for shape in sizes.states])
+    dx = np.empty(inputs.x.shape, dtype) if need_dx else None
+    starts = [np.empty(shape, dtype) for shape in sizes.states] if inputs.state else []
     dparams: list[Tensor | None] = [None] * len(inputs.params)
     count = len(inputs.params) // (num_layers * directions)
-    shape = (*time_major(y, False, batch_first).shape,)
-    targets = [None if dx is None else time_major(dx.numpy(), False, batch_first)]
-    targets += [torch.empty(shape, dtype=y.dtype).numpy() for _ in range(num_layers - 1)]
+    shape = time_major(y, False, batch_first).shape if batch_first else y.shape
+    targets = [None if dx is None else time_major(dx, False, batch_first)]
+    targets += [np.empty(shape, dtype) for _ in range(num_layers - 1)]
     out_size = shape[-1] // directions
     frozen = None if need_params else (None,) * 5
     stages: list[list[_core.BackwardCall]] = []
@@ -263,7 +269,7 @@ def backward(
     for layer in reversed(range(num_layers)):
         for direction, (_, first, grads) in enumerate(work.run()):
             row = layer * directions + direction
-            for start, part in zip(starts, first, strict=True):
+            for start, part in zip(starts, first, strict=False):
                 start[row] = part
             if need_params:
                 found = [torch.from_numpy(grad) for grad in grads if grad is not None]
@@ -272,7 +278,8 @@ def backward(
         if drop is not None:
             below: Any = targets[layer]
             _core.dropout(below, *drop, out=below)
-    return Gradients(dx, dstates, dparams)
+    found_dx = None if dx is None else torch.from_numpy(dx)
+    return Gradients(found_dx, [torch.from_numpy(start) for start in starts], dparams)
 
 
 class _Memory:
@@ -295,13 +302,28 @@ class _Memory:
 _CODES = {torch.float32: np.dtype(np.float32).str, torch.float64: np.dtype(np.float64).str}
 
 
-def parameter(tensor: Tensor) -> Any:
-    """Return an array on a parameter's memory, which its owner may still resize.
+def parameters(tensors: tuple[Tensor, ...], cache: Cache | None = None) -> tuple[Any, ...]:
+    """Return arrays on the memory of parameters, which their owners may still resize.
 
     Tensor.numpy() forbids that to the storage for good, and fully_shard frees parameters so between calls.
-    The array must not live longer than the call.
+    The arrays must not be read after the call. In the cache are those of the call before, for tensors that
+    are where they were.
     """
-    return np.asarray(_Memory(tensor.detach().resolve_neg() if tensor.is_neg() else tensor))
+    known = [] if cache is None else cache.arrays
+    if len(known) != len(tensors):
+        known = [_NOWHERE] * len(tensors)
+    found = [
+        kept
+        if kept[0] == p.data_ptr() and kept[1] is p.dtype and kept[2] == p.shape and p.is_contiguous()
+        else (p.data_ptr(), p.dtype, p.shape, np.asarray(_Memory(p)))
+        for p, kept in zip([p.resolve_neg() if p.is_neg() else p for p in tensors], known, strict=True)
+    ]
+    if cache is not None:
+        cache.arrays = [kept if kept[3].flags.c_contiguous else _NOWHERE for kept in found]
+    return tuple([kept[3] for kept in found])
+
+
+_NOWHERE = (-1, None, None, None)
 
 
 def numpy(tensor: Tensor) -> Any:

@@ -9,12 +9,11 @@ import torch
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fusedrnn import _core
 from fusedrnn.interop.torch import ops
-from fusedrnn.interop.torch.kernels import Inputs, Options, Tensor
+from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor
 
-# Packed weights of each layer and direction. Beside the modules, whose copies and pickles must not have them.
-_caches: WeakKeyDictionary[RNNBase, list[_core.WeightCache]] = WeakKeyDictionary()
+# Beside the modules, whose copies and pickles must not have them.
+_caches: WeakKeyDictionary[RNNBase, Cache] = WeakKeyDictionary()
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
@@ -91,7 +90,9 @@ class _Recurrent(RNNBase):
         resets: Tensor | None,
         batch_first: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        params = tuple([getattr(self, name) for names in self._all_weights for name in names])
+        own = self._parameters
+        # By attribute where a parametrization or a call with other parameters has put them.
+        params = tuple([own.get(n) if n in own else getattr(self, n) for ns in self._all_weights for n in ns])
         first = params[0]
         if x.dtype is not first.dtype:
             if not torch.is_autocast_enabled("cpu"):
@@ -127,16 +128,16 @@ class _Recurrent(RNNBase):
         # From torch's own generator, so that checkpointing repeats it.
         seed = torch.randint(0, 2**62, (1,), dtype=torch.int64) if dropout else None
         options = Options(_CELLS[self.mode], self.num_layers, self.bidirectional, batch_first, float(dropout))
-        caches = None if torch.compiler.is_compiling() else self._cache()
+        cache = None if torch.compiler.is_compiling() else self._cache()
         inputs = Inputs(x, lengths, resets, seed, state or (), params)
-        y, *finals = ops.apply(options, caches, inputs)
+        y, *finals = ops.apply(options, cache, inputs)
         return y, tuple(finals)
 
-    def _cache(self) -> list[_core.WeightCache]:
-        caches = _caches.get(self)
-        if caches is None:
-            caches = _caches[self] = [_core.WeightCache() for _ in self._all_weights]
-        return caches
+    def _cache(self) -> Cache:
+        cache = _caches.get(self)
+        if cache is None:
+            cache = _caches[self] = Cache(len(self._all_weights))
+        return cache
 
     def _packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         """Run over the padded sequences, sorted as they are packed, and pack again."""

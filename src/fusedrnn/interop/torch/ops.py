@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch.autograd import Function, forward_ad
 
-from fusedrnn import _core
 from fusedrnn.interop.torch import kernels
-from fusedrnn.interop.torch.kernels import Inputs, Options, Tensor
+from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor
 
 _SIZES = "str cell, int num_layers, bool bidirectional, bool batch_first, float dropout"
 _TENSORS = "Tensor x, Tensor? lengths, Tensor? resets, Tensor? seed, Tensor[] state, Tensor[] params"
@@ -68,7 +67,7 @@ def _rnn_backward(*given: Any) -> list[Tensor]:
     options, inputs, (y, tape, dy, *dfinals) = _call(given)
     finals = tuple(dfinals[: 2 if options.cell == "lstm" else 1])
     found = kernels.backward(options, inputs, y, kernels.attached(tape), dy, finals)
-    return [found.x, *(found.state if inputs.state else ()), *found.params]
+    return [found.x, *found.state, *found.params]
 
 
 @torch.library.register_fake("fusedrnn::rnn_backward")
@@ -119,8 +118,10 @@ class _Backward(Function):
         dy, finals, rest = tensors[0], tensors[1 : 1 + dfinals], tensors[1 + dfinals :]
         x, lengths, resets, seed, y, tape, *others = rest
         inputs = Inputs(x, lengths, resets, seed, tuple(others[:states]), tuple(others[states:]))
-        found = kernels.backward(options, inputs, y, kernels.attached(tape), dy, finals, *needs)
-        return (found.x, *(found.state if states else ()), *found.params)
+        found = kernels.backward(
+            options, inputs, y, None if tape is None else kernels.attached(tape), dy, finals, *needs
+        )
+        return (found.x, *found.state, *found.params)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None: ...
@@ -134,36 +135,90 @@ class _Backward(Function):
 
 
 class Network(Function):
-    """y, the final states and the tape's tensor of a network, eager."""
+    """y and the final states of a network, eager.
+
+    The context holds the tape until backward. Where hooks on saved tensors are set, as in a checkpoint, it is
+    theirs to keep or to drop. There is no `setup_context`, for which torch looks at the signature every time.
+    """
 
     @staticmethod
     def forward(
-        options: Options, caches: Any, states: int, x: Any, lengths: Any, resets: Any, seed: Any, *rest: Any
+        ctx: Any,
+        options: Options,
+        cache: Cache | None,
+        states: int,
+        x: Any,
+        lengths: Any,
+        resets: Any,
+        seed: Any,
+        *rest: Any,
     ) -> tuple[Tensor, ...]:
         inputs = Inputs(x, lengths, resets, seed, rest[:states], rest[states:])
-        y, finals, tape = kernels.forward(options, inputs, True, caches)
+        y, finals, tape = kernels.forward(options, inputs, True, cache)
+        hooked = _autograd._top_saved_tensors_default_hooks(False) is not None
+        ctx.options, ctx.states, ctx.tape = options, states, None if hooked else tape
+        ctx.set_materialize_grads(False)
+        handle = kernels.attach(tape) if hooked else None
+        ctx.save_for_backward(x, lengths, resets, seed, y, handle, *rest)
+        return (y, *finals)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> tuple[Any, ...]:
+        x, lengths, resets, seed, y, handle, *rest = ctx.saved_tensors
+        options, states, tape = ctx.options, ctx.states, ctx.tape
+        if not _keeps_graph():
+            ctx.tape = None
+        needs = ctx.needs_input_grad
+        need = needs[3], any(needs[7 + states :])
+        if torch.is_grad_enabled():
+            handle = handle if tape is None else kernels.attach(tape)
+            given = (x, lengths, resets, seed, y, handle, *rest)
+            dx, *others = _Backward.apply(options, states, len(dfinals), need, dy, *dfinals, *given)
+            return (None, None, None, dx, None, None, None, *others)
+        if tape is None:
+            tape = kernels.attached(handle)
+        inputs = Inputs(x, lengths, resets, seed, tuple(rest[:states]), tuple(rest[states:]))
+        found = kernels.backward(options, inputs, y, tape, dy, dfinals, *need)
+        return (None, None, None, found.x, None, None, None, *found.state, *found.params)
+
+    jvp = staticmethod(refuse_forward)
+
+
+_autograd = torch._C._autograd
+# Versions without it keep the tape with the graph.
+_keeps_graph = getattr(_autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+class Transformed(Function):
+    """The same for torch.func, and the tensor that holds the tape."""
+
+    @staticmethod
+    def forward(
+        options: Options, states: int, x: Any, lengths: Any, resets: Any, seed: Any, *rest: Any
+    ) -> tuple[Tensor, ...]:
+        inputs = Inputs(x, lengths, resets, seed, rest[:states], rest[states:])
+        y, finals, tape = kernels.forward(options, inputs, True)
         return (y, *finals, kernels.attach(tape))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options, _, ctx.states, *tensors = inputs
+        ctx.options, ctx.states, *tensors = inputs
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[:4], output[0], output[-1], *tensors[4:])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad[3], any(ctx.needs_input_grad[7 + ctx.states :])
+        needs = ctx.needs_input_grad[2], any(ctx.needs_input_grad[6 + ctx.states :])
         given = (ctx.options, ctx.states, len(dfinals) - 1, needs, dy, *dfinals[:-1], *ctx.saved_tensors)
-        twice = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-        dx, *others = _Backward.apply(*given) if twice else _Backward.forward(*given)
-        return (None, None, None, dx, None, None, None, *others)
+        dx, *others = _Backward.apply(*given)
+        return (None, None, dx, None, None, None, *others)
 
     jvp = staticmethod(refuse_forward)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return each(Network, info, in_dims, args)
+        return each(Transformed, info, in_dims, args)
 
 
 def each(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -180,7 +235,7 @@ def each(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ..
     return stacked, tuple([None if column is None else 0 for column in stacked])
 
 
-def apply(options: Options, caches: list[_core.WeightCache] | None, inputs: Inputs) -> tuple[Tensor, ...]:
+def apply(options: Options, cache: Cache | None, inputs: Inputs) -> tuple[Tensor, ...]:
     """Return y and the final states, recorded by autograd or by whatever traces the call."""
     x, lengths, resets, seed, state, params = inputs
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -192,9 +247,10 @@ def apply(options: Options, caches: list[_core.WeightCache] | None, inputs: Inpu
             x, lengths, resets, seed, list(state), list(params), *options, save
         )
         return (y, h, c) if options.cell == "lstm" else (y, h)
-    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *params))
-    if tracked or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         kernels.check(options, inputs)
-        return Network.apply(options, caches, len(state), *inputs[:4], *state, *params)[:-1]
-    y, finals, _ = kernels.forward(options, inputs, False, caches)
+        return Transformed.apply(options, len(state), *inputs[:4], *state, *params)[:-1]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *params)):
+        return Network.apply(options, cache, len(state), *inputs[:4], *state, *params)
+    y, finals, _ = kernels.forward(options, inputs, False, cache)
     return (y, *finals)
