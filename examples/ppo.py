@@ -1,4 +1,4 @@
-"""PPO with a recurrent policy, on CartPole without its velocities (pip install gymnasium); ppo.py [UPDATES]."""
+"""PPO with a recurrent policy, on CartPole without its velocities (needs gymnasium); ppo.py [UPDATES]."""
 
 import sys
 import time
@@ -36,7 +36,7 @@ class Policy(nn.Module):
     def forward(self, x, state, resets):
         y, state = self.lstm(x, state, resets=resets)
         out = self.head(y)
-        return torch.distributions.Categorical(logits=out[..., :2]), out[..., 2], state
+        return torch.distributions.Categorical(logits=out[..., :2], validate_args=False), out[..., 2], state
 
 
 def train(kind, updates, envs=16, steps=128, epochs=4, gamma=0.98):

@@ -15,6 +15,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 # Pages of other libraries, and what is imported for them.
 NEEDS = {"autograd": "autograd", "jax": "jax", "keras": "h5py", "onnx": "onnx", "torch": "torch"}
+NEEDS["reinforcement_learning"] = "torch"
 # These show what the tests of each part check on every instruction set.
 ONCE = {"applications/language": "sklearn", "index": "numpy", "start": "sklearn", "howto": "sklearn"}
 
