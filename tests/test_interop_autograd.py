@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -348,3 +350,20 @@ def test_threads_trace_apart() -> None:
 
     fa.value_and_backward(loss)()
     assert type(seen[0]) is np.ndarray
+
+
+def test_the_tagger_of_readme_and_of_the_page() -> None:
+    """Half the lines, and the same bits after a step."""
+    found: list[tuple[int, Any]] = []
+    for page, part, name in (
+        ("README.md", "class Tagger", "model"),
+        ("docs/autograd.md", "tagger = ", "tagger"),
+    ):
+        text = (Path(__file__).parents[1] / page).read_text()
+        blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        (block,) = [block for block in blocks if part in block]
+        names: dict[str, Any] = {"np": np, "fr": fr}
+        exec(compile(block, page, "exec"), names)
+        found.append((len([line for line in block.splitlines() if line]), names[name].flat_parameters))
+    (lines, parameters), (fewer, same) = found
+    assert fewer * 2 <= lines and np.array_equal(parameters, same)

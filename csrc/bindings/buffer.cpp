@@ -117,7 +117,9 @@ AlignedBuffer::AlignedBuffer(std::int64_t bytes) : bytes_(bytes) {
 #endif
 }
 
-AlignedBuffer::~AlignedBuffer() { spares().give(data_, capacity_); }
+AlignedBuffer::~AlignedBuffer() {
+    if (capacity_ > 0) spares().give(data_, capacity_);
+}
 
 AlignedBuffer::AlignedBuffer(AlignedBuffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),

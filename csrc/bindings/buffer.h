@@ -13,6 +13,8 @@ class AlignedBuffer {
   public:
     AlignedBuffer() = default;
     explicit AlignedBuffer(std::int64_t bytes);
+    // Memory of another owner, which has to outlive the buffer, at any alignment.
+    AlignedBuffer(void* data, std::int64_t bytes) : data_(data), bytes_(bytes) {}
     ~AlignedBuffer();
     AlignedBuffer(AlignedBuffer&& other) noexcept;
     AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;
@@ -26,7 +28,7 @@ class AlignedBuffer {
 
   private:
     void* data_ = nullptr;
-    std::int64_t bytes_ = 0, capacity_ = 0;
+    std::int64_t bytes_ = 0, capacity_ = 0;  // no capacity: not ours
 };
 
 // std::bad_alloc where there is no such block. Asked before a container of the standard library is made from a size that

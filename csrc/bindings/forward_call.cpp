@@ -84,6 +84,7 @@ struct Request {
     bool save, recompute;
     WeightCache* cache;
     std::int64_t version;
+    Array tape_memory;
 };
 
 template <class T>
@@ -109,7 +110,7 @@ class TypedForwardCall final : public ForwardCall {
         set_options<T>(problem_, in_);
         problem_.backwards = r.cache != nullptr && r.cache->backwards(dims.T);
         if (!r.save) return;
-        tape_ = make_tape<T>(in_.x.dtype(), timetable_, params, r.recompute, problem_);
+        tape_ = make_tape<T>(in_.x.dtype(), timetable_, params, r.recompute, problem_, r.tape_memory);
         tape_->weights = weights_;
         tape_->arrays = in_;
         tape_->arrays.y = y_;
@@ -125,6 +126,8 @@ class TypedForwardCall final : public ForwardCall {
         problem_.draws = {true, seed, offset};
         if (tape_ != nullptr) tape_->arrays.draws = problem_.draws;
     }
+
+    std::shared_ptr<LayerTape> tape() const override { return tape_; }
 
     void follow(LayerCall& before) override {
         auto& producer = static_cast<TypedForwardCall&>(before);
@@ -186,7 +189,7 @@ std::shared_ptr<ForwardCall> ForwardCall::make(const std::string& cell_name, py:
                                                py::handle reverse_flag, py::handle save_flag,
                                                py::handle recompute_flag, WeightCache* cache,
                                                py::handle version_number, py::handle out,
-                                               py::handle state_out) {
+                                               py::handle state_out, py::handle tape_out) {
     const std::int64_t version = version_number.is_none() ? -1
                                                           : integer(version_number, "version", 0,
                                                                     std::numeric_limits<std::int64_t>::max());
@@ -223,8 +226,15 @@ std::shared_ptr<ForwardCall> ForwardCall::make(const std::string& cell_name, py:
     auto timetable = std::make_shared<const Timetable>(w.dims.T, w.dims.B,
                                                        ends.given() ? checked.data() : nullptr, reverse);
     const DType dtype = in.x.dtype();
+    Array memory = Array::like(tape_out, "tape_out", in.x, kOptional);
+    if (memory.given()) {
+        if (!save) throw py::value_error("tape_out: expected None with save=False, got an array");
+        memory.shape({{"n"}}).writable();
+        memory.apart_from(in.x).apart_from(outputs.y);
+        for (const Array& final : outputs.final) memory.apart_from(final);
+    }
     Request request{cell,      std::move(w), std::move(in), std::move(outputs), std::move(timetable), save,
-                    recompute, cache,        version};
+                    recompute, cache,        version,       std::move(memory)};
     return by_dtype(dtype, [&]<class T>() -> std::shared_ptr<ForwardCall> {
         return std::make_shared<TypedForwardCall<T>>(std::move(request));
     });

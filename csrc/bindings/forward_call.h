@@ -10,10 +10,14 @@ class ForwardCall : public LayerCall {
                                              py::handle state, py::handle indices, py::handle lengths,
                                              py::handle resets, py::handle reset_state, py::handle reverse,
                                              py::handle save, py::handle recompute, WeightCache* cache,
-                                             py::handle version, py::handle out, py::handle state_out);
+                                             py::handle version, py::handle out, py::handle state_out,
+                                             py::handle tape_out);
 
     // Before it runs: masks of the cell are drawn, by the streams from `offset` on.
     virtual void draw_masks(std::uint64_t seed, std::uint64_t offset) = 0;
+
+    // The tape of a call that need not run: of an earlier one, which has written `out` and `tape_out`.
+    virtual std::shared_ptr<LayerTape> tape() const = 0;
 
     bool independent(const LayerCall& other) const override;
     bool follows(const LayerCall& before) const override;

@@ -22,6 +22,7 @@ PYBIND11_MODULE(core, m) {
     fusedrnn::bind_decoder(m);
     fusedrnn::bind_beam(m);
     fusedrnn::bind_transducer(m);
+    fusedrnn::bind_xla(m);
     fusedrnn::bind_optim(m);
     fusedrnn::bind_limits(m);
     fusedrnn::seal_types(m);

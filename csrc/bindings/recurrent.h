@@ -63,22 +63,34 @@ ForwardProblem<T> forward_problem(const RecurrentCell& cell, const Dims& dims, c
     return problem;
 }
 
-// The tape of a forward call, to be filled by it: `problem` gets the pointers. The caller adds `arrays` and `weights`.
+// The tape of a forward call, to be filled by it: `problem` gets the pointers. The caller adds `arrays` and `weights`. It is
+// made in `memory` where that is given.
 template <class T>
 std::shared_ptr<TypedTape<T>> make_tape(DType dtype, std::shared_ptr<const Timetable> timetable,
                                         const Params<const T>& params, bool recompute,
-                                        ForwardProblem<T>& problem) {
+                                        ForwardProblem<T>& problem, const Array& memory = Array()) {
     const RecurrentCell& cell = *problem.cell;
     const std::int64_t lanes = kernel_table<T>().lanes, item = sizeof(T), rows = timetable->rows();
     const std::int64_t padded = (problem.dims.H + lanes - 1) / lanes * lanes;
     auto tape = std::make_shared<TypedTape<T>>(cell, problem.dims, dtype, std::move(timetable));
-    if (!recompute) tape->saved = AlignedBuffer(checked_product({rows, padded, cell.saved, item}));
-    if (cell.states > 1) {
-        tape->states = AlignedBuffer(checked_product({rows, padded, cell.states - 1, item}));
-    }
-    if (problem.dims.projected) tape->hidden = AlignedBuffer(checked_product({rows, padded, item}));
+    std::int64_t taken = 0;
+    const auto part = [&](std::int64_t width, std::int64_t count) {
+        if (!memory.given()) return AlignedBuffer(checked_product({rows, width, count, item}));
+        const std::int64_t size = checked_product({rows, width, count});
+        if (size > memory.size() - taken) {
+            throw py::value_error(memory.name() + ": expected " + std::to_string(taken + size) +
+                                  " elements or more, got " + std::to_string(memory.size()));
+        }
+        T* const begin = memory.mutable_data<T>() + taken;
+        taken += size;
+        return AlignedBuffer(begin, size * item);
+    };
+    tape->memory = memory;
+    if (!recompute) tape->saved = part(padded, cell.saved);
+    if (cell.states > 1) tape->states = part(padded, cell.states - 1);
+    if (problem.dims.projected) tape->hidden = part(padded, 1);
     const std::int64_t norms = cell.programs == nullptr ? 0 : cell.programs->norms;
-    if (norms > 0 && !recompute) tape->moments = AlignedBuffer(checked_product({rows, norms, item}));
+    if (norms > 0 && !recompute) tape->moments = part(norms, 1);
     problem.moments = tape->moments.template as<T>();
     problem.saved = tape->saved.template as<T>();
     problem.states = tape->states.template as<T>();

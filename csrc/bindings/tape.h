@@ -58,8 +58,9 @@ struct LayerTape {
         if (arrays.index != nullptr) {
             copies += static_cast<std::int64_t>(arrays.index->size() * sizeof(std::int64_t));
         }
-        return saved.bytes() + states.bytes() + hidden.bytes() + moments.bytes() + timetable->nbytes() +
-               copies;
+        const std::int64_t own =
+            memory.given() ? 0 : saved.bytes() + states.bytes() + hidden.bytes() + moments.bytes();
+        return own + timetable->nbytes() + copies;
     }
 
     // After forward, where changes are to be detected.
@@ -74,6 +75,7 @@ struct LayerTape {
     CallArrays arrays;
     bool has_parameter[kMaxParameters]{};  // by the cell's schema
     AlignedBuffer saved, states, hidden, moments;
+    Array memory;  // the caller's, of which the four are parts, or none
 
   private:
     std::vector<Digest> digests_;

@@ -1,5 +1,6 @@
 """Types of the compiled module. It checks every argument; see csrc/bindings for what each call refuses."""
 
+from collections.abc import Callable
 from typing import Any, TypeAlias, TypedDict, final, overload
 
 import numpy as np
@@ -146,7 +147,10 @@ class ForwardCall(LayerCall):
         version: int | None = None,
         out: _Array | None = None,
         state_out: _State | None = None,
+        tape_out: _Array | None = None,  # (n,) of x's dtype; the tape is in it
     ) -> None: ...
+    # With `save`, of a call that need not run: of an earlier one, which has written `out` and `tape_out`.
+    def tape(self) -> LayerTape: ...
     # Before it runs: the masks of the cell are drawn, not their expectation taken.
     def draw_masks(self, seed: int, offset: int) -> None: ...
 
@@ -183,6 +187,7 @@ def forward(
     version: int | None = None,
     out: _Array | None = None,
     state_out: _State | None = None,
+    tape_out: _Array | None = None,
 ) -> tuple[_Array, _State, LayerTape | None]: ...
 def backward(
     tape: LayerTape,
@@ -387,3 +392,7 @@ def adam_step(
 def norm(x: _Array, p: float) -> float: ...
 def scale_(x: _Array, factor: float) -> None: ...
 def clamp_(x: _Array, lo: float, hi: float) -> None: ...
+
+# The handler of XLA's foreign functions, a capsule. It gives the function the attribute "call" of a custom
+# call, its arguments and its results, to be written: arrays on XLA's memory, gone when it returns.
+def xla_handler(function: Callable[[str, list[_Array], list[_Array]], None]) -> Any: ...

@@ -1,4 +1,4 @@
-"""lstm, gru and rnn: custom derivatives around the kernels, which the compiled program calls on the host."""
+"""lstm, gru and rnn: custom derivatives around the kernels, which the compiled program calls."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fusedrnn import _core
 from fusedrnn.cells import CELLS, rnn_cell
 from fusedrnn.checks import check_flag
 from fusedrnn.interop.jax import host
@@ -31,8 +32,8 @@ def lstm(
     """Run one layer of an LSTM in one direction, on the CPU.
 
     It may be jitted, differentiated in reverse mode, vmapped, and called inside of scan and checkpoint. There
-    is no forward mode and no second derivative. The gradient runs forward again: no tape is kept. Under vmap,
-    forward is one call of the kernels unless the parameters are mapped, the gradient one call for each.
+    is no forward mode and no second derivative. Under vmap, forward is one call of the kernels unless the
+    parameters are mapped or gradients follow; then it is one call for each.
 
     Args:
         x: (T, B, I), float32 or float64; every other float array has its dtype.
@@ -202,30 +203,50 @@ Arrays = tuple[Any, ...]
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _network(options: Options, arrays: Arrays, beside: Arrays) -> Arrays:
     """Return y and the final states of arrays that have been checked: x, the states and the parameters."""
-    cell, reverse, *names = options
-    x, states = arrays[0], arrays[1 : 1 + CELLS[cell].states]
-    shapes = [(*x.shape[:2], states[0].shape[1]), *(state.shape for state in states)]
-    call = partial(host.forward, cell, reverse, (*names[0], *names[1]))
-    return _called_back(call, [(shape, x.dtype) for shape in shapes], *arrays, *beside)
+    return _called("forward", options, (), _outputs(options, arrays), (*arrays, *beside))
 
 
 def _network_forward(options: Options, arrays: Arrays, beside: Arrays) -> Any:
-    return _network(options, arrays, beside), (arrays, beside)
+    shapes = [*_outputs(options, arrays), (_tape_size(options, arrays),)]
+    *found, tape = _called("forward", options, (), shapes, (*arrays, *beside))
+    return tuple(found), (arrays, beside, found[0], tape)
 
 
-def _network_backward(options: Options, saved: tuple[Arrays, Arrays], flows: Arrays) -> Any:
-    cell, reverse, *names = options
-    arrays, beside = saved
-    after = ("dy", *[f"d{name}" for name in CELLS[cell].state_names])
-    call = partial(host.backward, cell, reverse, (*names[0], *names[1], *after))
-    gradients = [(array.shape, array.dtype) for array in arrays]
-    return _called_back(call, gradients, *arrays, *beside, *flows), (None,) * len(beside)
-
-
-def _called_back(call: Any, results: list[Any], *arrays: Any) -> Arrays:
-    shapes = tuple([jax.ShapeDtypeStruct(*result) for result in results])
-    found: Arrays = jax.pure_callback(call, shapes, *arrays, vmap_method="expand_dims")
-    return found
+def _network_backward(options: Options, saved: tuple[Any, ...], flows: Arrays) -> Any:
+    arrays, beside, y, tape = saved
+    after = ("y", "tape", "dy", *[f"d{name}" for name in CELLS[options[0]].state_names])
+    given = (*arrays, *beside, y, tape, *flows)
+    return _called("backward", options, after, [array.shape for array in arrays], given), (None,) * len(
+        beside
+    )
 
 
 _network.defvjp(_network_forward, _network_backward)
+
+
+def _outputs(options: Options, arrays: Arrays) -> list[Any]:
+    """The shapes of y and of the final states."""
+    x, states = arrays[0], arrays[1 : 1 + CELLS[options[0]].states]
+    return [(*x.shape[:2], states[0].shape[1]), *(state.shape for state in states)]
+
+
+def _tape_size(options: Options, arrays: Arrays) -> Any:
+    """Elements of a tape at most: full lengths, the widest vectors; so that a program runs on every CPU."""
+    cell = CELLS[options[0]]
+    x, named = arrays[0], dict(zip(options[2], arrays, strict=True))
+    lanes = 64 // x.dtype.itemsize
+    padded = -(-named["weight_ih"].shape[0] // cell.gates // lanes) * lanes
+    kept = _core.cells[options[0]]["saved"] + cell.states - 1 + ("weight_hr" in named)
+    return x.shape[0] * x.shape[1] * padded * kept
+
+
+def _called(kind: str, options: Options, after: tuple[str, ...], shapes: list[Any], given: Arrays) -> Arrays:
+    cell, reverse, *names = options
+    text = host.call_text(kind, cell, reverse, (*names[0], *names[1], *after))
+    results = tuple([jax.ShapeDtypeStruct(shape, given[0].dtype) for shape in shapes])
+    found: Arrays = jax.ffi.ffi_call(_TARGET, results, vmap_method="expand_dims")(*given, call=text)
+    return found
+
+
+_TARGET = "fusedrnn_network"
+jax.ffi.register_ffi_target(_TARGET, _core.xla_handler(host.run), platform="cpu")
