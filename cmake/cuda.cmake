@@ -75,7 +75,7 @@ if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
     target_link_options(_cuda PRIVATE "LINKER:--version-script=${cuda_exports}")
     set_target_properties(_cuda PROPERTIES LINK_DEPENDS "${cuda_exports}")
 endif()
-install(TARGETS _cuda LIBRARY DESTINATION fusedrnn)
+install(TARGETS _cuda LIBRARY DESTINATION ${FUSEDRNN_CUDA_PACKAGE})
 
 # ---- the drivers and kernels ---------------------------------------------------------------------------
 

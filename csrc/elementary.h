@@ -12,6 +12,8 @@
 // Of a zero elu and sin are 0 whatever its sign.
 #pragma once
 
+#include <cstddef>
+
 #include "activations.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {

@@ -56,6 +56,38 @@ def test_a_build_without_the_module() -> None:
     assert "cuda " in done.stdout and "not built" in done.stdout
 
 
+# A module of a distribution beside this one.
+BESIDE = """
+import sys, types
+
+class Missing:
+    def find_spec(self, name, path, target=None):
+        if name == "fusedrnn._cuda":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import fusedrnn as fr
+from fusedrnn.cuda import loader
+package, module = types.ModuleType("fusedrnn_cuda13"), types.ModuleType("fusedrnn_cuda13._cuda")
+package.__path__ = []
+module.__version__ = fr.__version__ + sys.argv[1]
+module.offer_cublas, module.missing = lambda names: None, lambda: "no driver"
+sys.modules |= {"fusedrnn_cuda13": package, "fusedrnn_cuda13._cuda": module}
+print((loader.find() is module), fr.cuda.missing())
+"""
+
+
+def test_a_module_of_another_distribution() -> None:
+    """It serves if it has this version."""
+    done = run_python("-c", BESIDE, "")
+    assert_ran(done)
+    assert done.stdout == "True no driver\n"
+    done = run_python("-c", BESIDE, "9")
+    assert_ran(done)
+    wanted = f"fusedrnn-cuda13=={fr.__version__}"
+    assert done.stdout == f"False expected {wanted}, got {fr.__version__}9; pip install {wanted}\n"
+
+
 def test_nothing_is_imported_before_it_is_needed() -> None:
     libraries = "{'cupy', 'torch', 'jax', 'fusedrnn._cuda'}"
     code = (

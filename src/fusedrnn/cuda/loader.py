@@ -4,28 +4,42 @@ import importlib
 from functools import cache
 from types import ModuleType
 
+from fusedrnn import _core
 from fusedrnn.cuda import cublas
 
 
+# Of this build, or of a distribution beside it.
+_NAMES = ("fusedrnn._cuda", "fusedrnn_cuda13._cuda")
+
+
 @cache
+def _search() -> tuple[ModuleType | None, str]:
+    """Return the compiled module, or None and why there is none."""
+    for name in _NAMES:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name not in (name, name.partition(".")[0]):
+                raise
+            continue
+        if module.__version__ != _core.__version__:
+            distribution = name.partition(".")[0].replace("_", "-")
+            wanted = f"{distribution}=={_core.__version__}"
+            return None, f"expected {wanted}, got {module.__version__}; pip install {wanted}"
+        module.offer_cublas(cublas.candidates())
+        return module, ""
+    return None, "not built: this build has no fusedrnn._cuda (it takes nvcc and FUSEDRNN_CUDA=ON)"
+
+
 def find() -> ModuleType | None:
     """Return the compiled module, or None if this build has none."""
-    try:
-        module = importlib.import_module("fusedrnn._cuda")
-    except ModuleNotFoundError as error:
-        if error.name != "fusedrnn._cuda":
-            raise
-        return None
-    module.offer_cublas(cublas.candidates())
-    return module
+    return _search()[0]
 
 
 def missing() -> str:
     """Return what is missing before a call can run on a GPU; empty if nothing is."""
-    module = find()
-    if module is None:
-        return "not built: this build has no fusedrnn._cuda (it takes nvcc and FUSEDRNN_CUDA=ON)"
-    return str(module.missing())
+    module, problem = _search()
+    return problem if module is None else str(module.missing())
 
 
 def load() -> ModuleType:
