@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 
 from fusedrnn.estimators import SequenceClassifier
 
-file, epochs = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 6
+file, epochs = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5
 
 
 def member(archive, end):
@@ -40,12 +40,12 @@ tokens = [re.findall(r"[\w']+|[!?]", sentence) for sentence in sentences]
 seen = Counter(token for row in tokens[test:] for token in row)
 tokens = [[token if seen[token] > 1 else "?" for token in row] for row in tokens]
 model = SequenceClassifier(
-    "lstm",
-    64,
     bidirectional=True,
+    hidden_size=32,
     pooling="max",
-    dropout=0.5,
-    embedding_size=64,
+    dropout=0.6,
+    lr=0.003,
+    weight_decay=0.3,
     epochs=epochs,
     random_state=0,
 )

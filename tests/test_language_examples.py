@@ -143,7 +143,7 @@ def test_sentiment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
         rows.append(f"{index}\t{2.0 if good != never else -2.0}\t{sentence}")
     inner = archive("x/movieReviewSnippets_GroundTruth.txt", "\n".join(rows).encode())
     Path("sdist.tar.gz").write_bytes(archive("v/hutto_ICWSM_2014.tar.gz", inner))
-    text = run("sentiment", monkeypatch, capsys, ("sdist.tar.gz", "6"))
+    text = run("sentiment", monkeypatch, capsys, ("sdist.tar.gz", "25"))
     assert number(r"accuracy ([\d.]+)%", text) > 90 > number(r"words: ([\d.]+)%", text)
     assert lines_of("sentiment") <= 80
 
