@@ -78,6 +78,15 @@ def test_errors_of_parameters(options: dict[str, Any], kind: type[Exception], me
         SequenceTagger(**options).fit(X, [np.zeros(len(x), int) for x in X])
 
 
+def test_a_token_that_fit_had_not_is_a_vector_of_zeros() -> None:
+    """It was drawn at random and never trained, so that an unknown word could say anything."""
+    X, y = ["ab", "ba", "bb", "aa"] * 3, ["a", "b", "b", "a"] * 3
+    model = SequenceClassifier(hidden_size=4, epochs=2, random_state=0).fit(X, y)
+    table = model.model_["embedding"].state_dict()["weight"]
+    assert not table[1].any() and table[2:].all()
+    np.testing.assert_array_equal(model.predict_proba(["a?"]), model.predict_proba(["a!"]))
+
+
 @pytest.mark.parametrize(
     ("quantiles", "kind"), [(0.5, TypeError), ([0.0, 0.5], ValueError), ([0.5, 1.0], ValueError)]
 )

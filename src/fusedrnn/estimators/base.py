@@ -124,9 +124,10 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         check_number("dropout", self.dropout, 0.0, 1.0)
         layers: dict[str, fr.Module] = {}
         if self._vocabulary is not None:
-            layers["embedding"] = fr.Embedding(
-                len(self._vocabulary), self.embedding_size, padding_idx=0, seed=seed
-            )
+            table = fr.Embedding(len(self._vocabulary), self.embedding_size, padding_idx=0, seed=seed)
+            # Where no token of the data is unknown, its vector stays as it is: better none than any.
+            table._own["weight"][Vocabulary.unknown] = 0.0
+            layers["embedding"] = table
             inputs = self.embedding_size
         between = self.dropout if self.num_layers > 1 else 0.0
         make: Any = CELLS[self.cell]
