@@ -49,6 +49,7 @@ def test_words_and_ends_of_texts() -> None:
     texts = ["The cat's on the mat (it sleeps), happily.", "A dog ran off!"] * 20
     model = small(level="word", epochs=8).fit(texts)
     assert model.tokens("it's (so)!") == ["it's", "(", "so", ")", "!"]
+    model.set_params(level="character")  # of the next fit
     assert {model.generate(random_state=seed, temperature=0.5) for seed in range(6)} == set(texts)
     assert model.predict(["The cat's on the", "A dog ran off!"]).tolist() == ["mat", ""]
     chances = model.predict_proba("A")

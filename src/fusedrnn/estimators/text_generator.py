@@ -104,6 +104,8 @@ class TextGenerator(SequenceEstimator):
         return self._once(X, y)
 
     def _data(self, X: Any, y: Any, reset: bool) -> tuple[list[Array], Any]:
+        if reset:
+            self._level = self.level
         texts = [self.tokens(text) for text in _texts(X)]
         if not any(texts):
             raise ValueError("X: expected at least one token, got none")
@@ -130,14 +132,15 @@ class TextGenerator(SequenceEstimator):
         return fr.cross_entropy(output, targets)
 
     def tokens(self, text: str) -> list[str]:
-        """Return the characters or words of a text.
+        """Return the characters or words of a text, those of `fit` once it was called.
 
         Raises:
             ValueError: `level` is neither.
         """
-        if self.level not in ("character", "word"):
-            raise ValueError(f"level: expected 'character' or 'word', got {self.level!r}")
-        return list(text) if self.level == "character" else re.findall(r"\w+(?:'\w+)*|[^\w\s]", text)
+        level = getattr(self, "_level", self.level)
+        if level not in ("character", "word"):
+            raise ValueError(f"level: expected 'character' or 'word', got {level!r}")
+        return list(text) if level == "character" else re.findall(r"\w+(?:'\w+)*|[^\w\s]", text)
 
     def _whole(self, tokens: list[str]) -> npt.NDArray[np.int64]:
         """Return the numbers of a text with its beginning and its end."""
@@ -202,7 +205,7 @@ class TextGenerator(SequenceEstimator):
         return self._joined([str(token) for token in drawn])
 
     def _joined(self, tokens: list[str]) -> str:
-        if self.level == "character":
+        if self._level == "character":
             return "".join(tokens)
         return re.sub(r"([(\[{]) | (?=[.,;:!?)\]}])", r"\1", " ".join(tokens))
 
