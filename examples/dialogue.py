@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fusedrnn.estimators import Seq2Seq
 
-epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
 pairs = []
 for path in sorted(files("chatterbot_corpus").joinpath("data/english").iterdir(), key=str):
     for talk in yaml.safe_load(path.read_text("utf-8")).get("conversations", []):
