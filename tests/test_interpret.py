@@ -125,6 +125,11 @@ def test_attention_maps() -> None:
     heads, pool = interpret.attention_maps(model, x, lengths)
     assert heads.weights.shape == (3, 2, 9, 9) and pool.weights.shape == (3, 1, 1, 9)
     np.testing.assert_allclose(heads.weights.sum(-1)[1, 0], [1] * 4 + [0] * 5, atol=1e-12)
+    q, k = np.split(
+        x[:, 0] @ model[0].state_dict()["in_proj_weight"][:8].T, 2, axis=-1
+    )  # biases start from 0
+    scores = np.exp(np.where(np.tri(9) > 0, q[:, 2:] @ k[:, 2:].T / np.sqrt(2), -np.inf))
+    np.testing.assert_allclose(heads.weights[0, 1], scores / scores.sum(-1, keepdims=True), rtol=1e-5)
     assert not np.triu(heads.weights[0, 0], 1).any()
     np.testing.assert_allclose(pool.weights.sum(-1).ravel(), [1, 1, 0], atol=1e-12)
     y = model[0](x, lengths)  # what the pool gives is the sum by these weights

@@ -18,17 +18,18 @@ import typer
 
 import fusedrnn as fr
 from fusedrnn import distributed
-from fusedrnn.cli import report, session, text
+from fusedrnn.cli import demo, inspecting, report, session, text, tune
 from fusedrnn.cli.charlm import Config, load_model
 from fusedrnn.cli.checkpoint import Checkpoint
 from fusedrnn.cli.display import make_display
 from fusedrnn.cli.errors import CliError, printable
+from fusedrnn.cli.reported import reported
 from fusedrnn.cli.sampling import Sampler
 from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.trainer import Trainer
 
 app = typer.Typer(
-    help="Fast recurrent networks: train a character-level language model, and generate text from it.",
+    help="Fast recurrent networks: train a language model, look into it, run the examples, tune parameters.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -58,24 +59,6 @@ class DType(str, enum.Enum):
 _CELL, _DTYPE = Cell(_CONFIG.cell), DType(_CONFIG.dtype)
 
 
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Turn what a user can put right into one line on standard error and exit status 1."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted", err=True)
-        raise typer.Exit(130) from None
-    except MemoryError:
-        typer.echo("Error: not enough memory for this model or text", err=True)
-    # The library's own complaints are ValueErrors that name the argument.
-    except (CliError, ValueError, OverflowError) as error:
-        typer.echo(f"Error: {printable(str(error))}", err=True)
-    else:
-        return
-    raise typer.Exit(1)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(fr.__version__)
@@ -88,7 +71,10 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Fast recurrent networks: train a character-level language model, and generate text from it."""
+    """Fast recurrent networks: train a language model, look into it, run the examples, tune parameters.
+
+    Start with `fusedrnn train`, which makes a model of Python's help texts, or `fusedrnn demo`.
+    """
 
 
 @app.command()
@@ -156,7 +142,7 @@ def train(
     Started by torchrun or mpirun, its processes share the rows of a batch:
     torchrun --nproc-per-node=2 --no-python fusedrnn train
     """
-    with _reported(), _launched() as group:
+    with reported(), _launched() as group:
         _set_threads(threads)
         limits = session.Limits(max_steps, max_seconds)
         checkpoint = None if resume is None else Checkpoint.read(resume)
@@ -275,7 +261,7 @@ def generate(
     ] = None,
 ) -> None:
     """Write text, character by character as the model draws it."""
-    with _reported():
+    with reported():
         if not math.isfinite(temperature):
             raise typer.BadParameter(f"temperature: expected a finite number, got {temperature}")
         found = load_model(model)
@@ -295,7 +281,7 @@ def info(
     ] = None,
 ) -> None:
     """Show what this build and machine can do, or what a model file holds."""
-    with _reported():
+    with reported():
         if model is None:
             fr.show_config()
             return
@@ -323,7 +309,7 @@ def convert(
     ] = None,
 ) -> None:
     """Read an ONNX file and write its weights as safetensors, named and ordered as PyTorch's."""
-    with _reported():
+    with reported():
         try:
             found = importlib.import_module("fusedrnn.interop.onnx").load(model)
         except ModuleNotFoundError as error:
@@ -348,3 +334,8 @@ def convert(
                 "written": written,
             }
         )
+
+
+app.command()(inspecting.inspect)
+app.command(context_settings={"ignore_unknown_options": True})(demo.demo)
+app.command()(tune.tune)

@@ -1,0 +1,133 @@
+"""inspect, demo and tune."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_support import TINY, assert_ok, assert_one_line, invoke, start
+
+from fusedrnn.cli import demo
+from fusedrnn.cli.charlm import load_model
+from fusedrnn.interpret import cell_records
+
+pytestmark = pytest.mark.once
+
+
+def test_without_arguments_it_says_what_it_can_do() -> None:
+    said = invoke().output
+    for name in ("train", "generate", "info", "convert", "inspect", "demo", "tune"):
+        assert re.search(rf"^  {name} ", said, re.MULTILINE)
+
+
+# inspect ----------------------------------------------------------------------------------------------------
+
+
+def test_inspect_colours_what_the_units_hold(corpus: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "m.safetensors", tmp_path / "page.html"
+    assert_ok(invoke("train", corpus, *TINY, "--layers", 2, "--max-steps", 3, "--out", model))
+    text = "the <red> fox\nruns"
+    assert_ok(invoke("inspect", model, "--text", text, "--units", 3, "--out", out))
+    page = out.read_text(encoding="utf-8")
+    parts = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+    assert len(parts) == 1 + 2 * 3
+    for part in parts:  # nothing of the text is markup, and nothing is lost
+        shown = html.unescape(re.sub(r"</?span[^>]*>", "", part))
+        assert shown.replace("\N{RETURN SYMBOL}", "") == text
+    found = load_model(model)
+    codes = np.asarray(found.vocabulary.encode(text), np.int64)
+    record = cell_records(found.model.rnn, found.model.embedding(codes))[1]
+    unit = int(re.findall(r"Unit (\d+) of layer 1", page)[0])
+    values = np.tanh(record.values["c"][:, 0])
+    assert values[:, unit].std() == pytest.approx(values.std(axis=0).max())
+    noted = [float(value) for value in re.findall(r'title="([-+][\d.]+)"', parts[4])]
+    np.testing.assert_allclose(noted, values[:, unit], atol=0.0051)
+    for arguments, complaint in (
+        ((), "expected --text or --file"),
+        (("--text", "a"), "--text: expected two characters"),
+        (("--text", "ab", "--file", corpus), "expected --text or --file"),
+    ):
+        assert_one_line(invoke("inspect", model, *arguments), complaint)
+
+
+# demo -------------------------------------------------------------------------------------------------------
+
+
+def test_demo_lists_the_examples_and_runs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are installed; here others stand in."""
+    assert {"forecast", "japanese_vowels", "tune"} <= set(demo.examples())
+    (tmp_path / "one.py").write_text(
+        '"""Says what it is given (pip install nothing)."""\nimport sys\nprint(sys.argv[1:])\n'
+    )
+    (tmp_path / "two.py").write_text("import not_there.inside\n")
+    monkeypatch.setattr(demo, "examples", lambda: {name: tmp_path / f"{name}.py" for name in ("one", "two")})
+    assert "one  Says what it is given" in invoke("demo").output
+    assert invoke("demo", "one", "--quick").output == "['--quick']\n"
+    assert "import sys" in invoke("demo", "one", "--source").output
+    assert_one_line(invoke("demo", "two"), "expected not_there to be installed")
+    assert_one_line(invoke("demo", "three"), "NAME: expected one of one, two")
+
+
+# tune -------------------------------------------------------------------------------------------------------
+
+
+def test_tune_an_estimator_and_go_on_after_kill_9(tmp_path: Path) -> None:
+    """A process that is killed loses the trial under way, and no other; what was tried is not tried again."""
+    pytest.importorskip("optuna")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((30, 6, 2))
+    x[::3, 4:] = np.nan
+    np.savez(tmp_path / "d.npz", X=x, y=np.where(x[:, :4, 0].sum(axis=1) > 0, "up", "down"))
+    arguments = (
+        "tune",
+        tmp_path / "d.npz",
+        "--epochs",
+        1,
+        "--folds",
+        2,
+        "--out",
+        tmp_path / "s.db",
+        "--trials",
+    )
+    running = start(*arguments, 1000, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert running.stdout is not None
+    lines = [running.stdout.readline()]
+    running.send_signal(signal.SIGKILL)
+    lines += running.communicate()[0].splitlines(keepends=True)
+    before = [line for line in lines if line.startswith("trial")]
+    assert len(before) >= 1
+    result = invoke(*arguments, len(before) + 2)
+    assert_ok(result)
+    found = re.search(r"goes on after (\d+) trials", result.output)
+    assert found is not None and int(found[1]) >= len(before)
+    scores = [
+        float(value)
+        for value in re.findall(r"^trial \d+: ([\d.]+) with", "".join(before) + result.output, re.M)
+    ]
+    best = re.search(r"^best: ([\d.]+) with", result.output, re.M)
+    assert best is not None and float(best[1]) == max(scores)
+    assert len(set(re.findall(r"\{.*\}", "".join(before)))) == len(before)
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tune_the_language_model(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    result = invoke("tune", corpus, "--epochs", 1, "--trials", 2, "--out", tmp_path / "s.db")
+    assert_ok(result)
+    scores = [float(value) for value in re.findall(r"^trial \d+: ([\d.]+) with", result.output, re.M)]
+    assert len(scores) == 2 and f"best: {min(scores):.4f}" in result.output
+
+
+@pytest.mark.parametrize("content", [{"X": np.zeros((4, 3))}, {"X": np.zeros((4, 3)), "y": np.zeros(3)}])
+def test_tune_refuses_other_files(content: dict[str, np.ndarray], tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    np.savez(tmp_path / "d.npz", **content)
+    assert_one_line(invoke("tune", tmp_path / "d.npz", "--out", tmp_path / "s.db"), "d.npz: expected")
+    (tmp_path / "other.db").write_text("no database")
+    np.savez(tmp_path / "d.npz", X=np.zeros((6, 3)), y=np.arange(6) % 2)
+    assert_one_line(invoke("tune", tmp_path / "d.npz", "--out", tmp_path / "other.db"), "not a study")
