@@ -17,7 +17,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 NEEDS = {"autograd": "autograd", "jax": "jax", "keras": "h5py", "onnx": "onnx", "torch": "torch"}
 NEEDS["reinforcement_learning"] = "torch"
 # These show what the tests of each part check on every instruction set.
-ONCE = {"applications/language": "sklearn", "index": "numpy", "start": "sklearn", "howto": "sklearn"}
+ONCE = {
+    "applications/language": "sklearn",
+    "applications_series": "sklearn",
+    "howto": "sklearn",
+    "index": "numpy",
+    "interpret": "numpy",
+    "start": "sklearn",
+}
 
 
 @pytest.fixture(autouse=True)

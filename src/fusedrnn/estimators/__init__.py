@@ -1,5 +1,6 @@
 """Estimators with scikit-learn's protocol, for sequences; needs scikit-learn."""
 
+from fusedrnn.estimators.anomaly import AnomalyDetector
 from fusedrnn.estimators.classifier import SequenceClassifier
 from fusedrnn.estimators.forecaster import Forecaster
 from fusedrnn.estimators.regressor import SequenceRegressor
@@ -8,6 +9,7 @@ from fusedrnn.estimators.tagger import SequenceTagger
 from fusedrnn.estimators.text_generator import TextGenerator
 
 __all__ = [
+    "AnomalyDetector",
     "Forecaster",
     "Seq2Seq",
     "SequenceClassifier",

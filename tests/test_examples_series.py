@@ -1,0 +1,109 @@
+"""The examples of series, shortened by --quick: their data is replaced by less of its kind, made here."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_examples import EXAMPLES, lines_of, run
+
+pytest.importorskip("sklearn")
+pytestmark = pytest.mark.once
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The numbers that an example prints."""
+
+    def found(name: str, **modules: Any) -> list[float]:
+        text = run(name, monkeypatch, capsys, ("--quick",), **modules)
+        return [float(number) for number in re.findall(r"-?\d+\.?\d*", text)]
+
+    return found
+
+
+def autoregressive(factor: float, size: int) -> Any:
+    noise = [0.0]
+    for _ in range(size - 1):
+        noise.append(factor * noise[-1] + RNG.standard_normal())
+    return np.array(noise)
+
+
+def test_weather(example: Any) -> None:
+    """Days that are alike, and warmer and cooler weeks: better than the day before."""
+    hours = np.arange(3500)
+    series = 15 + 5 * np.sin(hours * 2 * np.pi / 24) + 8 * np.sin(hours / 200)
+    series += 0.1 * RNG.standard_normal(3500)
+    table = {"temp": SimpleNamespace(to_numpy=lambda: series)}
+    error, naive, mase = example("weather", vega_datasets={"data": SimpleNamespace(sf_temps=lambda: table)})
+    assert mase == pytest.approx(error / naive, rel=0.01) and mase < 0.9
+
+
+def test_tracking(example: Any) -> None:
+    ours, kalman, measured = example("tracking")
+    assert ours < 0.75 * kalman and kalman < 0.85 * measured
+
+
+class ConstantVariance:
+    """In place of GARCH."""
+
+    def __init__(self, returns: Any, **options: Any) -> None:
+        self._returns = returns
+
+    def fit(self, last_obs: int, disp: str) -> ConstantVariance:
+        self._variance = self._returns[:last_obs].var()
+        return self
+
+    def forecast(self, start: int, horizon: int, reindex: bool) -> Any:
+        values = np.full((len(self._returns) - start, 1), self._variance)
+        return SimpleNamespace(variance=SimpleNamespace(to_numpy=lambda: values))
+
+
+def test_volatility(example: Any) -> None:
+    """Calm and wild weeks: better than one variance for all days."""
+    swings = autoregressive(0.98, 4501)
+    prices = 100 * np.exp(0.01 * np.cumsum(np.exp(0.2 * swings) * RNG.standard_normal(4501)))
+    table = {"Adj Close": SimpleNamespace(to_numpy=lambda: prices)}
+    source = {"sp500": SimpleNamespace(load=lambda: table)}
+    ours, constant, _ = example("volatility", arch={"arch_model": ConstantVariance}, arch__data=source)
+    assert ours < constant - 0.1
+
+
+def test_anomaly(example: Any) -> None:
+    """A beat that comes too late."""
+
+    def series(split: str) -> tuple[Any, Any]:
+        beats = np.arange(1200) * 2 * np.pi / 40
+        labels = np.zeros(1200)
+        if split == "test":
+            beats[700:] -= 1.5
+            labels[700:720] = 1
+        wave = np.maximum(np.sin(beats), 0) ** 3 + 0.3 * np.sin(2 * beats)
+        return wave + 0.03 * RNG.standard_normal(1200), labels
+
+    largest, first, last = example("anomaly", aeon={}, aeon__datasets={"load_kdd_tsad_135": series})[:3]
+    assert (first, last) == (700, 719) and 690 <= largest <= 750
+
+
+def test_motions(example: Any) -> None:
+    def motions(split: str) -> tuple[Any, Any]:
+        """Four motions, about places of their own."""
+        labels = np.arange(40) % 4
+        far = np.random.default_rng(1).uniform(0.2, 2, (4, 6, 1))[labels]
+        phase = RNG.uniform(0, 6, (40, 6))
+        x = far + 0.5 * np.sin(0.5 * np.arange(50) + phase[:, :, None])
+        return x + 0.3 * RNG.standard_normal((40, 6, 50)), labels.astype(str)
+
+    ours, _ = example("motions", aeon={}, aeon__datasets={"load_basic_motions": motions})
+    assert ours > 0.85
+
+
+def test_examples_are_short_and_say_what_they_need() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        assert lines_of(path.stem) <= 80
+        assert re.match(r'""".*\((pip install [a-z_\d -]+|no data needed)\)\.', path.read_text()), path.name
