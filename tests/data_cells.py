@@ -158,12 +158,12 @@ def _slstm(exponential: bool) -> Cell:
     def parts(a: Array, b: Array, state: State) -> tuple[Array, ...]:
         i, f, z, o = np.split(a + b, 4)
         _, c, n, m = state
-        rate = np.exp(f) if exponential else sigmoid(f)
-        forget = np.where(n > 0, rate, 0.0)
+        log_rate = f if exponential else -np.logaddexp(0.0, -f)
+        forget = np.where(n > 0, np.exp(log_rate), 0.0)
         total_c = forget * c * np.exp(m) + np.exp(i) * np.tanh(z)
         total_n = forget * n * np.exp(m) + np.exp(i)
-        late = (n > 0) & (np.log(rate) + m > i)
-        return i, f, z, o, forget, total_c, total_n, late, np.where(late, np.log(rate) + m, i)
+        late = (n > 0) & (log_rate + m > i)
+        return i, f, z, o, forget, total_c, total_n, late, np.where(late, log_rate + m, i)
 
     def step(a: Array, b: Array, state: State) -> State:
         _, _, _, o, _, total_c, total_n, _, m = parts(a, b, state)
@@ -188,7 +188,7 @@ def _slstm(exponential: bool) -> Cell:
             ]
         )
         scale = forget * np.exp(m)
-        return dz, dz, (np.zeros(c.shape), d_total_c * scale, d_total_n * scale, d_log)
+        return dz, dz, (np.zeros(state[0].shape), d_total_c * scale, d_total_n * scale, d_log)
 
     return Cell(4, 4, step, pull)
 

@@ -40,16 +40,32 @@ OPTIONS: dict[str, dict[str, bool]] = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CELLS)
 def test_against_the_reference(name: str, dtype: str, options: dict[str, bool]) -> None:
-    given = {key: options[key] for key in ("bidirectional", "bias") if key in options}
+    compare(name, dtype, options)
+
+
+@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["everything"]], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("peephole", "float64"), ("peephole", "float32"), ("slstm", "float64"), ("lif_recurrent", "float64")],
+)
+def test_projections(name: str, dtype: str, options: dict[str, bool]) -> None:
+    """h is a projection of all units; outputs, gradients and those computed again."""
+    compare(name, dtype, options, proj_size=11)
+
+
+def compare(name: str, dtype: str, options: dict[str, bool], proj_size: int = 0) -> None:
+    given: dict[str, Any] = {key: options[key] for key in ("bidirectional", "bias") if key in options}
+    if proj_size:
+        given["proj_size"] = proj_size
     module = random_network(name, (3, 18, 2), dtype, **given)
     steps, batch, rows = 6, 5, 2 * (1 + module.bidirectional)
     rng = np.random.default_rng(3)
-    width = 18 * (1 + module.bidirectional)
+    width = (proj_size or 18) * (1 + module.bidirectional)
     x, dy = (rng.normal(size=(steps, batch, size)).astype(dtype) for size in (3, width))
 
     def random_states() -> tuple[Any, ...]:
-        count = CELLS[name].reference.states
-        return tuple(rng.normal(size=(rows, batch, 18)).astype(dtype) for _ in range(count))
+        widths = CELLS[name].reference.widths(18, proj_size)
+        return tuple(rng.normal(size=(rows, batch, each)).astype(dtype) for each in widths)
 
     state, dstate, reset_state = random_states(), random_states(), random_states()
     call: dict[str, Any] = {"state": state}
@@ -78,6 +94,12 @@ def test_against_the_reference(name: str, dtype: str, options: dict[str, bool]) 
             for each, got, want in zip(names, got_params, want_params, strict=True):
                 if got is not None:
                     assert_close(got, want, "gradient", each)
+    if proj_size:
+        grads = module.flat_grads.copy()
+        module.zero_grad()
+        module.recompute = True
+        again = module.backward(module.forward(x, **call)[2], dy, bare(dstate))[0]
+        assert np.array_equal(again, dx) and np.array_equal(module.flat_grads, grads)
 
 
 @pytest.mark.once
@@ -173,9 +195,14 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "cell_clip": (lambda: fr.LSTM(3, 4, cell_clip=-1.0), ValueError, "cell_clip: expected a number in"),
     "peephole": (lambda: fr.LSTM(3, 4, peephole=1), TypeError, "peephole: expected a bool, got 1"),
     "proj_size": (
-        lambda: fr.LSTM(3, 4, proj_size=2, peephole=True),
+        lambda: fr.MGU(3, 4, proj_size=2),
         ValueError,
-        "proj_size: expected 0, since lstm_peephole has no projection, got 2",
+        "proj_size: expected 0, since mgu reads h of its own unit, which is none of a projection, got 2",
+    ),
+    "proj_size without products": (
+        lambda: fr.SRU(3, 4, proj_size=2),
+        ValueError,
+        "proj_size: expected 0, since sru has no weight_hh, got 2",
     ),
     "hidden_size": (lambda: fr.MGU(3, 0), ValueError, "hidden_size: expected an int >= 1, got 0"),
     "option": (lambda: fr.MGU(3, 4, beta=0.5), TypeError, "beta"),

@@ -15,12 +15,21 @@ import fusedrnn as fr
 pytestmark = pytest.mark.once
 
 TOOL = Path(__file__).parents[1] / "tools" / "equations.py"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.skipif(not TOOL.exists(), reason="needs the sources")
 def test_docstrings_and_pages_are_current() -> None:
     done = subprocess.run([sys.executable, TOOL, "--check"], capture_output=True, text=True, check=False)
     assert_ran(done)
+
+
+def test_pages_are_listed() -> None:
+    pages = {page.name for page in (DOCS / "cells").glob("*.md")} - {"README.md"}
+    listed = (DOCS / "cells" / "README.md").read_text()
+    assert pages and all(f"]({page})" in listed for page in pages)
+    for page in pages:
+        assert "## Step" in (DOCS / "cells" / page).read_text()
 
 
 NETWORKS = (

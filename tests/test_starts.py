@@ -117,16 +117,25 @@ def test_learned_reset_state(name: str, dtype: str, kind: str, layers: int) -> N
                 assert np.array_equal(grad, want_grads[each])
 
 
-@pytest.mark.parametrize("options", [{"proj_size": 5}, {"layer_norm": True}], ids=["projected", "layer_norm"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"proj_size": 5},
+        {"layer_norm": True},
+        {"layer_norm": True, "proj_size": 5},
+        {"proj_size": 5, "zoneout": (0, 0.3)},
+    ],
+    ids=["projected", "layer_norm", "both", "zoneout"],
+)
 def test_numeric_gradients_of_reset_states(options: dict[str, Any]) -> None:
-    net = fr.LSTM(4, 9, 2, dtype="float64", seed=1, learned_reset_state=True, **options)
+    net = fr.LSTM(4, 9, 2, dtype="float64", seed=1, learned_reset_state=True, **options).eval()
     for name in ("reset_h", "reset_c"):
         net.parameters[name][...] = normal(*net.parameters[name].shape, seed=3)
     call = random_call(net, "both") | {"reset_state": None}
     y, _, tape = net.forward(**call)
     dy = normal(*y.shape)
     net.backward(tape, dy)
-    for name in ("reset_h", "reset_c"):
+    for name in ("reset_h", "reset_c", *[each for each in net.parameters if each.startswith("weight_hr")]):
         numeric = numeric_gradient(lambda: float(np.vdot(dy, net(**call)[0])), net.parameters[name])
         assert relative_error(net.grads[name], numeric) < CENTRAL_DIFFERENCES
 

@@ -16,7 +16,7 @@ import textwrap
 from pathlib import Path
 
 from fusedrnn.cells import CELLS
-from fusedrnn.symbolic import library
+from fusedrnn.symbolic import DefinedCell, library
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,15 +30,25 @@ DATA = {
     "SLSTM": library.slstm("sigmoid"),
     "LIF": library.lif(0.9, True, 1.0, "atan", None, False),
 }
-OPTIONS = {
-    "`peephole=True`": library.lstm(True, False, None),
-    "`coupled_gates=True`": library.lstm(False, True, None),
-    "`cell_clip=3.0`": library.lstm(False, False, 3.0),
-    r"`GRU\(reset_after=False\)`": library.gru_reset_before(),
-    r"`RNN\(layer_norm=True\)`": library.layer_norm_rnn("tanh", True),
-    r"`LSTM\(layer_norm=True\)`": library.layer_norm_lstm(True),
-    r"`GRU\(layer_norm=True\)`": library.layer_norm_gru(True),
+# The pages in docs/cells.
+PAGES = {
+    **{name.lower(): cell for name, cell in DATA.items()},
+    "peephole": library.lstm(True, False, None),
+    "coupled_gates": library.lstm(False, True, None),
+    "cell_clip": library.lstm(False, False, 3.0),
+    "gru_reset_before": library.gru_reset_before(),
+    "layer_norm_rnn": library.layer_norm_rnn("tanh", True),
+    "layer_norm_lstm": library.layer_norm_lstm(True),
+    "layer_norm_gru": library.layer_norm_gru(True),
 }
+
+
+def gradients(cell: DefinedCell) -> str:
+    """Return what stands behind the equations of a printed cell, without its heading and empty lines."""
+    _, _, behind = str(cell).partition(cell.equations)
+    headings = ("within the step", "gradients, from")
+    return "\n".join(line for line in behind.splitlines() if line and not line.startswith(headings))
+
 
 DOCSTRING = r".*?^    A step:\n\n"
 
@@ -56,9 +66,10 @@ PLACES = [
         ("src/fusedrnn/nn/networks.py", rf"^class {name}\({DOCSTRING}", "        ", cell.equations)
         for name, cell in DATA.items()
     ),
+    *((f"docs/cells/{page}.md", r"^## Step\n\n", "    ", cell.equations) for page, cell in PAGES.items()),
     *(
-        ("docs/cells.md", rf"^### {name}\n.*?\n\n(?=    )", "    ", cell.equations)
-        for name, cell in {**DATA, **OPTIONS}.items()
+        (f"docs/cells/{page}.md", r"^## Gradients\n.*?\n\n(?=    )", "    ", gradients(cell))
+        for page, cell in PAGES.items()
     ),
 ]
 

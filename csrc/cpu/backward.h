@@ -319,7 +319,9 @@ class Backward : CellSizes<Cell> {
             }
             for (std::int64_t i = 0; i < n; ++i)
                 m.a_rows[i] = projected_gradient(here, 0, part.position(r + i));
-            for (std::int64_t u = 0; u < plan_.panels; u += at_once) {
+            const std::int64_t group = group_panels<Cell, 1>(*this, plan_.panels, rows);
+            const std::int64_t room = group_rows<Cell>(rows);
+            for (std::int64_t u = 0; u < plan_.panels; u += group) {
                 GemmArgs<T> args{};
                 args.a = m.a_rows;
                 args.n = n;
@@ -328,13 +330,17 @@ class Backward : CellSizes<Cell> {
                 args.chunk_stride = plan_.block_rows * L;
                 args.b_panel = plan_.p_panels * L * L;
                 args.b = p_.weights.w_hr_t + u * args.b_panel;
-                args.panels = smaller(at_once, plan_.panels - u);
+                args.panels = smaller(group, plan_.panels - u);
                 args.columns = p_.dims.H - u * L;
                 args.out = m.acc;
-                args.out_panel = kRowGroup * L;
+                args.out_panel = room * L;
                 args.out_row = L;
                 gemm<T, 1>(args);
                 if (team_.cancelled(member, args.n * args.panels * args.b_panel)) return;
+                if constexpr (Sizes::kIsProgram) {
+                    run_program_cells(part, m, later, here, {u, u + args.panels}, r, n, continuing, room);
+                    continue;
+                }
                 for (std::int64_t v = 0; v < args.panels; ++v) {
                     for (std::int64_t i = r; i < r + n; ++i) {
                         const std::int64_t position = part.position(i);
@@ -342,7 +348,7 @@ class Backward : CellSizes<Cell> {
                             i < continuing && previous_states.is_cut(later.t, row_of(position), position);
                         if constexpr (!Sizes::kIsProgram)
                             cell_backward(m, here, u + v, i, position,
-                                          V::load(m.acc + (v * kRowGroup + i - r) * L), i < continuing, cut);
+                                          V::load(m.acc + (v * room + i - r) * L), i < continuing, cut);
                     }
                 }
             }

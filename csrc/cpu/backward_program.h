@@ -45,8 +45,10 @@ void Backward<Cell, T>::run_program_cells(const Part& part, Member& m, const Pla
             const auto to = tiles.gathered(S + k, n);
             for (std::int64_t u = 0; u < panels.end - panels.begin; ++u) {
                 const T* acc = m.acc + (u * acc_rows + i - r) * L;
-                const V d = k == 0 ? hidden_gradient(here, p, unit + u * L, continues, cut, acc)
-                                   : state_gradient(k, here, p, unit + u * L, continues, cut);
+                // With a projection the gradient of h is what came through it.
+                const V d = k > 0               ? state_gradient(k, here, p, unit + u * L, continues, cut)
+                            : p_.dims.projected ? V::load(acc)
+                                                : hidden_gradient(here, p, unit + u * L, continues, cut, acc);
                 d.store(to.at + (i - r) * to.row + u * to.panel);
             }
         }

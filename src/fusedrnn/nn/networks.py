@@ -33,6 +33,7 @@ class NetworkOptions(Options, total=False):
     init: str | None
     recompute: bool
     weight_dropout: float
+    proj_size: int
 
 
 class Network(Recurrent[StateT]):
@@ -44,9 +45,9 @@ class Network(Recurrent[StateT]):
         input_size: size of x_t, I >= 0.
         hidden_size: size of the state, H >= 1; or a list of them, one for each layer.
         num_layers: layers stacked on each other.
-        options: bias, batch_first, dropout, bidirectional, dtype, seed, init, recompute, weight_dropout,
-            recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state, init_state,
-            learned_reset_state, batch_norm, num_heads and all_states of `Recurrent`.
+        options: bias, batch_first, dropout, bidirectional, proj_size, dtype, seed, init, recompute,
+            weight_dropout, recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state,
+            init_state, learned_reset_state, batch_norm, num_heads and all_states of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.

@@ -247,7 +247,11 @@ def check_projection(spec: CellSpec, proj_size: int, hidden_size: int | tuple[in
         ValueError: out of range, or the cell has no projection.
     """
     size = check_size("proj_size", proj_size, 0)
-    if size and not any(p.role == "projection" and p.need != "refused" for p in spec.parameters):
+    takes = any(p.role == "projection" and p.need != "refused" for p in spec.parameters)
+    if size and spec.definition is not None and not (takes and "weight_hh" in spec.parameter_names):
+        reason = "reads h of its own unit, which is none of a projection" if not takes else "has no weight_hh"
+        raise ValueError(f"proj_size: expected 0, since {spec.label} {reason}, got {size}")
+    if size and not takes:
         raise ValueError(f"proj_size: expected 0, since {spec.label} has no projection, got {size}")
     if size and isinstance(hidden_size, tuple):
         raise ValueError(f"proj_size: expected 0 with a hidden_size for each layer, got {size}")

@@ -132,7 +132,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     coupled_gates, i = 1 - f. With cell_clip, c' is cut to [-cell_clip, cell_clip]. With layer_norm,
     a = gain_ih*N(W_ih x) + bias_ih + gain_hh*N(W_hh h) and u = o*tanh(gain_c*N(c') + bias_c), where N(v) is
     (v - mean(v)) / sqrt(var(v) + 1e-5) over a row: over the 4*H values of all gates together in a, over H of
-    c'. Such networks run on the CPU, without a projection and in full precision.
+    c'. Such networks run on the CPU, in full precision.
 
     `y, state = lstm(x)`; to train, `y, state, tape = lstm.forward(x)` and `dx, _ = lstm.backward(tape, dy)`.
     x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*Hout), laid out as x,
