@@ -34,6 +34,11 @@ def test_adding_problem(name: str, learning: Any) -> None:
         assert learning.adding_error(fr.RNN(2, 16, seed=0), 100, 700, 2e-2) > 0.14
 
 
+def test_copy_task(learning: Any) -> None:
+    """Ten symbols of eight that come back after a gap: one of eight is a guess."""
+    assert learning.copy_accuracy(fr.LSTM(10, 64, seed=0, forget_bias=4.0), 5, 1200, 1e-2) > 0.8
+
+
 def test_spiking_patterns(learning: Any) -> None:
     """Noisy copies of ten patterns, as trains of spikes: LIF neurons tell them apart."""
     rng = np.random.default_rng(0)
