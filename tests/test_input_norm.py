@@ -175,6 +175,7 @@ def test_running_statistics() -> None:
     net.train().forward(np.zeros((0, 5, 4)))
     for name, array in net.named_buffers():
         assert np.array_equal(array, moved[name])
+    assert np.isfinite(fr.GRU(0, 6, batch_norm=True)(np.zeros((3, 2, 0), np.float32))[0]).all()
     twin = fr.GRU(4, 6, batch_norm=True, dtype="float64", init=None)
     twin.load_state_dict(net.state_dict())
     for other in (twin, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):

@@ -51,7 +51,8 @@ class Moments:
         # What is wrong with lengths is the kernels' to say.
         if ends is not None and ends.shape == steps.shape[1:2]:
             counts = np.arange(len(steps))[:, None] < ends
-        rows = steps.reshape(-1, steps.shape[-1]) if counts is None else steps[counts]
+        seq_len, batch, size = steps.shape
+        rows = steps.reshape(seq_len * batch, size) if counts is None else steps[counts]
         if len(rows) == 1:
             raise ValueError(
                 "batch_norm: expected two steps that count or more in training mode, got 1, which has no "
