@@ -84,18 +84,35 @@ def sru(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensor
     return [r * c + (1 - r) * x[3], c]
 
 
+def ligru(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    z = torch.sigmoid(x[0] + h[0])
+    return [z * s[0] + (1 - z) * torch.relu(x[1] + h[1])]
+
+
+def slstm(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    i, f, z, o = (a + b for a, b in zip(x, h, strict=True))
+    past = torch.nn.functional.logsigmoid(f) + torch.where(s[2] > 0, s[3], -1e30)
+    m = torch.maximum(past, i)
+    keep, write = torch.exp(past - m), torch.exp(i - m)
+    c, n = keep * s[1] + write * torch.tanh(z), keep * s[2] + write
+    return [torch.sigmoid(o) * c / n, c, n, m]
+
+
 # name: (our network, the plain cell that its cost is relative to, the step)
 VARIANTS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any], Step]] = {
     "LSTM": (fr.LSTM, fr.LSTM, lstm),
     "LSTM peephole": (lambda *a, **o: fr.LSTM(*a, peephole=True, **o), fr.LSTM, peephole),
     "LSTM coupled_gates": (lambda *a, **o: fr.LSTM(*a, coupled_gates=True, **o), fr.LSTM, coupled),
     "LSTM cell_clip": (lambda *a, **o: fr.LSTM(*a, cell_clip=3.0, **o), fr.LSTM, clipped),
+    "LSTM batch_norm": (lambda *a, **o: fr.LSTM(*a, batch_norm=True, **o), fr.LSTM, lstm),
     "GRU": (fr.GRU, fr.GRU, gru),
     "MGU": (fr.MGU, fr.GRU, mgu),
     "IndRNN": (fr.IndRNN, fr.GRU, indrnn),
     "MinGRU": (fr.MinGRU, fr.GRU, mingru),
     "MinLSTM": (fr.MinLSTM, fr.LSTM, minlstm),
     "SRU": (fr.SRU, fr.LSTM, sru),
+    "LiGRU": (fr.LiGRU, fr.GRU, ligru),
+    "SLSTM": (fr.SLSTM, fr.LSTM, slstm),
 }
 
 
@@ -121,7 +138,12 @@ def loop(net: Any, step: Step, x: Any, dy: Any) -> Callable[[], dict[str, Any]]:
         inputs.grad = None
         for tensor in p.values():
             tensor.grad = None
-        projected = torch.nn.functional.linear(inputs, p["weight_ih_l0"], p["bias_ih_l0"])
+        if "gain_ih_l0" in p:
+            products = torch.nn.functional.linear(inputs, p["weight_ih_l0"])
+            norm = (None, None, p["gain_ih_l0"], p["bias_ih_l0"], True)
+            projected = torch.nn.functional.batch_norm(products.flatten(0, 1), *norm).view_as(products)
+        else:
+            projected = torch.nn.functional.linear(inputs, p["weight_ih_l0"], p["bias_ih_l0"])
         s, outputs = zeros, []
         for gx in projected.unbind(0):
             h: list[Tensor] = []
