@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -259,6 +260,20 @@ def test_ends_of_the_range(dtype: str) -> None:
         loss, dlogits = fr.transducer_loss(wrong, case[1], lengths, counts, 0, reduction="none")
         assert np.isfinite(loss).all()
         assert np.isfinite(dlogits).all()
+
+
+@pytest.mark.once
+def test_the_joiner_takes_a_tenth_of_the_logits() -> None:
+    batch, steps, count, size, classes = 2, 60, 20, 16, 3000
+    rng = np.random.default_rng(0)
+    enc, pred = (rng.standard_normal((batch, n, size), dtype=np.float32) for n in (steps, count + 1))
+    joiner = fr.TransducerJoiner(size, classes, seed=0)
+    targets = rng.integers(0, classes - 1, (batch, count))
+    tracemalloc.start()
+    joiner.loss(enc, pred, targets, [steps] * batch, [count] * batch)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * batch * steps * (count + 1) * classes / 5  # of the logits and their gradient
 
 
 @pytest.mark.once
