@@ -48,7 +48,7 @@ for ten in test.reshape(-1, 10):
         10, 10
     )
     ours += int(((likely - likely.mean(axis=0)).argmax(axis=1) == np.arange(10)).sum())
-    nearest = (table.transform([questions[q] for q in ten]) @ asked.T).argmax(axis=1).A1
+    nearest = (table.transform([questions[q] for q in ten]) @ asked.T).toarray().argmax(axis=1)
     given = table.transform([answers[train[i]] for i in nearest])
     alike = (given @ table.transform([answers[a] for a in ten]).T).toarray()
     theirs += int((alike.argmax(axis=1) == np.arange(10)).sum())
