@@ -19,7 +19,7 @@ NEEDS["reinforcement_learning"] = "torch"
 # These show what the tests of each part check on every instruction set.
 ONCE = {
     "applications/language": "sklearn",
-    "applications_series": "sklearn",
+    "applications/series": "sklearn",
     "howto": "sklearn",
     "index": "numpy",
     "interpret": "numpy",
