@@ -8,7 +8,6 @@
 #include <cstdint>
 
 #include "cpu/team.h"
-#include "cpu/team.h"
 
 namespace fusedrnn {
 

@@ -7,7 +7,6 @@ from types import ModuleType
 from fusedrnn import _core
 from fusedrnn.cuda import cublas
 
-
 # Of this build, or of a distribution beside it.
 _NAMES = ("fusedrnn._cuda", "fusedrnn_cuda13._cuda")
 
