@@ -135,6 +135,8 @@ MODELS: dict[str, Callable[[], Any]] = {
         fr.Sequential(fr.Pool("mean"), fr.Linear(4, 3, seed=4)),
         bos=3,
         eos=4,
+    "luong": lambda: fr.AttentionDecoder(
+        "gru", 3, 4, 5, score="general", query="current", input_feeding=True
     ),
     "joiner": lambda: fr.TransducerJoiner(4, 5, seed=0),
     "adaptive": lambda: fr.AdaptiveSoftmax(8, 9, [3, 5], 2.0, True, seed=0),
@@ -174,6 +176,7 @@ def test_the_same_model_again(name: str, tmp_path: Path) -> None:
         "bio",
         "decoder",
         "encoder_decoder",
+        "luong",
         "joiner",
         "adaptive",
         "tied",
