@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-import fusedrnn as fr
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -25,13 +22,6 @@ ONCE = {
     "interpret": "numpy",
     "start": "sklearn",
 }
-
-
-@pytest.fixture(autouse=True)
-def _threads_as_before() -> Iterator[None]:
-    threads = fr.get_num_threads()
-    yield
-    fr.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +103,23 @@ def test_motions(example: Any) -> None:
 
     ours, _ = example("motions", aeon={}, aeon__datasets={"load_basic_motions": motions})
     assert ours > 0.85
+
+
+def test_handwriting(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Characters of a line to the right and a curve downwards: far better than moves of any direction."""
+    (tmp_path / "kanji").mkdir()
+    for number in range(60):
+        x, y = RNG.uniform(20, 40, 2)
+        paths = [f"M{x:.2f},{y:.2f}c10,0,20,{RNG.uniform(-2, 2):.2f},40-1"]
+        paths.append(
+            f"m{x:.2f},{y:.2f}C{x:.2f},{y + 10:.2f} {x:.2f},{y + 30:.2f},{x:.2f},{y + 50:.2f}s3,4,5,10"
+        )
+        text = "".join(f'<path id="{i}" kvg:type="a" d="{path}"/>' for i, path in enumerate(paths))
+        (tmp_path / "kanji" / f"0{0x4E00 + number:04x}.svg").write_text(f"<svg>{text}</svg>")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "kanji", raising=False)
+    ours, gaussian = example("handwriting")
+    assert ours < gaussian - 1.0
 
 
 def test_examples_are_short_and_say_what_they_need() -> None:

@@ -135,6 +135,7 @@ MODELS: dict[str, Callable[[], Any]] = {
         fr.Sequential(fr.Pool("mean"), fr.Linear(4, 3, seed=4)),
         bos=3,
         eos=4,
+    ),
     "luong": lambda: fr.AttentionDecoder(
         "gru", 3, 4, 5, score="general", query="current", input_feeding=True
     ),
