@@ -321,6 +321,7 @@ COVERED = {name.split(":")[0] for name in ENTRIES} | {
     "LayerCall",
     "run_program",
     "define_program",
+    "xla_handler",  # takes a function, of all JAX programs of the process
 }
 
 
