@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -153,7 +154,17 @@ def signature(app: Any, what: str, name: str, obj: Any, *rest: Any) -> tuple[str
     return str(found.replace(parameters=bare, return_annotation=found.empty)), None
 
 
+def without_empty(app: Any, page: str, source: list[str]) -> None:
+    """Leave out of the contents what has no pages yet: a pattern without any is a warning."""
+    if page == root_doc:
+        here = Path(__file__).parent
+        empty = (line for line in re.findall(r"^\S+\*$", source[0], re.M) if not any(here.glob(f"{line}.md")))
+        for line in empty:
+            source[0] = source[0].replace(f"\n{line}\n", "\n")
+
+
 def setup(app: Any) -> None:
+    app.connect("source-read", without_empty)
     app.connect("autodoc-process-signature", signature)
     app.add_directive("public", Public)
     app.connect("autodoc-process-docstring", process, priority=100)  # before napoleon
