@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cells/all.h"
-#include "cpu/backward_program.h"
+#include "cpu/backward_projected.h"
 #include "cpu/fingerprint.h"
 #include "cpu/forward.h"
 #include "cpu/linear.h"

@@ -62,8 +62,8 @@ class Recurrent(Served[StateT]):
         batch_first: x and y are (B, T, ...) instead of (T, B, ...); states are not affected.
         dropout: probability of dropping an output between layers, in training mode.
         bidirectional: run each layer in both directions and join their outputs.
-        proj_size: size of h if positive, below hidden_size; 0 for no projection. For cells that read h nowhere
-            but through weight_hh.
+        proj_size: size of h if positive, below hidden_size; 0 for no projection. For cells that read h
+            through weight_hh alone.
         dtype: of parameters, inputs and states: "float32" or "float64".
         seed: int, numpy.random.Generator or None, for initialisation and dropout.
         init: "default" (orthogonal weight_hh, biases as the cell says) or "torch" (as PyTorch draws them),
