@@ -146,8 +146,8 @@ void bind_calls(py::module_& m) {
             if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
             py::tuple none(tape->cell.parameter_count);  // each entry None
             for (int i = 0; i < tape->cell.parameter_count; ++i) none[i] = py::none();
-            const auto call =
-                BackwardCall::make(tape, dy, dstate, none, py::bool_(true), py::none(), py::bool_(false));
+            const auto call = BackwardCall::make(tape, dy, dstate, none, py::bool_(true), py::none(),
+                                                 py::bool_(false), py::none(), py::none());
             call->leave_rows();
             run_alone(*call);
             return call->result();

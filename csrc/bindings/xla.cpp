@@ -127,12 +127,12 @@ py::dtype dtype_of(int dtype) {
 
 // XLA's memory itself.
 py::list arrays_of(const Buffers& buffers) {
+    const py::list owner;  // an array that has one is made without a copy
     py::list arrays;
     for (std::int64_t i = 0; i < buffers.size; ++i) {
         const auto& buffer = *static_cast<const Buffer*>(buffers.of[i]);
         const py::array::ShapeContainer shape(buffer.dims, buffer.dims + buffer.rank);
-        // With a base, which None is, pybind11 copies nothing.
-        arrays.append(py::array(dtype_of(buffer.dtype), shape, buffer.data, py::none()));
+        arrays.append(py::array(dtype_of(buffer.dtype), shape, buffer.data, owner));
     }
     return arrays;
 }
