@@ -50,7 +50,7 @@ density = fr.MixtureDensity(10)
 head = fr.Linear(128, density.size, seed=1)
 model = fr.Sequential(fr.LSTM(3, 128, seed=0), head)
 optimizer = fr.optim.Adam(model, lr=0.005)
-epochs = 4 if quick else 15
+epochs = 12 if quick else 15
 schedule = fr.optim.OneCycleLR(optimizer, 0.005, epochs * -(-len(drawn) // 32))
 trainer = fr.training.Trainer(
     model, density.loss, optimizer, schedule, clip=1.0, epochs=epochs, progress=False

@@ -1,4 +1,4 @@
-"""PPO with a recurrent policy, on CartPole without its velocities (needs gymnasium); ppo.py [UPDATES]."""
+"""Recurrent PPO on CartPole without its velocities (pip install gymnasium torch). ppo.py [UPDATES]"""
 
 import sys
 import time

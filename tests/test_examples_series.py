@@ -15,7 +15,13 @@ from test_examples import EXAMPLES, lines_of, run
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.once
 
-RNG = np.random.default_rng(0)
+RNG = np.random.default_rng()
+
+
+@pytest.fixture(autouse=True)
+def _numbers_of_one_test() -> None:
+    """The same data whichever tests ran before."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture
