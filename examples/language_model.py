@@ -1,4 +1,4 @@
-"""What comes next? A language model of words, of the help texts that come with Python.
+"""What comes next? A language model of words, of the help texts of Python (no data needed).
 
 python examples/language_model.py [EPOCHS [TEXTS]]
 """
