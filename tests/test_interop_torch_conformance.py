@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 from typing import Any
+from unittest import mock
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("expecttest")  # torch's test support needs it
 
-from torch.testing._internal import common_modules  # noqa: E402
+# Its import would forbid the whole process to set cuDNN's flags.
+with mock.patch("torch.backends.disable_global_flags"):
+    from torch.testing._internal import common_modules
 from torch.utils import _pytree as pytree  # noqa: E402
 
 import fusedrnn.torch as ft  # noqa: E402

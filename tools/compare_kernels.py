@@ -19,7 +19,9 @@ GATES = {"lstm": 4, "gru": 3}
 # One operation, rounded once, for each element: the same on every instruction set.
 ROUNDED_ALIKE = {"embedding", "optimisers", "maps"}
 # Sums that keep one partial sum a lane.
-SUMMED_BY_LANES = {"layer_norm", "cross_entropy", "ctc", "ctc_decode", "crf"}
+SUMMED_BY_LANES = {
+    *("layer_norm", "cross_entropy", "ctc", "ctc_decode", "crf", "transducer", "decoder", "beam_step"),
+}
 
 
 @dataclass
