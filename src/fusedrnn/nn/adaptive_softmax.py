@@ -9,17 +9,15 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.checks import as_indices, check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.arrays import Array
+from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.rows import as_rows
 from fusedrnn.nn.blocks import Sequential
 from fusedrnn.nn.containers import ModuleList
 from fusedrnn.nn.layers import Linear
 from fusedrnn.nn.module import Module
-from fusedrnn.training.losses import Reduction, check_reduction, cross_entropy
-
-_IGNORED = -100  # what stands for a target that does not count
+from fusedrnn.training.losses import IGNORED, Reduction, check_reduction, class_numbers, cross_entropy
 
 
 class AdaptiveSoftmax(Module):
@@ -128,7 +126,7 @@ class AdaptiveSoftmax(Module):
         """
         check_reduction(reduction)
         rows = self._rows(h)
-        numbers = self._targets(targets, h.shape[:-1], ignore_index)
+        numbers = class_numbers(targets, h.shape[:-1], self.n_classes, ignore_index)
         clusters = np.searchsorted(self.cutoffs, numbers, side="right")
         in_head = np.where(clusters > 0, self.cutoffs[0] + clusters - 1, numbers)
         logits, head_tape = self.head.forward(rows)
@@ -141,7 +139,7 @@ class AdaptiveSoftmax(Module):
                 more, flow = cross_entropy(logits, numbers[members] - start, reduction="none")
                 losses[members] += more
                 flows.append((cluster, members, tape, flow))
-        count = int((numbers != _IGNORED).sum()) if reduction == "mean" else 1
+        count = int((numbers != IGNORED).sum()) if reduction == "mean" else 1
         scale = rows.dtype.type(1 / count if count else 0)
         dh = self.head.backward(head_tape, dlogits * scale)
         for cluster, members, tape, flow in flows:
@@ -190,22 +188,6 @@ class AdaptiveSoftmax(Module):
     def _rows(self, h: Array) -> Array:
         rows = as_rows("h", h, (self.in_features,), self._backend)
         return check_array("h", rows, rows.shape, self.head.dtype)
-
-    def _targets(self, targets: Any, shape: tuple[int, ...], ignore_index: int) -> npt.NDArray[np.int64]:
-        """Return the targets (N,) of rows, _IGNORED where they do not count."""
-        refuse_mask("targets", targets)
-        labels = np.asarray(targets)
-        if labels.shape != shape:
-            raise ValueError(f"targets: expected shape (...) = {shape}, got {labels.shape}")
-        flat, ignored = as_indices("targets", labels), check_size("ignore_index", ignore_index, -(2**63))
-        numbers = np.where(flat == ignored, _IGNORED, flat)
-        wrong = flat[(flat != ignored) & ((flat < 0) | (flat >= self.n_classes))]
-        if wrong.size:
-            raise ValueError(
-                f"targets: expected values in [0, C) = [0, {self.n_classes}) or ignore_index = {ignored}, "
-                f"got {wrong[0]}"
-            )
-        return numbers
 
     def _extra_repr(self) -> str:
         dtype = "" if self.head.dtype == np.float32 else f", dtype='{self.head.dtype}'"

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import _core
-from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.checks import as_indices, check_array, check_size, resolve_dtype
+from fusedrnn.arrays import Array
+from fusedrnn.checks import check_array, check_size, resolve_dtype
 from fusedrnn.init import Noise, Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows
 from fusedrnn.nn.module import Module
-from fusedrnn.training.losses import Reduction, check_reduction, cross_entropy
+from fusedrnn.training.losses import IGNORED, Reduction, check_reduction, class_numbers, cross_entropy
 
 
 class SampledSoftmax(Module):
@@ -125,9 +125,11 @@ class SampledSoftmax(Module):
         """
         check_reduction(reduction)
         rows = self._rows(h)
-        labels, counted = self._targets(targets, h.shape[:-1], ignore_index)
+        numbers = class_numbers(targets, h.shape[:-1], self.n_classes, ignore_index)
         weight, bias, sums = self._own["weight"], self._own["bias"], self._sums()
         if self.training:
+            counted = numbers != IGNORED
+            labels = np.where(counted, numbers, 0)
             classes, shifts = self._draw()
             part, shifts = weight[classes], shifts.astype(rows.dtype) + bias[classes]
             logits = np.empty((len(rows), len(classes) + 1), rows.dtype)
@@ -137,10 +139,9 @@ class SampledSoftmax(Module):
             place = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
             (hit,) = np.nonzero(classes[place] == labels)
             logits[hit, place[hit] + 1] = -np.inf
-            numbers = np.where(counted, 0, -100)
+            numbers = np.where(counted, 0, IGNORED)
         else:
             logits = _core.linear_forward(rows, weight, bias)
-            numbers = np.where(counted, labels, -100)
         losses, dlogits = cross_entropy(logits, numbers, reduction=reduction)
         with self._turn.take():
             if not self.training:
@@ -181,24 +182,6 @@ class SampledSoftmax(Module):
         self._require_cpu("SampledSoftmax")
         rows = as_rows("h", h, (self.in_features,), self._backend)
         return check_array("h", rows, rows.shape, self._dtype)
-
-    def _targets(
-        self, targets: Any, shape: tuple[int, ...], ignore_index: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Return the targets (N,) of rows, 0 where they do not count, and whether they do."""
-        refuse_mask("targets", targets)
-        labels = np.asarray(targets)
-        if labels.shape != shape:
-            raise ValueError(f"targets: expected shape (...) = {shape}, got {labels.shape}")
-        flat, ignored = as_indices("targets", labels), check_size("ignore_index", ignore_index, -(2**63))
-        counted = flat != ignored
-        wrong = flat[counted & ((flat < 0) | (flat >= self.n_classes))]
-        if wrong.size:
-            raise ValueError(
-                f"targets: expected values in [0, C) = [0, {self.n_classes}) or ignore_index = {ignored}, "
-                f"got {wrong[0]}"
-            )
-        return np.where(counted, flat, 0), counted
 
     def _extra_repr(self) -> str:
         dtype = "" if self._dtype == np.float32 else f", dtype='{self._dtype}'"

@@ -17,6 +17,8 @@ from fusedrnn.inputs.rows import contiguous
 
 Reduction = Literal["mean", "sum", "none"]
 
+IGNORED = -100  # what stands for a target that does not count
+
 
 @overload
 def cross_entropy(
@@ -167,6 +169,28 @@ def _mse_past_the_range(pred: Array, target: Array, reduction: Reduction, xp: An
         quarter = xp.asarray(0.25 * pred.astype(xp.float64) - 0.25 * target.astype(xp.float64))
         loss = float(xp.square(quarter * (4.0 / math.sqrt(count))).sum())
         return loss, xp.asarray(quarter * (8.0 / count)).astype(pred.dtype)
+
+
+def class_numbers(
+    targets: Any, shape: tuple[int, ...], classes: int, ignore_index: int
+) -> npt.NDArray[np.int64]:
+    """Return targets of that shape as (N,), IGNORED where they do not count.
+
+    Raises:
+        TypeError: not integers, or a mask.
+        ValueError: another shape, or a target that counts beyond the classes.
+    """
+    refuse_mask("targets", targets)
+    labels = np.asarray(targets)
+    if labels.shape != shape:
+        raise ValueError(f"targets: expected shape (...) = {shape}, got {labels.shape}")
+    flat, ignored = as_indices("targets", labels), check_size("ignore_index", ignore_index, -(2**63))
+    wrong = flat[(flat != ignored) & ((flat < 0) | (flat >= classes))]
+    if wrong.size:
+        raise ValueError(
+            f"targets: expected values in [0, C) = [0, {classes}) or ignore_index = {ignored}, got {wrong[0]}"
+        )
+    return np.where(flat == ignored, IGNORED, flat)
 
 
 def check_reduction(reduction: str) -> None:
