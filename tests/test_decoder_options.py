@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import num_threads, numeric_gradient
-from test_decoder import expected, parts, problem
+from support import num_threads
+from test_decoder import check_gradients, expected, parts, problem
 
 import fusedrnn as fr
 
@@ -62,25 +62,7 @@ def test_forward(variant: str, shape: tuple[int, ...], dtype: str, tolerance: fl
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients(variant: str) -> None:
-    decoder, given = built(variant, (3, 4, 4, 2, 3, 2, 2))
-    y, alpha, state, tape = decoder.forward(**given)
-    rng = np.random.default_rng(3)
-    dy, dalpha = rng.normal(size=y.shape), rng.normal(size=alpha.shape)
-    dstate = tuple(rng.normal(size=part.shape) for part in parts(state))
-
-    def loss() -> float:
-        got_y, got_alpha, got_state = expected(decoder, given)
-        flows = sum((d[0] * s).sum() for d, s in zip(dstate, got_state, strict=True))
-        return float((got_y * dy).sum() + (got_alpha * dalpha).sum() + flows)
-
-    dx, dmemory, dinitial = decoder.backward(tape, dy, dalpha, dstate if len(dstate) > 1 else dstate[0])
-    wanted = [
-        *((given[name], gradient) for name, gradient in (("x", dx), ("memory", dmemory))),
-        *zip(parts(given["state"]), parts(dinitial), strict=True),
-        *((array, decoder.grads[name]) for name, array in decoder.parameters.items()),
-    ]
-    for array, gradient in wanted:
-        np.testing.assert_allclose(gradient, numeric_gradient(loss, array), atol=1e-6)
+    check_gradients(*built(variant, (3, 4, 4, 2, 3, 2, 2)))
 
 
 @pytest.mark.parametrize("variant", ["all", "luong", "dot"])
