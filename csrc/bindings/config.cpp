@@ -66,6 +66,7 @@ py::dict config() {
     py::dict result;
     result["version"] = FUSEDRNN_VERSION;
     result["isa"] = kernels().isa;
+    result["bf16_isa"] = bf16_kernels().isa;
     result["isas_built"] = built;
     result["isas_supported"] = supported;
     result["num_threads"] = get_num_threads();

@@ -123,7 +123,7 @@ class Backward : CellSizes<Cell> {
         args.chunks = plan_.panels;
         args.chunk_len = this->first_gates * L;
         args.chunk_stride = plan_.block_rows * G * L;
-        args.b_panel = plan_.panels * this->first_gates * L * L;
+        args.b_panel = panel_depth<T>(plan_.panels * this->first_gates * L) * L;
         args.b = p_.weights.w_hh_t + u * args.b_panel;
         args.panels = count;
         args.columns = p_.dims.P - u * L;

@@ -38,7 +38,7 @@ void Backward<Cell, T>::project_gradients(const Part& part, Member& m, int membe
             args.chunks = plan_.p_panels;
             args.chunk_len = L;
             args.chunk_stride = plan_.block_rows * L;
-            args.b_panel = plan_.p_panels * L * L;
+            args.b_panel = panel_depth<T>(plan_.p_panels * L) * L;
             args.b = p_.weights.w_hr_t + u * args.b_panel;
             args.panels = smaller(group, plan_.panels - u);
             args.columns = p_.dims.H - u * L;

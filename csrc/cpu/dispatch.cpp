@@ -1,8 +1,11 @@
-// The choice of the kernels: FUSEDRNN_ISA where it is set, or the first entry of the table that build and CPU have.
+// The choice of the kernels: FUSEDRNN_ISA where it is set, or the first entry of the table that build and CPU have; and of
+// those for bfloat16 beside them: FUSEDRNN_BF16_ISA likewise.
 #include "cpu/dispatch.h"
 
 #include <cstddef>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -25,6 +28,12 @@ FUSEDRNN_DECLARE_TABLES(avx2)
 FUSEDRNN_DECLARE_TABLES(neon)
 FUSEDRNN_DECLARE_TABLES(scalar)
 #undef FUSEDRNN_DECLARE_TABLES
+namespace avx512bf16 {
+const KernelTable<float>& table_bf16();
+}
+namespace amx {
+const KernelTable<float>& table_bf16();
+}
 
 namespace {
 
@@ -55,6 +64,16 @@ constexpr auto kScalar = FUSEDRNN_TABLES(scalar);
 constexpr std::nullptr_t kScalar = nullptr;
 #endif
 #undef FUSEDRNN_TABLES
+#if FUSEDRNN_HAVE_AVX512BF16
+constexpr auto kAvx512Bf16 = avx512bf16::table_bf16;
+#else
+constexpr std::nullptr_t kAvx512Bf16 = nullptr;
+#endif
+#if FUSEDRNN_HAVE_AMX
+constexpr auto kAmx = amx::table_bf16;
+#else
+constexpr std::nullptr_t kAmx = nullptr;
+#endif
 
 struct Isa {
     const char* name;
@@ -69,6 +88,27 @@ constexpr Isa kIsas[] = {
     {"neon", cpu_has_neon, kNeon},
     {"scalar", [] { return true; }, kScalar},
 };
+
+// Of them those whose kernels are beside avx512's.
+struct Bf16Isa {
+    const char* name;
+    bool (*supported)();
+    const KernelTable<float>& (*table)();
+};
+constexpr Bf16Isa kBf16Isas[] = {
+    {"amx", cpu_has_amx, kAmx},
+    {"avx512bf16", cpu_has_avx512bf16, kAvx512Bf16},
+};
+
+Bf16Kernels choose_bf16() {
+    const char* wanted = std::getenv("FUSEDRNN_BF16_ISA");
+    if (std::string(kernels().isa) != "avx512") return {nullptr, nullptr};
+    for (const Bf16Isa& isa : kBf16Isas) {
+        if (wanted != nullptr && *wanted != '\0' && std::string(wanted) != isa.name) continue;
+        if (isa.table != nullptr && isa.supported()) return {isa.name, &isa.table()};
+    }
+    return {nullptr, nullptr};
+}
 
 Kernels choose_named(const std::string& name) {
     std::string names;
@@ -106,6 +146,26 @@ std::vector<RecurrentCell> compiled_cells(const Kernels& chosen) {
 }
 
 }  // namespace
+
+const Bf16Kernels& bf16_kernels() {
+    static const Bf16Kernels chosen = choose_bf16();
+    return chosen;
+}
+
+const RecurrentCell* bf16_cell(const RecurrentCell& cell) {
+    const KernelTable<float>* const table = bf16_kernels().table;
+    if (table == nullptr) return nullptr;
+    static std::mutex mutex;
+    static std::map<const RecurrentCell*, RecurrentCell> cells;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto [found, is_new] = cells.try_emplace(&cell, cell);
+    if (is_new) {
+        RecurrentCell& made = found->second;
+        made.f32 = cell.programs != nullptr ? table->program : table->cells[&cell - kernels().cells.first];
+        made.quantized = nullptr;
+    }
+    return &found->second;
+}
 
 RecurrentCell program_cell(const CellTraits& traits, const CellPrograms& programs) {
     return {traits, kernels().f32->program, kernels().f64->program, nullptr, &programs};

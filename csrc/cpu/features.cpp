@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace fusedrnn {
@@ -18,9 +22,9 @@ struct Registers {
     unsigned a = 0, b = 0, c = 0, d = 0;
 };
 
-Registers cpuid(unsigned leaf) {
+Registers cpuid(unsigned leaf, unsigned part = 0) {
     Registers r;
-    if (__get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d) == 0) return {};
+    if (__get_cpuid_count(leaf, part, &r.a, &r.b, &r.c, &r.d) == 0) return {};
     return r;
 }
 
@@ -37,6 +41,7 @@ std::uint64_t saved_state() {
 
 constexpr unsigned kXmmYmm = 0x06;         // XCR0: SSE and AVX registers
 constexpr unsigned kXmmYmmZmmMask = 0xe6;  // and the mask registers and both parts of the AVX-512 registers
+constexpr unsigned kTiles = 0x60000;       // the tiles of AMX and their sizes
 
 }  // namespace
 
@@ -52,10 +57,28 @@ bool cpu_has_avx512() {
            has(cpuid(7).b, kF | kDq | kBw | kVl);
 }
 
+bool cpu_has_avx512bf16() {
+    constexpr unsigned kBf16 = 1u << 5;
+    return cpu_has_avx512() && has(cpuid(7, 1).a, kBf16);
+}
+
+bool cpu_has_amx() {
+#if defined(__linux__)
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return cpu_has_avx512bf16() && has(static_cast<unsigned>(saved_state()), kTiles) &&
+           has(cpuid(7).d, kBf16 | kTile) && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 #else
 
 bool cpu_has_avx2() { return false; }
 bool cpu_has_avx512() { return false; }
+bool cpu_has_avx512bf16() { return false; }
+bool cpu_has_amx() { return false; }
 
 #endif
 

@@ -317,8 +317,8 @@ class Forward : ForwardSteps<Cell, T> {
                 args.n = smaller(kRowGroup, rows - r);
                 args.chunks = 1;
                 args.chunk_len = p_.dims.H;
-                args.b = p_.weights.w_hr + u * p_.dims.H * L;
-                args.b_panel = p_.dims.H * L;
+                args.b_panel = panel_depth<T>(p_.dims.H) * L;
+                args.b = p_.weights.w_hr + u * args.b_panel;
                 args.panels = count;
                 args.columns = p_.dims.P - u * L;
                 args.out = m.acc;

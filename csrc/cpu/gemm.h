@@ -1,232 +1,43 @@
 // The matrix product that every driver stands on: rows of A against panels of B.
 //
 // A panel holds L = kLanes output columns of G interleaved gates for all k: [K][G][L]. One call multiplies n rows by
-// `panels` panels; each output is one chain of fused multiply-adds in the order of k, whatever the tile, so that results
-// do not depend on how the work is split.
+// `panels` panels, and no result depends on how the work is split. On instruction sets for bfloat16 the panels hold pairs
+// of rounded k instead, [K/2][G][L], and A is rounded on its way; sums are float32.
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include "cpu/layout.h"
+#include "cpu/gemm_tiles.h"
+#ifdef FUSEDRNN_BF16
+#include "cpu/gemm_bf16.h"
+#endif
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-// Vector accumulators of a tile: what the register file holds beside the operands.
-inline constexpr int kAccumulators = kRegisters == 32 ? 24 : 12;
-
-// Panels much larger than this leave the L1 cache between two row tiles; K is then cut into blocks. Tiles of 32 registers
-// take so few bytes for each multiplication that the L2 cache can feed them.
-inline constexpr std::int64_t kPanelBlockBytes = (kRegisters == 32 ? 96 : 20) * 1024;
-
-// What the L2 cache surely holds.
-inline constexpr std::int64_t kNearBytes = 512 * 1024;
-
+// Vectors in a panel, for each gate.
 template <class T>
-struct GemmArgs {
-    const T* const* a;  // n rows. Element k of a row: k = c * chunk_len + j is at a[c * chunk_stride + j]
-    std::int64_t n;
-    std::int64_t chunks, chunk_len, chunk_stride;
-    const T* b;  // panel u at b + u * b_panel
-    std::int64_t b_panel;
-    std::int64_t panels;
-    std::int64_t columns;  // that the panels have; what is past them is padding, whose result is 0
-    const T*
-        init;  // accumulators of row r, panel u start from init + u * init_panel + r * init_row; null: from 0
-    std::int64_t init_panel, init_row;
-    T* out;  // and end at out + u * out_panel + r * out_row
-    std::int64_t out_panel, out_row;
-};
-
-template <class T>
-using MicroKernel = void (*)(const GemmArgs<T>&, const T* const* a, std::int64_t a_offset);
-
-// R rows times U panels of G vectors of `Lanes` lanes, all accumulators in registers. Every index into `acc` is a constant after
-// unrolling: one that is not would put the array on the stack.
-template <class T, int R, int U, int G, int Lanes>
-void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset) {
-    using V = std::conditional_t<Lanes == Vec<T>::kLanes, Vec<T>, Narrow<T>>;
-    constexpr int L = Vec<T>::kLanes, N = U * G;
-    V acc[R][N];
-#pragma GCC unroll 32
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 32
-        for (int n = 0; n < N; ++n) {
-            acc[r][n] = p.init == nullptr
-                            ? V::set(0)
-                            : V::load(p.init + (n / G) * p.init_panel + r * p.init_row + (n % G) * L);
-        }
-    }
-    const T* row[R];
-#pragma GCC unroll 32
-    for (int r = 0; r < R; ++r) row[r] = a[r] + a_offset;
-    // A pointer for every three panels: they reach the other two by an index, and all fit in registers.
-    constexpr int kGroups = (U + 2) / 3;
-    const T* b[kGroups];
-    const std::int64_t b_panel = p.b_panel;
-#pragma GCC unroll 32
-    for (int i = 0; i < kGroups; ++i) b[i] = p.b + 3 * i * b_panel;
-    // Chunks of an A that the L2 cache does not hold are too far apart for the hardware to foresee the next.
-    const bool far = p.chunks * p.chunk_stride * static_cast<std::int64_t>(sizeof(T)) > kNearBytes;
-    for (std::int64_t c = 0; c < p.chunks; ++c) {
-        if (far && c + 1 < p.chunks) {
-            for (int r = 0; r < R; ++r) prefetch(row[r] + p.chunk_stride, p.chunk_len);
-        }
-        for (std::int64_t k = 0; k < p.chunk_len; ++k) {
-            if constexpr (R <= N) {
-                V x[R];
-#pragma GCC unroll 32
-                for (int r = 0; r < R; ++r) {
-                    x[r] = V::set(row[r][k]);
-                    keep_in_register(x[r]);
-                }
-#pragma GCC unroll 32
-                for (int n = 0; n < N; ++n) {
-                    V w = V::load(b[n / G / 3] + n / G % 3 * b_panel + (n % G) * L);
-                    keep_in_register(w);
-#pragma GCC unroll 32
-                    for (int r = 0; r < R; ++r) acc[r][n] = fma(x[r], w, acc[r][n]);
-                }
-            } else {
-                V w[N];
-#pragma GCC unroll 32
-                for (int n = 0; n < N; ++n) {
-                    w[n] = V::load(b[n / G / 3] + n / G % 3 * b_panel + (n % G) * L);
-                    keep_in_register(w[n]);
-                }
-#pragma GCC unroll 32
-                for (int r = 0; r < R; ++r) {
-                    V x = V::set(row[r][k]);
-                    keep_in_register(x);
-#pragma GCC unroll 32
-                    for (int n = 0; n < N; ++n) acc[r][n] = fma(x, w[n], acc[r][n]);
-                }
-            }
-#pragma GCC unroll 32
-            for (int i = 0; i < kGroups; ++i) b[i] += G * L;
-        }
-#pragma GCC unroll 32
-        for (int r = 0; r < R; ++r) row[r] += p.chunk_stride;
-    }
-#pragma GCC unroll 32
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 32
-        for (int n = 0; n < N; ++n) {
-            acc[r][n].store(p.out + (n / G) * p.out_panel + r * p.out_row + (n % G) * L);
-        }
-    }
+constexpr std::int64_t panel_depth(std::int64_t k) {
+    return kBf16 ? (k + 31) / 32 * 16 : k;
 }
 
-// Rows of the largest tile, and the most panels that a tile of R rows takes at once. Where a vector is a cache line, the
-// L2 cache feeds four panels faster than eight, and four chains are enough; shorter vectors need more of them.
-inline constexpr int kMostPanels = Vec<float>::kLanes == 16 ? 4 : 8;
+// Panels that one call should take for n rows: several where the rows alone cannot fill the registers, or for a rounded A to
+// serve.
 template <int G>
-constexpr int tile_rows() {
-    return G == 1 ? (kRegisters == 32 ? 8 : 6) : kAccumulators / G;
+constexpr std::int64_t panels_at_once(std::int64_t rows) {
+    if (kBf16) return G == 1 ? 16 : 16 / G;
+    return tile_panels<G>(static_cast<int>(rows < 1 ? 1 : (rows < tile_rows<G>() ? rows : tile_rows<G>())));
 }
 template <int G>
-constexpr int tile_panels(int rows) {
-    const int fit = kAccumulators / (rows * G);
-    return fit < 1 ? 1 : (fit > kMostPanels ? kMostPanels : fit);
-}
-
-// Every tile, by its rows and panels.
-template <class T, int G>
-class MicroKernels {
-  public:
-    constexpr MicroKernels() { fill<1, 1>(); }
-    MicroKernel<T> operator()(std::int64_t rows, std::int64_t panels) const {
-        return kernels_[rows - 1][panels - 1];
-    }
-    // For a panel half of which, at least, is padding.
-    MicroKernel<T> narrow(std::int64_t rows) const { return narrow_[rows - 1]; }
-
-  private:
-    template <int R, int U>
-    constexpr void fill() {
-        kernels_[R - 1][U - 1] = micro_kernel<T, R, U, G, Vec<T>::kLanes>;
-        if constexpr (U == 1) narrow_[R - 1] = micro_kernel<T, R, 1, G, Narrow<T>::kLanes>;
-        if constexpr (U < tile_panels<G>(R)) {
-            fill<R, U + 1>();
-        } else if constexpr (R < tile_rows<G>()) {
-            fill<R + 1, 1>();
-        }
-    }
-    MicroKernel<T> kernels_[tile_rows<G>()][kMostPanels]{};
-    MicroKernel<T> narrow_[tile_rows<G>()]{};
-};
-
-// One block of k: row tiles and groups of panels as equal as they can be.
-template <class T, int G>
-void gemm_block(const GemmArgs<T>& p, std::int64_t a_offset) {
-    static constexpr MicroKernels<T, G> kernels;
-    constexpr int kRows = tile_rows<G>(), L = Vec<T>::kLanes, kNarrow = Narrow<T>::kLanes;
-    const std::int64_t tiles = (p.n + kRows - 1) / kRows;
-    // With fewer accumulators than this the last panel waits for itself, and is better off with the others.
-    constexpr int kLeastAccumulators = 8;
-    const bool narrow =
-        kNarrow < L && p.columns <= (p.panels - 1) * L + kNarrow && p.n / tiles * G >= kLeastAccumulators;
-    const std::int64_t whole = p.panels - (narrow ? 1 : 0);
-    const std::int64_t wide = tile_panels<G>(static_cast<int>((p.n + tiles - 1) / tiles));
-    const std::int64_t groups = (whole + wide - 1) / wide;
-    for (std::int64_t u = 0, group = 0; u < p.panels; ++group) {
-        const std::int64_t panels = group < groups ? (whole - u) / (groups - group) : 1;
-        std::int64_t r = 0;
-        for (std::int64_t tile = 0; tile < tiles; ++tile) {
-            const std::int64_t rows = (p.n - r) / (tiles - tile);
-            GemmArgs<T> part = p;
-            part.b += u * p.b_panel;
-            if (part.init != nullptr) part.init += u * p.init_panel + r * p.init_row;
-            part.out += u * p.out_panel + r * p.out_row;
-            const MicroKernel<T> kernel = group < groups ? kernels(rows, panels) : kernels.narrow(rows);
-            kernel(part, p.a + r, a_offset);
-            r += rows;
-        }
-        u += panels;
-    }
+constexpr std::int64_t most_panels_at_once() {
+    return kBf16 ? panels_at_once<G>(1) : tile_panels<G>(1);
 }
 
 // out = init + A B for n rows and all panels.
 template <class T, int G>
 void gemm(const GemmArgs<T>& p) {
-    constexpr int L = Vec<T>::kLanes;
-    if (p.n == 0 || p.panels == 0) return;
-    const std::int64_t rows = p.n < tile_rows<G>() ? p.n : tile_rows<G>();
-    const std::int64_t group = tile_panels<G>(static_cast<int>(rows));
-    const std::int64_t k_bytes = group * G * L * static_cast<std::int64_t>(sizeof(T));
-    const std::int64_t k_total = p.chunks * p.chunk_len;
-    if (p.n <= tile_rows<G>() || k_total * k_bytes <= kPanelBlockBytes * 3 / 2) {
-        gemm_block<T, G>(p, 0);
-        return;
-    }
-    // Whole chunks where A is chunked, elements where it is not.
-    const bool chunked = p.chunks > 1;
-    const std::int64_t unit = chunked ? p.chunk_len : 1;
-    const std::int64_t units = chunked ? p.chunks : p.chunk_len;
-    const std::int64_t most =
-        kPanelBlockBytes / (unit * k_bytes) > 0 ? kPanelBlockBytes / (unit * k_bytes) : 1;
-    const std::int64_t blocks = (units + most - 1) / most;
-    for (std::int64_t u = 0; u < p.panels; u += group) {
-        std::int64_t first = 0;
-        for (std::int64_t block = 0; block < blocks; ++block) {
-            const std::int64_t count = (units - first) / (blocks - block);
-            GemmArgs<T> part = p;
-            part.panels = u + group <= p.panels ? group : p.panels - u;
-            part.columns = p.columns - u * L;
-            part.b = p.b + u * p.b_panel + first * unit * G * L;
-            part.out = p.out + u * p.out_panel;
-            if (block == 0) {
-                if (part.init != nullptr) part.init += u * p.init_panel;
-            } else {
-                part.init = part.out;
-                part.init_row = p.out_row;
-                part.init_panel = p.out_panel;
-            }
-            (chunked ? part.chunks : part.chunk_len) = count;
-            gemm_block<T, G>(part, chunked ? first * p.chunk_stride : first);
-            first += count;
-        }
-    }
+#ifdef FUSEDRNN_BF16
+    gemm_bf16<G>(p);
+#else
+    gemm_tiles<T, G>(p);
+#endif
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

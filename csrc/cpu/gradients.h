@@ -74,7 +74,7 @@ struct BackwardPlan : CellSizes<Cell> {
         Member m;
         const std::int64_t group = group_vectors<Cell, 1>(*this, panels, d.B);
         m.acc = arena.template take<T>(larger(accumulator_vectors<1>(), group) * L);
-        m.columns = arena.template take<T>(block_rows *
+        m.columns = arena.template take<T>(panel_depth<T>(block_rows) *
                                            larger(padded<T>(d.I), larger(padded<T>(d.H), padded<T>(d.P))));
         m.a_rows = arena.template take<const T*>(block_rows);
         m.x_rows = arena.template take<const T*>(block_rows);
@@ -304,7 +304,7 @@ class Gradients : CellSizes<Cell> {
                 args.chunks = plan_.panels;
                 args.chunk_len = G * L;
                 args.chunk_stride = a_panel;
-                args.b_panel = plan_.panels * G * L * L;
+                args.b_panel = panel_depth<T>(plan_.panels * G * L) * L;
                 args.b = p_.weights.w_ih_t + u * args.b_panel;
                 args.panels = end - u;
                 args.columns = p_.dims.I - u * L;

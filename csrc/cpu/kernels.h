@@ -226,6 +226,14 @@ const Kernels& kernels();
 RecurrentCell program_cell(const CellTraits& traits, const CellPrograms& programs);
 template <class T>
 const KernelTable<T>& kernel_table();
+// Of float32 with products in bfloat16, and for what instruction set; null where CPU or build have none.
+struct Bf16Kernels {
+    const char* isa;
+    const KernelTable<float>* table;
+};
+const Bf16Kernels& bf16_kernels();
+// The handle of a cell whose float32 products take bfloat16, the same at every call; null where there are no such kernels.
+const RecurrentCell* bf16_cell(const RecurrentCell& cell);
 template <>
 const KernelTable<float>& kernel_table<float>();
 template <>

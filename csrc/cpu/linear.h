@@ -26,12 +26,13 @@ struct Linear {
     void* members;
 
     void take_shared(Arena& arena) {
-        panels = arena.take<T>(larger(padded<T>(out) * in, padded<T>(in) * padded<T>(out)) + L);
+        panels = arena.take<T>(
+            larger(padded<T>(out) * panel_depth<T>(in), padded<T>(in) * panel_depth<T>(padded<T>(out))) + L);
         dy_panels = arena.take<T>(padded<T>(out) * n);
         bias = arena.take<T>(padded<T>(out));
     }
     Member take_member(Arena& arena) const {
-        return {arena.take<T>(accumulator_vectors<1>() * L), arena.take<T>(n * padded<T>(in)),
+        return {arena.take<T>(accumulator_vectors<1>() * L), arena.take<T>(panel_depth<T>(n) * padded<T>(in)),
                 arena.take<const T*>(n)};
     }
     Member member_piece(int member) const {
@@ -53,7 +54,7 @@ struct Linear {
                 args.chunks = chunks;
                 args.chunk_len = chunk_len;
                 args.chunk_stride = chunk_stride;
-                args.b_panel = chunks * chunk_len * L;
+                args.b_panel = panel_depth<T>(chunks * chunk_len) * L;
                 args.b = panels + u * args.b_panel;
                 args.panels = smaller(at_once, count - u);
                 args.columns = width - u * L;
@@ -81,7 +82,7 @@ struct Linear {
         const Range mine = share(panels_of<T>(out), team->size(), member);
         const std::int64_t first = mine.begin * L, units = smaller(mine.end * L, out) - first;
         if (units > 0) {
-            pack_rows<T>(w + first * in, 1, units, in, panels + first * in, *team, member);
+            pack_rows<T>(w + first * in, 1, units, in, panels + first * panel_depth<T>(in), *team, member);
             pack_bias<T>(b == nullptr ? nullptr : b + first, nullptr, 1, units, bias + first);
         }
         if (!team->barrier(member)) return;
@@ -123,11 +124,10 @@ struct Linear {
         }
     }
     void pack_column_panel(std::int64_t j) {
-        T* to = panels + j * padded<T>(out) * L;
-        for (std::int64_t k = 0; k < padded<T>(out); ++k) {
-            const V v = k < out ? load_part(w + k * in + j * L, in - j * L) : V::set(0);
-            v.store(to + k * L);
-        }
+        PanelWriter<T> panel(panels + j * panel_depth<T>(padded<T>(out)) * L);
+        for (std::int64_t k = 0; k < padded<T>(out); ++k)
+            panel.put(k < out ? load_part(w + k * in + j * L, in - j * L) : V::set(0));
+        panel.finish();
     }
 };
 

@@ -1,28 +1,18 @@
 // Weight gradients: dW += A^T X, a sum over many rows. A holds gate gradients in panels, [H/L][rows][G][L]; X is a list
-// of rows. Each element of dW is one chain of fused multiply-adds in the order of the rows.
+// of rows. Each element of dW is one chain of fused multiply-adds in the order of the rows; in bfloat16 outer_bf16.h.
 #pragma once
 
 #include "cpu/gemm.h"
+#include "cpu/outer_args.h"
 #include "cpu/sizes.h"
+#ifdef FUSEDRNN_BF16
+#include "cpu/outer_bf16.h"
+#endif
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr int kOuterPanels = 3;                // vectors of X columns in a tile
 inline constexpr std::int64_t kOuterBlockRows = 192;  // a tile's share of X and A stays in the L1 cache
-
-template <class T>
-struct OuterArgs {
-    const T* a;  // panel j, row k, gate g, lane l at a + j * a_panel + (k * row_gates + g) * L + l
-    std::int64_t a_panel, row_gates;
-    std::int64_t gates, units;  // of row_gates the first
-    const T* const* x;          // `rows` rows of `columns` values
-    std::int64_t rows, columns;
-    T* dw;       // (gates*H, columns)
-    T* buffer;   // rows * kOuterPanels * L
-    Team& team;  // ends early once it is cancelled
-    int member;
-    std::int64_t dw_stride = 0;  // of the rows of dw, `columns` where it is 0
-};
 
 // Adds rows k of one tile: R consecutive lanes of A, the first `valid` of which are units, times U vectors.
 template <class T, int R, int U>
@@ -120,6 +110,9 @@ void outer_panel(const OuterArgs<T>& p, std::int64_t j, std::int64_t vector, con
 // The columns of vectors [first, last) of X. A's panels are the outer loop: each is read from far away once.
 template <class T>
 void outer(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
+#ifdef FUSEDRNN_BF16
+    outer_bf16(p, first, last);
+#else
     constexpr int L = Vec<T>::kLanes;
     if (p.rows == 0 || first >= last) return;
     pack_columns_of(p, first, last);
@@ -139,6 +132,7 @@ void outer(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
             }
         }
     }
+#endif
 }
 
 // db[g*H + unit] += the sum over rows of A, for the panels [first, last), in the order of the rows. The G are the first of

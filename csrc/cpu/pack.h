@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cells/call.h"
+#include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/row_operations.h"
@@ -12,33 +13,87 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kPackWork = 8;  // of an element, in multiply-adds
 
+// A block of up to L rows of W, from k0 to k1, to its places in a panel: column l has row l. `to`: of k0.
+template <class T>
+FUSEDRNN_INLINE void pack_block(const T* w, std::int64_t rows, std::int64_t stride, std::int64_t k0,
+                                std::int64_t k1, std::int64_t step, T* to) {
+    constexpr int L = Vec<T>::kLanes;
+#ifdef FUSEDRNN_BF16
+    for (std::int64_t k = k0; k < k1; k += 2 * L, to += L * step) {
+        Vec<T> words[L];
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) {
+            const T* from = w + l * stride + k;
+            words[l] = l < rows
+                           ? neighbours(load_part(from, k1 - k), load_part(from + L, larger(0, k1 - k - L)))
+                           : Vec<T>::set(0);
+        }
+        transpose(words);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) words[i].store(to + i * step);
+    }
+#else
+    for (int l = 0; l < L; ++l) {
+        const T* from = w + l * stride;
+        if (l < rows) {
+            for (std::int64_t k = k0; k < k1; ++k) to[(k - k0) * step + l] = from[k];
+        } else {
+            for (std::int64_t k = k0; k < k1; ++k) to[(k - k0) * step + l] = T(0);
+        }
+    }
+#endif
+}
+
 // W (G*H, K) -> [H/L][K][G][L]: the rows of W become columns. `stride` is that of W's rows, K where it is 0.
 template <class T>
 void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out, Team& team,
                int member, std::int64_t stride = 0) {
     if (stride == 0) stride = k_size;
     constexpr int L = Vec<T>::kLanes;
-    constexpr std::int64_t kBlock = 16;  // of k: a cache line of each source row
+    constexpr std::int64_t kBlock = kBf16 ? 2 * L : 16;  // of k: a cache line of each source row, or a tile
     for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
         if (team.cancelled(member, k_size * gates * L * kPackWork)) return;
         for (std::int64_t k0 = 0; k0 < k_size; k0 += kBlock) {
             const std::int64_t k1 = smaller(k0 + kBlock, k_size);
             for (std::int64_t g = 0; g < gates; ++g) {
-                for (int l = 0; l < L; ++l) {
-                    const std::int64_t unit = j * L + l;
-                    T* to = out + g * L + l;
-                    if (unit < units) {
-                        const T* from = w + (g * units + unit) * stride;
-                        for (std::int64_t k = k0; k < k1; ++k) to[k * gates * L] = from[k];
-                    } else {
-                        for (std::int64_t k = k0; k < k1; ++k) to[k * gates * L] = T(0);
-                    }
-                }
+                pack_block(w + (g * units + j * L) * stride, units - j * L, stride, k0, k1, gates * L,
+                           out + (panel_depth<T>(k0) * gates + g) * L);
             }
         }
-        out += k_size * gates * L;
+        out += panel_depth<T>(k_size) * gates * L;
     }
 }
+
+// Writes the rows of a panel of one gate, in the order of k.
+template <class T>
+class PanelWriter {
+  public:
+    explicit PanelWriter(T* out) : out_(out) {}
+    FUSEDRNN_INLINE void put(Vec<T> row) {
+#ifdef FUSEDRNN_BF16
+        if ((count_++ & 1) == 0) {
+            even_ = row;
+            return;
+        }
+        row = interleaved(even_, row);
+#endif
+        row.store(out_);
+        out_ += Vec<T>::kLanes;
+    }
+    // Fills up the panel.
+    FUSEDRNN_INLINE void finish() {
+#ifdef FUSEDRNN_BF16
+        while (panel_depth<T>(count_) * 2 != count_) put(Vec<T>::set(0));
+#endif
+    }
+
+  private:
+    T* out_;
+#ifdef FUSEDRNN_BF16
+    Vec<T> even_{};
+    std::int64_t count_ = 0;
+#endif
+};
 
 // W (G*H, N) -> [N/L][(H/L) G L][L]: the rows of W are the k of the product, in the order of the gate gradients. `stride`
 // is that of W's rows, N where it is 0.
@@ -48,19 +103,20 @@ void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64
     if (stride == 0) stride = n_size;
     using V = Vec<T>;
     constexpr int L = V::kLanes;
-    for (std::int64_t column = 0; column < n_size; column += L) {
+    const std::int64_t depth = panel_depth<T>(panels_of<T>(units) * gates * L);
+    for (std::int64_t column = 0; column < n_size; column += L, out += depth * L) {
         if (team.cancelled(member, gates * units * L * kPackWork)) return;
+        PanelWriter<T> panel(out);
         for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
             for (std::int64_t g = 0; g < gates; ++g) {
                 for (std::int64_t unit = j * L; unit < (j + 1) * L; ++unit) {
-                    const V v = unit < units
-                                    ? load_part(w + (g * units + unit) * stride + column, n_size - column)
-                                    : V::set(0);
-                    v.store(out);
-                    out += L;
+                    panel.put(unit < units
+                                  ? load_part(w + (g * units + unit) * stride + column, n_size - column)
+                                  : V::set(0));
                 }
             }
         }
+        panel.finish();
     }
 }
 
@@ -134,8 +190,8 @@ void pack_gates(const CellSizes<Cell>& c, const T* w, std::int64_t units, std::i
                 Team& team) {
     constexpr int together = CellSizes<Cell>::kInterleaved;
     for (int g = 0; g < c.G; g += together) {
-        pack_rows<T>(w + g * units * k_size, together, units, k_size, out + g * padded<T>(units) * k_size,
-                     team, 0);
+        pack_rows<T>(w + g * units * k_size, together, units, k_size,
+                     out + g * padded<T>(units) * panel_depth<T>(k_size), team, 0);
     }
 }
 
@@ -144,12 +200,12 @@ Packed<T> packed_layout(const CellSizes<Cell>& c, const Dims& d, bool backward, 
     constexpr std::int64_t L = Vec<T>::kLanes;
     const std::int64_t h = padded<T>(d.H), p = padded<T>(d.P), i = padded<T>(d.I);
     Packed<T> out{};
-    out.w_ih = arena.take<T>(h * c.G * d.I);
-    if (c.multiplies_h) out.w_hh = arena.take<T>(h * c.G * d.P);
+    out.w_ih = arena.take<T>(h * c.G * panel_depth<T>(d.I));
+    if (c.multiplies_h) out.w_hh = arena.take<T>(h * c.G * panel_depth<T>(d.P));
     out.b_x = arena.take<T>(h * c.G);
     if (c.split_gates) out.b_h = arena.take<T>(h * c.G);
     if (c.units > 0) out.units = arena.take<T>(h * c.units);
-    if (d.projected) out.w_hr = arena.take<T>(p * d.H);
+    if (d.projected) out.w_hr = arena.take<T>(p * panel_depth<T>(d.H));
     if (backward) {
         out.w_ih_t = arena.take<T>(i * h * c.G);
         if (c.multiplies_h) out.w_hh_t = arena.take<T>(p * h * c.G);

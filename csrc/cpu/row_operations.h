@@ -190,7 +190,7 @@ void operate(const CellSizes<ProgramCell>& c, const Dims& d, const Packed<T>& we
     args.n = n;
     args.chunks = 1;
     args.chunk_len = d.H;
-    args.b_panel = d.H * L;
+    args.b_panel = panel_depth<T>(d.H) * L;
     args.b = weights.w_hh + operation.first_gate * panels * args.b_panel;
     args.panels = panels;
     args.columns = d.H;
@@ -228,7 +228,7 @@ void operate_backward(const Dims& d, const Packed<T>& weights, const CellProgram
     args.chunk_len = operation.count * L;
     args.chunk_stride = gates.panel;
     args.b = weights.w_hh_t + operation.first_gate * links.width * links.width;
-    args.b_panel = panels * operation.count * L * L;
+    args.b_panel = panel_depth<T>(panels * operation.count * L) * L;
     args.panels = panels;
     args.columns = d.H;
     args.out = links.at + operation.link * links.width;

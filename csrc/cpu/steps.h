@@ -32,14 +32,9 @@ inline Part part_of(const Dims& d, std::int64_t panels, int threads, int member)
 
 inline std::int64_t longest(const Dims& d, const Schedule& s) { return d.B == 0 ? 0 : s.length[0]; }
 
-// Panels that one call of gemm<T, G> should take for n rows: several where the rows alone cannot fill the registers.
-template <int G>
-std::int64_t panels_at_once(std::int64_t rows) {
-    return tile_panels<G>(static_cast<int>(smaller(rows < 1 ? 1 : rows, tile_rows<G>())));
-}
 template <int G>
 constexpr std::int64_t accumulator_vectors() {
-    return kRowGroup * G * tile_panels<G>(1);
+    return kRowGroup * G * most_panels_at_once<G>();
 }
 
 // Rows and panels go from a product through the cells together, in groups. A program wants them larger than a product does:
@@ -59,8 +54,8 @@ std::int64_t group_rows(std::int64_t rows) {
 }
 template <class Cell, int kGates>
 constexpr std::int64_t group_vectors() {
-    if constexpr (!CellSizes<Cell>::kIsProgram) return kRowGroup * tile_panels<kGates>(1);
-    constexpr std::int64_t whole = kRowGroup * tile_panels<kGates>(tile_rows<kGates>());
+    if constexpr (!CellSizes<Cell>::kIsProgram) return kRowGroup * most_panels_at_once<kGates>();
+    constexpr std::int64_t whole = kRowGroup * panels_at_once<kGates>(tile_rows<kGates>());
     return whole > kProgramGroup ? whole : kProgramGroup;
 }
 
@@ -165,8 +160,8 @@ void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& wei
     args.n = n;
     args.chunks = 1;
     args.chunk_len = d.I;
-    args.b = weights.w_ih + panels.begin * d.I * together * L;
-    args.b_panel = d.I * together * L;
+    args.b_panel = panel_depth<T>(d.I) * together * L;
+    args.b = weights.w_ih + panels.begin * args.b_panel;
     args.panels = panels.end - panels.begin;
     args.columns = d.H - panels.begin * L;
     args.init = weights.b_x + panels.begin * c.G * L;
@@ -189,8 +184,8 @@ void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& we
     args.n = n;
     args.chunks = 1;
     args.chunk_len = d.P;
-    args.b = weights.w_hh + panels.begin * d.P * together * L;
-    args.b_panel = d.P * together * L;
+    args.b_panel = panel_depth<T>(d.P) * together * L;
+    args.b = weights.w_hh + panels.begin * args.b_panel;
     args.panels = panels.end - panels.begin;
     args.columns = d.H - panels.begin * L;
     if (c.split_gates) {

@@ -32,6 +32,13 @@ inline constexpr RecurrentKernels<T> kCellKernels[] = {
 extern const QuantizedKernels kQuantizedKernels[][kWeightFormats];  // kernels_quantized.cpp
 
 template <class T>
+inline constexpr const QuantizedKernels (*kQuantizedOf)[kWeightFormats] = nullptr;
+#ifndef FUSEDRNN_BF16
+template <>
+inline constexpr const QuantizedKernels (*kQuantizedOf<float>)[kWeightFormats] = kQuantizedKernels;
+#endif
+
+template <class T>
 constexpr KernelTable<T> make_table() {
     return {Vec<T>::kLanes,
             fingerprint,
@@ -39,7 +46,7 @@ constexpr KernelTable<T> make_table() {
             kCellTraits,
             kCellKernels<T>,
             static_cast<int>(sizeof(kCellTraits) / sizeof(CellTraits)),
-            sizeof(T) == sizeof(float) ? kQuantizedKernels : nullptr,
+            kQuantizedOf<T>,
             dense_kernels<ProgramCell, T>()};
 }
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #ifndef FUSEDRNN_ISA
-#error "FUSEDRNN_ISA must name a header of csrc/simd (scalar, avx2, avx512, neon, cuda)"
+#error "FUSEDRNN_ISA must name a header of csrc/simd (scalar, avx2, avx512, avx512bf16, amx, neon, cuda)"
 #endif
 
 #define FUSEDRNN_STRING_(x) #x
@@ -44,9 +44,25 @@
 //   to_float(a)                Vec<float>, rounded to nearest even
 //   store_int8(a, p)           the L lanes of a Vec<float>, integral and in -127..127
 //   load_bf16(p, even, odd)    2 L bfloat16 at p, their even and their odd elements as two Vec<float>
+//
+// Headers that end in products of bfloat16 define FUSEDRNN_BF16; what others multiply is what they hold. There a word, which
+// stands where a float would, is a pair of bfloat16, the first in its lower half, and
+//   Operand<V>                 what a product multiplies to a V: V itself, or as many words; load, set and keep_in_register
+//   fma(a, b, c)               of Operands: c + a b, or c and the two products of each word's halves
+//   neighbours(a, b)           2 L values, rounded to nearest even, as words: those of a, then those of b
+//   interleaved(a, b)          word l: lane l of a and of b, rounded
+//   transpose(rows)            of L vectors
 #include FUSEDRNN_STRING(FUSEDRNN_ISA.h)
 
 namespace fusedrnn::FUSEDRNN_ISA {
+
+#ifdef FUSEDRNN_BF16
+inline constexpr bool kBf16 = true;
+#else
+inline constexpr bool kBf16 = false;
+template <class V>
+using Operand = V;
+#endif
 
 // a / b for 1 <= b <= 2 and |a| <= 2, where a division that looks for the ends of the range takes much longer.
 template <class V>

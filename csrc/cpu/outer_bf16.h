@@ -1,0 +1,189 @@
+// The sum over rows of outer.h with operands rounded to bfloat16: pairs of rows are the words of a product over rows.
+#pragma once
+
+#include "cpu/gemm_bf16.h"
+#include "cpu/outer_args.h"
+#include "cpu/sizes.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+// 32 rows of A for one vector of units, or of X for one of its columns: word l of line i has rows 2 i and 2 i + 1.
+struct RowPairs {
+    alignas(64) float words[kTileWords * kTileRows];
+};
+inline constexpr std::int64_t kOuterTiles = 16;  // of A and X between two looks at the sums
+
+// line(k), the vector of row k, of n rows.
+template <class Line>
+FUSEDRNN_INLINE void pair_rows(std::int64_t n, RowPairs& out, Line&& line) {
+    const auto line_or_zero = [&](std::int64_t k) { return k < n ? line(k) : Vec<float>::set(0); };
+    for (std::int64_t i = 0; i < kTileWords; ++i) {
+        const Vec<float> even = line_or_zero(2 * i);
+        interleaved(even, line_or_zero(2 * i + 1)).store(out.words + i * kTileRows);
+    }
+}
+
+// The sums of one vector of units by one of columns: in dW itself, or, where either is not whole, a copy of them.
+class SumsTile {
+  public:
+    SumsTile(float* at, std::int64_t stride, std::int64_t units, std::int64_t columns)
+        : at_(at),
+          stride_(stride),
+          units_(units),
+          columns_(columns),
+          copied_(units < kTileRows || columns < kTileRows) {
+        if (!copied_) return;
+        for (std::int64_t r = 0; r < kTileRows; ++r) {
+            (r < units ? load_part(at + r * stride, columns) : Vec<float>::set(0)).store(copy_[r]);
+        }
+    }
+    float* data() { return copied_ ? copy_[0] : at_; }
+    std::int64_t stride() const { return copied_ ? kTileRows : stride_; }
+    void finish() {
+        for (std::int64_t r = 0; copied_ && r < smaller(units_, kTileRows); ++r)
+            store_part(Vec<float>::load(copy_[r]), at_ + r * stride_, columns_);
+    }
+
+  private:
+    float* at_;
+    std::int64_t stride_, units_, columns_;
+    bool copied_;
+    alignas(64) float copy_[kTileRows][kTileRows];
+};
+
+#ifdef FUSEDRNN_AMX
+
+// Two vectors of units by two of columns; either may be one vector twice, of which the first sums are kept.
+FUSEDRNN_INLINE void multiply_pairs(const RowPairs* const (&a)[2], const RowPairs* const (&x)[2],
+                                    std::int64_t tiles, SumsTile* const (&sums)[2][2]) {
+    const auto bytes = [&](int r, int c) { return sums[r][c]->stride() * std::int64_t{sizeof(float)}; };
+    _tile_loadd(0, sums[0][0]->data(), bytes(0, 0));
+    _tile_loadd(1, sums[0][1]->data(), bytes(0, 1));
+    _tile_loadd(2, sums[1][0]->data(), bytes(1, 0));
+    _tile_loadd(3, sums[1][1]->data(), bytes(1, 1));
+    for (std::int64_t k = 0; k < tiles; ++k) {
+        _tile_loadd(4, a[0] + k, 64);
+        _tile_loadd(6, x[0] + k, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, x[1] + k, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a[1] + k, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums[0][0]->data(), bytes(0, 0));
+    _tile_stored(1, sums[0][1]->data(), bytes(0, 1));
+    _tile_stored(2, sums[1][0]->data(), bytes(1, 0));
+    _tile_stored(3, sums[1][1]->data(), bytes(1, 1));
+}
+
+#else
+
+// As AMX's: the words of A are scalars, each times a vector of words of X.
+FUSEDRNN_INLINE void multiply_pairs(const RowPairs* const (&a)[2], const RowPairs* const (&x)[2],
+                                    std::int64_t tiles, SumsTile* const (&sums)[2][2]) {
+    using V = Vec<float>;
+    constexpr int R = 8;
+    for (int r = 0; r < (a[0] == a[1] ? 1 : 2); ++r) {
+        const float* const a_words = a[r]->words;
+        for (std::int64_t unit = 0; unit < kTileRows; unit += R) {
+            V acc[R][2];
+            const auto at = [&](int i, int c) {
+                return sums[r][c]->data() + (unit + i) * sums[r][c]->stride();
+            };
+#pragma GCC unroll 8
+            for (int i = 0; i < R; ++i) {
+                acc[i][0] = V::load(at(i, 0));
+                acc[i][1] = V::load(at(i, 1));
+            }
+            for (std::int64_t k = 0; k < tiles * kTileWords; ++k) {
+                using W = Operand<V>;
+                W first = W::load(x[0]->words + k * kTileRows), second = W::load(x[1]->words + k * kTileRows);
+                keep_in_register(first);
+                keep_in_register(second);
+#pragma GCC unroll 8
+                for (int i = 0; i < R; ++i) {
+                    W scale = W::set(a_words[k * kTileRows + unit + i]);
+                    keep_in_register(scale);
+                    acc[i][0] = fma(scale, first, acc[i][0]);
+                    acc[i][1] = fma(scale, second, acc[i][1]);
+                }
+            }
+#pragma GCC unroll 8
+            for (int i = 0; i < R; ++i) {
+                acc[i][0].store(at(i, 0));
+                acc[i][1].store(at(i, 1));
+            }
+        }
+    }
+}
+
+#endif
+
+// The columns of vectors [first, last) of X, whose words go to the buffer: [vector][row / 32].
+inline void outer_bf16(const OuterArgs<float>& p, std::int64_t first, std::int64_t last) {
+    constexpr int L = Vec<float>::kLanes;
+    static_assert(L == kTileRows);
+    if (p.rows == 0 || first >= last) return;
+    const std::int64_t all = (p.rows + kTileDepth - 1) / kTileDepth,
+                       stride = p.dw_stride == 0 ? p.columns : p.dw_stride;
+    auto* const packed = reinterpret_cast<RowPairs*>(p.buffer);
+    for (std::int64_t tile = 0; tile < all; ++tile) {
+        if (p.team.cancelled(p.member, kTileDepth * (last - first) * L)) return;
+        const float* const* const rows = p.x + tile * kTileDepth;
+        for (std::int64_t v = first; v < last; ++v) {
+            pair_rows(p.rows - tile * kTileDepth, packed[(v - first) * all + tile],
+                      [&](std::int64_t k) { return load_part(rows[k] + v * L, p.columns - v * L); });
+        }
+    }
+    RowPairs a[2][kOuterTiles];
+#ifdef FUSEDRNN_AMX
+    const Tiles configured(sizes_for(kRoundedRows));
+#endif
+    const std::int64_t vectors = panels_of<float>(p.units) * p.gates;
+    for (std::int64_t tile = 0; tile < all; tile += kOuterTiles) {
+        const std::int64_t count = smaller(kOuterTiles, all - tile);
+        for (std::int64_t q = 0; q < vectors; q += 2) {
+            if (p.team.cancelled(p.member, 2 * count * kTileDepth * L * (last - first) * L)) return;
+            const int lines = static_cast<int>(smaller(2, vectors - q));
+            for (int i = 0; i < lines; ++i) {
+                const float* const from = p.a + (q + i) / p.gates * p.a_panel + (q + i) % p.gates * L;
+                for (std::int64_t k = 0; k < count; ++k) {
+                    const std::int64_t row = (tile + k) * kTileDepth;
+                    pair_rows(p.rows - row, a[i][k], [&](std::int64_t r) {
+                        return Vec<float>::load(from + (row + r) * p.row_gates * L);
+                    });
+#ifdef FUSEDRNN_AMX
+                    Vec<float> words[kTileWords];
+#pragma GCC unroll 16
+                    for (int l = 0; l < kTileWords; ++l)
+                        words[l] = Vec<float>::load(a[i][k].words + l * kTileRows);
+                    transpose(words);
+#pragma GCC unroll 16
+                    for (int l = 0; l < kTileWords; ++l) words[l].store(a[i][k].words + l * kTileRows);
+#endif
+                }
+            }
+            const RowPairs* const units[2] = {a[0], a[lines - 1]};
+            for (std::int64_t v = first; v < last; v += 2) {
+                const int width = static_cast<int>(smaller(2, last - v));
+                const RowPairs* const columns[2] = {packed + (v - first) * all + tile,
+                                                    packed + (v + width - 1 - first) * all + tile};
+                const auto sums_of = [&](int r, int c) {
+                    const std::int64_t unit = (q + r) / p.gates * L, column = (v + c) * L;
+                    return SumsTile(p.dw + ((q + r) % p.gates * p.units + unit) * stride + column, stride,
+                                    p.units - unit, p.columns - column);
+                };
+                SumsTile sums[2][2] = {{sums_of(0, 0), sums_of(0, width - 1)},
+                                       {sums_of(lines - 1, 0), sums_of(lines - 1, width - 1)}};
+                SumsTile* const of[2][2] = {{&sums[0][0], &sums[0][1]}, {&sums[1][0], &sums[1][1]}};
+                multiply_pairs(units, columns, count, of);
+                for (int r = 0; r < lines; ++r) {
+                    for (int c = 0; c < width; ++c) sums[r][c].finish();
+                }
+            }
+        }
+    }
+}
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

@@ -1,0 +1,82 @@
+// AVX-512 with products of bfloat16 (AVX512_BF16). See simd.h for the contract.
+#pragma once
+
+#include "simd/avx512.h"
+
+#define FUSEDRNN_BF16 1
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+// Words of two bfloat16 each.
+template <class V>
+struct Operand;
+template <>
+struct Operand<Vec<float>> {
+    __m512 v;
+
+    static FUSEDRNN_INLINE Operand load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static FUSEDRNN_INLINE Operand set(float x) { return {_mm512_set1_ps(x)}; }
+};
+template <>
+struct Operand<Narrow<float>> {
+    __m256 v;
+
+    static FUSEDRNN_INLINE Operand load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static FUSEDRNN_INLINE Operand set(float x) { return {_mm256_set1_ps(x)}; }
+};
+
+FUSEDRNN_INLINE __m512bh bf16(__m512 words) { return (__m512bh)_mm512_castps_si512(words); }
+FUSEDRNN_INLINE __m256bh bf16(__m256 words) { return (__m256bh)_mm256_castps_si256(words); }
+FUSEDRNN_INLINE VecF fma(Operand<VecF> a, Operand<VecF> b, VecF c) {
+    return {_mm512_dpbf16_ps(c.v, bf16(a.v), bf16(b.v))};
+}
+FUSEDRNN_INLINE Narrow<float> fma(Operand<Narrow<float>> a, Operand<Narrow<float>> b, Narrow<float> c) {
+    return {_mm256_dpbf16_ps(c.v, bf16(a.v), bf16(b.v))};
+}
+template <class V>
+FUSEDRNN_INLINE void keep_in_register(Operand<V>& a) {
+    asm("" : "+v"(a.v));
+}
+
+FUSEDRNN_INLINE VecF neighbours(VecF first, VecF second) {
+    return {_mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(second.v, first.v))};
+}
+FUSEDRNN_INLINE VecF interleaved(VecF even, VecF odd) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
+                                           7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);
+    return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))};
+}
+
+// Element l of row r becomes element r of row l.
+FUSEDRNN_INLINE void transpose(VecF (&rows)[16]) {
+    __m512 pairs[16], fours[16];
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {
+        pairs[r] = _mm512_unpacklo_ps(rows[r].v, rows[r + 1].v);
+        pairs[r + 1] = _mm512_unpackhi_ps(rows[r].v, rows[r + 1].v);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) {
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            const __m512d low = _mm512_castps_pd(pairs[r + i]), high = _mm512_castps_pd(pairs[r + i + 2]);
+            fours[r + 2 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            fours[r + 2 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    }
+    // fours[r + i]: of rows r to r + 3 the columns i, i + 4, i + 8 and i + 12.
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const __m512 even = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0x88);
+        const __m512 odd = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0xdd);
+        const __m512 even_below = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0x88);
+        const __m512 odd_below = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0xdd);
+        rows[i].v = _mm512_shuffle_f32x4(even, even_below, 0x88);
+        rows[i + 4].v = _mm512_shuffle_f32x4(odd, odd_below, 0x88);
+        rows[i + 8].v = _mm512_shuffle_f32x4(even, even_below, 0xdd);
+        rows[i + 12].v = _mm512_shuffle_f32x4(odd, odd_below, 0xdd);
+    }
+}
+
+}  // namespace fusedrnn::FUSEDRNN_ISA
