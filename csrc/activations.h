@@ -11,6 +11,9 @@
 #pragma once
 
 #include "simd/simd.h"
+#ifdef FUSEDRNN_BF16
+#include "activations_bf16.h"
+#endif
 
 namespace fusedrnn::FUSEDRNN_ISA {
 

@@ -22,7 +22,7 @@ constexpr std::int64_t panel_depth(std::int64_t k) {
 // serve.
 template <int G>
 constexpr std::int64_t panels_at_once(std::int64_t rows) {
-    if (kBf16) return G == 1 ? 16 : 16 / G;
+    if (kBf16) return (rows > 32 ? 16 : 32) / G;
     return tile_panels<G>(static_cast<int>(rows < 1 ? 1 : (rows < tile_rows<G>() ? rows : tile_rows<G>())));
 }
 template <int G>

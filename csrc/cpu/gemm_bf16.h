@@ -8,190 +8,223 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kTileRows = 16, kTileDepth = 32, kTileWords = kTileDepth / 2;
-inline constexpr std::int64_t kRoundedRows = 2 * kTileRows;
-inline constexpr std::int64_t kRoundedTiles =
-    16;  // of each row at a time: with all rows they stay in the L1 cache
+inline constexpr std::int64_t kRoundedRows = 4 * kTileRows;
+inline constexpr std::int64_t kRoundedTiles = 32;  // at a time: they stay in the L1 cache beside those of B
 
-// Rows of A by the tiles of their k.
+// Rows of A by the tiles of their k, of 16 rows by 16 words each: [k / 32][row].
 struct RoundedRows {
-    alignas(64) float words[kRoundedTiles][kRoundedRows][kTileWords];
+    alignas(64) float words[kRoundedTiles * kTileRows * kTileWords];
+    std::int64_t row_tiles;
+
+    // How much of k there is room for.
+    std::int64_t depth() const { return kRoundedTiles / row_tiles; }
+    std::int64_t tile_words() const { return row_tiles * kTileRows * kTileWords; }
 };
 
 // The values [k, end) of rows [r, r + n) of A, zeros past the last; end <= chunks * chunk_len. Chunks, if there are several,
 // are whole vectors.
-inline void round_rows(const GemmArgs<float>& p, std::int64_t r, std::int64_t n, std::int64_t k,
-                       std::int64_t end, RoundedRows& out) {
+inline void round_rows(const GemmArgs<float>& p, std::int64_t r, std::int64_t n, std::int64_t k, std::int64_t end,
+                       RoundedRows& out) {
     constexpr int L = Vec<float>::kLanes;
-    for (std::int64_t i = 0; i < n && k < end; ++i) {
-        const float* from = p.a[r + i] + k / p.chunk_len * p.chunk_stride;
-        std::int64_t at = k % p.chunk_len;
-        std::int64_t left = end - k;
-        const auto next = [&] {
-            if (left <= 0) return Vec<float>::set(0);
-            const Vec<float> v = load_part(from + at, smaller(left, p.chunk_len - at));
-            left -= L;
-            at += L;
-            if (at == p.chunk_len) {
-                at = 0;
-                from += p.chunk_stride;
+    if (k >= end) return;
+    const std::int64_t chunk = p.chunk_len, first = k / chunk * p.chunk_stride, start = k % chunk;
+    for (std::int64_t i = 0; i < n; ++i) {
+        const float* from = p.a[r + i] + first;
+        std::int64_t at = start, left = end - k;
+        for (std::int64_t tile = 0; left > 0; ++tile, left -= kTileDepth) {
+            const std::int64_t here = smaller(left, chunk - at);
+            Vec<float> low, high;
+            if (here >= kTileDepth) {
+                low = Vec<float>::load(from + at);
+                high = Vec<float>::load(from + at + L);
+            } else {
+                // The end of a row, or of a chunk whose next one goes on.
+                low = load_part(from + at, here);
+                high = here > L      ? load_part(from + at + L, here - L)
+                       : left > here ? Vec<float>::load(from + at + here - chunk + p.chunk_stride)
+                                     : Vec<float>::set(0);
             }
-            return v;
-        };
-        for (std::int64_t tile = 0; left > 0; ++tile) {
-            const Vec<float> first = next();
-            neighbours(first, next()).store(out.words[tile][i]);
+            neighbours(low, high).store(out.words + tile * out.tile_words() + i * kTileWords);
+            at += kTileDepth;
+            for (; at >= chunk; at -= chunk) from += p.chunk_stride;
         }
     }
 }
 
 #ifdef FUSEDRNN_AMX
 
-// The tiles that hold sums, rows of A and columns of B.
-enum Tile : int { kSums, kRowsOfA = 4, kColumnsOfB = 6 };
+// Sums are in tiles 0 to 3, as many as hide how long a product takes: of 16 rows by four vectors of columns, 32 by two, and
+// of 48 or 64 rows by one.
+template <int kRowTiles>
+inline constexpr int kTileColumns = kRowTiles > 2 ? 1 : 4 / kRowTiles;
 
-// `kTwice` rows of tiles, with two columns of tiles, or four columns where there is one row: four chains of sums in any case,
-// as many as hide how long a product takes.
-template <int G, bool kTwice>
-void tile_columns(const GemmArgs<float>& p, const RoundedRows& a, std::int64_t tiles, const float* b,
-                  const float* init, float* out) {
-    constexpr std::int64_t kBytes = sizeof(float), L = kTileRows;
-    constexpr int kColumns = kTwice ? 2 : 4;
-    const std::int64_t count = p.panels * G;
-    const std::int64_t init_row = p.init_row * kBytes, out_row = p.out_row * kBytes;
-    const std::int64_t init_below = kTileRows * p.init_row, out_below = kTileRows * p.out_row;
-    const auto places = [](const auto* from, std::int64_t panel, std::int64_t column, std::int64_t last) {
-        column = smaller(column, last);
-        return from + column / G * panel + column % G * L;
-    };
-    for (std::int64_t c = 0; c < count; c += kColumns) {
-        const float* columns[4];
-        const float* starts[4];
-        float* ends[4];
-        const std::int64_t last = count - 1;
-        for (int i = 0; i < kColumns; ++i) {
-            columns[i] = places(b, p.b_panel, c + i, last);
-            if (init != nullptr) starts[i] = places(init, p.init_panel, c + i, last);
-            ends[i] = out + (places(out, p.out_panel, c + i, last) - out);
-        }
-        if (init == nullptr) {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-        } else if constexpr (kTwice) {
-            _tile_loadd(0, starts[0], init_row);
-            _tile_loadd(1, starts[1], init_row);
-            _tile_loadd(2, starts[0] + init_below, init_row);
-            _tile_loadd(3, starts[1] + init_below, init_row);
+struct TilePlaces {
+    const float* init[4];  // null: from 0
+    const float* b[4];
+    float* out[4];
+};
+
+// For tiles 0 to 3 by row, then column: what `move` does to one, which instructions name by a number.
+#define FUSEDRNN_EACH_SUM(move)                    \
+    if constexpr (kRowTiles == 1) {                \
+        move(0, 0, 0);                             \
+        move(1, 0, 1);                             \
+        move(2, 0, 2);                             \
+        move(3, 0, 3);                             \
+    } else if constexpr (kRowTiles == 2) {         \
+        move(0, 0, 0);                             \
+        move(1, 0, 1);                             \
+        move(2, 1, 0);                             \
+        move(3, 1, 1);                             \
+    } else {                                       \
+        move(0, 0, 0);                             \
+        move(1, 1, 0);                             \
+        move(2, 2, 0);                             \
+        if constexpr (kRowTiles == 4) move(3, 3, 0); \
+    }
+#define FUSEDRNN_LOAD_SUM(tile, row, column) \
+    _tile_loadd(tile, at.init[column] + row * kTileRows * init_row, init_row * kBytes)
+#define FUSEDRNN_STORE_SUM(tile, row, column) \
+    _tile_stored(tile, at.out[column] + row * kTileRows * out_row, out_row * kBytes)
+
+template <int G, int kRowTiles>
+FUSEDRNN_INLINE void multiply_tiles(const RoundedRows& a, std::int64_t tiles, const TilePlaces& at,
+                                    std::int64_t init_row, std::int64_t out_row) {
+    constexpr std::int64_t kBytes = sizeof(float), kTile = kTileRows * kTileWords, kRow = G * 64;
+    if (at.init[0] == nullptr) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        FUSEDRNN_EACH_SUM(FUSEDRNN_LOAD_SUM)
+    }
+    const float* rows = a.words;
+    for (std::int64_t k = 0; k < tiles; ++k, rows += kRowTiles * kTile) {
+        const std::int64_t step = k * kTileWords * G * kTileRows;
+        if constexpr (kRowTiles == 1) {
+            _tile_loadd(4, rows, 64);
+            _tile_loadd(5, at.b[0] + step, kRow);
+            _tile_dpbf16ps(0, 4, 5);
+            _tile_loadd(6, at.b[1] + step, kRow);
+            _tile_dpbf16ps(1, 4, 6);
+            _tile_loadd(7, at.b[2] + step, kRow);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_loadd(5, at.b[3] + step, kRow);
+            _tile_dpbf16ps(3, 4, 5);
+        } else if constexpr (kRowTiles == 2) {
+            _tile_loadd(4, rows, 64);
+            _tile_loadd(6, at.b[0] + step, kRow);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, at.b[1] + step, kRow);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, rows + kTile, 64);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
         } else {
-            _tile_loadd(0, starts[0], init_row);
-            _tile_loadd(1, starts[1], init_row);
-            _tile_loadd(2, starts[2], init_row);
-            _tile_loadd(3, starts[3], init_row);
-        }
-        constexpr std::int64_t kRow = G * L * kBytes, kStep = kTileWords * G * L;
-        for (std::int64_t k = 0; k < tiles; ++k) {
-            if constexpr (kTwice) {
-                _tile_loadd(4, a.words[k][0], 64);
-                _tile_loadd(6, columns[0] + k * kStep, kRow);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_loadd(7, columns[1] + k * kStep, kRow);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_loadd(5, a.words[k][kTileRows], 64);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
+            _tile_loadd(4, at.b[0] + step, kRow);
+            _tile_loadd(5, rows, 64);
+            _tile_dpbf16ps(0, 5, 4);
+            _tile_loadd(6, rows + kTile, 64);
+            _tile_dpbf16ps(1, 6, 4);
+            if constexpr (kRowTiles == 3) {
+                _tile_loadd(7, rows + 2 * kTile, 64);
+                _tile_dpbf16ps(2, 7, 4);
             } else {
-                _tile_loadd(4, a.words[k][0], 64);
-                _tile_loadd(6, columns[0] + k * kStep, kRow);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_loadd(7, columns[1] + k * kStep, kRow);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_loadd(6, columns[2] + k * kStep, kRow);
-                _tile_dpbf16ps(2, 4, 6);
-                _tile_loadd(7, columns[3] + k * kStep, kRow);
-                _tile_dpbf16ps(3, 4, 7);
+                _tile_loadd(5, rows + 2 * kTile, 64);
+                _tile_dpbf16ps(2, 5, 4);
+                _tile_loadd(7, rows + 3 * kTile, 64);
+                _tile_dpbf16ps(3, 7, 4);
             }
         }
-        // A column past the last is the last once more, and stored with the same values.
-        if constexpr (kTwice) {
-            _tile_stored(0, ends[0], out_row);
-            _tile_stored(1, ends[1], out_row);
-            _tile_stored(2, ends[0] + out_below, out_row);
-            _tile_stored(3, ends[1] + out_below, out_row);
-        } else {
-            _tile_stored(0, ends[0], out_row);
-            _tile_stored(1, ends[1], out_row);
-            _tile_stored(2, ends[2], out_row);
-            _tile_stored(3, ends[3], out_row);
+    }
+    FUSEDRNN_EACH_SUM(FUSEDRNN_STORE_SUM)
+}
+
+#undef FUSEDRNN_STORE_SUM
+#undef FUSEDRNN_LOAD_SUM
+#undef FUSEDRNN_EACH_SUM
+
+// All columns; one past the last is the last once more, and stored with the same values.
+template <int G, int kRowTiles>
+void tile_columns(const GemmArgs<float>& p, const RoundedRows& a, std::int64_t tiles) {
+    constexpr int kColumns = kTileColumns<kRowTiles>;
+    const std::int64_t count = p.panels * G;
+    for (std::int64_t first = 0; first < count; first += kColumns) {
+        TilePlaces at{};
+        for (int i = 0; i < kColumns; ++i) {
+            const std::int64_t column = smaller(first + i, count - 1), panel = column / G;
+            const std::int64_t place = column % G * kTileRows;
+            at.b[i] = p.b + panel * p.b_panel + place;
+            at.out[i] = p.out + panel * p.out_panel + place;
+            if (p.init != nullptr) at.init[i] = p.init + panel * p.init_panel + place;
         }
+        multiply_tiles<G, kRowTiles>(a, tiles, at, p.init_row, p.out_row);
     }
 }
 
-inline TileSizes sizes_for(std::int64_t rows) {
+// For n rows: the last tile of sums and the last tile of A have what is left of them.
+inline TileSizes sizes_for(std::int64_t n) {
     TileSizes sizes;
-    const std::int64_t above = smaller(rows, kTileRows), below = larger(rows - kTileRows, 0);
-    const bool twice = below > 0;
-    sizes.set(0, above);
-    sizes.set(1, above);
-    sizes.set(2, twice ? below : above);
-    sizes.set(3, twice ? below : above);
-    sizes.set(4, above);
-    sizes.set(5, twice ? below : above);
-    sizes.set(6, kTileRows);
-    sizes.set(7, kTileRows);
+    for (int tile = 0; tile < 8; ++tile) sizes.set(tile, kTileRows);
+    const std::int64_t row_tiles = (n + kTileRows - 1) / kTileRows, last = n - (row_tiles - 1) * kTileRows;
+    if (row_tiles == 1) {
+        for (int tile = 0; tile < 5; ++tile) sizes.set(tile, last);
+    } else if (row_tiles == 2) {
+        for (const int tile : {2, 3, 5}) sizes.set(tile, last);
+    } else {
+        sizes.set(row_tiles == 3 ? 2 : 3, last);
+        sizes.set(7, last);
+    }
     return sizes;
 }
 
 #endif
 
-// One block of k of up to kRoundedRows rows from r on.
+// One block of k.
 template <int G>
-void multiply_rounded(const GemmArgs<float>& p, const RoundedRows& a, std::int64_t r, std::int64_t n,
-                      std::int64_t first_tile, std::int64_t tiles) {
-    const float* const b = p.b + first_tile * kTileWords * G * Vec<float>::kLanes;
-    float* const out = p.out + r * p.out_row;
-    const float* init = p.init == nullptr ? nullptr : p.init + r * p.init_row;
-    GemmArgs<float> block = p;
-    if (first_tile > 0) {
-        init = out;
-        block.init_panel = p.out_panel;
-        block.init_row = p.out_row;
-    }
+void multiply_rounded(const GemmArgs<float>& p, const RoundedRows& a, std::int64_t tiles) {
 #ifdef FUSEDRNN_AMX
-    if (n > kTileRows) {
-        tile_columns<G, true>(block, a, tiles, b, init, out);
-    } else {
-        tile_columns<G, false>(block, a, tiles, b, init, out);
-    }
+    constexpr decltype(&tile_columns<G, 1>) kColumns[] = {tile_columns<G, 1>, tile_columns<G, 2>,
+                                                          tile_columns<G, 3>, tile_columns<G, 4>};
+    kColumns[a.row_tiles - 1](p, a, tiles);
 #else
+    GemmArgs<float> words = p;
     const float* rows[kRoundedRows];
-    for (std::int64_t i = 0; i < n; ++i) rows[i] = a.words[0][i];
-    block.a = rows;
-    block.n = n;
-    block.chunks = tiles;
-    block.chunk_len = kTileWords;
-    block.chunk_stride = kRoundedRows * kTileWords;
-    block.b = b;
-    block.init = init;
-    block.out = out;
-    gemm_tiles<float, G>(block);
+    for (std::int64_t i = 0; i < p.n; ++i) rows[i] = a.words + i * kTileWords;
+    words.a = rows;
+    words.chunks = tiles;
+    words.chunk_len = kTileWords;
+    words.chunk_stride = a.tile_words();
+    gemm_tiles<float, G>(words);
 #endif
 }
 
 template <int G>
 void gemm_bf16(const GemmArgs<float>& p) {
-    const std::int64_t k = p.chunks * p.chunk_len, tiles = (k + kTileDepth - 1) / kTileDepth;
+    if (p.panels == 0) return;
+    const std::int64_t k = p.chunks * p.chunk_len;
     RoundedRows a;
-    for (std::int64_t r = 0; r < p.n && p.panels > 0; r += kRoundedRows) {
-        const std::int64_t n = smaller(kRoundedRows, p.n - r);
+    for (std::int64_t r = 0; r < p.n; r += kRoundedRows) {
+        GemmArgs<float> block = p;
+        block.n = smaller(kRoundedRows, p.n - r);
+        block.out += r * p.out_row;
+        if (p.init != nullptr) block.init += r * p.init_row;
+        a.row_tiles = (block.n + kTileRows - 1) / kTileRows;
 #ifdef FUSEDRNN_AMX
-        const Tiles configured(sizes_for(n));
+        const Tiles configured(sizes_for(block.n));
 #endif
-        for (std::int64_t tile = 0; tile == 0 || tile < tiles; tile += kRoundedTiles) {
-            const std::int64_t count = smaller(kRoundedTiles, tiles - tile);
-            round_rows(p, r, n, tile * kTileDepth, smaller((tile + count) * kTileDepth, k), a);
-            multiply_rounded<G>(p, a, r, n, tile, count);
-        }
+        std::int64_t first = 0;
+        do {
+            const std::int64_t end = smaller(first + a.depth() * kTileDepth, k);
+            round_rows(p, r, block.n, first, end, a);
+            multiply_rounded<G>(block, a, (end - first + kTileDepth - 1) / kTileDepth);
+            block.b += a.depth() * kTileWords * G * Vec<float>::kLanes;
+            block.init = block.out;
+            block.init_panel = p.out_panel;
+            block.init_row = p.out_row;
+            first = end;
+        } while (first < k);
     }
 }
 

@@ -138,7 +138,7 @@ inline void outer_bf16(const OuterArgs<float>& p, std::int64_t first, std::int64
     }
     RowPairs a[2][kOuterTiles];
 #ifdef FUSEDRNN_AMX
-    const Tiles configured(sizes_for(kRoundedRows));
+    const Tiles configured(sizes_for(2 * kTileRows));
 #endif
     const std::int64_t vectors = panels_of<float>(p.units) * p.gates;
     for (std::int64_t tile = 0; tile < all; tile += kOuterTiles) {

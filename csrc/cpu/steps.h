@@ -10,8 +10,8 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-inline constexpr std::int64_t kRowGroup =
-    32;  // rows whose accumulators stay in the L1 cache between matmul and cell
+// Rows whose accumulators stay in the L1 cache between matmul and cell; in bfloat16 as many as a column of tiles has.
+inline constexpr std::int64_t kRowGroup = kBf16 ? 64 : 32;
 
 // Positions first, first + stride, ... of the batch (in the order of the schedule) and a range of unit panels.
 struct Part {

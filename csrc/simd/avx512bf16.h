@@ -48,6 +48,14 @@ FUSEDRNN_INLINE VecF interleaved(VecF even, VecF odd) {
     return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))};
 }
 
+// From an estimate of 1 / b: within 2 ULP, where products are rounded to 8 bits.
+FUSEDRNN_INLINE VecF divide_unchecked(VecF a, VecF b) {
+    const __m512 estimate = _mm512_rcp14_ps(b.v), two = _mm512_set1_ps(2.0f);
+    return {_mm512_mul_ps(_mm512_mul_ps(a.v, estimate), _mm512_fnmadd_ps(b.v, estimate, two))};
+}
+
+FUSEDRNN_INLINE VecF times_pow2n(VecF a, VecF n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
 // Element l of row r becomes element r of row l.
 FUSEDRNN_INLINE void transpose(VecF (&rows)[16]) {
     __m512 pairs[16], fours[16];

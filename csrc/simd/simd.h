@@ -67,7 +67,7 @@ using Operand = V;
 // a / b for 1 <= b <= 2 and |a| <= 2, where a division that looks for the ends of the range takes much longer.
 template <class V>
 FUSEDRNN_INLINE V divide_moderate(V a, V b) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) || defined(FUSEDRNN_BF16)
     return divide_unchecked(a, b);
 #else
     return a / b;
