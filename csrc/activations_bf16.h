@@ -35,7 +35,8 @@ FUSEDRNN_INLINE VecF sigmoid(VecF x) {
 
 FUSEDRNN_INLINE VecF tanh(VecF x) {
     const VecF a = max(VecF::set(-kTanhHigh), min(VecF::set(kTanhHigh), x)), square = a * a;
-    return divide_moderate(a * polynomial_from_one(kTanhAbove, square), polynomial_from_one(kTanhBelow, square));
+    return divide_moderate(a * polynomial_from_one(kTanhAbove, square),
+                           polynomial_from_one(kTanhBelow, square));
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -2,7 +2,7 @@
 //
 // A panel holds L = kLanes output columns of G interleaved gates for all k: [K][G][L]. One call multiplies n rows by
 // `panels` panels, and no result depends on how the work is split. On instruction sets for bfloat16 the panels hold pairs
-// of rounded k instead, [K/2][G][L], and A is rounded on its way; sums are float32.
+// of rounded k instead, gate by gate, [G][K/2][L], and A is rounded on its way; sums are float32.
 #pragma once
 
 #include "cpu/gemm_tiles.h"

@@ -23,8 +23,8 @@ struct RoundedRows {
 
 // The values [k, end) of rows [r, r + n) of A, zeros past the last; end <= chunks * chunk_len. Chunks, if there are several,
 // are whole vectors.
-inline void round_rows(const GemmArgs<float>& p, std::int64_t r, std::int64_t n, std::int64_t k, std::int64_t end,
-                       RoundedRows& out) {
+inline void round_rows(const GemmArgs<float>& p, std::int64_t r, std::int64_t n, std::int64_t k,
+                       std::int64_t end, RoundedRows& out) {
     constexpr int L = Vec<float>::kLanes;
     if (k >= end) return;
     const std::int64_t chunk = p.chunk_len, first = k / chunk * p.chunk_stride, start = k % chunk;
@@ -65,21 +65,21 @@ struct TilePlaces {
 };
 
 // For tiles 0 to 3 by row, then column: what `move` does to one, which instructions name by a number.
-#define FUSEDRNN_EACH_SUM(move)                    \
-    if constexpr (kRowTiles == 1) {                \
-        move(0, 0, 0);                             \
-        move(1, 0, 1);                             \
-        move(2, 0, 2);                             \
-        move(3, 0, 3);                             \
-    } else if constexpr (kRowTiles == 2) {         \
-        move(0, 0, 0);                             \
-        move(1, 0, 1);                             \
-        move(2, 1, 0);                             \
-        move(3, 1, 1);                             \
-    } else {                                       \
-        move(0, 0, 0);                             \
-        move(1, 1, 0);                             \
-        move(2, 2, 0);                             \
+#define FUSEDRNN_EACH_SUM(move)                      \
+    if constexpr (kRowTiles == 1) {                  \
+        move(0, 0, 0);                               \
+        move(1, 0, 1);                               \
+        move(2, 0, 2);                               \
+        move(3, 0, 3);                               \
+    } else if constexpr (kRowTiles == 2) {           \
+        move(0, 0, 0);                               \
+        move(1, 0, 1);                               \
+        move(2, 1, 0);                               \
+        move(3, 1, 1);                               \
+    } else {                                         \
+        move(0, 0, 0);                               \
+        move(1, 1, 0);                               \
+        move(2, 2, 0);                               \
         if constexpr (kRowTiles == 4) move(3, 3, 0); \
     }
 #define FUSEDRNN_LOAD_SUM(tile, row, column) \
@@ -87,10 +87,10 @@ struct TilePlaces {
 #define FUSEDRNN_STORE_SUM(tile, row, column) \
     _tile_stored(tile, at.out[column] + row * kTileRows * out_row, out_row * kBytes)
 
-template <int G, int kRowTiles>
+template <int kRowTiles>
 FUSEDRNN_INLINE void multiply_tiles(const RoundedRows& a, std::int64_t tiles, const TilePlaces& at,
                                     std::int64_t init_row, std::int64_t out_row) {
-    constexpr std::int64_t kBytes = sizeof(float), kTile = kTileRows * kTileWords, kRow = G * 64;
+    constexpr std::int64_t kBytes = sizeof(float), kTile = kTileRows * kTileWords;
     if (at.init[0] == nullptr) {
         _tile_zero(0);
         _tile_zero(1);
@@ -101,28 +101,28 @@ FUSEDRNN_INLINE void multiply_tiles(const RoundedRows& a, std::int64_t tiles, co
     }
     const float* rows = a.words;
     for (std::int64_t k = 0; k < tiles; ++k, rows += kRowTiles * kTile) {
-        const std::int64_t step = k * kTileWords * G * kTileRows;
+        const std::int64_t step = k * kTile;
         if constexpr (kRowTiles == 1) {
             _tile_loadd(4, rows, 64);
-            _tile_loadd(5, at.b[0] + step, kRow);
+            _tile_loadd(5, at.b[0] + step, 64);
             _tile_dpbf16ps(0, 4, 5);
-            _tile_loadd(6, at.b[1] + step, kRow);
+            _tile_loadd(6, at.b[1] + step, 64);
             _tile_dpbf16ps(1, 4, 6);
-            _tile_loadd(7, at.b[2] + step, kRow);
+            _tile_loadd(7, at.b[2] + step, 64);
             _tile_dpbf16ps(2, 4, 7);
-            _tile_loadd(5, at.b[3] + step, kRow);
+            _tile_loadd(5, at.b[3] + step, 64);
             _tile_dpbf16ps(3, 4, 5);
         } else if constexpr (kRowTiles == 2) {
             _tile_loadd(4, rows, 64);
-            _tile_loadd(6, at.b[0] + step, kRow);
+            _tile_loadd(6, at.b[0] + step, 64);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, at.b[1] + step, kRow);
+            _tile_loadd(7, at.b[1] + step, 64);
             _tile_dpbf16ps(1, 4, 7);
             _tile_loadd(5, rows + kTile, 64);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         } else {
-            _tile_loadd(4, at.b[0] + step, kRow);
+            _tile_loadd(4, at.b[0] + step, 64);
             _tile_loadd(5, rows, 64);
             _tile_dpbf16ps(0, 5, 4);
             _tile_loadd(6, rows + kTile, 64);
@@ -154,12 +154,12 @@ void tile_columns(const GemmArgs<float>& p, const RoundedRows& a, std::int64_t t
         TilePlaces at{};
         for (int i = 0; i < kColumns; ++i) {
             const std::int64_t column = smaller(first + i, count - 1), panel = column / G;
-            const std::int64_t place = column % G * kTileRows;
-            at.b[i] = p.b + panel * p.b_panel + place;
+            const std::int64_t gate = column % G, place = gate * kTileRows;
+            at.b[i] = p.b + panel * p.b_panel + gate * (p.b_panel / G);
             at.out[i] = p.out + panel * p.out_panel + place;
             if (p.init != nullptr) at.init[i] = p.init + panel * p.init_panel + place;
         }
-        multiply_tiles<G, kRowTiles>(a, tiles, at, p.init_row, p.out_row);
+        multiply_tiles<kRowTiles>(a, tiles, at, p.init_row, p.out_row);
     }
 }
 
@@ -196,7 +196,12 @@ void multiply_rounded(const GemmArgs<float>& p, const RoundedRows& a, std::int64
     words.chunks = tiles;
     words.chunk_len = kTileWords;
     words.chunk_stride = a.tile_words();
-    gemm_tiles<float, G>(words);
+    for (int g = 0; g < G; ++g) {
+        gemm_tiles<float, 1>(words);
+        words.b += p.b_panel / G;
+        words.out += Vec<float>::kLanes;
+        if (p.init != nullptr) words.init += Vec<float>::kLanes;
+    }
 #endif
 }
 
@@ -219,7 +224,7 @@ void gemm_bf16(const GemmArgs<float>& p) {
             const std::int64_t end = smaller(first + a.depth() * kTileDepth, k);
             round_rows(p, r, block.n, first, end, a);
             multiply_rounded<G>(block, a, (end - first + kTileDepth - 1) / kTileDepth);
-            block.b += a.depth() * kTileWords * G * Vec<float>::kLanes;
+            block.b += a.depth() * kTileWords * Vec<float>::kLanes;
             block.init = block.out;
             block.init_panel = p.out_panel;
             block.init_row = p.out_row;

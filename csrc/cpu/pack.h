@@ -44,20 +44,21 @@ FUSEDRNN_INLINE void pack_block(const T* w, std::int64_t rows, std::int64_t stri
 #endif
 }
 
-// W (G*H, K) -> [H/L][K][G][L]: the rows of W become columns. `stride` is that of W's rows, K where it is 0.
+// W (G*H, K) -> [H/L][K][G][L], or of bfloat16 [H/L][G][K/2][L]: the rows of W become columns. `stride` is that of W's rows, K where it is 0.
 template <class T>
 void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out, Team& team,
                int member, std::int64_t stride = 0) {
     if (stride == 0) stride = k_size;
     constexpr int L = Vec<T>::kLanes;
     constexpr std::int64_t kBlock = kBf16 ? 2 * L : 16;  // of k: a cache line of each source row, or a tile
+    const std::int64_t step = kBf16 ? L : gates * L, gate = kBf16 ? panel_depth<T>(k_size) * L : L;
     for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
         if (team.cancelled(member, k_size * gates * L * kPackWork)) return;
         for (std::int64_t k0 = 0; k0 < k_size; k0 += kBlock) {
             const std::int64_t k1 = smaller(k0 + kBlock, k_size);
             for (std::int64_t g = 0; g < gates; ++g) {
-                pack_block(w + (g * units + j * L) * stride, units - j * L, stride, k0, k1, gates * L,
-                           out + (panel_depth<T>(k0) * gates + g) * L);
+                pack_block(w + (g * units + j * L) * stride, units - j * L, stride, k0, k1, step,
+                           out + panel_depth<T>(k0) * step + g * gate);
             }
         }
         out += panel_depth<T>(k_size) * gates * L;
