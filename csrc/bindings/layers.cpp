@@ -4,12 +4,14 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <tuple>
 #include <vector>
 
 #include "bindings/arrays.h"
 #include "bindings/bindings.h"
 #include "bindings/buffer.h"
+#include "bindings/recurrent.h"
 #include "bindings/run.h"
 #include "cpu/kernels.h"
 #include "layers/layer_table.h"
@@ -45,12 +47,27 @@ py::array tanh(const py::object& x) {
     return activation(x, [](const auto& table) { return table.tanh; });
 }
 
+// The dense kernels for float32 in what `compute` says; others have one kind.
+template <class T>
+const DenseKernels<T>& dense_kernels(bool bf16) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+        if (bf16) return bf16_kernels().table->dense;
+    }
+    return kernel_table<T>().dense;
+}
+bool reads_bf16(const std::string& compute) {
+    if (compute != "bf16") return false;
+    if (bf16_kernels().table == nullptr) throw py::value_error(kNoBf16);
+    return true;
+}
+
 int linear_threads(std::int64_t n, std::int64_t in, std::int64_t out) {
     return threads_for(static_cast<double>(n) * static_cast<double>(in) * static_cast<double>(out) / 16);
 }
 
 py::array linear_forward(const py::object& x_, const py::object& weight_, const py::object& bias_,
-                         const py::object& out_) {
+                         const py::object& out_, const std::string& compute) {
+    const bool bf16 = reads_bf16(compute);
     const Array x = Array::floats(x_, "x").shape({{"N"}, {"I"}}).contiguous();
     const std::int64_t n = x.size(0), in = x.size(1);
     const Array weight = Array::parameter(weight_, "weight", x).shape({{"O"}, {"I", in}}).contiguous();
@@ -64,7 +81,7 @@ py::array linear_forward(const py::object& x_, const py::object& weight_, const 
                             .apart_from(bias);
     py::array y = given.given() ? given.object() : new_array(x.dtype(), {n, out});
     by_dtype(x.dtype(), [&]<class T>() {
-        const DenseKernels<T>& dense = kernel_table<T>().dense;
+        const DenseKernels<T>& dense = dense_kernels<T>(bf16);
         Team team(linear_threads(n, in, out));
         const AlignedBuffer workspace(dense.linear_workspace(n, in, out, team.size()));
         run_released(team, [&] {
@@ -76,7 +93,9 @@ py::array linear_forward(const py::object& x_, const py::object& weight_, const 
 }
 
 py::object linear_backward(const py::object& x_, const py::object& weight_, const py::object& dy_,
-                           const py::object& dweight_, const py::object& dbias_, const py::object& need_dx_) {
+                           const py::object& dweight_, const py::object& dbias_, const py::object& need_dx_,
+                           const std::string& compute) {
+    const bool bf16 = reads_bf16(compute);
     const Array x = Array::floats(x_, "x").shape({{"N"}, {"I"}}).contiguous();
     const std::int64_t n = x.size(0), in = x.size(1);
     const Array weight = Array::parameter(weight_, "weight", x).shape({{"O"}, {"I", in}}).contiguous();
@@ -89,7 +108,7 @@ py::object linear_backward(const py::object& x_, const py::object& weight_, cons
     py::object dx = py::none();
     if (flag(need_dx_, "need_dx")) dx = new_array(x.dtype(), {n, in});
     by_dtype(x.dtype(), [&]<class T>() {
-        const DenseKernels<T>& dense = kernel_table<T>().dense;
+        const DenseKernels<T>& dense = dense_kernels<T>(bf16);
         T* dx_data =
             dx.is_none() ? nullptr : static_cast<T*>(py::reinterpret_borrow<py::array>(dx).mutable_data());
         Team team(linear_threads(n, in, out));
@@ -287,9 +306,10 @@ void bind_layers(py::module_& m) {
     m.def("sigmoid", &sigmoid, arg("x"), "Return 1 / (1 + exp(-x)), element by element.");
     m.def("tanh", &tanh, arg("x"), "Return tanh(x), element by element.");
     m.def("linear_forward", &linear_forward, arg("x"), arg("weight"), arg("bias"), arg("out") = py::none(),
-          "Return y (N, O) = x (N, I) weight (O, I)^T + bias (O,).");
+          arg("compute") = "float32", "Return y (N, O) = x (N, I) weight (O, I)^T + bias (O,).");
     m.def("linear_backward", &linear_backward, arg("x"), arg("weight"), arg("dy"), arg("dweight"),
-          arg("dbias"), arg("need_dx"), "Return dx or None; dweight and dbias, where given, are added to.");
+          arg("dbias"), arg("need_dx"), arg("compute") = "float32",
+          "Return dx or None; dweight and dbias, where given, are added to.");
     m.def("embedding_forward", &embedding_forward, arg("indices"), arg("weight"),
           "Return weight[indices] (N, D).");
     m.def("embedding_backward", &embedding_backward, arg("indices"), arg("dy"), arg("dweight"),

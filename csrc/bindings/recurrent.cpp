@@ -15,9 +15,7 @@ const RecurrentCell& cell_by_name(const std::string& key) {
     const std::size_t end = key.find(kBf16Key);
     if (end != std::string::npos) {
         const RecurrentCell* const found = bf16_cell(cell_by_name(key.substr(0, end)));
-        if (found == nullptr)
-            throw py::value_error(
-                "compute: expected \"float32\" on a CPU without products of bfloat16, got \"bf16\"");
+        if (found == nullptr) throw py::value_error(kNoBf16);
         return *found;
     }
     const std::string& name = key;

@@ -9,6 +9,8 @@ namespace fusedrnn {
 // A compiled cell by its name, or one that was defined by its key.
 // By its key; one that ends in kBf16Key is the cell whose float32 products take bfloat16.
 inline constexpr const char* kBf16Key = ":bf16";
+inline constexpr const char* kNoBf16 =
+    "compute: expected \"float32\" on a CPU without products of bfloat16, got \"bf16\"";
 const RecurrentCell& cell_by_name(const std::string& key);
 const RecurrentCell* defined_cell(const std::string& key);
 // What src/fusedrnn/cells.py knows of a cell.

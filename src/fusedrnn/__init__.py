@@ -23,6 +23,7 @@ from fusedrnn import (
 )
 from fusedrnn._core import __version__
 from fusedrnn.cells import CELLS, CellSpec
+from fusedrnn.compute import get_float32_matmul_precision, set_float32_matmul_precision
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
 from fusedrnn.inference.quantized import QuantizedRecurrent, QuantizedStream
 from fusedrnn.inference.stream import Stream
@@ -133,6 +134,7 @@ __all__ = [
     "define_cell",
     "distributed",
     "functional",
+    "get_float32_matmul_precision",
     "get_num_threads",
     "init",
     "interpret",
@@ -148,6 +150,7 @@ __all__ = [
     "quantile_loss",
     "save",
     "set_detect_changes",
+    "set_float32_matmul_precision",
     "set_num_threads",
     "show_config",
     "sym",

@@ -251,9 +251,21 @@ def define_program(
     backward: list[_Program],
     masks: list[tuple[float, float, float, float, bool]] = [],
 ) -> _CellConstants: ...
-def linear_forward(x: _Array, weight: _Array, bias: _Array | None, out: _Array | None = None) -> _Array: ...
+def linear_forward(
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    out: _Array | None = None,
+    compute: str = "float32",
+) -> _Array: ...
 def linear_backward(
-    x: _Array, weight: _Array, dy: _Array, dweight: _Array | None, dbias: _Array | None, need_dx: bool
+    x: _Array,
+    weight: _Array,
+    dy: _Array,
+    dweight: _Array | None,
+    dbias: _Array | None,
+    need_dx: bool,
+    compute: str = "float32",
 ) -> _Array | None: ...
 def embedding_forward(indices: _Int64, weight: _Array) -> _Array: ...
 def embedding_backward(indices: _Int64, dy: _Array, dweight: _Array) -> None: ...

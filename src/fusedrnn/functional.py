@@ -16,6 +16,7 @@ from fusedrnn import _core, host_layer
 from fusedrnn.arrays import Array, StateLike
 from fusedrnn.cells import CellSpec, Weights, gather_weights, resolve_cell
 from fusedrnn.checks import check_array
+from fusedrnn.compute import check_compute, kernel_key
 from fusedrnn.devices import layers_on
 from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import Packing
@@ -87,6 +88,7 @@ def forward(
     reverse: bool = False,
     recompute: bool = False,
     mask: npt.ArrayLike | None = None,
+    compute: str | None = None,
 ) -> tuple[Array, Any, FunctionalTape]:
     """Run one layer in one direction. The equations are in `fusedrnn.CELLS[cell].equations`.
 
@@ -108,6 +110,8 @@ def forward(
         mask: (T, B) bool, on the CPU: false for steps that are left out, wherever they are. The state passes
             through them, y is 0 and x gets no gradient there; a reset at one acts at the next step that
             counts. The steps that count are copied to the front first.
+        compute: "float32", or "bf16" for products in bfloat16 with sums in float32, as `fusedrnn.Recurrent`
+            says; None for what `fusedrnn.set_float32_matmul_precision` says.
 
     Returns:
         y (T, B, Hout), read-only because the tape refers to it; the final state; the tape.
@@ -137,13 +141,20 @@ def forward(
             reset_state,
             reverse=reverse,
             recompute=recompute,
+            compute=compute,
         )
     layers = layers_on(array_of(x))
     if layers is not host_layer and spec.definition is not None:
         raise RuntimeError(f"cell: expected a compiled one with arrays on a GPU, got {spec.label}")
+    key = spec.name
+    if layers is host_layer:
+        # What is no array at all is refused further on.
+        key = kernel_key(spec, check_compute(compute, getattr(array_of(x), "dtype", np.dtype(np.float32))))
+    elif compute not in (None, "float32"):
+        raise RuntimeError(f"compute: expected None or 'float32' with arrays on a GPU, got {compute!r}")
     x = x._kept() if isinstance(x, Lookup) else x
     y, final, layer, copied = layers.forward(
-        spec,
+        key,
         x,
         weights,
         None if state is None else spec.unpack_state("state", state),
@@ -165,7 +176,7 @@ def _forward_masked(
     lengths: npt.ArrayLike | None,
     resets: npt.ArrayLike | None,
     reset_state: StateLike | None,
-    **options: bool,
+    **options: Any,
 ) -> tuple[Array, Any, FunctionalTape]:
     """Do what `forward` does with a mask."""
     given = array_of(x)

@@ -4,13 +4,13 @@ from typing import Any
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array
-from fusedrnn.cells import CellSpec, Weights
+from fusedrnn.cells import Weights
 from fusedrnn.inputs.lookup import Lookup, array_of, kernel_gradient, kernel_inputs
 from fusedrnn.inputs.sequences import as_lengths
 
 
 def forward(
-    spec: CellSpec,
+    cell: str,
     x: Array | Lookup,
     weights: Weights,
     state: tuple[Any, ...] | None,
@@ -24,7 +24,7 @@ def forward(
     """Return y, the final state, the kernels' tape and the bytes copied for it."""
     inputs, indices = kernel_inputs(x, keep=True)
     y, final, tape = _core.forward(
-        spec.name,
+        cell,
         inputs,
         weights,
         state,

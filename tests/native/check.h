@@ -126,6 +126,15 @@ template <class T>
 constexpr const char* type_name() {
     return sizeof(T) == 4 ? "f32" : "f64";
 }
+// To the nearest bfloat16, ties to even.
+inline double to_bf16(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000u;
+    std::memcpy(&value, &bits, sizeof value);
+    return static_cast<double>(value);
+}
+
 // ||got - want|| / ||want||: the tolerances of tests/tolerances.py.
 template <class T>
 constexpr double tolerance() {
@@ -137,6 +146,8 @@ class Report {
     // Runs every `every`-th case only.
     explicit Report(int every) : every_(every) {}
 
+    // For results of float instead of tolerance().
+    void set_tolerance(double value) { f32_tolerance_ = value; }
     bool sampled() const { return every_ > 1; }
     // Whether to run the next case.
     bool next() { return seen_++ % every_ == 0; }
@@ -168,17 +179,19 @@ class Report {
             }
         }
         const double error = difference == 0 ? 0 : std::sqrt(difference / scale);
-        if (!(error <= tolerance<T>())) fail(name, what, error);
+        if (!(error <= (sizeof(T) == 4 ? f32_tolerance_ : tolerance<T>()))) fail(name, what, error);
         if (!got.intact()) fail(name, (std::string(what) + ": written outside").c_str(), 0);
     }
 
   private:
     int every_, cases_ = 0, failures_ = 0;
+    double f32_tolerance_ = tolerance<float>();
     std::int64_t seen_ = 0;
 };
 
 template <class T>
-void check_cells(const Kernels& kernels, int lanes, Report& report);
+void check_cells(const Kernels& kernels, int lanes, Report& report, bool bf16 = false);
+void check_bf16(const Kernels& kernels, Report& report);
 template <class T>
 void check_programs(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTable<T>& layers,
                     Report& report);

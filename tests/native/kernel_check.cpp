@@ -2,11 +2,13 @@
 //
 //   kernel_check ISA [N]
 //
-// N runs every N-th case only. Prints a digest of every case's results: two runs whose lines are equal gave
+// N runs every N-th case only. Of amx or avx512bf16 it runs what they have, the kernels for bfloat16. Prints a digest of every case's results: two runs whose lines are equal gave
 // the same bits (tools/compare_kernels.py). The exit status is 0 only if all results are near to the
 // reference.
 #include <cstdlib>
 #include <exception>
+#include <stdexcept>
+#include <string>
 
 #include "check.h"
 
@@ -17,10 +19,20 @@ int main(int argc, char** argv) {
         return 2;
     }
     try {
-        setenv("FUSEDRNN_ISA", argv[1], 1);
+        const std::string isa = argv[1];
+        const bool bf16 = isa == "amx" || isa == "avx512bf16";
+        setenv("FUSEDRNN_ISA", bf16 ? "avx512" : argv[1], 1);
+        if (bf16) setenv("FUSEDRNN_BF16_ISA", argv[1], 1);
         const fusedrnn::Kernels& kernels = fusedrnn::kernels();
         std::printf("isa %s, lanes %d %d\n", kernels.isa, kernels.f32->lanes, kernels.f64->lanes);
         kernel_check::Report report(every);
+        if (bf16) {
+            if (fusedrnn::bf16_kernels().table == nullptr)
+                throw std::runtime_error("this CPU or build lacks " + isa);
+            kernel_check::check_bf16(kernels, report);
+            std::printf("%d cases, %d failures\n", report.cases(), report.failures());
+            return report.failures() == 0 ? 0 : 1;
+        }
         kernel_check::check_programs(*kernels.f32, *kernels.layers_f32, report);
         kernel_check::check_programs(*kernels.f64, *kernels.layers_f64, report);
         kernel_check::check_layers(*kernels.f32, *kernels.layers_f32, report);

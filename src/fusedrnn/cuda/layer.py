@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from fusedrnn.cells import CellSpec, Weights
+from fusedrnn.cells import Weights
 from fusedrnn.cuda import loader
 from fusedrnn.cuda.libraries import Library, library_of
 from fusedrnn.cuda.modes import get_float32_mode, get_kernel
@@ -54,7 +54,7 @@ def call_forward(
 
 
 def forward(
-    spec: CellSpec,
+    cell: str,
     x: Any,
     weights: Weights,
     state: tuple[Any, ...] | None,
@@ -70,7 +70,7 @@ def forward(
     library = library_of(table)
     y, final, tape = call_forward(
         library,
-        spec.name,
+        cell,
         table,
         weights,
         state,

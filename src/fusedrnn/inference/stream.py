@@ -87,7 +87,7 @@ class Stream(StreamBase[StateT]):
 
     def __init__(self, module: Network, batch_size: int) -> None:
         self._module = module
-        super().__init__(_core.Stream(module._network.spec.name, self._weights(), batch_size), batch_size)
+        super().__init__(_core.Stream(module._key, self._weights(), batch_size), batch_size)
         self._learned = self._learned_state()
         self._start(slice(None))
 

@@ -129,7 +129,7 @@ def _linear(module: Linear, tape: Any, dy: Any, layout: _Layout) -> Generator[Pi
     check_array("dy", dy, tape.shape, module._dtype)
     if module._tied:
         raise ValueError("weight_of: expected a Linear with a weight of its own for per_example")
-    x, kept = tape.saved
+    x, kept, _ = tape.saved
     flows = np.ascontiguousarray(dy).reshape(-1, module.out_features)
     dx = _core.linear_backward(x, kept["weight"], flows, None, None, True)
     assert dx is not None

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array
 from fusedrnn.backend import NOTHING
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.compute import check_compute
 from fusedrnn.init import Noise, Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows, check_kind, contiguous, copied
 from fusedrnn.nn.crossing import crosses, crosses_back
@@ -39,6 +40,8 @@ class Linear(Module):
         seed: int, numpy.random.Generator or None.
         init: "default" or "torch", which are the same here; None leaves all parameters at zero, for weights
             that are loaded next.
+        compute: "float32", or "bf16" for products in bfloat16 with sums in float32, on the CPU, as
+            `Recurrent` says; None for what `set_float32_matmul_precision` says. May be changed at any time.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -57,6 +60,7 @@ class Linear(Module):
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
         init: str | None = "default",
+        compute: str | None = None,
     ) -> None:
         super().__init__()
         self.in_features = check_size("in_features", in_features, 0)
@@ -66,6 +70,7 @@ class Linear(Module):
         if self.bias:
             shapes["bias"] = (self.out_features,)
         found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
+        self._compute = check_compute(compute, found)
         if weight_of is not None:
             if not isinstance(weight_of, Embedding):
                 raise TypeError(f"weight_of: expected an Embedding, got {type(weight_of).__name__}")
@@ -113,12 +118,28 @@ class Linear(Module):
         """
         kept = self._kept_parameters()
         y, rows = self._apply(x, kept)
-        return y, SavedTape(self, y.shape, (rows, kept), copied(x, rows))
+        return y, SavedTape(self, y.shape, (rows, kept, self._options()), copied(x, rows))
+
+    @property
+    def compute(self) -> str:
+        """What products are computed in, "float32" or "bf16"; "float32" also names that of float64."""
+        return self._compute if self._dtype == np.float32 else "float32"
+
+    @compute.setter
+    def compute(self, value: str) -> None:
+        self._compute = check_compute(value, self._dtype)
+
+    def _options(self) -> dict[str, str]:
+        """What the kernels are told beside the arrays."""
+        if self.compute == "float32":
+            return {}
+        self._require_cpu("compute")
+        return {"compute": self.compute}
 
     def _apply(self, x: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array]:
-        backend = self._backend
+        backend, options = self._backend, self._options()
         rows = as_rows("x", x, (self.in_features,), backend)
-        y = backend.kernels.linear_forward(rows, parameters["weight"], parameters.get("bias"))
+        y = backend.kernels.linear_forward(rows, parameters["weight"], parameters.get("bias"), **options)
         return y.reshape(*x.shape[:-1], self.out_features), rows
 
     @crosses_back
@@ -132,13 +153,13 @@ class Linear(Module):
         tape = check_tape(tape, self, SavedTape)
         backend = self._backend
         check_array("dy", dy, tape.shape, self._dtype, kind=backend.array)
-        rows, kept = tape.saved
+        rows, kept, options = tape.saved
         flow = as_rows("dy", dy, (self.out_features,), backend)
         sums, owner = self._joined(Module._sums), self._tied.get("weight", self)
         # Always in this order, so that no two threads wait for each other.
         with self._turn.take(), NOTHING if owner is self else owner._turn.take():
             dx = backend.kernels.linear_backward(
-                rows, kept["weight"], flow, sums.get("weight"), sums.get("bias"), need_dx
+                rows, kept["weight"], flow, sums.get("weight"), sums.get("bias"), need_dx, **options
             )
         return None if dx is None else dx.reshape(*tape.shape[:-1], self.in_features)
 
@@ -146,7 +167,8 @@ class Linear(Module):
         tied = f", weight_of={self._tied['weight']!r}" if self._tied else ""
         dtype = "" if self._dtype == np.float32 else f", dtype='{self._dtype}'"
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, bias={self.bias}{tied}{dtype}"
+        compute = "" if self.compute == "float32" else f", compute={self.compute!r}"
+        return f"{sizes}, bias={self.bias}{tied}{dtype}{compute}"
 
 
 class LayerNorm(Module):

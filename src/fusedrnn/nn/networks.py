@@ -47,7 +47,7 @@ class Network(Recurrent[StateT]):
         num_layers: layers stacked on each other.
         options: bias, batch_first, dropout, bidirectional, proj_size, dtype, seed, init, recompute,
             weight_dropout, recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state,
-            init_state, learned_reset_state, batch_norm, num_heads and all_states of `Recurrent`.
+            init_state, learned_reset_state, batch_norm, num_heads, all_states and compute of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.

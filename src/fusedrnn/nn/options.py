@@ -10,6 +10,7 @@ import numpy as np
 
 from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.checks import MOST_LAYERS, check_flag, check_number, check_size
+from fusedrnn.compute import check_compute
 from fusedrnn.init import Noise
 from fusedrnn.nn import input_norm
 from fusedrnn.nn.joining import MERGES, Joints
@@ -35,6 +36,7 @@ class Options(TypedDict, total=False):
     batch_norm: bool
     num_heads: int
     all_states: bool
+    compute: str | None
 
 
 class WithOptions(Module):
@@ -71,6 +73,7 @@ class WithOptions(Module):
     _num_heads: int
     _all_states: bool
     _start_kind: str
+    _compute: str
     _network: NetworkShape
 
     def _set_regularisers(self, given: CellSpec, weight: float, recurrent: float, zoneout: Zoneout) -> None:
@@ -239,6 +242,16 @@ class WithOptions(Module):
         """The cell: what `define_cell` returned, or the name of a compiled one."""
         return self._unmasked.definition or self._unmasked.name
 
+    @property
+    def compute(self) -> str:
+        """What products are computed in, "float32" or "bf16"; "float32" also names that of float64."""
+        return self._compute if self._dtype == np.float32 else "float32"
+
+    @compute.setter
+    def compute(self, value: str) -> None:
+        self._compute = check_compute(value, self._dtype)
+        self._rebind()
+
     def _draws_anew(self) -> str:
         """The name of an option by which a second call of the same arguments differs, or ""."""
         if not self.training:
@@ -276,6 +289,7 @@ class WithOptions(Module):
             "batch_norm": (self.batch_norm, self._usual_batch_norm),
             "num_heads": (self._num_heads, 1),
             "all_states": (self._all_states, False),
+            "compute": (self.compute, "float32"),
             "dtype": (str(self._dtype), "float32"),
         }
         changed = {name: value for name, (value, default) in given.items() if value != default}

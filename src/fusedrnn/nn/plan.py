@@ -178,6 +178,8 @@ class Network(Protocol):
 
     _network: NetworkShape
     _plan: NetworkPlan
+    # What the kernels call the cell.
+    _key: str
     # One call for the commonest case, a layer of one direction on the CPU, else None.
     _plain: Callable[..., Any] | None
     _turn: Turn

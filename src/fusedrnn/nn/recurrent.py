@@ -63,7 +63,7 @@ class RNN(Recurrent[Array]):
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
         options: recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state, init_state,
-            learned_reset_state, batch_norm, num_heads and all_states of `Recurrent`.
+            learned_reset_state, batch_norm, num_heads, all_states and compute of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -171,7 +171,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
         options: recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state, init_state,
-            learned_reset_state, batch_norm, num_heads and all_states of `Recurrent`.
+            learned_reset_state, batch_norm, num_heads, all_states and compute of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -291,7 +291,7 @@ class GRU(Recurrent[Array]):
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
         options: recurrent_dropout, zoneout, locked_dropout, residual, merge, learned_state, init_state,
-            learned_reset_state, batch_norm, num_heads and all_states of `Recurrent`.
+            learned_reset_state, batch_norm, num_heads, all_states and compute of `Recurrent`.
 
     Raises:
         TypeError: an argument of the wrong kind.

@@ -16,6 +16,7 @@ from fusedrnn.arrays import Array, StateLike
 from fusedrnn.backend import CPU, first_array
 from fusedrnn.cells import CellSpec, gather_weights, resolve_cell
 from fusedrnn.checks import MOST_LAYERS, check_array, check_flag, check_number, check_size, resolve_dtype
+from fusedrnn.compute import check_compute, kernel_key
 from fusedrnn.init import Noise, Seed, check_method, make_rng, recurrent_layer
 from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import packing_of
@@ -100,6 +101,9 @@ class Recurrent(Served[StateT]):
         num_heads: blocks of weight_hh, which is zero between units of different heads, and its gradient too.
         all_states: whether y has behind h the other states of the last layer after each step, c of an LSTM,
             each (T, B, D*H). Gradients of them go into backward with dy.
+        compute: "float32", or "bf16" for products of operands rounded to bfloat16 with sums in float32, in
+            forward and backward, on the CPU and where it has AMX or AVX512_BF16; all else stays float32. None
+            for what `set_float32_matmul_precision` says. May be changed at any time.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -109,7 +113,8 @@ class Recurrent(Served[StateT]):
     """
 
     has_state = True
-    _derived = Module._derived | {"_plan", "_plain"}
+    _derived = Module._derived | {"_key", "_plan", "_plain"}
+    _key: str
     _plan: NetworkPlan
     _plain: Callable[..., Any] | None
     _noise: Noise
@@ -143,6 +148,7 @@ class Recurrent(Served[StateT]):
         batch_norm: bool = False,
         num_heads: int = 1,
         all_states: bool = False,
+        compute: str | None = None,
     ) -> None:
         super().__init__()
         self._set_regularisers(resolve_cell(cell), weight_dropout, recurrent_dropout, zoneout)
@@ -167,6 +173,7 @@ class Recurrent(Served[StateT]):
         method = check_method(init)
         forget_bias = check_forget_bias(self._spec, forget_bias)
         found, rng = resolve_dtype(dtype), make_rng(seed)
+        self._compute = check_compute(compute, found)
         directions = 2 if self.bidirectional else 1
         layers = [self._spec.state_widths(size, self.proj_size) for size in sizes]
         network = NetworkShape.of(self._spec, found, layers, directions, self.merge != "concat")
@@ -212,12 +219,12 @@ class Recurrent(Served[StateT]):
                 row = len(self._suffixes(layer)) * layer + direction
                 parts.append(Part(row, weights, grads, cache, direction == 1, columns, own))
             layers.append(tuple(parts))
-        plain = None
+        plain, key = None, kernel_key(self._spec, self.compute if self._backend is CPU else "float32")
         optional = self.weight_dropout or self._masks or self._joining
         single = self.num_layers == 1 and not self.bidirectional and not optional
         if single and self._backend is CPU:
-            plain = _core.PlainCall(self._spec.name, layers[0][0].weights, layers[0][0].cache).__call__
-        self.__dict__.update(_plan=NetworkPlan(tuple(layers)), _plain=plain)
+            plain = _core.PlainCall(key, layers[0][0].weights, layers[0][0].cache).__call__
+        self.__dict__.update(_key=key, _plan=NetworkPlan(tuple(layers)), _plain=plain)
 
     def __call__(
         self,
@@ -317,6 +324,8 @@ class Recurrent(Served[StateT]):
         try:
             if on is CPU:
                 return forward_layers(self, on, lengths, save, x, state, resets, reset_state)
+            if self.compute != "float32":
+                self._require_cpu("compute")
             on.check_types(self._dtype, self._spec, state=state, reset_state=reset_state)
             run = partial(forward_layers, self, on, lengths, save)
             return on.enter(x, run, x, state, resets, reset_state)

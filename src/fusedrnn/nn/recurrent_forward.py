@@ -95,7 +95,7 @@ def forward_layers(
             weight_drops.append(mask)
             # By position: every name of an argument costs a call 200 instructions.
             call = kernels.ForwardCall(
-                module._spec.name,
+                module._key,
                 steps,
                 weights if mask is None else masked(weights, hidden, mask),
                 None if states is None else part.of(states),

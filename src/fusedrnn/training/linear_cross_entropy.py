@@ -92,15 +92,15 @@ def chunked_cross_entropy(
     count = int(counted.sum())
     scale = rows.dtype.type(1 / count if count else 0)
     total, dh = 0.0, np.empty_like(rows)
-    kernels = backend.kernels
+    kernels, options = backend.kernels, head._options()
     for first in range(0, len(rows), step):
         part = slice(first, first + step)
-        logits = kernels.linear_forward(rows[part], weight, bias)
+        logits = kernels.linear_forward(rows[part], weight, bias, **options)
         losses, _, dlogits = kernels.cross_entropy(logits, flat[part], None, ignored, smoothing, False)
         total += float(losses.sum())
         dlogits *= scale
         with head._turn.take(), NOTHING if owner is head else owner._turn.take():
             dh[part] = kernels.linear_backward(
-                rows[part], weight, dlogits, sums.get("weight"), sums.get("bias"), True
+                rows[part], weight, dlogits, sums.get("weight"), sums.get("bias"), True, **options
             )
     return (total / count if count else float("nan")), dh.reshape(h.shape)

@@ -1,0 +1,68 @@
+"""What products of float32 arrays are computed in: float32, or bfloat16 with sums in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fusedrnn import _core
+from fusedrnn.cells import CellSpec
+
+__all__ = ["get_float32_matmul_precision", "set_float32_matmul_precision"]
+
+_PRECISIONS = {"highest": "float32", "high": "float32", "medium": "bf16"}
+_precision = "highest"
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """Set what networks and layers of float32 multiply in that are made from now on without `compute`.
+
+    Args:
+        precision: "highest" or "high" for float32; "medium" for bfloat16 with sums in float32, which is
+            `compute="bf16"`. The names are those of `torch.set_float32_matmul_precision`.
+
+    Raises:
+        ValueError: another name, or "medium" on a CPU without products of bfloat16.
+    """
+    global _precision
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision: expected 'highest', 'high' or 'medium', got {precision!r}")
+    if _PRECISIONS[precision] == "bf16":
+        _require_bf16("precision: expected 'highest' or 'high'", precision)
+    _precision = precision
+
+
+def get_float32_matmul_precision() -> str:
+    """Return what `set_float32_matmul_precision` set, "highest" at first."""
+    return _precision
+
+
+def check_compute(compute: str | None, dtype: np.dtype[Any]) -> str:
+    """Return "float32" or "bf16", for None as `set_float32_matmul_precision` says.
+
+    Raises:
+        ValueError: another value, or bfloat16 where dtype or CPU do not have it.
+    """
+    if compute is None:
+        return _PRECISIONS[_precision] if dtype == np.float32 else "float32"
+    if compute not in ("float32", "bf16"):
+        raise ValueError(f"compute: expected 'float32' or 'bf16', got {compute!r}")
+    if compute == "bf16":
+        if dtype != np.float32:
+            raise ValueError(f"compute: expected None or 'float32' with {dtype}, got 'bf16'")
+        _require_bf16("compute: expected None or 'float32'", compute)
+    return compute
+
+
+def kernel_key(spec: CellSpec, compute: str) -> str:
+    """Return what the compiled module calls a cell whose products are computed so."""
+    return spec.name if compute == "float32" else f"{spec.name}:{compute}"
+
+
+def _require_bf16(expected: str, got: str) -> None:
+    if _core.config()["bf16_isa"] is None:
+        raise ValueError(
+            f"{expected} on a CPU without AMX or AVX512_BF16 (or where the build or FUSEDRNN_ISA leave their "
+            f"kernels out), got {got!r}"
+        )

@@ -1,0 +1,83 @@
+// Kernels whose products take bfloat16. A dense layer's operands are what the caller gives, and the reference rounds them as
+// the kernels do; within a cell they are results, of which one in thousands may be rounded the other way.
+#include "check.h"
+
+namespace kernel_check {
+namespace {
+
+using namespace fusedrnn;
+
+constexpr double kCellTolerance = 2e-3;
+
+Array<double> rounded(const Array<float>& from) {
+    Array<double> to(from.rows(), from.width());
+    for (std::int64_t i = 0; i < from.rows(); ++i) {
+        for (std::int64_t k = 0; k < from.width(); ++k) {
+            to.row(i)[k] = to_bf16(from.row(i)[k]);
+        }
+    }
+    return to;
+}
+
+void check_linear(const DenseKernels<float>& kernels, std::int64_t n, std::int64_t in, std::int64_t out,
+                  Report& report) {
+    const std::string name =
+        "bf16 linear N" + std::to_string(n) + " I" + std::to_string(in) + " O" + std::to_string(out);
+    Random random(17);
+    const auto filled = [&](std::int64_t rows, std::int64_t width) {
+        return Array<float>(rows, width).fill(random, 1);
+    };
+    const Array<float> x = filled(n, in), w = filled(out, in), b = filled(1, out), dy = filled(n, out);
+    Array<float> y(n, out), dx(n, in), dw = filled(out, in), db = filled(1, out);
+    const Array<double> x_ = rounded(x), w_ = rounded(w), dy_ = rounded(dy);
+    Array<double> want_y(n, out), want_dx = Array<double>(n, in).fill(0.0), want_dw(out, in), want_db(1, out);
+    for (std::int64_t o = 0; o < out; ++o) {
+        want_db.data()[o] = static_cast<double>(db.data()[o]);
+        for (std::int64_t k = 0; k < in; ++k) want_dw.row(o)[k] = static_cast<double>(dw.row(o)[k]);
+    }
+    for (std::int64_t i = 0; i < n; ++i) {
+        for (std::int64_t o = 0; o < out; ++o) {
+            double total = static_cast<double>(b.data()[o]);
+            for (std::int64_t k = 0; k < in; ++k) {
+                total += x_.row(i)[k] * w_.row(o)[k];
+                want_dx.row(i)[k] += dy_.row(i)[o] * w_.row(o)[k];
+                want_dw.row(o)[k] += dy_.row(i)[o] * x_.row(i)[k];
+            }
+            want_y.row(i)[o] = total;
+            want_db.data()[o] += static_cast<double>(dy.row(i)[o]);  // a sum, no product
+        }
+    }
+    Team team(1);
+    Workspace workspace(kernels.linear_workspace(n, in, out, 1));
+    kernels.linear_forward(n, in, out, x.data(), w.data(), b.data(), y.data(), team, workspace.as<void>());
+    kernels.linear_backward(n, in, out, x.data(), w.data(), dy.data(), dx.data(), dw.data(), db.data(), team,
+                            workspace.as<void>());
+    report.compare(name, "y", y, want_y);
+    report.compare(name, "dx", dx, want_dx);
+    report.compare(name, "dweight", dw, want_dw);
+    report.compare(name, "dbias", db, want_db);
+    report.done(name, {{"y", Digest().add(y)}, {"dx", Digest().add(dx)}, {"dw", Digest().add(dw).add(db)}});
+}
+
+}  // namespace
+
+void check_bf16(const Kernels& kernels, Report& report) {
+    const KernelTable<float>& table = *bf16_kernels().table;
+    // Around tiles of 16 rows and columns, of 32 values, and around what is rounded at a time.
+    for (const std::int64_t n : {1, 5, 16, 17, 33, 48, 64, 70}) {
+        for (const std::int64_t in : {1, 15, 16, 31, 33, 64, 300}) {
+            if (report.next()) check_linear(table.dense, n, in, (in + n) % 40 + 1, report);
+        }
+    }
+    for (const std::int64_t n : {40, 520}) {
+        if (!report.sampled()) check_linear(table.dense, n, 550, 530, report);
+    }
+    std::vector<RecurrentCell> cells;
+    for (const RecurrentCell& cell : kernels.cells) cells.push_back(*bf16_cell(cell));
+    Kernels rounding = kernels;
+    rounding.cells = {cells.data(), static_cast<int>(cells.size())};
+    report.set_tolerance(kCellTolerance);
+    check_cells<float>(rounding, table.lanes, report, true);
+}
+
+}  // namespace kernel_check
