@@ -26,6 +26,7 @@ else:
 class Served(WithStarts, Generic[StateT]):
     """A network that makes streams and quantized networks."""
 
+    _key: str
     _plan: NetworkPlan
     _plain: Callable[..., Any] | None
 
