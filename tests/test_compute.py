@@ -89,7 +89,8 @@ def test_forward(cell: str, sizes: tuple[int, int, int, int]) -> None:
 @needs_bf16
 @pytest.mark.parametrize("options", [{}, {"lengths": True}, {"resets": True}])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("cell", [*MODULE_CELLS])
+# Where a relu's input is near 0, rounding decides its gradient: tests/native has a reference that rounds.
+@pytest.mark.parametrize("cell", [cell for cell in MODULE_CELLS if cell != "rnn_relu"])
 def test_near_float32(cell: str, bidirectional: bool, options: dict[str, bool]) -> None:
     network = make_module(cell, 33, 40, num_layers=2, bidirectional=bidirectional, seed=0, dtype="float32")
     x, rng = draw(6, 18, 33), np.random.default_rng(0)
