@@ -61,7 +61,7 @@ class Quantized {
     }
 
     const RecurrentCell& cell() const { return cell_; }
-    const QuantizedKernels& kernels() const { return cell_.quantized[format_]; }
+    const QuantizedKernels& kernels() const { return quantized_kernels(cell_, format_); }
     // The layer's I, H and P; every layer and direction has the H and P of the first.
     const Dims& dims() const { return layers_.front().dims; }
     int directions() const { return directions_; }
@@ -118,8 +118,8 @@ constexpr std::int64_t kNeighbours[kWeightFormats] = {2, 4};
 // [H/L][K/N][G][L][N] as (G*H, K).
 template <class T>
 py::array_t<T> without_panels(const void* panels, std::int64_t gates, std::int64_t units, std::int64_t k_size,
-                              std::int64_t neighbours) {
-    const std::int64_t lanes = kernel_table<float>().lanes, groups = (k_size + neighbours - 1) / neighbours;
+                              std::int64_t neighbours, std::int64_t groups) {
+    const std::int64_t lanes = kernel_table<float>().lanes;
     py::array_t<T> made(std::vector<py::ssize_t>{gates * units, k_size});
     T* to = made.mutable_data();
     for (std::int64_t g = 0; g < gates; ++g) {
@@ -140,7 +140,7 @@ py::list Quantized::weights() const {
     const std::int64_t gates = cell_.gates, neighbours = kNeighbours[format_];
     const auto vector = [](const float* panels, std::int64_t g, std::int64_t units) -> py::object {
         if (panels == nullptr) return py::none();
-        return without_panels<float>(panels, g, units, 1, 1).reshape({-1});
+        return without_panels<float>(panels, g, units, 1, 1, 1).reshape({-1});
     };
     py::list all;
     for (const QuantizedLayer& layer : layers_) {
@@ -150,15 +150,16 @@ py::list Quantized::weights() const {
             throw py::value_error(std::string("weights: expected a cell without per-unit parameters, got ") +
                                   cell_.name);
         }
-        const auto matrix = [&](const void* panels, std::int64_t g, std::int64_t units,
-                                std::int64_t k_size) -> py::object {
+        const auto matrix = [&](const void* panels, std::int64_t g, std::int64_t units, std::int64_t k_size,
+                                std::int64_t groups) -> py::object {
             if (panels == nullptr) return py::none();
-            if (format_ == kInt8) return without_panels<std::int8_t>(panels, g, units, k_size, neighbours);
-            return without_panels<std::uint16_t>(panels, g, units, k_size, neighbours);
+            if (format_ == kInt8)
+                return without_panels<std::int8_t>(panels, g, units, k_size, neighbours, groups);
+            return without_panels<std::uint16_t>(panels, g, units, k_size, neighbours, groups);
         };
         all.append(py::make_tuple(
-            py::make_tuple(matrix(w.w_ih, gates, d.H, d.I), matrix(w.w_hh, gates, d.H, d.P),
-                           matrix(w.w_hr, 1, d.P, d.H)),
+            py::make_tuple(matrix(w.w_ih, gates, d.H, d.I, w.g_ih), matrix(w.w_hh, gates, d.H, d.P, w.g_hh),
+                           matrix(w.w_hr, 1, d.P, d.H, w.g_hr)),
             py::make_tuple(vector(w.s_ih, gates, d.H), vector(w.s_hh, gates, d.H), vector(w.s_hr, 1, d.P)),
             py::make_tuple(vector(w.b_x, gates, d.H), vector(w.b_h, gates, d.H))));
     }

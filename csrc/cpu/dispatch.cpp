@@ -1,5 +1,6 @@
 // The choice of the kernels: FUSEDRNN_ISA where it is set, or the first entry of the table that build and CPU have; and of
-// those for bfloat16 beside them: FUSEDRNN_BF16_ISA likewise.
+// those for bfloat16 beside them: FUSEDRNN_BF16_ISA likewise; of
+// those for int8, FUSEDRNN_INT8_ISA.
 #include "cpu/dispatch.h"
 
 #include <cstddef>
@@ -33,6 +34,12 @@ const KernelTable<float>& table_bf16();
 }
 namespace amx {
 const KernelTable<float>& table_bf16();
+}
+namespace avx512vnni {
+extern const QuantizedKernels kQuantizedKernels[][kWeightFormats];
+}
+namespace amxint8 {
+extern const QuantizedKernels kQuantizedKernels[][kWeightFormats];
 }
 
 namespace {
@@ -74,6 +81,16 @@ constexpr auto kAmx = amx::table_bf16;
 #else
 constexpr std::nullptr_t kAmx = nullptr;
 #endif
+#if FUSEDRNN_HAVE_AVX512VNNI
+constexpr auto kAvx512Vnni = avx512vnni::kQuantizedKernels;
+#else
+constexpr std::nullptr_t kAvx512Vnni = nullptr;
+#endif
+#if FUSEDRNN_HAVE_AMXINT8
+constexpr auto kAmxInt8 = amxint8::kQuantizedKernels;
+#else
+constexpr std::nullptr_t kAmxInt8 = nullptr;
+#endif
 
 struct Isa {
     const char* name;
@@ -89,25 +106,32 @@ constexpr Isa kIsas[] = {
     {"scalar", [] { return true; }, kScalar},
 };
 
-// Of them those whose kernels are beside avx512's.
-struct Bf16Isa {
+// Kernels of some kind beside avx512's, for processors that have more.
+template <class Table>
+struct IsaBeyond {
     const char* name;
     bool (*supported)();
-    const KernelTable<float>& (*table)();
+    Table table;  // null where this build lacks them
 };
-constexpr Bf16Isa kBf16Isas[] = {
+constexpr IsaBeyond<const KernelTable<float>& (*)()> kBf16Isas[] = {
     {"amx", cpu_has_amx, kAmx},
     {"avx512bf16", cpu_has_avx512bf16, kAvx512Bf16},
 };
+constexpr IsaBeyond<const QuantizedKernels (*)[kWeightFormats]> kInt8Isas[] = {
+    {"amxint8", cpu_has_amx, kAmxInt8},
+    {"avx512vnni", cpu_has_avx512vnni, kAvx512Vnni},
+};
 
-Bf16Kernels choose_bf16() {
-    const char* wanted = std::getenv("FUSEDRNN_BF16_ISA");
-    if (std::string(kernels().isa) != "avx512") return {nullptr, nullptr};
-    for (const Bf16Isa& isa : kBf16Isas) {
+// The first that there is, or the one that the environment names; null where there is none.
+template <class Table, int kCount>
+const IsaBeyond<Table>* choose_beyond(const IsaBeyond<Table> (&isas)[kCount], const char* variable) {
+    const char* wanted = std::getenv(variable);
+    if (std::string(kernels().isa) != "avx512") return nullptr;
+    for (const IsaBeyond<Table>& isa : isas) {
         if (wanted != nullptr && *wanted != '\0' && std::string(wanted) != isa.name) continue;
-        if (isa.table != nullptr && isa.supported()) return {isa.name, &isa.table()};
+        if (isa.table != nullptr && isa.supported()) return &isa;
     }
-    return {nullptr, nullptr};
+    return nullptr;
 }
 
 Kernels choose_named(const std::string& name) {
@@ -148,8 +172,17 @@ std::vector<RecurrentCell> compiled_cells(const Kernels& chosen) {
 }  // namespace
 
 const Bf16Kernels& bf16_kernels() {
-    static const Bf16Kernels chosen = choose_bf16();
+    static const Bf16Kernels chosen = [] {
+        const auto* const isa = choose_beyond(kBf16Isas, "FUSEDRNN_BF16_ISA");
+        return isa == nullptr ? Bf16Kernels{nullptr, nullptr} : Bf16Kernels{isa->name, &isa->table()};
+    }();
     return chosen;
+}
+
+const QuantizedKernels& quantized_kernels(const RecurrentCell& cell, int format) {
+    static const auto* const beyond = choose_beyond(kInt8Isas, "FUSEDRNN_INT8_ISA");
+    if (format != kInt8 || beyond == nullptr) return cell.quantized[format];
+    return beyond->table[&cell - kernels().cells.first][format];
 }
 
 const RecurrentCell* bf16_cell(const RecurrentCell& cell) {

@@ -57,6 +57,11 @@ bool cpu_has_avx512() {
            has(cpuid(7).b, kF | kDq | kBw | kVl);
 }
 
+bool cpu_has_avx512vnni() {
+    constexpr unsigned kVnni = 1u << 11;
+    return cpu_has_avx512() && has(cpuid(7).c, kVnni);
+}
+
 bool cpu_has_avx512bf16() {
     constexpr unsigned kBf16 = 1u << 5;
     return cpu_has_avx512() && has(cpuid(7, 1).a, kBf16);
@@ -64,10 +69,11 @@ bool cpu_has_avx512bf16() {
 
 bool cpu_has_amx() {
 #if defined(__linux__)
-    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return cpu_has_avx512bf16() && has(static_cast<unsigned>(saved_state()), kTiles) &&
-           has(cpuid(7).d, kBf16 | kTile) && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return cpu_has_avx512bf16() && cpu_has_avx512vnni() &&
+           has(static_cast<unsigned>(saved_state()), kTiles) && has(cpuid(7).d, kBf16 | kTile | kInt8) &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
     return false;
 #endif
@@ -77,6 +83,7 @@ bool cpu_has_amx() {
 
 bool cpu_has_avx2() { return false; }
 bool cpu_has_avx512() { return false; }
+bool cpu_has_avx512vnni() { return false; }
 bool cpu_has_avx512bf16() { return false; }
 bool cpu_has_amx() { return false; }
 

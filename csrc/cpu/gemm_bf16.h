@@ -7,7 +7,10 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-inline constexpr std::int64_t kTileRows = 16, kTileDepth = 32, kTileWords = kTileDepth / 2;
+#ifndef FUSEDRNN_AMX
+inline constexpr std::int64_t kTileRows = 16;
+#endif
+inline constexpr std::int64_t kTileDepth = 32, kTileWords = kTileDepth / 2;
 inline constexpr std::int64_t kRoundedRows = 4 * kTileRows;
 inline constexpr std::int64_t kRoundedTiles = 32;  // at a time: they stay in the L1 cache beside those of B
 

@@ -147,9 +147,10 @@ enum WeightFormat : int { kBf16, kInt8, kWeightFormats };
 // The weights of one layer and direction in fewer bits, N = 2 (bf16) or 4 (int8) of them together (see
 // quantized.h); null where absent.
 struct QuantizedWeights {
-    void *w_ih, *w_hh, *w_hr;   // [H/L][I/N][G][L][N], [H/L][P/N][G][L][N], [P/L][H/N][L][N]
-    float *s_ih, *s_hh, *s_hr;  // int8: the scales of their rows, [H/L][G][L], [H/L][G][L], [P/L][L]
-    float *b_x, *b_h, *units;   // as in Packed
+    void *w_ih, *w_hh, *w_hr;       // [H/L][I/N][G][L][N], [H/L][P/N][G][L][N], [P/L][H/N][L][N]
+    float *s_ih, *s_hh, *s_hr;      // int8: the scales of their rows, [H/L][G][L], [H/L][G][L], [P/L][L]
+    float *b_x, *b_h, *units;       // as in Packed
+    std::int64_t g_ih, g_hh, g_hr;  // how many groups of N there are, the padding with them
 };
 
 struct QuantizedKernels {
@@ -232,6 +233,8 @@ struct Bf16Kernels {
     const KernelTable<float>* table;
 };
 const Bf16Kernels& bf16_kernels();
+// Of a cell that has some, the best for weights of this format.
+const QuantizedKernels& quantized_kernels(const RecurrentCell& cell, int format);
 // The handle of a cell whose float32 products take bfloat16, the same at every call; null where there are no such kernels.
 const RecurrentCell* bf16_cell(const RecurrentCell& cell);
 template <>

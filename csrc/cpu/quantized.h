@@ -40,7 +40,8 @@ struct Bf16 {
     static constexpr int kGroup = 2, kAccumulators = 16;
     static constexpr bool kScaled = false;
 
-    static std::int64_t row_values(std::int64_t k) { return groups_of(k, kGroup) * kGroup; }
+    static std::int64_t groups(std::int64_t k) { return groups_of(k, kGroup); }
+    static std::int64_t row_values(std::int64_t k) { return groups(k) * kGroup; }
     static FUSEDRNN_INLINE Group load(const Weight* p) {
         Group w;
         load_bf16(p, w.even, w.odd);
@@ -80,7 +81,8 @@ struct Bf16 {
 
 struct Int8 {
     using Weight = std::int8_t;
-    using Value = std::int8_t;  // all magnitudes of a row, then all masks: -1 where x is negative, else 0
+    // All magnitudes of a row, then all masks: -1 where x is negative, else 0; then, where there are tiles, the row itself.
+    using Value = std::int8_t;
     using V = Vec<float>;
     using Sum = VecI;
     struct Group {
@@ -90,14 +92,22 @@ struct Int8 {
     static constexpr int kAccumulators = 8;  // each waits for one short addition only
     static constexpr bool kScaled = true;
 
+#ifdef FUSEDRNN_AMX_INT8
+    static constexpr int kParts = 3, kWhole = 64;  // what a row of a tile has
+    static std::int64_t groups(std::int64_t k) { return groups_of(k, kWhole) * (kWhole / kGroup); }
+    static std::int64_t signed_part(std::int64_t row) { return row / kParts * 2; }
+#else
+    static constexpr int kParts = 2, kWhole = 16;
+    static std::int64_t groups(std::int64_t k) { return groups_of(k, kGroup); }
+#endif
     // Whole vectors of each, so that they can be stored.
-    static std::int64_t half_row(std::int64_t k) { return groups_of(k, 16) * 16; }
-    static std::int64_t row_values(std::int64_t k) { return 2 * half_row(k); }
+    static std::int64_t part_values(std::int64_t k) { return groups_of(k, kWhole) * kWhole; }
+    static std::int64_t row_values(std::int64_t k) { return kParts * part_values(k); }
     static FUSEDRNN_INLINE VecI load(const Weight* p) { return VecI::load(p); }
     static FUSEDRNN_INLINE Group broadcast(const Value* row, std::int64_t size, std::int64_t k) {
         std::int32_t magnitude, mask;
         __builtin_memcpy(&magnitude, row + k * 4, 4);
-        __builtin_memcpy(&mask, row + size / 2 + k * 4, 4);
+        __builtin_memcpy(&mask, row + size / kParts + k * 4, 4);
         return {VecI::set(magnitude), VecI::set(mask)};
     }
     static FUSEDRNN_INLINE Sum start(const float*, const RowScale& row) { return VecI::set(row.start); }
@@ -114,11 +124,14 @@ struct Int8 {
         static_assert(16 % L == 0);
         const Scale s = scale_of(row, n);
         V below = V::set(0);
-        for (std::int64_t k = 0; k < half_row(n); k += L) {
+        for (std::int64_t k = 0; k < part_values(n); k += L) {
             const V q = quantized(load_part(row + k, larger(0, n - k)), s), minus = V::set(0) - q;
             const auto negative = less(q, V::set(0));
             store_int8(max(q, minus), out + k);
-            store_int8(select(negative, V::set(-1), V::set(0)), out + size / 2 + k);
+            store_int8(select(negative, V::set(-1), V::set(0)), out + size / kParts + k);
+#ifdef FUSEDRNN_AMX_INT8
+            store_int8(q, out + signed_part(size) + k);
+#endif
             below = below + select(negative, minus, V::set(0));
         }
         // Exact: the sizes keep each lane below 2^24, and all of them together.
@@ -168,7 +181,7 @@ void quantize_rows(const float* w, std::int64_t gates, std::int64_t units, std::
     constexpr int L = Vec<float>::kLanes;
     constexpr std::int64_t N = Format::kGroup;
     using Weight = typename Format::Weight;
-    const std::int64_t panels = panels_of<float>(units), size = groups_of(k_size, N) * gates * L * N;
+    const std::int64_t panels = panels_of<float>(units), size = Format::groups(k_size) * gates * L * N;
     fill_zero(static_cast<Weight*>(out), panels * size);
     if (Format::kScaled) fill_zero(scales, panels * gates * L);
     for (std::int64_t unit = 0; unit < units; ++unit) {
@@ -189,9 +202,10 @@ QuantizedWeights quantized_layout(const Dims& d, Arena& arena) {
     constexpr std::int64_t G = Cell::kGates, N = Format::kGroup;
     const std::int64_t h = padded<float>(d.H), p = padded<float>(d.P);
     QuantizedWeights out{};
-    out.w_ih = arena.take<Weight>(h * G * groups_of(d.I, N) * N);
-    out.w_hh = arena.take<Weight>(h * G * groups_of(d.P, N) * N);
-    if (d.projected) out.w_hr = arena.take<Weight>(p * groups_of(d.H, N) * N);
+    out.g_ih = Format::groups(d.I), out.g_hh = Format::groups(d.P), out.g_hr = Format::groups(d.H);
+    out.w_ih = arena.take<Weight>(h * G * out.g_ih * N);
+    out.w_hh = arena.take<Weight>(h * G * out.g_hh * N);
+    if (d.projected) out.w_hr = arena.take<Weight>(p * out.g_hr * N);
     if (Format::kScaled) {
         out.s_ih = arena.take<float>(h * G);
         out.s_hh = arena.take<float>(h * G);
@@ -301,10 +315,20 @@ FUSEDRNN_INLINE auto select_quantized_tile(int rows, bool wide)
     return nullptr;
 }
 
+// Where there are tiles, from so many rows on.
+inline constexpr std::int64_t kLeastTileRows = 4;
+template <int G>
+void multiply_in_tiles(const Product<Int8>& p, Team& team);  // quantized_tiles.h
+
 // Row tiles as equal as they can be, each against a group of panels while it is in the L1 cache. Ends early once the team
 // is cancelled.
 template <class Format, int G>
 void multiply(const Product<Format>& p, Team& team) {
+#ifdef FUSEDRNN_AMX_INT8
+    if constexpr (Format::kScaled) {
+        if (p.n >= kLeastTileRows) return multiply_in_tiles<G>(p, team);
+    }
+#endif
     const std::int64_t tiles = (p.n + kQuantizedTileRows - 1) / kQuantizedTileRows;
     if (tiles == 0) return;
     const std::int64_t group = quantized_tile_panels<Format, G>(static_cast<int>((p.n + tiles - 1) / tiles));

@@ -4,6 +4,9 @@
 
 #include "cpu/forward_steps.h"
 #include "cpu/quantized.h"
+#ifdef FUSEDRNN_AMX_INT8
+#include "cpu/quantized_tiles.h"
+#endif
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -88,7 +91,7 @@ class QuantizedForward : ForwardSteps<Cell, float> {
         m.x_scale = plan_.x_scale;
         m.x_row = plan_.x_row;
         m.n = n;
-        m.groups = groups_of(p_.dims.I, Format::kGroup);
+        m.groups = w_.g_ih;
         m.w = static_cast<const Weight*>(w_.w_ih);
         m.w_scale = w_.s_ih;
         m.panels = plan_.panels;
@@ -126,7 +129,7 @@ class QuantizedForward : ForwardSteps<Cell, float> {
         m.x_scale = plan_.h_scale;
         m.x_row = plan_.h_row;
         m.n = rows;
-        m.groups = groups_of(p_.dims.P, Format::kGroup);
+        m.groups = w_.g_hh;
         m.w = static_cast<const Weight*>(w_.w_hh);
         m.w_scale = w_.s_hh;
         m.panels = plan_.panels;
@@ -155,7 +158,7 @@ class QuantizedForward : ForwardSteps<Cell, float> {
         m.x_scale = plan_.h_scale;
         m.x_row = plan_.h_row;
         m.n = rows;
-        m.groups = groups_of(p_.dims.H, Format::kGroup);
+        m.groups = w_.g_hr;
         m.w = static_cast<const Weight*>(w_.w_hr);
         m.w_scale = w_.s_hr;
         m.panels = panels_of<float>(p_.dims.P);

@@ -127,8 +127,12 @@ struct VecI {
 
 FUSEDRNN_INLINE VecI operator^(VecI a, VecI b) { return {_mm512_xor_si512(a.v, b.v)}; }
 FUSEDRNN_INLINE VecI dot4(VecI a, VecI b, VecI c) {
+#ifdef FUSEDRNN_VNNI
+    return {_mm512_dpbusd_epi32(c.v, a.v, b.v)};
+#else
     const __m512i pairs = _mm512_maddubs_epi16(a.v, b.v);
     return {_mm512_add_epi32(c.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+#endif
 }
 FUSEDRNN_INLINE VecF to_float(VecI a) { return {_mm512_cvtepi32_ps(a.v)}; }
 FUSEDRNN_INLINE void store_int8(VecF a, std::int8_t* p) {

@@ -6,7 +6,8 @@
 #pragma once
 
 #ifndef FUSEDRNN_ISA
-#error "FUSEDRNN_ISA must name a header of csrc/simd (scalar, avx2, avx512, avx512bf16, amx, neon, cuda)"
+#error \
+    "FUSEDRNN_ISA must name a header of csrc/simd (scalar, avx2, avx512 and what goes beyond it, neon, cuda)"
 #endif
 
 #define FUSEDRNN_STRING_(x) #x
