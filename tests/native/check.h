@@ -192,6 +192,7 @@ class Report {
 template <class T>
 void check_cells(const Kernels& kernels, int lanes, Report& report, bool bf16 = false);
 void check_bf16(const Kernels& kernels, Report& report);
+void check_int8(const Kernels& kernels, Report& report);
 template <class T>
 void check_programs(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTable<T>& layers,
                     Report& report);

@@ -73,7 +73,7 @@ EMULATED void store(double* p, unsigned mask, simde__m512d a) {
 #undef _mm512_mask_storeu_pd
 #define _mm512_mask_storeu_pd(p, mask, a) emulated_avx512::store(p, mask, a)
 
-#include "bf16.h"
+#include "beyond.h"
 
 // No register holds 64 bytes here: keep_in_register has nothing to say. The headers that it must not reach
 // are above.

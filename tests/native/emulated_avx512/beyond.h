@@ -1,4 +1,4 @@
-// AVX512_BF16 and AMX for a CPU without them, after Intel's manual: products are fused, sums take the halves of words in the
+// AVX512_BF16, AVX512_VNNI and AMX for a CPU without them, after Intel's manual: products are fused, sums take the halves of words in the
 // manual's order, denormals count as zero in the test's floating-point state anyway. A reciprocal is exact here, where the
 // instruction has 14 bits: results are near those of the instructions, not equal to them.
 #pragma once
@@ -41,7 +41,8 @@ Sum dpbf16(Sum c, Words a, Words b) {
     const auto left = bits_as<Halves>(a), right = bits_as<Halves>(b);
     for (int i = 0; i < kLanes; ++i) {
         for (int k = 1; k >= 0; --k)
-            sums.of[i] = __builtin_fmaf(of_bf16(left.of[2 * i + k]), of_bf16(right.of[2 * i + k]), sums.of[i]);
+            sums.of[i] =
+                __builtin_fmaf(of_bf16(left.of[2 * i + k]), of_bf16(right.of[2 * i + k]), sums.of[i]);
     }
     return bits_as<Sum>(sums);
 }
@@ -89,7 +90,8 @@ inline void store(int tile, void* to, std::int64_t stride) {
 }
 inline void zero(int tile) { std::memset(tiles[tile].of, 0, sizeof tiles[tile].of); }
 inline void multiply(int c, int a, int b) {
-    if (tiles[c].rows != tiles[a].rows || tiles[a].bytes != 4 * tiles[b].rows || tiles[c].bytes != tiles[b].bytes)
+    if (tiles[c].rows != tiles[a].rows || tiles[a].bytes != 4 * tiles[b].rows ||
+        tiles[c].bytes != tiles[b].bytes)
         __builtin_trap();  // as the processor would
     for (int r = 0; r < tiles[c].rows; ++r) {
         for (int n = 0; 4 * n < tiles[c].bytes; ++n) {
@@ -106,8 +108,48 @@ inline void multiply(int c, int a, int b) {
     }
 }
 
+// Sums of four products of bytes, a of signed or unsigned ones.
+template <class A>
+std::int32_t dot_bytes(std::int32_t sum, const void* a, const void* b) {
+    A left[4];
+    std::int8_t right[4];
+    std::memcpy(left, a, sizeof left);
+    std::memcpy(right, b, sizeof right);
+    for (int i = 0; i < 4; ++i) sum += left[i] * right[i];
+    return sum;
+}
+inline void multiply_bytes(int c, int a, int b) {
+    if (tiles[c].rows != tiles[a].rows || tiles[a].bytes != 4 * tiles[b].rows ||
+        tiles[c].bytes != tiles[b].bytes)
+        __builtin_trap();
+    for (int r = 0; r < tiles[c].rows; ++r) {
+        for (int n = 0; 4 * n < tiles[c].bytes; ++n) {
+            std::int32_t sum;
+            std::memcpy(&sum, &tiles[c].of[r][n], sizeof sum);
+            for (int k = 0; k < tiles[b].rows; ++k)
+                sum = dot_bytes<std::int8_t>(sum, &tiles[a].of[r][k], &tiles[b].of[k][n]);
+            std::memcpy(&tiles[c].of[r][n], &sum, sizeof sum);
+        }
+    }
+}
+template <class Vector>
+Vector dpbusd(Vector c, Vector a, Vector b) {
+    struct Words {
+        std::int32_t of[sizeof(Vector) / 4];
+    };
+    auto sums = bits_as<Words>(c);
+    const auto left = bits_as<Words>(a), right = bits_as<Words>(b);
+    for (std::size_t i = 0; i < sizeof(Vector) / 4; ++i)
+        sums.of[i] = dot_bytes<std::uint8_t>(sums.of[i], &left.of[i], &right.of[i]);
+    return bits_as<Vector>(sums);
+}
+
 }  // namespace emulated_avx512
 
+#undef _mm512_dpbusd_epi32
+#define _mm512_dpbusd_epi32(c, a, b) emulated_avx512::dpbusd(c, a, b)
+#undef _tile_dpbssd
+#define _tile_dpbssd(c, a, b) emulated_avx512::multiply_bytes(c, a, b)
 #undef _mm512_dpbf16_ps
 #define _mm512_dpbf16_ps(c, a, b) emulated_avx512::dpbf16(c, a, b)
 #undef _mm256_dpbf16_ps
