@@ -71,13 +71,14 @@ DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float6
 
 
 class Cache:
-    """What a module keeps from call to call: packed weights, and the arrays of its parameters."""
+    """What a module keeps from call to call: packed weights, the arrays of its parameters, the call on them."""
 
-    __slots__ = ("arrays", "weights")
+    __slots__ = ("arrays", "plain", "weights")
 
     def __init__(self, parts: int) -> None:
         self.weights = [_core.WeightCache() for _ in range(parts)]
         self.arrays: list[tuple[int, Any, Any, Any]] = []
+        self.plain: tuple[list[tuple[int, Any, Any]], Any] = [], None
 
 
 class Tape:
@@ -145,6 +146,35 @@ def forward(
     y, finals = np.empty(sizes.y, dtype), [np.empty(shape, dtype) for shape in sizes.states]
     tape = run(options, inputs, y, finals, save, cache)
     return torch.from_numpy(y), [torch.from_numpy(final) for final in finals], tape
+
+
+def plain_call(cell: str, params: list[Tensor], cache: Cache) -> Any:
+    """Return the compiled call of one layer and direction on the memory of its parameters.
+
+    It is that of the call before where they are what they were, and None where the kernels cannot read them.
+    """
+    places, call = cache.plain
+    for p, (place, dtype, shape) in zip(params, places, strict=False):
+        if (
+            p.data_ptr() != place
+            or p.dtype is not dtype
+            or p.shape != shape
+            or not p.is_contiguous()
+            or p.is_neg()
+        ):
+            break
+    else:
+        if len(places) == len(params):
+            return call
+    dtype = params[0].dtype
+    for p in params:
+        readable = p.is_cpu and p.dtype is dtype and p.is_contiguous() and not p.is_neg()
+        if not readable or p.dtype not in DTYPES or p.data_ptr() == 0:
+            return None
+    weights = kernel_weights(tuple([np.asarray(_Memory(p)) for p in params]), 1)[0]
+    call = _core.PlainCall(cell, weights, cache.weights[0]).__call__
+    cache.plain = [(p.data_ptr(), dtype, p.shape) for p in params], call
+    return call
 
 
 def run(
@@ -224,6 +254,8 @@ def backward(
     need_params: bool = True,
 ) -> Gradients:
     """Return the gradients; without a tape, forward runs once more."""
+    if tape is not None and len(tape.layers) == 1 and not options.batch_first:
+        return _backward_of_one(inputs, tape.layers[0], dy, dfinals, need_dx, need_params)
     sizes = sizes_of(options, inputs.x, inputs.params)
     if tape is None:
         again = [np.empty(shape, DTYPES[y.dtype]) for shape in (sizes.y, *sizes.states)]
@@ -280,6 +312,27 @@ def backward(
             _core.dropout(below, *drop, out=below)
     found_dx = None if dx is None else torch.from_numpy(dx)
     return Gradients(found_dx, [torch.from_numpy(start) for start in starts], dparams)
+
+
+def _backward_of_one(
+    inputs: Inputs,
+    tape: _core.LayerTape,
+    dy: Tensor | None,
+    dfinals: tuple[Tensor | None, ...],
+    need_dx: bool,
+    need_params: bool,
+) -> Gradients:
+    """Do what `backward` does for one layer and direction."""
+    given = tuple([None if d is None else numpy(d)[0] for d in dfinals])
+    frozen = None if need_params else (None,) * 5
+    flow = None if dy is None else numpy(dy)
+    dx, starts, grads = _core.backward(tape, flow, given, frozen, need_dx)
+    dparams = [torch.from_numpy(grad) for grad in grads if grad is not None]
+    return Gradients(
+        None if dx is None else torch.from_numpy(dx),
+        [torch.from_numpy(start[None]) for start in starts] if inputs.state else [],
+        dparams if need_params else [None] * len(inputs.params),
+    )
 
 
 class _Memory:

@@ -53,6 +53,10 @@ class _Recurrent(RNNBase):
             if lengths is not None or resets is not None:
                 raise ValueError("lengths, resets: expected None with a PackedSequence")
             return self._packed(input, hx)
+        if lengths is None and resets is None and self._plain and not torch.compiler.is_compiling():
+            found = self._short(input, hx)
+            if found is not None:
+                return found
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
@@ -68,6 +72,26 @@ class _Recurrent(RNNBase):
         if single:
             y, finals = y.squeeze(1), tuple([final.squeeze(1) for final in finals])
         return y, finals if self.mode == "LSTM" else finals[0]
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the network is one layer and direction, steps first."""
+        return self.num_layers == 1 and not (self.bidirectional or self.batch_first)
+
+    def _short(self, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+        """Do what `forward` does for common arguments in a fraction of the Python, None for others."""
+        lstm = self.mode == "LSTM"
+        state = () if hx is None else tuple(hx) if lstm else (hx,)
+        options = Options(_CELLS[self.mode], 1, False, False, 0.0)
+        found = ops.apply_plain(options, self._cache(), x, state, self._weights())
+        if found is None:
+            return None
+        return found[0], found[1:] if lstm else found[1]
+
+    def _weights(self) -> list[Tensor]:
+        """Return the parameters, by attribute where a parametrization or a call with others has put them."""
+        own = self._parameters
+        return [own.get(n) if n in own else getattr(self, n) for ns in self._all_weights for n in ns]
 
     def _state(self, hx: Any, single: bool) -> tuple[Tensor, ...] | None:
         """Return the state as a tuple, its number of dimensions checked."""
@@ -90,9 +114,7 @@ class _Recurrent(RNNBase):
         resets: Tensor | None,
         batch_first: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        own = self._parameters
-        # By attribute where a parametrization or a call with other parameters has put them.
-        params = tuple([own.get(n) if n in own else getattr(self, n) for ns in self._all_weights for n in ns])
+        params = tuple(self._weights())
         first = params[0]
         if x.dtype is not first.dtype:
             if not torch.is_autocast_enabled("cpu"):

@@ -13,7 +13,7 @@ import torch
 from torch.autograd import Function, forward_ad
 
 from fusedrnn.interop.torch import kernels
-from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor
+from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor, numpy
 
 _SIZES = "str cell, int num_layers, bool bidirectional, bool batch_first, float dropout"
 _TENSORS = "Tensor x, Tensor? lengths, Tensor? resets, Tensor? seed, Tensor[] state, Tensor[] params"
@@ -137,7 +137,7 @@ class _Backward(Function):
 class Network(Function):
     """y and the final states of a network, eager.
 
-    The context holds the tape until backward. Where hooks on saved tensors are set, as in a checkpoint, it is
+    It is given what `kernels.forward` has returned, or the module's cache to call it with. The context holds the tape until backward. Where hooks on saved tensors are set, as in a checkpoint, it is
     theirs to keep or to drop. There is no `setup_context`, for which torch looks at the signature every time.
     """
 
@@ -145,7 +145,7 @@ class Network(Function):
     def forward(
         ctx: Any,
         options: Options,
-        cache: Cache | None,
+        found: Any,
         states: int,
         x: Any,
         lengths: Any,
@@ -153,8 +153,10 @@ class Network(Function):
         seed: Any,
         *rest: Any,
     ) -> tuple[Tensor, ...]:
-        inputs = Inputs(x, lengths, resets, seed, rest[:states], rest[states:])
-        y, finals, tape = kernels.forward(options, inputs, True, cache)
+        if found is None or type(found) is Cache:
+            inputs = Inputs(x, lengths, resets, seed, rest[:states], rest[states:])
+            found = kernels.forward(options, inputs, True, found)
+        y, finals, tape = found
         hooked = _autograd._top_saved_tensors_default_hooks(False) is not None
         ctx.options, ctx.states, ctx.tape = options, states, None if hooked else tape
         ctx.set_materialize_grads(False)
@@ -254,3 +256,41 @@ def apply(options: Options, cache: Cache | None, inputs: Inputs) -> tuple[Tensor
         return Network.apply(options, cache, len(state), *inputs[:4], *state, *params)
     y, finals, _ = kernels.forward(options, inputs, False, cache)
     return (y, *finals)
+
+
+def apply_plain(
+    options: Options, cache: Cache, x: Any, state: tuple[Any, ...], params: list[Tensor]
+) -> tuple[Tensor, ...] | None:
+    """Do what `apply` does for one layer and direction, steps first, and neither lengths nor resets.
+
+    Returns None, with nothing done, where that is not the common case: `apply` takes or refuses the rest.
+    """
+    if (
+        type(x) is not Tensor
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    ):
+        return None
+    call = kernels.plain_call(options.cell, params, cache)
+    dtype = params[0].dtype
+    for tensor in (x, *state):
+        if call is None or not isinstance(tensor, Tensor) or not tensor.is_cpu or tensor.dtype is not dtype:
+            return None
+    arrays: Any = tuple([numpy(part) for part in state]) or None
+    if options.cell != "lstm" and arrays is not None:
+        (arrays,) = arrays
+    tracked = torch.is_grad_enabled() and (
+        x.requires_grad
+        or any([p.requires_grad for p in params])
+        or any([part.requires_grad for part in state])
+    )
+    results = call(numpy(x), arrays, None, tracked, False)
+    if results is None:
+        return None
+    y, final, tape = results
+    finals = [torch.from_numpy(part) for part in (final if options.cell == "lstm" else (final,))]
+    if not tracked:
+        return (torch.from_numpy(y), *finals)
+    found = torch.from_numpy(y), finals, kernels.Tape([tape], [None])
+    return Network.apply(options, found, len(state), x, None, None, None, *state, *params)
