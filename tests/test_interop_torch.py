@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import fusedrnn.torch as ft  # noqa: E402
+from fusedrnn.interop.torch import kernels  # noqa: E402
 
 pytestmark = [
     pytest.mark.once,
@@ -137,6 +138,53 @@ def test_changed_weights_are_seen() -> None:
     for module in (theirs, ours):
         module.weight_hh_l0.data.mul_(0.5)
     compare(theirs, ours, x)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_the_short_way_of_one_layer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits of the general way, which is not gone; and the general way for what the short one leaves."""
+    _, ours = pair(kind)
+    x = torch.randn(6, 4, 5, dtype=torch.float64)
+    h = torch.nn.Parameter(torch.randn(1, 4, 7, dtype=torch.float64))
+    hx = (h, h * 2) if kind == "LSTM" else h
+    runs: list[bool] = []
+    run = kernels.run
+    monkeypatch.setattr(kernels, "run", lambda *args: (runs.append(True), run(*args))[1])
+
+    def results(x: Any, hx: Any = None) -> list[Any]:
+        found = flat(ours(x, hx))
+        leaves = [*ours.parameters(), *([h] if hx is not None else [])]
+        gradients = torch.autograd.grad(sum(part.sin().sum() for part in found), leaves, retain_graph=True)
+        return [*found, *gradients]
+
+    def check(x: Any, hx: Any = None, general: int = 0) -> None:
+        runs.clear()
+        short = results(x, hx)
+        assert len(runs) == general
+        with monkeypatch.context() as without:
+            without.setattr(kernels, "plain_call", lambda *_: None)
+            assert all(torch.equal(a, b) for a, b in zip(short, results(x, hx), strict=True))
+        assert len(runs) == general + 1
+
+    check(x)
+    check(x, hx)
+    check(x[:0])
+    check(x.transpose(0, 1), general=1)
+    # Parameters in other memory, and in the same memory but laid out otherwise.
+    weight = ours.weight_hh_l0
+    weight.data = weight.data.clone()
+    ours.weight_hh_l0.data.mul_(0.5)
+    check(x)
+    memory = weight.data.new_empty(weight.numel()).uniform_(-1, 1)
+    weight.data = memory.view(weight.shape)
+    check(x)
+    weight.data = memory.view(weight.shape[::-1]).T
+    check(x, general=1)
+    weight.data = memory.view(weight.shape)
+    want = results(x)[0]
+    with torch.no_grad():
+        y, _ = ours(x)
+    assert torch.equal(y, want) and y.grad_fn is None
 
 
 def test_converted_in_place() -> None:

@@ -76,6 +76,38 @@ def test_crf(tags: Any, reduction: str, batch_first: bool) -> None:
     assert repr(crf) == repr(host)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_joiner(reduction: str) -> None:
+    """Gradients, also where sequences weigh differently; values as those of the loss of its logits."""
+    joiner = ft.TransducerJoiner(3, 4, blank=0, dtype=torch.float64)
+    enc, pred = randn(2, 5, 3), randn(2, 3, 3)
+    given = torch.tensor([[1, 2], [3, 0]]), torch.tensor([5, 3]), torch.tensor([2, 1])
+
+    def loss(enc: Any, pred: Any, *tensors: Any) -> Any:
+        weights = dict(zip(dict(joiner.named_parameters()), tensors, strict=True))
+        arguments = enc, pred, *given, -1.0, 0.0, reduction
+        return torch.func.functional_call(joiner, weights, arguments)
+
+    inputs = enc, pred, *joiner.parameters()
+    assert torch.autograd.gradcheck(loss, inputs)
+    logits = joiner.logits(enc[:, :, None], pred[:, None])
+    want = ft.transducer_loss(logits, *given, blank=0, reduction=reduction)
+    torch.testing.assert_close(loss(*inputs), want)
+    weight = torch.tensor([2.0, -3.0], dtype=torch.float64) if reduction == "none" else 1
+    flows = [torch.autograd.grad((weight * value).sum(), inputs) for value in (loss(*inputs), want)]
+    torch.testing.assert_close(*flows)
+    # FastEmit and the clamp, whose gradients are not those of the loss that is returned.
+    host = fr.TransducerJoiner(3, 4, 0, dtype="float64")
+    host.load_state_dict(joiner.state_dict())
+    joiner(enc, pred, *given, clamp=0.1, fastemit_lambda=0.5).backward()
+    _, denc, dpred = host.loss(enc.numpy(force=True), pred.numpy(force=True), *given, 0.1, 0.5)
+    np.testing.assert_allclose(enc.grad, denc)
+    np.testing.assert_allclose(pred.grad, dpred)
+    for name, p in joiner.named_parameters():
+        np.testing.assert_allclose(p.grad, host.grads[name])
+    assert repr(joiner) == repr(host)
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_decoder(cell: str) -> None:
     decoder = ft.AttentionDecoder(cell, 3, 4, 5, attention_size=2, dtype=torch.float64)
@@ -174,6 +206,13 @@ def test_refused(tags: Any) -> None:
         crf.decode(torch.zeros(4, 3, 2))
     with pytest.raises(ValueError, match=r"memory: expected shape \(S, B, M\)"):
         decoder(torch.zeros(3, 2, 3), torch.zeros(4, 2, 4))
+    joiner, rows = ft.TransducerJoiner(3, 4), torch.zeros(2, 5, 3)
+    with pytest.raises(
+        ValueError, match=r"pred: expected shape \(B, U\+1, H\) = \(2, 5, 3\), got \(2, 5, 2\)"
+    ):
+        joiner(rows, rows[..., :2], tags, tags, tags)
+    with pytest.raises(TypeError, match=r"pred: expected a torch.Tensor, got ndarray"):
+        joiner(rows, rows.numpy(), tags, tags, tags)
     with pytest.raises(RuntimeError, match=r"logits: expected a tensor on the CPU, got one on meta"):
         ft.transducer_loss(torch.zeros(2, 5, 3, 4, device="meta"), tags, tags, tags)
     x = torch.randn(3, 2, 3, requires_grad=True)

@@ -3,6 +3,7 @@
 from fusedrnn.interop.torch.convert import convert, restore
 from fusedrnn.interop.torch.crf import CRF
 from fusedrnn.interop.torch.decoder import AttentionDecoder
+from fusedrnn.interop.torch.joiner import TransducerJoiner
 from fusedrnn.interop.torch.losses import ctc_loss, transducer_loss
 from fusedrnn.interop.torch.modules import GRU, LSTM, RNN
 from fusedrnn.interop.torch.policies import process_sequence, recurrent_policy
@@ -13,6 +14,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "AttentionDecoder",
+    "TransducerJoiner",
     "convert",
     "ctc_loss",
     "process_sequence",

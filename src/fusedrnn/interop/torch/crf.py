@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from fusedrnn.interop.torch.host import as_array, check_tensor, on_host, outside_graphs
 from fusedrnn.interop.torch.kernels import Tensor
-from fusedrnn.interop.torch.losses import Losses
+from fusedrnn.interop.torch.loss_module import LossModule
 from fusedrnn.sequence.crf import CRF as HostCRF
-from fusedrnn.training.losses import Reduction, check_reduction
+from fusedrnn.training.losses import Reduction
 
 
-class CRF(nn.Module):
+class CRF(LossModule):
     """Conditional random field over sequences of tags, the kernels of `fusedrnn.CRF` as a module of PyTorch.
 
         score(y) = start_transitions[y_0] + sum_t emissions[t, y_t]
@@ -52,11 +50,7 @@ class CRF(nn.Module):
         if isinstance(constraints, Tensor):
             constraints = constraints.numpy(force=True).copy()
         self.num_tags, self.constraints, self.batch_first = num_tags, constraints, batch_first
-        seed = int(torch.randint(2**62, ()))
-        host = HostCRF(num_tags, constraints, batch_first, dtype="float64", seed=seed)
-        for name, array in host.state_dict().items():
-            value = torch.from_numpy(array).to(device, dtype or torch.get_default_dtype())
-            self.register_parameter(name, nn.Parameter(value))
+        self._declare(device, dtype)
 
     @outside_graphs
     def forward(
@@ -79,27 +73,9 @@ class CRF(nn.Module):
             ValueError: an argument of the wrong shape or range, or tags that the constraints forbid.
             RuntimeError: a tensor that is not on the CPU, or a second derivative.
         """
-        check_reduction(reduction)
-        check_tensor("emissions", emissions)
-        given = on_host("tags", tags), on_host("lengths", lengths)
-        parameters = dict(self.named_parameters())
-        # The gradient of a parameter is the kernel's for one loss; of several it takes one call for each.
-        each = reduction == "none" and any(p.requires_grad for p in parameters.values())
-
-        def run(emissions: Any, *arrays: Any) -> Any:
-            *weights, labels, counts = arrays
-            host: Any = self._host(dict(zip(parameters, weights, strict=True)))
-            losses, demissions = host.loss(emissions, labels, counts, reduction)
-            sums = [host.grads[name] for name in parameters]
-            if each:
-                sums = self._sums_of_each(host, emissions, labels, counts)
-            return np.asarray(losses, emissions.dtype), demissions, *sums
-
-        axes: Any = ((None, True),) * (1 + len(parameters))
-        if reduction == "none":
-            axes = (0 if self.batch_first else 1, True), *((0, not each),) * len(parameters)
-        loss: Tensor = Losses.apply(run, axes, emissions, *parameters.values(), *given)[0]
-        return loss
+        axis = 0 if self.batch_first else 1
+        given = {"tags": tags, "lengths": lengths}
+        return self._loss({"emissions": emissions}, given, (axis, axis, 0), reduction)
 
     @outside_graphs
     def decode(self, emissions: Tensor, lengths: Any = None) -> tuple[Tensor, Tensor]:
@@ -134,33 +110,9 @@ class CRF(nn.Module):
         """
         return torch.from_numpy(self._host().marginals(*self._read(emissions, lengths)))
 
-    def extra_repr(self) -> str:
-        """Return what stands between the parentheses of the repr."""
-        return self._host()._extra_repr()
-
     def _read(self, emissions: Any, lengths: Any) -> tuple[Any, Any]:
         check_tensor("emissions", emissions)
         return as_array(emissions), as_array(on_host("lengths", lengths))
 
-    def _host(self, arrays: dict[str, Any] | None = None) -> HostCRF:
-        """Return a module of the kernels with these parameters, K + K + K*K values, or its own."""
-        if arrays is None:
-            arrays = {name: as_array(on_host(name, p)) for name, p in self.named_parameters()}
-        dtype = arrays["transitions"].dtype
-        host = HostCRF(self.num_tags, self.constraints, self.batch_first, dtype=dtype, init=None)
-        host.load_state_dict(arrays)
-        return host
-
-    def _sums_of_each(self, host: HostCRF, emissions: Any, tags: Any, lengths: Any) -> list[Any]:
-        """Return for each parameter its gradients of the loss of each sequence, (B, *its shape)."""
-        axis = 0 if self.batch_first else 1
-        tags, count = np.asarray(tags), emissions.shape[axis]
-        found = [np.empty((count, *sums.shape), sums.dtype) for sums in host.grads.values()]
-        for b in range(count):
-            host.zero_grad()
-            one = np.arange(b, b + 1)
-            some = None if lengths is None else np.asarray(lengths)[one]
-            host.loss(emissions.take(one, axis), tags.take(one, axis), some, "sum")
-            for rows, sums in zip(found, host.grads.values(), strict=True):
-                rows[b] = sums
-        return found
+    def _new(self, dtype: Any, init: str | None, seed: int | None) -> HostCRF:
+        return HostCRF(self.num_tags, self.constraints, self.batch_first, dtype=dtype, seed=seed, init=init)

@@ -71,7 +71,7 @@ DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float6
 
 
 class Cache:
-    """What a module keeps from call to call: packed weights, the arrays of its parameters, the call on them."""
+    """What a module keeps from call to call: packed weights, arrays of its parameters, the call on them."""
 
     __slots__ = ("arrays", "plain", "weights")
 
@@ -323,15 +323,17 @@ def _backward_of_one(
     need_params: bool,
 ) -> Gradients:
     """Do what `backward` does for one layer and direction."""
-    given = tuple([None if d is None else numpy(d)[0] for d in dfinals])
-    frozen = None if need_params else (None,) * 5
-    flow = None if dy is None else numpy(dy)
+    given = None
+    if dy is None or any(d is not None for d in dfinals):
+        given = tuple([None if d is None else numpy(d)[0] for d in dfinals])
+    flow, frozen = None if dy is None else numpy(dy), None if need_params else (None,) * 5
     dx, starts, grads = _core.backward(tape, flow, given, frozen, need_dx)
-    dparams = [torch.from_numpy(grad) for grad in grads if grad is not None]
     return Gradients(
         None if dx is None else torch.from_numpy(dx),
         [torch.from_numpy(start[None]) for start in starts] if inputs.state else [],
-        dparams if need_params else [None] * len(inputs.params),
+        [torch.from_numpy(grad) for grad in grads if grad is not None]
+        if need_params
+        else [None] * len(inputs.params),
     )
 
 

@@ -15,6 +15,7 @@ from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor
 # Beside the modules, whose copies and pickles must not have them.
 _caches: WeakKeyDictionary[RNNBase, Cache] = WeakKeyDictionary()
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+_PLAIN = {mode: Options(cell, 1, False, False, 0.0) for mode, cell in _CELLS.items()}
 
 
 class _Recurrent(RNNBase):
@@ -49,14 +50,15 @@ class _Recurrent(RNNBase):
                 and resets that do not fit.
             RuntimeError: another shape, a tensor that is not on the CPU, or a second derivative.
         """
+        general = self.num_layers > 1 or self.bidirectional or self.batch_first
+        if not (general or torch.compiler.is_compiling()) and lengths is None and resets is None:
+            found = self._short(input, hx)
+            if found is not None:
+                return found
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
                 raise ValueError("lengths, resets: expected None with a PackedSequence")
             return self._packed(input, hx)
-        if lengths is None and resets is None and self._plain and not torch.compiler.is_compiling():
-            found = self._short(input, hx)
-            if found is not None:
-                return found
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
@@ -73,20 +75,14 @@ class _Recurrent(RNNBase):
             y, finals = y.squeeze(1), tuple([final.squeeze(1) for final in finals])
         return y, finals if self.mode == "LSTM" else finals[0]
 
-    @property
-    def _plain(self) -> bool:
-        """Whether the network is one layer and direction, steps first."""
-        return self.num_layers == 1 and not (self.bidirectional or self.batch_first)
-
     def _short(self, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
         """Do what `forward` does for common arguments in a fraction of the Python, None for others."""
-        lstm = self.mode == "LSTM"
-        state = () if hx is None else tuple(hx) if lstm else (hx,)
-        options = Options(_CELLS[self.mode], 1, False, False, 0.0)
+        options = _PLAIN[self.mode]
+        state = () if hx is None else tuple(hx) if self.mode == "LSTM" else (hx,)
         found = ops.apply_plain(options, self._cache(), x, state, self._weights())
         if found is None:
             return None
-        return found[0], found[1:] if lstm else found[1]
+        return found[0], found[1:] if self.mode == "LSTM" else found[1]
 
     def _weights(self) -> list[Tensor]:
         """Return the parameters, by attribute where a parametrization or a call with others has put them."""

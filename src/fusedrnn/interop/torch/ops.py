@@ -137,8 +137,9 @@ class _Backward(Function):
 class Network(Function):
     """y and the final states of a network, eager.
 
-    It is given what `kernels.forward` has returned, or the module's cache to call it with. The context holds the tape until backward. Where hooks on saved tensors are set, as in a checkpoint, it is
-    theirs to keep or to drop. There is no `setup_context`, for which torch looks at the signature every time.
+    It is given what `kernels.forward` has returned, or the module's cache to call it with. The context holds
+    the tape until backward. Where hooks on saved tensors are set, as in a checkpoint, it is theirs to keep or
+    to drop. There is no `setup_context`, for which torch looks at the signature every time.
     """
 
     @staticmethod
@@ -171,7 +172,7 @@ class Network(Function):
         if not _keeps_graph():
             ctx.tape = None
         needs = ctx.needs_input_grad
-        need = needs[3], any(needs[7 + states :])
+        need = needs[3], True in needs[7 + states :]
         if torch.is_grad_enabled():
             handle = handle if tape is None else kernels.attach(tape)
             given = (x, lengths, resets, seed, y, handle, *rest)
@@ -258,6 +259,11 @@ def apply(options: Options, cache: Cache | None, inputs: Inputs) -> tuple[Tensor
     return (y, *finals)
 
 
+# Without the look for transforms of torch.func, of which there are none where this is called.
+_record = super(Function, Network).apply
+_is_tracing, _is_transformed = torch._C._is_tracing, torch._C._are_functorch_transforms_active
+
+
 def apply_plain(
     options: Options, cache: Cache, x: Any, state: tuple[Any, ...], params: list[Tensor]
 ) -> tuple[Tensor, ...] | None:
@@ -265,32 +271,29 @@ def apply_plain(
 
     Returns None, with nothing done, where that is not the common case: `apply` takes or refuses the rest.
     """
-    if (
-        type(x) is not Tensor
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    ):
+    if type(x) is not Tensor or _is_tracing() or _is_transformed() or forward_ad._current_level >= 0:
         return None
-    call = kernels.plain_call(options.cell, params, cache)
-    dtype = params[0].dtype
-    for tensor in (x, *state):
-        if call is None or not isinstance(tensor, Tensor) or not tensor.is_cpu or tensor.dtype is not dtype:
-            return None
-    arrays: Any = tuple([numpy(part) for part in state]) or None
-    if options.cell != "lstm" and arrays is not None:
-        (arrays,) = arrays
-    tracked = torch.is_grad_enabled() and (
-        x.requires_grad
-        or any([p.requires_grad for p in params])
-        or any([part.requires_grad for part in state])
-    )
+    call, dtype = kernels.plain_call(options.cell, params, cache), params[0].dtype
+    if call is None or not x.is_cpu or x.dtype is not dtype:
+        return None
+    arrays: Any = None
+    if state:
+        for part in state:
+            if not isinstance(part, Tensor) or not part.is_cpu or part.dtype is not dtype:
+                return None
+        arrays = numpy(state[0]) if len(state) == 1 else tuple([numpy(part) for part in state])
+    tracked = False
+    if torch.is_grad_enabled():
+        for tensor in (x, *params, *state):
+            if tensor.requires_grad:
+                tracked = True
+                break
     results = call(numpy(x), arrays, None, tracked, False)
     if results is None:
         return None
     y, final, tape = results
-    finals = [torch.from_numpy(part) for part in (final if options.cell == "lstm" else (final,))]
+    finals = [torch.from_numpy(part) for part in final] if type(final) is tuple else [torch.from_numpy(final)]
     if not tracked:
         return (torch.from_numpy(y), *finals)
     found = torch.from_numpy(y), finals, kernels.Tape([tape], [None])
-    return Network.apply(options, found, len(state), x, None, None, None, *state, *params)
+    return _record(options, found, len(state), x, None, None, None, *state, *params)
