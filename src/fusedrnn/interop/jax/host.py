@@ -18,47 +18,41 @@ Named = dict[str, Array]
 _RANKS = {"x": 3, "y": 3, "dy": 3, "lengths": 1, "tape": 1}
 
 
-def call_text(kind: str, cell: str, reverse: bool, names: Sequence[str]) -> str:
+def call_text(kind: str, cell: str, reverse: bool, names: Sequence[str], found: Sequence[str]) -> str:
     """Return what `run` is to do as one string, which the compiled program holds.
 
     Args:
         kind: "forward" or "backward".
         names: of the arrays that it gets: x, the states, parameters, and lengths and resets where they are
-            given; for backward also y, tape, dy, and "d" before the name of each state.
+            given; for backward also y, tape, dy, and "d" before the name of each state that has one.
+        found: of its results: y, the states and, where it is kept, the tape; of backward those of names whose
+            gradients are asked for.
     """
-    return "|".join((kind, cell, str(int(reverse)), *names))
+    return "|".join((kind, cell, str(int(reverse)), " ".join(found), *names))
 
 
 @lru_cache(maxsize=1024)
-def _parsed(call: str) -> tuple[str, str, bool, tuple[str, ...]]:
-    kind, cell, reverse, *names = call.split("|")
-    return kind, cell, reverse == "1", tuple(names)
+def _parsed(call: str) -> tuple[str, str, bool, tuple[str, ...], tuple[str, ...]]:
+    kind, cell, reverse, found, *names = call.split("|")
+    return kind, cell, reverse == "1", tuple(names), tuple(found.split())
 
 
 def run(call: str, arguments: list[Array], results: list[Array]) -> None:
-    """Fill the results of one layer and direction.
-
-    They are y, the final states and, where there is one more, the tape; of backward the gradients of x, of
-    the states and of the given parameters.
-    """
-    kind, cell, reverse, names = _parsed(call)
-    inputs = dict(zip(names, arguments, strict=True))
+    """Fill the results of one layer and direction."""
+    kind, cell, reverse, names, found = _parsed(call)
+    inputs, outputs = dict(zip(names, arguments, strict=True)), dict(zip(found, results, strict=True))
     function = _backward if kind == "backward" else _forward
-    if results[0].ndim == 3:
-        function(cell, reverse, inputs, results)
-        return
-    batch = results[0].shape[:-3]
-    keeps = len(results) > 1 + CELLS[cell].states
-    if kind == "backward" or keeps or _parameters_are_mapped(cell, inputs):
-        _for_each(batch, lambda i, r: function(cell, reverse, i, r), inputs, results)
+    batch = _added(found[0], results[0])
+    if not batch:
+        function(cell, reverse, inputs, outputs)
+    elif kind == "backward" or "tape" in outputs or _parameters_are_mapped(cell, inputs):
+        _for_each(batch, lambda i, o: function(cell, reverse, i, o), inputs, outputs)
     else:
-        _forward_joined(cell, reverse, batch, inputs, results)
+        _forward_joined(cell, reverse, batch, inputs, outputs)
 
 
-def _forward(cell: str, reverse: bool, inputs: Named, results: Sequence[Array]) -> None:
+def _forward(cell: str, reverse: bool, inputs: Named, outputs: Named) -> None:
     spec = CELLS[cell]
-    y, *rest = results
-    tape = rest[spec.states :]
     _core.forward(
         cell,
         inputs["x"],
@@ -67,20 +61,19 @@ def _forward(cell: str, reverse: bool, inputs: Named, results: Sequence[Array]) 
         lengths=_lengths(inputs),
         resets=inputs.get("resets"),
         reverse=reverse,
-        save=bool(tape),
-        out=y,
-        state_out=tuple(rest[: spec.states]),
-        tape_out=tape[0] if tape else None,
+        save="tape" in outputs,
+        out=outputs["y"],
+        state_out=tuple([outputs[name] for name in spec.state_names]),
+        tape_out=outputs.get("tape"),
     )
 
 
-def _backward(cell: str, reverse: bool, inputs: Named, results: Sequence[Array]) -> None:
+def _backward(cell: str, reverse: bool, inputs: Named, outputs: Named) -> None:
     spec = CELLS[cell]
-    params = tuple([inputs.get(name) for name in spec.parameter_names])
     call = _core.ForwardCall(
         cell,
         inputs["x"],
-        params,
+        tuple([inputs.get(name) for name in spec.parameter_names]),
         tuple([inputs[name] for name in spec.state_names]),
         lengths=_lengths(inputs),
         resets=inputs.get("resets"),
@@ -89,15 +82,16 @@ def _backward(cell: str, reverse: bool, inputs: Named, results: Sequence[Array])
         out=inputs["y"],
         tape_out=inputs["tape"],
     )
-    dx, *rest = results
-    dstates, grads = rest[: spec.states], iter(rest[spec.states :])
-    dparams = tuple([None if array is None else next(grads) for array in params])
-    for grad in rest[spec.states :]:
-        grad[...] = 0
-    dfinal = tuple([inputs[f"d{name}"] for name in spec.state_names])
-    _, found, _ = _core.backward(call.tape(), inputs["dy"], dfinal, dparams, dx=dx)
-    for to, part in zip(dstates, found, strict=True):
-        to[...] = part
+    dparams = tuple([outputs.get(name) for name in spec.parameter_names])
+    for grad in dparams:
+        if grad is not None:
+            grad[...] = 0
+    dfinal = tuple([inputs.get(f"d{name}") for name in spec.state_names])
+    dx = outputs.get("x")
+    _, found, _ = _core.backward(call.tape(), inputs["dy"], dfinal, dparams, dx is not None, dx)
+    for name, part in zip(spec.state_names, found, strict=True):
+        if name in outputs:
+            outputs[name][...] = part
 
 
 def _lengths(inputs: Named) -> Array | None:
@@ -122,9 +116,9 @@ def _parameters_are_mapped(cell: str, inputs: Named) -> bool:
 
 def _for_each(
     batch: tuple[int, ...],
-    function: Callable[[Named, Sequence[Array]], None],
+    function: Callable[[Named, Named], None],
     inputs: Named,
-    results: Sequence[Array],
+    outputs: Named,
 ) -> None:
     """Call the function with views of every batch."""
     for index in np.ndindex(batch):
@@ -132,12 +126,10 @@ def _for_each(
             name: array[tuple([i if n > 1 else 0 for i, n in zip(index, _added(name, array), strict=True)])]
             for name, array in inputs.items()
         }
-        function(own, [array[index] for array in results])
+        function(own, {name: array[index] for name, array in outputs.items()})
 
 
-def _forward_joined(
-    cell: str, reverse: bool, batch: tuple[int, ...], inputs: Named, results: Sequence[Array]
-) -> None:
+def _forward_joined(cell: str, reverse: bool, batch: tuple[int, ...], inputs: Named, outputs: Named) -> None:
     """One call, of which all batches are rows: they have the parameters in common."""
     count, parameters = math.prod(batch), CELLS[cell].parameter_names
     joined = {
@@ -146,10 +138,11 @@ def _forward_joined(
         else _joined(array, batch, 1 if name in ("x", "resets") else 0, _rank(name))
         for name, array in inputs.items()
     }
-    y, *finals = results
+    y = outputs["y"]
     steps, rows, width = y.shape[-3:]
     made = np.empty((steps, count * rows, width), y.dtype)
-    _forward(cell, reverse, joined, [made, *[s.reshape(count * rows, s.shape[-1]) for s in finals]])
+    finals = {name: s.reshape(count * rows, s.shape[-1]) for name, s in outputs.items() if name != "y"}
+    _forward(cell, reverse, joined, {"y": made, **finals})
     y[...] = np.moveaxis(made.reshape(steps, count, rows, width), 1, 0).reshape(y.shape)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from fusedrnn import _core
 from fusedrnn.cells import CELLS, rnn_cell
@@ -207,27 +208,37 @@ def _network(options: Options, arrays: Arrays, beside: Arrays) -> Arrays:
 
 
 def _network_forward(options: Options, arrays: Arrays, beside: Arrays) -> Any:
-    shapes = [*_outputs(options, arrays), (_tape_size(options, arrays),)]
+    # None and () stay what they are among the residuals, where True would become an array.
+    wanted = tuple([() if given.perturbed else None for given in arrays])
+    arrays, beside = (tuple([given.value for given in group]) for group in (arrays, beside))
+    shapes = {**_outputs(options, arrays), "tape": (_tape_size(options, arrays),)}
     *found, tape = _called("forward", options, (), shapes, (*arrays, *beside))
-    return tuple(found), (arrays, beside, found[0], tape)
+    return tuple(found), (arrays, beside, found[0], tape, wanted)
 
 
 def _network_backward(options: Options, saved: tuple[Any, ...], flows: Arrays) -> Any:
-    arrays, beside, y, tape = saved
-    after = ("y", "tape", "dy", *[f"d{name}" for name in CELLS[options[0]].state_names])
-    given = (*arrays, *beside, y, tape, *flows)
-    return _called("backward", options, after, [array.shape for array in arrays], given), (None,) * len(
-        beside
-    )
+    arrays, beside, y, tape, wanted = saved
+    dy, *dfinals = [None if isinstance(flow, SymbolicZero) else flow for flow in flows]
+    given = {"y": y, "tape": tape, "dy": jnp.zeros_like(y) if dy is None else dy}
+    for name, flow in zip(CELLS[options[0]].state_names, dfinals, strict=True):
+        if flow is not None:
+            given[f"d{name}"] = flow
+    named = zip(options[2], arrays, wanted, strict=True)
+    shapes = {name: array.shape for name, array, want in named if want is not None}
+    found = _called("backward", options, tuple(given), shapes, (*arrays, *beside, *given.values()))
+    grads = dict(zip(shapes, found, strict=True))
+    return tuple([grads.get(name) for name in options[2]]), (None,) * len(beside)
 
 
-_network.defvjp(_network_forward, _network_backward)
+# What nobody asks for is not computed, such as the gradient of x where x comes from no parameters.
+_network.defvjp(_network_forward, _network_backward, symbolic_zeros=True)
 
 
-def _outputs(options: Options, arrays: Arrays) -> list[Any]:
+def _outputs(options: Options, arrays: Arrays) -> dict[str, Any]:
     """The shapes of y and of the final states."""
-    x, states = arrays[0], arrays[1 : 1 + CELLS[options[0]].states]
-    return [(*x.shape[:2], states[0].shape[1]), *(state.shape for state in states)]
+    x, spec = arrays[0], CELLS[options[0]]
+    states = dict(zip(spec.state_names, [state.shape for state in arrays[1 : 1 + spec.states]], strict=True))
+    return {"y": (*x.shape[:2], arrays[1].shape[1]), **states}
 
 
 def _tape_size(options: Options, arrays: Arrays) -> Any:
@@ -240,10 +251,13 @@ def _tape_size(options: Options, arrays: Arrays) -> Any:
     return x.shape[0] * x.shape[1] * padded * kept
 
 
-def _called(kind: str, options: Options, after: tuple[str, ...], shapes: list[Any], given: Arrays) -> Arrays:
+def _called(
+    kind: str, options: Options, after: tuple[str, ...], shapes: dict[str, Any], given: Arrays
+) -> Arrays:
+    """Return results of these names and shapes; `after` are the names of the last given arrays."""
     cell, reverse, *names = options
-    text = host.call_text(kind, cell, reverse, (*names[0], *names[1], *after))
-    results = tuple([jax.ShapeDtypeStruct(shape, given[0].dtype) for shape in shapes])
+    text = host.call_text(kind, cell, reverse, (*names[0], *names[1], *after), tuple(shapes))
+    results = tuple([jax.ShapeDtypeStruct(shape, given[0].dtype) for shape in shapes.values()])
     found: Arrays = jax.ffi.ffi_call(_TARGET, results, vmap_method="expand_dims")(*given, call=text)
     return found
 
