@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
 import fusedrnn.jax as fj  # noqa: E402
+from fusedrnn.interop.jax import host  # noqa: E402
 
 pytestmark = pytest.mark.once
 
@@ -135,6 +139,69 @@ def test_vmap() -> None:
     close(jax.tree.map(lambda a: a[1], both), jax.vmap(run, (0, None))(xs[1], params))
     total = jax.grad(lambda p: jnp.sum(jax.vmap(lambda x: value(run, x, p))(x)))(params)
     close(total, jax.tree.map(lambda g: jnp.sum(g, 0), jax.vmap(lambda x: slopes(x, params)[1])(x)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_some_arguments(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits of all of them together; what is not asked for is not computed."""
+    params, state = make(cell)
+    arguments = draw(1, T, B, I), params["weight_ih"], params["bias_hh"], state
+    asked: list[set[str]] = []
+    backward = host._backward
+    monkeypatch.setattr(host, "_backward", lambda *a: (asked.append(set(a[3])), backward(*a))[1])
+
+    def loss(x: Any, w: Any, b: Any, state: Any) -> Any:
+        y, end = CELLS[cell](x, {**params, "weight_ih": w, "bias_hh": b}, state)
+        return jnp.sum(jnp.sin(y)) + 2 * jnp.sum(jax.tree.leaves(end)[0])
+
+    together = jax.jit(jax.grad(loss, (0, 1, 2, 3)))(*arguments)
+    names = [{"x"}, {"weight_ih"}, {"bias_hh"}, set(fr.CELLS[cell].state_names)]
+    assert asked == [set().union(*names)]
+    for i, own in enumerate(names):
+        asked.clear()
+        equal(jax.jit(jax.grad(loss, i))(*arguments), together[i])
+        assert asked == [own]
+    # Of the final state alone, where there is no gradient of y.
+    grads = jax.grad(lambda x: jnp.sum(CELLS[cell](x, params, state, lengths=LENGTHS * 0)[0]))(arguments[0])
+    assert not np.any(grads)
+    last = jax.grad(lambda s: jnp.sum(jax.tree.leaves(CELLS[cell](arguments[0][:0], params, s)[1])[0]))(state)
+    assert np.all(jax.tree.leaves(last)[0] == 1)
+
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+import fusedrnn.jax
+jax.config.update("jax_enable_x64", True)
+given = np.load(sys.argv[1] + "/given.npz")
+with open(sys.argv[1] + "/program", "rb") as file:
+    program = jax.export.deserialize(bytearray(file.read()))
+np.savez(sys.argv[1] + "/found.npz", *jax.tree.leaves(program.call(dict(given))))
+"""
+
+
+def test_exported_programs(tmp_path: Path) -> None:
+    """Serialised with sizes that are symbols, and run by another process."""
+    params, _ = make("lstm")
+    given = {**params, "x": draw(1, T, B, I), "lengths": LENGTHS}
+
+    def loss(given: Any) -> Any:
+        weights = {name: given[name] for name in params}
+        return jnp.sum(fj.lstm(given["x"], weights, lengths=given["lengths"])[0] ** 2)
+
+    step = jax.jit(jax.value_and_grad(loss, allow_int=True))
+    t, b = jax.export.symbolic_shape("t, b")
+    specs = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in given.items()}
+    specs["x"] = jax.ShapeDtypeStruct((t, b, I), given["x"].dtype)
+    specs["lengths"] = jax.ShapeDtypeStruct((b,), LENGTHS.dtype)
+    checks = [jax.export.DisabledSafetyCheck.custom_call("fusedrnn_network")]
+    program = jax.export.export(step, disabled_checks=checks)(specs)
+    (tmp_path / "program").write_bytes(program.serialize())
+    np.savez(tmp_path / "given.npz", **given)
+    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True)
+    found = np.load(tmp_path / "found.npz")
+    want = [leaf for leaf in jax.tree.leaves(step(given)) if leaf.dtype == np.float64]
+    equal([array for array in found.values() if array.dtype == np.float64], want)
 
 
 def test_inside_of_scan_and_checkpoint() -> None:
