@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.autograd.forward_ad import dual_level, make_dual  # noqa: E402
+
 import fusedrnn as fr  # noqa: E402
 import fusedrnn.torch as ft  # noqa: E402
 
@@ -219,3 +221,28 @@ def test_refused(tags: Any) -> None:
     (dx,) = torch.autograd.grad(decoder(x, torch.randn(4, 2, 5))[0].sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="expected one derivative"):
         dx.sum().backward()
+
+
+# Of torch's own rules for forward derivatives, which it loads at the first.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_derivatives_of_losses_that_there_are_not(tags: Any) -> None:
+    """Refused with what to do, and not zero without a word; one derivative with its graph is the same."""
+    crf, joiner = ft.CRF(3, dtype=torch.float64), ft.TransducerJoiner(3, 4, blank=0, dtype=torch.float64)
+    labels = torch.tensor([[1, 2], [2, 1]])
+    steps, counts = torch.tensor([4, 3]), torch.tensor([2, 1])
+    losses = {
+        lambda x: ft.ctc_loss(x, labels, steps, counts): (4, 2, 3),
+        lambda x: ft.transducer_loss(x, labels, steps, counts, blank=0): (2, 4, 3, 3),
+        lambda x: crf(x, tags): (4, 3, 3),
+        lambda x: joiner(x, x[:, :3], labels, steps, counts): (2, 4, 3),
+    }
+    for loss, shape in losses.items():
+        x = randn(*shape)
+        (once,) = torch.autograd.grad(loss(x), x)
+        (dx,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        assert torch.equal(dx, once)
+        with pytest.raises(RuntimeError, match="expected one derivative, got a second one of a loss"):
+            torch.autograd.grad(dx.square().sum(), x)
+        with dual_level(), pytest.raises(RuntimeError, match="expected derivatives in reverse"):
+            loss(make_dual(x.detach(), torch.ones_like(x)))
+        torch.testing.assert_close(torch.func.grad(loss)(x.detach()), once)

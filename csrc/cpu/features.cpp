@@ -41,7 +41,6 @@ std::uint64_t saved_state() {
 
 constexpr unsigned kXmmYmm = 0x06;         // XCR0: SSE and AVX registers
 constexpr unsigned kXmmYmmZmmMask = 0xe6;  // and the mask registers and both parts of the AVX-512 registers
-constexpr unsigned kTiles = 0x60000;       // the tiles of AMX and their sizes
 
 }  // namespace
 
@@ -69,6 +68,7 @@ bool cpu_has_avx512bf16() {
 
 bool cpu_has_amx() {
 #if defined(__linux__)
+    constexpr unsigned kTiles = 0x60000;  // XCR0: the tiles of AMX and their sizes
     constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return cpu_has_avx512bf16() && cpu_has_avx512vnni() &&

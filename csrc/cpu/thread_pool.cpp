@@ -1,8 +1,9 @@
 // The pool behind Team: std::thread workers that spin briefly and then sleep. One call owns the pool at a time; a second
 // concurrent call runs on its own thread alone, with the same results.
+#if !defined(_WIN32)
 #include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -70,7 +71,7 @@ void spin(int& turns) {
     if (++turns < kSpinsBeforeYield) {
         pause();
     } else {
-        sched_yield();
+        std::this_thread::yield();
     }
 }
 
@@ -187,12 +188,14 @@ namespace {
 
 std::atomic<ThreadPool*> pool{nullptr};
 
+#if !defined(_WIN32)
 // The child of a fork has none of the workers: it starts afresh.
 void forget_pool() {
     forks.fetch_add(1);
     pool.store(nullptr);
 }
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+#endif
 
 ThreadPool* the_pool() {
     ThreadPool* found = pool.load();
@@ -223,7 +226,7 @@ int available_threads() {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
 #else
-    n = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+    n = static_cast<int>(std::thread::hardware_concurrency());
 #endif
     return std::max(1, std::min({n, cgroup_limit(), kMaxThreads}));
 }

@@ -10,7 +10,7 @@ from torch import nn
 
 from fusedrnn.interop.torch.host import as_array, check_tensor, on_host
 from fusedrnn.interop.torch.kernels import Tensor
-from fusedrnn.interop.torch.losses import Losses
+from fusedrnn.interop.torch.losses import losses_of
 from fusedrnn.training.losses import Reduction, check_reduction
 
 
@@ -73,8 +73,7 @@ class LossModule(nn.Module):
         kept: Any = ((None, True),) * (count + len(parameters))
         if reduction == "none":
             kept = *[(axis, True) for axis in axes[:count]], *((0, not each),) * len(parameters)
-        loss: Tensor = Losses.apply(run, kept, *tensors.values(), *parameters.values(), *others)[0]
-        return loss
+        return losses_of(run, kept, *tensors.values(), *parameters.values(), *others)
 
     def extra_repr(self) -> str:
         """Return what stands between the parentheses of the repr."""

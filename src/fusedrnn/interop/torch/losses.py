@@ -7,46 +7,83 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from fusedrnn.interop.torch.host import as_array, check_tensor, on_host, outside_graphs
 from fusedrnn.interop.torch.kernels import Tensor
-from fusedrnn.interop.torch.ops import each
+from fusedrnn.interop.torch.ops import each, refuse_forward
 from fusedrnn.sequence.ctc import ctc_loss as kernel_ctc_loss
 from fusedrnn.sequence.transducer import transducer_loss as kernel_transducer_loss
 from fusedrnn.training.losses import Reduction, check_reduction
 
 
-class Losses(Function):
-    """Losses (B,) or their scalar, and the gradients of the inputs, which the same pass gives.
+def losses_of(run: Callable[..., Any], axes: Any, *inputs: Any) -> Tensor:
+    """Return the losses (B,), or their scalar, that `run` finds for the arrays of the inputs.
 
-    `run` returns all of them for the arrays of the inputs, of which the first ones have gradients. `axes`
-    says for each gradient which of its axes is that of the sequences, None without one, and whether the
-    input has it, too.
+    Args:
+        run: returns the losses and the gradients of the first inputs.
+        axes: says for each gradient which of its axes is that of the sequences, None without one, and
+            whether the input has it, too.
     """
+    # Comes from the inputs as far as autograd knows, and holds none of their memory.
+    anchor = sum([t[..., :0].sum() for t in inputs[: len(axes)]])
+    losses: Tensor = _Losses.apply(run, axes, anchor, *inputs)[0]
+    return losses
+
+
+class _Losses(Function):
+    """The losses and the gradients of the inputs, which the same pass gives."""
 
     @staticmethod
-    def forward(run: Callable[..., Any], axes: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    def forward(run: Callable[..., Any], axes: Any, anchor: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         return tuple([torch.as_tensor(found) for found in run(*[as_array(t) for t in inputs])])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.axes, ctx.others = inputs[1], len(inputs) - 1 - len(output)
+        ctx.axes, ctx.others = inputs[1], len(inputs) - 2 - len(output)
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:])
+        ctx.save_for_backward(inputs[2], *output[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dlosses: Tensor, *_: Any) -> tuple[Any, ...]:
+        anchor, *gradients = ctx.saved_tensors
         found = []
-        for gradient, (axis, kept) in zip(ctx.saved_tensors, ctx.axes, strict=True):
+        for gradient, (axis, kept) in zip(gradients, ctx.axes, strict=True):
             flow = dlosses.reshape([-1 if i == axis else 1 for i in range(gradient.dim())])
             found.append(gradient * flow if kept else (gradient * flow).sum(axis))
-        return None, None, *found, *(None,) * ctx.others
+        if torch.is_grad_enabled():
+            found = list(_Once.apply(anchor, *found))
+        return None, None, None, *found, *(None,) * ctx.others
+
+    jvp = staticmethod(refuse_forward)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return each(Losses, info, in_dims, args)
+        return each(_Losses, info, in_dims, args)
+
+
+class _Once(Function):
+    """Gradients as they are, which come from the inputs, so that their own derivative is refused."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(anchor: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple([gradient.clone() for gradient in gradients])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
+        raise RuntimeError(_NOT_TWICE)
+
+    jvp = staticmethod(refuse_forward)
+
+
+_NOT_TWICE = (
+    "fusedrnn.torch: expected one derivative, got a second one of a loss over sequences; "
+    "compute what needs it with operations of torch"
+)
 
 
 @outside_graphs
@@ -93,7 +130,7 @@ def ctc_loss(
     def run(*arrays: Any) -> Any:
         return kernel_ctc_loss(*arrays, blank, "none", zero_infinity)
 
-    losses: Tensor = Losses.apply(run, ((1, True),), logits, *given)[0]
+    losses = losses_of(run, ((1, True),), logits, *given)
     if reduction == "mean":
         losses = losses / torch.as_tensor(target_lengths).clamp(min=1).to(losses.dtype)
     return reduced(losses, reduction)
@@ -147,7 +184,7 @@ def transducer_loss(
         options = {"fastemit_lambda": fastemit_lambda, "reduction": "none"}
         return kernel_transducer_loss(*arrays, blank, clamp, **options)
 
-    return reduced(Losses.apply(run, ((0, True),), logits, *given)[0], reduction)
+    return reduced(losses_of(run, ((0, True),), logits, *given), reduction)
 
 
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:

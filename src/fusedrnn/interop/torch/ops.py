@@ -25,8 +25,8 @@ torch.library.define(
     f"({_TENSORS}, {_SIZES}, Tensor y, Tensor tape, Tensor? dy, Tensor? dh, Tensor? dc) -> Tensor[]",
 )
 _NOT_FORWARD = (
-    "fusedrnn.torch: expected derivatives in reverse, got one forward through a recurrent network; "
-    "use backward, torch.func.vjp or jacrev"
+    "fusedrnn.torch: expected derivatives in reverse, got one forward through a recurrent network or a loss "
+    "over sequences; use backward, torch.func.vjp or jacrev"
 )
 _NOT_TWICE = (
     "fusedrnn.torch: expected one derivative, got a second one of a recurrent network; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from fusedrnn.interop.torch.convert import convert
@@ -34,7 +35,10 @@ def process_sequence(
     """
     count = lstm_states[0].shape[1]
     x = features.reshape(count, -1, lstm.input_size).transpose(0, 1)
-    resets = (episode_starts != 0).reshape(count, -1).transpose(0, 1)
+    begins = episode_starts != 0
+    # Mostly there is none in the single step of a rollout, and a call without resets is a short one.
+    some = torch.compiler.is_compiling() or bool(begins.any())
+    resets = begins.reshape(count, -1).transpose(0, 1) if some else None
     y, state = lstm(x, lstm_states, resets=resets)
     return y.transpose(0, 1).flatten(0, 1), state
 
