@@ -254,8 +254,8 @@ def backward(
     need_params: bool = True,
 ) -> Gradients:
     """Return the gradients; without a tape, forward runs once more."""
-    if tape is not None and len(tape.layers) == 1 and not options.batch_first:
-        return _backward_of_one(inputs, tape.layers[0], dy, dfinals, need_dx, need_params)
+    if tape is not None and len(tape.layers) == 1:
+        return _backward_of_one(options, inputs, tape.layers[0], dy, dfinals, need_dx, need_params)
     sizes = sizes_of(options, inputs.x, inputs.params)
     if tape is None:
         again = [np.empty(shape, DTYPES[y.dtype]) for shape in (sizes.y, *sizes.states)]
@@ -315,6 +315,7 @@ def backward(
 
 
 def _backward_of_one(
+    options: Options,
     inputs: Inputs,
     tape: _core.LayerTape,
     dy: Tensor | None,
@@ -327,7 +328,13 @@ def _backward_of_one(
     if dy is None or any(d is not None for d in dfinals):
         given = tuple([None if d is None else numpy(d)[0] for d in dfinals])
     flow, frozen = None if dy is None else numpy(dy), None if need_params else (None,) * 5
-    dx, starts, grads = _core.backward(tape, flow, given, frozen, need_dx)
+    target = None
+    if options.batch_first:
+        flow = None if flow is None else flow.swapaxes(0, 1)
+        target = np.empty(inputs.x.shape, tape.dtype).swapaxes(0, 1) if need_dx else None
+    dx, starts, grads = _core.backward(tape, flow, given, frozen, need_dx, target)
+    if target is not None:
+        dx = target.swapaxes(0, 1)
     return Gradients(
         None if dx is None else torch.from_numpy(dx),
         [torch.from_numpy(start[None]) for start in starts] if inputs.state else [],

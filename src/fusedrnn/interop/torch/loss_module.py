@@ -83,7 +83,7 @@ class LossModule(nn.Module):
 
 def _sums_of_each(host: Any, arguments: Any, axes: tuple[int, ...], options: Any) -> list[Any]:
     """Return for each parameter its gradients of the loss of each sequence, (B, *its shape)."""
-    arrays = [None if a is None else np.asarray(a) for a in arguments]
+    arrays: list[Any] = [None if a is None else np.asarray(a) for a in arguments]
     count = arrays[0].shape[axes[0]]
     found = [np.empty((count, *sums.shape), sums.dtype) for sums in host.grads.values()]
     for b in range(count):
