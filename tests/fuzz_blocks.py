@@ -15,7 +15,7 @@ def block(rng: Rng) -> Subject:
     dtype, batch_first = pick(rng, ["float32", "float64"]), chance(rng, 0.3)
     shared: Arguments = {"batch_first": batch_first, "dtype": dtype}
     width, seed = pick(rng, [1, 2, 6]), {"seed": int(rng.integers(1000))}
-    kind = pick(rng, ["pool", "conv", "norm", "attention", "activation", "model"])
+    kind = pick(rng, ["pool", "conv", "norm", "attention", "hybrid", "activation", "model"])
     pool = pick(rng, ["last", "mean", "max", "attention"])
     name, axis = pick(rng, ["Tanh", "Sigmoid", "ReLU", "GELU", "Softmax"]), pick(rng, [0, 1, -1])
     sizes: Arguments = {
@@ -35,6 +35,8 @@ def block(rng: Rng) -> Subject:
             return fr.BatchNorm(width, **shared)
         if kind == "attention":
             return fr.SelfAttention(width, causal=causal, **shared, **seed)
+        if kind == "hybrid":
+            return fr.Hybrid(width, 1, num_heads=width, **shared, **seed)
         if kind == "activation":
             return fr.Softmax(axis) if name == "Softmax" else getattr(fr, name)()
         return fr.Sequential(
@@ -52,7 +54,7 @@ def block(rng: Rng) -> Subject:
             arguments["x"] = drawn(rng, (2, *leading, width), dtype)  # one row alone has no variance
             return arguments
         arguments["lengths"] = maybe(rng, 0.5, lambda: rng.integers(min(2, seq_len), seq_len + 1, batch))
-        if kind in ("pool", "attention"):
+        if kind in ("pool", "attention", "hybrid"):
             arguments["mask"] = maybe(rng, 0.3, lambda: rng.random(leading) < 0.7)
         return given(arguments)
 
@@ -91,6 +93,19 @@ def constructors() -> dict[str, tuple[Any, Arguments]]:
         "SelfAttention": (
             fr.SelfAttention,
             {"embed_dim": 4, "num_heads": 2, "causal": True, "bias": True, **shared},
+        ),
+        "Hybrid": (
+            fr.Hybrid,
+            {
+                "size": 4,
+                "num_layers": 2,
+                "cell": "gru",
+                "num_heads": 2,
+                "attention_layer": 1,
+                "expansion": 2,
+                "dropout": 0.5,
+                **shared,
+            },
         ),
         "Residual": (fr.Residual, {"module": linear}),
         "Softmax": (fr.Softmax, {"axis": 0}),

@@ -78,7 +78,7 @@ def test_padding_changes_nothing() -> None:
         *(fr.Pool(kind, 3, seed=0, **WIDE) for kind in ("last", "mean", "max", "attention")),
         fr.BatchNorm(3, **WIDE),
         fr.Conv1d(3, 3, 2, padding="same", seed=0, **WIDE),
-        fr.SelfAttention(3, seed=0, **WIDE),
+        *(fr.SelfAttention(3, seed=0, **WIDE), fr.Hybrid(3, seed=0, **WIDE)),
     ],
     ids=repr,
 )
@@ -357,7 +357,7 @@ def test_gradients_are_added_and_tapes_serve_again(need_dx: bool) -> None:
         fr.Concat(fr.Linear(3, 3, **WIDE), fr.Linear(3, 3, **WIDE)),
         fr.Conv1d(3, 3, 2, **WIDE),
         fr.BatchNorm(3, **WIDE),
-        fr.SelfAttention(3, **WIDE),
+        *(fr.SelfAttention(3, **WIDE), fr.Hybrid(3, **WIDE)),
         fr.Pool("attention", 3, **WIDE),
     ],
     ids=lambda block: type(block).__name__,

@@ -119,6 +119,7 @@ MODELS: dict[str, Callable[[], Any]] = {
         fr.Pool("attention", 12, seed=0),
     ),
     "attention": lambda: fr.SelfAttention(3, 3, causal=True, seed=0),
+    "hybrid": lambda: fr.Hybrid(3, 1, "gru", 3, expansion=2, dropout=0.5, seed=0),
     "tied": tied,
     "shared": shared,
     "grown": grown,

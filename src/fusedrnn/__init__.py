@@ -25,6 +25,7 @@ from fusedrnn._core import __version__
 from fusedrnn.cells import CELLS, CellSpec
 from fusedrnn.compute import get_float32_matmul_precision, set_float32_matmul_precision
 from fusedrnn.config import config, get_num_threads, set_num_threads, show_config
+from fusedrnn.inference.attention_stream import AttentionStream
 from fusedrnn.inference.quantized import QuantizedRecurrent, QuantizedStream
 from fusedrnn.inference.stream import Stream
 from fusedrnn.inputs.lookup import Lookup
@@ -41,6 +42,7 @@ from fusedrnn.nn.containers import ModuleDict, ModuleList
 from fusedrnn.nn.conv import Conv1d
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.gradient_check import check_gradients
+from fusedrnn.nn.hybrid import Hybrid, HybridStream
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.networks import LIF, MGU, SLSTM, SRU, IndRNN, LiGRU, MinGRU, MinLSTM
@@ -77,6 +79,7 @@ __all__ = [
     "SRU",
     "AdaptiveSoftmax",
     "AttentionDecoder",
+    "AttentionStream",
     "BatchNorm",
     "CTCStream",
     "CellSpec",
@@ -87,6 +90,8 @@ __all__ = [
     "Embedding",
     "EncoderDecoder",
     "GRUCell",
+    "Hybrid",
+    "HybridStream",
     "IndRNN",
     "LSTMCell",
     "LayerNorm",

@@ -23,6 +23,7 @@ from fusedrnn.nn.buffers import limited_to
 from fusedrnn.nn.containers import ModuleDict, ModuleList
 from fusedrnn.nn.conv import Conv1d
 from fusedrnn.nn.embedding import Embedding
+from fusedrnn.nn.hybrid import Hybrid
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.networks import LIF, MGU, SLSTM, SRU, IndRNN, LiGRU, MinGRU, MinLSTM
@@ -48,7 +49,7 @@ _OWN: dict[str, type[Module]] = {
         *(RNNCell, LSTMCell, GRUCell),
         *(Linear, Embedding, LayerNorm, BatchNorm, Dropout, Conv1d, Pool, Tanh, Sigmoid, ReLU, GELU, Softmax),
         *(Module, Sequential, Residual, Concat, ModuleList, ModuleDict),
-        *(SelfAttention, AttentionDecoder, EncoderDecoder, CRF, TransducerJoiner),
+        *(SelfAttention, Hybrid, AttentionDecoder, EncoderDecoder, CRF, TransducerJoiner),
         *(AdaptiveSoftmax, SampledSoftmax),
     )
 }

@@ -19,6 +19,16 @@ from fusedrnn.nn.plan import Network
 StateT = TypeVar("StateT")
 
 
+def row_numbers(rows: npt.ArrayLike, batch_size: int) -> npt.NDArray[np.int64]:
+    """Return rows of a batch, given by number or as bools (B,), as numbers."""
+    array = np.atleast_1d(as_array(rows, "rows"))
+    if array.dtype == np.bool_:
+        if array.shape != (batch_size,):
+            raise ValueError(f"rows: expected shape (B,) = ({batch_size},), got {array.shape}")
+        return np.flatnonzero(array).astype(np.int64)
+    return as_int64("rows", array) if array.size else np.empty(0, np.int64)
+
+
 class StreamBase(Listed, Generic[StateT]):
     """What streams of every kind of weights share: they are called and reset alike.
 
@@ -60,15 +70,7 @@ class StreamBase(Listed, Generic[StateT]):
             TypeError: rows are neither integers nor bools.
             ValueError: a row outside the batch.
         """
-        self._core.reset(None if rows is None else self._numbers(rows))
-
-    def _numbers(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        array = np.atleast_1d(as_array(rows, "rows"))
-        if array.dtype == np.bool_:
-            if array.shape != (self.batch_size,):
-                raise ValueError(f"rows: expected shape (B,) = ({self.batch_size},), got {array.shape}")
-            return np.flatnonzero(array).astype(np.int64)
-        return as_int64("rows", array) if array.size else np.empty(0, np.int64)
+        self._core.reset(None if rows is None else row_numbers(rows, self.batch_size))
 
 
 class Stream(StreamBase[StateT]):
@@ -118,7 +120,7 @@ class Stream(StreamBase[StateT]):
             ValueError: a row outside the batch.
         """
         super().reset(rows)
-        self._start(slice(None) if rows is None else self._numbers(rows))
+        self._start(slice(None) if rows is None else row_numbers(rows, self.batch_size))
 
     @property
     def state(self) -> StateT:

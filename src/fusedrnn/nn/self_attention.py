@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
+from fusedrnn.inference.attention_stream import AttentionStream
 from fusedrnn.init import Seed, check_method, make_rng, xavier_uniform
 from fusedrnn.inputs.masks import counted_steps, only_counted
 from fusedrnn.inputs.rows import as_rows, check_floats
@@ -215,6 +216,21 @@ class SelfAttention(Module):
                 need_dx,
             )
         return only_counted(counts, dx.reshape(tape.shape)) if need_dx else None
+
+    def stream(self, batch_size: int = 1, max_len: int = 1024) -> AttentionStream:
+        """Return an `AttentionStream` that runs this module one step at a time.
+
+        Args:
+            batch_size: how many sequences go side by side.
+            max_len: how many steps are held, that of the call among them; later the oldest is forgotten.
+
+        Raises:
+            TypeError: an argument is not an int.
+            ValueError: the module is not causal, or an argument is below 1.
+        """
+        if not self.causal:
+            raise ValueError("stream: expected causal=True, got False: a step looks at later ones there")
+        return AttentionStream(self, check_size("batch_size", batch_size), check_size("max_len", max_len))
 
     def _extra_repr(self) -> str:
         given = {
