@@ -52,6 +52,7 @@ from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.nn.sampled_softmax import SampledSoftmax
 from fusedrnn.nn.self_attention import SelfAttention
+from fusedrnn.nn.stateful import Stateful
 from fusedrnn.nn.tape import Tape, set_detect_changes
 from fusedrnn.saving import load, save
 from fusedrnn.sequence.attention import AttentionDecoder
@@ -117,6 +118,7 @@ __all__ = [
     "Sequential",
     "Sigmoid",
     "Softmax",
+    "Stateful",
     "Stream",
     "Tanh",
     "Tape",

@@ -33,6 +33,7 @@ from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.nn.sampled_softmax import SampledSoftmax
 from fusedrnn.nn.self_attention import SelfAttention
+from fusedrnn.nn.stateful import Stateful
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.encoder_decoder import EncoderDecoder
@@ -48,7 +49,7 @@ _OWN: dict[str, type[Module]] = {
         *(RNN, LSTM, GRU, Recurrent, MGU, IndRNN, MinGRU, MinLSTM, SRU, LiGRU, SLSTM, LIF),
         *(RNNCell, LSTMCell, GRUCell),
         *(Linear, Embedding, LayerNorm, BatchNorm, Dropout, Conv1d, Pool, Tanh, Sigmoid, ReLU, GELU, Softmax),
-        *(Module, Sequential, Residual, Concat, ModuleList, ModuleDict),
+        *(Module, Sequential, Stateful, Residual, Concat, ModuleList, ModuleDict),
         *(SelfAttention, Hybrid, AttentionDecoder, EncoderDecoder, CRF, TransducerJoiner),
         *(AdaptiveSoftmax, SampledSoftmax),
     )

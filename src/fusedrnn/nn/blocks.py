@@ -47,9 +47,13 @@ class Sequential(ModuleList):
                     raise ValueError(f"name: expected a name without a dot, got {name!r}")
                 check_module(name, module)
             super().__init__()
+            self._check_members(named)
             self.__dict__["_children"] = dict(named)
         else:
             super().__init__(named)
+
+    def _check_members(self, modules: Mapping[str, Module]) -> None:
+        """Refuse modules that a subclass cannot have."""
 
     def _put(self, modules: list[Module]) -> None:
         """Number the modules, or keep the names that they were given."""

@@ -47,7 +47,7 @@ def _options(forward: Any) -> tuple[bool, bool]:
     return "lengths" in names, "mask" in names
 
 
-def _taken(module: Module, lengths: Any, mask: Any) -> dict[str, Any]:
+def taken(module: Module, lengths: Any, mask: Any) -> dict[str, Any]:
     """Return which of both go to a module."""
     takes_lengths, takes_mask = _options(type(module).forward)
     given = {"lengths": lengths if takes_lengths else None, "mask": mask if takes_mask else None}
@@ -57,14 +57,14 @@ def _taken(module: Module, lengths: Any, mask: Any) -> dict[str, Any]:
 def call_member(module: Module, x: Any, lengths: Any, mask: Any) -> Any:
     """Return y alone of a member."""
     plain = lengths is None and mask is None
-    y = module(x) if plain else module(x, **_taken(module, lengths, mask))
+    y = module(x) if plain else module(x, **taken(module, lengths, mask))
     return y[0] if module.has_state else y
 
 
 def forward_member(module: Module, x: Any, lengths: Any, mask: Any) -> tuple[Any, Any]:
     """Return y and the tape of a member."""
     plain = lengths is None and mask is None
-    results = module.forward(x) if plain else module.forward(x, **_taken(module, lengths, mask))
+    results = module.forward(x) if plain else module.forward(x, **taken(module, lengths, mask))
     return results[0], results[-1]
 
 

@@ -142,6 +142,18 @@ class Optimizer(Listed):
         ]
         self._state, self._layouts = states, moved
 
+    def _convert(self) -> None:
+        """Convert the state to the dtype that the parameters have now."""
+        self._layouts = [
+            layout._replace(mark=None, dtype=module.dtype)
+            for layout, module in zip(self._layouts, self._modules, strict=True)
+        ]
+        self._state = [
+            {name: flat.astype(module.dtype) for name, flat in state.items()}
+            for state, module in zip(self._state, self._modules, strict=True)
+        ]
+        self._follow()
+
     def step(self) -> None:
         """Update every parameter from its gradient.
 

@@ -10,15 +10,18 @@ import numpy as np
 
 from fusedrnn import files
 from fusedrnn.checks import check_size
+from fusedrnn.distributed import Group
 from fusedrnn.files import FileError, below, prefixed, reason
 from fusedrnn.listing import Listed
 from fusedrnn.nn.module import Module
 from fusedrnn.optim.optimizer import Optimizer
 from fusedrnn.optim.schedules import Scheduler
+from fusedrnn.training.carried import form_of, joined, parted
 from fusedrnn.training.early_stopping import EarlyStopping
 
 KIND = "fusedrnn run of a Trainer"
 _SERIES = ("losses", "norms")
+_SETTINGS = ("batch_size", "seed", "bptt")
 
 
 class Resumable(Listed):
@@ -35,10 +38,14 @@ class Resumable(Listed):
     epoch: int
     batch_size: int
     seed: int
-    # Batches of the present epoch that are done, the sum of their losses, and of their targets.
+    bptt: int | None
+    group: Group
+    # Batches of the present epoch, or their windows, that are done, the sum of their losses, and of targets.
     _done: int
     _sum: float
     _count: int
+    # The state that the next window starts from, of this process's sequences.
+    _carried: Any
     # SHA-256 of the training data.
     _digest: str
 
@@ -49,6 +56,7 @@ class Resumable(Listed):
             **prefixed("model", self.model.state_dict()),
             **prefixed("optimizer", self.optimizer.state_dict()),
             **prefixed("best", early.best_state if early is not None else {}),
+            **prefixed("carried", joined(self._carried, self.group)),
             **{name: np.array(getattr(self, name), np.float64) for name in _SERIES},
         }
         callbacks = {
@@ -59,7 +67,8 @@ class Resumable(Listed):
         content = {
             "data": self._digest,
             "kinds": self._kinds(),
-            "settings": {"batch_size": self.batch_size, "seed": self.seed},
+            "settings": {name: getattr(self, name) for name in _SETTINGS},
+            "carried": form_of(self._carried),
             "position": [self.epoch, self._done, self._sum, self._count],
             "history": {name: [float(v) for v in values] for name, values in self.history.items()},
             "random": self.model.random_state(),
@@ -81,7 +90,8 @@ class Resumable(Listed):
             FileError: it cannot be written.
         """
         tensors, content = self._state()
-        files.save(path, KIND, tensors, content)
+        if self.group.rank == 0:
+            files.save(path, KIND, tensors, content)
 
     def _read(self, path: Path) -> None:
         """Go to the state that a file holds; what does not fit leaves everything as it was.
@@ -95,15 +105,26 @@ class Resumable(Listed):
         try:
             self._check_same(content)
             self._apply(tensors, content)
+            self._part_noise()
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             self._apply(*before)
             raise FileError(f"{path}: not a checkpoint of this run: {reason(error)}") from None
+
+    def _part_noise(self) -> None:
+        """Give each process dropout of its own; rank 0 keeps what a run of one process has."""
+        moved = {
+            name: ((seed + self.group.rank * 0x9E3779B97F4A7C15) % 2**64, offset)
+            for name, (seed, offset) in self.model.random_state().items()
+        }
+        if self.group.rank:
+            self.model.load_random_state(moved)
 
     def _check_same(self, content: Mapping[str, Any]) -> None:
         """Refuse a run that could not go on to the same bits."""
         if content["data"] != self._digest:
             raise ValueError("train: expected the data that it was made with, got other data")
-        for name, saved in content["settings"].items():
+        for name in _SETTINGS:
+            saved = content["settings"][name]
             if saved != getattr(self, name):
                 raise ValueError(
                     f"{name}: expected {saved}, with which it was made, got {getattr(self, name)}"
@@ -124,6 +145,7 @@ class Resumable(Listed):
         position = check_size("epoch", epoch, 0), check_size("done", done, 0), float(total)
         counted = check_size("count", count, 0)
         history = {str(name): [float(v) for v in values] for name, values in content["history"].items()}
+        carried = parted(content["carried"], below("carried", tensors), self.group)
         series = {name: tensors[name].astype(np.float64, casting="safe").tolist() for name in _SERIES}
         self.model.load_state_dict(below("model", tensors))
         self.model.load_random_state(content["random"])
@@ -138,4 +160,4 @@ class Resumable(Listed):
         self.history.update(history)
         self.losses, self.norms = series["losses"], series["norms"]
         self.epoch, self._done, self._sum = position
-        self._count = counted
+        self._count, self._carried = counted, carried

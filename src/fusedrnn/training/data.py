@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.checks import kind_error
 from fusedrnn.inputs.sequences import pad
+from fusedrnn.training.losses import IGNORED
 
 # Batches are cut from so many times their size of shuffled sequences, sorted by length.
 _POOL = 16
@@ -20,14 +22,18 @@ Data: TypeAlias = "tuple[Array | Sequence[Array], Array | Sequence[Any]]"
 
 
 class Batch(NamedTuple):
-    """Some sequences and their targets.
+    """Some sequences and their targets, or a window of the steps of them.
 
     Attributes:
         x: (T, B, ...), or (B, T, ...) with batch_first.
         lengths: (B,), or None where no sequence is padded.
-        targets: (B, ...) of sequences; of steps laid out as x, 0 past a sequence's end.
-        counted: of targets of steps where some are padding: bool, laid out as x, true for those that count.
-        weight: number of targets that count: sequences, or steps.
+        targets: (B, ...) of sequences; of steps laid out as x, 0 past a sequence's end; (B, U) of labels, 0
+            past their end.
+        counted: bool, in the leading axes of targets, true for those that count; None where all do.
+        weight: number of targets that count: sequences, or steps; of classes in more axes all of them.
+        steps: (B,), the lengths of all sequences.
+        target_lengths: (B,), of labels; else None.
+        begins: whether x has the first steps of its sequences.
     """
 
     x: Array
@@ -35,10 +41,13 @@ class Batch(NamedTuple):
     targets: Array
     counted: npt.NDArray[np.bool_] | None
     weight: int
+    steps: npt.NDArray[np.int64]
+    target_lengths: npt.NDArray[np.int64] | None = None
+    begins: bool = True
 
 
 class SequenceData:
-    """Sequences of one kind, each with a target, or with one for each of its steps.
+    """Sequences of one kind, each with a target, with one for each of its steps, or with labels.
 
     Args:
         data: (inputs, targets). Inputs are a list of N arrays (T_n, ...) of one dtype, or one array
@@ -46,24 +55,35 @@ class SequenceData:
             (T_n, ...), one for each step.
         name: of the argument, for errors.
         batch_first: batches are (B, T, ...) instead of (T, B, ...).
+        labels: targets are N sequences (U_n,) of integers, with lengths of their own.
+        ignore_index: an integer target that does not count.
 
     Raises:
         TypeError: an argument of the wrong kind or dtype.
         ValueError: numbers, lengths or shapes that do not fit together, or no sequences.
     """
 
-    def __init__(self, data: Any, name: str = "data", batch_first: bool = False) -> None:
+    def __init__(
+        self,
+        data: Any,
+        name: str = "data",
+        batch_first: bool = False,
+        labels: bool = False,
+        ignore_index: int = IGNORED,
+    ) -> None:
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise TypeError(f"{name}: expected a pair (inputs, targets), got {type(data).__name__}")
         inputs, targets = data
-        self.batch_first = batch_first
+        self.batch_first, self.labels, self.ignore_index = batch_first, labels, ignore_index
         self.ragged = not isinstance(inputs, np.ndarray)
         self.inputs = _arrays(f"{name} inputs", inputs)
         self.lengths = np.array([len(x) for x in self.inputs], np.int64)
-        self.per_step = not isinstance(targets, np.ndarray) and _holds_arrays(targets)
-        self.targets = (
-            _arrays(f"{name} targets", targets) if self.per_step else _array(f"{name} targets", targets)
-        )
+        listed = labels or (not isinstance(targets, np.ndarray) and _holds_arrays(targets))
+        self.per_step = listed and not labels
+        self.targets = _arrays(f"{name} targets", targets) if listed else _array(f"{name} targets", targets)
+        if labels and (self.targets[0].ndim != 1 or self.targets[0].dtype.kind not in "iu"):
+            found = f"{self.targets[0].dtype} {self.targets[0].shape}"
+            raise TypeError(f"{name} targets: expected arrays of integers (U,), got {found}")
         if len(self.targets) != len(self.inputs):
             raise ValueError(
                 f"{name} targets: expected as many as sequences (N = {len(self.inputs)}), "
@@ -82,33 +102,54 @@ class SequenceData:
 
     def __repr__(self) -> str:
         shortest, longest = self.lengths.min(), self.lengths.max()
-        kind = "steps" if self.per_step else "sequences"
+        kind = "steps" if self.per_step else "labels" if self.labels else "sequences"
         return f"SequenceData({len(self)} sequences of {shortest}..{longest} steps, targets of {kind})"
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         """Return the batch of some sequences."""
-        first = self.batch_first
-        x, lengths = pad([self.inputs[index] for index in indices], first)
-        padded = bool((lengths < lengths.max(initial=0)).any())
-        if not self.per_step:
-            targets = np.stack([self.targets[index] for index in indices])
-            return Batch(x, lengths if padded else None, targets, None, len(indices))
-        targets, _ = pad([self.targets[index] for index in indices], first)
-        if not padded:
-            return Batch(x, None, targets, None, int(lengths.sum()))
-        steps = np.arange(lengths.max())
-        counted = steps < lengths[:, None] if first else steps[:, None] < lengths
-        return Batch(x, lengths, targets, counted, int(lengths.sum()))
+        x, lengths = pad([self.inputs[index] for index in indices], self.batch_first)
+        targets = [self.targets[index] for index in indices]
+        if self.labels:
+            padded, ends = pad(targets, True)
+            return Batch(x, self._if_padded(x, lengths), padded, None, len(indices), lengths, ends)
+        return self._made(
+            x, lengths, pad(targets, self.batch_first)[0] if self.per_step else np.stack(targets)
+        )
+
+    def window(self, batch: Batch, start: int, size: int) -> Batch:
+        """Return some steps of a batch with targets of steps."""
+        part = (slice(None),) * self.batch_first + (slice(start, start + size),)
+        x = batch.x[part]
+        steps = np.clip(batch.steps - start, 0, x.shape[self.batch_first])
+        return self._made(x, steps, batch.targets[part])._replace(begins=start == 0)
+
+    def _if_padded(self, x: Array, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        return steps if (steps < x.shape[self.batch_first]).any() else None
+
+    def _made(self, x: Array, steps: npt.NDArray[np.int64], targets: Array) -> Batch:
+        """Return a batch of padded arrays: which of the targets count, and how many these are."""
+        lengths, counted = self._if_padded(x, steps), None
+        if self.per_step and lengths is not None:
+            times = np.arange(x.shape[self.batch_first])
+            counted = times < steps[:, None] if self.batch_first else times[:, None] < steps
+        weight = int(steps.sum()) if self.per_step else len(steps)
+        leading = 1 + self.per_step
+        if targets.dtype.kind == "i":
+            ignored = targets == self.ignore_index
+            weight = weight * math.prod(targets.shape[leading:]) - int(np.count_nonzero(ignored))
+            if targets.ndim == leading and ignored.any():
+                counted = ~ignored if counted is None else counted & ~ignored
+        return Batch(x, lengths, targets, counted, weight, steps)
 
     def ordered(self, batch_size: int) -> list[npt.NDArray[np.int64]]:
         """Return the indices of each batch for evaluation: those of about the same length together."""
         return _cut(np.argsort(self.lengths, kind="stable"), batch_size)
 
-    def shuffled(self, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
+    def shuffled(self, batch_size: int, seed: int, epoch: int, least: int = 1) -> list[npt.NDArray[np.int64]]:
         """Return the indices of each batch of an epoch, which depend on the arguments alone.
 
         Sequences are shuffled, sorted by length among as many as some batches hold, cut into batches, and
-        the batches shuffled.
+        the batches shuffled. What would be left with fewer than `least` goes to the batch before.
         """
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self))
@@ -117,6 +158,8 @@ class SequenceData:
             if (self.lengths != self.lengths[0]).any():
                 pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             batches += _cut(pool, batch_size)
+        if len(batches) > 1 and len(batches[-1]) < least:
+            batches[-2:] = [np.concatenate(batches[-2:])]
         return [batches[index] for index in rng.permutation(len(batches))]
 
     def digest(self) -> str:

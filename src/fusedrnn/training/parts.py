@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fusedrnn.checks import check_size
+from fusedrnn.distributed import Alone, Group, TorchGroup, group_of
 from fusedrnn.nn.module import Module
 from fusedrnn.optim.optimizer import Optimizer
 from fusedrnn.optim.schedules import Scheduler
@@ -73,3 +75,69 @@ def check_whole(name: str, data: SequenceData, model: Module) -> None:
             f"step, got an array {shape}, one for each sequence; use list(targets), or say in output_steps "
             "of a module of your own that it leaves no steps"
         )
+
+
+def check_data(
+    name: str, data: SequenceData, model: Module, takes_lengths: bool, bptt: int | None, processes: int
+) -> None:
+    """Refuse data that a model, windows or so many processes cannot be given."""
+    if not takes_lengths and (data.lengths != data.lengths[0]).any():
+        raise ValueError(
+            f"{name}: expected sequences of one length, as the model's forward has no argument "
+            f"lengths, got {data.lengths.min()}..{data.lengths.max()}"
+        )
+    if not data.batch_first and not data.labels:
+        check_whole(name, data, model)
+    if bptt is not None and not data.per_step:
+        raise ValueError(f"{name} targets: expected a list of arrays (T, ...), one for each step, with bptt")
+    if bptt is not None and len(data) < processes:
+        raise ValueError(
+            f"{name}: expected a sequence for each of {processes} processes with bptt, got {len(data)}"
+        )
+
+
+def check_stream(bptt: Any, model: Any, loss_takes: tuple[str, ...]) -> int | None:
+    """Return the steps of a window, or refuse what cannot be trained in windows."""
+    if bptt is None:
+        return None
+    if not model.has_state:
+        raise ValueError(
+            f"bptt: expected a model with a state, got {type(model).__name__}; fr.Stateful(...) has that of "
+            "its members"
+        )
+    for name, module in model.named_modules():
+        if getattr(module, "bidirectional", False):
+            where = f"{name}: " if name else ""
+            raise ValueError(
+                f"{where}expected bidirectional=False with bptt: the reverse direction starts from the end"
+            )
+    if loss_takes:
+        raise ValueError(f"bptt: expected a loss of single steps, got one with {loss_takes[0]}")
+    return check_size("bptt", bptt)
+
+
+def check_group(distributed: Any, normed: bool) -> Group:
+    """Return the group of processes that train together."""
+    group: Group = Alone()
+    if distributed is not None and distributed is not False:
+        group = TorchGroup() if distributed is True else group_of(distributed)
+    if group.size > 1 and normed:
+        raise ValueError(
+            "distributed: expected a model without BatchNorm, whose statistics would be those of a process's "
+            "own sequences"
+        )
+    return group
+
+
+def check_precision(precision: Any, model: Module, optimizer: Optimizer) -> str | None:
+    """Convert a model and its optimiser; return the precision."""
+    if precision is None:
+        return None
+    if precision not in ("float32", "float64"):
+        raise ValueError(
+            f"precision: expected 'float32', 'float64' or None, got {precision!r}; training in 16 bits is "
+            "that of a network on a GPU that gets x in 16 bits"
+        )
+    model.astype(precision)
+    optimizer._convert()
+    return str(precision)

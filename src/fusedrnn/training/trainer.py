@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fusedrnn.checks import check_flag, check_number, check_size
+from fusedrnn.distributed import broadcast_parameters
+from fusedrnn.nn.batch_norm import BatchNorm
 from fusedrnn.nn.module import Module
 from fusedrnn.optim.optimizer import Optimizer
 from fusedrnn.optim.schedules import Scheduler
-from fusedrnn.training.checkpoints import Resumable
-from fusedrnn.training.clip import clip_grad_norm
-from fusedrnn.training.data import Batch, Data, SequenceData
-from fusedrnn.training.diagnosis import DivergedError, diagnose
+from fusedrnn.training.data import Data, SequenceData
 from fusedrnn.training.early_stopping import EarlyStopping
-from fusedrnn.training.parts import Loss, Metric, check_metrics, check_parts, check_whole, loss_and_gradient
+from fusedrnn.training.losses import IGNORED
+from fusedrnn.training.parts import (
+    Loss,
+    Metric,
+    check_data,
+    check_group,
+    check_metrics,
+    check_parts,
+    check_precision,
+    check_stream,
+)
 from fusedrnn.training.progress import Lines, make_progress
+from fusedrnn.training.steps import Steps, arguments_of, lengths_taken
 
 
-class Trainer(Resumable):
+class Trainer(Steps):
     """Train a model on sequences.
 
         trainer = fr.training.Trainer(model, fr.cross_entropy, fr.optim.Adam(model), clip=1.0, epochs=20)
@@ -35,10 +41,23 @@ class Trainer(Resumable):
     those steps that are no padding go to the loss, as (steps, ...). A loss that has an argument `lengths`, as
     `CRF.loss`, gets everything and the lengths instead. Parameters that such a loss trains have to be the
     model's, too. A model whose forward has an argument `targets`, as `EncoderDecoder`, gets them, too.
+    Integer targets of -100, or of the ignore_index of a `functools.partial` of the loss, do not count.
+
+    A loss with an argument `target_lengths`, as `fr.ctc_loss` and `fr.transducer_loss`, gets labels: a list
+    of arrays (U_n,) of integers, as (B, U), with their lengths and those of the model's output
+    (`input_lengths` or `logit_lengths`); the model gets `targets` and `target_lengths` if it has them.
 
     Batches hold sequences of about the same length, in an order that depends on `seed` and the epoch alone.
     With `checkpoint`, a run that was ended at any moment, also by kill -9, goes on from its last checkpoint
     to the same bits as one that was never ended: `fit(..., resume=True)`.
+
+    With `bptt` long sequences are trained on in windows of so many steps, an update for each: the state goes
+    from window to window, the gradient does not. That takes a model with a state (a network, `fr.Stateful`
+    or a module of one's own with `has_state`) of one direction, and targets of steps.
+
+    With `distributed` each of several processes, which all make the same calls, takes some of the sequences
+    of each batch; updates, losses and metrics are those of the whole batch, the same on every process. Rank 0
+    writes the checkpoint, which all read, and shows the progress. Dropout is drawn for each.
 
     Args:
         model: a module with the protocol of `Module`; its state, if it has one, starts from zeros.
@@ -60,6 +79,11 @@ class Trainer(Resumable):
         batch_first: the model takes (B, T, ...).
         checkpoint: path of a file that is replaced after each epoch; needs safetensors.
         checkpoint_steps: steps between two checkpoints within an epoch, or None.
+        bptt: steps of a window, or None for whole sequences.
+        precision: "float32" or "float64", to which the model, the optimiser's state and all floats of the
+            data are converted; None leaves them as they are.
+        distributed: a group of processes, as `fusedrnn.distributed.group_of` takes it; True for the default
+            group of torch.distributed; None for this process alone.
         progress: False shows nothing; None and True a bar on a terminal, if rich is there, else lines.
 
     Raises:
@@ -92,6 +116,9 @@ class Trainer(Resumable):
         batch_first: bool = False,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_steps: int | None = None,
+        bptt: int | None = None,
+        precision: str | None = None,
+        distributed: Any = None,
         progress: bool | None = None,
     ) -> None:
         check_parts(model, loss, optimizer, schedule)
@@ -126,19 +153,26 @@ class Trainer(Resumable):
         self.epoch = 0
         self.stop = False
         self._done, self._sum, self._count = 0, 0.0, 0
+        self._carried: Any = None
         # The last parameters, where the model has the best ones.
         self._last: dict[str, Any] | None = None
         self._digest = ""
         self._owns_file = False
-        self._loss_takes_lengths = "lengths" in _parameters(loss)
-        self._model_takes_lengths = "lengths" in _parameters(model.forward)
-        self._model_takes_targets = "targets" in _parameters(model.forward)
-        self._backward_options = {"need_dx": False} if "need_dx" in _parameters(model.backward) else {}
-
-    @property
-    def step(self) -> int:
-        """Updates so far."""
-        return len(self.losses)
+        self._loss_takes = lengths_taken(loss)
+        known = arguments_of(model.forward)
+        self._model_takes_lengths = "lengths" in known
+        self._model_takes = tuple([name for name in ("targets", "target_lengths") if name in known])
+        self._metrics_take = {name: lengths_taken(metric) for name, metric in self.metrics.items()}
+        self._backward_options = {"need_dx": False} if "need_dx" in arguments_of(model.backward) else {}
+        normed = any(isinstance(module, BatchNorm) for module in model.modules())
+        # A batch of one row has no variance.
+        self._least = 2 if normed else 1
+        if self.batch_first and "input_lengths" in self._loss_takes:
+            raise ValueError("batch_first: expected False with a loss that has input_lengths, of (T, B, V)")
+        self.bptt = check_stream(bptt, model, self._loss_takes)
+        self.group = check_group(distributed, normed)
+        self.precision = check_precision(precision, model, optimizer)
+        self._part_noise()
 
     @property
     def finished(self) -> bool:
@@ -167,23 +201,11 @@ class Trainer(Resumable):
             ArithmeticError: the loss or a gradient is not finite; it says why. The step was not taken.
             OSError: the checkpoint cannot be read or written; the one before stays.
         """
-        data = SequenceData(train, "train", self.batch_first)
-        held_out = None if validation is None else SequenceData(validation, "validation", self.batch_first)
-        for name, found in (("train", data), ("validation", held_out)):
-            if (
-                found is not None
-                and not self._model_takes_lengths
-                and (found.lengths != found.lengths[0]).any()
-            ):
-                raise ValueError(
-                    f"{name}: expected sequences of one length, as the model's forward has no argument "
-                    f"lengths, got {found.lengths.min()}..{found.lengths.max()}"
-                )
-            if found is not None and not self.batch_first:
-                check_whole(name, found, self.model)
+        data = self._data(train, "train")
+        held_out = None if validation is None else self._data(validation, "validation")
         self.stop = False
         self._begin(data, resume)
-        shown = make_progress(self.progress)
+        shown = make_progress(self.progress if self.group.rank == 0 else False)
         try:
             with shown:
                 while not self.finished:
@@ -204,7 +226,14 @@ class Trainer(Resumable):
         Raises:
             TypeError, ValueError: as `fit`.
         """
-        return self._measure(SequenceData(data, "data", self.batch_first))
+        return self._measure(self._data(data, "data"))
+
+    def _data(self, data: Any, name: str) -> SequenceData:
+        """Return the data, which the loss and the model can take."""
+        ignored = getattr(self.loss, "keywords", {}).get("ignore_index", IGNORED)
+        found = SequenceData(data, name, self.batch_first, "target_lengths" in self._loss_takes, ignored)
+        check_data(name, found, self.model, self._model_takes_lengths, self.bptt, self.group.size)
+        return found
 
     def _begin(self, data: SequenceData, resume: bool) -> None:
         """Go to where training goes on."""
@@ -213,6 +242,8 @@ class Trainer(Resumable):
         if self._last is not None:
             self.model.load_state_dict(self._last)
             self._last = None
+        if self.group.size > 1 and not self.step:
+            broadcast_parameters(self.model, group=self.group)
         if self.checkpoint is None:
             if resume:
                 raise ValueError("resume: expected a Trainer with checkpoint=, got one without")
@@ -221,7 +252,9 @@ class Trainer(Resumable):
         if self._owns_file and digest != self._digest and self._done:
             raise ValueError("train: expected the data of the epoch that is not over, got other data")
         self._digest = digest
-        if self.checkpoint.exists() and not self._owns_file:
+        # Rank 0 looks, since it is the one that writes.
+        there = bool(self._over_all(self.group.rank == 0 and self.checkpoint.exists())[0])
+        if there and not self._owns_file:
             if not resume:
                 raise ValueError(
                     f"checkpoint: expected no file yet, got {self.checkpoint}; give resume=True to go on "
@@ -232,28 +265,30 @@ class Trainer(Resumable):
             # A folder that cannot be written to is found now rather than after an epoch. Nothing is done yet
             # that a file could keep, and one would stand in the way if the first step fails.
             self._write(self.checkpoint)
-            self.checkpoint.unlink()
+            if self.group.rank == 0:
+                self.checkpoint.unlink()
         self._owns_file = True
 
     def _run_epoch(self, data: SequenceData, held_out: SequenceData | None, shown: Lines) -> None:
         # Again in each epoch: a callback may have looked at the model in evaluation mode.
         self.model.train()
-        batches = data.shuffled(self.batch_size, self.seed, self.epoch)
-        while self._done < len(batches):
-            batch = data.batch(batches[self._done])
-            loss = self._train(batch)
+        order = data.shuffled(self.batch_size, self.seed, self.epoch, self._least)
+        count = sum([len(self._cut(data, indices)) for indices in order])
+        for batch in self._batches(data, order, self._done):
+            loss, weight = self._train(batch)
             self._done += 1
-            weight = self._weight(batch)
             self._sum += loss * weight
             self._count += weight
             self._call("on_step")
-            shown.step(self.epoch + 1, self.epochs, self._done, len(batches), self._sum / max(self._count, 1))
+            shown.step(self.epoch + 1, self.epochs, self._done, count, self._sum / max(self._count, 1))
             every = self.checkpoint_steps
-            if every and self.step % every == 0 and self._done < len(batches):
+            if every and self.step % every == 0 and self._done < count:
                 self._save()
         self._finish_epoch(held_out)
         shown.epoch(self.epoch, self.epochs, self.history)
         self._call("on_epoch")
+        # What a callback of one process says all do.
+        self.stop = bool(self._over_all(self.stop)[0])
         self._save()
 
     def _finish_epoch(self, held_out: SequenceData | None) -> None:
@@ -265,7 +300,7 @@ class Trainer(Resumable):
         for name, value in figures.items():
             self.history.setdefault(name, []).append(value)
         self.epoch += 1
-        self._done, self._sum, self._count = 0, 0.0, 0
+        self._done, self._sum, self._count, self._carried = 0, 0.0, 0, None
         if self.schedule is not None and self.schedule.needs_metric:
             followed: Any = self.schedule
             followed.step(figures.get("validation_loss", figures["loss"]))
@@ -273,89 +308,6 @@ class Trainer(Resumable):
             self.schedule.step()
         if self.early_stopping is not None:
             self.early_stopping.update(self.history, self.model)
-
-    def _compare(self, output: Any, batch: Batch) -> tuple[float, Any]:
-        """Return the loss and the gradient of the output."""
-        if self._loss_takes_lengths:
-            loss, gradient = loss_and_gradient(self.loss(output, batch.targets, lengths=batch.lengths))
-        elif not batch.weight:
-            # Sequences without a step: a mean over nothing is none.
-            return 0.0, np.zeros_like(output)
-        elif batch.counted is None:
-            loss, gradient = loss_and_gradient(self.loss(output, batch.targets))
-        else:
-            self._check_steps(output, batch)
-            loss, counted = loss_and_gradient(self.loss(output[batch.counted], batch.targets[batch.counted]))
-            gradient = np.zeros_like(output)
-            gradient[batch.counted] = counted
-        return float(loss), gradient
-
-    def _options(self, batch: Batch) -> dict[str, Any]:
-        """Return what the model takes beside x."""
-        options: dict[str, Any] = {} if batch.lengths is None else {"lengths": batch.lengths}
-        if self._model_takes_targets:
-            options["targets"] = batch.targets
-        return options
-
-    @staticmethod
-    def _check_steps(output: Any, batch: Batch) -> None:
-        if batch.counted is not None and output.shape[:2] != batch.counted.shape:
-            raise ValueError(
-                f"model: expected an output for each step, as there are targets: {batch.counted.shape} "
-                f"first, got {output.shape}"
-            )
-
-    def _train(self, batch: Batch) -> float:
-        """Take a step; return its loss."""
-        self.model.zero_grad()
-        results = self.model.forward(batch.x, **self._options(batch))
-        output, tape = results[0], results[-1]
-        loss, gradient = self._compare(output, batch)
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}", batch, output)
-        self.model.backward(tape, gradient, **self._backward_options)
-        norm = clip_grad_norm(self.model, math.inf if self.clip is None else self.clip)
-        if not math.isfinite(norm):
-            raise self._diverged(f"the norm of the gradients is {norm}", batch, output)
-        # Before each step but the first: a run of more epochs goes on as if it had been one from the start.
-        if self.schedule is not None and self.schedule.every == "step" and self.step:
-            self.schedule.step()
-        self.optimizer.step()
-        self.losses.append(loss)
-        self.norms.append(norm)
-        return loss
-
-    def _diverged(self, what: str, batch: Batch, output: Any) -> DivergedError:
-        text = diagnose(
-            what, self.model, batch.x, batch.targets, output, self.norms, self.clip, self.optimizer.lr
-        )
-        return DivergedError(f"training diverged at step {self.step + 1} (epoch {self.epoch + 1}): {text}")
-
-    def _measure(self, data: SequenceData) -> dict[str, float]:
-        sums, total, targets = dict.fromkeys(("loss", *self.metrics), 0.0), 0, 0
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            for indices in data.ordered(self.batch_size):
-                batch = data.batch(indices)
-                output = self.model(batch.x, **self._options(batch))
-                output = output[0] if self.model.has_state else output
-                weight = self._weight(batch)
-                sums["loss"] += self._compare(output, batch)[0] * weight
-                total += weight
-                self._check_steps(output, batch)
-                counted = ... if batch.counted is None else batch.counted
-                for name, metric in self.metrics.items() if batch.weight else ():
-                    value = float(metric(output[counted], batch.targets[counted]))
-                    sums[name] += value * batch.weight
-                targets += batch.weight
-        finally:
-            self.model.train(was_training)
-        return {name: value / max(total if name == "loss" else targets, 1) for name, value in sums.items()}
-
-    def _weight(self, batch: Batch) -> int:
-        """Return over how much the loss of a batch is the mean: targets, or sequences if it gets lengths."""
-        return batch.x.shape[0 if self.batch_first else 1] if self._loss_takes_lengths else batch.weight
 
     def _call(self, hook: str) -> None:
         for callback in self.callbacks:
@@ -377,10 +329,3 @@ class Trainer(Resumable):
 
 def _hooks(callback: Any) -> tuple[Any, Any]:
     return getattr(callback, "on_step", None), getattr(callback, "on_epoch", None)
-
-
-def _parameters(function: Any) -> Mapping[str, Any]:
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # of a compiled function
-        return {}
