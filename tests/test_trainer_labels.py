@@ -1,4 +1,4 @@
-"""Trainer: labels with lengths of their own, for CTC and transducers; targets that do not count; odd batches."""
+"""Trainer: labels with lengths of their own, as of CTC; targets that do not count; odd batches."""
 
 from __future__ import annotations
 
@@ -127,9 +127,11 @@ def test_errors_of_labels() -> None:
         with pytest.raises(kind, match=f"^{text}"):
             run.fit(data)
     pooled = fr.Sequential(model, fr.Pool("last"))
-    with pytest.raises(ValueError, match="^model: expected an output for each step with a loss that has inp"):
+    with pytest.raises(
+        ValueError, match=r"^model: expected an output for each step with a loss that has inp"
+    ):
         Trainer(pooled, fr.ctc_loss, optim.SGD(pooled, lr=0.1), progress=False).fit((inputs, labels))
-    with pytest.raises(ValueError, match="^batch_first: expected False with a loss that has input_lengths"):
+    with pytest.raises(ValueError, match=r"^batch_first: expected False with a loss that has input_lengths"):
         Trainer(model, fr.ctc_loss, optim.SGD(model, lr=0.1), batch_first=True)
 
 
@@ -216,5 +218,5 @@ def test_a_sequence_left_alone_joins_the_batch_before_where_there_is_batch_norm(
         return sorted(found)
 
     assert sizes(True, 9) == [4, 5] and sizes(False, 9) == [1, 4, 4] and sizes(True, 10) == [2, 4, 4]
-    with pytest.raises(ValueError, match="^x: expected two rows that count or more in training mode"):
+    with pytest.raises(ValueError, match=r"^x: expected two rows that count or more in training mode"):
         sizes(True, 1)

@@ -77,10 +77,8 @@ def check_whole(name: str, data: SequenceData, model: Module) -> None:
         )
 
 
-def check_data(
-    name: str, data: SequenceData, model: Module, takes_lengths: bool, bptt: int | None, processes: int
-) -> None:
-    """Refuse data that a model, windows or so many processes cannot be given."""
+def check_data(name: str, data: SequenceData, model: Module, takes_lengths: bool, bptt: int | None) -> None:
+    """Refuse data that a model or windows cannot be given."""
     if not takes_lengths and (data.lengths != data.lengths[0]).any():
         raise ValueError(
             f"{name}: expected sequences of one length, as the model's forward has no argument "
@@ -90,10 +88,6 @@ def check_data(
         check_whole(name, data, model)
     if bptt is not None and not data.per_step:
         raise ValueError(f"{name} targets: expected a list of arrays (T, ...), one for each step, with bptt")
-    if bptt is not None and len(data) < processes:
-        raise ValueError(
-            f"{name}: expected a sequence for each of {processes} processes with bptt, got {len(data)}"
-        )
 
 
 def check_stream(bptt: Any, model: Any, loss_takes: tuple[str, ...]) -> int | None:

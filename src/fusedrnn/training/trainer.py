@@ -232,7 +232,13 @@ class Trainer(Steps):
         """Return the data, which the loss and the model can take."""
         ignored = getattr(self.loss, "keywords", {}).get("ignore_index", IGNORED)
         found = SequenceData(data, name, self.batch_first, "target_lengths" in self._loss_takes, ignored)
-        check_data(name, found, self.model, self._model_takes_lengths, self.bptt, self.group.size)
+        check_data(name, found, self.model, self._model_takes_lengths, self.bptt)
+        least = min(len(found) % self.batch_size or self.batch_size, len(found))
+        if self.bptt is not None and least < self.group.size:
+            raise ValueError(
+                f"{name}: expected batches of a sequence or more for each of {self.group.size} processes "
+                f"with bptt, got {len(found)} sequences in batches of {self.batch_size}"
+            )
         return found
 
     def _begin(self, data: SequenceData, resume: bool) -> None:
