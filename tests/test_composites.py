@@ -205,3 +205,38 @@ def test_copies(how: Callable[[Any], Any]) -> None:
     assert np.array_equal(other.body(X), model.body(X)) and repr(other) == repr(model)
     other.flat_parameters[:] = 0.0
     assert model.flat_parameters.any() and not other.heads["a"][1].parameters["weight"].any()
+
+
+# Lengths that no member looks at ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        fr.Sequential(fr.Linear(3, 3), fr.Tanh()),
+        fr.Residual(fr.Linear(3, 3)),
+        fr.Concat(fr.Linear(3, 2), fr.Tanh()),
+        fr.Sequential(fr.Sequential(fr.Linear(3, 3)), fr.Residual(fr.Tanh())),
+        fr.Sequential(),
+    ],
+    ids=lambda block: type(block).__name__,
+)
+def test_lengths_are_looked_at_by_someone(block: Any) -> None:
+    """Steps of a batch are taken apart, so lengths change nothing; such as x cannot have are refused."""
+    x = np.ones((5, 2, 3), np.float32)
+    for lengths in ([5, 0], np.array([1, 2]), [4, 1], [2, 1, 2, 0, 0]):
+        np.testing.assert_array_equal(block(x, lengths), block(x))
+        np.testing.assert_array_equal(block.forward(x, lengths)[0], block(x))
+    np.testing.assert_array_equal(block(x[:, 0], [3]), block(x[:, 0]))
+    for bad, kind in (
+        ([6, 1], ValueError),
+        ([-1, 1], ValueError),
+        ([1, 1, 1], ValueError),
+        ([[1, 1]], ValueError),
+        ([3, 1, 1, 1, 1], ValueError),
+        ([1.5, 1.0], TypeError),
+        ("ab", TypeError),
+    ):
+        for call in (block, block.forward):
+            with pytest.raises(kind, match=r"^lengths: expected"):
+                call(x, bad)

@@ -175,3 +175,10 @@ def test_errors() -> None:
     narrow = fr.EncoderDecoder(**{**parts, "bridge": fr.Pool("mean")}, bos=0, eos=1)
     with pytest.raises(ValueError, match=r"^bridge: expected one that gives \(B, 6\), got shape \(4, 12\)"):
         narrow(x, targets)
+
+
+def test_what_it_says_of_itself() -> None:
+    net = fr.EncoderDecoder(
+        fr.GRU(3, 4), fr.Embedding(5, 2), fr.AttentionDecoder("gru", 2, 3, 4), fr.Linear(3, 5), bos=2, eos=3
+    )
+    assert repr(net).startswith("EncoderDecoder(\n  bos=2, eos=3\n  (encoder): GRU(3, 4")

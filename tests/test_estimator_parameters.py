@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ pytest.importorskip("sklearn")
 
 from sklearn.base import clone
 
-from fusedrnn.estimators import Forecaster, SequenceClassifier, SequenceRegressor, SequenceTagger
+import fusedrnn as fr
+from fusedrnn.estimators import (
+    Forecaster,
+    Seq2Seq,
+    SequenceClassifier,
+    SequenceRegressor,
+    SequenceTagger,
+    TextGenerator,
+)
 
 pytestmark = pytest.mark.once
 
@@ -146,3 +155,42 @@ def test_a_forecaster_whose_fit_is_refused_changes_nothing() -> None:
             model.set_params(**options).fit(wrong)
         np.testing.assert_array_equal(model.predict(), before)
         np.testing.assert_array_equal(model.predict(series), before)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "regressor", "tagger", "seq2seq", "generator"])
+def test_rare_tokens_are_unknown(kind: str) -> None:
+    """With min_count those seen less often are as any that was never seen; without, told apart."""
+    X = [["a", "b", "a"], ["b", "a", "rare"], ["a", "b", "b"]] * 3 + [["b", "scarce"]]
+    made: dict[str, Any] = {
+        "classifier": (SequenceClassifier, [x.count("a") > 1 for x in X]),
+        "regressor": (SequenceRegressor, [float(x.count("a")) for x in X]),
+        "tagger": (SequenceTagger, [[token == "a" for token in x] for x in X]),
+        "seq2seq": (Seq2Seq, ["".join(x[:1]) for x in X]),
+        "generator": (TextGenerator, None),
+    }
+    kind_of, y = made[kind]
+    texts: Any = [" ".join(x) for x in X] if kind == "generator" else X
+    options: dict[str, Any] = {"level": "word"} if kind == "generator" else {}
+    for least, told in ((1, ["rare", "scarce"]), (2, ["rare"]), (4, [])):
+        model = kind_of(hidden_size=4, epochs=1, min_count=least, random_state=0, **options).fit(texts, y)
+        known = model._vocabulary.tokens
+        assert sorted(known) == sorted(["a", "b", *told])
+        assert model._vocabulary.encode(["scarce", "never"]).tolist()[1] == 1
+        assert clone(model).min_count == least
+    with pytest.raises(ValueError, match=r"^min_count: expected an int >= 1"):
+        kind_of(min_count=0, **options).fit(texts, y)
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_the_model_of_a_tagger_is_loaded_again(crf: bool, tmp_path: Path) -> None:
+    """By name, without a class of its own being given."""
+    X = sequences(10)
+    model = SequenceTagger(crf=crf, hidden_size=8, epochs=1, random_state=0)
+    model.fit(X, [(x[:, 0] > 0).astype(int) for x in X])
+    fr.save(model.model_, tmp_path / "tagger")
+    again = fr.load(tmp_path / "tagger")
+    assert isinstance(again, fr.Tagger) and (again.crf is not None) == crf
+    before = model.predict_proba(X)
+    model.model_ = again
+    for one, other in zip(before, model.predict_proba(X), strict=True):
+        np.testing.assert_array_equal(one, other)

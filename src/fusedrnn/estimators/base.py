@@ -53,6 +53,7 @@ _ARGUMENTS = {
     "validation_fraction": "share of the data that is held out where there is `patience`.",
     "scale": "give every feature mean 0 and standard deviation 1 first.",
     "embedding_size": "size of a token's vector, where X are tokens.",
+    "min_count": "occurrences of a token that is told apart; those seen less often are unknown.",
     "warm_start": "`fit` goes on from the present weights.",
     "random_state": "int, RandomState or None: of weights, dropout and the order of the data.",
     "verbose": "show the progress.",
@@ -84,6 +85,7 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
     validation_fraction: float
     scale: bool = True
     embedding_size: int = 32
+    min_count: int = 1
     warm_start: bool
     random_state: Any
     verbose: bool
@@ -148,7 +150,8 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
     def _sequences(self, X: Any, reset: bool) -> list[Array]:
         """Return X as the network takes it: scaled arrays (T, I), or numbers of tokens (T,)."""
         if reset:
-            self._vocabulary = Vocabulary(X) if holds_tokens(X) else None
+            least = check_size("min_count", self.min_count)
+            self._vocabulary = Vocabulary(X, least=least) if holds_tokens(X) else None
         if self._vocabulary is not None:
             if not holds_tokens(X):
                 raise TypeError("X: expected strings or lists of strings, as in fit, got something else")

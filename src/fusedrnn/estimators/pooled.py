@@ -34,6 +34,7 @@ class Pooled(SequenceEstimator):
         validation_fraction: float = 0.1,
         scale: bool = True,
         embedding_size: int = 32,
+        min_count: int = 1,
         warm_start: bool = False,
         random_state: Any = None,
         verbose: bool = False,

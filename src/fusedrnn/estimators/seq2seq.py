@@ -75,6 +75,7 @@ class Seq2Seq(SequenceEstimator):
         validation_fraction: float = 0.1,
         scale: bool = True,
         embedding_size: int = 64,
+        min_count: int = 1,
         warm_start: bool = False,
         random_state: Any = None,
         verbose: bool = False,

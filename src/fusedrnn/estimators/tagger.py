@@ -14,30 +14,6 @@ from fusedrnn.estimators.base import SequenceEstimator
 from fusedrnn.estimators.classifier import softmax
 
 
-class _Tagger(fr.Module):
-    """A network that gives each tag's score at each step, and the conditional random field over them."""
-
-    def __init__(self, layers: dict[str, fr.Module], tags: int, crf: bool, seed: int) -> None:
-        super().__init__()
-        self.network = fr.Sequential(layers)
-        self.crf: Any = fr.CRF(tags, seed=seed) if crf else None
-
-    def __call__(self, x: Any, lengths: Any = None) -> Any:
-        return self.network(x, lengths=lengths)
-
-    def forward(self, x: Any, lengths: Any = None) -> Any:
-        """Return the scores (T, B, K) and the tape."""
-        return self.network.forward(x, lengths=lengths)
-
-    def backward(self, tape: Any, dy: Any, *, need_dx: bool = True) -> Any:
-        """Add to the gradients of the network."""
-        return self.network.backward(tape, dy, need_dx=need_dx)
-
-    def loss(self, output: Any, targets: Any, lengths: Any = None) -> Any:
-        """Return the negative log likelihood for each sequence, and its gradient."""
-        return self.crf.loss(output, targets, lengths=lengths)
-
-
 class SequenceTagger(SequenceEstimator):
     """A tag for each step: a recurrent network in both directions, a linear layer, and a CRF if asked for.
 
@@ -52,7 +28,7 @@ class SequenceTagger(SequenceEstimator):
 
     Attributes:
         classes_: (K,) tags.
-        model_: a module with the `network`, a `fusedrnn.Sequential`, and the `crf`, or None.
+        model_: a `fusedrnn.Tagger`: the `network`, a `Sequential`, and the `crf`, or None.
         history_: figures of each epoch.
         n_features_in_: features of X.
         n_iter_: epochs so far.
@@ -80,6 +56,7 @@ class SequenceTagger(SequenceEstimator):
         validation_fraction: float = 0.1,
         scale: bool = True,
         embedding_size: int = 32,
+        min_count: int = 1,
         warm_start: bool = False,
         random_state: Any = None,
         verbose: bool = False,
@@ -128,11 +105,14 @@ class SequenceTagger(SequenceEstimator):
     def _make_model(self, inputs: int, seed: int) -> fr.Module:
         layers, size = self._body(inputs, seed)
         layers["head"] = fr.Linear(size, len(self.classes_), seed=seed + 4)
-        return _Tagger(layers, len(self.classes_), check_flag("crf", self.crf), seed + 5)
+        tags = len(self.classes_)
+        return fr.Tagger(
+            fr.Sequential(layers), fr.CRF(tags, seed=seed + 5) if check_flag("crf", self.crf) else None
+        )
 
     @property
-    def _tagger(self) -> _Tagger:
-        return cast(_Tagger, self.model_)
+    def _tagger(self) -> fr.Tagger:
+        return cast(fr.Tagger, self.model_)
 
     @property
     def _crf(self) -> Any:

@@ -74,6 +74,7 @@ class TextGenerator(SequenceEstimator):
         patience: int | None = None,
         validation_fraction: float = 0.1,
         embedding_size: int = 64,
+        min_count: int = 1,
         warm_start: bool = False,
         random_state: Any = None,
         verbose: bool = False,
@@ -110,8 +111,8 @@ class TextGenerator(SequenceEstimator):
         if not any(texts):
             raise ValueError("X: expected at least one token, got none")
         if reset:
-            most = self.vocabulary_size
-            self.vocabulary_ = self._vocabulary = Vocabulary(texts, most)
+            least = check_size("min_count", self.min_count)
+            self.vocabulary_ = self._vocabulary = Vocabulary(texts, self.vocabulary_size, least)
             self.classes_ = np.array(["", None, *self.vocabulary_.tokens], object)
             self.n_features_in_ = 1
         size = check_size("window", self.window)

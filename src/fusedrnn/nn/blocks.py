@@ -12,7 +12,14 @@ from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_flag
 from fusedrnn.nn.arguments import Arguments
 from fusedrnn.nn.containers import ModuleList, block_of, check_module
-from fusedrnn.nn.members import BlockTape, backward_member, call_member, forward_member, looked_up
+from fusedrnn.nn.members import (
+    BlockTape,
+    backward_member,
+    call_member,
+    check_lengths,
+    forward_member,
+    looked_up,
+)
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import check_tape
 
@@ -107,6 +114,7 @@ class Sequential(ModuleList):
             mask: bool, laid out as x: false for steps that are left out; or None.
         """
         modules = list(self)
+        check_lengths(modules, x, lengths)
         for place, module in enumerate(modules):
             found = looked_up(modules, place, x)
             x = call_member(module, x, lengths, mask) if found is None else found
@@ -132,6 +140,7 @@ class Sequential(ModuleList):
         """
         tapes: list[Any] = []
         modules = list(self)
+        check_lengths(modules, x, lengths)
         for place, module in enumerate(modules):
             found = looked_up(modules, place, x)
             x, tape = forward_member(module, x, lengths, mask) if found is None else (found, found)
@@ -202,6 +211,7 @@ class Residual(Module):
             lengths: (B,) of an integer dtype, each in 0..T, or None.
             mask: bool, laid out as x: false for steps that are left out; or None.
         """
+        check_lengths([self.module], x, lengths)
         y: Array = self._sum(x, call_member(self.module, x, lengths, mask))
         return y
 
@@ -222,6 +232,7 @@ class Residual(Module):
         Raises:
             ValueError: the module's y has another shape or dtype; and what the module raises.
         """
+        check_lengths([self.module], x, lengths)
         inner, tape = forward_member(self.module, x, lengths, mask)
         return self._sum(x, inner), BlockTape(self, [tape])
 
@@ -286,6 +297,7 @@ class Concat(ModuleList):
             lengths: (B,) of an integer dtype, each in 0..T, or None.
             mask: bool, laid out as x: false for steps that are left out; or None.
         """
+        check_lengths(self, x, lengths)
         y: Array = self._join([call_member(module, x, lengths, mask) for module in self])
         return y
 
@@ -306,6 +318,7 @@ class Concat(ModuleList):
         Raises:
             ValueError: the outputs differ but for the last axis; and what the modules raise.
         """
+        check_lengths(self, x, lengths)
         pairs = [forward_member(module, x, lengths, mask) for module in self]
         y = self._join([part for part, _ in pairs])
         sizes = [part.shape[-1] for part, _ in pairs]

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from fusedrnn.inputs.lookup import Lookup
+from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.recurrent_base import Recurrent
@@ -52,6 +55,27 @@ def taken(module: Module, lengths: Any, mask: Any) -> dict[str, Any]:
     takes_lengths, takes_mask = _options(type(module).forward)
     given = {"lengths": lengths if takes_lengths else None, "mask": mask if takes_mask else None}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def check_lengths(modules: Iterable[Module], x: Any, lengths: Any) -> None:
+    """Refuse lengths that x cannot have, where none of the modules that get them would look.
+
+    Raises:
+        TypeError: lengths are not of an integer dtype.
+        ValueError: as many sequences of such lengths are not in x, of either layout.
+    """
+    if lengths is None or any(_options(type(module).forward)[0] for module in modules):
+        return
+    found, leading = as_lengths(lengths), tuple(np.shape(x)[:2])
+    # (T, B, ...), (B, T, ...), or (T, ...) for one sequence.
+    layouts = {leading, leading[::-1], (*leading[:1], 1)}
+    most = max([steps for steps, *batch in layouts if found.shape == tuple(batch)], default=-1)
+    if most < 0 or (found.size and not 0 <= found.min() <= found.max() <= most):
+        values = f" of {found.min()}..{found.max()}" if found.size else ""
+        raise ValueError(
+            f"lengths: expected (B,) values in 0..T with x of shape {np.shape(x)}, "
+            f"got shape {found.shape}{values}"
+        )
 
 
 def call_member(module: Module, x: Any, lengths: Any, mask: Any) -> Any:

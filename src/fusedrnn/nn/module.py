@@ -326,9 +326,11 @@ class Module(Listed, Store["Module"]):
         return ""
 
     def __repr__(self) -> str:
-        lines = [f"({name}): {child!r}" for name, child in self._children.items()]
-        if not lines:
-            return f"{type(self).__name__}({self._extra_repr()})"
+        extra = self._extra_repr()
+        if not self._children:
+            return f"{type(self).__name__}({extra})"
+        lines = [extra] * bool(extra)
+        lines += [f"({name}): {child!r}" for name, child in self._children.items()]
         body = "\n".join(lines).replace("\n", "\n  ")
         return f"{type(self).__name__}(\n  {body}\n)"
 

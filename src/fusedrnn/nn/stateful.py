@@ -11,7 +11,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.checks import check_flag
 from fusedrnn.nn.blocks import Sequential
 from fusedrnn.nn.containers import check_module
-from fusedrnn.nn.members import BlockTape, looked_up, taken
+from fusedrnn.nn.members import BlockTape, check_lengths, looked_up, taken
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import check_tape
 
@@ -103,6 +103,7 @@ class Stateful(Sequential):
 
     def _run(self, x: Any, state: Any, lengths: Any, mask: Any, keep: bool) -> tuple[Any, Any, list[Any]]:
         modules, parts = list(self), self._parts("state", state)
+        check_lengths(modules, x, lengths)
         finals: list[Any] = []
         tapes: list[Any] = []
         for place, (module, part) in enumerate(zip(modules, parts, strict=True)):

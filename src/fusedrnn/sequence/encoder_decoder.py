@@ -269,6 +269,9 @@ class EncoderDecoder(Module):
         parts = tuple(np.ascontiguousarray(part)[None] for part in np.split(first, several, axis=1))
         return parts if several > 1 else parts[0]
 
+    def _extra_repr(self) -> str:
+        return f"bos={self.bos}, eos={self.eos}"
+
 
 def _spread(rows: Array, counted: npt.NDArray[np.bool_], length: int) -> Array:
     """Return what the head gave for the targets that count where they are: (B, L, V)."""
