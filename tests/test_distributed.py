@@ -145,7 +145,7 @@ def test_a_checkpoint_of_other_processes(sizes: tuple[int, int], tmp_path: Path)
     written = Threads(before).run(write) if before > 1 else [write(distributed.Alone())]
     states = Checkpoint.read(path).tensors["carried.0"]
     assert states.shape == (1, SETTINGS.batch, CONFIG.hidden)
-    joined = np.concatenate([trainer._state[0] for trainer in written], axis=1)
+    joined = np.concatenate([trainer._run._carried[0] for trainer in written], axis=1)
     assert np.array_equal(states, joined)
     again = Threads(sizes[1]).run(go_on)[0] if sizes[1] > 1 else go_on(distributed.Alone())
     np.testing.assert_allclose(again.losses, trained(distributed.Alone()).losses, rtol=1e-4)

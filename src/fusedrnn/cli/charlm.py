@@ -66,6 +66,8 @@ class Tape(NamedTuple):
 class CharLM(fr.Module):
     """Embedding, recurrent layers, dropout, and a linear layer to the logits of the next character."""
 
+    has_state = True
+
     def __init__(
         self, config: Config, vocabulary_size: int, seed: int = 0, init: str | None = "default"
     ) -> None:

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 import fusedrnn as fr
-from fusedrnn import distributed, files
+from fusedrnn import distributed, files, training
 from fusedrnn.cli.charlm import Array, CharLM, Config, Score, bits, is_sound, read_fields
 from fusedrnn.cli.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.settings import Settings, check_memory
 from fusedrnn.cli.text import Vocabulary, fingerprint, held_out_windows, split, training_windows
 from fusedrnn.files import below, prefixed, reason
+from fusedrnn.training.carried import joined, parted, rows_of
+from fusedrnn.training.data import Batch
 
 _EVALUATE_AT_MOST = 500  # steps between two evaluations, where an epoch is longer
 
@@ -107,9 +109,16 @@ class Trainer:
         self.model = CharLM(
             config, len(self.vocabulary), settings.seed, "default" if vocabulary is None else None
         ).train()
-        self._part_noise()
         self._optimiser = fr.optim.Adam(self.model, lr=settings.lr)
-        self._state: Any = None
+        # Makes the updates: it carries the state from window to window and joins the processes.
+        self._run = training.Trainer(
+            self.model,
+            fr.cross_entropy,
+            self._optimiser,
+            clip=settings.clip,
+            bptt=settings.steps,
+            distributed=self.group,
+        )
         self.step = self.passed = 0
         self.losses: list[float] = []
         self.scores: list[Score] = []
@@ -174,41 +183,21 @@ class Trainer:
 
     def _train(self) -> Trained:
         window = self.passed % len(self._windows)
-        if window == 0:
-            self._state = None
         inputs, targets = self._windows[window]
-        characters, own = inputs.size, self._rows(inputs.shape[1])
+        characters, own = inputs.size, rows_of(self.group, inputs.shape[1])
         inputs, targets = inputs[:, own], targets[:, own]
-        logits, state, tape = self.model.forward(inputs, self._state)
-        loss, dlogits = fr.cross_entropy(logits, targets)
-        share = inputs.size / characters
-        loss = self._sum(share * float(loss))
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
-        self.model.zero_grad()
-        self.model.backward(tape, dlogits)
-        distributed.all_reduce_grads(self.model, self.group, weight=share)
-        fr.clip_grad_norm(self.model, self.settings.clip)
+        lengths = np.full(inputs.shape[1], len(inputs))
         self._optimiser.lr = self.settings.rate(self.passed, self._total)
-        self._optimiser.step()
-        self._state = state
+        try:
+            loss, _ = self._run._train(
+                Batch(inputs, None, targets, None, inputs.size, lengths, begins=window == 0)
+            )
+        except training.DivergedError as error:
+            raise self._diverged(error.what) from None
         self.step += 1
         self.passed += 1
         self.losses.append(bits(loss))
         return Trained(self.losses[-1], characters)
-
-    def _rows(self, count: int) -> slice:
-        """Those of `count` rows that this process reads."""
-        rank, size = self.group.rank, self.group.size
-        return slice(count * rank // size, count * (rank + 1) // size)
-
-    def _sum(self, value: float) -> float:
-        """The sum over all processes."""
-        if self.group.size == 1:
-            return value
-        array = np.array([value])
-        self.group.sum_(array)
-        return float(array[0])
 
     def agree(self, *values: int) -> tuple[int, ...]:
         """The largest that any process has of each number, none of which is negative."""
@@ -219,14 +208,6 @@ class Trainer:
         self.group.sum_(found)
         return tuple(found.max(axis=0).tolist())
 
-    def _part_noise(self) -> None:
-        """Give each process dropout of its own; rank 0 keeps what a run of one process has."""
-        moved = {
-            name: ((seed + self.group.rank * 0x9E3779B97F4A7C15) % 2**64, offset)
-            for name, (seed, offset) in self.model.random_state().items()
-        }
-        self.model.load_random_state(moved)
-
     def _evaluate(self) -> Iterator[Measuring | Evaluated]:
         total, state = 0.0, None
         assert self._held_out is not None
@@ -234,7 +215,7 @@ class Trainer:
         try:
             for index in range(len(self._held_out)):
                 inputs, targets = self._held_out[index]
-                own = self._rows(inputs.shape[1])
+                own = rows_of(self.group, inputs.shape[1])
                 inputs, targets = inputs[:, own], targets[:, own]
                 if inputs.size:
                     logits, state = self.model(inputs, state)
@@ -242,7 +223,7 @@ class Trainer:
                 yield Measuring()
         finally:
             self.model.train()
-        total = self._sum(total)
+        (total,) = self._run._over_all(total)
         distributed.check_same(self.model, self.group)
         if not math.isfinite(total):
             raise self._diverged(f"the held-out loss is {total}")
@@ -285,7 +266,7 @@ class Trainer:
             **prefixed("model", self.model.state_dict()),
             **prefixed("best", self.best_state or {}),
             **prefixed("optimiser", self._optimiser.state_dict()),
-            **prefixed("carried", {str(i): array for i, array in enumerate(self._all_states())}),
+            **prefixed("carried", joined(self._run._carried, self.group)),
             "losses": np.array(self.losses, np.float64),
         }
         content = {
@@ -299,17 +280,6 @@ class Trainer:
         }
         if self.group.rank == 0:
             files.save(path, CHECKPOINT_FILE, tensors, content)
-
-    def _all_states(self) -> list[Array]:
-        """The recurrent states of all rows."""
-        found = []
-        for state in _states(self._state):
-            layers, _, hidden = state.shape
-            joined = np.zeros((layers, self.settings.batch, hidden), state.dtype)
-            joined[:, self._rows(self.settings.batch)] = state
-            self.group.sum_(joined)
-            found.append(joined)
-        return found
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go to the point at which the checkpoint was written.
@@ -325,7 +295,7 @@ class Trainer:
         try:
             self.model.load_state_dict(below("model", tensors))
             self.model.load_random_state(content["random"])
-            self._part_noise()
+            self._run._part_noise()
             self._optimiser.load_state_dict(below("optimiser", tensors))
             self.losses = tensors["losses"].astype(np.float64, casting="safe").reshape(-1).tolist()
             self.step = len(self.losses)
@@ -338,7 +308,7 @@ class Trainer:
                 self.best_state = below("best", tensors) or None
                 self.passed = passed
             if same_text and self.settings.batch == checkpoint.settings.batch:
-                self._state = self._checked_state(below("carried", tensors))
+                self._run._carried = self._checked_state(below("carried", tensors))
             else:
                 self.passed = round(self.passed * len(self._windows) / windows)
             if (self.best is None) != (self.best_state is None):
@@ -354,19 +324,5 @@ class Trainer:
             if array.shape != shape or array.dtype != config.dtype:
                 found = f"{array.dtype} {array.shape}"
                 raise ValueError(f"carried.{name}: expected {config.dtype} {shape}, got {found}")
-        if len(carried) not in (0, 2 if config.cell == "lstm" else 1):
-            raise ValueError(f"carried: expected a state of {config.cell}, got {len(carried)} arrays")
-        own = self._rows(self.settings.batch)
-        return _bare([np.ascontiguousarray(array[:, own]) for array in carried.values()])
-
-
-def _states(state: Any) -> tuple[Array, ...]:
-    """A recurrent state as a tuple, whether its cell has none yet, one array, or two."""
-    if state is None:
-        return ()
-    return tuple(state) if isinstance(state, tuple) else (state,)
-
-
-def _bare(states: list[Array]) -> Any:
-    """A recurrent state as the layers take it."""
-    return tuple(states) if len(states) > 1 else (states[0] if states else None)
+        form = [True, True] if config.cell == "lstm" else True
+        return parted(form if carried else False, carried, self.group)

@@ -14,7 +14,15 @@ _NAMED = 3  # parameters that are named, at most
 
 
 class DivergedError(ArithmeticError):
-    """The loss or a gradient is not finite; the text says where that began."""
+    """The loss or a gradient is not finite; the text says where that began.
+
+    Attributes:
+        what: is not finite, such as "the loss is nan".
+    """
+
+    def __init__(self, text: str, what: str = "") -> None:
+        super().__init__(text)
+        self.what = what
 
 
 def not_finite(value: Any) -> bool:

@@ -168,7 +168,8 @@ class Steps(Resumable):
             text = diagnose(
                 what, self.model, batch.x, batch.targets, output, self.norms, self.clip, self.optimizer.lr
             )
-        return DivergedError(f"training diverged at step {self.step + 1} (epoch {self.epoch + 1}): {text}")
+        where = f"step {self.step + 1} (epoch {self.epoch + 1})"
+        return DivergedError(f"training diverged at {where}: {text}", what)
 
     def _measure(self, data: SequenceData) -> dict[str, float]:
         """Return the loss and the metrics, means over all data."""
