@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +126,36 @@ def test_resuming_in_the_middle_of_a_stream(stops: tuple[int, ...], tmp_path: Pa
     assert bits(resumed) == bits(whole)
 
 
+def test_killing_loses_nothing_of_a_stream(tmp_path: Path) -> None:
+    """kill -9 at random moments; FUSEDRNN_KILLS says how many."""
+    rng, path, epochs = random.Random(0), tmp_path / "killed", 400
+    command = [sys.executable, __file__, str(path), str(epochs)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    kills = 0
+    for _ in range(int(os.environ.get("FUSEDRNN_KILLS") or 3)):
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        process = subprocess.Popen(command, env=environment)
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:
+            if path.exists() and path.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.001)
+        time.sleep(0.2 * rng.random())
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+        # That of before the first step is taken away again: it only tries whether there can be one.
+        if path.exists():
+            files.load(path, "fusedrnn run of a Trainer")
+    assert kills > 0
+    whole, resumed = streamed(epochs=epochs), streamed(epochs=epochs, checkpoint=path)
+    resumed.fit(steps(20), steps(6, 1), resume=True)
+    whole.fit(steps(20), steps(6, 1))
+    resumed._digest = whole._digest
+    assert bits(resumed) == bits(whole)
+    print(f"{kills} kills")
+
+
 def test_the_state_of_a_checkpoint_is_that_of_the_stream(tmp_path: Path) -> None:
     inputs = [np.ones((12, 3), np.float32) * k for k in range(3)]
     targets = [np.zeros(12, np.int64)] * 3
@@ -206,3 +241,9 @@ def test_what_it_refuses() -> None:
     for call, kind, text in calls:
         with pytest.raises(kind, match=f"^{text}"):
             call()
+
+
+if __name__ == "__main__":
+    streamed(epochs=int(sys.argv[2]), checkpoint=sys.argv[1], checkpoint_steps=1).fit(
+        steps(20), steps(6, 1), resume=True
+    )
