@@ -163,6 +163,10 @@ def test_a_stream_gives_the_rows_of_a_call(kind: str, dtype: str) -> None:
         found = alone(x[t, 2])
         assert found.shape == (6,) and found.dtype == dtype
         np.testing.assert_allclose(found, y[t, 2], rtol=0, atol=bound)
+    many = np.tile(x, (1, 3, 1))
+    wide = module.stream(12, 7)
+    for t in range(7):
+        np.testing.assert_allclose(wide(many[t]), np.tile(y[t], (3, 1)), rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("kind", ["attention", "hybrid"])

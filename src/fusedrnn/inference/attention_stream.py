@@ -15,6 +15,9 @@ from fusedrnn.inputs.rows import as_rows, check_floats
 from fusedrnn.listing import Listed
 from fusedrnn.nn.activations import softmax
 
+# Rows from which on it pays to pack a weight, as the kernel does.
+_PACKED = 8
+
 
 class AttentionState(NamedTuple):
     """What an `AttentionStream` remembers.
@@ -70,7 +73,7 @@ class AttentionStream(Listed):
             bare = " or (E,)" if batch == 1 else ""
             raise ValueError(f"x: expected shape (B, E) = ({batch}, {size}){bare}, got {x.shape}")
         weight, bias, out_weight, out_bias = self._weights
-        products = CPU.kernels.linear_forward(as_rows("x", x, (size,), CPU), weight, bias)
+        products = _product(as_rows("x", x, (size,), CPU), weight, bias)
         q, k, v = products.reshape(batch, 3, *keys.shape[1::2]).swapaxes(0, 1)
         rows, places = np.arange(batch), seen % self.max_len
         keys[rows, :, places], values[rows, :, places] = k, v
@@ -78,11 +81,11 @@ class AttentionStream(Listed):
         held = min(int(seen.max(initial=0)), self.max_len)
         # Sums of einsum, which do not depend on threads as those of a BLAS may.
         scores = np.einsum("bhd,bhsd->bhs", q * q.dtype.type(self._module._scale), keys[:, :, :held])
-        # Of sequences that began later, places that are still empty.
-        scores[np.broadcast_to(np.arange(held) >= seen[:, None, None], scores.shape)] = -np.inf
+        if seen.min(initial=held) < held:
+            # Of sequences that began later, places that are still empty.
+            scores[np.broadcast_to(np.arange(held) >= seen[:, None, None], scores.shape)] = -np.inf
         context = np.einsum("bhs,bhsd->bhd", softmax(scores, -1), values[:, :, :held])
-        y: Array = CPU.kernels.linear_forward(context.reshape(batch, size), out_weight, out_bias)
-        return y.reshape(x.shape)
+        return _product(context.reshape(batch, size), out_weight, out_bias).reshape(x.shape)
 
     def reset(self, rows: npt.ArrayLike | None = None) -> None:
         """Forget all steps.
@@ -129,3 +132,13 @@ class AttentionStream(Listed):
 
     def __repr__(self) -> str:
         return f"AttentionStream({self._module!r}, batch_size={self.batch_size}, max_len={self.max_len})"
+
+
+def _product(rows: Array, weight: Array, bias: Array | None) -> Array:
+    """Return rows weight^T + bias, of few rows without a packed copy of the weight."""
+    y: Array
+    if len(rows) >= _PACKED:
+        y = CPU.kernels.linear_forward(rows, weight, bias)
+        return y
+    y = np.einsum("bi,oi->bo", rows, weight)
+    return y if bias is None else np.add(y, bias, out=y)
