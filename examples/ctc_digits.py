@@ -33,12 +33,6 @@ def strings(count, usable, seed):
     return pictures, targets
 
 
-def loss(output, targets, lengths=None):
-    """CTC of the rows of targets, padded with 0."""
-    steps = np.full(output.shape[1], len(output)) if lengths is None else lengths
-    return fr.ctc_loss(output, targets, steps, (targets > 0).sum(axis=1))
-
-
 def distance(a, b):
     """How many characters have to be changed, left out or put in."""
     row = list(range(len(b) + 1))
@@ -54,9 +48,9 @@ reader = fr.LSTM(8, 64, bidirectional=True, seed=0)
 model = fr.Sequential(reader, fr.Dropout(0.3, seed=1), fr.Linear(128, 11, seed=2))
 optimizer = fr.optim.AdamW(model, lr=0.01)
 schedule = fr.optim.OneCycleLR(optimizer, 0.01, epochs * -(-count // 32))
-trainer = fr.training.Trainer(model, loss, optimizer, schedule, clip=1.0, epochs=epochs)
+trainer = fr.training.Trainer(model, fr.ctc_loss, optimizer, schedule, clip=1.0, epochs=epochs)
 start = time.process_time()
-trainer.fit((pictures, fr.pad(targets, batch_first=True)[0]))
+trainer.fit((pictures, targets))
 print(f"{count} strings, {time.process_time() - start:.0f} s of processor time")
 
 pictures, targets = strings(500, held_out, seed=1)
