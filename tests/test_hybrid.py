@@ -208,6 +208,19 @@ def test_states_and_new_weights(kind: str) -> None:
     np.testing.assert_array_equal(step(X[0]), fresh(X[0]))
 
 
+def test_a_state_that_does_not_fit_changes_nothing() -> None:
+    step = hybrid().stream(4, 3)
+    step(X[0])
+    kept = step.state
+    moved = tuple([tuple([2 * a for a in part]) for part in kept[:1]]) + kept[1:-1]
+    for bad, kind in ((X[0], TypeError), (tuple([a[:, :2] for a in kept[-1]]), ValueError)):
+        with pytest.raises(kind):
+            step.state = (*moved, bad)
+        for part, before in zip(step.state, kept, strict=True):
+            for a, b in zip(part, before, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
 def test_the_ring_forgets_the_oldest_step() -> None:
     """With room for 3, a step gives what the last of the 3 that end with it gives."""
     module = attention(3, True)

@@ -253,8 +253,14 @@ class HybridStream(Listed):
     def state(self, value: tuple[Any, ...]) -> None:
         if not isinstance(value, tuple) or len(value) != len(self._streams):
             raise TypeError(f"state: expected a tuple of {len(self._streams)} states, got {value!r:.60}")
-        for stream, part in zip(self._streams, value, strict=True):
-            stream.state = part
+        before = self.state
+        try:
+            for stream, part in zip(self._streams, value, strict=True):
+                stream.state = part
+        except (TypeError, ValueError):
+            for stream, part in zip(self._streams, before, strict=True):
+                stream.state = part
+            raise
 
     def refresh(self) -> None:
         """Read the module's weights again; the state stays."""
