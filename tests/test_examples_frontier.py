@@ -88,3 +88,13 @@ def test_federated(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert federated >= central - 0.02 and central > 0.9
     assert 0.3 < private <= 1.0
     assert Path("federated.png").stat().st_size > 1000
+
+
+def test_continual(example: Any) -> None:
+    """Both ways forget less than none."""
+    text = example("continual")
+    found = re.findall(r"(\w+): accuracy ([\d.]+) of all tasks, forgotten ([\d.]+)", text)
+    accuracy, forgotten = ({name: float(row[i]) for name, *row in found} for i in (0, 1))
+    assert accuracy["ewc"] > accuracy["naive"] + 0.02 and forgotten["ewc"] < forgotten["naive"] - 0.05
+    assert accuracy["replay"] > 0.8 and forgotten["replay"] < 0.15
+    assert Path("continual.png").stat().st_size > 1000
