@@ -98,3 +98,12 @@ def test_continual(example: Any) -> None:
     assert accuracy["ewc"] > accuracy["naive"] + 0.02 and forgotten["ewc"] < forgotten["naive"] - 0.05
     assert accuracy["replay"] > 0.8 and forgotten["replay"] < 0.15
     assert Path("continual.png").stat().st_size > 1000
+
+
+def test_spikes(example: Any) -> None:
+    """Spiking neurons beat what the counts of spikes say, and neither never nor always fire."""
+    text = example("spikes")
+    ours, linear = numbers(r"accuracy ([\d.]+), logistic regression of the counts of spikes ([\d.]+)", text)
+    assert ours > 0.93 and ours > linear - 0.02
+    assert 2 < numbers(r"fires in (\d+)%", text)[0] < 80
+    assert Path("spikes.png").stat().st_size > 1000
