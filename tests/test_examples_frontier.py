@@ -107,3 +107,11 @@ def test_spikes(example: Any) -> None:
     assert ours > 0.93 and ours > linear - 0.02
     assert 2 < numbers(r"fires in (\d+)%", text)[0] < 80
     assert Path("spikes.png").stat().st_size > 1000
+
+
+def test_video(example: Any) -> None:
+    """It knows which way digits go that it has not seen."""
+    pattern = r"error ([\d.]+) from the third picture on, copying the last one ([\d.]+)"
+    ours, copied = numbers(pattern, example("video"))
+    assert ours < copied / 3
+    assert Path("video.png").stat().st_size > 1000
