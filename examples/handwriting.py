@@ -5,6 +5,7 @@ import sys
 from importlib.resources import files
 
 import numpy as np
+from matplotlib.figure import Figure
 
 import fusedrnn as fr
 
@@ -65,17 +66,14 @@ gaussian = 0.5 * (gap @ np.linalg.inv(spread) * gap).sum(1) + np.log(
 )
 pen = -np.where(seen[:, 2] > 0, np.log(lifted), np.log(1 - lifted))
 print(f"{ours:.3f} nats a point, one Gaussian for all moves {np.mean(gaussian + pen):.3f}")
-if not quick:
-    from matplotlib.figure import Figure
-
-    figure, step = Figure(figsize=(8, 2)), model[0].stream()
-    for number, axes in enumerate(figure.subplots(1, 5)):
-        step.reset()
-        points = [held[number][0]]
-        for _ in range(60):
-            points.append(density.sample(head(step(points[-1])), bias=1.0, seed=rng))
-        places = np.cumsum([point[:2] for point in points], axis=0)
-        for one in np.split(places, np.flatnonzero([point[2] for point in points]) + 1):
-            axes.plot(one[:, 0], -one[:, 1], "k")
-        axes.set_axis_off()
-    figure.savefig("handwriting.png")
+figure, step = Figure(figsize=(8, 2)), model[0].stream()
+for number, axes in enumerate(figure.subplots(1, 5)):
+    step.reset()
+    points = [held[number][0]]
+    for _ in range(60):
+        points.append(density.sample(head(step(points[-1])), bias=1.0, seed=rng))
+    places = np.cumsum([point[:2] for point in points], axis=0)
+    for one in np.split(places, np.flatnonzero([point[2] for point in points]) + 1):
+        axes.plot(one[:, 0], -one[:, 1], "k")
+    axes.set_axis_off()
+figure.savefig("handwriting.png", bbox_inches="tight", dpi=80)

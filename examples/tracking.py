@@ -1,8 +1,9 @@
-"""Where a turning object is, from measurements with outliers, beside a Kalman filter (no data needed)."""
+"""Where a turning object is, from measurements, and what a Kalman filter says (pip install matplotlib)."""
 
 import sys
 
 import numpy as np
+from matplotlib.figure import Figure
 
 import fusedrnn as fr
 
@@ -59,5 +60,15 @@ trainer.fit(tuple(rows))
 grid = [(q, r) for q in (0.003, 0.01, 0.03, 0.1, 0.3) for r in (0.5, 1.0, 2.0, 3.0, 5.0)]
 best = min(grid, key=lambda pair: error(kalman(seen, *pair), places))  # as good as such a filter can be here
 places, seen = paths(500, 60, rng)
-ours, filtered = error(seen + model.eval()(steps_of(seen)), places), error(kalman(seen, *best), places)
-print(f"error {ours:.3f}, Kalman filter {filtered:.3f}, measurements {error(seen, places):.3f}")
+corrected, filtered = seen + model.eval()(steps_of(seen)), kalman(seen, *best)
+print(
+    f"error {error(corrected, places):.3f}, Kalman filter {error(filtered, places):.3f}, "
+    f"measurements {error(seen, places):.3f}"
+)
+axes = (figure := Figure(figsize=(6, 4))).subplots()
+axes.plot(*seen[:, 0].T, "x", color="0.6", label="measured")
+for path, name in ((places, "true"), (filtered, "Kalman filter"), (corrected, "network")):
+    axes.plot(*path[:, 0].T, label=name)
+axes.set(xlabel="x", ylabel="y", aspect="equal")
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+figure.savefig("tracking.png", bbox_inches="tight", dpi=80)

@@ -1,8 +1,9 @@
-"""San Francisco's hourly temperature, a day ahead (pip install vega_datasets)."""
+"""San Francisco's hourly temperature, a day ahead (pip install vega_datasets matplotlib)."""
 
 import sys
 
 import numpy as np
+from matplotlib.figure import Figure
 from vega_datasets import data
 
 from fusedrnn.estimators import Forecaster
@@ -17,3 +18,9 @@ x, y = windows(series[-held - context :], context, 24, 24)
 found = np.stack(model.predict(list(x)))
 error, naive = np.abs(found - y).mean(), np.abs(x[:, -24:] - y).mean()
 print(f"error {error:.3f} degrees, of the same hour a day before {naive:.3f}: MASE {error / naive:.3f}")
+axes = (figure := Figure(figsize=(9, 3))).subplots()
+for guess, name in ((x[:, -24:], "the day before"), (found, "network")):
+    axes.plot(np.arange(1, 241) / 24, (guess - y)[:10].ravel(), label=name)
+axes.set(xlabel="day", ylabel="degrees too warm")
+axes.legend()
+figure.savefig("weather.png", bbox_inches="tight", dpi=80)

@@ -25,8 +25,10 @@ def _numbers_of_one_test() -> None:
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """The numbers that an example prints."""
+def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """The numbers that an example prints; its pictures go into a folder of the test."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
 
     def found(name: str, **modules: Any) -> list[float]:
         text = run(name, monkeypatch, capsys, ("--quick",), **modules)
