@@ -115,3 +115,12 @@ def test_video(example: Any) -> None:
     ours, copied = numbers(pattern, example("video"))
     assert ours < copied / 3
     assert Path("video.png").stat().st_size > 1000
+
+
+def test_hybrid(example: Any) -> None:
+    """As many parameters, and both know more than how often each character is (4.6 bits)."""
+    pattern = r"LSTM: (\d+) parameters, ([\d.]+) .*\nLSTM and attention: (\d+) parameters, ([\d.]+) "
+    one, plain, other, hybrid = numbers(pattern, example("hybrid"))
+    assert abs(one / other - 1) < 0.03
+    assert plain < 4.4 and hybrid < 4.4
+    assert Path("hybrid.png").stat().st_size > 1000
