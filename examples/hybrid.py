@@ -37,7 +37,7 @@ def hybrid(hidden):
 
 test, train = pieces(texts[::10]), pieces([text for n, text in enumerate(texts) if n % 10])
 size = hybrid(64 if quick else 128).flat_parameters.size
-wide = next(n for n in range(1, 1000) if plain(n).flat_parameters.size >= size)  # as many parameters
+wide = next(n for n in range(64, 1000) if plain(n).flat_parameters.size >= size)  # as many parameters
 axes = (figure := Figure(figsize=(6, 3))).subplots()
 for name, model in (("LSTM", plain(wide)), ("LSTM and attention", hybrid(64 if quick else 128))):
     optimizer = fr.optim.AdamW(model, lr=0.005)
