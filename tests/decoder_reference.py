@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
 
 def sigmoid(x: Any) -> Any:
     return 0.5 * (1.0 + np.tanh(0.5 * x))
@@ -53,7 +55,37 @@ def attend(p: dict[str, Any], query: Any, rows: Any, past: list[Any]) -> tuple[A
 def forward(
     cell: str, p: dict[str, Any], x: Any, memory: Any, memory_lengths: Any, lengths: Any, states: list[Any]
 ) -> tuple[Any, Any, list[Any]]:
-    """y, alpha and the final states (B, H). What a decoder is follows from which parameters it has."""
+    """y, alpha and the final states (L, B, H). What a decoder is follows from which parameters it has."""
+    y, alpha, final = first_layer(cell, p, x, memory, memory_lengths, lengths, [s[0] for s in states])
+    found = [[part] for part in final]
+    for layer in range(1, len(states[0])):
+        own = {name: p.get(f"upper.{name}_l{layer - 1}", 0.0) for name in NAMES}
+        y, final = layer_above(cell, own, y, lengths, [s[layer] for s in states])
+        for to, part in zip(found, final, strict=True):
+            to.append(part)
+    return y, alpha, [np.stack(parts) for parts in found]
+
+
+def layer_above(
+    cell: str, p: dict[str, Any], x: Any, lengths: Any, states: list[Any]
+) -> tuple[Any, list[Any]]:
+    """y and the final states (B, H) of an ordinary layer."""
+    y, final = np.zeros((*x.shape[:2], states[0].shape[1])), [np.array(state) for state in states]
+    for b, length in enumerate(lengths):
+        state = [s[b] for s in states]
+        for t in range(length):
+            a = p["weight_ih"] @ x[t, b] + p["bias_ih"]
+            state = cell_step(cell, a, p["weight_hh"] @ state[0] + p["bias_hh"], state)
+            y[t, b] = state[0]
+        for to, value in zip(final, state, strict=True):
+            to[b] = value
+    return y, final
+
+
+def first_layer(
+    cell: str, p: dict[str, Any], x: Any, memory: Any, memory_lengths: Any, lengths: Any, states: list[Any]
+) -> tuple[Any, Any, list[Any]]:
+    """y, alpha and the final states (B, H) of the layer that attends."""
     steps, batch = x.shape[:2]
     hidden = states[0].shape[1]
     y, alpha = np.zeros((steps, batch, hidden)), np.zeros((steps, batch, memory.shape[0]))

@@ -27,14 +27,14 @@ def module(cell: str, shape: tuple[int, ...], dtype: str = "float64", **options:
     return decoder
 
 
-def problem(cell: str, shape: tuple[int, ...], dtype: str = "float64") -> dict[str, Any]:
+def problem(cell: str, shape: tuple[int, ...], dtype: str = "float64", layers: int = 1) -> dict[str, Any]:
     """Arguments at random, lengths with a zero among them."""
     steps, batch, source, i, h, m, _ = shape
     rng = np.random.default_rng([2, *shape])
     memory_lengths, lengths = rng.integers(0, source + 1, batch), rng.integers(0, steps + 1, batch)
     memory_lengths[:2], lengths[:2] = [source, 0][: min(batch, 2)], [steps, steps][: min(batch, 2)]
     lengths[2:3] = 0
-    states = tuple(rng.normal(size=(1, batch, h)).astype(dtype) for _ in range(1 + (cell == "lstm")))
+    states = tuple(rng.normal(size=(layers, batch, h)).astype(dtype) for _ in range(1 + (cell == "lstm")))
     return {
         "x": rng.normal(size=(steps, batch, i)).astype(dtype),
         "memory": rng.normal(size=(source, batch, m)).astype(dtype),
@@ -53,7 +53,7 @@ def expected(
 ) -> tuple[Any, Any, list[Any]]:
     wide = {name: array.astype(np.float64) for name, array in decoder.parameters.items()}
     changed = {**given, **changes}
-    states = [part[0].astype(np.float64) for part in parts(changed["state"])]
+    states = [part.astype(np.float64) for part in parts(changed["state"])]
     x, memory = changed["x"].astype(np.float64), changed["memory"].astype(np.float64)
     return reference.forward(decoder.cell, wide, x, memory, given["memory_lengths"], given["lengths"], states)
 
@@ -69,7 +69,7 @@ def test_forward(cell: str, shape: tuple[int, ...], dtype: str, tolerance: float
     np.testing.assert_allclose(alpha, want_alpha, atol=tolerance)
     for got, want in zip(parts(state), want_state, strict=True):
         assert got.dtype == np.dtype(dtype)
-        np.testing.assert_allclose(got[0], want, atol=tolerance)
+        np.testing.assert_allclose(got, want, atol=tolerance)
     masked = np.arange(alpha.shape[2])[None] >= given["memory_lengths"][:, None]
     assert not alpha[:, masked].any()
     past = np.arange(len(y))[:, None] >= given["lengths"]
@@ -90,7 +90,7 @@ def check_gradients(decoder: fr.AttentionDecoder, given: dict[str, Any]) -> None
 
     def loss() -> float:
         got_y, got_alpha, got_state = expected(decoder, given)
-        flows = sum((d[0] * s).sum() for d, s in zip(dstate, got_state, strict=True))
+        flows = sum((d * s).sum() for d, s in zip(dstate, got_state, strict=True))
         return float((got_y * dy).sum() + (got_alpha * dalpha).sum() + flows)
 
     flow = dstate if len(dstate) > 1 else dstate[0]

@@ -23,6 +23,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "coverage": ("lstm", {"coverage": True}),
     "current": ("gru", CURRENT),
     "luong": ("lstm", {**CURRENT, "score": "general", "input_feeding": True}),
+    "layers": ("lstm", {"num_layers": 3}),
+    "layers, fed": ("gru", {**CURRENT, "num_layers": 2, "input_feeding": True, "coverage": True}),
     "all": ("rnn_tanh", {**CURRENT, **LOCATION, "coverage": True, "input_feeding": True}),
 }
 # T, B, S, I, H, M, A
@@ -41,7 +43,7 @@ def built(
     rng = np.random.default_rng([1, *shape])
     for name, array in decoder.parameters.items():
         decoder.parameters[name] = rng.normal(0, 0.4, array.shape)
-    return decoder, problem(cell, (steps, batch, source, i, h, m, a), dtype)
+    return decoder, problem(cell, (steps, batch, source, i, h, m, a), dtype, decoder.num_layers)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -54,7 +56,7 @@ def test_forward(variant: str, shape: tuple[int, ...], dtype: str, tolerance: fl
     np.testing.assert_allclose(y, want_y, atol=tolerance)
     np.testing.assert_allclose(alpha, want_alpha, atol=tolerance)
     for got, want in zip(parts(state), want_state, strict=True):
-        np.testing.assert_allclose(got[0], want, atol=tolerance)
+        np.testing.assert_allclose(got, want, atol=tolerance)
     assert not alpha[:, np.arange(shape[2])[None] >= given["memory_lengths"][:, None]].any()
     for a, b in zip(decoder(**given)[:2], (y, alpha), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -65,7 +67,7 @@ def test_gradients(variant: str) -> None:
     check_gradients(*built(variant, (3, 4, 4, 2, 3, 2, 2)))
 
 
-@pytest.mark.parametrize("variant", ["all", "luong", "dot"])
+@pytest.mark.parametrize("variant", ["all", "luong", "dot", "layers"])
 def test_threads(variant: str) -> None:
     """The same bits."""
     results = []
@@ -133,6 +135,36 @@ def test_module(variant: str) -> None:
     np.testing.assert_array_equal(found.tokens[:, 0], greedy.tokens)
 
 
+@pytest.mark.parametrize("variant", ["layers", "layers, fed"])
+def test_layers_above(variant: str) -> None:
+    """A stream keeps their parameters; what backward refuses adds nothing; gradients and states left out."""
+    decoder, given = built(variant, (5, 4, 6, 3, 9, 7, 5))
+    y, alpha, state, tape = decoder.forward(**given)
+    step = decoder.stream(given["memory"], given["memory_lengths"])
+    step.state = given["state"]
+    first = decoder.parameters["upper.weight_ih_l0"].copy()
+    decoder.parameters["upper.weight_ih_l0"] *= 2
+    np.testing.assert_array_equal(step(given["x"][0])[0][:2], y[0, :2])
+    decoder.parameters["upper.weight_ih_l0"] = first
+    wrong = np.ones((1, 4, 9))
+    for changes in (
+        {"dy": y[:1]},
+        {"dalpha": y},
+        {"dstate": (wrong, None) if len(parts(state)) > 1 else wrong},
+    ):
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            decoder.backward(tape, **{"dy": y, **changes})
+    assert not decoder.flat_grads.any()
+    flow = (None, state[1]) if isinstance(state, tuple) else state
+    zeros = (np.zeros_like(state[0]), state[1]) if isinstance(state, tuple) else state
+    for a, b in zip(
+        decoder.backward(tape, None, alpha, flow)[:2],
+        decoder.backward(tape, np.zeros_like(y), alpha, zeros)[:2],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -145,6 +177,7 @@ def test_module(variant: str) -> None:
         ({"score": "dot"}, "memory_size: expected hidden_size = 4 with score='dot', got 5"),
         ({"score": "location", "location_kernel_size": 4}, "location_kernel_size: expected an odd number"),
         ({"score": "location", "location_filters": 0}, "location_filters"),
+        ({"num_layers": 0}, "num_layers"),
     ],
 )
 def test_errors(options: dict[str, Any], message: str) -> None:

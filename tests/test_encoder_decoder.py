@@ -15,14 +15,16 @@ pytestmark = pytest.mark.once
 BOS, EOS = 0, 1
 
 
-def model(cell: str = "gru", hidden: int = 6, tokens: int = 8, bridge: bool = True) -> fr.EncoderDecoder:
-    states = 2 if cell == "lstm" else 1
+def model(
+    cell: str = "gru", hidden: int = 6, tokens: int = 8, bridge: bool = True, layers: int = 1
+) -> fr.EncoderDecoder:
+    states = layers * (2 if cell == "lstm" else 1)
     encoder = fr.Sequential(fr.Embedding(tokens, 5, seed=0), fr.GRU(5, hidden, bidirectional=True, seed=1))
     first = fr.Sequential(fr.Pool("mean"), fr.Linear(2 * hidden, states * hidden, seed=2), fr.Tanh())
     return fr.EncoderDecoder(
         encoder,
         fr.Embedding(tokens, 4, seed=3),
-        fr.AttentionDecoder(cell, 4, hidden, 2 * hidden, seed=4),
+        fr.AttentionDecoder(cell, 4, hidden, 2 * hidden, num_layers=layers, seed=4),
         fr.Sequential(fr.Dropout(0.3, seed=5), fr.Linear(hidden, tokens, seed=6)),
         first if bridge else None,
         bos=BOS,
@@ -44,6 +46,22 @@ def test_gradients(cell: str, bridge: bool) -> None:
     found = fr.check_gradients(model(cell, bridge=bridge), x, targets=targets, lengths=lengths, samples=8)
     assert found.error < 1e-5, found
     assert len(found.errors) == (22 if bridge else 20)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_layers(cell: str) -> None:
+    """The bridge gives the states of all of them, those of h first."""
+    whole, (x, targets, lengths) = model(cell, layers=2), problem()
+    found = fr.check_gradients(whole, x, targets=targets, lengths=lengths, samples=8)
+    assert found.error < 1e-5, found
+    memory, counts, state = whole.encode(x, lengths)
+    first = whole.bridge(memory, counts)
+    blocks = [first[:, 6 * i : 6 * i + 6] for i in range(first.shape[1] // 6)]
+    parts = state if isinstance(state, tuple) else (state,)
+    np.testing.assert_array_equal(np.concatenate(parts), np.stack(blocks))
+    greedy = whole.eval().beam_search(x, lengths, beam=1, max_len=5)
+    logits = whole(x, greedy.tokens[:, 0], lengths)
+    np.testing.assert_array_equal(logits[:, 0].argmax(1), greedy.tokens[:, 0, 0])
 
 
 def test_gradient_of_the_input() -> None:

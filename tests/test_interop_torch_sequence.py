@@ -110,12 +110,12 @@ def test_joiner(reduction: str) -> None:
     assert repr(joiner) == repr(host)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_decoder(cell: str) -> None:
-    decoder = ft.AttentionDecoder(cell, 3, 4, 5, attention_size=2, dtype=torch.float64)
-    host = fr.AttentionDecoder(cell, 3, 4, 5, attention_size=2, dtype="float64")
+@pytest.mark.parametrize(("cell", "layers"), [("lstm", 1), ("gru", 1), ("lstm", 2)])
+def test_decoder(cell: str, layers: int) -> None:
+    decoder = ft.AttentionDecoder(cell, 3, 4, 5, attention_size=2, num_layers=layers, dtype=torch.float64)
+    host = fr.AttentionDecoder(cell, 3, 4, 5, attention_size=2, num_layers=layers, dtype="float64")
     host.load_state_dict(decoder.state_dict())
-    x, memory, h = randn(3, 2, 3), randn(4, 2, 5), randn(1, 2, 4)
+    x, memory, h = randn(3, 2, 3), randn(4, 2, 5), randn(layers, 2, 4)
     counts = torch.tensor([4, 2]), torch.tensor([3, 1])
     state = (h, 2 * h) if cell == "lstm" else h
 

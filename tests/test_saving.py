@@ -137,6 +137,7 @@ MODELS: dict[str, Callable[[], Any]] = {
         bos=3,
         eos=4,
     ),
+    "layers": lambda: fr.AttentionDecoder("lstm", 3, 4, 5, num_layers=3, seed=0),
     "luong": lambda: fr.AttentionDecoder(
         "gru", 3, 4, 5, score="general", query="current", input_feeding=True
     ),
@@ -178,6 +179,7 @@ def test_the_same_model_again(name: str, tmp_path: Path) -> None:
         "bio",
         "decoder",
         "encoder_decoder",
+        "layers",
         "luong",
         "joiner",
         "adaptive",

@@ -26,12 +26,13 @@ def small(**options: Any) -> Seq2Seq:
     return Seq2Seq(**{"hidden_size": 8, "embedding_size": 6, "epochs": 1, "random_state": 0, **options})
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_it_learns_to_reverse(cell: str) -> None:
+@pytest.mark.parametrize(("cell", "layers"), [("gru", 1), ("lstm", 2)])
+def test_it_learns_to_reverse(cell: str, layers: int) -> None:
     X = words(400)
     y = [list(word[::-1].upper()) for word in X]
     model = small(cell=cell, hidden_size=32, epochs=12, lr=0.02, batch_size=20, label_smoothing=0.05)
-    model.fit(X[:300], y[:300])
+    model.set_params(decoder_layers=layers).fit(X[:300], y[:300])
+    assert model.model_.decoder.num_layers == layers
     assert model.score(X[300:], y[300:]) > 0.7
     assert model.predict(["ab"]) == [["B", "A"]]
     # The last token of an answer is made of the first letter.

@@ -30,6 +30,7 @@ class Seq2Seq(SequenceEstimator):
 
     Args:
         attention_size: units of the attention; hidden_size if None.
+        decoder_layers: layers of the decoder; `num_layers` are those of the encoder.
         label_smoothing: of the cross entropy, in [0, 1].
         beam: hypotheses that `predict` keeps of each sequence; 1 is greedy.
         max_len: most tokens that `predict` gives; twice those of the longest answer in `fit` if None.
@@ -49,6 +50,7 @@ class Seq2Seq(SequenceEstimator):
     """
 
     attention_size: int | None
+    decoder_layers: int
     label_smoothing: float
     beam: int
     max_len: int | None
@@ -76,6 +78,7 @@ class Seq2Seq(SequenceEstimator):
         scale: bool = True,
         embedding_size: int = 64,
         min_count: int = 1,
+        decoder_layers: int = 1,
         warm_start: bool = False,
         random_state: Any = None,
         verbose: bool = False,
@@ -118,11 +121,11 @@ class Seq2Seq(SequenceEstimator):
         layers, size = self._body(inputs, seed)
         tokens, hidden = len(self.vocabulary_), self.hidden_size
         states = 2 if self.cell == "lstm" else 1
-        decoder = fr.AttentionDecoder(
-            _DECODERS[self.cell], self.embedding_size, hidden, size, self.attention_size, seed=seed + 3
-        )
+        depth = check_size("decoder_layers", self.decoder_layers)
+        sizes = self.embedding_size, hidden, size, self.attention_size
+        decoder = fr.AttentionDecoder(_DECODERS[self.cell], *sizes, num_layers=depth, seed=seed + 3)
         head = {"head": fr.Linear(hidden, tokens, seed=seed + 4)}
-        bridge = {"pool": fr.Pool("mean"), "linear": fr.Linear(size, states * hidden, seed=seed + 5)}
+        bridge = {"pool": fr.Pool("mean"), "linear": fr.Linear(size, states * depth * hidden, seed=seed + 5)}
         return fr.EncoderDecoder(
             fr.Sequential(layers),
             fr.Embedding(tokens, self.embedding_size, seed=seed + 6),

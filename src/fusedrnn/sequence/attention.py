@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,12 @@ from fusedrnn.cells import CELLS
 from fusedrnn.checks import check_array, check_flag, check_size, kind_error, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.nn.module import Module
+from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.tape import check_tape
 from fusedrnn.sequence.decoder_options import NAMES, check_options, initialise, parameter_shapes
+from fusedrnn.sequence.decoder_stream import DecoderStream, State
 from fusedrnn.sequence.decoder_tape import DecoderTape
 from fusedrnn.sequence.host import host_array, integers
-
-State: TypeAlias = "Array | tuple[Array, ...]"
 
 
 class AttentionDecoder(Module):
@@ -44,13 +44,18 @@ class AttentionDecoder(Module):
 
     With coverage, weight_coverage * (sum over t' < t of alpha_(t',s)) is added inside tanh.
 
+    All of this is the first layer. Those above it are recurrent layers of the same cell, each over the
+    outputs of the layer below, and the last one's are returned as y. The query is the first layer's state, as
+    in GNMT, whose layers above look at c_t besides: here they do not.
+
     T, B, I, H stand for steps, batch, input size and hidden size, S for the steps of the memory, M and A for
     the sizes of the memory and of the attention, C and K for filters and their width. Parameters:
     weight_query (A, H), weight_memory (A, M), bias_memory (A,) and weight_energy (A,), with "general"
     weight_memory (H, M) alone; weight_location (A, C), weight_filter (C, K); weight_coverage (A,);
     weight_output (H, M + H); and the cell's with PyTorch's names and gate order: weight_ih_l0 (G*H, I + F),
     weight_hh_l0 (G*H, H), bias_ih_l0 and bias_hh_l0 (G*H,), F being M, with query="current" 0, with
-    input_feeding H.
+    input_feeding H; and of the layers above those of the network `upper`, upper.weight_ih_l0 being of the
+    second layer.
 
     Args:
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
@@ -64,6 +69,7 @@ class AttentionDecoder(Module):
         coverage: whether energies know where all steps before looked; with "additive" and "location".
         location_filters: C.
         location_kernel_size: K, odd.
+        num_layers: how many layers there are.
         bias: whether there are biases.
         dtype: "float32" or "float64".
         seed: int, numpy.random.Generator or None.
@@ -76,7 +82,7 @@ class AttentionDecoder(Module):
 
     Papers: Bahdanau, Cho and Bengio 2014, arXiv:1409.0473; Luong, Pham and Manning 2015, arXiv:1508.04025;
     Chorowski et al. 2015, arXiv:1506.07503 (location); See, Liu and Manning 2017, arXiv:1704.04368
-    (coverage).
+    (coverage); Wu et al. 2016, arXiv:1609.08144 (layers).
     """
 
     _derived = Module._derived | {"_packed"}
@@ -96,6 +102,7 @@ class AttentionDecoder(Module):
         coverage: bool = False,
         location_filters: int = 10,
         location_kernel_size: int = 31,
+        num_layers: int = 1,
         bias: bool = True,
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
@@ -122,6 +129,14 @@ class AttentionDecoder(Module):
         self._declare(parameter_shapes(spec, options, *sizes, self.bias), found)
         if method is not None:
             initialise(spec, self._own, method, rng=rng)
+        self.num_layers = check_size("num_layers", num_layers)
+        # The layers above the first: they need nothing of the attention, and run after all of its steps.
+        self.upper: Recurrent[Any] | None = None
+        if self.num_layers > 1:
+            size = self.hidden_size
+            self.upper = Recurrent(
+                cell, size, size, self.num_layers - 1, self.bias, dtype=found, seed=rng, init=method
+            )
 
     @property
     def score(self) -> str:
@@ -147,7 +162,8 @@ class AttentionDecoder(Module):
         state: State | None = None,
     ) -> tuple[Array, Array, State]:
         """Return y, alpha and the state as `forward`, without a tape."""
-        return self._run(x, memory, memory_lengths, lengths, state, keep=False)[:3]
+        y, alpha, found, _, _ = self._run(x, memory, memory_lengths, lengths, state, keep=False)
+        return y, alpha, found
 
     def forward(
         self,
@@ -165,7 +181,7 @@ class AttentionDecoder(Module):
             memory_lengths: (B,) of an integer dtype, each in 0..S; all S if None. Past them alpha is exactly
                 0; with 0 the context is 0.
             lengths: (B,) of an integer dtype, each in 0..T; all T if None.
-            state: h (1, B, H), of an LSTM (h, c); zero if None.
+            state: h (num_layers, B, H), of an LSTM (h, c); zero if None.
 
         Returns:
             y: (T, B, H), 0 past a sequence's end.
@@ -178,9 +194,9 @@ class AttentionDecoder(Module):
             ValueError: an argument of the wrong shape or range.
             RuntimeError: an array, or this module, on a GPU.
         """
-        y, alpha, found, core = self._run(x, memory, memory_lengths, lengths, state, keep=True)
+        y, alpha, found, core, upper = self._run(x, memory, memory_lengths, lengths, state, keep=True)
         assert core is not None
-        return y, alpha, found, DecoderTape(self, core, y.shape)
+        return y, alpha, found, DecoderTape(self, core, upper, y.shape, alpha.shape)
 
     def backward(
         self,
@@ -211,17 +227,27 @@ class AttentionDecoder(Module):
         """
         tape = check_tape(tape, self, DecoderTape)
         self._require_cpu("AttentionDecoder.backward")
-        batch = tape.shape[1]
+        check_flag("need_dx", need_dx)
         flow = None if dy is None else host_array("dy", dy)
         extra = None if dalpha is None else host_array("dalpha", dalpha)
-        states = self._states("dstate", dstate, batch)
+        states = self._states("dstate", dstate, tape.shape[1])
         sums = self._sums()
         grads = tuple(sums.get(name) for name in NAMES) if sums else None
+        above: tuple[Array, ...] | None = None
+        if self.upper is not None:
+            # All is checked before the layers above add to their gradients.
+            if flow is None:
+                flow = np.zeros(tape.shape, self._dtype)
+            check_array("dy", flow, tape.shape, self._dtype, "(T, B, H)")
+            if extra is not None:
+                check_array("dalpha", extra, tape.alpha_shape, self._dtype, "(T, B, S)")
+            flow, dupper = self.upper.backward(tape.upper, flow, self._above(states))
+            above = dupper if isinstance(dupper, tuple) else (dupper,)
         with self._turn.take():
             dx, dmemory, dinitial = _core.decoder_backward(
-                tape.core, flow, extra, states, grads, check_flag("need_dx", need_dx)
+                tape.core, flow, extra, self._first(states), grads, need_dx
             )
-        return dx, dmemory, self._as_state(dinitial)
+        return dx, dmemory, self._as_state(dinitial, above)
 
     def stream(self, memory: Array, memory_lengths: npt.ArrayLike | None = None) -> DecoderStream:
         """Return a step for generation: the keys and the packed weights are made once.
@@ -265,136 +291,66 @@ class AttentionDecoder(Module):
 
     def _run(
         self, x: Any, memory: Any, memory_lengths: Any, lengths: Any, state: Any, keep: bool
-    ) -> tuple[Array, Array, State, _core.DecoderTape | None]:
+    ) -> tuple[Array, Array, State, _core.DecoderTape | None, Any]:
         self._require_cpu("AttentionDecoder")
         inputs = host_array("x", x)
         check_array("x", inputs, (*inputs.shape[:2], self.input_size), self._dtype, "(T, B, I)")
         counts = None if lengths is None else integers("lengths", lengths)
         states = self._states("state", state, inputs.shape[1])
         prepared = self._prepare(memory, memory_lengths)
-        carry = None if states is None else (*states, None, None, None)
+        first = self._first(states)
+        carry = None if first is None else (*first, None, None, None)
         y, alpha, found, core = _core.decoder_forward(prepared, inputs, counts, carry, None, keep)
-        return y, alpha, self._as_state(found), core
+        if self.upper is None:
+            return y, alpha, self._as_state(found), core, None
+        run = self.upper.forward if keep else self.upper.__call__
+        y, final, *tapes = run(y, self._above(states), counts)
+        above = final if isinstance(final, tuple) else (final,)
+        return y, alpha, self._as_state(found, above), core, tapes[0] if tapes else None
 
     def _states(self, name: str, state: Any, batch: int) -> tuple[Array | None, ...] | None:
-        """Return states (1, B, H) as (B, H)."""
+        """Return states (num_layers, B, H), each or None, of a state as the caller gives it."""
         if state is None:
             return None
         several = CELLS[self.cell].states > 1
         if several and not isinstance(state, tuple):
             raise kind_error(name, state, "a tuple (h, c)")
-        parts = state if several else (state,)
-        arrays: list[Any] = []
-        for i, part in enumerate(parts):
+        arrays: list[Array | None] = []
+        for i, part in enumerate(state if several else (state,)):
             own = f"{name}[{i}]" if several else name
-            if part is None:
-                arrays.append(None)
-                continue
-            array = host_array(own, part)
-            check_array(own, array, (1, batch, self.hidden_size), self._dtype, "(1, B, H)")
-            arrays.append(array[0])
+            array = None if part is None else host_array(own, part)
+            if array is not None:
+                shape = (self.num_layers, batch, self.hidden_size)
+                check_array(own, array, shape, self._dtype, "(num_layers, B, H)")
+            arrays.append(array)
         return tuple(arrays)
 
-    def _as_state(self, arrays: tuple[Array, ...]) -> State:
-        found = tuple(array[None] for array in arrays)
+    @staticmethod
+    def _first(states: tuple[Array | None, ...] | None) -> tuple[Array | None, ...] | None:
+        """Return those of the first layer, (B, H)."""
+        return None if states is None else tuple(None if part is None else part[0] for part in states)
+
+    @staticmethod
+    def _above(states: tuple[Array | None, ...] | None) -> Any:
+        """Return those of the layers above, as `upper` takes them."""
+        if states is None:
+            return None
+        parts = tuple(None if part is None else part[1:] for part in states)
+        return parts if len(parts) > 1 else parts[0]
+
+    def _as_state(self, first: tuple[Array, ...], above: tuple[Array, ...] | None = None) -> State:
+        """Return the states of the first layer (B, H) and of those above as the caller gets them."""
+        found = tuple(array[None] for array in first)
+        if above is not None:
+            found = tuple(np.concatenate(parts) for parts in zip(found, above, strict=True))
         return found if len(found) > 1 else found[0]
 
     def _extra_repr(self) -> str:
         sizes = f"{self.input_size}, {self.hidden_size}, {self.memory_size}"
+        layers = "" if self.num_layers == 1 else f", num_layers={self.num_layers}"
         bias = "" if self.bias else ", bias=False"
         dtype = "" if self._dtype == np.float32 else f", dtype='{self._dtype}'"
-        return f"'{self.cell}', {sizes}{self._options.text(self.hidden_size)}{bias}{dtype}"
-
-
-class DecoderStream:
-    """One step of an `AttentionDecoder` at a time, over a memory whose keys are made once.
-
-    It carries what the next step needs: the state, and by the decoder's options the output, the attention
-    and the coverage. The parameters are those of the time when it was made.
-
-    Attributes:
-        batch_size: B of the memory.
-        state: after the last step: h (1, N, H), of an LSTM (h, c); at first None, which is zero. It may be
-            set.
-    """
-
-    __slots__ = ("_carry", "_decoder", "_prepared", "batch_size")
-
-    def __init__(self, decoder: AttentionDecoder, prepared: _core.DecoderMemory) -> None:
-        self._decoder = decoder
-        self._prepared = prepared
-        self.batch_size = prepared.batch
-        # The cell's states, and the output, the attention and the coverage of the step before: N rows each.
-        self._carry: tuple[Array | None, ...] | None = None
-
-    @property
-    def state(self) -> State | None:
-        states = None if self._carry is None else self._carry[:-3]
-        if states is None or any(part is None for part in states):
-            return None
-        return self._decoder._as_state(tuple(part for part in states if part is not None))
-
-    @state.setter
-    def state(self, state: State | None) -> None:
-        count = CELLS[self._decoder.cell].states
-        last = (None, None, None) if self._carry is None else self._carry[-3:]
-        states: tuple[Array | None, ...] = (None,) * count
-        if state is not None:
-            first = state[0] if isinstance(state, tuple) else state
-            batch = first.shape[1] if getattr(first, "ndim", 0) == 3 else self.batch_size
-            states = self._decoder._states("state", state, batch) or states
-        self._carry = (*states, *last)
-
-    def __call__(self, x: Array, rows: npt.ArrayLike | None = None) -> tuple[Array, Array]:
-        """Advance by one step and return y (N, H) and alpha (N, S).
-
-        Args:
-            x: (N, I); N = B without rows.
-            rows: (N,) of an integer dtype: which row of the memory each row of x looks at, as hypotheses of a
-                beam search that share one.
-
-        Raises:
-            TypeError: an argument of the wrong kind or dtype.
-            ValueError: an argument of the wrong shape or range.
-        """
-        decoder, carry = self._decoder, self._carry
-        inputs = host_array("x", x)
-        check_array("x", inputs, (*inputs.shape[:1], decoder.input_size), decoder._dtype, "(N, I)")
-        places = None if rows is None else integers("rows", rows)
-        y, alpha, found, _ = _core.decoder_forward(self._prepared, inputs[None], None, carry, places, False)
-        options, covered = decoder._options, None
-        if options.coverage and carry is not None:
-            attended, before = carry[-2:]
-            covered = attended if before is None or attended is None else attended + before
-        looks_back = options.coverage or options.score == "location"
-        self._carry = (
-            *found,
-            y[0] if options.input_feeding else None,
-            alpha[0] if looks_back else None,
-            covered,
-        )
-        return y[0], alpha[0]
-
-    def select(self, places: npt.ArrayLike) -> None:
-        """Let the rows be these of the rows there are: those of the hypotheses that a search keeps.
-
-        Args:
-            places: (N,) of an integer dtype, each in 0..rows of the last step - 1; one may come again.
-
-        Raises:
-            TypeError, ValueError: places of the wrong kind or range.
-        """
-        if self._carry is None:
-            return
-        chosen = integers("places", places)
-        count = next((len(part) for part in self._carry if part is not None), 0)
-        if chosen.ndim != 1 or ((chosen < 0) | (chosen >= count)).any():
-            raise ValueError(f"places: expected shape (N,) and values in 0..{count - 1}, got {places!r}")
-        self._carry = tuple(None if part is None else part[chosen] for part in self._carry)
-
-    def reset(self) -> None:
-        """Set the state to zero, and what else it carries."""
-        self._carry = None
+        return f"'{self.cell}', {sizes}{self._options.text(self.hidden_size)}{layers}{bias}{dtype}"
 
     def __repr__(self) -> str:
-        return f"DecoderStream({self._decoder!r}, batch_size={self.batch_size})"
+        return f"{type(self).__name__}({self._extra_repr()})"

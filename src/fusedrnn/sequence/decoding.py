@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_array, check_size
+from fusedrnn.checks import check_size
 from fusedrnn.nn.module import Module
-from fusedrnn.sequence.attention import AttentionDecoder, DecoderStream
+from fusedrnn.sequence.attention import AttentionDecoder
+from fusedrnn.sequence.decoder_stream import DecoderStream
 
 Tokens: TypeAlias = npt.NDArray[np.int64]
 # step(tokens (N,), state, rows (N,)) -> logits (N, V) and the state, or logits, the state and alpha (N, S).
@@ -72,13 +73,11 @@ class Run:
                 "model: expected (embedding, AttentionDecoder, head) or a function "
                 f"step(tokens, state, rows), got {type(model).__name__}"
             )
-        self.step = _decoder_step(*parts, memory, memory_lengths)
-        if state is not None:
-            several = isinstance(state, tuple)
-            for part in state if several else (state,):
-                check_array("state", part, (1, self.batch, parts[1].hidden_size), parts[1].dtype, "(1, B, H)")
-            parts_of = state if several else (state,)
-            self.state = (*(part[0] for part in parts_of), None, None, None)
+        embedding, decoder, head = parts
+        stream: DecoderStream = decoder.stream(memory, memory_lengths)
+        stream._set(state, self.batch)
+        self.state = stream._carry
+        self.step = _decoder_step(embedding, stream, head)
 
     def begin(self) -> tuple[Tokens, Tokens, npt.NDArray[np.float64]]:
         """Return the sequence, the tokens and the log probability of each first hypothesis."""
@@ -127,11 +126,7 @@ class Run:
         return Decoded(tokens, lengths, scores)
 
 
-def _decoder_step(
-    embedding: Module, decoder: AttentionDecoder, head: Module, memory: Array, memory_lengths: Any
-) -> Step:
-    stream: DecoderStream = decoder.stream(memory, memory_lengths)
-
+def _decoder_step(embedding: Module, stream: DecoderStream, head: Module) -> Step:
     def step(tokens: Tokens, state: Any, rows: Tokens) -> tuple[Any, ...]:
         stream._carry = state
         y, alpha = stream(embedding(tokens), rows)

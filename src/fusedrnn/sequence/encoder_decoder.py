@@ -15,7 +15,8 @@ from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.members import BlockTape, backward_member, call_member, forward_member
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import check_tape
-from fusedrnn.sequence.attention import AttentionDecoder, State
+from fusedrnn.sequence.attention import AttentionDecoder
+from fusedrnn.sequence.decoder_stream import State
 from fusedrnn.sequence.host import integers
 
 # Of a target that does not count, as in `cross_entropy`.
@@ -28,7 +29,7 @@ class Encoded(NamedTuple):
     Attributes:
         memory: (S, B, M), the outputs of the encoder.
         lengths: (B,), how many of them count, or None for all.
-        state: h (1, B, H), of an LSTM (h, c); None without a bridge, which is zero.
+        state: h (num_layers, B, H), of an LSTM (h, c); None without a bridge, which is zero.
     """
 
     memory: Array
@@ -65,7 +66,8 @@ class EncoderDecoder(Module):
         decoder: an `AttentionDecoder`.
         head: module from (N, H) to logits (N, V), say a `Linear`.
         bridge: module from memory to the first state (B, H), of an LSTM [h; c] (B, 2H), say
-            `Sequential(Pool("mean"), Linear(M, H), Tanh())`; zeros if None.
+            `Sequential(Pool("mean"), Linear(M, H), Tanh())`; of several layers h is that of all of them side
+            by side, and so is c; zeros if None.
         bos: token that the decoder reads first, in 0..V-1.
         eos: token that ends an answer, in 0..V-1.
 
@@ -176,7 +178,7 @@ class EncoderDecoder(Module):
         self.embedding.backward(embedding_tape, dtokens)
         if self.bridge is not None:
             parts = dstate if isinstance(dstate, tuple) else (dstate,)
-            dfirst = np.concatenate([part[0] for part in parts], axis=1)
+            dfirst = np.concatenate([layer for part in parts for layer in part], axis=1)
             dmemory = dmemory + backward_member(self.bridge, bridge_tape, dfirst, True)
         return backward_member(self.encoder, encoder_tape, dmemory, need_dx)
 
@@ -260,13 +262,15 @@ class EncoderDecoder(Module):
 
     def _state(self, first: Any) -> State:
         """Return what the bridge gave as the decoder's state."""
-        several = 2 if self.decoder.cell == "lstm" else 1
-        size = several * self.decoder.hidden_size
+        several, layers = 2 if self.decoder.cell == "lstm" else 1, self.decoder.num_layers
+        hidden = self.decoder.hidden_size
+        size = several * layers * hidden
         if not isinstance(first, np.ndarray):
             raise kind_error("bridge", first, "one that gives a numpy.ndarray")
         if first.ndim != 2 or first.shape[1] != size:
             raise ValueError(f"bridge: expected one that gives (B, {size}), got shape {first.shape}")
-        parts = tuple(np.ascontiguousarray(part)[None] for part in np.split(first, several, axis=1))
+        states = first.reshape(len(first), several, layers, hidden).transpose(1, 2, 0, 3)
+        parts = tuple(np.ascontiguousarray(part) for part in states)
         return parts if several > 1 else parts[0]
 
     def _extra_repr(self) -> str:

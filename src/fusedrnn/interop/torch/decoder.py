@@ -56,7 +56,13 @@ class AttentionDecoder(nn.Module):
         host = self._host("float64", seed=int(torch.randint(2**62, ())))
         for name, array in host.state_dict().items():
             value = torch.from_numpy(array).to(device, dtype or torch.get_default_dtype())
-            self.register_parameter(name, nn.Parameter(value))
+            *path, own = name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                if not hasattr(owner, part):
+                    owner.add_module(part, nn.Module())
+                owner = getattr(owner, part)
+            owner.register_parameter(own, nn.Parameter(value))
 
     @outside_graphs
     def forward(
@@ -74,7 +80,7 @@ class AttentionDecoder(nn.Module):
             memory: (S, B, M), say the outputs of an encoder.
             memory_lengths: (B,) of an integer dtype, each in 0..S; all S if None. Past them alpha is 0.
             lengths: (B,) of an integer dtype, each in 0..T; all T if None.
-            state: h (1, B, H), of an LSTM (h, c); zero if None.
+            state: h (num_layers, B, H), of an LSTM (h, c); zero if None.
 
         Returns:
             y: (T, B, H), 0 past a sequence's end.
@@ -137,7 +143,9 @@ class _Decoder(Function):
     def forward(call: _Call, *tensors: Any) -> tuple[Tensor, ...]:
         (y, alpha, state), tape = call.run(tensors)
         states = state if isinstance(state, tuple) else (state,)
-        return *[torch.from_numpy(array) for array in (y, alpha, *states)], attach(tape)
+        # What a tape refers to is read-only: the tensor, which may be written to, has a copy.
+        found = [array if array.flags.writeable else array.copy() for array in (y, alpha, *states)]
+        return *[torch.from_numpy(array) for array in found], attach(tape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

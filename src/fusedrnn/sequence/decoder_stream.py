@@ -1,0 +1,139 @@
+"""One step of a decoder at a time, for generation."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import _core
+from fusedrnn.arrays import Array
+from fusedrnn.cells import CELLS
+from fusedrnn.checks import check_array
+from fusedrnn.sequence.host import host_array, integers
+
+State: TypeAlias = "Array | tuple[Array, ...]"
+# What a step leaves for the next, N rows each: the states of the first layer; its output, attention and
+# coverage; and the states of the layers above (N, num_layers - 1, H).
+Carry: TypeAlias = "tuple[Array | None, ...]"
+_PAST = 3
+
+
+class DecoderStream:
+    """One step of an `AttentionDecoder` at a time, over a memory whose keys are made once.
+
+    It carries what the next step needs: the state, and by the decoder's options the output, the attention
+    and the coverage. The parameters are those of the time when it was made.
+
+    Attributes:
+        batch_size: B of the memory.
+        state: after the last step: h (num_layers, N, H), of an LSTM (h, c); at first None, which is zero. It
+            may be set.
+    """
+
+    __slots__ = ("_carry", "_decoder", "_prepared", "_upper", "batch_size")
+
+    def __init__(self, decoder: Any, prepared: _core.DecoderMemory) -> None:
+        self._decoder = decoder
+        self._prepared = prepared
+        self._upper = copy.deepcopy(decoder.upper)
+        self.batch_size = prepared.batch
+        self._carry: Carry | None = None
+
+    @property
+    def _count(self) -> int:
+        """How many states the cell has."""
+        return CELLS[self._decoder.cell].states
+
+    @property
+    def state(self) -> State | None:
+        first, _, above = self._parts()
+        if any(part is None for part in first):
+            return None
+        found: State = self._decoder._as_state(first, self._stacked(above))
+        return found
+
+    @state.setter
+    def state(self, state: State | None) -> None:
+        first: Any = state[0] if isinstance(state, tuple) else state
+        batch = first.shape[1] if getattr(first, "ndim", 0) == 3 else self.batch_size
+        self._set(state, batch)
+
+    def _set(self, state: State | None, batch: int) -> None:
+        """Set the state of so many rows."""
+        states = self._decoder._states("state", state, batch) or (None,) * self._count
+        above: Carry = ()
+        if self._upper is not None:
+            above = tuple(None if part is None else part[1:].swapaxes(0, 1) for part in states)
+        self._carry = (*self._decoder._first(states), *self._parts()[1], *above)
+
+    def _parts(self) -> tuple[Carry, Carry, Carry]:
+        """Return the states of the first layer, what is known of the past, and the states above."""
+        count = self._count
+        carry = self._carry or (None,) * (count + _PAST + (0 if self._upper is None else count))
+        return carry[:count], carry[count : count + _PAST], carry[count + _PAST :]
+
+    def _stacked(self, above: Carry) -> Any:
+        """Return the states above (num_layers - 1, N, H), or None without such layers."""
+        if self._upper is None:
+            return None
+        return tuple(None if part is None else np.ascontiguousarray(part.swapaxes(0, 1)) for part in above)
+
+    def __call__(self, x: Array, rows: npt.ArrayLike | None = None) -> tuple[Array, Array]:
+        """Advance by one step and return y (N, H) and alpha (N, S).
+
+        Args:
+            x: (N, I); N = B without rows.
+            rows: (N,) of an integer dtype: which row of the memory each row of x looks at, as hypotheses of a
+                beam search that share one.
+
+        Raises:
+            TypeError: an argument of the wrong kind or dtype.
+            ValueError: an argument of the wrong shape or range.
+        """
+        decoder, (first, past, above) = self._decoder, self._parts()
+        inputs = host_array("x", x)
+        check_array("x", inputs, (*inputs.shape[:1], decoder.input_size), decoder._dtype, "(N, I)")
+        places = None if rows is None else integers("rows", rows)
+        y, alpha, found, _ = _core.decoder_forward(
+            self._prepared, inputs[None], None, (*first, *past), places, False
+        )
+        options, covered = decoder._options, None
+        _, attended, before = past
+        if options.coverage:
+            covered = attended if before is None or attended is None else attended + before
+        looks_back = options.coverage or options.score == "location"
+        known = (y[0] if options.input_feeding else None, alpha[0] if looks_back else None, covered)
+        if self._upper is not None:
+            stacked = self._stacked(above)
+            y, final = self._upper(y, stacked if len(stacked) > 1 else stacked[0])
+            parts = final if isinstance(final, tuple) else (final,)
+            above = tuple(part.swapaxes(0, 1) for part in parts)
+        self._carry = (*found, *known, *above)
+        return y[0], alpha[0]
+
+    def select(self, places: npt.ArrayLike) -> None:
+        """Let the rows be these of the rows there are: those of the hypotheses that a search keeps.
+
+        Args:
+            places: (N,) of an integer dtype, each in 0..rows of the last step - 1; one may come again.
+
+        Raises:
+            TypeError, ValueError: places of the wrong kind or range.
+        """
+        if self._carry is None:
+            return
+        chosen = integers("places", places)
+        count = next((len(part) for part in self._carry if part is not None), 0)
+        if chosen.ndim != 1 or ((chosen < 0) | (chosen >= count)).any():
+            raise ValueError(f"places: expected shape (N,) and values in 0..{count - 1}, got {places!r}")
+        self._carry = tuple(None if part is None else part[chosen] for part in self._carry)
+
+    def reset(self) -> None:
+        """Set the state to zero, and what else it carries."""
+        self._carry = None
+
+    def __repr__(self) -> str:
+        return f"DecoderStream({self._decoder!r}, batch_size={self.batch_size})"
