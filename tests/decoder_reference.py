@@ -42,6 +42,15 @@ def energy(p: dict[str, Any], query: Any, row: Any, place: int, past: list[Any])
     return p["weight_energy"] @ np.tanh(inside)
 
 
+def window(p: dict[str, Any], query: Any, rows: Any, centres: Any) -> tuple[Any, Any]:
+    """Of a mixture of windows, whose centres (K,) move."""
+    heights, widths, moves = np.exp(p["weight_window"] @ query + p.get("bias_window", 0.0)).reshape(3, -1)
+    centres += moves
+    gaps = centres - np.arange(1, len(rows) + 1)[:, None]
+    weights = (heights * np.exp(-widths * gaps**2)).sum(1)
+    return weights, weights @ rows
+
+
 def attend(p: dict[str, Any], query: Any, rows: Any, past: list[Any]) -> tuple[Any, Any]:
     """The weights of a memory's rows, and their context."""
     if not len(rows):
@@ -95,15 +104,20 @@ def first_layer(
     for b in range(batch):
         rows = memory[: memory_lengths[b], b]
         state, output, past = [s[b] for s in states], np.zeros(hidden), []
+        centres = np.zeros(len(p.get("weight_window", ())) // 3)
+
+        def look(query: Any, rows: Any = rows, past: Any = past, centres: Any = centres) -> tuple[Any, Any]:
+            return window(p, query, rows, centres) if len(centres) else attend(p, query, rows, past)
+
         for t in range(lengths[b]):
             weights, fed = np.zeros(0), output if feeds else np.zeros(0)
             if "weight_output" not in p:
-                weights, fed = attend(p, state[0], rows, past)
+                weights, fed = look(state[0])
             a = p["weight_ih_l0"] @ np.concatenate([x[t, b], fed]) + bias_x
             state = cell_step(cell, a, p["weight_hh_l0"] @ state[0] + bias_h, state)
             output = state[0]
             if "weight_output" in p:
-                weights, context = attend(p, state[0], rows, past)
+                weights, context = look(state[0])
                 output = np.tanh(p["weight_output"] @ np.concatenate([context, state[0]]))
             past.append(weights)
             y[t, b], alpha[t, b, : len(rows)] = output, weights

@@ -315,6 +315,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
 # and those of programs, which test_programs.py and test_program_cells.py call with wrong ones.
 COVERED = {name.split(":")[0] for name in ENTRIES} | {
     "DecoderMemory",
+    "DecoderSampling",
     "DecoderTape",
     "PackedDecoder",
     "LayerTape",

@@ -83,13 +83,14 @@ def _decoder_params() -> tuple[Any, ...]:
         *(draw(*shape) for shape in (*attention, *cell)),
         *(None, None, draw(H, I + H)),
         *(draw(*shape) for shape in past),
+        *(None, None),
     )
 
 
 DECODER_WEIGHTS = (
     *("weight_query", "weight_memory", "bias_memory", "weight_energy"),
     *("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
-    *("weight_output", "weight_location", "weight_filter", "weight_coverage"),
+    *("weight_output", "weight_location", "weight_filter", "weight_coverage", "weight_window", "bias_window"),
 )
 DECODER_OPTIONS: dict[str, Any] = {"memory_size": I, "score": "additive", "current": True, "feeds": True}
 
@@ -103,7 +104,7 @@ def _decoder_pack() -> Entry:
         free=frozenset({"params"}),
         open_axes=open_axes,
         weights=DECODER_WEIGHTS,
-        optional_weights=(2, 6, 7, 9, 10, 11),
+        optional_weights=(2, 6, 7, 9, 10, 11, 12, 13),
     )
 
 
@@ -112,14 +113,35 @@ def _packed() -> _core.PackedDecoder:
 
 
 def _decoder_prepare() -> Entry:
-    arguments = {"decoder": _packed(), "memory": draw(T, B, I), "memory_lengths": np.array([5, 0, 2])}
-    optional, free = frozenset({"memory_lengths"}), frozenset({"memory"})
-    open_axes: Any = frozenset({("memory", (), 0)})
+    arguments = {
+        "decoder": _packed(),
+        "memory": draw(T, B, I),
+        "memory_lengths": np.array([5, 0, 2]),
+        "table": draw(4, I),
+        "contexts": False,
+    }
+    optional, free = frozenset({"memory_lengths", "table"}), frozenset({"memory", "table"})
+    open_axes: Any = frozenset({("memory", (), 0), ("table", (), 0)})
     return Entry(_core.decoder_prepare, arguments, optional=optional, free=free, open_axes=open_axes)
 
 
 def _prepared() -> _core.DecoderMemory:
-    return _core.decoder_prepare(_packed(), draw(T, B, I), np.array([5, 0, 2]))
+    return _core.decoder_prepare(_packed(), draw(T, B, I), np.array([5, 0, 2]), None, False)
+
+
+def _decoder_sampling() -> Entry:
+    arguments = {
+        "weight": draw(4, H),
+        "bias": draw(4),
+        "table": draw(4, I),
+        "probability": 0.5,
+        "seed": 1,
+        "offset": 0,
+    }
+    free, open_axes = frozenset({"weight"}), frozenset({("weight", (), 1), ("table", (), 1)})
+    return Entry(
+        _core.decoder_sampling, arguments, optional=frozenset({"bias"}), free=free, open_axes=open_axes
+    )
 
 
 def _decoder_forward() -> Entry:
@@ -127,17 +149,18 @@ def _decoder_forward() -> Entry:
         "prepared": _prepared(),
         "x": draw(T, B, I),
         "lengths": np.array([5, 0, 2]),
-        "state": (draw(B, H), draw(B, H), draw(B, T), draw(B, T)),
+        "state": (draw(B, H), draw(B, H), draw(B, T), draw(B, T), None),
         "rows": None,
         "keep": True,
+        "sampling": _core.decoder_sampling(draw(4, H), None, draw(4, I), 0.5, 1, 0),
     }
-    optional, free = frozenset({"lengths", "state"}), frozenset({"x"})
+    optional, free = frozenset({"lengths", "state", "sampling"}), frozenset({"x"})
     open_axes: Any = frozenset({("x", (), 0)})
     return Entry(_core.decoder_forward, arguments, optional=optional, free=free, open_axes=open_axes)
 
 
 def _decoder_backward() -> Entry:
-    *_, tape = _core.decoder_forward(_prepared(), draw(T, B, I), None, None, None, True)
+    *_, tape, _ = _core.decoder_forward(_prepared(), draw(T, B, I), None, None, None, True, None)
     arguments = {
         "tape": tape,
         "dy": draw(T, B, H),
@@ -181,6 +204,7 @@ SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "beam_step": _beam_step,
     "decoder_prepare": _decoder_prepare,
     "decoder_forward": _decoder_forward,
+    "decoder_sampling": _decoder_sampling,
     "decoder_backward": _decoder_backward,
     "transducer_emissions": lambda: _transducer(_core.transducer_emissions),
     "transducer_lattice": _transducer_lattice,

@@ -169,8 +169,10 @@ def test_functions_and_batches() -> None:
 
     want = fr.decode.beam_search(parts, rows, BOS, EOS, 3, 12, memory_lengths=lengths, n_best=2)
     got = fr.decode.beam_search(step, rows, BOS, EOS, 3, 12, n_best=2)
-    for a, b in zip(got, want, strict=True):
+    for a, b in zip(got[:2], want[:2], strict=True):
         np.testing.assert_array_equal(a, b)
+    # A search multiplies the memory, a step its context: another order of sums.
+    np.testing.assert_allclose(got.scores, want.scores, rtol=1e-13)
     assert counts[0] == 6
     assert max(counts) <= 18
     assert counts[-1] < 18

@@ -23,6 +23,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "coverage": ("lstm", {"coverage": True}),
     "current": ("gru", CURRENT),
     "luong": ("lstm", {**CURRENT, "score": "general", "input_feeding": True}),
+    "window": ("lstm", {"score": "window", "num_windows": 3}),
+    "window, fed": ("gru", {**CURRENT, "score": "window", "num_windows": 5, "input_feeding": True}),
     "layers": ("lstm", {"num_layers": 3}),
     "layers, fed": ("gru", {**CURRENT, "num_layers": 2, "input_feeding": True, "coverage": True}),
     "all": ("rnn_tanh", {**CURRENT, **LOCATION, "coverage": True, "input_feeding": True}),
@@ -38,7 +40,7 @@ def built(
     cell, options = VARIANTS[variant]
     steps, batch, source, i, h, m, a = shape
     score = options.get("score")
-    m, a = h if score == "dot" else m, h if score in ("dot", "general") else a
+    m, a = h if score == "dot" else m, h if score in ("dot", "general", "window") else a
     decoder = fr.AttentionDecoder(cell, i, h, m, a, dtype=dtype, **options)
     rng = np.random.default_rng([1, *shape])
     for name, array in decoder.parameters.items():
@@ -67,7 +69,7 @@ def test_gradients(variant: str) -> None:
     check_gradients(*built(variant, (3, 4, 4, 2, 3, 2, 2)))
 
 
-@pytest.mark.parametrize("variant", ["all", "luong", "dot", "layers"])
+@pytest.mark.parametrize("variant", ["all", "luong", "dot", "window", "layers"])
 def test_threads(variant: str) -> None:
     """The same bits."""
     results = []
@@ -178,6 +180,9 @@ def test_layers_above(variant: str) -> None:
         ({"score": "location", "location_kernel_size": 4}, "location_kernel_size: expected an odd number"),
         ({"score": "location", "location_filters": 0}, "location_filters"),
         ({"num_layers": 0}, "num_layers"),
+        ({"score": "window", "num_windows": 0}, "num_windows"),
+        ({"score": "window", "coverage": True}, "coverage: expected False with score='window'"),
+        ({"score": "window", "attention_size": 3}, "attention_size: expected None with score='window'"),
     ],
 )
 def test_errors(options: dict[str, Any], message: str) -> None:

@@ -56,14 +56,12 @@ void context(const T* m, std::int64_t stride, std::int64_t count, const T* alpha
     for (; j < stride; j += L) weighted_rows<T, 1>(m + j, stride, count, alpha, c + j);
 }
 
-// The gradient de of the energies: dalpha_s = dc . m_s, and `extra` (count, or null) besides; de_s = alpha_s (dalpha_s - sum
-// over s' of alpha_s' dalpha_s').
+// dalpha_s = dc . m_s, and `extra` (count, or null) besides.
 template <class T>
-void energy_gradients(const T* m, std::int64_t stride, std::int64_t count, const T* alpha, const T* dc,
-                      const T* extra, T* de) {
+void attention_gradients(const T* m, std::int64_t stride, std::int64_t count, const T* dc, const T* extra,
+                         T* dalpha) {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
-    T mean = 0;
     for (std::int64_t s = 0; s < count; ++s) {
         const T* const row = m + s * stride;
         V even = V::set(0), odd = V::set(0);
@@ -73,9 +71,15 @@ void energy_gradients(const T* m, std::int64_t stride, std::int64_t count, const
             odd = fma(V::load(row + j + L), V::load(dc + j + L), odd);
         }
         if (j < stride) even = fma(V::load(row + j), V::load(dc + j), even);
-        de[s] = sum(even + odd) + (extra == nullptr ? T(0) : extra[s]);
-        mean += alpha[s] * de[s];
+        dalpha[s] = sum(even + odd) + (extra == nullptr ? T(0) : extra[s]);
     }
+}
+
+// The gradient de of the energies from that of alpha, in place: de_s = alpha_s (dalpha_s - sum over s' of alpha_s' dalpha_s').
+template <class T>
+void energy_gradients(std::int64_t count, const T* alpha, T* de) {
+    T mean = 0;
+    for (std::int64_t s = 0; s < count; ++s) mean += alpha[s] * de[s];
     for (std::int64_t s = 0; s < count; ++s) de[s] = alpha[s] * (de[s] - mean);
 }
 

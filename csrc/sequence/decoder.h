@@ -8,104 +8,11 @@
 #pragma once
 
 #include "sequence/attention.h"
-#include "sequence/decoder_layout.h"
+#include "sequence/decoder_prepare.h"
+#include "sequence/decoder_sampling.h"
+#include "sequence/window.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
-
-// The weights of features: [A/L][feature][L].
-template <class T>
-void pack_features(const DecoderShape<T>& s, const DecoderParams<const T>& w, T* out) {
-    constexpr std::int64_t L = Vec<T>::kLanes;
-    for (std::int64_t j = 0; j < s.ap; j += L) {
-        for (std::int64_t c = 0; c < s.d.features(); ++c) {
-            for (std::int64_t unit = j; unit < j + L; ++unit, ++out) {
-                *out = unit >= s.d.A     ? T(0)
-                       : c < s.d.filters ? w.w_location[unit * s.d.filters + c]
-                                         : w.w_coverage[unit];
-            }
-        }
-    }
-}
-
-// Every weight by another member, in turns.
-template <class T>
-void pack_decoder(const DecoderArgs<T>& args, Team& team, int member) {
-    constexpr std::int64_t L = Vec<T>::kLanes;
-    const DecoderShape<T> s(args.sizes);
-    const DecoderWeights<T> to(s, args.weights);
-    const auto& w = args.params;
-    const std::int64_t I = s.d.I, M = s.d.M, H = s.d.H, A = s.d.A;
-    int item = 0;
-    const auto mine = [&] { return item++ % team.size() == member; };
-    const auto gates = [&](const T* from, std::int64_t k, T* out, std::int64_t stride) {
-        for (std::int64_t j = 0; j < s.panels; ++j) {
-            for (int g = 0; g < s.G; ++g, out += k * L) {
-                pack_rows<T>(from + (g * H + j * L) * stride, 1, smaller(L, H - j * L), k, out, team, member,
-                             stride);
-            }
-        }
-    };
-    if (mine()) gates(w.w_hh, H, to.h, H);
-    if (mine()) gates(w.w_ih + I, s.F, to.fed, I + s.F);
-    if (mine()) gates(w.w_ih, I, to.x, I + s.F);
-    if (mine() && s.additive()) pack_rows<T>(w.w_query, 1, A, H, to.query, team, member);
-    if (mine() && s.projects_memory()) pack_rows<T>(w.w_memory, 1, A, M, to.memory, team, member);
-    if (mine() && s.d.current) {
-        pack_rows<T>(w.w_output, 1, H, M, to.output_context, team, member, M + H);
-        pack_rows<T>(w.w_output + M, 1, H, H, to.output_h, team, member, M + H);
-    }
-    if (mine()) pack_features<T>(s, w, to.features);
-    if (!mine()) return;
-    pack_bias<T>(w.b_ih, s.cell.split ? nullptr : w.b_hh, s.G, H, to.b_x);
-    pack_bias<T>(w.b_hh, nullptr, s.G, H, to.b_h);
-    pack_bias<T>(w.b_memory, nullptr, 1, A, to.b_memory);
-    pack_bias<T>(w.w_energy, nullptr, 1, A, to.energy);
-}
-
-// The memory's rows, padded, and its keys.
-template <class T>
-void prepare_memory(const DecoderArgs<T>& args, const DecoderMemory<T>& from, Team& team, void* workspace,
-                    int member) {
-    using V = Vec<T>;
-    constexpr std::int64_t L = V::kLanes;
-    const DecoderShape<T> s(args.sizes);
-    const DecoderWeights<T> weights(s, args.weights);
-    const DecoderKeys<T> to(s, args.keys);
-    Arena arena(workspace);
-    const T** rows = nullptr;
-    for (int i = 0; i <= member; ++i) rows = arena.take<const T*>(kDecoderRows * 2);
-    std::int64_t row = 0;
-    const std::int64_t N = s.d.memory_rows, M = s.d.M;
-    const Range mine = share(N, team.size(), member);
-    for (std::int64_t b = 0; b < from.batch; ++b) {
-        for (std::int64_t step = 0; step < from.lengths[b]; ++step, ++row) {
-            if (row < mine.begin || row >= mine.end) continue;
-            const T* const m = from.memory + (step * from.batch + b) * M;
-            for (std::int64_t j = 0; j < s.mp; j += L) {
-                const V v = load_part(m + j, M - j);
-                v.store(to.memory + row * s.mp + j);
-                if (!s.projects_memory()) v.store(to.keys + j * N + row * L);
-            }
-        }
-    }
-    if (!s.projects_memory()) return;
-    for (std::int64_t r = mine.begin; r < mine.end; r += 2 * kDecoderRows) {
-        const std::int64_t n = smaller(2 * kDecoderRows, mine.end - r);
-        if (team.cancelled(member, n * M * s.ap)) return;
-        for (std::int64_t i = 0; i < n; ++i) rows[i] = to.memory + (r + i) * s.mp;
-        GemmArgs<T> product = plain_rows<T>(rows, n, M);
-        product.b = weights.memory;
-        product.b_panel = M * L;
-        product.panels = s.ap / L;
-        product.columns = s.d.A;
-        product.init = weights.b_memory;
-        product.init_panel = L;
-        product.out = to.keys + r * L;
-        product.out_panel = N * L;
-        product.out_row = L;
-        gemm<T, 1>(product);
-    }
-}
 
 template <class T>
 class Decoder : DecoderPlaces<T> {
@@ -121,7 +28,10 @@ class Decoder : DecoderPlaces<T> {
         const T **x_rows, **h_rows, **others, **before;
         T **after, **y_rows;
         typename History<T>::Member history;
-        Member(const DecoderShape<T>& s, Arena& arena) : history(s.d, arena) {
+        DecoderDraws<T> draws;
+        Windows<T> windows;
+        Member(const DecoderShape<T>& s, Arena& arena)
+            : history(s.d, arena), draws(s.d, arena), windows(s.d.windows(), s.sp, arena) {
             gx = arena.take<T>(s.block * s.gates);
             acc = arena.take<T>(larger(kCellPanels, kDecoderRows) * s.G * L);
             sums = arena.take<T>(larger(s.d.S, 1) * L);
@@ -139,12 +49,15 @@ class Decoder : DecoderPlaces<T> {
           team_(team),
           workspace_(workspace),
           weights_(s_, args.weights),
+          head_(s_.d, args.sampling.head),
+          projections_(s_, args.projections),
           history_(s_.d, args.params.w_filter) {}
 
     void run_member(int member) {
         Arena arena(workspace_);
         for (int i = 0; i < member; ++i) Member(s_, arena);
         Member m(s_, arena);
+        m.windows.begin();
         const Range mine = decoder_positions(f_.schedule, s_.d.B, team_.size(), member);
         for (std::int64_t g = mine.begin; g < mine.end; g += kDecoderRows) {
             const Range group{g, smaller(g + kDecoderRows, mine.end)};
@@ -170,6 +83,11 @@ class Decoder : DecoderPlaces<T> {
                 load(f_.initial[k], rows_.initial + (k * s_.d.B + p) * s_.hp, p, s_.d.H);
             }
             if (s_.d.feeds) load(f_.feed, rows_.feed + p * s_.hp, p, s_.d.H);
+            if (const std::int64_t K = s_.d.windows(); K > 0) {
+                T* const to = rows_.first_centres + p * K;
+                fill_zero(to, K);
+                if (f_.centres != nullptr) copy(f_.centres + this->batch_row(p) * K, to, K);
+            }
             if (s_.d.features() == 0) continue;
             load(f_.attention, rows_.attention + p * s_.sp, p, s_.d.S);
             load(f_.covered, rows_.covered + p * s_.sp, p, s_.d.S);
@@ -180,21 +98,28 @@ class Decoder : DecoderPlaces<T> {
     bool run_group(Member& m, int member, Range group) {
         load_initial(group);
         const std::int64_t most = group.end - group.begin, total = f_.schedule.length[group.begin];
-        const std::int64_t steps = larger(1, s_.block / most);
+        // Inputs that are drawn are known one step after the other.
+        const std::int64_t steps = s_.d.classes > 0 ? 1 : larger(1, s_.block / most);
         const auto active = [&](std::int64_t t) {
             return larger(0, smaller(f_.schedule.active[t], group.end) - group.begin);
         };
         for (std::int64_t block = 0; block < total; block += steps) {
             const std::int64_t end = smaller(block + steps, total);
+            if (s_.d.classes > 0 && block > 0 && !draw_inputs(m, member, group, block, active(block)))
+                return false;
             std::int64_t n = 0;
             for (std::int64_t t = block; t < end; ++t) {
                 for (std::int64_t i = 0; i < active(t); ++i) {
-                    m.x_rows[n++] = this->step_row(f_.x, t, group.begin + i, s_.d.I);
+                    m.x_rows[n++] = input_of(t, group.begin + i);
                 }
             }
-            if (team_.cancelled(member, n * s_.d.I * s_.gates)) return false;
-            row_major_product<T>(plain_rows<T>(m.x_rows, n, s_.d.I), weights_.x, s_.gates, weights_.b_x, 0,
-                                 m.gx, s_.gates);
+            if (f_.tokens != nullptr) {
+                for (std::int64_t i = 0; i < n; ++i) copy(m.x_rows[i], m.gx + i * s_.gates, s_.gates);
+            } else {
+                if (team_.cancelled(member, n * s_.d.I * s_.gates)) return false;
+                row_major_product<T>(plain_rows<T>(m.x_rows, n, s_.d.I), weights_.x, s_.gates, weights_.b_x,
+                                     0, m.gx, s_.gates);
+            }
             T* gx = m.gx;
             for (std::int64_t t = block; t < end; ++t) {
                 const Step step{t, group.begin, active(t), this->row_of(t, group.begin), gx};
@@ -202,6 +127,32 @@ class Decoder : DecoderPlaces<T> {
                     return false;
                 gx += step.n * s_.gates;
             }
+        }
+        return true;
+    }
+
+    // What a step reads, or where its token was projected already what that adds to the gates.
+    const T* input_of(std::int64_t t, std::int64_t position) const {
+        if (f_.tokens == nullptr) return this->step_row(f_.x, t, position, s_.d.I);
+        return projections_.inputs + *this->step_row(f_.tokens, t, position, 1) * s_.gates;
+    }
+
+    // Before the step t: some of its n inputs become tokens drawn from what the head makes of the outputs before.
+    bool draw_inputs(Member& m, int member, Range group, std::int64_t t, std::int64_t n) {
+        const DecoderSampling<T>& p = f_.sampling;
+        const std::int64_t classes = s_.d.classes, row = padded<T>(classes);
+        const std::int64_t count = choose_rows(
+            p, t, s_.d.B, n, m.draws, [&](std::int64_t i) { return this->batch_row(group.begin + i); });
+        if (team_.cancelled(member, count * row * (s_.d.H + 16))) return false;
+        for (std::int64_t i = 0; i < count; ++i)
+            m.draws.outputs[i] = this->step_row(f_.y, t - 1, group.begin + m.draws.steps[i], s_.d.H);
+        row_major_product<T>(plain_rows<T>(m.draws.outputs, count, s_.d.H), head_.weight, classes, head_.bias,
+                             0, m.draws.logits, row);
+        for (std::int64_t i = 0; i < count; ++i) {
+            const std::int64_t position = group.begin + m.draws.steps[i];
+            const std::int64_t token = draw_class(m.draws.logits + i * row, classes, m.draws.at[i]);
+            *this->step_row(p.tokens, t, position, 1) = token;
+            copy(p.table + token * s_.d.I, this->step_row(p.x, t, position, s_.d.I), s_.d.I);
         }
         return true;
     }
@@ -215,10 +166,11 @@ class Decoder : DecoderPlaces<T> {
 
     bool attend_rows(Member& m, int member, const Step& step) {
         const auto [t, first, n, row0, gx] = step;
-        if (s_.additive()) {
+        if (s_.projects_query()) {
             if (team_.cancelled(member, n * s_.ap * s_.d.H)) return false;
             for (std::int64_t i = 0; i < n; ++i) m.h_rows[i] = this->query_state(t, first + i);
-            row_major_product<T>(plain_rows<T>(m.h_rows, n, s_.d.H), weights_.query, s_.d.A, nullptr, 0,
+            const T* const bias = s_.windowed() ? weights_.b_query : nullptr;
+            row_major_product<T>(plain_rows<T>(m.h_rows, n, s_.d.H), weights_.query, s_.d.A, bias, 0,
                                  rows_.queries + row0 * s_.ap, s_.ap);
         }
         for (std::int64_t i = 0; i < n; ++i) {
@@ -232,7 +184,10 @@ class Decoder : DecoderPlaces<T> {
         const std::int64_t count = f_.memory_lengths[position];
         T* const alpha = rows_.alphas + row * s_.sp;
         fill_zero(alpha, s_.sp);
-        if (count > 0) {
+        if (s_.windowed()) {
+            m.windows.attend(rows_.queries + row * s_.ap, s_.ap, this->centres_before(t, position), count,
+                             this->centres_of(row), alpha);
+        } else if (count > 0) {
             const Keys<T> keys{this->keys_of(this->keys_.keys, position), s_.d.memory_rows * L, s_.ap / L,
                                count};
             const T* const q = this->query_of(t, position);
@@ -248,6 +203,7 @@ class Decoder : DecoderPlaces<T> {
             }
         }
         copy(alpha, this->step_row(f_.alpha, t, position, s_.d.S), s_.d.S);
+        if (s_.d.contexts) return;
         context<T>(this->memory_of(position), s_.mp, count, alpha, rows_.contexts + row * s_.mp);
     }
 
@@ -269,7 +225,9 @@ class Decoder : DecoderPlaces<T> {
             const std::int64_t width = (end - u) * s_.G * L;
             if (team_.cancelled(member, n * width * (s_.F + s_.d.H + 64))) return false;
             T* const mine = gx + u * s_.G * L;
-            if (s_.F > 0) {
+            if (s_.d.contexts) {
+                add_contexts(step, {u, end}, mine);
+            } else if (s_.F > 0) {
                 row_major_product<T>(plain_rows<T>(m.others, n, s_.F), weights_.fed + u * s_.G * s_.F * L,
                                      width, mine, s_.gates, mine, s_.gates);
             }
@@ -289,6 +247,30 @@ class Decoder : DecoderPlaces<T> {
                              f_.keeps ? rows_.saved + row0 * s_.hp * s_.cell.saved : nullptr});
         }
         return true;
+    }
+
+    // What the contexts add to the gates of some panels, from what the rows of the memory add: rows of the same memory at once.
+    void add_contexts(const Step& step, Range panels, T* gates) const {
+        const std::int64_t N = s_.d.memory_rows, G = s_.G;
+        const std::int64_t *const first = f_.memory_first + step.first,
+                                  *const lengths = f_.memory_lengths + step.first;
+        for (std::int64_t i = 0, next = 0; i < step.n; i = next) {
+            const std::int64_t memory = first[i], count = lengths[i];
+            const T* rows[kDecoderRows];
+            // A memory of no rows begins where the next one does.
+            for (; next < step.n && first[next] == memory && lengths[next] == count; ++next)
+                rows[next - i] = rows_.alphas + (step.row0 + next) * s_.sp;
+            if (count == 0) continue;
+            GemmArgs<T> product = plain_rows<T>(rows, next - i, count);
+            product.b = projections_.memory + panels.begin * G * N * L + memory * L;
+            product.b_panel = N * L;
+            product.panels = (panels.end - panels.begin) * G;
+            product.columns = product.panels * L;
+            product.init = product.out = gates + i * s_.gates;
+            product.init_panel = product.out_panel = L;
+            product.init_row = product.out_row = s_.gates;
+            gemm<T, 1>(product);
+        }
     }
 
     // y = tanh(W_c c + W_h h)
@@ -322,6 +304,8 @@ class Decoder : DecoderPlaces<T> {
             for (int k = 0; k < s_.S; ++k) {
                 copy(this->state_before(k, length, p), f_.final[k] + b * s_.d.H, s_.d.H);
             }
+            if (const std::int64_t K = s_.d.windows(); K > 0)
+                copy(this->centres_before(length, p), f_.final_centres + b * K, K);
             for (std::int64_t t = length; t < s_.d.T; ++t) {
                 fill_zero(f_.y + (t * s_.d.B + b) * s_.d.H, s_.d.H);
                 fill_zero(f_.alpha + (t * s_.d.B + b) * s_.d.S, s_.d.S);
@@ -332,17 +316,11 @@ class Decoder : DecoderPlaces<T> {
     Team& team_;
     void* workspace_;
     const DecoderWeights<T> weights_;
+    const DecoderHead<T> head_;
+    const DecoderProjections<T> projections_;
     const History<T> history_;
 };
 
-template <class T>
-std::int64_t decoder_weight_bytes(const DecoderSizes& sizes) {
-    return DecoderWeights<T>(DecoderShape<T>(sizes), nullptr).bytes;
-}
-template <class T>
-std::int64_t decoder_key_bytes(const DecoderSizes& sizes) {
-    return DecoderKeys<T>(DecoderShape<T>(sizes), nullptr).bytes;
-}
 template <class T>
 std::int64_t decoder_tape_bytes(const DecoderSizes& sizes, bool keeps) {
     return DecoderRows<T>(DecoderShape<T>(sizes), keeps, nullptr).bytes;
@@ -355,35 +333,6 @@ std::int64_t decoder_workspace(const DecoderSizes& sizes, int members) {
     return larger(arena.used(), members * kDecoderRows * 2 * static_cast<std::int64_t>(sizeof(T*)));
 }
 
-template <class T>
-void decoder_pack(const DecoderArgs<T>& args, Team& team) {
-    struct Job {
-        const DecoderArgs<T>& args;
-        Team& team;
-    } job{args, team};
-    team.run(
-        [](void* c, int member) {
-            const Job& own = *static_cast<Job*>(c);
-            pack_decoder(own.args, own.team, member);
-        },
-        &job);
-}
-template <class T>
-void decoder_prepare(const DecoderArgs<T>& args, const DecoderMemory<T>& memory, Team& team,
-                     void* workspace) {
-    struct Job {
-        const DecoderArgs<T>& args;
-        const DecoderMemory<T>& memory;
-        Team& team;
-        void* workspace;
-    } job{args, memory, team, workspace};
-    team.run(
-        [](void* c, int member) {
-            const Job& own = *static_cast<Job*>(c);
-            prepare_memory(own.args, own.memory, own.team, own.workspace, member);
-        },
-        &job);
-}
 template <class T>
 void decoder_forward(const DecoderArgs<T>& args, Team& team, void* workspace) {
     Decoder<T> decoder(args, team, workspace);

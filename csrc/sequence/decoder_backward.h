@@ -22,6 +22,8 @@ class DecoderBackward : DecoderPlaces<T> {
         // Of the attention of the step before, and of the coverage before that: [row][S]; and all of one row's.
         T *attention, *covered, *extra;
         typename History<T>::Member history;
+        Windows<T> windows;
+        T* centres;  // their gradients, by row
         int member = 0;
         Member(const DecoderShape<T>& s, Arena& arena)
             : carry(arena.take<T>(s.S * kDecoderRows * s.hp)),
@@ -35,7 +37,9 @@ class DecoderBackward : DecoderPlaces<T> {
               attention(arena.take<T>(s.d.features() > 0 ? kDecoderRows * s.sp : 0)),
               covered(arena.take<T>(s.d.features() > 0 ? kDecoderRows * s.sp : 0)),
               extra(arena.take<T>(s.sp)),
-              history(s.d, arena) {}
+              history(s.d, arena),
+              windows(s.d.windows(), s.sp, arena),
+              centres(arena.take<T>(kDecoderRows * s.d.windows())) {}
     };
 
     DecoderBackward(const DecoderBackwardArgs<T>& args, Team& team, void* workspace)
@@ -51,6 +55,7 @@ class DecoderBackward : DecoderPlaces<T> {
         for (int i = 0; i < member; ++i) Member(s_, arena);
         Member m(s_, arena);
         m.member = member;
+        m.windows.begin();
         DecoderGradients<T> gradients(p_, to_, team_, member);
         gradients.pack_weights();
         clear(member);
@@ -79,7 +84,7 @@ class DecoderBackward : DecoderPlaces<T> {
             const Range mine = share(n, team_.size(), member);
             fill_zero(p + mine.begin, mine.end - mine.begin);
         };
-        part(to_.dkeys, s_.d.memory_rows * s_.ap);
+        part(to_.dkeys, s_.d.memory_rows * s_.key_columns());
         if (s_.additive()) part(to_.denergy, s_.d.B * s_.ap);
         part(to_.dfeatures, s_.d.B * s_.ap * s_.d.features());
         part(to_.dfilters, s_.d.B * s_.d.filters * s_.d.width);
@@ -115,6 +120,7 @@ class DecoderBackward : DecoderPlaces<T> {
             if (p_.dfinal[k] != nullptr) copy(p_.dfinal[k] + this->batch_row(position) * s_.d.H, to, s_.d.H);
         }
         if (s_.d.feeds) fill_zero(m.fed + i * s_.hp, s_.hp);
+        fill_zero(m.centres + i * s_.d.windows(), s_.d.windows());
         if (s_.d.features() == 0) return;
         fill_zero(m.attention + i * s_.sp, s_.sp);
         fill_zero(m.covered + i * s_.sp, s_.sp);
@@ -191,7 +197,7 @@ class DecoderBackward : DecoderPlaces<T> {
             if (team_.cancelled(m.member, 2 * s_.attention_work())) return;
             back_through_attention(m, step.t, step.first + i, step.row0 + i, i);
         }
-        if (s_.additive()) {
+        if (s_.projects_query()) {
             row_major_product<T>(paneled(m, step, to_.dqueries, s_.ap / L, L), to_.query_columns, s_.d.H,
                                  m.carry, s_.hp, m.carry, s_.hp);
             return;
@@ -218,8 +224,15 @@ class DecoderBackward : DecoderPlaces<T> {
                 m.extra[s] = (extra == nullptr ? T(0) : extra[s]) + (dattention[s] + dcovered[s]);
             extra = m.extra;
         }
-        energy_gradients<T>(this->memory_of(position), s_.mp, count, rows_.alphas + row * s_.sp,
-                            to_.dcontexts + row * s_.mp, extra, m.de);
+        attention_gradients<T>(this->memory_of(position), s_.mp, count, to_.dcontexts + row * s_.mp, extra,
+                               m.de);
+        if (const std::int64_t K = s_.d.windows(); K > 0) {
+            for (std::int64_t s = count; s < padded<T>(count); ++s) m.de[s] = 0;
+            m.windows.adjoint(this->query_of(t, position), this->centres_of(row), m.de, count, dq, dq_panel,
+                              m.centres + i * K);
+            return;
+        }
+        energy_gradients<T>(count, rows_.alphas + row * s_.sp, m.de);
         const Keys<T> keys{this->keys_of(this->keys_.keys, position), s_.d.memory_rows * L, s_.ap / L, count};
         const T* const q = this->query_of(t, position);
         T* const dkeys = this->keys_of(to_.dkeys, position);

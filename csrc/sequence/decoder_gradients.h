@@ -19,7 +19,7 @@ struct DecoderFlow {
         x_columns = arena.take<T>(padded<T>(s.d.I) * s.gates);
         fed_columns = arena.take<T>(s.fp * s.gates);
         h_columns = arena.take<T>(s.hp * s.gates);
-        query_columns = arena.take<T>(s.additive() ? s.hp * s.ap : 0);
+        query_columns = arena.take<T>(s.projects_query() ? s.hp * s.ap : 0);
         memory_columns = arena.take<T>(s.projects_memory() ? s.mp * s.ap : 0);
         output_context_columns = arena.take<T>(s.mp * out);
         output_h_columns = arena.take<T>(s.hp * out);
@@ -28,7 +28,7 @@ struct DecoderFlow {
         dqueries = arena.take<T>(rows * s.ap);
         dcontexts = arena.take<T>(rows * s.mp);
         doutputs = arena.take<T>(rows * out);
-        dkeys = arena.take<T>(memory * s.ap);
+        dkeys = arena.take<T>(memory * s.key_columns());
         denergy = arena.take<T>(s.additive() ? s.d.B * s.ap : 0);
         dmemory = arena.take<T>(memory * s.d.M + Vec<T>::kLanes);
         features = arena.take<T>(s.ap * s.d.features());
@@ -75,7 +75,7 @@ class DecoderGradients : DecoderPlaces<T> {
         if (mine()) columns(w.w_hh, s_.G, H, H, to_.h_columns, H);
         if (mine()) columns(w.w_ih + I, s_.G, H, s_.F, to_.fed_columns, input);
         if (mine() && p_.dx != nullptr) columns(w.w_ih, s_.G, H, I, to_.x_columns, input);
-        if (mine() && s_.additive()) columns(w.w_query, 1, A, H, to_.query_columns, H);
+        if (mine() && s_.projects_query()) columns(w.query(), 1, A, H, to_.query_columns, H);
         if (mine() && s_.projects_memory()) columns(w.w_memory, 1, A, M, to_.memory_columns, M);
         if (mine()) pack_features<T>(s_, w, to_.features);
         if (mine() && s_.d.current) {
@@ -130,7 +130,7 @@ class DecoderGradients : DecoderPlaces<T> {
             outer_of(to_.dgx, G, H, R, s_.F, dw.w_ih + I, input);
         }
         of_steps([&](std::int64_t t, std::int64_t p) { return this->query_state(t, p); });
-        if (s_.additive()) outer_of(to_.dqueries, 1, A, R, H, dw.w_query, H);
+        if (s_.projects_query()) outer_of(to_.dqueries, 1, A, R, H, dw.query(), H);
         if (s_.d.current) {
             outer_of(to_.doutputs, 1, H, R, H, dw.w_output + M, M + H);
             for (std::int64_t r = 0; r < R; ++r) m.rows[r] = rows_.contexts + r * s_.mp;
@@ -144,6 +144,7 @@ class DecoderGradients : DecoderPlaces<T> {
         };
         sums(to_.dgx, G, R, H, dw.b_ih, s_.cell.split ? nullptr : dw.b_hh);
         if (s_.cell.split) sums(to_.dgh, G, R, H, dw.b_hh, nullptr);
+        if (s_.windowed()) sums(to_.dqueries, 1, R, A, dw.b_window, nullptr);
         if (s_.projects_memory()) {
             for (std::int64_t r = 0; r < N; ++r) m.rows[r] = this->keys_.memory + r * s_.mp;
             outer_of(to_.dkeys, 1, A, N, M, dw.w_memory, M);
@@ -189,8 +190,10 @@ class DecoderGradients : DecoderPlaces<T> {
         };
         if (!s_.projects_memory()) {
             for (std::int64_t r = rows.begin; r < rows.end; ++r) {
-                for (std::int64_t j = 0; j < s_.ap / L; ++j)
-                    store(r, j * L, V::load(to_.dkeys + (j * s_.d.memory_rows + r) * L));
+                for (std::int64_t j = 0; j < s_.mp / L; ++j) {
+                    const T* const dkey = to_.dkeys + (j * s_.d.memory_rows + r) * L;
+                    store(r, j * L, s_.windowed() ? V::set(0) : V::load(dkey));
+                }
             }
             return;
         }

@@ -42,17 +42,20 @@ struct DecoderShape {
           block(larger(kDecoderRows, kDecoderBlockBytes / (gates * static_cast<std::int64_t>(sizeof(T))))) {}
     // Of a row of a step, in multiply-adds.
     std::int64_t attention_work() const {
-        return d.S * ((16 + d.features()) * ap + mp + d.filters * d.width);
+        return d.S * ((16 + d.features()) * key_columns() + 24 * d.windows() + mp + d.filters * d.width);
     }
     bool additive() const { return d.score == Score::kAdditive; }
-    bool projects_memory() const { return d.score != Score::kDot; }
+    bool windowed() const { return d.score == Score::kWindow; }
+    bool projects_query() const { return additive() || windowed(); }
+    bool projects_memory() const { return additive() || d.score == Score::kGeneral; }
+    std::int64_t key_columns() const { return windowed() ? 0 : ap; }
 };
 
 // Weights in panels for forward: those of gates as [panel][G][K][L], so that a range of panels is one of the rows of a product.
 template <class T>
 struct DecoderWeights {
     T *x, *fed, *h, *b_x, *b_h;
-    T *query, *memory, *b_memory, *energy;
+    T *query, *b_query, *memory, *b_memory, *energy;
     T *output_context, *output_h;
     T* features;  // [A/L][feature][L]
 
@@ -64,7 +67,8 @@ struct DecoderWeights {
         h = arena.take<T>(s.gates * s.d.H + L);
         b_x = arena.take<T>(s.gates);
         b_h = arena.take<T>(s.gates);
-        query = arena.take<T>(s.additive() ? s.ap * s.d.H + L : 0);
+        query = arena.take<T>(s.projects_query() ? s.ap * s.d.H + L : 0);
+        b_query = arena.take<T>(s.windowed() ? s.ap : 0);
         memory = arena.take<T>(s.projects_memory() ? s.ap * s.d.M + L : 0);
         b_memory = arena.take<T>(s.ap);
         energy = arena.take<T>(s.ap);
@@ -84,7 +88,21 @@ struct DecoderKeys {
     DecoderKeys(const DecoderShape<T>& s, void* block) {
         Arena arena(block);
         memory = arena.take<T>(s.d.memory_rows * s.mp);
-        keys = arena.take<T>(s.d.memory_rows * s.ap);
+        keys = arena.take<T>(s.d.memory_rows * s.key_columns());
+        bytes = arena.used();
+    }
+};
+
+// What each token and each row of the memory add to the gates, for a search: it looks at one memory from many rows and steps,
+// and alpha (W m) costs less than W (alpha m).
+template <class T>
+struct DecoderProjections {
+    T *inputs, *memory;  // (V, gates), [gates/L][N][L]
+    std::int64_t bytes;
+    DecoderProjections(const DecoderShape<T>& s, void* block) {
+        Arena arena(block);
+        inputs = arena.take<T>(s.d.table * s.gates);
+        memory = arena.take<T>(s.d.contexts ? s.gates * s.d.memory_rows : 0);
         bytes = arena.used();
     }
 };
@@ -94,12 +112,13 @@ template <class T>
 struct DecoderRows {
     T *initial, *feed, *queries, *alphas, *contexts, *hidden, *states, *outputs, *saved;
     T *attention, *covered, *features;  // before the first step, by position; of each row [feature][S]
+    T *first_centres, *centres;         // before the first step, by position; of each row
     std::int64_t bytes;
     DecoderRows(const DecoderShape<T>& s, bool keeps, void* block) {
         Arena arena(block);
         initial = arena.take<T>(s.S * s.d.B * s.hp);
         feed = arena.take<T>(s.d.feeds ? s.d.B * s.hp : 0);
-        queries = arena.take<T>(s.additive() ? s.d.rows * s.ap : 0);
+        queries = arena.take<T>(s.projects_query() ? s.d.rows * s.ap : 0);
         alphas = arena.take<T>(s.d.rows * s.sp);
         contexts = arena.take<T>(s.d.rows * s.mp);
         hidden = arena.take<T>(s.d.rows * s.hp);
@@ -110,6 +129,8 @@ struct DecoderRows {
         attention = arena.take<T>(positions * s.sp);
         covered = arena.take<T>(positions * s.sp);
         features = arena.take<T>(s.d.rows * s.d.features() * s.sp);
+        first_centres = arena.take<T>(s.d.B * s.d.windows());
+        centres = arena.take<T>(s.d.rows * s.d.windows());
         bytes = arena.used();
     }
 };
@@ -147,11 +168,15 @@ class DecoderPlaces {
         return s_.d.current ? state_after(0, row_of(t, position)) : state_before(0, t, position);
     }
     const T* query_of(std::int64_t t, std::int64_t position) const {
-        return s_.additive() ? rows_.queries + row_of(t, position) * s_.ap : query_state(t, position);
+        return s_.projects_query() ? rows_.queries + row_of(t, position) * s_.ap : query_state(t, position);
     }
     const T* attention_before(std::int64_t t, std::int64_t position) const {
         return (t == 0 ? rows_.attention + position * s_.sp : rows_.alphas + row_of(t - 1, position) * s_.sp);
     }
+    const T* centres_before(std::int64_t t, std::int64_t position) const {
+        return t == 0 ? rows_.first_centres + position * s_.d.windows() : centres_of(row_of(t - 1, position));
+    }
+    T* centres_of(std::int64_t row) const { return rows_.centres + row * s_.d.windows(); }
     T* features_of(std::int64_t row) const { return rows_.features + row * s_.d.features() * s_.sp; }
     const T* covered_before(std::int64_t t, std::int64_t position) const {
         if (t == 0 || !s_.d.coverage) return rows_.covered + position * s_.sp;

@@ -13,8 +13,8 @@
 namespace fusedrnn {
 
 // The energies of keys k and a query q: v . tanh(k + q), or q . k. The keys of kDot are the memory itself, and its query and
-// that of kGeneral the hidden state.
-enum class Score : int { kAdditive, kDot, kGeneral };
+// that of kGeneral the hidden state. kWindow has neither keys nor energies: its query says where the attention is (window.h).
+enum class Score : int { kAdditive, kDot, kGeneral, kWindow };
 
 struct DecoderSizes {
     int cell;  // of cells/all.h
@@ -26,7 +26,11 @@ struct DecoderSizes {
     std::int64_t T, B, S, I, M, A, H;
     std::int64_t rows;         // R, or those that a call without a tape keeps at a time
     std::int64_t memory_rows;  // N
+    std::int64_t classes;      // of a sampling's tokens; 0 without one
+    std::int64_t table;        // so many tokens a search has projected to the gates, and
+    bool contexts;             // whether the rows of the memory, too
 
+    std::int64_t windows() const { return score == Score::kWindow ? A / 3 : 0; }
     std::int64_t features() const { return filters + coverage; }
     // What a step is fed besides its input: the context, where the query is the state before it; else the output before it.
     std::int64_t fed() const { return current ? (feeds ? H : 0) : M; }
@@ -39,6 +43,21 @@ struct DecoderParams {
     T *w_ih, *w_hh, *b_ih, *b_hh;                 // (G*H, I + F), (G*H, H), (G*H), (G*H)
     T* w_output;                                  // (H, M + H)
     T *w_location, *w_filter, *w_coverage;        // (A, C), (C, K), (A)
+    T *w_window, *b_window;                       // (A, H), (A): of the windows' parameters, A = 3 windows
+
+    T* query() const { return w_window != nullptr ? w_window : w_query; }
+};
+
+// Scheduled sampling: after a step, with a probability, the next input of a row is replaced by that of a token which is drawn
+// from what a head makes of the output.
+template <class T>
+struct DecoderSampling {
+    const void* head;  // in panels
+    const T* table;    // (V, I), the inputs of the tokens
+    double probability;
+    std::uint64_t seed, stream;
+    T* x;                  // (T, B, I), the inputs
+    std::int64_t* tokens;  // (T, B), those that were drawn; the rest is left
 };
 
 template <class T>
@@ -53,9 +72,14 @@ struct DecoderArgs {
     const T* initial[kMaxStates];  // (B, H); null is zero
     const T* feed;                 // (B, H), the output before the first step; null is zero
     const T *attention,
-        *covered;          // (B, S), that of the step before, and the sum of all before that; null is zero
-    T *y, *alpha;          // (T, B, H), (T, B, S)
-    T* final[kMaxStates];  // (B, H)
+        *covered;      // (B, S), that of the step before, and the sum of all before that; null is zero
+    const T* centres;  // (B, windows) before the first step; null is zero
+    T* final_centres;  // (B, windows)
+    DecoderSampling<T> sampling;  // where classes > 0
+    const std::int64_t* tokens;   // (T, B), in place of x; null without a search
+    void* projections;            // of a search
+    T *y, *alpha;                 // (T, B, H), (T, B, S)
+    T* final[kMaxStates];         // (B, H)
     void *weights, *keys, *tape;
 };
 
@@ -84,6 +108,8 @@ template <class T>
 struct DecoderKernels {
     // Bytes of the blocks in the arguments, and of the workspace for so many members.
     std::int64_t (*weight_bytes)(const DecoderSizes&);
+    std::int64_t (*head_bytes)(const DecoderSizes&);
+    std::int64_t (*projection_bytes)(const DecoderSizes&);
     std::int64_t (*key_bytes)(const DecoderSizes&);
     std::int64_t (*tape_bytes)(const DecoderSizes&, bool keeps);
     std::int64_t (*workspace)(const DecoderSizes&, int members);
@@ -91,6 +117,10 @@ struct DecoderKernels {
     // Fills `weights`; fills `keys` from them and a memory.
     void (*pack)(const DecoderArgs<T>&, Team&);
     void (*prepare)(const DecoderArgs<T>&, const DecoderMemory<T>&, Team&, void* workspace);
+    // Fills a head's panels from its weight (V, H) and bias (V), which may be null.
+    void (*pack_head)(const DecoderSizes&, const T* weight, const T* bias, void* head, Team&);
+    // Fills `projections` from a table (V, I) and from the memory.
+    void (*project)(const DecoderArgs<T>&, const T* table, Team&, void* workspace);
     void (*forward)(const DecoderArgs<T>&, Team&, void* workspace);
     void (*backward)(const DecoderBackwardArgs<T>&, Team&, void* workspace);
 };

@@ -60,6 +60,7 @@ from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.ctc import ctc_align, ctc_decode, ctc_loss
 from fusedrnn.sequence.ctc_stream import CTCStream
 from fusedrnn.sequence.encoder_decoder import EncoderDecoder
+from fusedrnn.sequence.scheduled_sampling import ScheduledSampling
 from fusedrnn.sequence.tagger import Tagger
 from fusedrnn.sequence.transducer import TransducerJoiner, transducer_loss
 from fusedrnn.sequence.transducer_decoding import transducer_decode
@@ -115,6 +116,7 @@ __all__ = [
     "Recurrent",
     "Residual",
     "SampledSoftmax",
+    "ScheduledSampling",
     "SelfAttention",
     "Sequential",
     "Sigmoid",

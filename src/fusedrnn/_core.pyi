@@ -341,12 +341,21 @@ class DecoderTape:
     @property
     def nbytes(self) -> int: ...
 
+class DecoderSampling: ...
+
 def decoder_pack(
     cell: str, params: tuple[_Array | None, ...], memory_size: int, score: str, current: bool, feeds: bool
 ) -> PackedDecoder: ...
 def decoder_prepare(
-    decoder: PackedDecoder, memory: _Array, memory_lengths: _Int64 | None
+    decoder: PackedDecoder,
+    memory: _Array,
+    memory_lengths: _Int64 | None,
+    table: _Array | None,
+    contexts: bool,
 ) -> DecoderMemory: ...
+def decoder_sampling(
+    weight: _Array, bias: _Array | None, table: _Array, probability: float, seed: int, offset: int
+) -> DecoderSampling: ...
 def decoder_forward(
     prepared: DecoderMemory,
     x: _Array,
@@ -354,7 +363,8 @@ def decoder_forward(
     state: tuple[_Array | None, ...] | None,
     rows: _Int64 | None,
     keep: bool,
-) -> tuple[_Array, _Array, tuple[_Array, ...], DecoderTape | None]: ...
+    sampling: DecoderSampling | None,
+) -> tuple[_Array, _Array, tuple[_Array, ...], DecoderTape | None, _Int64 | None]: ...
 def decoder_backward(
     tape: DecoderTape,
     dy: _Array | None,

@@ -180,7 +180,7 @@ def beam_search(
     best = check_size("n_best", n_best, 1, width)
     check_number("coverage_penalty", coverage_penalty)
     divisor = _length_divisor(length_penalty)
-    run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint)
+    run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint, width)
     # Of each live hypothesis: its sequence, its tokens, its log probability, and what it looked at.
     rows, prefixes, totals = run.begin()
     covered: Array | None = None
@@ -256,7 +256,7 @@ def _one_by_one(
     constraint: Constraint | None,
 ) -> Decoded:
     """Decode with one hypothesis for each sequence."""
-    run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint)
+    run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint, 1)
     rows, prefixes, totals = run.begin()
     complete: list[list[tuple[float, Tokens]]] = [[] for _ in range(run.batch)]
     for step in range(run.max_len):

@@ -37,6 +37,7 @@ from fusedrnn.nn.stateful import Stateful
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.crf import CRF
 from fusedrnn.sequence.encoder_decoder import EncoderDecoder
+from fusedrnn.sequence.scheduled_sampling import ScheduledSampling
 from fusedrnn.sequence.tagger import Tagger
 from fusedrnn.sequence.transducer import TransducerJoiner
 from fusedrnn.symbolic import DefinedCell, cell_from_json, cell_to_json
@@ -52,7 +53,7 @@ _OWN: dict[str, type[Module]] = {
         *(Linear, Embedding, LayerNorm, BatchNorm, Dropout, Conv1d, Pool, Tanh, Sigmoid, ReLU, GELU, Softmax),
         *(Module, Sequential, Stateful, Residual, Concat, ModuleList, ModuleDict),
         *(SelfAttention, Hybrid, AttentionDecoder, EncoderDecoder, CRF, Tagger, TransducerJoiner),
-        *(AdaptiveSoftmax, SampledSoftmax),
+        *(AdaptiveSoftmax, SampledSoftmax, ScheduledSampling),
     )
 }
 _PREFIX = "fusedrnn."

@@ -13,10 +13,10 @@ using namespace fusedrnn;
 
 constexpr int kGru = 1, kTanh = 2;  // of cells/all.h
 // In the order of DecoderParams, then x, the memory and the initial state.
-constexpr int kParams = 12, kX = 12, kMemory = 13, kState = 14, kArrays = 15;
-constexpr const char* kNames[kArrays] = {"w_query",  "w_memory",   "b_memory", "w_energy", "w_ih",
-                                         "w_hh",     "b_ih",       "b_hh",     "w_output", "w_location",
-                                         "w_filter", "w_coverage", "x",        "memory",   "state"};
+constexpr int kParams = 14, kX = 14, kMemory = 15, kState = 16, kArrays = 17;
+constexpr const char* kNames[kArrays] = {
+    "w_query",    "w_memory", "b_memory",   "w_energy", "w_ih",     "w_hh", "b_ih",   "b_hh", "w_output",
+    "w_location", "w_filter", "w_coverage", "w_window", "b_window", "x",    "memory", "state"};
 using Values = std::vector<std::vector<double>>;
 using Row = std::vector<double>;
 
@@ -29,7 +29,7 @@ struct Problem {
         const std::int64_t G = gates(), H = d.H, A = d.A, C = d.filters;
         const bool additive = d.score == Score::kAdditive;
         const std::int64_t sizes[kArrays] = {additive ? A * H : 0,
-                                             d.score == Score::kDot ? 0 : A * d.M,
+                                             additive || d.score == Score::kGeneral ? A * d.M : 0,
                                              additive ? A : 0,
                                              additive ? A : 0,
                                              G * H * (d.I + d.fed()),
@@ -40,6 +40,8 @@ struct Problem {
                                              A * C,
                                              C * d.width,
                                              d.coverage ? A : 0,
+                                             d.windows() > 0 ? A * H : 0,
+                                             d.windows() > 0 ? A : 0,
                                              d.T * d.B * d.I,
                                              d.S * d.B * d.M,
                                              d.B * H};
@@ -67,9 +69,27 @@ Row reference(const Problem& p, const Values& v) {
     const auto sigmoid = [](double a) { return 1 / (1 + std::exp(-a)); };
     for (std::int64_t position = 0; position < d.B; ++position) {
         const std::int64_t b = p.order[n(position)], count = p.memory_lengths[n(position)];
-        Row h = part(v[kState], b * d.H, d.H), output(n(d.H)), before(n(d.S)), sum(n(d.S)), context(n(d.M));
+        Row h = part(v[kState], b * d.H, d.H), output(n(d.H)), before(n(d.S)), sum(n(d.S)), context(n(d.M)),
+            centres(n(d.windows()));
         const auto attend = [&] {
             Row e(n(count));
+            if (const std::int64_t K = d.windows(); K > 0) {
+                Row q = v[13];
+                multiply(v[12], 0, d.H, h, q);
+                before.assign(n(d.S), 0), context.assign(n(d.M), 0);
+                for (std::int64_t k = 0; k < K; ++k) {
+                    centres[n(k)] += std::exp(q[n(2 * K + k)]);
+                    for (std::int64_t s = 0; s < count; ++s) {
+                        const double gap = centres[n(k)] - static_cast<double>(s + 1);
+                        before[n(s)] += std::exp(q[n(k)] - std::exp(q[n(K + k)]) * gap * gap);
+                    }
+                }
+                for (std::int64_t s = 0; s < count; ++s) {
+                    for (std::int64_t k = 0; k < d.M; ++k)
+                        context[n(k)] += before[n(s)] * v[kMemory][n((s * d.B + b) * d.M + k)];
+                }
+                return;
+            }
             for (std::int64_t s = 0; s < count; ++s) {
                 const Row m = part(v[kMemory], (s * d.B + b) * d.M, d.M);
                 Row key(n(d.A));
@@ -140,7 +160,8 @@ Row reference(const Problem& p, const Values& v) {
 
 template <class T>
 DecoderParams<T> params_of(const std::function<T*(int)>& at) {
-    return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10), at(11)};
+    return {at(0), at(1), at(2), at(3),  at(4),  at(5),  at(6),
+            at(7), at(8), at(9), at(10), at(11), at(12), at(13)};
 }
 
 template <class T>
@@ -189,6 +210,8 @@ void check_decoder(const DecoderKernels<T>& kernels, Problem p, const std::strin
         [&](int i) { return p.size(i) == 0 ? nullptr : arrays[static_cast<std::size_t>(i)].data(); });
     args.x = arrays[kX].data(), args.initial[0] = arrays[kState].data();
     args.y = y.data(), args.alpha = alpha.data(), args.final[0] = final_state.data();
+    Array<T> centres(1, d.B * d.windows());
+    args.final_centres = centres.data();
     args.weights = weights.template as<char>(), args.keys = keys.template as<char>();
     args.tape = tape.template as<char>();
     Team team(1);
@@ -210,6 +233,26 @@ void check_decoder(const DecoderKernels<T>& kernels, Problem p, const std::strin
         outputs.add(*result);
         flows.push_back(Array<T>(1, result->width()).fill(random, 1));
         flow.insert(flow.end(), flows.back().data(), flows.back().data() + result->width());
+    }
+    // A search, to which every row of x is a token.
+    if (!d.current) {
+        std::vector<std::int64_t> tokens;
+        for (std::int64_t i = 0; i < d.T * d.B; ++i) tokens.push_back(i);
+        Array<T> found(1, d.T * d.B * d.H), looked(1, d.T * d.B * d.S), last(1, d.B * d.H);
+        DecoderArgs<T> search = args;
+        search.sizes.table = d.T * d.B, search.sizes.contexts = true, search.sizes.rows = 2 * d.B;
+        search.keeps = false;
+        Workspace projections(kernels.projection_bytes(search.sizes)),
+            two(kernels.tape_bytes(search.sizes, false));
+        search.projections = projections.template as<char>(), search.tape = two.template as<char>();
+        search.tokens = tokens.data(), search.x = nullptr;
+        search.y = found.data(), search.alpha = looked.data(), search.final[0] = last.data();
+        kernels.project(search, arrays[kX].data(), team, workspace.template as<char>());
+        kernels.forward(search, team, workspace.template as<char>());
+        Array<double> expected(1, found.width());
+        for (std::int64_t i = 0; i < found.width(); ++i)
+            expected.data()[i] = want[static_cast<std::size_t>(i)];
+        report.compare(name, "search", found, expected);
     }
     DecoderBackwardArgs<T> b{};
     b.forward = args;
@@ -261,13 +304,15 @@ void check_decoders(const LayerTable<T>& layers, Report& report) {
                    past ? 5 : 0, z.steps,  z.batch, z.source, z.input, z.memory,
                    z.attention,  z.hidden, 0,       0};
             if (score == Score::kDot) p.d.M = z.hidden;
-            if (score != Score::kAdditive) p.d.A = z.hidden;
+            if (score != Score::kAdditive) p.d.A = score == Score::kWindow ? 3 * z.attention : z.hidden;
             check_decoder(*layers.sequence->decoder, p, kind, report);
         };
         check("previous", kGru, Score::kAdditive, false, false, false);
         check("past", kGru, Score::kAdditive, false, false, true);
         check("dot", kTanh, Score::kDot, false, false, false);
         check("luong", kGru, Score::kGeneral, true, true, false);
+        check("window", kGru, Score::kWindow, false, false, false);
+        check("window, fed", kTanh, Score::kWindow, true, true, false);
         check("all", kTanh, Score::kAdditive, true, true, true);
     }
 }

@@ -16,9 +16,10 @@ from fusedrnn.nn.module import Module
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.tape import check_tape
 from fusedrnn.sequence.decoder_options import NAMES, check_options, initialise, parameter_shapes
-from fusedrnn.sequence.decoder_stream import DecoderStream, State
-from fusedrnn.sequence.decoder_tape import DecoderTape
+from fusedrnn.sequence.decoder_stream import PAST, DecoderStream, State
+from fusedrnn.sequence.decoder_tape import DecoderTape, Drawn
 from fusedrnn.sequence.host import host_array, integers
+from fusedrnn.sequence.scheduled_sampling import ScheduledSampling
 
 
 class AttentionDecoder(Module):
@@ -42,6 +43,11 @@ class AttentionDecoder(Module):
         "dot"       q_t . memory_s
         "general"   q_t . W_memory memory_s
 
+    With "window" there are no energies, and alpha does not sum to 1: of K windows that move along the memory
+
+        [a; b; d] = exp(W_window q_t + bias_window)   kappa_t = kappa_(t-1) + d, 0 before the first step
+        alpha_(t,s) = sum over k of a_k exp(-b_k (kappa_(t,k) - s)^2)   s = 1, 2, ..., the rows of the memory
+
     With coverage, weight_coverage * (sum over t' < t of alpha_(t',s)) is added inside tanh.
 
     All of this is the first layer. Those above it are recurrent layers of the same cell, each over the
@@ -51,11 +57,11 @@ class AttentionDecoder(Module):
     T, B, I, H stand for steps, batch, input size and hidden size, S for the steps of the memory, M and A for
     the sizes of the memory and of the attention, C and K for filters and their width. Parameters:
     weight_query (A, H), weight_memory (A, M), bias_memory (A,) and weight_energy (A,), with "general"
-    weight_memory (H, M) alone; weight_location (A, C), weight_filter (C, K); weight_coverage (A,);
-    weight_output (H, M + H); and the cell's with PyTorch's names and gate order: weight_ih_l0 (G*H, I + F),
-    weight_hh_l0 (G*H, H), bias_ih_l0 and bias_hh_l0 (G*H,), F being M, with query="current" 0, with
-    input_feeding H; and of the layers above those of the network `upper`, upper.weight_ih_l0 being of the
-    second layer.
+    weight_memory (H, M) alone, with "window" weight_window (3*K, H) and bias_window (3*K,) alone;
+    weight_location (A, C), weight_filter (C, K); weight_coverage (A,); weight_output (H, M + H); and the
+    cell's with PyTorch's names and gate order: weight_ih_l0 (G*H, I + F), weight_hh_l0 (G*H, H), bias_ih_l0
+    and bias_hh_l0 (G*H,), F being M, with query="current" 0, with input_feeding H; and of the layers above
+    those of the network `upper`, upper.weight_ih_l0 being of the second layer.
 
     Args:
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
@@ -63,12 +69,13 @@ class AttentionDecoder(Module):
         hidden_size: H.
         memory_size: M; H with "dot".
         attention_size: A; H if None. With "dot" and "general" it is H.
-        score: "additive", "location", "dot" or "general", the energies above.
+        score: "additive", "location", "dot", "general" or "window", as above.
         query: "previous" or "current", the state before or after the step.
         input_feeding: whether a step is fed the output before it; with query="current".
         coverage: whether energies know where all steps before looked; with "additive" and "location".
         location_filters: C.
-        location_kernel_size: K, odd.
+        location_kernel_size: K of the filters, odd.
+        num_windows: K of the windows.
         num_layers: how many layers there are.
         bias: whether there are biases.
         dtype: "float32" or "float64".
@@ -82,7 +89,7 @@ class AttentionDecoder(Module):
 
     Papers: Bahdanau, Cho and Bengio 2014, arXiv:1409.0473; Luong, Pham and Manning 2015, arXiv:1508.04025;
     Chorowski et al. 2015, arXiv:1506.07503 (location); See, Liu and Manning 2017, arXiv:1704.04368
-    (coverage); Wu et al. 2016, arXiv:1609.08144 (layers).
+    (coverage); Graves 2013, arXiv:1308.0850 (window); Wu et al. 2016, arXiv:1609.08144 (layers).
     """
 
     _derived = Module._derived | {"_packed"}
@@ -102,6 +109,7 @@ class AttentionDecoder(Module):
         coverage: bool = False,
         location_filters: int = 10,
         location_kernel_size: int = 31,
+        num_windows: int = 10,
         num_layers: int = 1,
         bias: bool = True,
         dtype: npt.DTypeLike = "float32",
@@ -120,7 +128,7 @@ class AttentionDecoder(Module):
         self.memory_size = check_size("memory_size", memory_size)
         self._options = options = check_options(
             *(score, query, input_feeding, coverage, attention_size, location_filters, location_kernel_size),
-            *(self.hidden_size, self.memory_size),
+            *(num_windows, self.hidden_size, self.memory_size),
         )
         self.bias = check_flag("bias", bias)
         found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
@@ -162,8 +170,7 @@ class AttentionDecoder(Module):
         state: State | None = None,
     ) -> tuple[Array, Array, State]:
         """Return y, alpha and the state as `forward`, without a tape."""
-        y, alpha, found, _, _ = self._run(x, memory, memory_lengths, lengths, state, keep=False)
-        return y, alpha, found
+        return self._run(x, memory, memory_lengths, lengths, state, keep=False)[:3]
 
     def forward(
         self,
@@ -172,6 +179,8 @@ class AttentionDecoder(Module):
         memory_lengths: npt.ArrayLike | None = None,
         lengths: npt.ArrayLike | None = None,
         state: State | None = None,
+        *,
+        sampling: ScheduledSampling | None = None,
     ) -> tuple[Array, Array, State, DecoderTape]:
         """Run all steps and keep what `backward` needs.
 
@@ -182,21 +191,35 @@ class AttentionDecoder(Module):
                 0; with 0 the context is 0.
             lengths: (B,) of an integer dtype, each in 0..T; all T if None.
             state: h (num_layers, B, H), of an LSTM (h, c); zero if None.
+            sampling: what replaces some of x by tokens drawn from y; with one layer.
 
         Returns:
             y: (T, B, H), 0 past a sequence's end.
             alpha: (T, B, S), how much each step looks at each row of the memory; 0 past the ends.
             state: after each sequence's last step, in the shapes of the argument.
-            tape: for `backward`. It refers to x: do not write to it before.
+            tape: for `backward`. It refers to x: do not write to it before. Its `tokens` (T, B) are those
+                that were drawn, -1 where x stayed; None without sampling.
 
         Raises:
             TypeError: an argument of the wrong kind or dtype.
             ValueError: an argument of the wrong shape or range.
             RuntimeError: an array, or this module, on a GPU.
         """
-        y, alpha, found, core, upper = self._run(x, memory, memory_lengths, lengths, state, keep=True)
-        assert core is not None
-        return y, alpha, found, DecoderTape(self, core, upper, y.shape, alpha.shape)
+        if sampling is not None and not isinstance(sampling, ScheduledSampling):
+            raise kind_error("sampling", sampling, "a ScheduledSampling or None")
+        if sampling is not None and self.num_layers > 1:
+            raise ValueError(
+                f"sampling: expected None with num_layers = {self.num_layers}, whose outputs come after all "
+                "steps, got one"
+            )
+        draws = None if sampling is None else sampling._draws()
+        y, alpha, found, core, upper, tokens = self._run(
+            x, memory, memory_lengths, lengths, state, keep=True, draws=draws
+        )
+        drawn = None
+        if sampling is not None and tokens is not None:
+            drawn = Drawn(sampling, tokens)
+        return y, alpha, found, DecoderTape(self, core, upper, drawn, y.shape, alpha.shape)
 
     def backward(
         self,
@@ -243,11 +266,15 @@ class AttentionDecoder(Module):
                 check_array("dalpha", extra, tape.alpha_shape, self._dtype, "(T, B, S)")
             flow, dupper = self.upper.backward(tape.upper, flow, self._above(states))
             above = dupper if isinstance(dupper, tuple) else (dupper,)
+        drawn = tape.drawn
         with self._turn.take():
             dx, dmemory, dinitial = _core.decoder_backward(
-                tape.core, flow, extra, self._first(states), grads, need_dx
+                tape.core, flow, extra, self._first(states), grads, need_dx or drawn is not None
             )
-        return dx, dmemory, self._as_state(dinitial, above)
+        if drawn is not None:
+            assert dx is not None
+            drawn.backward(dx)
+        return dx if need_dx else None, dmemory, self._as_state(dinitial, above)
 
     def stream(self, memory: Array, memory_lengths: npt.ArrayLike | None = None) -> DecoderStream:
         """Return a step for generation: the keys and the packed weights are made once.
@@ -261,13 +288,15 @@ class AttentionDecoder(Module):
         """
         return DecoderStream(self, self._prepare(memory, memory_lengths))
 
-    def _prepare(self, memory: Any, memory_lengths: Any) -> _core.DecoderMemory:
+    def _prepare(
+        self, memory: Any, memory_lengths: Any, table: Array | None = None, contexts: bool = False
+    ) -> _core.DecoderMemory:
         self._require_cpu("AttentionDecoder")
         array = host_array("memory", memory)
         shape = (*array.shape[:2], self.memory_size)
         check_array("memory", array, shape, self._dtype, "(S, B, M)")
         counts = None if memory_lengths is None else integers("memory_lengths", memory_lengths)
-        return _core.decoder_prepare(self._weights(), array, counts)
+        return _core.decoder_prepare(self._weights(), array, counts, table, contexts)
 
     def _weights(self) -> _core.PackedDecoder:
         """Return the weights in panels: the same until the parameters change."""
@@ -290,8 +319,16 @@ class AttentionDecoder(Module):
         return held[1]
 
     def _run(
-        self, x: Any, memory: Any, memory_lengths: Any, lengths: Any, state: Any, keep: bool
-    ) -> tuple[Array, Array, State, _core.DecoderTape | None, Any]:
+        self,
+        x: Any,
+        memory: Any,
+        memory_lengths: Any,
+        lengths: Any,
+        state: Any,
+        keep: bool,
+        draws: Any = None,
+    ) -> tuple[Array, Array, State, Any, Any, Any]:
+        """Return y, alpha, the state, the tapes of the first layer and of those above, and drawn tokens."""
         self._require_cpu("AttentionDecoder")
         inputs = host_array("x", x)
         check_array("x", inputs, (*inputs.shape[:2], self.input_size), self._dtype, "(T, B, I)")
@@ -299,14 +336,17 @@ class AttentionDecoder(Module):
         states = self._states("state", state, inputs.shape[1])
         prepared = self._prepare(memory, memory_lengths)
         first = self._first(states)
-        carry = None if first is None else (*first, None, None, None)
-        y, alpha, found, core = _core.decoder_forward(prepared, inputs, counts, carry, None, keep)
+        carry = None if first is None else (*first, *PAST)
+        y, alpha, found, core, tokens = _core.decoder_forward(
+            prepared, inputs, counts, carry, None, keep, draws
+        )
+        found = found[: CELLS[self.cell].states]
         if self.upper is None:
-            return y, alpha, self._as_state(found), core, None
+            return y, alpha, self._as_state(found), core, None, tokens
         run = self.upper.forward if keep else self.upper.__call__
         y, final, *tapes = run(y, self._above(states), counts)
         above = final if isinstance(final, tuple) else (final,)
-        return y, alpha, self._as_state(found, above), core, tapes[0] if tapes else None
+        return y, alpha, self._as_state(found, above), core, tapes[0] if tapes else None, tokens
 
     def _states(self, name: str, state: Any, batch: int) -> tuple[Array | None, ...] | None:
         """Return states (num_layers, B, H), each or None, of a state as the caller gives it."""

@@ -12,13 +12,13 @@ from fusedrnn.cell_spec import CellSpec
 from fusedrnn.checks import check_flag, check_size
 from fusedrnn.init import recurrent_layer, torch_uniform, xavier_uniform
 
-SCORES = ("additive", "location", "dot", "general")
+SCORES = ("additive", "location", "dot", "general", "window")
 CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 # Of the kernels' parameters, in their order.
 NAMES = (
     *("weight_query", "weight_memory", "bias_memory", "weight_energy"),
     *(f"{name}_l0" for name in CELL_NAMES),
-    *("weight_output", "weight_location", "weight_filter", "weight_coverage"),
+    *("weight_output", "weight_location", "weight_filter", "weight_coverage", "weight_window", "bias_window"),
 )
 
 
@@ -32,6 +32,7 @@ class DecoderOptions(NamedTuple):
     attention_size: int
     location_filters: int
     location_kernel_size: int
+    num_windows: int
 
     @property
     def current(self) -> bool:
@@ -42,9 +43,13 @@ class DecoderOptions(NamedTuple):
         """Whether energies are v . tanh(...)."""
         return self.score in ("additive", "location")
 
+    @property
+    def windowed(self) -> bool:
+        return self.score == "window"
+
     def text(self, hidden_size: int) -> str:
         """Return those that are not the usual ones, as arguments."""
-        usual = DecoderOptions("additive", "previous", False, False, hidden_size, 10, 31)
+        usual = DecoderOptions("additive", "previous", False, False, hidden_size, 10, 31, 10)
         named = zip(self._fields, self, usual, strict=True)
         return "".join(f", {name}={value!r}" for name, value, other in named if value != other)
 
@@ -57,6 +62,7 @@ def check_options(
     attention_size: Any,
     location_filters: Any,
     location_kernel_size: Any,
+    num_windows: Any,
     hidden_size: int,
     memory_size: int,
 ) -> DecoderOptions:
@@ -73,7 +79,7 @@ def check_options(
         )
     if covers and not additive:
         raise ValueError(
-            f"coverage: expected False with score={score!r}, a product of query and key alone, got True; "
+            f"coverage: expected False with score={score!r}, which adds nothing inside a tanh, got True; "
             "use score='additive'"
         )
     size = check_size("attention_size", hidden_size if attention_size is None else attention_size)
@@ -90,7 +96,8 @@ def check_options(
     width = check_size("location_kernel_size", location_kernel_size)
     if width % 2 == 0:
         raise ValueError(f"location_kernel_size: expected an odd number, got {width}")
-    return DecoderOptions(score, query, feeds, covers, size, filters, width)
+    windows = check_size("num_windows", num_windows)
+    return DecoderOptions(score, query, feeds, covers, size, filters, width, windows)
 
 
 def parameter_shapes(
@@ -110,6 +117,8 @@ def parameter_shapes(
         }
     elif options.score == "general":
         shapes["weight_memory"] = (h, m)
+    elif options.windowed:
+        shapes |= {"weight_window": (3 * options.num_windows, h), "bias_window": (3 * options.num_windows,)}
     cell = ((gates, input_size + fed), (gates, h), (gates,), (gates,))
     shapes |= {f"{name}_l0": shape for name, shape in zip(CELL_NAMES, cell, strict=True)}
     if options.current:
@@ -128,11 +137,11 @@ def initialise(
     """Draw the attention's weights, then the cell's."""
     attention = (name for name in NAMES if not name.endswith("_l0") and name in parameters)
     for name in attention:
-        array = parameters[name]
+        array, bias = parameters[name], name.startswith("bias")
         if method == "torch":
-            fan = parameters["weight_memory"].shape[1] if name == "bias_memory" else array.shape[-1]
+            fan = parameters[name.replace("bias", "weight")].shape[-1] if bias else array.shape[-1]
             torch_uniform(array, 1 if name == "weight_coverage" else fan, rng=rng)
-        elif name != "bias_memory":
+        elif not bias:
             xavier_uniform(array if array.ndim == 2 else array[None], rng=rng)
     own = {name: parameters[f"{name}_l0"] for name in CELL_NAMES if f"{name}_l0" in parameters}
     recurrent_layer(spec, own, method, rng=rng)

@@ -15,17 +15,17 @@ from fusedrnn.checks import check_array
 from fusedrnn.sequence.host import host_array, integers
 
 State: TypeAlias = "Array | tuple[Array, ...]"
-# What a step leaves for the next, N rows each: the states of the first layer; its output, attention and
-# coverage; and the states of the layers above (N, num_layers - 1, H).
+# What a step leaves for the next, N rows each: the states of the first layer; its output, attention, coverage
+# and windows; and the states of the layers above (N, num_layers - 1, H).
 Carry: TypeAlias = "tuple[Array | None, ...]"
-_PAST = 3
+PAST = (None, None, None, None)
 
 
 class DecoderStream:
     """One step of an `AttentionDecoder` at a time, over a memory whose keys are made once.
 
-    It carries what the next step needs: the state, and by the decoder's options the output, the attention
-    and the coverage. The parameters are those of the time when it was made.
+    It carries what the next step needs: the state, and by the decoder's options the output, the attention,
+    the coverage or where the windows are. The parameters are those of the time when it was made.
 
     Attributes:
         batch_size: B of the memory.
@@ -72,8 +72,10 @@ class DecoderStream:
     def _parts(self) -> tuple[Carry, Carry, Carry]:
         """Return the states of the first layer, what is known of the past, and the states above."""
         count = self._count
-        carry = self._carry or (None,) * (count + _PAST + (0 if self._upper is None else count))
-        return carry[:count], carry[count : count + _PAST], carry[count + _PAST :]
+        above = 0 if self._upper is None else count
+        carry = self._carry or ((None,) * count + PAST + (None,) * above)
+        end = count + len(PAST)
+        return carry[:count], carry[count:end], carry[end:]
 
     def _stacked(self, above: Carry) -> Any:
         """Return the states above (num_layers - 1, N, H), or None without such layers."""
@@ -93,25 +95,29 @@ class DecoderStream:
             TypeError: an argument of the wrong kind or dtype.
             ValueError: an argument of the wrong shape or range.
         """
-        decoder, (first, past, above) = self._decoder, self._parts()
-        inputs = host_array("x", x)
+        inputs, decoder = host_array("x", x), self._decoder
         check_array("x", inputs, (*inputs.shape[:1], decoder.input_size), decoder._dtype, "(N, I)")
-        places = None if rows is None else integers("rows", rows)
-        y, alpha, found, _ = _core.decoder_forward(
-            self._prepared, inputs[None], None, (*first, *past), places, False
+        return self._advance(inputs, None if rows is None else integers("rows", rows))
+
+    def _advance(self, x: Any, rows: npt.NDArray[np.int64] | None) -> tuple[Array, Array]:
+        """Do what a call does; x is tokens (N,) where the memory has their table."""
+        (first, past, above), options = self._parts(), self._decoder._options
+        y, alpha, found, _, _ = _core.decoder_forward(
+            self._prepared, x[None], None, (*first, *past), rows, False, None
         )
-        options, covered = decoder._options, None
-        _, attended, before = past
+        covered = None
+        _, attended, before, _ = past
         if options.coverage:
             covered = attended if before is None or attended is None else attended + before
         looks_back = options.coverage or options.score == "location"
+        found, centres = found[: self._count], found[self._count :]
         known = (y[0] if options.input_feeding else None, alpha[0] if looks_back else None, covered)
         if self._upper is not None:
             stacked = self._stacked(above)
             y, final = self._upper(y, stacked if len(stacked) > 1 else stacked[0])
             parts = final if isinstance(final, tuple) else (final,)
             above = tuple(part.swapaxes(0, 1) for part in parts)
-        self._carry = (*found, *known, *above)
+        self._carry = (*found, *known, centres[0] if centres else None, *above)
         return y[0], alpha[0]
 
     def select(self, places: npt.ArrayLike) -> None:

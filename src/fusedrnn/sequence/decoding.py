@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_size
+from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.module import Module
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.decoder_stream import DecoderStream
@@ -50,6 +51,7 @@ class Run:
         max_len: int,
         state: Any,
         constraint: Constraint | None,
+        width: int,
     ) -> None:
         self.bos, self.eos = check_size("bos", bos, 0), check_size("eos", eos, 0)
         self.max_len = check_size("max_len", max_len)
@@ -74,10 +76,15 @@ class Run:
                 f"step(tokens, state, rows), got {type(model).__name__}"
             )
         embedding, decoder, head = parts
-        stream: DecoderStream = decoder.stream(memory, memory_lengths)
+        table: Array | None = None
+        # Worth it where a few steps read as many rows as there are tokens.
+        if type(embedding) is Embedding and embedding.num_embeddings <= 8 * self.batch * width:
+            check_size("bos", bos, 0, embedding.num_embeddings - 1)
+            table = embedding._kept_parameters()["weight"]
+        stream = DecoderStream(decoder, decoder._prepare(memory, memory_lengths, table, width > 1))
         stream._set(state, self.batch)
         self.state = stream._carry
-        self.step = _decoder_step(embedding, stream, head)
+        self.step = _decoder_step(embedding, stream, head, table is not None)
 
     def begin(self) -> tuple[Tokens, Tokens, npt.NDArray[np.float64]]:
         """Return the sequence, the tokens and the log probability of each first hypothesis."""
@@ -126,10 +133,10 @@ class Run:
         return Decoded(tokens, lengths, scores)
 
 
-def _decoder_step(embedding: Module, stream: DecoderStream, head: Module) -> Step:
+def _decoder_step(embedding: Module, stream: DecoderStream, head: Module, projected: bool) -> Step:
     def step(tokens: Tokens, state: Any, rows: Tokens) -> tuple[Any, ...]:
         stream._carry = state
-        y, alpha = stream(embedding(tokens), rows)
+        y, alpha = stream._advance(tokens, rows) if projected else stream(embedding(tokens), rows)
         return head(y), stream._carry, alpha
 
     return step

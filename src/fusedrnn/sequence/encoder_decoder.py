@@ -18,6 +18,7 @@ from fusedrnn.nn.tape import check_tape
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.decoder_stream import State
 from fusedrnn.sequence.host import integers
+from fusedrnn.sequence.scheduled_sampling import ScheduledSampling
 
 # Of a target that does not count, as in `cross_entropy`.
 _IGNORED = -100
@@ -58,7 +59,8 @@ class EncoderDecoder(Module):
         y   = head(h)                                                    (B, L, V)
 
     In training the decoder reads the right answer, shifted by one (teacher forcing), which `Trainer` gives
-    it. y is the logits of the targets, to go to `cross_entropy`; `beam_search` finds answers.
+    it; with `sampling` also what it said itself, in `forward` and training mode alone. y is the logits of the
+    targets, to go to `cross_entropy`; `beam_search` finds answers.
 
     Args:
         encoder: any module from x to memory (S, B, M), say a `Sequential` of an `Embedding` and a network.
@@ -70,6 +72,8 @@ class EncoderDecoder(Module):
             by side, and so is c; zeros if None.
         bos: token that the decoder reads first, in 0..V-1.
         eos: token that ends an answer, in 0..V-1.
+        sampling: `ScheduledSampling` of the embedding and of the `Linear` in the head, or None. It may be set
+            and changed at any time.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -90,6 +94,7 @@ class EncoderDecoder(Module):
         *,
         bos: int,
         eos: int,
+        sampling: ScheduledSampling | None = None,
     ) -> None:
         super().__init__()
         check_module("encoder", encoder)
@@ -111,6 +116,9 @@ class EncoderDecoder(Module):
         self.bos, self.eos = check_size("bos", bos, 0, most), check_size("eos", eos, 0, most)
         self.encoder, self.embedding, self.decoder = encoder, embedding, decoder
         self.head, self.bridge = head, bridge
+        if sampling is not None and not isinstance(sampling, ScheduledSampling):
+            raise kind_error("sampling", sampling, "a ScheduledSampling or None")
+        self.sampling = sampling
 
     # The protocol of modules
 
@@ -147,7 +155,10 @@ class EncoderDecoder(Module):
             first, bridge_tape = forward_member(self.bridge, memory, memory_lengths, None)
             state = self._state(first)
         tokens, embedding_tape = self.embedding.forward(inputs)
-        h, _, _, decoder_tape = self.decoder.forward(tokens, memory, memory_lengths, answers, state)
+        sampling = self.sampling if self.training else None
+        h, _, _, decoder_tape = self.decoder.forward(
+            tokens, memory, memory_lengths, answers, state, sampling=sampling
+        )
         rows, head_tape = self.head.forward(_rows(h, counted))
         y = _spread(rows, counted, np.shape(targets)[1])
         tapes = [encoder_tape, bridge_tape, embedding_tape, decoder_tape, head_tape]
