@@ -18,6 +18,7 @@ CONSTRUCTORS = [
     *(fr.RNN, fr.LSTM, fr.GRU, fr.RNNCell, fr.LSTMCell, fr.GRUCell),
     *(fr.Linear, fr.Embedding, fr.LayerNorm, fr.Dropout, fr.CRF, fr.AttentionDecoder),
     fr.EncoderDecoder,
+    fr.ScheduledSampling,
     *(fr.AdaptiveSoftmax, fr.SampledSoftmax, fr.MixtureDensity, fr.CTCStream),
     *(fr.Sequential, fr.Residual, fr.Concat, fr.Pool, fr.BatchNorm, fr.Conv1d, fr.SelfAttention, fr.Hybrid),
     *(fr.Stateful, fr.Tagger),

@@ -26,9 +26,9 @@ struct DecoderSizes {
     std::int64_t T, B, S, I, M, A, H;
     std::int64_t rows;         // R, or those that a call without a tape keeps at a time
     std::int64_t memory_rows;  // N
-    std::int64_t classes;      // of a sampling's tokens; 0 without one
-    std::int64_t table;        // so many tokens a search has projected to the gates, and
-    bool contexts;             // whether the rows of the memory, too
+    std::int64_t classes = 0;  // of a sampling's tokens; 0 without one
+    std::int64_t table = 0;    // so many tokens a search has projected to the gates, and
+    bool contexts = false;     // whether the rows of the memory, too
 
     std::int64_t windows() const { return score == Score::kWindow ? A / 3 : 0; }
     std::int64_t features() const { return filters + coverage; }
