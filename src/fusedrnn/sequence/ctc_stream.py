@@ -154,11 +154,12 @@ class CTCStream:
             found = np.asarray(self.lm(np.array(prefix, np.int64)), np.float64)
             if found.shape != (classes,):
                 raise ValueError(f"lm: expected log probabilities (V,) = ({classes},), got {found.shape}")
-            added = self.alpha * np.delete(found, self.blank) + self.beta
-            if np.isnan(added).any() or (added == np.inf).any():
+            added = self.alpha * found + self.beta
+            added[self.blank] = 0.0
+            if not added.max() < np.inf:  # NaN is not, either
                 raise ValueError("lm: expected log probabilities, got NaN or infinity")
-            self._after[i] = np.insert(added, self.blank, 0.0)
-        return np.array(self._after)
+            self._after[i] = added
+        return np.stack(self._after)
 
     def __repr__(self) -> str:
         model = "" if self.lm is None else f", lm={self.lm!r}, alpha={self.alpha}, beta={self.beta}"
