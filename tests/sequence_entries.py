@@ -63,6 +63,21 @@ def _crf_nbest() -> Entry:
     return entry
 
 
+def _ctc_prefix_step() -> Entry:
+    arguments = {
+        "logp": draw(H),
+        "blanks": draw(B),
+        "labels": draw(B),
+        "last": np.array([-1, 2, 3]),
+        "parents": np.array([-1, 0, 0]),
+        "bonus": draw(B),
+        "added": draw(B, H),
+        "blank": 0,
+        "beam": 4,
+    }
+    return Entry(_core.ctc_prefix_step, arguments, free=frozenset({"logp", "blanks"}))
+
+
 def _beam_step() -> Entry:
     arguments = {
         "logits": draw(T, H),
@@ -202,6 +217,7 @@ SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "decoder_pack": _decoder_pack,
     "crf_nbest": _crf_nbest,
     "beam_step": _beam_step,
+    "ctc_prefix_step": _ctc_prefix_step,
     "decoder_prepare": _decoder_prepare,
     "decoder_forward": _decoder_forward,
     "decoder_sampling": _decoder_sampling,

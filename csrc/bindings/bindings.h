@@ -21,6 +21,7 @@ void bind_ctc(pybind11::module_& m);
 void bind_crf(pybind11::module_& m);
 void bind_decoder(pybind11::module_& m);
 void bind_beam(pybind11::module_& m);
+void bind_ctc_prefix(pybind11::module_& m);
 void bind_transducer(pybind11::module_& m);
 void bind_xla(pybind11::module_& m);     // a handler for custom calls of XLA's programs
 void bind_optim(pybind11::module_& m);   // SGD, Adam, norm, scale_, clamp_

@@ -21,6 +21,7 @@ PYBIND11_MODULE(core, m) {
     fusedrnn::bind_crf(m);
     fusedrnn::bind_decoder(m);
     fusedrnn::bind_beam(m);
+    fusedrnn::bind_ctc_prefix(m);
     fusedrnn::bind_transducer(m);
     fusedrnn::bind_xla(m);
     fusedrnn::bind_optim(m);

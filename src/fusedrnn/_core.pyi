@@ -301,6 +301,17 @@ def ctc_loss(
 def ctc_align(
     logits: _Array, targets: _Int64, input_lengths: _Int64, target_lengths: _Int64, blank: int
 ) -> tuple[_Int64, _Array]: ...
+def ctc_prefix_step(
+    logp: _Array,
+    blanks: _Array,
+    labels: _Array,
+    last: _Int64,
+    parents: _Int64,
+    bonus: _Array,
+    added: _Array,
+    blank: int,
+    beam: int,
+) -> tuple[_Int64, _Int64, _Array, _Array]: ...
 def ctc_decode(
     logits: _Array, lengths: _Int64 | None, beam: int, blank: int
 ) -> tuple[_Int64, _Int64, _Array]: ...

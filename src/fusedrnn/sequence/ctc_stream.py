@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn import _core
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_number, check_size
 from fusedrnn.sequence.decoding import log_softmax
@@ -105,61 +106,47 @@ class CTCStream:
         return [(np.array(self._prefixes[i], np.int64), float(scores[i])) for i in order]
 
     def _step(self, logp: npt.NDArray[np.float64]) -> None:
-        prefixes, classes = self._prefixes, len(logp)
-        both = np.logaddexp(self._blanks, self._labels)
-        last = np.array([labels[-1] if labels else -1 for labels in prefixes])
-        ended = last >= 0
-        # A label that repeats is a new one behind a blank alone.
-        grown = np.repeat(both[:, None], classes, axis=1)
-        grown[ended, last[ended]] = self._blanks[ended]
-        grown += logp
-        grown[:, self.blank] = -np.inf
-        blanks = both + logp[self.blank]
-        labels = np.where(ended, self._labels + logp[last], -np.inf)
+        prefixes = self._prefixes
         # What grows into a prefix that is there is one with it.
         places = {prefix: i for i, prefix in enumerate(prefixes)}
-        for i, prefix in enumerate(prefixes):
-            parent = places.get(prefix[:-1]) if prefix else None
-            if parent is not None:
-                labels[i] = np.logaddexp(labels[i], grown[parent, prefix[-1]])
-                grown[parent, prefix[-1]] = -np.inf
-        added = self._added(classes)
-        scores = np.concatenate(
-            (np.logaddexp(blanks, labels) + self._bonus, (grown + self._bonus[:, None] + added).ravel())
+        last = np.array([prefix[-1] if prefix else -1 for prefix in prefixes])
+        parents = np.array([places.get(prefix[:-1], -1) if prefix else -1 for prefix in prefixes])
+        added = self._added(len(logp))
+        sources, labels, self._blanks, self._labels = _core.ctc_prefix_step(
+            logp, self._blanks, self._labels, last, parents, self._bonus, added, self.blank, self.beam
         )
-        kept = np.argsort(-scores, kind="stable")[: self.beam]
-        kept = kept[scores[kept] > -np.inf]
-        if not kept.size:  # a NaN, or nothing that is possible
-            nothing = np.full(1, np.nan)
+        if not sources.size:  # a NaN, or nothing that is possible
             self._prefixes, self._after = [()], [None]
-            self._blanks, self._labels, self._bonus = nothing, nothing, np.zeros(1)
+            self._blanks = self._labels = np.full(1, np.nan)
+            self._bonus = np.zeros(1)
             return
-        old, new = kept[kept < len(prefixes)], kept[kept >= len(prefixes)] - len(prefixes)
-        parents, labels_of = new // classes, new % classes
-        self._prefixes = [prefixes[i] for i in old] + [
-            (*prefixes[i], int(c)) for i, c in zip(parents, labels_of, strict=True)
-        ]
-        self._blanks = np.concatenate((blanks[old], np.full(len(new), -np.inf)))
-        self._labels = np.concatenate((labels[old], grown[parents, labels_of]))
-        self._bonus = np.concatenate((self._bonus[old], self._bonus[parents] + added[parents, labels_of]))
-        self._after = [self._after[i] for i in old] + [None] * len(new)
+        self._bonus = self._bonus[sources] + np.where(labels < 0, 0.0, added[sources, labels])
+        pairs = list(zip(sources.tolist(), labels.tolist(), strict=True))
+        self._prefixes = [prefixes[i] if c < 0 else (*prefixes[i], c) for i, c in pairs]
+        self._after = [self._after[i] if c < 0 else None for i, c in pairs]
 
     def _added(self, classes: int) -> npt.NDArray[np.float64]:
         """Return what each label adds to the score of each prefix (K, V)."""
         if self.lm is None:
             return np.full((len(self._prefixes), classes), self.beta)
-        for i, prefix in enumerate(self._prefixes):
-            if self._after[i] is not None:
-                continue
-            found = np.asarray(self.lm(np.array(prefix, np.int64)), np.float64)
-            if found.shape != (classes,):
-                raise ValueError(f"lm: expected log probabilities (V,) = ({classes},), got {found.shape}")
+        new = [i for i, after in enumerate(self._after) if after is None]
+        if new:
+            found = np.stack([self._asked(self._prefixes[i], classes) for i in new])
             added = self.alpha * found + self.beta
-            added[self.blank] = 0.0
+            added[:, self.blank] = 0.0
             if not added.max() < np.inf:  # NaN is not, either
                 raise ValueError("lm: expected log probabilities, got NaN or infinity")
-            self._after[i] = added
+            for i, row in zip(new, added, strict=True):
+                self._after[i] = row
         return np.stack(self._after)
+
+    def _asked(self, prefix: tuple[int, ...], classes: int) -> npt.NDArray[np.float64]:
+        """Return what the language model says comes after a prefix (V,)."""
+        assert self.lm is not None
+        found = np.asarray(self.lm(np.array(prefix, np.int64)), np.float64)
+        if found.shape != (classes,):
+            raise ValueError(f"lm: expected log probabilities (V,) = ({classes},), got {found.shape}")
+        return found
 
     def __repr__(self) -> str:
         model = "" if self.lm is None else f", lm={self.lm!r}, alpha={self.alpha}, beta={self.beta}"
