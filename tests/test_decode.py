@@ -155,6 +155,44 @@ def test_beam_of_one_is_greedy() -> None:
         np.testing.assert_array_equal(drawn.tokens, greedy.tokens)
 
 
+@pytest.mark.parametrize(("query", "input_feeding"), [("previous", False), ("current", True)])
+@pytest.mark.parametrize("tokens", [V, 300])
+def test_a_search_multiplies_once(tokens: int, query: str, input_feeding: bool) -> None:
+    """What it has of few tokens and of memories beforehand is what a step would make of them."""
+    rng = np.random.default_rng(3)
+    embedding, head = fr.Embedding(tokens, 4, dtype="float64"), fr.Linear(7, tokens, dtype="float64")
+    decoder = fr.AttentionDecoder(
+        "lstm", 4, 7, 5, query=query, input_feeding=input_feeding, coverage=True, dtype="float64"
+    )
+    for part in (embedding, decoder, head):
+        part.flat_parameters[...] = rng.normal(0, 0.9, part.flat_parameters.shape)
+    rows, lengths = memory(8)
+    stream = decoder.stream(rows, lengths)
+
+    def step(tokens: Any, state: Any, places: Any) -> Any:
+        stream._carry = state
+        y, _ = stream(embedding(tokens), places)
+        return head(y), stream._carry
+
+    for beam in (1, 4):
+        want = fr.decode.beam_search(step, rows, BOS, EOS, beam, 9)
+        got = fr.decode.beam_search(
+            (embedding, decoder, head), rows, BOS, EOS, beam, 9, memory_lengths=lengths
+        )
+        np.testing.assert_array_equal(got.tokens, want.tokens)
+        np.testing.assert_allclose(got.scores, want.scores, rtol=1e-12)
+    with pytest.raises(ValueError, match="bos" if tokens == V else "indices"):
+        fr.decode.greedy((embedding, decoder, head), rows, tokens, EOS)
+
+
+def test_a_head_with_more_tokens() -> None:
+    embedding, decoder, _ = model()
+    head = fr.Linear(7, V + 1, dtype="float64", seed=0)
+    head.parameters["bias"] = [0.0] * V + [9.0]
+    with pytest.raises(ValueError, match=f"model: expected logits of the embedding's V = {V}, got token {V}"):
+        fr.decode.greedy((embedding, decoder, head), memory()[0], BOS, EOS)
+
+
 def test_functions_and_batches() -> None:
     """A function does what modules do; a sequence decodes alike alone; only live hypotheses are computed."""
     embedding, decoder, head = parts = model(seed=4)

@@ -84,7 +84,7 @@ class Run:
         stream = DecoderStream(decoder, decoder._prepare(memory, memory_lengths, table, width > 1))
         stream._set(state, self.batch)
         self.state = stream._carry
-        self.step = _decoder_step(embedding, stream, head, table is not None)
+        self.step = _decoder_step(embedding, stream, head, 0 if table is None else len(table))
 
     def begin(self) -> tuple[Tokens, Tokens, npt.NDArray[np.float64]]:
         """Return the sequence, the tokens and the log probability of each first hypothesis."""
@@ -133,9 +133,13 @@ class Run:
         return Decoded(tokens, lengths, scores)
 
 
-def _decoder_step(embedding: Module, stream: DecoderStream, head: Module, projected: bool) -> Step:
+def _decoder_step(embedding: Module, stream: DecoderStream, head: Module, projected: int) -> Step:
+    """Return a decoder as a step; so many tokens are in the table of the stream's memory."""
+
     def step(tokens: Tokens, state: Any, rows: Tokens) -> tuple[Any, ...]:
         stream._carry = state
+        if projected and (most := int(tokens.max())) >= projected:
+            raise ValueError(f"model: expected logits of the embedding's V = {projected}, got token {most}")
         y, alpha = stream._advance(tokens, rows) if projected else stream(embedding(tokens), rows)
         return head(y), stream._carry, alpha
 
