@@ -77,8 +77,12 @@ class Run:
             )
         embedding, decoder, head = parts
         table: Array | None = None
-        # Worth it where a few steps read as many rows as there are tokens.
-        if type(embedding) is Embedding and embedding.num_embeddings <= 8 * self.batch * width:
+        # Worth it where a few steps read as many rows as there are tokens; what does not fit, a step refuses.
+        if (
+            type(embedding) is Embedding
+            and embedding.num_embeddings <= 8 * self.batch * width
+            and (embedding.embedding_dim, embedding.dtype) == (decoder.input_size, decoder.dtype)
+        ):
             check_size("bos", bos, 0, embedding.num_embeddings - 1)
             table = embedding._kept_parameters()["weight"]
         stream = DecoderStream(decoder, decoder._prepare(memory, memory_lengths, table, width > 1))
