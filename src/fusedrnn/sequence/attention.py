@@ -194,7 +194,7 @@ class AttentionDecoder(Module):
             sampling: what replaces some of x by tokens drawn from y; with one layer.
 
         Returns:
-            y: (T, B, H), 0 past a sequence's end.
+            y: (T, B, H), 0 past a sequence's end; read-only with several layers, since the tape refers to it.
             alpha: (T, B, S), how much each step looks at each row of the memory; 0 past the ends.
             state: after each sequence's last step, in the shapes of the argument.
             tape: for `backward`. It refers to x: do not write to it before. Its `tokens` (T, B) are those
@@ -212,13 +212,10 @@ class AttentionDecoder(Module):
                 f"sampling: expected None with num_layers = {self.num_layers}, whose outputs come after all "
                 "steps, got one"
             )
-        draws = None if sampling is None else sampling._draws()
         y, alpha, found, core, upper, tokens = self._run(
-            x, memory, memory_lengths, lengths, state, keep=True, draws=draws
+            x, memory, memory_lengths, lengths, state, keep=True, sampling=sampling
         )
-        drawn = None
-        if sampling is not None and tokens is not None:
-            drawn = Drawn(sampling, tokens)
+        drawn = None if sampling is None else Drawn(sampling, tokens)
         return y, alpha, found, DecoderTape(self, core, upper, drawn, y.shape, alpha.shape)
 
     def backward(
@@ -326,7 +323,7 @@ class AttentionDecoder(Module):
         lengths: Any,
         state: Any,
         keep: bool,
-        draws: Any = None,
+        sampling: ScheduledSampling | None = None,
     ) -> tuple[Array, Array, State, Any, Any, Any]:
         """Return y, alpha, the state, the tapes of the first layer and of those above, and drawn tokens."""
         self._require_cpu("AttentionDecoder")
@@ -337,6 +334,7 @@ class AttentionDecoder(Module):
         prepared = self._prepare(memory, memory_lengths)
         first = self._first(states)
         carry = None if first is None else (*first, *PAST)
+        draws = None if sampling is None else sampling._draws()
         y, alpha, found, core, tokens = _core.decoder_forward(
             prepared, inputs, counts, carry, None, keep, draws
         )
