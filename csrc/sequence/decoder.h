@@ -252,8 +252,8 @@ class Decoder : DecoderPlaces<T> {
     // What the contexts add to the gates of some panels, from what the rows of the memory add: rows of the same memory at once.
     void add_contexts(const Step& step, Range panels, T* gates) const {
         const std::int64_t N = s_.d.memory_rows, G = s_.G;
-        const std::int64_t *const first = f_.memory_first + step.first, *const lengths =
-                                                                            f_.memory_lengths + step.first;
+        const std::int64_t* const first = f_.memory_first + step.first;
+        const std::int64_t* const lengths = f_.memory_lengths + step.first;
         for (std::int64_t i = 0, next = 0; i < step.n; i = next) {
             const std::int64_t memory = first[i], count = lengths[i];
             const T* rows[kDecoderRows];
