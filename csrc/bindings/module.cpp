@@ -23,6 +23,7 @@ PYBIND11_MODULE(core, m) {
     fusedrnn::bind_beam(m);
     fusedrnn::bind_ctc_prefix(m);
     fusedrnn::bind_transducer(m);
+    fusedrnn::bind_quantum(m);
     fusedrnn::bind_xla(m);
     fusedrnn::bind_optim(m);
     fusedrnn::bind_limits(m);

@@ -15,6 +15,9 @@ namespace fusedrnn::FUSEDRNN_ISA {
 // kernels_sequence.cpp
 extern const SequenceKernels<float> kSequenceF32;
 extern const SequenceKernels<double> kSequenceF64;
+// kernels_quantum.cpp
+extern const QuantumKernels<float> kQuantumF32;
+extern const QuantumKernels<double> kQuantumF64;
 
 namespace {
 
@@ -24,6 +27,15 @@ constexpr const SequenceKernels<T>* sequence_kernels() {
         return &kSequenceF32;
     } else {
         return &kSequenceF64;
+    }
+}
+
+template <class T>
+constexpr const QuantumKernels<T>* quantum_kernels() {
+    if constexpr (sizeof(T) == sizeof(float)) {
+        return &kQuantumF32;
+    } else {
+        return &kQuantumF64;
     }
 }
 
@@ -45,6 +57,7 @@ constexpr LayerTable<T> kTable = {
     .scale = scale<T>,
     .clamp = clamp<T>,
     .sequence = sequence_kernels<T>(),
+    .quantum = quantum_kernels<T>(),
     .multiply_adds = multiply_adds<T>,
     .read = read<T>,
     .lstm_pointwise = lstm_pointwise<T>,

@@ -9,6 +9,7 @@
 
 #include "cells/program_list.h"
 #include "cpu/team.h"
+#include "quantum/quantum_table.h"
 #include "sequence/sequence_table.h"
 
 namespace fusedrnn {
@@ -84,6 +85,7 @@ struct LayerTable {
     void (*clamp)(std::int64_t n, T* x, double lo, double hi, Team&);
 
     const SequenceKernels<T>* sequence;
+    const QuantumKernels<T>* quantum;
 
     // For measuring limits; each returns a value that keeps the work from being optimised away.
     double (*multiply_adds)(std::int64_t rounds,

@@ -47,6 +47,7 @@ from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.networks import LIF, MGU, SLSTM, SRU, IndRNN, LiGRU, MinGRU, MinLSTM
 from fusedrnn.nn.pool import Pool
+from fusedrnn.nn.quantum import QuantumLSTM
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
@@ -111,6 +112,7 @@ __all__ = [
     "Pool",
     "QuantizedRecurrent",
     "QuantizedStream",
+    "QuantumLSTM",
     "RNNCell",
     "ReLU",
     "Recurrent",

@@ -429,3 +429,25 @@ def clamp_(x: _Array, lo: float, hi: float) -> None: ...
 # The handler of XLA's foreign functions, a capsule. It gives the function the attribute "call" of a custom
 # call, its arguments and its results, to be written: arrays on XLA's memory, gone when it returns.
 def xla_handler(function: Callable[[str, list[_Array], list[_Array]], None]) -> Any: ...
+def quantum_forward(
+    gx: _Array,
+    weight_hh: _Array,
+    unitaries: _Array,
+    weight_out: _Array,
+    bias_out: _Array,
+    lengths: _Int64 | None,
+    h: _Array,
+    c: _Array,
+    keep: bool,
+) -> tuple[_Array, _Array, _Array, tuple[_Array, ...] | None]: ...
+def quantum_backward(
+    tape: tuple[_Array, ...],
+    weight_hh: _Array,
+    unitaries: _Array,
+    weight_out: _Array,
+    lengths: _Int64 | None,
+    c: _Array,
+    dy: _Array,
+    dh: _Array,
+    dc: _Array,
+) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...

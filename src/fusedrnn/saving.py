@@ -28,6 +28,7 @@ from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.networks import LIF, MGU, SLSTM, SRU, IndRNN, LiGRU, MinGRU, MinLSTM
 from fusedrnn.nn.pool import Pool
+from fusedrnn.nn.quantum import QuantumLSTM
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
@@ -49,7 +50,7 @@ _OWN: dict[str, type[Module]] = {
     kind.__name__: kind
     for kind in (
         *(RNN, LSTM, GRU, Recurrent, MGU, IndRNN, MinGRU, MinLSTM, SRU, LiGRU, SLSTM, LIF),
-        *(RNNCell, LSTMCell, GRUCell),
+        *(QuantumLSTM, RNNCell, LSTMCell, GRUCell),
         *(Linear, Embedding, LayerNorm, BatchNorm, Dropout, Conv1d, Pool, Tanh, Sigmoid, ReLU, GELU, Softmax),
         *(Module, Sequential, Stateful, Residual, Concat, ModuleList, ModuleDict),
         *(SelfAttention, Hybrid, AttentionDecoder, EncoderDecoder, CRF, Tagger, TransducerJoiner),
