@@ -160,6 +160,18 @@ def table() -> dict[str, tuple[Any, Arguments]]:
             fr.CRF,
             {"num_tags": 3, "constraints": None, "batch_first": True, "dtype": "float32", "seed": 0},
         ),
+        "QuantumLSTM": (
+            fr.QuantumLSTM,
+            {
+                **sizes,
+                "qubits": 2,
+                "layers": 1,
+                "batch_first": True,
+                "dtype": "float32",
+                "seed": 0,
+                "init": None,
+            },
+        ),
         "define_cell": (
             defined,
             {

@@ -205,6 +205,33 @@ def _transducer_lattice() -> Entry:
     return Entry(_core.transducer_lattice, arguments, free=free, open_axes=open_axes)
 
 
+def _quantum(function: Callable[..., Any]) -> Entry:
+    """Two qubits and one layer."""
+    arguments: dict[str, Any] = {
+        "gx": draw(T, 8, B),
+        "params": (draw(8, H), draw(8, 8), draw(4 * H, 2), draw(4 * H)),
+        "lengths": np.array([5, 0, 2]),
+        "state": (draw(H, B), draw(H, B)),
+    }
+    sizes, open_axes = "gx", {("gx", (), 0)}
+    if function is _core.quantum_forward:
+        arguments["keep"] = True
+    else:
+        *_, tape = _core.quantum_forward(**arguments, keep=True)
+        del arguments["gx"], arguments["state"]
+        arguments |= {"tape": tape, "c": draw(H, B), "dy": draw(T, H, B), "dstate": (draw(H, B), draw(H, B))}
+        sizes, open_axes = "dy", set()
+    return Entry(
+        function,
+        arguments,
+        optional=frozenset({"lengths"}),
+        free=frozenset({sizes, "params"}),
+        open_axes=frozenset(open_axes),
+        weights=("weight_hh", "unitaries", "weight_out", "bias_out"),
+        optional_weights=(),
+    )
+
+
 SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "ctc_loss": lambda: _ctc(_core.ctc_loss, mean=True, zero_infinity=False),
     "ctc_loss:concatenated": _concatenated,
@@ -224,6 +251,8 @@ SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "decoder_backward": _decoder_backward,
     "transducer_emissions": lambda: _transducer(_core.transducer_emissions),
     "transducer_lattice": _transducer_lattice,
+    "quantum_forward": lambda: _quantum(_core.quantum_forward),
+    "quantum_backward": lambda: _quantum(_core.quantum_backward),
     "transducer_gradient": lambda: _transducer(
         _core.transducer_gradient,
         emissions=np.ones((4, T)),

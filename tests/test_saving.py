@@ -120,6 +120,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
     "attention": lambda: fr.SelfAttention(3, 3, causal=True, seed=0),
     "hybrid": lambda: fr.Hybrid(3, 1, "gru", 3, expansion=2, dropout=0.5, seed=0),
+    "quantum": lambda: fr.QuantumLSTM(3, 4, 2, layers=2, batch_first=True, seed=0),
     "tied": tied,
     "shared": shared,
     "grown": grown,

@@ -339,6 +339,12 @@ def crf_nbest(
 def crf_decode(
     emissions: _Array, lengths: _Int64 | None, start: _Array, transitions: _Array, end: _Array
 ) -> tuple[_Int64, _Array]: ...
+def quantum_forward(
+    gx: _Array, params: _Params, lengths: _Int64 | None, state: _State, keep: bool
+) -> tuple[_Array, _Array, _Array, tuple[_Array, ...] | None]: ...
+def quantum_backward(
+    tape: _State, params: _Params, lengths: _Int64 | None, c: _Array, dy: _Array, dstate: _State
+) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...
 
 class PackedDecoder: ...
 
@@ -429,25 +435,3 @@ def clamp_(x: _Array, lo: float, hi: float) -> None: ...
 # The handler of XLA's foreign functions, a capsule. It gives the function the attribute "call" of a custom
 # call, its arguments and its results, to be written: arrays on XLA's memory, gone when it returns.
 def xla_handler(function: Callable[[str, list[_Array], list[_Array]], None]) -> Any: ...
-def quantum_forward(
-    gx: _Array,
-    weight_hh: _Array,
-    unitaries: _Array,
-    weight_out: _Array,
-    bias_out: _Array,
-    lengths: _Int64 | None,
-    h: _Array,
-    c: _Array,
-    keep: bool,
-) -> tuple[_Array, _Array, _Array, tuple[_Array, ...] | None]: ...
-def quantum_backward(
-    tape: tuple[_Array, ...],
-    weight_hh: _Array,
-    unitaries: _Array,
-    weight_out: _Array,
-    lengths: _Int64 | None,
-    c: _Array,
-    dy: _Array,
-    dh: _Array,
-    dc: _Array,
-) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...

@@ -167,13 +167,16 @@ class QuantumLSTM(Module):
         steps = self._time_major(x)
         rows = contiguous(steps).reshape(-1, self.input_size)
         gx = CPU.kernels.linear_forward(rows, parameters["weight_ih"], parameters["bias_ih"])
-        h, c = self._states("state", state, steps.shape[1], single)
+        start = self._states("state", state, steps.shape[1], single)
         y, h_n, c_n, tape = _core.quantum_forward(
-            *(_batch_last(gx.reshape(*steps.shape[:2], -1)), *self._weights(parameters)),
-            *(parameters["bias_out"], counts, h, c, keep),
+            _batch_last(gx.reshape(*steps.shape[:2], gx.shape[1])),
+            self._weights(parameters),
+            counts,
+            start,
+            keep,
         )
         found = self._as_state(h_n, c_n, single)
-        return self._as_given(y, single), found, (rows, counts, (*(tape or ()), y, h, c))
+        return self._as_given(y, single), found, (rows, counts, (*(tape or ()), y, *start))
 
     def backward(
         self, tape: SavedTape, dy: Array | None, dstate: State | None = None, *, need_dx: bool = True
@@ -200,9 +203,10 @@ class QuantumLSTM(Module):
         single, batch = len(tape.shape) == 2, h.shape[1]
         flow = np.zeros(tape.shape, self._dtype) if dy is None else dy
         check_array("dy", flow, tape.shape, self._dtype)
-        dh, dc = self._states("dstate", dstate, batch, single)
+        dend = self._states("dstate", dstate, batch, single)
         dgx, dgates, dunitaries, dh_0, dc_0 = _core.quantum_backward(
-            *(tuple(core_tape), *self._weights(kept), counts, c, _batch_last(self._time_major(flow)), dh, dc)
+            *(tuple(core_tape), self._weights(kept), counts, c),
+            *(_batch_last(self._time_major(flow)), dend),
         )
         sums, dproducts = self._sums(), _rows(dgx)
         with self._turn.take():
@@ -231,10 +235,10 @@ class QuantumLSTM(Module):
                 *(sums["weight_out"][units], sums["bias_out"][units]),
             )
 
-    def _weights(self, parameters: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-        """Return the weights of the time loop as the kernels take them."""
+    def _weights(self, parameters: Mapping[str, Array]) -> tuple[Array, ...]:
+        """Return the parameters of the time loop as the kernels take them."""
         unitaries = rotations(parameters["angles"]).reshape(-1, 8).astype(self._dtype)
-        return parameters["weight_hh"], unitaries, parameters["weight_out"]
+        return parameters["weight_hh"], unitaries, parameters["weight_out"], parameters["bias_out"]
 
     def _time_major(self, x: Array) -> Array:
         """Return steps (T, B, n)."""
