@@ -130,6 +130,13 @@ def test_handwriting(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert ours < gaussian - 1.0
 
 
+def test_quantum(example: Any) -> None:
+    """Both learn, and have about as many parameters."""
+    circuits, _, count, _, lstm, _, other, _, _, linear, before = example("quantum")
+    assert max(circuits, lstm) < 0.5 * before and linear < before
+    assert 0.8 * other < count < other
+
+
 def test_examples_are_short_and_say_what_they_need() -> None:
     for path in EXAMPLES.glob("*.py"):
         assert lines_of(path.stem) <= 80
