@@ -15,8 +15,9 @@ from defined_cells import CELLS, SHUFFLE, Values, random_inputs
 from support import Array
 from tolerances import assert_close, ulp_error
 
+import fusedrnn as fr
 from fusedrnn import _core
-from fusedrnn.symbolic import DefinedCell, Instruction, Program
+from fusedrnn.symbolic import DefinedCell, Instruction, Program, define_cell
 from fusedrnn.symbolic.operations import PROGRAM_OPERATIONS
 
 DTYPES = ("float32", "float64")
@@ -194,3 +195,25 @@ def test_bad_programs() -> None:
         _core.run_program(good, none, x, 5, 250)
     with pytest.raises(TypeError, match="constants"):
         _core.run_program(good, np.zeros(1, np.float32), x, 1, 0)
+
+
+MOVED = define_cell(
+    "moved", "a", "h c m", lambda x, h, s, p: {"h": s.m, "c": s.h + s.c, "m": x.a + h.a + s.c}
+)
+
+
+@pytest.mark.parametrize("cell", [SHUFFLE, MOVED], ids=lambda cell: cell.name)
+def test_states_that_change_places(cell: DefinedCell) -> None:
+    """States lie where those before them lay, and gradients too: none is written before the last is read."""
+    network = fr.Recurrent(cell, 3, 5, dtype="float64", seed=0)
+    rng = np.random.default_rng(0)
+    x, state = rng.standard_normal((4, 2, 3)), tuple(rng.standard_normal((1, 2, 5)) for _ in range(3))
+    h, c, m = (part[0] for part in state)
+    w = {name.removesuffix("_l0"): value for name, value in network.parameters.items()}
+    y, found = network(x, state)
+    for t in range(len(x)):
+        a = x[t] @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"]
+        h, c, m = (m, h + c, a + c) if cell is MOVED else (c, h, a + m * c * h + c)
+        assert_close(y[t], h, "output")
+    assert_close(np.concatenate(found), np.stack([h, c, m]), "state")
+    assert fr.check_gradients(network, x, state).error < 1e-7

@@ -82,8 +82,7 @@ def lower(
 
     Args:
         late: outputs that may lie where one of the inputs `read_before` lies: none of them is written before
-        the
-            last instruction that reads one of these.
+            the last instruction that reads one of these.
 
     Raises:
         ValueError: it would need more than MOST_SLOTS slots.
@@ -106,6 +105,8 @@ def lower(
     last_use = {a.id: at for at, node in enumerate(steps) for a in node.arguments}
     guarded = {node.id for node in order if node.operation == "input" and node.name in read_before}
     last_guarded = max((last_use.get(i, -1) for i in guarded), default=-1)
+    if any(node.id in guarded for node in roots.values()):
+        last_guarded = len(steps)  # an output that is such an input is copied behind all steps
     made_at = {node.id: at for at, node in enumerate(steps)}
     # A value is made in its output's place where it may be; all other outputs are copied at the end.
     direct: dict[int, str] = {}
@@ -139,7 +140,8 @@ def lower(
         saved = take()
         code.append(Instruction("copy", saved, (slots[i],)))
         slots[i] = saved
-    code += [Instruction("copy", to_slot[name], (slots[node.id],)) for name, node in copied.items()]
+    for name, node in sorted(copied.items(), key=lambda item: item[0] in late):
+        code.append(Instruction("copy", to_slot[name], (slots[node.id],)))
     if first_temporary + temporaries > MOST_SLOTS:
         raise ValueError(
             f"step: expected constants, symbols and values at a time to be at most {MOST_SLOTS}, "
