@@ -20,13 +20,25 @@ from fusedrnn.compute import check_compute, kernel_key
 from fusedrnn.devices import layers_on
 from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import Packing
+from fusedrnn.inputs.rows import check_floats
 from fusedrnn.listing import Listed
+from fusedrnn.second_order import cell_as_data, checked, directions_of, tangent_weights, weight_gradients
 from fusedrnn.symbolic import DefinedCell
+from fusedrnn.symbolic.tangent import tangent_cell
 
 Params = Mapping[str, Array] | Sequence[Array | None]
 
 
-__all__ = ["FunctionalTape", "Gradients", "backward", "forward", "sigmoid", "tanh"]
+__all__ = [
+    "FunctionalTape",
+    "Gradients",
+    "SecondGradients",
+    "backward",
+    "double_backward",
+    "forward",
+    "sigmoid",
+    "tanh",
+]
 
 
 def __dir__() -> list[str]:
@@ -236,6 +248,100 @@ def backward(
     named = dict(zip(spec.parameter_names, grads, strict=True))
     params = grads if tape._names is None else {name: named[name] for name in tape._names}
     return Gradients(dx, spec.pack_state(start), params)
+
+
+class SecondGradients(NamedTuple):
+    """What `double_backward` returns: of x, state and params as `backward`, and of dy and dstate."""
+
+    x: Array
+    state: Any
+    params: Any
+    dy: Array
+    dstate: Any
+
+
+def double_backward(
+    cell: str | CellSpec | DefinedCell,
+    x: Array,
+    params: Params,
+    dy: Array,
+    directions: Gradients,
+    state: StateLike | None = None,
+    dstate: StateLike | None = None,
+    lengths: npt.ArrayLike | None = None,
+    resets: npt.NDArray[np.bool_] | None = None,
+    reset_state: StateLike | None = None,
+    *,
+    reverse: bool = False,
+) -> SecondGradients:
+    """Return the gradients of what `backward` returns: second derivatives, on the CPU.
+
+    Where `backward` gives g = (dx, dstate, dparams) of the sum of dy*y and dstate*state, this gives the
+    gradients of the sum of directions*g, by all that g depends on. Those of x, state and params are the
+    Hessian of the first sum times the directions; that of dy is the derivative of y along the directions
+    (and that of dstate of the state). A gradient penalty |dx|^2 has directions 2*dx. For the Hessian of a
+    loss of y add what `backward` gives for the loss's own Hessian times that derivative as dy.
+
+    It runs the cell with its derivative beside it, a cell of three times the gates, forward and backward.
+
+    Args:
+        cell, x, params, state, lengths, resets, reset_state, reverse: as in the call of `forward`.
+        dy: (T, B, H), as given to `backward`, and dstate.
+        directions: (x, state, params), shaped as what `backward` returned; each, each array and each name of
+            a mapping may be None or left out for zero.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: a wrong shape, an unknown cell or name, a projection, or a cell that is not pointwise.
+    """
+    spec = resolve_cell(cell)
+    along = tangent_cell(data := cell_as_data(spec))
+    given, names = _weights(spec, params)
+    check_floats("x", x, None)
+    if x.ndim != 3:
+        raise ValueError(f"x: expected shape (T, B, I), got {x.shape}")
+    weights = checked(spec, dict(zip(spec.parameter_names, given, strict=True)), x)
+    if not isinstance(directions, tuple) or len(directions) != 3:
+        raise TypeError(f"directions: expected (x, state, params), got {type(directions).__name__}")
+    of_x, of_state, of_params = directions
+    moved = directions_of(of_params, spec.parameter_names, weights)
+    batch, hidden = x.shape[1], weights["weight_ih"].shape[0] // spec.gates
+
+    def states(name: str, value: Any) -> tuple[Array, ...]:
+        zero = np.zeros((batch, hidden), x.dtype)
+        if value is None:
+            return (zero,) * spec.states
+        return tuple(
+            zero if part is None else check_array(f"{name}{label}", part, zero.shape, x.dtype, "(B, H)")
+            for part, label in zip(spec.unpack_state(name, value), spec.state_labels, strict=True)
+        )
+
+    step_x = np.zeros_like(x) if of_x is None else check_array("directions.x", of_x, x.shape, x.dtype)
+    flow = check_array("dy", dy, (*x.shape[:2], hidden), x.dtype, "(T, B, H)")
+    start = states("directions.state", of_state) + states("state", state)
+    end = states("dstate", dstate) + (None,) * spec.states
+    reset = None if reset_state is None else spec.unpack_state("reset_state", reset_state)
+    y, final, tape = forward(
+        *(along, np.concatenate([x, step_x], axis=2), tangent_weights(data, weights, moved), start),
+        *(lengths, resets, None if reset is None else tuple(map(_zero_like, reset)) + reset),
+        reverse=reverse,
+    )
+    dx, dstart, grads = backward(tape, flow, end)
+    assert dx is not None
+    found = weight_gradients(data, weights, grads)
+    given_names = spec.parameter_names[: len(params)] if names is None else names
+    ordered = {name: found.get(name) for name in given_names}
+    return SecondGradients(
+        np.ascontiguousarray(dx[:, :, : x.shape[2]]),
+        spec.pack_state(dstart[spec.states :]),
+        ordered if names is not None else tuple(ordered.values()),
+        y,
+        spec.pack_state(final[: spec.states]),
+    )
+
+
+def _zero_like(state: Array | None) -> Array | None:
+    return None if state is None else np.zeros_like(state)
 
 
 def sigmoid(x: npt.ArrayLike) -> Array:

@@ -73,7 +73,7 @@ class DefinedCell:
         self._graph = graph
         self.given = {state: next_states[state] for state in self.states}
         nodes = cone(next_states.values())
-        check_used({node.name for node in nodes}, self.gates, self._unit_symbols)
+        check_used({node.name for node in nodes}, self.gates, self.unit_symbols)
         self.hidden_product = any(node.name.startswith("h.") for node in nodes)
         self.split_gates = self.hidden_product and (
             normalises_gates(nodes, self.gates) or not only_sums(nodes)
@@ -98,14 +98,14 @@ class DefinedCell:
 
     @property
     def _carried_symbols(self) -> list[str]:
-        return [f"s.{state}" for state in self.states] + self._unit_symbols
+        return [f"s.{state}" for state in self.states] + self.unit_symbols
 
     @property
     def _given_symbols(self) -> list[str]:
         return self._carried_symbols + [f"mask.{k}" for k in range(len(self.masks))]
 
     @property
-    def _unit_symbols(self) -> list[str]:
+    def unit_symbols(self) -> list[str]:
         return [symbol for name in self.parameters for symbol in self.symbols_of(name)]
 
     def symbols_of(self, parameter: str) -> list[str]:
@@ -308,7 +308,7 @@ class DefinedCell:
         }
         for kind in ("s", "ds", "next", "dnext"):
             names |= {f"{kind}.{name}": f"{kind}.{n}" for n, name in enumerate(self.states)}
-        for n, symbol in enumerate(self._unit_symbols):
+        for n, symbol in enumerate(self.unit_symbols):
             names |= {symbol: f"p.{n}", f"d{symbol}": f"dp.{n}"}
         names |= {name: name[1:] for name in (*program.inputs, *program.outputs) if name.startswith("dlink.")}
         return {
