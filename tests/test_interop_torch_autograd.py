@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from tolerances import assert_close
 
 torch = pytest.importorskip("torch")
 
@@ -47,10 +48,61 @@ def test_gradcheck(kind: str, x: Any) -> None:
     assert torch.autograd.gradcheck(outputs, (x, h, *module.parameters()), fast_mode=True)
 
 
-def test_second_derivatives_are_refused(lstm: Any, x: Any) -> None:
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=str)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_second_derivatives(kind: str, options: dict[str, Any]) -> None:
+    """The gradients of all gradients' squares, as torch.nn has them; lengths and resets by differences."""
+    sizes = {**options, "batch_first": True, "dtype": torch.float64}
+    ours, stock = getattr(ft, kind)(3, 4, **sizes), getattr(torch.nn, kind)(3, 4, **sizes)
+    stock.load_state_dict(ours.state_dict())
+    rows = 4 if "bidirectional" in options else 1
+    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(2, rows, 2, 4, dtype=torch.float64, requires_grad=True)
+
+    def outputs(module: Any, *steps: Any) -> list[Any]:
+        lengths, resets = steps if steps else (None, None)
+        more = {"lengths": lengths, "resets": resets} if steps else {}
+        y, state = module(x, tuple(h) if kind == "LSTM" else h[0], **more)
+        return [y, *(state if kind == "LSTM" else (state,))]
+
+    found = []
+    for module in (ours, stock):
+        leaves = [x, h, *module.parameters()]
+        grads = torch.autograd.grad(sum(o.pow(3).sum() for o in outputs(module)), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(grad.square().sum() for grad in grads), leaves))
+    for got, want in zip(*found, strict=True):
+        assert_close(got.numpy(), want.numpy(), "gradient")
+    steps = torch.tensor([5, 2]), torch.rand(2, 5) < 0.3
+    assert torch.autograd.gradgradcheck(lambda *_: outputs(ours, *steps)[0], (x, h), fast_mode=True)
+
+
+def test_second_derivatives_with_dropout() -> None:
+    module = ft.GRU(3, 4, num_layers=2, dropout=0.5, dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def dropped(x: Any) -> Any:
+        torch.manual_seed(3)
+        return module(x)[0]
+
+    assert torch.autograd.gradgradcheck(dropped, (x,), fast_mode=True)
+
+
+def test_derivatives_that_are_refused(lstm: Any, x: Any) -> None:
+    """A third one; a second one of a projection, or under torch.func."""
     (dx,) = torch.autograd.grad(lstm(x)[0].sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="expected one derivative"):
+    (dxx,) = torch.autograd.grad(dx.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dxx.sum().backward()
+    projected = ft.LSTM(x.shape[2], 4, proj_size=2, dtype=x.dtype)
+    (dx,) = torch.autograd.grad(projected(x)[0].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="without projections for second derivatives"):
         dx.sum().backward()
+
+    def squared(x: Any) -> Any:
+        return torch.func.grad(lambda x: lstm(x)[0].sum())(x).square().sum()
+
+    with pytest.raises(RuntimeError, match="expected one derivative"):
+        torch.func.grad(squared)(x.detach())
 
 
 # Of torch's own rules for forward derivatives, which it loads at the first.

@@ -48,7 +48,7 @@ class _Recurrent(RNNBase):
             TypeError: a tensor of another dtype.
             ValueError: another dtype of input than the parameters', or number of dimensions, or lengths
                 and resets that do not fit.
-            RuntimeError: another shape, a tensor that is not on the CPU, or a second derivative.
+            RuntimeError: another shape, or a tensor that is not on the CPU.
         """
         general = self.num_layers > 1 or self.bidirectional or self.batch_first
         if not (general or torch.compiler.is_compiling()) and lengths is None and resets is None:
@@ -176,8 +176,8 @@ class _Recurrent(RNNBase):
 class LSTM(_Recurrent):
     """torch.nn.LSTM with the kernels of this library: the same arguments, parameters and shapes.
 
-    Its forward takes `lengths` and `resets` beside. On the CPU, float32 and float64; no second
-    derivatives.
+    Its forward takes `lengths` and `resets` beside. On the CPU, float32 and float64. Second derivatives are
+    there without proj_size, outside of torch.compile and torch.func; they run forward again.
 
     Args:
         input_size: size of x_t, I.

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch.autograd import Function, forward_ad
+from torch.autograd.function import once_differentiable
 
 from fusedrnn.interop.torch import kernels
 from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor, numpy
+from fusedrnn.interop.torch.second import gradients_of_backward
 
 _SIZES = "str cell, int num_layers, bool bidirectional, bool batch_first, float dropout"
 _TENSORS = "Tensor x, Tensor? lengths, Tensor? resets, Tensor? seed, Tensor[] state, Tensor[] params"
@@ -111,7 +113,7 @@ torch.library.register_autograd("fusedrnn::rnn_backward", refuse_second)
 
 
 class _Backward(Function):
-    """The gradients, as a function of its own: so that a second derivative is refused, and vmap works."""
+    """The gradients, as a function of its own: so that it has derivatives, and vmap works."""
 
     @staticmethod
     def forward(options: Options, states: int, dfinals: int, needs: Any, *tensors: Any) -> tuple[Any, ...]:
@@ -124,9 +126,23 @@ class _Backward(Function):
         return (found.x, *found.state, *found.params)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None: ...
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        ctx.options, ctx.states, ctx.dfinals, _, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
 
-    backward = staticmethod(refuse_second)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Any, ...]:
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(_NOT_TWICE)
+        dy, *rest = ctx.saved_tensors
+        finals, (x, lengths, resets, seed, _, _, *others) = rest[: ctx.dfinals], rest[ctx.dfinals :]
+        inputs = Inputs(x, lengths, resets, seed, tuple(others[: ctx.states]), tuple(others[ctx.states :]))
+        found = gradients_of_backward(ctx.options, inputs, dy, tuple(finals), directions)
+        flows, grads = found[: 1 + ctx.dfinals], found[1 + ctx.dfinals :]
+        return (None, None, None, None, *flows, grads[0], None, None, None, None, None, *grads[1:])
+
     jvp = staticmethod(refuse_forward)
 
     @staticmethod
