@@ -207,5 +207,7 @@ template <class T>
 void check_transducers(const fusedrnn::LayerTable<T>& layers, Report& report);
 template <class T>
 void check_decoders(const fusedrnn::LayerTable<T>& layers, Report& report);
+template <class T>
+void check_quantum(const fusedrnn::LayerTable<T>& layers, Report& report);
 
 }  // namespace kernel_check

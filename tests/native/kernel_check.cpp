@@ -50,6 +50,8 @@ int main(int argc, char** argv) {
         kernel_check::check_decoding(*kernels.layers_f64, report);
         kernel_check::check_transducers(*kernels.layers_f32, report);
         kernel_check::check_transducers(*kernels.layers_f64, report);
+        kernel_check::check_quantum(*kernels.layers_f32, report);
+        kernel_check::check_quantum(*kernels.layers_f64, report);
         kernel_check::check_cells<float>(kernels, kernels.f32->lanes, report);
         kernel_check::check_cells<double>(kernels, kernels.f64->lanes, report);
         std::printf("%d cases, %d failures\n", report.cases(), report.failures());
