@@ -147,7 +147,20 @@ def decoder_backward(n: int) -> Callable[[], Any]:
     return lambda: decoder.backward(tape, y)
 
 
+def quantum_forward(n: int) -> Callable[[], Any]:
+    network, x = fr.QuantumLSTM(2, 4, qubits=8, layers=4, seed=0), normal(500 * n, 1, 2)
+    return lambda: network(x)
+
+
+def quantum_backward(n: int) -> Callable[[], Any]:
+    network = fr.QuantumLSTM(2, 4, qubits=8, layers=4, seed=0)
+    y, _, tape = network.forward(normal(200 * n, 1, 2))
+    return lambda: network.backward(tape, y)
+
+
 LONG_CALLS = [
+    quantum_forward,
+    quantum_backward,
     decoder_forward,
     decoder_backward,
     ctc,
