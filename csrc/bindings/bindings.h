@@ -24,8 +24,8 @@ void bind_beam(pybind11::module_& m);
 void bind_ctc_prefix(pybind11::module_& m);
 void bind_transducer(pybind11::module_& m);
 void bind_quantum(pybind11::module_& m);  // networks whose gates are simulated circuits
-void bind_xla(pybind11::module_& m);     // a handler for custom calls of XLA's programs
-void bind_optim(pybind11::module_& m);   // SGD, Adam, norm, scale_, clamp_
-void bind_limits(pybind11::module_& m);  // what the machine can do at most
+void bind_xla(pybind11::module_& m);      // a handler for custom calls of XLA's programs
+void bind_optim(pybind11::module_& m);    // SGD, Adam, norm, scale_, clamp_
+void bind_limits(pybind11::module_& m);   // what the machine can do at most
 
 }  // namespace fusedrnn
