@@ -197,6 +197,8 @@ template <class T>
 void check_programs(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTable<T>& layers,
                     Report& report);
 template <class T>
+void check_activations(const fusedrnn::LayerTable<T>& layers, Report& report);
+template <class T>
 void check_layers(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTable<T>& layers,
                   Report& report);
 template <class T>

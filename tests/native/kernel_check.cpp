@@ -40,7 +40,9 @@ int main(int argc, char** argv) {
         }
         kernel_check::check_programs(*kernels.f32, *kernels.layers_f32, report);
         kernel_check::check_programs(*kernels.f64, *kernels.layers_f64, report);
+        kernel_check::check_activations(*kernels.layers_f32, report);
         kernel_check::check_layers(*kernels.f32, *kernels.layers_f32, report);
+        kernel_check::check_activations(*kernels.layers_f64, report);
         kernel_check::check_layers(*kernels.f64, *kernels.layers_f64, report);
         kernel_check::check_sequences(*kernels.layers_f32, report);
         kernel_check::check_decoders(*kernels.layers_f32, report);
