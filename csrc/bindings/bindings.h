@@ -14,6 +14,7 @@ void bind_recurrent(pybind11::module_& m);   // forward, backward and their tape
 void bind_plain_call(pybind11::module_& m);  // forward of one layer without a tape, for small calls
 void bind_stream(pybind11::module_& m);      // one step at a time
 void bind_quantized(pybind11::module_& m);   // inference with weights of fewer bits
+void bind_quantized_stream(pybind11::module_& m);
 void bind_layers(pybind11::module_& m);  // activations, linear, embedding, layer norm, cross-entropy, dropout
 void bind_programs(pybind11::module_& m);        // pointwise operations as data
 void bind_define_program(pybind11::module_& m);  // cells that are data

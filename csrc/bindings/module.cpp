@@ -14,6 +14,7 @@ PYBIND11_MODULE(core, m) {
     fusedrnn::bind_plain_call(m);
     fusedrnn::bind_stream(m);
     fusedrnn::bind_quantized(m);
+    fusedrnn::bind_quantized_stream(m);
     fusedrnn::bind_layers(m);
     fusedrnn::bind_programs(m);
     fusedrnn::bind_define_program(m);

@@ -1,10 +1,10 @@
-// Networks with weights of fewer bits: packing, the sequence call and the stream. Inference only.
+// Networks with weights of fewer bits: packing and the sequence call. Inference only.
+#include "bindings/quantized.h"
+
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
-#include "bindings/recurrent.h"
 #include "bindings/run.h"
-#include "bindings/stream.h"
 
 namespace fusedrnn {
 namespace {
@@ -18,13 +18,6 @@ int format_by_name(const std::string& name) {
     throw py::value_error("weights: expected one of bf16, int8, got '" + name + "'");
 }
 
-// One layer and direction.
-struct QuantizedLayer {
-    Dims dims{};
-    AlignedBuffer memory;
-    QuantizedWeights weights{};
-};
-
 // Every sum of int8 products has to fit in int32, and that of a row's magnitudes in a float's 24 bits.
 void check_sums(int format, const char* name, const char* symbol, std::int64_t size) {
     constexpr std::int64_t kMost = 131072;
@@ -33,84 +26,15 @@ void check_sums(int format, const char* name, const char* symbol, std::int64_t s
                           " for int8, got " + std::to_string(size));
 }
 
-// Immutable: calls and streams of any thread share it.
-class Quantized {
-  public:
-    Quantized(const std::string& cell, py::handle layers, const std::string& weights)
-        : cell_(cell_by_name(cell)), format_(format_by_name(weights)) {
-        if (cell_.quantized == nullptr) {
-            throw py::value_error("cell: expected one with quantized kernels, got " + cell);
-        }
-        const py::ssize_t count = length_of(layers, "a list of layers");
-        std::int64_t inputs = -1;
-        for (py::ssize_t i = 0; i < count; ++i) {
-            const py::object parts = item_of(layers, "layers", count, i);
-            const py::ssize_t directions = length_of(parts, "a list of directions in each layer");
-            if (directions > 2 || (i > 0 && directions != directions_)) {
-                throw py::value_error("layers: expected 1 or 2 directions, as many in each layer, got " +
-                                      std::to_string(directions));
-            }
-            directions_ = static_cast<int>(directions);
-            for (py::ssize_t d = 0; d < directions; ++d) {
-                const py::object params = item_of(parts, "layers", directions, d);
-                if (inputs < 0) inputs = WeightArrays::input_weight(cell_, params).size(1);
-                add(params, inputs);
-            }
-            inputs = directions * dims().P;
-        }
+py::ssize_t length_of(py::handle sequence, const char* expected) {
+    if (!py::isinstance<py::list>(sequence) && !py::isinstance<py::tuple>(sequence)) {
+        throw py::type_error("layers: expected " + std::string(expected) + ", got " +
+                             Py_TYPE(sequence.ptr())->tp_name);
     }
-
-    const RecurrentCell& cell() const { return cell_; }
-    const QuantizedKernels& kernels() const { return quantized_kernels(cell_, format_); }
-    // The layer's I, H and P; every layer and direction has the H and P of the first.
-    const Dims& dims() const { return layers_.front().dims; }
-    int directions() const { return directions_; }
-    std::int64_t rows() const { return static_cast<std::int64_t>(layers_.size()); }
-    const QuantizedLayer& layer(std::int64_t row) const { return layers_[static_cast<std::size_t>(row)]; }
-    std::int64_t nbytes() const {
-        std::int64_t bytes = 0;
-        for (const QuantizedLayer& layer : layers_) bytes += layer.memory.bytes();
-        return bytes;
-    }
-
-    py::tuple forward(py::handle x, py::handle out, py::handle state, py::handle lengths, py::handle resets,
-                      py::handle reset_state) const;
-    py::list weights() const;
-
-  private:
-    static py::ssize_t length_of(py::handle sequence, const char* expected) {
-        if (!py::isinstance<py::list>(sequence) && !py::isinstance<py::tuple>(sequence)) {
-            throw py::type_error("layers: expected " + std::string(expected) + ", got " +
-                                 Py_TYPE(sequence.ptr())->tp_name);
-        }
-        const py::ssize_t count = PySequence_Size(sequence.ptr());
-        if (count == 0) throw py::value_error("layers: expected " + std::string(expected) + ", got none");
-        return count;
-    }
-    void add(py::handle params, std::int64_t inputs) {
-        const Array input = Array::floats(new_array(DType::float32, {0, inputs}), "the input");
-        const WeightArrays w = WeightArrays::read(cell_, params, input);
-        check_sums(format_, "weight_ih", "I", w.dims.I);
-        check_sums(format_, "weight_hh", "H", w.dims.H);
-        if (!layers_.empty() && (w.dims.H != dims().H || w.dims.P != dims().P)) {
-            throw py::value_error("weight_hh: expected H, P = " + std::to_string(dims().H) + ", " +
-                                  std::to_string(dims().P) + " as in the first layer, got " +
-                                  std::to_string(w.dims.H) + ", " + std::to_string(w.dims.P));
-        }
-        QuantizedLayer layer;
-        layer.dims = w.dims;
-        layer.memory = AlignedBuffer(kernels().packed_bytes(cell_, w.dims));
-        const Params<const float> pointers = w.pointers<float>();
-        Team team(1);
-        run_released(
-            team, [&] { kernels().pack(cell_, w.dims, pointers, layer.memory.data(), layer.weights, team); });
-        layers_.push_back(std::move(layer));
-    }
-
-    const RecurrentCell& cell_;
-    int format_, directions_ = 0;
-    std::vector<QuantizedLayer> layers_;  // layer by layer, its directions side by side
-};
+    const py::ssize_t count = PySequence_Size(sequence.ptr());
+    if (count == 0) throw py::value_error("layers: expected " + std::string(expected) + ", got none");
+    return count;
+}
 
 // The N values of neighbouring k that panels hold side by side, for each format (cpu/quantized.h).
 constexpr std::int64_t kNeighbours[kWeightFormats] = {2, 4};
@@ -132,6 +56,52 @@ py::array_t<T> without_panels(const void* panels, std::int64_t gates, std::int64
         }
     }
     return made;
+}
+
+}  // namespace
+
+Quantized::Quantized(const std::string& cell, py::handle layers, const std::string& weights)
+    : cell_(cell_by_name(cell)), format_(format_by_name(weights)) {
+    if (cell_.quantized == nullptr) {
+        throw py::value_error("cell: expected one with quantized kernels, got " + cell);
+    }
+    const py::ssize_t count = length_of(layers, "a list of layers");
+    std::int64_t inputs = -1;
+    for (py::ssize_t i = 0; i < count; ++i) {
+        const py::object parts = item_of(layers, "layers", count, i);
+        const py::ssize_t directions = length_of(parts, "a list of directions in each layer");
+        if (directions > 2 || (i > 0 && directions != directions_)) {
+            throw py::value_error("layers: expected 1 or 2 directions, as many in each layer, got " +
+                                  std::to_string(directions));
+        }
+        directions_ = static_cast<int>(directions);
+        for (py::ssize_t d = 0; d < directions; ++d) {
+            const py::object params = item_of(parts, "layers", directions, d);
+            if (inputs < 0) inputs = WeightArrays::input_weight(cell_, params).size(1);
+            add(params, inputs);
+        }
+        inputs = directions * dims().P;
+    }
+}
+
+void Quantized::add(py::handle params, std::int64_t inputs) {
+    const Array input = Array::floats(new_array(DType::float32, {0, inputs}), "the input");
+    const WeightArrays w = WeightArrays::read(cell_, params, input);
+    check_sums(format_, "weight_ih", "I", w.dims.I);
+    check_sums(format_, "weight_hh", "H", w.dims.H);
+    if (!layers_.empty() && (w.dims.H != dims().H || w.dims.P != dims().P)) {
+        throw py::value_error("weight_hh: expected H, P = " + std::to_string(dims().H) + ", " +
+                              std::to_string(dims().P) + " as in the first layer, got " +
+                              std::to_string(w.dims.H) + ", " + std::to_string(w.dims.P));
+    }
+    QuantizedLayer layer;
+    layer.dims = w.dims;
+    layer.memory = AlignedBuffer(kernels().packed_bytes(cell_, w.dims));
+    const Params<const float> pointers = w.pointers<float>();
+    Team team(1);
+    run_released(team,
+                 [&] { kernels().pack(cell_, w.dims, pointers, layer.memory.data(), layer.weights, team); });
+    layers_.push_back(std::move(layer));
 }
 
 // For each layer and direction, the same on every instruction set: (weight_ih, weight_hh, weight_hr) as they are kept,
@@ -166,38 +136,25 @@ py::list Quantized::weights() const {
     return all;
 }
 
-// What gives float32 its name in errors.
-Array float32_reference() { return Array::floats(new_array(DType::float32, {0}), "the weights"); }
-
-// The states of all layers and directions, (rows, B, width) each or none; replacements also without the batch.
-struct States {
-    Array all[kMaxStates];
-
-    static States read(py::handle value, const char* name, const Quantized& net, std::int64_t batch,
-                       bool replacements) {
-        States s;
-        if (value.is_none()) return s;
-        const int states = net.cell().states;
-        for (int k = 0; k < states; ++k) {
-            Array& a = s.all[k];
-            a = Array::like(item_of(value, name, states, k), {name, k}, float32_reference(), kOptional);
-            const Axis rows{"num_layers*D", net.rows()};
-            const Axis width{k == 0 && net.dims().projected ? "P" : "H", state_width(net.dims(), k)};
-            if (replacements && a.given() && a.ndim() == 2) {
-                a.shape({rows, width});
-            } else {
-                a.shape({rows, {"B", batch}, width});
-            }
-            a.made_contiguous();
+QuantizedStates QuantizedStates::read(py::handle value, const char* name, const Quantized& net,
+                                      std::int64_t batch, bool replacements) {
+    QuantizedStates s;
+    if (value.is_none()) return s;
+    const int states = net.cell().states;
+    for (int k = 0; k < states; ++k) {
+        Array& a = s.all[k];
+        a = Array::like(item_of(value, name, states, k), {name, k}, float32_reference(), kOptional);
+        const Axis rows{"num_layers*D", net.rows()};
+        const Axis width{k == 0 && net.dims().projected ? "P" : "H", state_width(net.dims(), k)};
+        if (replacements && a.given() && a.ndim() == 2) {
+            a.shape({rows, width});
+        } else {
+            a.shape({rows, {"B", batch}, width});
         }
-        return s;
+        a.made_contiguous();
     }
-    // What belongs to one layer and direction; null where not given.
-    const float* part(int k, std::int64_t row) const {
-        return all[k].given() ? all[k].data<float>() + row * (all[k].size() / all[k].size(0)) : nullptr;
-    }
-    bool has_batch(int k) const { return all[k].given() && all[k].ndim() == 3; }
-};
+    return s;
+}
 
 py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handle state, py::handle lengths,
                              py::handle resets_value, py::handle reset_state) const {
@@ -205,8 +162,8 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
     Array x = Array::like(x_value, "x", float32_reference());
     x.shape({{"T"}, {"B"}, {"I", dims().I}}).made_rows();
     const std::int64_t seq_len = x.size(0), batch = x.size(1), width = directions_ * dims().P;
-    const States initial = States::read(state, "state", *this, batch, false);
-    const States replacement = States::read(reset_state, "reset_state", *this, batch, true);
+    const QuantizedStates initial = QuantizedStates::read(state, "state", *this, batch, false);
+    const QuantizedStates replacement = QuantizedStates::read(reset_state, "reset_state", *this, batch, true);
     Array resets = Array::boolean(resets_value, "resets", kOptional);
     resets.shape({{"T", seq_len}, {"B", batch}}).made_contiguous();
     Array ends = Array::int64(lengths, "lengths", kOptional);
@@ -265,140 +222,6 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
     return final;
 }
 
-// One step at a time: everything a step needs is prepared here, so that a call allocates nothing.
-class QuantizedStream {
-  public:
-    QuantizedStream(std::shared_ptr<const Quantized> net, std::int64_t batch_size)
-        : net_(std::move(net)),
-          batch_(batch_size),
-          timetable_(1, checked_batch(*net_, batch_size), nullptr, false) {
-        const int states = net_->cell().states;
-        layers_.resize(static_cast<std::size_t>(net_->rows()));
-        std::int64_t bytes = 0;
-        for (std::size_t i = 0; i < layers_.size(); ++i) {
-            Dims dims = net_->layer(static_cast<std::int64_t>(i)).dims;
-            dims.T = 1;
-            dims.B = batch_;
-            for (auto& side : layers_[i].state) {
-                for (int k = 0; k < states; ++k) {
-                    side[k] = AlignedBuffer(
-                        checked_product({batch_, state_width(dims, k), std::int64_t{sizeof(float)}}));
-                    std::memset(side[k].data(), 0, static_cast<std::size_t>(side[k].bytes()));
-                }
-            }
-            for (int from = 0; from < 2; ++from) {
-                const int to = 1 - from;
-                const auto& state = layers_[i].state;
-                Sequence<const float> x{};  // of the first layer: the call's
-                if (i > 0) x = {layers_[i - 1].state[to][0].as<float>(), 0, dims.I};
-                layers_[i].problem[from] = forward_problem<float>(
-                    net_->cell(), dims, timetable_.view(nullptr), {}, x,
-                    {state[to][0].as<float>(), 0, dims.P}, [&](int k) {
-                        return StateRows<float>{state[from][k].as<float>(), state[to][k].as<float>()};
-                    });
-            }
-            bytes = std::max(bytes, net_->kernels().workspace(net_->cell(), dims));
-        }
-        workspace_ = AlignedBuffer(bytes);
-        output_ = StepOutput(DType::float32, batch_, net_->dims().P);
-    }
-
-    py::object call(py::handle x) {
-        const SingleUser::Use use(user_);
-        const std::int64_t inputs = net_->dims().I;
-        const StepInput<float> input(x, reference_, output_.dtype(), batch_, inputs);
-        layers_.front().problem[parity_].x = {input.data(), batch_ * inputs, inputs};
-        const QuantizedKernels& kernels = net_->kernels();
-        Team team(1);
-        run_released(team, [&] {
-            for (std::size_t i = 0; i < layers_.size(); ++i) {
-                kernels.forward(layers_[i].problem[parity_],
-                                net_->layer(static_cast<std::int64_t>(i)).weights, team, workspace_.data());
-            }
-        });
-        parity_ ^= 1;
-        return output_.set(layers_.back().state[parity_][0].data(), input.single());
-    }
-
-    py::tuple get_state() {
-        const SingleUser::Use use(user_);
-        py::tuple all(net_->cell().states);
-        for (int k = 0; k < net_->cell().states; ++k) {
-            py::array copy = new_array(DType::float32, {net_->rows(), batch_, state_width(net_->dims(), k)});
-            auto* to = static_cast<char*>(copy.mutable_data());
-            for (const Layer& layer : layers_) {
-                const AlignedBuffer& from = layer.state[parity_][k];
-                std::memcpy(to, from.data(), static_cast<std::size_t>(from.bytes()));
-                to += from.bytes();
-            }
-            all[k] = copy;
-        }
-        return all;
-    }
-
-    void set_state(py::handle state) {
-        const States given = States::read(state, "state", *net_, batch_, false);
-        const SingleUser::Use use(user_);
-        for (std::size_t i = 0; i < layers_.size(); ++i) {
-            for (int k = 0; k < net_->cell().states; ++k) {
-                const AlignedBuffer& to = layers_[i].state[parity_][k];
-                const float* from = given.part(k, static_cast<std::int64_t>(i));
-                if (from != nullptr) {
-                    std::memcpy(to.data(), from, static_cast<std::size_t>(to.bytes()));
-                } else {
-                    std::memset(to.data(), 0, static_cast<std::size_t>(to.bytes()));
-                }
-            }
-        }
-    }
-
-    void reset(py::handle rows) {
-        if (rows.is_none()) return set_state(py::none());
-        Array array = Array::int64(rows, "rows");
-        array.shape({{"n"}}).made_contiguous();
-        const std::vector<std::int64_t> chosen = checked_indices(array, batch_, "B");
-        const SingleUser::Use use(user_);
-        for (const std::int64_t b : chosen) {
-            for (Layer& layer : layers_) {
-                for (int k = 0; k < net_->cell().states; ++k) {
-                    const std::int64_t width = state_width(net_->dims(), k);
-                    std::fill_n(layer.state[parity_][k].as<float>() + b * width, width, 0.0f);
-                }
-            }
-        }
-    }
-
-  private:
-    struct Layer {
-        AlignedBuffer state[2][kMaxStates];  // the step reads one and writes the other
-        ForwardProblem<float> problem[2]{};  // from state[i] to state[1 - i]
-    };
-
-    static std::int64_t checked_batch(const Quantized& net, std::int64_t batch_size) {
-        if (net.directions() != 1) {
-            throw py::value_error(
-                "network: expected one direction, got 2: the reverse direction starts from the end");
-        }
-        if (batch_size < 1) {
-            throw py::value_error("batch_size: expected at least 1, got " + std::to_string(batch_size));
-        }
-        require_memory(checked_product({batch_size, kTimetableBytes}));
-        return batch_size;
-    }
-
-    std::shared_ptr<const Quantized> net_;
-    std::int64_t batch_;
-    Timetable timetable_;
-    std::vector<Layer> layers_;
-    AlignedBuffer workspace_;
-    StepOutput output_;
-    SingleUser user_;
-    Array reference_ = float32_reference();
-    int parity_ = 0;
-};
-
-}  // namespace
-
 void bind_quantized(py::module_& m) {
     py::class_<Quantized, std::shared_ptr<Quantized>>(m, "Quantized")
         .def(py::init<const std::string&, py::handle, const std::string&>(), py::arg("cell"),
@@ -408,16 +231,6 @@ void bind_quantized(py::module_& m) {
              py::arg("reset_state") = py::none())
         .def("weights", &Quantized::weights)
         .def_property_readonly("nbytes", &Quantized::nbytes);
-    py::class_<QuantizedStream, std::shared_ptr<QuantizedStream>>(m, "QuantizedStream")
-        .def(py::init([](const std::shared_ptr<Quantized>& network, std::int64_t batch_size) {
-                 if (network == nullptr) throw py::type_error("network: expected a Quantized, got None");
-                 return std::make_shared<QuantizedStream>(network, batch_size);
-             }),
-             py::arg("network"), py::arg("batch_size"))
-        .def("__call__", &QuantizedStream::call, py::arg("x"))
-        .def("get_state", &QuantizedStream::get_state)
-        .def("set_state", &QuantizedStream::set_state, py::arg("state"))
-        .def("reset", &QuantizedStream::reset, py::arg("rows"));
 }
 
 }  // namespace fusedrnn
