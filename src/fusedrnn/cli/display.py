@@ -82,29 +82,6 @@ class Meter:
         return f"step {trainer.step}/{trainer.total_steps}  epoch {trainer.epoch:.2f}"
 
 
-class PlainDisplay:
-    """A line at each evaluation, and otherwise every few seconds."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._meter = Meter(trainer)
-        self._shown = time.monotonic()
-
-    def __enter__(self) -> PlainDisplay:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
-
-    def show(self, event: Event) -> None:
-        """Print a line if it is time."""
-        self._meter.note(event)
-        if isinstance(event, Evaluated) or time.monotonic() - self._shown >= _PLAIN_SECONDS:
-            self._shown = time.monotonic()
-            print(f"{self._meter.place}  {self._meter.figures}{_mark(event)}", flush=True)
-
-
 class NoDisplay:
     """Nothing."""
 
@@ -118,6 +95,21 @@ class NoDisplay:
 
     def show(self, event: Event) -> None:
         """Show nothing."""
+
+
+class PlainDisplay(NoDisplay):
+    """A line at each evaluation, and otherwise every few seconds."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._meter = Meter(trainer)
+        self._shown = time.monotonic()
+
+    def show(self, event: Event) -> None:
+        """Print a line if it is time."""
+        self._meter.note(event)
+        if isinstance(event, Evaluated) or time.monotonic() - self._shown >= _PLAIN_SECONDS:
+            self._shown = time.monotonic()
+            print(f"{self._meter.place}  {self._meter.figures}{_mark(event)}", flush=True)
 
 
 class LiveDisplay:
