@@ -14,6 +14,8 @@ from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 import fusedrnn as fr
 
+pytestmark = pytest.mark.once
+
 X = np.random.default_rng(0).normal(size=(3, 2, 4)).astype("float32")
 
 
