@@ -14,7 +14,7 @@ if(NOT FUSEDRNN_CUDA MATCHES "^(OFF|ON|EMULATED)$")
 endif()
 
 option(FUSEDRNN_CUDA_HALVES
-       "Persistent kernels, most of nvcc's time, for sm_80 or sm_90a by turns: a module for checks alone" OFF)
+       "Step and persistent kernels, most of nvcc's time, for sm_80 or sm_90a by turns: for checks alone" OFF)
 option(FUSEDRNN_CUDA_REPORTS "Keep what the assembler says of the kernels, for tools/check_cuda_resources.py" OFF)
 
 if(FUSEDRNN_CUDA STREQUAL "OFF")
@@ -59,7 +59,7 @@ pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_binding_sources} csrc/bindings
                     csrc/bindings/optimiser_options.cpp)
 target_link_libraries(_cuda PRIVATE fusedrnn_options Threads::Threads)
 # As in _core; the drivers of a GPU, which come below, do without pybind11.
-set_target_properties(_cuda PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 5)
+set_target_properties(_cuda PROPERTIES UNITY_BUILD ON)
 target_compile_options(
     _cuda PRIVATE "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}\""
                   "SHELL:-iquote \"${CMAKE_CURRENT_SOURCE_DIR}/${cuda_platform}/include\""
@@ -117,10 +117,12 @@ set(sm_90a -gencode=arch=compute_90a,code=sm_90a)
 set_source_files_properties(${cuda_kernel_sources} PROPERTIES COMPILE_OPTIONS "${sm_80};${sm_90a}")
 if(FUSEDRNN_CUDA_HALVES)
     # Modes whose kernels are alike but for an instruction are in different halves.
-    set_source_files_properties(cuda/instances/persistent_fp16.cu cuda/instances/persistent_tf32x3.cu
-                                PROPERTIES COMPILE_OPTIONS "${sm_80}")
-    set_source_files_properties(cuda/instances/persistent_bf16.cu cuda/instances/persistent_tf32.cu
-                                PROPERTIES COMPILE_OPTIONS "${sm_90a}")
+    foreach(family IN ITEMS "" persistent_)
+        set_source_files_properties(cuda/instances/${family}fp16.cu cuda/instances/${family}tf32x3.cu
+                                    PROPERTIES COMPILE_OPTIONS "${sm_80}")
+        set_source_files_properties(cuda/instances/${family}bf16.cu cuda/instances/${family}tf32.cu
+                                    PROPERTIES COMPILE_OPTIONS "${sm_90a}")
+    endforeach()
 endif()
 target_sources(_cuda PRIVATE $<TARGET_OBJECTS:cuda_kernels>)
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
