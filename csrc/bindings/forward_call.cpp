@@ -2,6 +2,7 @@
 #include "bindings/forward_call.h"
 
 #include <limits>
+#include <optional>
 
 #include "bindings/run.h"
 
@@ -74,6 +75,14 @@ Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int
     return o;
 }
 
+// The place of W_hh among the parameters, -1 for none.
+int hidden_weight(const RecurrentCell& cell) {
+    for (int i = 0; i < cell.parameter_count; ++i) {
+        if (cell.parameters[i].role == Role::kHiddenWeight) return i;
+    }
+    return -1;
+}
+
 // A checked call, before its element type is known.
 struct Request {
     const RecurrentCell& cell;
@@ -85,7 +94,20 @@ struct Request {
     WeightCache* cache;
     std::int64_t version;
     Array tape_memory;
+    std::optional<Drop> hidden_drop;
 };
+
+// (p, seed, offset) of the mask on W_hh, checked.
+std::optional<Drop> read_hidden_drop(py::handle value, const RecurrentCell& cell) {
+    if (value.is_none()) return std::nullopt;
+    if (hidden_weight(cell) < 0) {
+        throw py::value_error("hidden_drop: expected None, since the cell has no weight_hh");
+    }
+    const auto part = [&](int i) { return item_of(value, "hidden_drop", 3, i); };
+    const double p = finite_number(part(0), "p");
+    require(p >= 0 && p <= 1, "p", "a number in [0, 1]", p);
+    return Drop{p, unsigned_integer(part(1), "seed"), unsigned_integer(part(2), "offset")};
+}
 
 template <class T>
 class TypedForwardCall final : public ForwardCall {
@@ -97,6 +119,9 @@ class TypedForwardCall final : public ForwardCall {
         run_released(team, [&] {
             weights_ = r.cache != nullptr ? r.cache->get<T>(cell_, dims, params, r.save, r.version, team)
                                           : pack_weights<T>(cell_, dims, params, r.save, Identity{}, team);
+            if (!r.hidden_drop || team.was_cancelled()) return;
+            weights_ =
+                drop_hidden<T>(weights_, params.of[hidden_weight(cell_)], *r.hidden_drop, r.save, team);
         });
         in_ = std::move(r.in);
         y_ = std::move(r.out.y);
@@ -183,13 +208,11 @@ bool ForwardCall::follows(const LayerCall& call) const {
            x.sizes() == y.sizes() && x.stride(0) == y.stride(0) && x.stride(1) == y.stride(1);
 }
 
-std::shared_ptr<ForwardCall> ForwardCall::make(const std::string& cell_name, py::handle x, py::handle params,
-                                               py::handle state, py::handle indices, py::handle lengths,
-                                               py::handle resets, py::handle reset_state,
-                                               py::handle reverse_flag, py::handle save_flag,
-                                               py::handle recompute_flag, WeightCache* cache,
-                                               py::handle version_number, py::handle out,
-                                               py::handle state_out, py::handle tape_out) {
+std::shared_ptr<ForwardCall> ForwardCall::make(
+    const std::string& cell_name, py::handle x, py::handle params, py::handle state, py::handle indices,
+    py::handle lengths, py::handle resets, py::handle reset_state, py::handle reverse_flag,
+    py::handle save_flag, py::handle recompute_flag, WeightCache* cache, py::handle version_number,
+    py::handle out, py::handle state_out, py::handle tape_out, py::handle hidden_drop) {
     const std::int64_t version = version_number.is_none() ? -1
                                                           : integer(version_number, "version", 0,
                                                                     std::numeric_limits<std::int64_t>::max());
@@ -233,8 +256,17 @@ std::shared_ptr<ForwardCall> ForwardCall::make(const std::string& cell_name, py:
         memory.apart_from(in.x).apart_from(outputs.y);
         for (const Array& final : outputs.final) memory.apart_from(final);
     }
-    Request request{cell,      std::move(w), std::move(in), std::move(outputs), std::move(timetable), save,
-                    recompute, cache,        version,       std::move(memory)};
+    Request request{cell,
+                    std::move(w),
+                    std::move(in),
+                    std::move(outputs),
+                    std::move(timetable),
+                    save,
+                    recompute,
+                    cache,
+                    version,
+                    std::move(memory),
+                    read_hidden_drop(hidden_drop, cell)};
     return by_dtype(dtype, [&]<class T>() -> std::shared_ptr<ForwardCall> {
         return std::make_shared<TypedForwardCall<T>>(std::move(request));
     });

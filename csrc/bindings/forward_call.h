@@ -11,7 +11,7 @@ class ForwardCall : public LayerCall {
                                              py::handle resets, py::handle reset_state, py::handle reverse,
                                              py::handle save, py::handle recompute, WeightCache* cache,
                                              py::handle version, py::handle out, py::handle state_out,
-                                             py::handle tape_out);
+                                             py::handle tape_out, py::handle hidden_drop);
 
     // Before it runs: masks of the cell are drawn, by the streams from `offset` on.
     virtual void draw_masks(std::uint64_t seed, std::uint64_t offset) = 0;

@@ -134,7 +134,7 @@ void bind_calls(py::module_& m) {
         py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
         py::arg("save") = false, py::arg("recompute") = false, py::arg("cache") = py::none(),
         py::arg("version") = py::none(), py::arg("out") = py::none(), py::arg("state_out") = py::none(),
-        py::arg("tape_out") = py::none())
+        py::arg("tape_out") = py::none(), py::arg("hidden_drop") = py::none())
         .def("tape", &ForwardCall::tape)
         .def(
             "draw_masks",

@@ -13,6 +13,7 @@
 #include "bindings/checks.h"
 #include "bindings/fork_safe_mutex.h"
 #include "cpu/kernels.h"
+#include "layers/layer_table.h"
 
 namespace fusedrnn {
 
@@ -36,6 +37,7 @@ struct WeightBlock {
     Dims dims;
     const RecurrentCell* cell;
     bool backward;
+    std::shared_ptr<const WeightBlock> others;  // has all weights but W_hh, where `memory` has W_hh alone
 };
 
 // Called without the GIL, by the first member of the team; unfinished once the team is cancelled.
@@ -51,6 +53,33 @@ std::shared_ptr<const WeightBlock<T>> pack_weights(const RecurrentCell& cell, co
     block->dims = dims;
     block->cell = &cell;
     block->backward = backward;
+    return block;
+}
+
+// The mask of dropout on W_hh in one call.
+struct Drop {
+    double p;
+    std::uint64_t seed, offset;
+};
+
+// `all`, but W_hh is the one given, with that mask. Called as pack_weights.
+template <class T>
+std::shared_ptr<const WeightBlock<T>> drop_hidden(std::shared_ptr<const WeightBlock<T>> all, const T* w_hh,
+                                                  const Drop& drop, bool backward, Team& team) {
+    const RecurrentCell& cell = *all->cell;
+    const RecurrentKernels<T>& kernels = cell.kernels<T>();
+    const std::int64_t size = cell.gates * all->dims.H * all->dims.P;
+    const AlignedBuffer dropped(size * static_cast<std::int64_t>(sizeof(T)));
+    layer_table<T>().dropout(size, w_hh, dropped.as<T>(), drop.p, drop.seed, drop.offset, team);
+    auto block = std::make_shared<WeightBlock<T>>();
+    block->memory = AlignedBuffer(kernels.hidden_bytes(cell, all->dims, backward));
+    block->packed = all->packed;
+    kernels.pack_hidden(cell, all->dims, dropped.as<T>(), backward, block->memory.data(), block->packed,
+                        team);
+    block->dims = all->dims;
+    block->cell = &cell;
+    block->backward = backward;
+    block->others = std::move(all);
     return block;
 }
 

@@ -35,7 +35,8 @@ struct Lstm {
         const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
         const V tanh_c = tanh(fma(f, s[1], i * g));
         const V dh = ds_next[0];
-        const V dc = fma(dh * o, one - tanh_c * tanh_c, ds_next[1]);
+        // Not one fma: as the same cell that is data (cells/program_list.h) adds it.
+        const V dc = ds_next[1] + dh * o * (one - tanh_c * tanh_c);
         da[0] = dc * g * (i * (one - i));
         da[1] = dc * s[1] * (f * (one - f));
         da[2] = dc * i * (one - g * g);

@@ -125,6 +125,10 @@ struct RecurrentKernels {
     std::int64_t (*packed_bytes)(const RecurrentCell&, const Dims&, bool backward);
     void (*pack)(const RecurrentCell&, const Dims&, const Params<const T>&, bool backward, void* block,
                  Packed<T>& out, Team&);
+    // The same of W_hh alone: other weights than the ones that `out` had.
+    std::int64_t (*hidden_bytes)(const RecurrentCell&, const Dims&, bool backward);
+    void (*pack_hidden)(const RecurrentCell&, const Dims&, const T* w_hh, bool backward, void* block,
+                        Packed<T>& out, Team&);
     // Bytes of workspace, aligned to 64, for a team of the given size.
     std::int64_t (*forward_workspace)(const RecurrentCell&, const Dims&, int threads);
     void (*forward)(const ForwardProblem<T>&, Team&, void* workspace);

@@ -18,33 +18,36 @@ template <class T>
 FUSEDRNN_INLINE void pack_block(const T* w, std::int64_t rows, std::int64_t stride, std::int64_t k0,
                                 std::int64_t k1, std::int64_t step, T* to) {
     constexpr int L = Vec<T>::kLanes;
+    if constexpr (Transposes<Vec<T>>) {
+        // Of a panel in pairs of bfloat16 a row is a word, two of the k.
+        constexpr std::int64_t kValues = kBf16 ? 2 * L : L;
+        for (std::int64_t k = k0; k < k1; k += kValues) {
+            Vec<T> words[L];
+#pragma GCC unroll 16
+            for (int l = 0; l < L; ++l) {
+                const T* from = w + l * stride + k;
+                words[l] = l < rows ? load_part(from, k1 - k) : Vec<T>::set(0);
 #ifdef FUSEDRNN_BF16
-    for (std::int64_t k = k0; k < k1; k += 2 * L, to += L * step) {
-        Vec<T> words[L];
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) {
-            const T* from = w + l * stride + k;
-            words[l] = l < rows
-                           ? neighbours(load_part(from, k1 - k), load_part(from + L, larger(0, k1 - k - L)))
-                           : Vec<T>::set(0);
-        }
-        transpose(words);
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) words[i].store(to + i * step);
-    }
-#else
-    for (int l = 0; l < L; ++l) {
-        const T* from = w + l * stride;
-        if (l < rows) {
-            for (std::int64_t k = k0; k < k1; ++k) to[(k - k0) * step + l] = from[k];
-        } else {
-            for (std::int64_t k = k0; k < k1; ++k) to[(k - k0) * step + l] = T(0);
-        }
-    }
+                if (l < rows) words[l] = neighbours(words[l], load_part(from + L, larger(0, k1 - k - L)));
 #endif
+            }
+            transpose(words);
+            const std::int64_t valid = kBf16 ? L : smaller(L, k1 - k);
+#pragma GCC unroll 16
+            for (int i = 0; i < L; ++i, to += step) {
+                if (i < valid) words[i].store(to);
+            }
+        }
+    } else {
+        for (int l = 0; l < L; ++l) {
+            const T* from = w + l * stride;
+            for (std::int64_t k = k0; k < k1; ++k) to[(k - k0) * step + l] = l < rows ? from[k] : T(0);
+        }
+    }
 }
 
-// W (G*H, K) -> [H/L][K][G][L], or of bfloat16 [H/L][G][K/2][L]: the rows of W become columns. `stride` is that of W's rows, K where it is 0.
+// W (G*H, K) -> [H/L][K][G][L], or of bfloat16 [H/L][G][K/2][L]: the rows of W become columns. `stride` is that of W's
+// rows, K where it is 0.
 template <class T>
 void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out, Team& team,
                int member, std::int64_t stride = 0) {
@@ -54,11 +57,11 @@ void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t 
     const std::int64_t step = kBf16 ? L : gates * L, gate = kBf16 ? panel_depth<T>(k_size) * L : L;
     for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
         if (team.cancelled(member, k_size * gates * L * kPackWork)) return;
-        for (std::int64_t k0 = 0; k0 < k_size; k0 += kBlock) {
-            const std::int64_t k1 = smaller(k0 + kBlock, k_size);
-            for (std::int64_t g = 0; g < gates; ++g) {
-                pack_block(w + (g * units + j * L) * stride, units - j * L, stride, k0, k1, step,
-                           out + panel_depth<T>(k0) * step + g * gate);
+        // Gate by gate: as few rows of W at a time as caches can be ahead of.
+        for (std::int64_t g = 0; g < gates; ++g) {
+            for (std::int64_t k0 = 0; k0 < k_size; k0 += kBlock) {
+                pack_block(w + (g * units + j * L) * stride, units - j * L, stride, k0,
+                           smaller(k0 + kBlock, k_size), step, out + panel_depth<T>(k0) * step + g * gate);
             }
         }
         out += panel_depth<T>(k_size) * gates * L;
@@ -69,6 +72,7 @@ void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t 
 template <class T>
 class PanelWriter {
   public:
+    PanelWriter() = default;
     explicit PanelWriter(T* out) : out_(out) {}
     FUSEDRNN_INLINE void put(Vec<T> row) {
 #ifdef FUSEDRNN_BF16
@@ -89,7 +93,7 @@ class PanelWriter {
     }
 
   private:
-    T* out_;
+    T* out_ = nullptr;
 #ifdef FUSEDRNN_BF16
     Vec<T> even_{};
     std::int64_t count_ = 0;
@@ -104,20 +108,26 @@ void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64
     if (stride == 0) stride = n_size;
     using V = Vec<T>;
     constexpr int L = V::kLanes;
-    const std::int64_t depth = panel_depth<T>(panels_of<T>(units) * gates * L);
-    for (std::int64_t column = 0; column < n_size; column += L, out += depth * L) {
-        if (team.cancelled(member, gates * units * L * kPackWork)) return;
-        PanelWriter<T> panel(out);
+    // Panels side by side, so that neighbouring cache lines of a row of W are read together.
+    constexpr int kTogether = 4;
+    const std::int64_t size = panel_depth<T>(panels_of<T>(units) * gates * L) * L;
+    for (std::int64_t column = 0; column < n_size; column += kTogether * L, out += kTogether * size) {
+        if (team.cancelled(member, gates * units * kTogether * L * kPackWork)) return;
+        const int count = static_cast<int>(smaller(kTogether, panels_of<T>(n_size - column)));
+        PanelWriter<T> writers[kTogether];
+        for (int i = 0; i < count; ++i) writers[i] = PanelWriter<T>(out + i * size);
         for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
             for (std::int64_t g = 0; g < gates; ++g) {
                 for (std::int64_t unit = j * L; unit < (j + 1) * L; ++unit) {
-                    panel.put(unit < units
-                                  ? load_part(w + (g * units + unit) * stride + column, n_size - column)
-                                  : V::set(0));
+                    const T* from = w + (g * units + unit) * stride + column;
+                    for (int i = 0; i < count; ++i) {
+                        writers[i].put(unit < units ? load_part(from + i * L, n_size - column - i * L)
+                                                    : V::set(0));
+                    }
                 }
             }
         }
-        panel.finish();
+        for (int i = 0; i < count; ++i) writers[i].finish();
     }
 }
 
@@ -197,19 +207,26 @@ void pack_gates(const CellSizes<Cell>& c, const T* w, std::int64_t units, std::i
 }
 
 template <class Cell, class T>
+void hidden_layout(const CellSizes<Cell>& c, const Dims& d, bool backward, Arena& arena, Packed<T>& out) {
+    const std::int64_t h = padded<T>(d.H), p = padded<T>(d.P);
+    if (!c.multiplies_h) return;
+    out.w_hh = arena.template take<T>(h * c.G * panel_depth<T>(d.P));
+    if (backward) out.w_hh_t = arena.template take<T>(p * h * c.G);
+}
+
+template <class Cell, class T>
 Packed<T> packed_layout(const CellSizes<Cell>& c, const Dims& d, bool backward, Arena& arena) {
     constexpr std::int64_t L = Vec<T>::kLanes;
     const std::int64_t h = padded<T>(d.H), p = padded<T>(d.P), i = padded<T>(d.I);
     Packed<T> out{};
+    hidden_layout<Cell, T>(c, d, backward, arena, out);
     out.w_ih = arena.take<T>(h * c.G * panel_depth<T>(d.I));
-    if (c.multiplies_h) out.w_hh = arena.take<T>(h * c.G * panel_depth<T>(d.P));
     out.b_x = arena.take<T>(h * c.G);
     if (c.split_gates) out.b_h = arena.take<T>(h * c.G);
     if (c.units > 0) out.units = arena.take<T>(h * c.units);
     if (d.projected) out.w_hr = arena.take<T>(p * panel_depth<T>(d.H));
     if (backward) {
         out.w_ih_t = arena.take<T>(i * h * c.G);
-        if (c.multiplies_h) out.w_hh_t = arena.take<T>(p * h * c.G);
         if (d.projected) out.w_hr_t = arena.take<T>(h * p);
     }
     // Room for a whole vector at the end of the last panel.
@@ -224,6 +241,43 @@ std::int64_t packed_bytes(const RecurrentCell& cell, const Dims& d, bool backwar
     return arena.used();
 }
 
+// W_hh, to where `out` has it.
+template <class Cell, class T>
+void fill_hidden(const CellSizes<Cell>& c, const RecurrentCell& cell, const Dims& d, const T* w_hh,
+                 const Packed<T>& out, Team& team) {
+    if (!c.multiplies_h) return;
+    pack_gates<Cell, T>(c, w_hh, d.H, d.P, out.w_hh, team);
+    if (out.w_hh_t == nullptr) return;
+    pack_columns<T>(w_hh, c.first_gates, d.H, d.P, out.w_hh_t, team);
+    if constexpr (CellSizes<Cell>::kIsProgram) {
+        // Each product within a step has a block of its own.
+        for_each_product(*cell.programs, [&](const RowOperation& product) {
+            const std::int64_t first = product.first_gate;
+            pack_columns<T>(w_hh + first * d.H * d.P, product.count, d.H, d.P,
+                            out.w_hh_t + first * padded<T>(d.H) * padded<T>(d.P), team);
+        });
+    }
+}
+
+template <class Cell, class T>
+std::int64_t hidden_bytes(const RecurrentCell& cell, const Dims& d, bool backward) {
+    Arena arena(nullptr);
+    Packed<T> out{};
+    hidden_layout<Cell, T>(CellSizes<Cell>(cell), d, backward, arena, out);
+    arena.take<T>(Vec<T>::kLanes);
+    return arena.used();
+}
+
+template <class Cell, class T>
+void pack_hidden(const RecurrentCell& cell, const Dims& d, const T* w_hh, bool backward, void* block,
+                 Packed<T>& out, Team& team) {
+    const CellSizes<Cell> c(cell);
+    Arena arena(block);
+    hidden_layout<Cell, T>(c, d, backward, arena, out);
+    if (!backward) out.w_hh_t = nullptr;
+    fill_hidden<Cell, T>(c, cell, d, w_hh, out, team);
+}
+
 template <class Cell, class T>
 void pack(const RecurrentCell& cell, const Dims& d, const Params<const T>& params, bool backward, void* block,
           Packed<T>& out, Team& team) {
@@ -232,22 +286,13 @@ void pack(const RecurrentCell& cell, const Dims& d, const Params<const T>& param
     Arena arena(block);
     out = packed_layout<Cell, T>(c, d, backward, arena);
     pack_gates<Cell, T>(c, w_ih, d.H, d.I, out.w_ih, team);
-    if (c.multiplies_h) pack_gates<Cell, T>(c, w_hh, d.H, d.P, out.w_hh, team);
+    fill_hidden<Cell, T>(c, cell, d, w_hh, out, team);
     pack_bias<T>(b_ih, c.split_gates ? nullptr : b_hh, c.G, d.H, out.b_x);
     if (c.split_gates) pack_bias<T>(b_hh, nullptr, c.G, d.H, out.b_h);
     pack_units<T>(cell, d, params, out.units);
     if (d.projected) pack_rows<T>(w_hr, 1, d.P, d.H, out.w_hr, team, 0);
     if (backward) {
         pack_columns<T>(w_ih, c.G, d.H, d.I, out.w_ih_t, team);
-        if (c.multiplies_h) pack_columns<T>(w_hh, c.first_gates, d.H, d.P, out.w_hh_t, team);
-        if constexpr (CellSizes<Cell>::kIsProgram) {
-            // Each product within a step has a block of its own.
-            for_each_product(*cell.programs, [&, weights = w_hh](const RowOperation& product) {
-                const std::int64_t first = product.first_gate;
-                pack_columns<T>(weights + first * d.H * d.P, product.count, d.H, d.P,
-                                out.w_hh_t + first * padded<T>(d.H) * padded<T>(d.P), team);
-            });
-        }
         if (d.projected) pack_columns<T>(w_hr, 1, d.P, d.H, out.w_hr_t, team);
     }
 }

@@ -13,8 +13,8 @@ namespace fusedrnn::FUSEDRNN_ISA {
 // The kernels of the driver `dense`.
 template <class Cell, class T>
 constexpr RecurrentKernels<T> dense_kernels() {
-    return {packed_bytes<Cell, T>,       pack<Cell, T>,    forward_workspace<Cell, T>, forward<Cell, T>,
-            backward_workspace<Cell, T>, backward<Cell, T>};
+    return {packed_bytes<Cell, T>,      pack<Cell, T>,    hidden_bytes<Cell, T>,       pack_hidden<Cell, T>,
+            forward_workspace<Cell, T>, forward<Cell, T>, backward_workspace<Cell, T>, backward<Cell, T>};
 }
 
 inline constexpr CellTraits kCellTraits[] = {

@@ -89,6 +89,30 @@ FUSEDRNN_INLINE float sum(VecF a) {
 }
 FUSEDRNN_INLINE void keep_in_register(VecF& a) { asm("" : "+x"(a.v)); }
 
+// Element l of row r becomes element r of row l.
+FUSEDRNN_INLINE void transpose(VecF (&rows)[8]) {
+    __m256 pairs[8], fours[8];
+#pragma GCC unroll 4
+    for (int r = 0; r < 8; r += 2) {
+        pairs[r] = _mm256_unpacklo_ps(rows[r].v, rows[r + 1].v);
+        pairs[r + 1] = _mm256_unpackhi_ps(rows[r].v, rows[r + 1].v);
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < 8; r += 4) {
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            fours[r + 2 * i] = _mm256_shuffle_ps(pairs[r + i], pairs[r + i + 2], 0x44);
+            fours[r + 2 * i + 1] = _mm256_shuffle_ps(pairs[r + i], pairs[r + i + 2], 0xee);
+        }
+    }
+    // fours[r + i]: of rows r to r + 3 the columns i and i + 4.
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        rows[i].v = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+        rows[i + 4].v = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    }
+}
+
 struct VecI {
     __m256i v;
 

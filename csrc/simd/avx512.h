@@ -118,6 +118,37 @@ FUSEDRNN_INLINE float sum(VecF a) {
 }
 FUSEDRNN_INLINE void keep_in_register(VecF& a) { asm("" : "+v"(a.v)); }
 
+// Element l of row r becomes element r of row l.
+FUSEDRNN_INLINE void transpose(VecF (&rows)[16]) {
+    __m512 pairs[16], fours[16];
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {
+        pairs[r] = _mm512_unpacklo_ps(rows[r].v, rows[r + 1].v);
+        pairs[r + 1] = _mm512_unpackhi_ps(rows[r].v, rows[r + 1].v);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) {
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            const __m512d low = _mm512_castps_pd(pairs[r + i]), high = _mm512_castps_pd(pairs[r + i + 2]);
+            fours[r + 2 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            fours[r + 2 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    }
+    // fours[r + i]: of rows r to r + 3 the columns i, i + 4, i + 8 and i + 12.
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const __m512 even = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0x88);
+        const __m512 odd = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0xdd);
+        const __m512 even_below = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0x88);
+        const __m512 odd_below = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0xdd);
+        rows[i].v = _mm512_shuffle_f32x4(even, even_below, 0x88);
+        rows[i + 4].v = _mm512_shuffle_f32x4(odd, odd_below, 0x88);
+        rows[i + 8].v = _mm512_shuffle_f32x4(even, even_below, 0xdd);
+        rows[i + 12].v = _mm512_shuffle_f32x4(odd, odd_below, 0xdd);
+    }
+}
+
 struct VecI {
     __m512i v;
 

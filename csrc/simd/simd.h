@@ -46,16 +46,21 @@
 //   store_int8(a, p)           the L lanes of a Vec<float>, integral and in -127..127
 //   load_bf16(p, even, odd)    2 L bfloat16 at p, their even and their odd elements as two Vec<float>
 //
+// Where it takes less time than moving single elements, a header defines, for Vec<float>,
+//   transpose(rows)            of kLanes vectors: element l of row r becomes element r of row l
+//
 // Headers that end in products of bfloat16 define FUSEDRNN_BF16; what others multiply is what they hold. There a word, which
 // stands where a float would, is a pair of bfloat16, the first in its lower half, and
 //   Operand<V>                 what a product multiplies to a V: V itself, or as many words; load, set and keep_in_register
 //   fma(a, b, c)               of Operands: c + a b, or c and the two products of each word's halves
 //   neighbours(a, b)           2 L values, rounded to nearest even, as words: those of a, then those of b
 //   interleaved(a, b)          word l: lane l of a and of b, rounded
-//   transpose(rows)            of L vectors
 #include FUSEDRNN_STRING(FUSEDRNN_ISA.h)
 
 namespace fusedrnn::FUSEDRNN_ISA {
+
+template <class V>
+concept Transposes = requires(V (&rows)[V::kLanes]) { transpose(rows); };
 
 #ifdef FUSEDRNN_BF16
 inline constexpr bool kBf16 = true;

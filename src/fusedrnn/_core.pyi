@@ -148,6 +148,8 @@ class ForwardCall(LayerCall):
         out: _Array | None = None,
         state_out: _State | None = None,
         tape_out: _Array | None = None,  # (n,) of x's dtype; the tape is in it
+        hidden_drop: tuple[float, int, int]
+        | None = None,  # (p, seed, offset) of a mask on weight_hh, as dropout's
     ) -> None: ...
     # With `save`, of a call that need not run: of an earlier one, which has written `out` and `tape_out`.
     def tape(self) -> LayerTape: ...
@@ -188,6 +190,7 @@ def forward(
     out: _Array | None = None,
     state_out: _State | None = None,
     tape_out: _Array | None = None,
+    hidden_drop: tuple[float, int, int] | None = None,
 ) -> tuple[_Array, _State, LayerTape | None]: ...
 def backward(
     tape: LayerTape,

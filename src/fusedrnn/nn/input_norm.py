@@ -104,7 +104,7 @@ class Fold:
             if moments is None:
                 mean, var = (own[name + suffix].astype(np.float64) for name in (MEAN, VAR))
             else:
-                mean = weight @ moments.mean
+                mean = (weight @ moments.mean.astype(weight.dtype)).astype(np.float64)
                 if moments.covariance is None:
                     spread = moments.centred @ weight.T
                     var = np.square(spread).sum(axis=0, dtype=np.float64) / moments.number
@@ -153,37 +153,38 @@ class Fold:
         dweight, dbias = sums[self.places[0]], sums[self.places[1]]
         if dweight is None or dbias is None:
             return
-        moments, weight, kind = self.moments, self.weight, self.weight.dtype
+        moments, kind = self.moments, self.weight.dtype
         with np.errstate(all="ignore"):
-            scale = self.gain * self.rstd
-            products = np.einsum("gi,gi->g", dweight, weight).astype(np.float64)
+            scale = (self.gain * self.rstd).astype(kind)
+            products = np.einsum("gi,gi->g", dweight, self.weight).astype(np.float64)
             dgain = self.rstd * (products - self.mean * dbias)
+            # What the variance takes from the gradient of W x, of each of its N values where these are kept.
+            factor = (dgain * self.rstd).astype(kind)
+            each = kind.type(1.0 if moments is None else 1.0 / moments.number)
+            flow = (
+                None if moments is None or moments.covariance is not None else self.spread * (factor * each)
+            )
             if grads is not None:
                 if moments is not None:
-                    dweight -= np.outer(dbias, moments.mean.astype(kind))
-                    dweight -= self._spread() * (dgain * self.rstd).astype(kind)[:, None]
-                grads["weight_ih" + suffix] += dweight * scale.astype(kind)[:, None]
+                    dweight -= dbias[:, None] * moments.mean.astype(kind)
+                    dweight -= self.spread * factor[:, None] if flow is None else flow.T @ moments.centred
+                dweight *= scale[:, None]
+                grads["weight_ih" + suffix] += dweight
                 grads[GAIN + suffix] += dgain
                 if "bias_ih" + suffix in grads:
                     grads["bias_ih" + suffix] += dbias
             if dx is None or moments is None:
                 return
-            scaled, factor = self.weights[self.places[0]], (dgain * self.rstd / moments.number).astype(kind)
+            scaled = self.weights[self.places[0]]
             if scaled is None:
                 raise AssertionError
-            if moments.covariance is None:
-                rows = (self.spread * factor) @ scaled
+            if flow is None:
+                rows = moments.centred @ ((self.weight * (factor * each)[:, None]).T @ scaled)
+                rows += (dbias * each) @ scaled
             else:
-                rows = moments.centred @ ((weight * factor[:, None]).T @ scaled)
-            rows += dbias @ scaled / kind.type(moments.number)
+                flow += dbias * each
+                rows = flow @ scaled
             if moments.counts is None:
                 dx -= rows.reshape(dx.shape)
             else:
                 dx[moments.counts] -= rows
-
-    def _spread(self) -> Any:
-        """W times the covariance."""
-        moments = self.moments
-        if moments is None or self.spread is None or moments.covariance is not None:
-            return self.spread
-        return self.spread.T @ moments.centred / self.weight.dtype.type(moments.number)

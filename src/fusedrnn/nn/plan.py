@@ -152,12 +152,6 @@ class Part:
             target += _core.dropout(gradient, *drop, out=gradient)
 
 
-def masked(weights: Weights, index: int, drop: tuple[float, int, int]) -> Weights:
-    """Return parameters with the mask of a call on the one at `index`, which is copied."""
-    weight: Any = weights[index]
-    return (*weights[:index], _core.dropout(weight, *drop), *weights[index + 1 :])
-
-
 @dataclass(frozen=True, slots=True)
 class NetworkPlan:
     """What runs in a call: the parts of each layer, one for each direction.

@@ -83,7 +83,9 @@ def backward_layers(
     work = on.kernels.StagedCalls(stages)
     # Dropout is a call of its own, and so is what lies between layers.
     whole = on is CPU and joints is None and not any(tape.dropout) and not any(tape.weight_dropout)
-    with module._turn.take(), NOTHING if whole and work.run_if_short() else _AllOrNothing(module):
+    # One call that adds to the gradients has no others that it could come without.
+    alone = on is CPU and len(sums_of) == 1
+    with module._turn.take(), NOTHING if alone or (whole and work.run_if_short()) else _AllOrNothing(module):
         for layer, (flow, each) in zip(reversed(range(module.num_layers)), flows, strict=True):
             if each is not flow:
                 split(merge, joints.outputs[layer], flow, each)

@@ -11,7 +11,7 @@ from fusedrnn.inputs.lookup import array_of, kernel_inputs
 from fusedrnn.inputs.sequences import as_lengths
 from fusedrnn.nn.input_norm import Fold, Moments
 from fusedrnn.nn.joining import Joints, join, lock
-from fusedrnn.nn.plan import borders_of, masked, time_major
+from fusedrnn.nn.plan import borders_of, time_major
 from fusedrnn.nn.tape import Drop
 
 # y, the final state, and what a tape keeps: kernel tapes, dropout between layers and of weights, bytes of the
@@ -66,13 +66,11 @@ def forward_layers(
     finals = network.new_states(batch, on)
     drops: list[Drop | None] = []
     weight_drops: list[Drop | None] = []
-    masking, masks, hidden = 0.0, 0, 0
+    masking, masks = 0.0, 0
     if module.training:
         masking, masks = module._weight_dropout, module._masks
     if masking:
         module._require_cpu("weight_dropout")
-        hidden = module._spec.parameter_names.index("weight_hh")
-    anew = masking > 0 or norm  # packed for this call
     uneven = network.uneven
     calls, results = [], []
     for layer, parts in enumerate(module._plan.layers, 1):
@@ -97,7 +95,7 @@ def forward_layers(
             call = kernels.ForwardCall(
                 module._key,
                 steps,
-                weights if mask is None else masked(weights, hidden, mask),
+                weights,
                 None if states is None else part.of(states),
                 indices,
                 ends,
@@ -106,10 +104,11 @@ def forward_layers(
                 part.reverse,
                 save or beyond is not None,
                 module.recompute,
-                None if anew else part.cache,
-                None if anew else module._buffers.values.version,
+                None if norm else part.cache,  # those that norm makes are packed for this call
+                None if norm else module._buffers.values.version,
                 out if part.columns is None else out[..., part.columns],
                 None if uneven else tuple([final[part.row] for final in finals]),
+                *(() if mask is None else (None, mask)),
             )
             if masks:
                 call.draw_masks(*module._noise.streams(masks))

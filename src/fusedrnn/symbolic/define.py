@@ -62,7 +62,8 @@ def define_cell(
 
     `step(x, h, s, p)` is called once. `x.g` is W_ih x + b_ih and `h.g` is W_hh h + b_hh of each gate g, `s.n`
     each state before the step, `p.n` each per-unit parameter. It returns {state: its value after the step},
-    made of symbols, numbers and the functions of `fusedrnn.sym`. Sums are taken with x.g + h.g first.
+    made of symbols, numbers and the functions of `fusedrnn.sym`. Sums are taken with x.g + h.g first,
+    and (1 - z)*a + z*b as a + z*(b - a).
 
     Args:
         name: what the cell is called.

@@ -184,7 +184,7 @@ class Graph:
         return self._node("constant", (), value=float(value) + 0.0)
 
     def make(self, operation: str, *operands: Operand) -> Expression:
-        """Return `operation` of the operands, simplified where that changes no value.
+        """Return `operation` of the operands, simplified where that changes rounding at most.
 
         Raises:
             TypeError: an operand is neither a number nor an expression of this graph.
@@ -263,8 +263,10 @@ class Graph:
                 return a - b.arguments[0]
             if a.operation == "negative":
                 return b - a.arguments[0]
-            paired = self._pair_gates(a, b)
-            return self._pair_gates(b, a) if paired is None else paired
+            for rewrite in (self._pair_gates, self._interpolate):
+                for one, other in ((a, b), (b, a)):
+                    if (simpler := rewrite(one, other)) is not None:
+                        return simpler
         if operation == "subtract":
             if a.is_constant(0.0):
                 return -b
@@ -286,6 +288,20 @@ class Graph:
             if args[0].is_constant():
                 return args[1] if args[0].value > 0 else args[2]
             return args[1] if args[1] is args[2] else None
+        return None
+
+    def _interpolate(self, rest: Expression, part: Expression) -> Expression | None:
+        """`(1 - z)*a + z*b` as a + z*(b - a), which is what the compiled GRU computes, and less work."""
+        if rest.operation != "multiply" or part.operation != "multiply":
+            return None
+        for one, a in (rest.arguments, rest.arguments[::-1]):
+            if one.operation != "subtract" or not one.arguments[0].is_constant(1.0):
+                continue
+            share = one.arguments[1]
+            # A mask is 0 or 1: it chooses, be the other value infinite.
+            for z, b in (part.arguments, part.arguments[::-1]):
+                if z is share and not share.name.startswith("mask."):
+                    return a + share * (b - a)
         return None
 
     def _pair_gates(self, total: Expression, gate: Expression) -> Expression | None:

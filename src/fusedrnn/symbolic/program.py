@@ -194,6 +194,11 @@ def _fused(
     mask, passed = _passed(node)
     if mask is not None and passed is not None:
         return graph.bare("rest", mask, done[passed.id])
+    if node.operation == "subtract" and node.arguments[1].operation == "multiply":
+        value, scaled = node.arguments
+        for factor, share in (scaled.arguments, scaled.arguments[::-1]):
+            if factor is value:  # v - v*m, as the gradient of an interpolation comes: rounded as (1 - m)*v
+                return graph.bare("rest", done[share.id], done[value.id])
     if node.operation == "multiply":
         for g, factor in (node.arguments, node.arguments[::-1]):
             slope = _slope(factor)
