@@ -86,8 +86,11 @@ class Masks {
         };
         for (std::int64_t i = 0; i < n; ++i) {
             const auto begin = static_cast<std::uint64_t>(first(i));
-            for (std::int64_t j = 0; j < count; ++j) {
-                block[pending++] = begin + static_cast<std::uint64_t>(j);
+            for (std::int64_t j = 0; j < count;) {
+                const int more = static_cast<int>(smaller(count - j, kPhiloxBlocks - pending));
+                for (int b = 0; b < more; ++b) block[pending + b] = begin + static_cast<std::uint64_t>(j + b);
+                j += more;
+                pending += more;
                 if (pending == kPhiloxBlocks) flush();
             }
         }

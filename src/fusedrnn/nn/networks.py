@@ -73,7 +73,7 @@ class MGU(Network[Array]):
 
         x.g = W_ih x + b_ih     h.g = W_hh h + b_hh     of each gate g of f, n
         t1 = sigmoid(x.f + h.f)
-        h' = (1 - t1) * s.h + t1 * tanh(x.n + t1 * h.n)
+        h' = s.h + t1 * (tanh(x.n + t1 * h.n) - s.h)
 
     Paper: Zhou et al. 2016, arXiv:1603.09420, where f is on h before the product.
     """
@@ -125,8 +125,7 @@ class MinGRU(Network[Array]):
     A step:
 
         x.g = W_ih x + b_ih     of each gate g of z, n
-        t1 = sigmoid(x.z)
-        h' = (1 - t1) * s.h + t1 * x.n
+        h' = s.h + sigmoid(x.z) * (x.n - s.h)
 
     There are no weight_hh and bias_hh.
 
@@ -149,8 +148,7 @@ class MinLSTM(Network[Array]):
     A step:
 
         x.g = W_ih x + b_ih     of each gate g of f, i, n
-        t1 = sigmoid(softplus(-x.i) - softplus(-x.f))
-        h' = t1 * s.h + (1 - t1) * x.n
+        h' = x.n + sigmoid(softplus(-x.i) - softplus(-x.f)) * (s.h - x.n)
 
     t1 is sigmoid(x.f) / (sigmoid(x.f) + sigmoid(x.i)). There are no weight_hh and bias_hh. The bias of f
     starts from 1.
@@ -174,10 +172,8 @@ class SRU(Network[tuple[Array, Array]]):
     A step:
 
         x.g = W_ih x + b_ih     of each gate g of n, f, r, k
-        t1 = sigmoid(x.f + p.v_f * s.c)
-        t2 = sigmoid(x.r + p.v_r * s.c)
-        c' = t1 * s.c + (1 - t1) * x.n
-        h' = t2 * c' + (1 - t2) * x.k
+        c' = x.n + sigmoid(x.f + p.v_f * s.c) * (s.c - x.n)
+        h' = x.k + sigmoid(x.r + p.v_r * s.c) * (c' - x.k)
 
     There are no weight_hh and bias_hh, but v_f_l{k}{_reverse} (H,) and v_r_l{k}{_reverse} (H,), zero at
     first. k is the highway's projection of x, which the paper leaves out where I = H. The state is the
@@ -202,8 +198,8 @@ class LiGRU(Network[Array]):
     A step:
 
         a.g = W_ih x + b_ih + W_hh h + b_hh     of each gate g of z, n
-        t1 = sigmoid(a.z)
-        h' = t1 * s.h + (1 - t1) * relu(a.n)
+        t1 = relu(a.n)
+        h' = t1 + sigmoid(a.z) * (s.h - t1)
 
     W_ih x is normalised as batch_norm of `Recurrent` says, which is True here where it is not given.
 
