@@ -138,6 +138,27 @@ def test_errors_and_repr() -> None:
         fr.RNN(2, 3, weight_dropout="0.5")  # type: ignore[arg-type]
 
 
+def test_kernels_refuse_masks_that_are_none() -> None:
+    x = normal(2, 1, 2, dtype="float32")
+
+    def run(net: Any, drop: Any) -> None:
+        _core.forward(net._spec.name, x, net._plan.layers[0][0].weights, hidden_drop=drop)
+
+    with pytest.raises(ValueError, match="hidden_drop: expected None, since the cell has no weight_hh"):
+        run(fr.MinGRU(2, 3), (0.5, 0, 0))
+    with pytest.raises(ValueError, match=r"p: expected a number in \[0, 1\], got 2"):
+        run(fr.LSTM(2, 3), (2.0, 0, 0))
+    with pytest.raises(ValueError, match="hidden_drop"):
+        run(fr.LSTM(2, 3), (0.5, 0))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_the_ends_of_the_rate(p: float) -> None:
+    """p = 0 keeps every element as it is, p = 1 none."""
+    x = normal(257)
+    assert np.array_equal(_core.dropout(x, p, 3, 4), x if p == 0 else np.zeros_like(x))
+
+
 def test_it_stays_what_the_network_was_made_with() -> None:
     """A network without it keeps a call that knows nothing of masks."""
     net = fr.LSTM(3, 4, seed=0)
