@@ -59,43 +59,53 @@ inline TileSizes byte_sizes_for(std::int64_t n) {
     return sizes;
 }
 
+// The results of n rows from r on in one vector of columns, the i-th of the tiles' `columns`.
+template <int G>
+FUSEDRNN_INLINE void finish_column(const Product<Int8>& p, std::int64_t r, std::int64_t n,
+                                   std::int64_t column, int columns, int i, const TileSums& sums) {
+    constexpr std::int64_t L = Vec<float>::kLanes;
+    const std::int64_t panel = column / G, gate = column % G * L;
+    const float* const scale = p.w_scale + panel * G * L + gate;
+    for (std::int64_t row = 0; row < n; ++row) {
+        const std::int32_t* const sum =
+            sums.of[columns == 2 ? row / kTileRows * 2 + i : i] + row % kTileRows * kTileRows;
+        const float* const init =
+            p.init == nullptr ? nullptr : p.init + panel * p.init_panel + (r + row) * p.init_row + gate;
+        Int8::finish(VecI::load(sum), init, scale, p.x_scale[r + row])
+            .store(p.out + panel * p.out_panel + (r + row) * p.out_row + gate);
+    }
+}
+
 // Ends early once the team is cancelled.
 template <int G>
 void multiply_in_tiles(const Product<Int8>& p, Team& team) {
-    using V = Vec<float>;
-    constexpr std::int64_t L = V::kLanes, kRow = G * L * Int8::kGroup;
+    constexpr std::int64_t L = Vec<float>::kLanes, kRow = G * L * Int8::kGroup;
     static_assert(L == kTileRows);
     const std::int64_t tiles = p.groups / kTileRows, w_panel = p.groups * kRow, count = p.panels * G;
+    // All rows against some columns before the next ones: the weights come from far away once.
+    constexpr std::int64_t kColumnsAtOnce = 32;
     TileSums sums;
-    for (std::int64_t r = 0; r < p.n; r += 2 * kTileRows) {
-        const std::int64_t n = smaller(2 * kTileRows, p.n - r);
-        const int columns = n > kTileRows ? 2 : 4;
-        const std::int8_t* const x = p.x + r * p.x_row + Int8::signed_part(p.x_row);
-        const Tiles configured(byte_sizes_for(n));
-        for (std::int64_t c = 0; c < count; c += columns) {
-            if (team.cancelled(0, n * columns * L * p.groups)) return;
-            const std::int8_t* w[4]{};
-            for (int i = 0; i < columns; ++i) {
-                const std::int64_t column = smaller(c + i, count - 1);
-                w[i] = p.w + column / G * w_panel + column % G * L * Int8::kGroup;
-            }
-            if (columns == 2) {
-                multiply_bytes<2>(x, p.x_row, tiles, w, kRow, sums);
-            } else {
-                multiply_bytes<1>(x, p.x_row, tiles, w, kRow, sums);
-            }
-            for (int i = 0; i < columns && c + i < count; ++i) {
-                const std::int64_t panel = (c + i) / G, gate = (c + i) % G * L;
-                const float* const scale = p.w_scale + panel * G * L + gate;
-                for (std::int64_t row = 0; row < n; ++row) {
-                    const std::int32_t* const sum =
-                        sums.of[columns == 2 ? row / kTileRows * 2 + i : i] + row % kTileRows * kTileRows;
-                    const float* const init =
-                        p.init == nullptr ? nullptr
-                                          : p.init + panel * p.init_panel + (r + row) * p.init_row + gate;
-                    Int8::finish(VecI::load(sum), init, scale, p.x_scale[r + row])
-                        .store(p.out + panel * p.out_panel + (r + row) * p.out_row + gate);
+    for (std::int64_t first = 0; first < count; first += kColumnsAtOnce) {
+        const std::int64_t end = smaller(first + kColumnsAtOnce, count);
+        for (std::int64_t r = 0; r < p.n; r += 2 * kTileRows) {
+            const std::int64_t n = smaller(2 * kTileRows, p.n - r);
+            const int columns = n > kTileRows ? 2 : 4;
+            const std::int8_t* const x = p.x + r * p.x_row + Int8::signed_part(p.x_row);
+            const Tiles configured(byte_sizes_for(n));
+            for (std::int64_t c = first; c < end; c += columns) {
+                if (team.cancelled(0, n * columns * L * p.groups)) return;
+                const std::int8_t* w[4]{};
+                for (int i = 0; i < columns; ++i) {
+                    const std::int64_t column = smaller(c + i, end - 1);
+                    w[i] = p.w + column / G * w_panel + column % G * L * Int8::kGroup;
                 }
+                if (columns == 2) {
+                    multiply_bytes<2>(x, p.x_row, tiles, w, kRow, sums);
+                } else {
+                    multiply_bytes<1>(x, p.x_row, tiles, w, kRow, sums);
+                }
+                for (int i = 0; i < columns && c + i < end; ++i)
+                    finish_column<G>(p, r, n, c + i, columns, i, sums);
             }
         }
     }
