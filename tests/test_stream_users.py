@@ -55,13 +55,17 @@ import numpy as np
 from test_stream_users import stream_of
 
 for weights in "float32", "int8":
-    step, other = stream_of(weights, 64, 512, 8), stream_of(weights, 64, 512, 8)
-    x = np.ones((64, 4), "float32")
+    # The kernels look for signals 50 times a second: a step has to take longer than that, on any machine.
+    for batch in 64, 256, 1024, 4096:
+        step, x = stream_of(weights, batch, 512, 8), np.ones((batch, 4), "float32")
+        step(x)
+        begin = time.perf_counter()
+        step(x)
+        duration = time.perf_counter() - begin
+        if duration > 0.06:
+            break
+    other = stream_of(weights, batch, 512, 8)
     other(x)
-    step(x)
-    begin = time.perf_counter()
-    step(x)
-    soon = (time.perf_counter() - begin) / 3
     seen = []
 
     def handle(number, frame):
@@ -80,7 +84,7 @@ for weights in "float32", "int8":
     for attempt in range(200):
         step.reset()
         seen.clear()
-        signal.setitimer(signal.ITIMER_REAL, soon)
+        signal.setitimer(signal.ITIMER_REAL, duration / 10)
         step(x)
         signal.setitimer(signal.ITIMER_REAL, 0)
         if set(seen) == {"stream: expected one use at a time, "}:
