@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cli_support import TINY, assert_ok, assert_one_line, invoke, start
 
+import fusedrnn as fr
 from fusedrnn.cli import demo
 from fusedrnn.cli.charlm import load_model
 from fusedrnn.interpret import cell_records
@@ -131,3 +132,21 @@ def test_tune_refuses_other_files(content: dict[str, np.ndarray], tmp_path: Path
     (tmp_path / "other.db").write_text("no database")
     np.savez(tmp_path / "d.npz", X=np.zeros((6, 3)), y=np.arange(6) % 2)
     assert_one_line(invoke("tune", tmp_path / "d.npz", "--out", tmp_path / "other.db"), "not a study")
+
+
+# train in bfloat16 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(fr.config()["bf16_isa"] is None, reason="neither AMX nor AVX512_BF16")
+def test_compute(corpus: Path, tmp_path: Path) -> None:
+    """Other numbers than float32's, and nothing of it stays behind."""
+    weights = []
+    for compute in ("float32", "bf16"):
+        model = tmp_path / f"{compute}.safetensors"
+        said = invoke("train", corpus, *TINY, "--max-steps", 20, "--compute", compute, "--out", model)
+        assert_ok(said)
+        assert ("multiplied in bf16" in said.output) == (compute == "bf16")
+        weights.append(load_model(model).model.parameters["rnn.weight_hh_l0"])
+    assert not np.array_equal(*weights)
+    np.testing.assert_allclose(*weights, atol=0.05)
+    assert fr.get_float32_matmul_precision() == "highest"

@@ -56,6 +56,13 @@ class DType(str, enum.Enum):
     float64 = "float64"
 
 
+class Compute(str, enum.Enum):
+    """Choices of --compute."""
+
+    float32 = "float32"
+    bf16 = "bf16"
+
+
 _CELL, _DTYPE = Cell(_CONFIG.cell), DType(_CONFIG.dtype)
 
 
@@ -94,6 +101,12 @@ def train(
         float, typer.Option(min=0.0, help="Probability of dropping a layer's output; below 1.")
     ] = _CONFIG.dropout,
     dtype: Annotated[DType, typer.Option(help="Precision.")] = _DTYPE,
+    compute: Annotated[
+        Compute,
+        typer.Option(
+            help="What float32 multiplies in; bf16 needs AMX or AVX512_BF16. Not kept: for --resume too."
+        ),
+    ] = Compute.float32,
     batch: Annotated[int, typer.Option(min=1, help="Rows of text read side by side.")] = _SETTINGS.batch,
     steps: Annotated[
         int, typer.Option(min=1, help="Characters through which gradients flow back; the state goes on.")
@@ -142,7 +155,7 @@ def train(
     Started by torchrun or mpirun, its processes share the rows of a batch:
     torchrun --nproc-per-node=2 --no-python fusedrnn train
     """
-    with reported(), _launched() as group:
+    with reported(), _launched() as group, _computing(compute):
         _set_threads(threads)
         limits = session.Limits(max_steps, max_seconds)
         checkpoint = None if resume is None else Checkpoint.read(resume)
@@ -181,6 +194,20 @@ def _launched() -> Iterator[distributed.Group]:
             yield group
     except ModuleNotFoundError as error:
         raise CliError(f"several processes: expected {error.name} to be installed; pip install it") from None
+
+
+@contextmanager
+def _computing(compute: Compute) -> Iterator[None]:
+    """What networks made meanwhile multiply in."""
+    before = fr.get_float32_matmul_precision()
+    try:
+        fr.set_float32_matmul_precision("medium" if compute is Compute.bf16 else "highest")
+    except ValueError:
+        raise CliError("--compute: expected float32 on a CPU without AMX or AVX512_BF16, got bf16") from None
+    try:
+        yield
+    finally:
+        fr.set_float32_matmul_precision(before)
 
 
 def _set_threads(threads: int | None) -> None:

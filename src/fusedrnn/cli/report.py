@@ -34,9 +34,10 @@ def describe(trainer: Trainer, source: str | None, changes: list[str]) -> None:
     if trainer.unknown:
         typer.echo(f"of those to train on, {trainer.unknown:,} are not in the model's vocabulary")
     threads = fr.get_num_threads()
+    products = " multiplied in bf16" if trainer.model.rnn.compute == "bf16" else ""
     typer.echo(
         f"model: {config.cell}, {config.layers} x {config.hidden} units, "
-        f"{trainer.model.num_parameters:,} parameters, {config.dtype}; "
+        f"{trainer.model.num_parameters:,} parameters, {config.dtype}{products}; "
         f"{fr.config()['isa']}, {threads} {'thread' if threads == 1 else 'threads'}"
     )
     if trainer.group.size > 1:
