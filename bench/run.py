@@ -5,7 +5,8 @@ Run from anywhere with fusedrnn installed: `python bench/run.py --suite quick`.
 cpu is all that follows, on one and on two threads, and says at the end which targets are met. Its parts: grid
 and odd are single layers over many shapes; model is the training step of two models; features is streaming,
 call overhead, padding, memory and quantized weights. sequence is CTC and CRF; cells is every cell and option
-beside loops in PyTorch; quick is a few of the grid; cuda is the grid on a GPU.
+beside loops in PyTorch; precision is bfloat16 and int8; quick is a few of the grid; cuda is the grid on a
+GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--suite",
-        choices=("quick", "cpu", "grid", "odd", "model", "features", "sequence", "cells", "cuda"),
+        choices=(
+            "quick",
+            "cpu",
+            "grid",
+            "odd",
+            "model",
+            "features",
+            "sequence",
+            "cells",
+            "precision",
+            "cuda",
+        ),
         default="quick",
         help="default: %(default)s",
     )
@@ -98,6 +110,11 @@ def main() -> None:
         import sequence_suite
 
         sequence_suite.run(arguments.threads, plan, arguments.out)
+        return
+    if arguments.suite == "precision":
+        import precision_suite
+
+        precision_suite.run(arguments.threads, plan, arguments.out)
         return
     if arguments.suite == "cells":
         import cells_suite
