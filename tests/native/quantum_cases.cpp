@@ -131,8 +131,8 @@ double reference_row(const QuantumCase& p, const std::vector<Array<double>>& in,
 void fill_unitaries(Array<double>& u, Random& random) {
     for (std::int64_t i = 0; i < u.rows(); i += 8) {
         const double a = 3 * random.uniform(), b = 3 * random.uniform(), c = 3 * random.uniform();
-        const Amplitude entries[] = {std::polar(std::cos(a), b), std::polar(-std::sin(a), c),
-                                     std::polar(std::sin(a), -c), std::polar(std::cos(a), -b)};
+        const Amplitude entries[] = {std::cos(a) * std::polar(1.0, b), -std::sin(a) * std::polar(1.0, c),
+                                     std::sin(a) * std::polar(1.0, -c), std::cos(a) * std::polar(1.0, -b)};
         for (int k = 0; k < 4; ++k) {
             u.data()[i + 2 * k] = entries[k].real();
             u.data()[i + 2 * k + 1] = entries[k].imag();
