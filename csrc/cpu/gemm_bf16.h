@@ -94,6 +94,7 @@ template <int kRowTiles>
 FUSEDRNN_INLINE void multiply_tiles(const RoundedRows& a, std::int64_t tiles, const TilePlaces& at,
                                     std::int64_t init_row, std::int64_t out_row) {
     constexpr std::int64_t kBytes = sizeof(float), kTile = kTileRows * kTileWords;
+    settle(a.words);
     if (at.init[0] == nullptr) {
         _tile_zero(0);
         _tile_zero(1);

@@ -57,6 +57,11 @@ class SumsTile {
 FUSEDRNN_INLINE void multiply_pairs(const RowPairs* const (&a)[2], const RowPairs* const (&x)[2],
                                     std::int64_t tiles, SumsTile* const (&sums)[2][2]) {
     const auto bytes = [&](int r, int c) { return sums[r][c]->stride() * std::int64_t{sizeof(float)}; };
+    settle(a[0]);
+    settle(x[0]);
+    for (const auto& row : sums) {
+        for (SumsTile* tile : row) settle(tile->data());
+    }
     _tile_loadd(0, sums[0][0]->data(), bytes(0, 0));
     _tile_loadd(1, sums[0][1]->data(), bytes(0, 1));
     _tile_loadd(2, sums[1][0]->data(), bytes(1, 0));

@@ -13,6 +13,7 @@ struct TileSums {
 template <int kRowTiles>
 FUSEDRNN_INLINE void multiply_bytes(const std::int8_t* x, std::int64_t x_row, std::int64_t tiles,
                                     const std::int8_t* const (&w)[4], std::int64_t w_row, TileSums& sums) {
+    settle(x);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

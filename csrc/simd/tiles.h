@@ -24,10 +24,16 @@ struct TileSizes {
 };
 static_assert(sizeof(TileSizes) == 64);
 
+// What was stored there, and anywhere else, is in memory: compilers do not know all that the tiles' instructions read.
+FUSEDRNN_INLINE void settle(const void* there) { asm volatile("" : : "r"(there) : "memory"); }
+
 // Tiles of these sizes while it lives.
 class Tiles {
   public:
-    explicit Tiles(const TileSizes& sizes) { _tile_loadconfig(&sizes); }
+    explicit Tiles(const TileSizes& sizes) {
+        settle(&sizes);
+        _tile_loadconfig(&sizes);
+    }
     ~Tiles() { _tile_release(); }
     Tiles(const Tiles&) = delete;
     Tiles& operator=(const Tiles&) = delete;
