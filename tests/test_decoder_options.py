@@ -58,7 +58,8 @@ def test_forward(variant: str, shape: tuple[int, ...], dtype: str, tolerance: fl
     np.testing.assert_allclose(y, want_y, atol=tolerance)
     np.testing.assert_allclose(alpha, want_alpha, atol=tolerance)
     for got, want in zip(parts(state), want_state, strict=True):
-        np.testing.assert_allclose(got, want, atol=tolerance)
+        # Places of windows add up along the memory: their error is relative to how far they have come.
+        np.testing.assert_allclose(got, want, atol=tolerance * max(1.0, np.abs(want).max()))
     assert not alpha[:, np.arange(shape[2])[None] >= given["memory_lengths"][:, None]].any()
     for a, b in zip(decoder(**given)[:2], (y, alpha), strict=True):
         np.testing.assert_array_equal(a, b)
