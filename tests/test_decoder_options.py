@@ -56,10 +56,10 @@ def test_forward(variant: str, shape: tuple[int, ...], dtype: str, tolerance: fl
     y, alpha, state, _ = decoder.forward(**given)
     want_y, want_alpha, want_state = expected(decoder, given)
     np.testing.assert_allclose(y, want_y, atol=tolerance)
-    np.testing.assert_allclose(alpha, want_alpha, atol=tolerance)
+    # The weights of windows are not those of a softmax: they may be well above 1.
+    np.testing.assert_allclose(alpha, want_alpha, atol=tolerance * max(1.0, want_alpha.max()))
     for got, want in zip(parts(state), want_state, strict=True):
-        # Places of windows add up along the memory: their error is relative to how far they have come.
-        np.testing.assert_allclose(got, want, atol=tolerance * max(1.0, np.abs(want).max()))
+        np.testing.assert_allclose(got, want, atol=tolerance)
     assert not alpha[:, np.arange(shape[2])[None] >= given["memory_lengths"][:, None]].any()
     for a, b in zip(decoder(**given)[:2], (y, alpha), strict=True):
         np.testing.assert_array_equal(a, b)
