@@ -238,6 +238,22 @@ def test_refused_without_the_instructions() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_an_instruction_set_by_name_is_used_or_refused() -> None:
+    uses = {
+        "FUSEDRNN_BF16_ISA": "fr.config()",
+        "FUSEDRNN_INT8_ISA": "fr.GRU(3, 4).quantize('int8')",
+    }
+    for variable, use in uses.items():
+        program = (
+            f"import fusedrnn as fr\ntry:\n    {use}\nexcept RuntimeError as error:\n"
+            f"    assert str(error).startswith('{variable}: expected one of'), error\n"
+            "else:\n    raise AssertionError\n"
+        )
+        for environment in ({variable: "typo"}, {variable: "amx", "FUSEDRNN_ISA": "scalar"}):
+            done = run_python("-c", program, **environment)
+            assert done.returncode == 0, done.stderr
+
+
 @needs_bf16
 def test_learning() -> None:
     """As far as in float32 on the copy of a running sum's sign."""

@@ -122,16 +122,20 @@ constexpr IsaBeyond<const QuantizedKernels (*)[kWeightFormats]> kInt8Isas[] = {
     {"avx512vnni", cpu_has_avx512vnni, kAvx512Vnni},
 };
 
-// The first that there is, or the one that the environment names; null where there is none.
+// The first that there is, null where there is none; one that the environment names is used or refused.
 template <class Table, int kCount>
 const IsaBeyond<Table>* choose_beyond(const IsaBeyond<Table> (&isas)[kCount], const char* variable) {
     const char* wanted = std::getenv(variable);
-    if (std::string(kernels().isa) != "avx512") return nullptr;
+    const bool named = wanted != nullptr && *wanted != '\0';
+    std::string names;
     for (const IsaBeyond<Table>& isa : isas) {
-        if (wanted != nullptr && *wanted != '\0' && std::string(wanted) != isa.name) continue;
-        if (isa.table != nullptr && isa.supported()) return &isa;
+        names += (names.empty() ? "" : ", ") + std::string(isa.name);
+        if (named && std::string(wanted) != isa.name) continue;
+        if (std::string(kernels().isa) == "avx512" && isa.table != nullptr && isa.supported()) return &isa;
     }
-    return nullptr;
+    if (!named) return nullptr;
+    throw std::runtime_error(std::string(variable) + ": expected one of " + names +
+                             " that CPU and build have, beside avx512, got '" + wanted + "'");
 }
 
 Kernels choose_named(const std::string& name) {
