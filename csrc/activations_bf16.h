@@ -1,5 +1,6 @@
 // sigmoid and tanh where the products before them are rounded to 8 bits: two thirds of the operations of activations.h, which
-// these overloads stand in for. Maximum error 4 ULP; NaN gives NaN, and results stay within [0, 1] and [-1, 1].
+// these overloads stand in for. Maximum error, measured by tests/test_compute.py: sigmoid(x)
+// 4 + |x| ULP, tanh 5 ULP; NaN gives NaN, and results stay within [0, 1] and [-1, 1].
 #pragma once
 
 #include "simd/simd.h"

@@ -238,6 +238,25 @@ def test_refused_without_the_instructions() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@needs_bf16
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_activations(name: str) -> None:
+    """Of inputs that rounding leaves as they are, through a cell that does nothing else."""
+    x = (np.arange(0x3000, 0x4300, dtype=np.uint32) << 16).view(np.float32)
+    x = np.concatenate([-x[::-1], x])
+    cell = fr.define_cell("alone", "u", "h", lambda x, h, s, p: {"h": getattr(fr.sym, name)(x.u)}, bias=False)
+    network = fr.Recurrent(cell, 1, 1, init=None, compute="bf16")
+    network.parameters["weight_ih_l0"] = np.ones((1, 1), np.float32)
+    y = network(x.reshape(1, -1, 1))[0].ravel()
+    exact = x.astype(np.float64)
+    want = np.tanh(exact) if name == "tanh" else 1 / (1 + np.exp(-exact))
+    counted = np.abs(want) > np.finfo(np.float32).tiny
+    ulp = np.abs(y - want)[counted] / np.spacing(np.abs(want[counted]).astype(np.float32))
+    bound = 5.0 if name == "tanh" else 4.0 + np.abs(exact[counted])
+    assert (ulp <= bound).all()
+    assert (np.abs(y) <= 1).all()
+
+
 def test_an_instruction_set_by_name_is_used_or_refused() -> None:
     uses = {
         "FUSEDRNN_BF16_ISA": "fr.config()",
