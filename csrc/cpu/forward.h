@@ -8,8 +8,9 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-inline constexpr std::int64_t kInputBlockBytes =
-    192 * 1024;  // of projected inputs: they stay in the L2 cache
+// Of projected inputs: they stay in the L2 cache. But weights that do not stay there are read again for each block, which is
+// then made as large as they are: one is read as much as the other is written.
+inline constexpr std::int64_t kInputBlockBytes = 192 * 1024, kFarBytes = 8 << 20;
 inline constexpr std::int64_t kLongProduct = std::int64_t{1}
                                              << 26;  // multiply-adds without a look at the team
 
@@ -43,7 +44,10 @@ struct ForwardPlan : CellSizes<Cell> {
         member_panels = rows ? panels : (panels + threads - 1) / threads;
         const std::int64_t step_bytes =
             larger(1, member_rows * member_panels * G * L * std::int64_t{sizeof(T)});
-        steps = larger(1, smaller(d.T, kInputBlockBytes / step_bytes));
+        const std::int64_t weight_bytes =
+            member_panels * panel_depth<T>(d.I) * G * L * std::int64_t{sizeof(T)};
+        const std::int64_t block_bytes = weight_bytes > kFarBytes ? weight_bytes : kInputBlockBytes;
+        steps = larger(1, smaller(d.T, block_bytes / step_bytes));
         if (following) steps = smaller(steps, following_steps(d.T));
         block_rows = larger(1, steps * member_rows);
     }
