@@ -10,7 +10,9 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 // Of projected inputs: they stay in the L2 cache. But weights that do not stay there are read again for each block, which is
 // then made as large as they are: one is read as much as the other is written.
-inline constexpr std::int64_t kInputBlockBytes = 192 * 1024, kFarBytes = 8 << 20;
+inline constexpr std::int64_t kInputBlockBytes = 192 * 1024, kFarBytes = 6 << 20;
+// Weights larger than this come from far away in each step; of so many rows the product takes as long as their way.
+inline constexpr std::int64_t kAheadBytes = 2 << 20, kAheadRows = 16;
 inline constexpr std::int64_t kLongProduct = std::int64_t{1}
                                              << 26;  // multiply-adds without a look at the team
 
@@ -203,6 +205,7 @@ class Forward : ForwardSteps<Cell, T> {
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
             const std::int64_t first = part.panels.begin + u, count = end - u;
+            Ahead ahead = next_weights(part, rows, groups, q);
             for (std::int64_t r = 0; r < rows; r += kRowGroup) {
                 const std::int64_t n = smaller(kRowGroup, rows - r);
                 if (team_.cancelled(member, n * count * panel_work)) return;
@@ -215,7 +218,8 @@ class Forward : ForwardSteps<Cell, T> {
                 const T* gx = m.gx + (u * plan_.block_rows + block_row + r) * G * L;
                 if (this->multiplies_h) {
                     hidden_product<Cell, T>(*this, p_.dims, p_.weights, m.h_rows + r, n,
-                                            {first, first + count}, gx, plan_.block_rows, m.acc, room);
+                                            {first, first + count}, gx, plan_.block_rows, m.acc, room,
+                                            ahead.next == nullptr ? nullptr : &ahead);
                 }
                 if constexpr (CellSizes<Cell>::kIsProgram) {
                     run_program_cells(part, m, t, {first, first + count}, r, n, gx, room);
@@ -227,6 +231,21 @@ class Forward : ForwardSteps<Cell, T> {
             }
         }
         if (p_.dims.projected) project_hidden(part, m, member, t, rows);
+    }
+
+    // The weights of W_hh that the group after q reads, to come during the products of this one; those of the last group are
+    // the first of the next step.
+    Ahead next_weights(const Part& part, std::int64_t rows, const PanelGroups& groups, std::int64_t q) const {
+        const std::int64_t bytes = p_.dims.P * G * L * std::int64_t{sizeof(T)};  // of a panel
+        if (kBf16 || CellSizes<Cell>::kIsProgram || p_.dims.P % kAheadDepth != 0) return {};
+        if (rows < kAheadRows || (part.panels.end - part.panels.begin) * bytes <= kAheadBytes) return {};
+        if (q + 1 == groups.count()) return {};
+        constexpr std::int64_t kRows = tile_rows<kInterleaved>(), kLine = 64;
+        const auto [u, end] = groups[q + 1];
+        const std::int64_t lines = (end - u) * bytes / kLine;
+        const std::int64_t chunks = (rows + kRows - 1) / kRows * (p_.dims.P / kAheadDepth);
+        return {reinterpret_cast<const char*>(p_.weights.w_hh) + (part.panels.begin + u) * bytes,
+                (lines + chunks - 1) / chunks * kLine};
     }
 
     // The cell for n rows of one panel (v counts from the member's first).

@@ -7,6 +7,12 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
+// Weights beyond the L2 cache that a later product reads: with each chunk of k some of their cache lines come into it.
+struct Ahead {
+    const char* next;
+    std::int64_t bytes;  // of a chunk
+};
+
 template <class T>
 struct GemmArgs {
     const T* const* a;  // n rows. Element k of a row: k = c * chunk_len + j is at a[c * chunk_stride + j]
@@ -21,6 +27,7 @@ struct GemmArgs {
     std::int64_t init_panel, init_row;
     T* out;  // and end at out + u * out_panel + r * out_row
     std::int64_t out_panel, out_row;
+    Ahead* ahead;  // or null
 };
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -55,6 +55,10 @@ void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset
         if (far && c + 1 < p.chunks) {
             for (int r = 0; r < R; ++r) prefetch(row[r] + p.chunk_stride, p.chunk_len);
         }
+        if (p.ahead != nullptr) {
+            prefetch(p.ahead->next, p.ahead->bytes);
+            p.ahead->next += p.ahead->bytes;
+        }
         for (std::int64_t k = 0; k < p.chunk_len; ++k) {
             if constexpr (R <= N) {
                 W x[R];

@@ -136,6 +136,9 @@ class PreviousStates : CellSizes<Cell> {
     std::int64_t row_size_;
 };
 
+// Chunks of k where other weights come ahead of their product.
+inline constexpr std::int64_t kAheadDepth = 16;
+
 // The products of so many gates, given the first: one where panels interleave the gates, else one for each, from weights of
 // its own to its place among the interleaved results.
 template <class Cell, class T>
@@ -173,17 +176,19 @@ void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& wei
 }
 
 // (gx, or the recurrent bias where gates are split) + h W_hh^T for n rows of h, laid out as the result of input_product.
+// With weights `ahead` P is in whole chunks.
 template <class Cell, class T>
 void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
                     std::int64_t n, Range panels, const T* gx, std::int64_t gx_rows, T* out,
-                    std::int64_t out_rows) {
+                    std::int64_t out_rows, Ahead* ahead = nullptr) {
     if (c.first_gates == 0) return;
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
     GemmArgs<T> args{};
     args.a = rows;
     args.n = n;
-    args.chunks = 1;
-    args.chunk_len = d.P;
+    args.chunks = ahead == nullptr ? 1 : d.P / kAheadDepth;
+    args.chunk_len = args.chunk_stride = ahead == nullptr ? d.P : kAheadDepth;
+    args.ahead = ahead;
     args.b_panel = panel_depth<T>(d.P) * together * L;
     args.b = weights.w_hh + panels.begin * args.b_panel;
     args.panels = panels.end - panels.begin;
