@@ -196,8 +196,9 @@ class Decoder : DecoderPlaces<T> {
                                   m.history, this->features_of(row));
                 attend<T>(AdditiveScore<T, true>{weights_.energy, this->row_features(weights_.features, row)},
                           keys, q, m.sums, alpha);
-            } else if (s_.additive()) {
-                attend<T>(AdditiveScore<T, false>{weights_.energy, {}}, keys, q, m.sums, alpha);
+            } else if (s_.factored()) {
+                attend<T>(FactoredScore<T>{weights_.energy, this->keys_of(this->keys_.factors, position)},
+                          keys, q, m.sums, alpha);
             } else {
                 attend<T>(ProductScore<T>{}, keys, q, m.sums, alpha);
             }

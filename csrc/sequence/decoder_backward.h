@@ -248,9 +248,9 @@ class DecoderBackward : DecoderPlaces<T> {
             }
             history_.adjoint(this->attention_before(t, position), m.history, dattention, dcovered,
                              to_.dfilters + position * s_.d.filters * s_.d.width);
-        } else if (s_.additive()) {
-            AdditiveScore<T, false>{m.energy, {}}.adjoint(keys, q, m.de, dq, dq_panel, dkeys, dv, s_.d.B * L,
-                                                          {});
+        } else if (s_.factored()) {
+            FactoredScore<T>{m.energy, this->keys_of(this->keys_.factors, position)}.adjoint(
+                keys, q, m.de, dq, dq_panel, dkeys, dv, s_.d.B * L);
         } else {
             ProductScore<T>{}.adjoint(keys, q, m.de, dq, dq_panel, dkeys);
         }

@@ -7,8 +7,8 @@
 #include "cpu/steps.h"
 #include "sequence/decoder_cell.h"
 #include "sequence/decoder_table.h"
+#include "sequence/factored_score.h"
 #include "sequence/history.h"
-#include "sequence/score.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -45,6 +45,7 @@ struct DecoderShape {
         return d.S * ((16 + d.features()) * key_columns() + 24 * d.windows() + mp + d.filters * d.width);
     }
     bool additive() const { return d.score == Score::kAdditive; }
+    bool factored() const { return additive() && d.features() == 0; }
     bool windowed() const { return d.score == Score::kWindow; }
     bool projects_query() const { return additive() || windowed(); }
     bool projects_memory() const { return additive() || d.score == Score::kGeneral; }
@@ -80,15 +81,16 @@ struct DecoderWeights {
     std::int64_t bytes;
 };
 
-// The memory, its rows padded, and the keys in panels, [A/L][N][L].
+// The memory, its rows padded, and the keys in panels, [A/L][N][L]; their factors (factored_score.h) lie as they do.
 template <class T>
 struct DecoderKeys {
-    T *memory, *keys;
+    T *memory, *keys, *factors;
     std::int64_t bytes;
     DecoderKeys(const DecoderShape<T>& s, void* block) {
         Arena arena(block);
         memory = arena.take<T>(s.d.memory_rows * s.mp);
         keys = arena.take<T>(s.d.memory_rows * s.key_columns());
+        factors = arena.take<T>(s.factored() ? s.d.memory_rows * s.key_columns() : 0);
         bytes = arena.used();
     }
 };

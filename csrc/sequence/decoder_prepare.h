@@ -116,8 +116,14 @@ void prepare_memory(const DecoderArgs<T>& args, const DecoderMemory<T>& from, Te
         }
     }
     if (!s.projects_memory()) return;
-    paneled_product<T>(mine, to.memory, s.mp, M, weights.memory, s.d.A, weights.b_memory, to.keys, N,
-                       product_rows<T>(workspace, member), team, member);
+    if (!paneled_product<T>(mine, to.memory, s.mp, M, weights.memory, s.d.A, weights.b_memory, to.keys, N,
+                            product_rows<T>(workspace, member), team, member) ||
+        !s.factored())
+        return;
+    for (std::int64_t j = 0; j < s.ap; j += L) {
+        for (std::int64_t i = j * N + mine.begin * L; i < j * N + mine.end * L; i += L)
+            key_factor<T>(V::load(to.keys + i)).store(to.factors + i);
+    }
 }
 
 template <class T>
