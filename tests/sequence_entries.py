@@ -168,6 +168,7 @@ def _decoder_forward() -> Entry:
         "rows": None,
         "keep": True,
         "sampling": _core.decoder_sampling(draw(4, H), None, draw(4, I), 0.5, 1, 0),
+        "places": None,
     }
     optional, free = frozenset({"lengths", "state", "sampling"}), frozenset({"x"})
     open_axes: Any = frozenset({("x", (), 0)})
@@ -175,7 +176,7 @@ def _decoder_forward() -> Entry:
 
 
 def _decoder_backward() -> Entry:
-    *_, tape, _ = _core.decoder_forward(_prepared(), draw(T, B, I), None, None, None, True, None)
+    *_, tape, _ = _core.decoder_forward(_prepared(), draw(T, B, I), None, None, None, True, None, None)
     arguments = {
         "tape": tape,
         "dy": draw(T, B, H),

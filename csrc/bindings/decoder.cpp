@@ -35,7 +35,7 @@ void check_sampling(const DecoderSampler& sampling, const Prepared& p, bool keep
 
 py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::object& x_,
                           const py::object& lengths_, const py::object& state_, const py::object& rows_,
-                          bool keep, const DecoderSampler* sampling) {
+                          bool keep, const DecoderSampler* sampling, const py::object& places_) {
     if (prepared == nullptr) throw py::type_error("prepared: expected a DecoderMemory, got None");
     const Prepared& p = *prepared;
     DecoderSizes sizes = p.sizes;
@@ -77,13 +77,29 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
     const auto lengths = read_lengths(lengths_, "lengths", sizes.B, sizes.T, "T", kOptional);
     // Of the cell; the output, the attention, the coverage and the windows' centres of the step before.
     Array initial[kMaxStates + kPast];
+    std::int64_t before = sizes.B;  // rows of them
     for (int k = 0; k < cell.states + kPast && !state_.is_none(); ++k) {
         const Axis width = k <= cell.states      ? Axis{"H", sizes.H}
                            : k < cell.states + 3 ? Axis{"S", sizes.S}
                                                  : Axis{"K", sizes.windows()};
         initial[k] = Array::like(item_of(state_, "state", cell.states + kPast, k), {"state", k}, x, kOptional)
-                         .shape({{"B", sizes.B}, width})
+                         .shape({places_.is_none() ? Axis{"B", before} : Axis{"N"}, width})
                          .contiguous();
+    }
+    std::vector<std::int64_t> places;
+    if (!places_.is_none()) {
+        if (keep) throw py::value_error("places: expected None where a tape is kept, got places");
+        if (sizes.T != 1) {
+            throw py::value_error("places: expected None with more than one step, got places and T = " +
+                                  std::to_string(sizes.T));
+        }
+        before = 0;
+        for (const Array& part : initial) before = part.given() ? part.size(0) : before;
+        for (int k = 0; k < cell.states + kPast; ++k) {
+            if (initial[k].given()) initial[k].shape({{"N", before}, {"H"}});
+        }
+        places = checked_indices(Array::int64(places_, "places").shape({{"B", sizes.B}}).contiguous(), before,
+                                 "N");
     }
     auto tape = std::make_unique<DecoderTape>(DecoderTape{
         prepared, Timetable(sizes.T, sizes.B, lengths.data(), false), sizes, {}, {}, x, false, {}});
@@ -110,6 +126,7 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
         DecoderArgs<T> args = tape->args<T>();
         args.keeps = keep;
         args.tokens = sizes.table > 0 ? tokens.data() : nullptr;
+        args.places = places.empty() ? nullptr : places.data();
         args.y = values_of<T>(y), args.alpha = values_of<T>(alpha);
         if (sampling != nullptr) {
             auto* const into = static_cast<std::int64_t*>(py::array(drawn).mutable_data());
@@ -210,12 +227,12 @@ void bind_decoder(py::module_& m) {
     py::class_<DecoderTape>(m, "DecoderTape", "What the steps of a decoder keep for backward.")
         .def_property_readonly("nbytes", &DecoderTape::nbytes);
     m.def("decoder_forward", &decoder_forward, arg("prepared"), arg("x"), arg("lengths"), arg("state"),
-          arg("rows"), arg("keep"), arg("sampling"),
+          arg("rows"), arg("keep"), arg("sampling"), arg("places"),
           "Return y (T, B, H), alpha (T, B, S), the state, the tape and the tokens (T, B) that a sampling "
           "drew, "
-          "-1 elsewhere; rows (B,) says which row of the memory each of x attends to; x are tokens (T, B) "
-          "where "
-          "the memory has a table.");
+          "-1 elsewhere; rows (B,) says which row of the memory each of x attends to, places (B,) which row "
+          "of the state it goes on from, "
+          "of a single step; x are tokens (T, B) where the memory has a table.");
     m.def("decoder_backward", &decoder_backward, arg("tape"), arg("dy"), arg("dalpha"), arg("dstate"),
           arg("grads"), arg("need_dx"), "Return dx, dmemory and dstate; grads are added to.");
 }

@@ -24,7 +24,8 @@ class Decoder : DecoderPlaces<T> {
     static constexpr std::int64_t L = Vec<T>::kLanes;
 
     struct Member {
-        T *gx, *acc, *sums;
+        T *gx, *acc, *contexts, *sums;
+        std::int64_t *leaders, *sources;  // of the rows of a step (Step)
         const T **x_rows, **h_rows, **others, **before;
         T **after, **y_rows;
         typename History<T>::Member history;
@@ -33,14 +34,17 @@ class Decoder : DecoderPlaces<T> {
         Member(const DecoderShape<T>& s, Arena& arena)
             : history(s.d, arena), draws(s.d, arena), windows(s.d.windows(), s.sp, arena) {
             gx = arena.take<T>(s.block * s.gates);
-            acc = arena.take<T>(larger(kCellPanels, kDecoderRows) * s.G * L);
+            acc = arena.take<T>(larger(kCellPanels, s.together) * s.G * L);
+            contexts = arena.take<T>(s.d.contexts ? larger(kCellPanels, s.together) * s.G * L : 0);
             sums = arena.take<T>(larger(s.d.S, 1) * L);
             x_rows = arena.take<const T*>(s.block);
-            h_rows = arena.take<const T*>(kDecoderRows);
-            others = arena.take<const T*>(kDecoderRows);
-            before = arena.take<const T*>(kDecoderRows * s.S);
-            after = arena.take<T*>(kDecoderRows * s.S);
-            y_rows = arena.take<T*>(kDecoderRows);
+            leaders = arena.take<std::int64_t>(s.together);
+            sources = arena.take<std::int64_t>(s.together);
+            h_rows = arena.take<const T*>(s.together);
+            others = arena.take<const T*>(s.together);
+            before = arena.take<const T*>(s.together * s.S);
+            after = arena.take<T*>(s.together * s.S);
+            y_rows = arena.take<T*>(s.together);
         }
     };
 
@@ -59,24 +63,51 @@ class Decoder : DecoderPlaces<T> {
         Member m(s_, arena);
         m.windows.begin();
         const Range mine = decoder_positions(f_.schedule, s_.d.B, team_.size(), member);
-        for (std::int64_t g = mine.begin; g < mine.end; g += kDecoderRows) {
-            const Range group{g, smaller(g + kDecoderRows, mine.end)};
+        for (std::int64_t g = mine.begin; g < mine.end; g += s_.together) {
+            const Range group{g, smaller(g + s_.together, mine.end)};
             if (!run_group(m, member, group)) return;
             finish(group);
         }
     }
 
   private:
-    // What a step works on: rows [row0, row0 + n) of the step t, of positions from `first` on, and their part of gx.
+    // What a step works on: rows [row0, row0 + n) of the step t, of positions from `first` on, and their part of gx. Where
+    // hypotheses go on from the same state, one of them leads the others: what follows from the state alone is made of the
+    // leaders, and lies in rows from row0 on, too. Each row has a source among them.
     struct Step {
         std::int64_t t, first, n, row0;
         T* gx;
+        std::int64_t leading;
     };
+
+    // A memory of no rows begins where the next one does.
+    bool same_memory(std::int64_t a, std::int64_t b) const {
+        return f_.memory_first[a] == f_.memory_first[b] && f_.memory_lengths[a] == f_.memory_lengths[b];
+    }
+
+    std::int64_t find_leaders(Member& m, std::int64_t first, std::int64_t n) const {
+        if (f_.places == nullptr || !s_.d.contexts || s_.windowed()) {
+            for (std::int64_t i = 0; i < n; ++i) m.leaders[i] = m.sources[i] = i;
+            return n;
+        }
+        std::int64_t leading = 0;
+        for (std::int64_t i = 0; i < n; ++i) {
+            // Those that look at the same memory follow one another.
+            std::int64_t source = leading;
+            for (std::int64_t k = leading - 1; k >= 0; --k) {
+                if (!same_memory(first + m.leaders[k], first + i)) break;
+                if (this->state_row(first + m.leaders[k]) == this->state_row(first + i)) source = k;
+            }
+            if (source == leading) m.leaders[leading++] = i;
+            m.sources[i] = source;
+        }
+        return leading;
+    }
 
     void load_initial(Range group) const {
         const auto load = [&](const T* from, T* to, std::int64_t p, std::int64_t width) {
             fill_zero(to, padded<T>(width));
-            if (from != nullptr) copy(from + this->batch_row(p) * width, to, width);
+            if (from != nullptr) copy(from + this->state_row(p) * width, to, width);
         };
         for (std::int64_t p = group.begin; p < group.end; ++p) {
             for (int k = 0; k < s_.S; ++k) {
@@ -86,7 +117,7 @@ class Decoder : DecoderPlaces<T> {
             if (const std::int64_t K = s_.d.windows(); K > 0) {
                 T* const to = rows_.first_centres + p * K;
                 fill_zero(to, K);
-                if (f_.centres != nullptr) copy(f_.centres + this->batch_row(p) * K, to, K);
+                if (f_.centres != nullptr) copy(f_.centres + this->state_row(p) * K, to, K);
             }
             if (s_.d.features() == 0) continue;
             load(f_.attention, rows_.attention + p * s_.sp, p, s_.d.S);
@@ -122,7 +153,10 @@ class Decoder : DecoderPlaces<T> {
             }
             T* gx = m.gx;
             for (std::int64_t t = block; t < end; ++t) {
-                const Step step{t, group.begin, active(t), this->row_of(t, group.begin), gx};
+                const std::int64_t count = active(t);
+                const Step step{t,     group.begin,
+                                count, this->row_of(t, group.begin),
+                                gx,    find_leaders(m, group.begin, count)};
                 if (!(s_.d.current ? step_then_attend(m, member, step) : attend_then_step(m, member, step)))
                     return false;
                 gx += step.n * s_.gates;
@@ -165,17 +199,22 @@ class Decoder : DecoderPlaces<T> {
     }
 
     bool attend_rows(Member& m, int member, const Step& step) {
-        const auto [t, first, n, row0, gx] = step;
+        const auto [t, first, n, row0, gx, leading] = step;
         if (s_.projects_query()) {
-            if (team_.cancelled(member, n * s_.ap * s_.d.H)) return false;
-            for (std::int64_t i = 0; i < n; ++i) m.h_rows[i] = this->query_state(t, first + i);
+            if (team_.cancelled(member, leading * s_.ap * s_.d.H)) return false;
+            for (std::int64_t i = 0; i < leading; ++i)
+                m.h_rows[i] = this->query_state(t, first + m.leaders[i]);
             const T* const bias = s_.windowed() ? weights_.b_query : nullptr;
-            row_major_product<T>(plain_rows<T>(m.h_rows, n, s_.d.H), weights_.query, s_.d.A, bias, 0,
+            row_major_product<T>(plain_rows<T>(m.h_rows, leading, s_.d.H), weights_.query, s_.d.A, bias, 0,
                                  rows_.queries + row0 * s_.ap, s_.ap);
         }
-        for (std::int64_t i = 0; i < n; ++i) {
+        for (std::int64_t i = 0; i < leading; ++i) {
             if (team_.cancelled(member, s_.attention_work())) return false;
-            attend_row(m, t, first + i, row0 + i);
+            attend_row(m, t, first + m.leaders[i], row0 + i);
+        }
+        for (std::int64_t i = 0; i < n; ++i) {
+            copy(rows_.alphas + (row0 + m.sources[i]) * s_.sp, this->step_row(f_.alpha, t, first + i, s_.d.S),
+                 s_.d.S);
         }
         return true;
     }
@@ -190,7 +229,8 @@ class Decoder : DecoderPlaces<T> {
         } else if (count > 0) {
             const Keys<T> keys{this->keys_of(this->keys_.keys, position), s_.d.memory_rows * L, s_.ap / L,
                                count};
-            const T* const q = this->query_of(t, position);
+            const T* const q =
+                s_.projects_query() ? rows_.queries + row * s_.ap : this->query_state(t, position);
             if (s_.d.features() > 0) {
                 history_.features(this->attention_before(t, position), this->covered_before(t, position),
                                   m.history, this->features_of(row));
@@ -203,80 +243,97 @@ class Decoder : DecoderPlaces<T> {
                 attend<T>(ProductScore<T>{}, keys, q, m.sums, alpha);
             }
         }
-        copy(alpha, this->step_row(f_.alpha, t, position, s_.d.S), s_.d.S);
         if (s_.d.contexts) return;
         context<T>(this->memory_of(position), s_.mp, count, alpha, rows_.contexts + row * s_.mp);
     }
 
     // The gates of a few panels at a time, and the cell on them while they are near.
     bool run_cell(Member& m, int member, const Step& step) {
-        const auto [t, first, n, row0, gx] = step;
+        const auto [t, first, n, row0, gx, leading] = step;
         for (std::int64_t i = 0; i < n; ++i) {
+            const std::int64_t leader = first + m.leaders[m.sources[i]];
             for (int k = 0; k < s_.S; ++k) {
-                m.before[i * s_.S + k] = this->state_before(k, t, first + i);
+                m.before[i * s_.S + k] = this->state_before(k, t, leader);
                 m.after[i * s_.S + k] = this->state_after(k, row0 + i);
             }
-            m.h_rows[i] = m.before[i * s_.S];
             m.y_rows[i] = this->step_row(f_.y, t, first + i, s_.d.H);
             if (s_.F > 0) m.others[i] = this->fed_to(t, first + i);
         }
+        for (std::int64_t i = 0; i < leading; ++i) m.h_rows[i] = m.before[m.leaders[i] * s_.S];
         const PanelGroups groups(s_.panels, larger(1, kCellPanels / larger(1, n)), (t & 1) != 0);
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
             const std::int64_t width = (end - u) * s_.G * L;
             if (team_.cancelled(member, n * width * (s_.F + s_.d.H + 64))) return false;
             T* const mine = gx + u * s_.G * L;
+            const T* init = s_.cell.split ? weights_.b_h + u * s_.G * L : mine;
+            std::int64_t init_row = s_.cell.split ? 0 : s_.gates;
             if (s_.d.contexts) {
-                add_contexts(step, {u, end}, mine);
+                project_contexts(m, step, {u, end}, m.contexts);
+                if (!s_.cell.split) init = m.contexts, init_row = width;
             } else if (s_.F > 0) {
                 row_major_product<T>(plain_rows<T>(m.others, n, s_.F), weights_.fed + u * s_.G * s_.F * L,
                                      width, mine, s_.gates, mine, s_.gates);
             }
-            const T* const init = s_.cell.split ? weights_.b_h + u * s_.G * L : mine;
-            row_major_product<T>(plain_rows<T>(m.h_rows, n, s_.d.H), weights_.h + u * s_.G * s_.d.H * L,
-                                 width, init, s_.cell.split ? 0 : s_.gates, m.acc, width);
-            s_.cell.forward({s_.d.H,
+            row_major_product<T>(plain_rows<T>(m.h_rows, leading, s_.d.H), weights_.h + u * s_.G * s_.d.H * L,
+                                 width, init, init_row, m.acc, width);
+            CellStep<T> cell{s_.d.H,
                              {u, end},
                              n,
                              m.acc,
                              mine,
                              width,
                              s_.gates,
+                             nullptr,
                              m.before,
                              m.after,
                              s_.d.current ? nullptr : m.y_rows,
-                             f_.keeps ? rows_.saved + row0 * s_.hp * s_.cell.saved : nullptr});
+                             f_.keeps ? rows_.saved + row0 * s_.hp * s_.cell.saved : nullptr};
+            if (s_.d.contexts) {
+                add_shared(m, n, width, s_.cell.split ? m.contexts : m.acc, mine);
+                if (s_.cell.split) cell.sources = m.sources;
+                if (!s_.cell.split) cell.gates = mine, cell.gates_row = s_.gates;
+            }
+            s_.cell.forward(cell);
         }
         return true;
     }
 
-    // What the contexts add to the gates of some panels, from what the rows of the memory add: rows of the same memory at once.
-    void add_contexts(const Step& step, Range panels, T* gates) const {
-        const std::int64_t N = s_.d.memory_rows, G = s_.G;
-        const std::int64_t* const first = f_.memory_first + step.first;
-        const std::int64_t* const lengths = f_.memory_lengths + step.first;
-        for (std::int64_t i = 0, next = 0; i < step.n; i = next) {
-            const std::int64_t memory = first[i], count = lengths[i];
-            const T* rows[kDecoderRows];
-            // A memory of no rows begins where the next one does.
-            for (; next < step.n && first[next] == memory && lengths[next] == count; ++next)
-                rows[next - i] = rows_.alphas + (step.row0 + next) * s_.sp;
+    // What each row's source has is added to its gates.
+    void add_shared(const Member& m, std::int64_t n, std::int64_t width, const T* shared, T* gates) const {
+        for (std::int64_t i = 0; i < n; ++i) {
+            const T* const from = shared + m.sources[i] * width;
+            T* const to = gates + i * s_.gates;
+            for (std::int64_t j = 0; j < width; j += L) (V::load(to + j) + V::load(from + j)).store(to + j);
+        }
+    }
+
+    // What the contexts of the leaders add to the gates of some panels, from what the rows of the memory add: rows of the same
+    // memory at once.
+    void project_contexts(Member& m, const Step& step, Range panels, T* gates) const {
+        const std::int64_t N = s_.d.memory_rows, G = s_.G, width = (panels.end - panels.begin) * G * L;
+        const auto position = [&](std::int64_t i) { return step.first + m.leaders[i]; };
+        for (std::int64_t i = 0, next = 0; i < step.leading; i = next) {
+            const std::int64_t memory = f_.memory_first[position(i)], count = f_.memory_lengths[position(i)];
+            for (; next < step.leading && same_memory(position(next), position(i)); ++next)
+                m.others[next - i] = rows_.alphas + (step.row0 + next) * s_.sp;
+            if (count == 0) fill_zero(gates + i * width, (next - i) * width);
             if (count == 0) continue;
-            GemmArgs<T> product = plain_rows<T>(rows, next - i, count);
+            GemmArgs<T> product = plain_rows<T>(m.others, next - i, count);
             product.b = projections_.memory + panels.begin * G * N * L + memory * L;
             product.b_panel = N * L;
             product.panels = (panels.end - panels.begin) * G;
-            product.columns = product.panels * L;
-            product.init = product.out = gates + i * s_.gates;
-            product.init_panel = product.out_panel = L;
-            product.init_row = product.out_row = s_.gates;
+            product.columns = width;
+            product.out = gates + i * width;
+            product.out_panel = L;
+            product.out_row = width;
             gemm<T, 1>(product);
         }
     }
 
     // y = tanh(W_c c + W_h h)
     bool make_outputs(Member& m, int member, const Step& step) {
-        const auto [t, first, n, row0, gx] = step;
+        const auto [t, first, n, row0, gx, leading] = step;
         if (team_.cancelled(member, n * s_.hp * (s_.d.M + s_.d.H + 16))) return false;
         for (std::int64_t i = 0; i < n; ++i) {
             m.others[i] = rows_.contexts + (row0 + i) * s_.mp;

@@ -16,6 +16,7 @@ struct CellStep {
     const T *gates,
         *gx;  // of the first panel: the sums; where gates are split that of the state, and that of the input
     std::int64_t gates_row, gx_row;
+    const std::int64_t* sources;  // which row of `gates` each has; null: its own
     const T* const* before;
     T* const* after;
     T* const* y;  // null: not wanted
@@ -50,10 +51,11 @@ void cell_step(const CellStep<T>& p) {
     const V none[kPerUnitRoom<Cell>]{V::set(0)};
     const std::int64_t panels = panels_of<T>(p.units);
     for (std::int64_t i = 0; i < p.n; ++i) {
+        const T* const sums = p.gates + (p.sources == nullptr ? i : p.sources[i]) * p.gates_row;
         for (std::int64_t j = p.panels.begin; j < p.panels.end; ++j) {
             const std::int64_t unit = j * L, valid = p.units - unit, place = (j - p.panels.begin) * G * L;
             V from_x[G], gates[G], s[S], next[S], keep[Cell::kSaved];
-            for (int g = 0; g < G; ++g) gates[g] = V::load(p.gates + i * p.gates_row + place + g * L);
+            for (int g = 0; g < G; ++g) gates[g] = V::load(sums + place + g * L);
             if constexpr (Cell::kSplitGates) {
                 for (int g = 0; g < G; ++g) from_x[g] = V::load(p.gx + i * p.gx_row + place + g * L);
             }

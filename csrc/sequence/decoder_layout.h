@@ -13,7 +13,9 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kDecoderBlockBytes = 192 * 1024;  // of the input's part of the gates
-inline constexpr std::int64_t kDecoderRows = 32;  // of the batch that go through the steps together
+inline constexpr std::int64_t kDecoderRows = 32;  // of the batch that go through the steps together, and
+inline constexpr std::int64_t kOneStepRows =
+    256;  // where there is one step, whose weights then come from afar once
 inline constexpr std::int64_t kCellPanels =
     128;  // rows times panels whose gates stay near between product and cell
 
@@ -24,7 +26,7 @@ struct DecoderShape {
     DecoderSizes d;
     const DecoderCell<T>& cell;
     int G, S;
-    std::int64_t hp, ap, mp, sp, F, fp, gates, panels, block;
+    std::int64_t hp, ap, mp, sp, F, fp, gates, panels, together, block;
 
     explicit DecoderShape(const DecoderSizes& sizes)
         : d(sizes),
@@ -39,7 +41,8 @@ struct DecoderShape {
           fp(padded<T>(F)),
           gates(hp * G),
           panels(panels_of<T>(d.H)),
-          block(larger(kDecoderRows, kDecoderBlockBytes / (gates * static_cast<std::int64_t>(sizeof(T))))) {}
+          together(sizes.T == 1 ? kOneStepRows : kDecoderRows),
+          block(larger(together, kDecoderBlockBytes / (gates * static_cast<std::int64_t>(sizeof(T))))) {}
     // Of a row of a step, in multiply-adds.
     std::int64_t attention_work() const {
         return d.S * ((16 + d.features()) * key_columns() + 24 * d.windows() + mp + d.filters * d.width);
@@ -148,6 +151,11 @@ class DecoderPlaces {
         return f_.keeps ? f_.schedule.offset[t] + position : (t & 1) * s_.d.B + position;
     }
     std::int64_t batch_row(std::int64_t position) const { return f_.schedule.order[position]; }
+    // The row of the states before the first step that a position goes on from.
+    std::int64_t state_row(std::int64_t position) const {
+        const std::int64_t b = batch_row(position);
+        return f_.places == nullptr ? b : f_.places[b];
+    }
     // Of an array (T, B, width) of the caller's.
     template <class U>
     U* step_row(U* all, std::int64_t t, std::int64_t position, std::int64_t width) const {

@@ -68,7 +68,10 @@ struct DecoderArgs {
     const std::int64_t* memory_first;    // (B) by position: where its rows of the memory begin,
     const std::int64_t* memory_lengths;  // and how many they are
     DecoderParams<const T> params;
-    const T* x;                    // (T, B, I)
+    const T* x;  // (T, B, I)
+    // The states before the first step, and the rows of them and of what follows that each row goes on from, where there
+    // are others than B of them; null: its own. They may come again, of which each is computed once in a search.
+    const std::int64_t* places;    // (B)
     const T* initial[kMaxStates];  // (B, H); null is zero
     const T* feed;                 // (B, H), the output before the first step; null is zero
     const T *attention,

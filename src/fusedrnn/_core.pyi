@@ -384,6 +384,7 @@ def decoder_forward(
     rows: _Int64 | None,
     keep: bool,
     sampling: DecoderSampling | None,
+    places: _Int64 | None,
 ) -> tuple[_Array, _Array, tuple[_Array, ...], DecoderTape | None, _Int64 | None]: ...
 def decoder_backward(
     tape: DecoderTape,

@@ -336,7 +336,7 @@ class AttentionDecoder(Module):
         carry = None if first is None else (*first, *PAST)
         draws = None if sampling is None else sampling._draws()
         y, alpha, found, core, tokens = _core.decoder_forward(
-            prepared, inputs, counts, carry, None, keep, draws
+            prepared, inputs, counts, carry, None, keep, draws, None
         )
         found = found[: CELLS[self.cell].states]
         if self.upper is None:

@@ -97,18 +97,24 @@ class DecoderStream:
         """
         inputs, decoder = host_array("x", x), self._decoder
         check_array("x", inputs, (*inputs.shape[:1], decoder.input_size), decoder._dtype, "(N, I)")
-        return self._advance(inputs, None if rows is None else integers("rows", rows))
+        return self._advance(inputs, None if rows is None else integers("rows", rows), None)
 
-    def _advance(self, x: Any, rows: npt.NDArray[np.int64] | None) -> tuple[Array, Array]:
-        """Do what a call does; x is tokens (N,) where the memory has their table."""
+    def _advance(
+        self, x: Any, rows: npt.NDArray[np.int64] | None, places: npt.NDArray[np.int64] | None
+    ) -> tuple[Array, Array]:
+        """Do what a call does; x is tokens (N,) where the memory has their table.
+
+        Where there are places (N,), they are those that `select` takes: the rows go on from them.
+        """
         (first, past, above), options = self._parts(), self._decoder._options
         y, alpha, found, _, _ = _core.decoder_forward(
-            self._prepared, x[None], None, (*first, *past), rows, False, None
+            self._prepared, x[None], None, (*first, *past), rows, False, None, places
         )
-        covered = None
-        _, attended, before, _ = past
+        _, attended, covered, _ = past
         if options.coverage:
-            covered = attended if before is None or attended is None else attended + before
+            covered = attended if covered is None or attended is None else attended + covered
+        if places is not None:
+            covered, *above = (None if part is None else part[places] for part in (covered, *above))
         looks_back = options.coverage or options.score == "location"
         found, centres = found[: self._count], found[self._count :]
         known = (y[0] if options.input_feeding else None, alpha[0] if looks_back else None, covered)

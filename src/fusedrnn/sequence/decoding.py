@@ -13,7 +13,7 @@ from fusedrnn.checks import check_size
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.module import Module
 from fusedrnn.sequence.attention import AttentionDecoder
-from fusedrnn.sequence.decoder_stream import DecoderStream
+from fusedrnn.sequence.decoder_stream import Carry, DecoderStream
 
 Tokens: TypeAlias = npt.NDArray[np.int64]
 # step(tokens (N,), state, rows (N,)) -> logits (N, V) and the state, or logits, the state and alpha (N, S).
@@ -36,6 +36,13 @@ class Decoded(NamedTuple):
     tokens: Tokens
     lengths: Tokens
     scores: npt.NDArray[np.float64]
+
+
+class Carried(NamedTuple):
+    """The state of a decoder: what its stream carries, and which rows of it the hypotheses have."""
+
+    carry: Carry | None
+    places: Tokens | None
 
 
 class Run:
@@ -87,7 +94,7 @@ class Run:
             table = embedding._kept_parameters()["weight"]
         stream = DecoderStream(decoder, decoder._prepare(memory, memory_lengths, table, width > 1))
         stream._set(state, self.batch)
-        self.state = stream._carry
+        self.state = Carried(stream._carry, None)
         self.step = _decoder_step(embedding, stream, head, 0 if table is None else len(table))
 
     def begin(self) -> tuple[Tokens, Tokens, npt.NDArray[np.float64]]:
@@ -121,7 +128,12 @@ class Run:
 
     def select(self, places: Tokens) -> None:
         """Let the state be that of these hypotheses."""
-        self.state = taken(self.state, places)
+        if isinstance(self.state, Carried):
+            # The next step finds them, and computes once what those of the same place share.
+            before = self.state.places
+            self.state = Carried(self.state.carry, places if before is None else before[places])
+        else:
+            self.state = taken(self.state, places)
 
     def ranked(self, complete: list[list[tuple[float, Tokens]]], count: int) -> Decoded:
         longest = max((len(tokens) for found in complete for _, tokens in found), default=0)
@@ -140,12 +152,17 @@ class Run:
 def _decoder_step(embedding: Module, stream: DecoderStream, head: Module, projected: int) -> Step:
     """Return a decoder as a step; so many tokens are in the table of the stream's memory."""
 
-    def step(tokens: Tokens, state: Any, rows: Tokens) -> tuple[Any, ...]:
-        stream._carry = state
+    def step(tokens: Tokens, state: Carried, rows: Tokens) -> tuple[Any, ...]:
+        stream._carry, places = state
         if projected and (most := int(tokens.max())) >= projected:
             raise ValueError(f"model: expected logits of the embedding's V = {projected}, got token {most}")
-        y, alpha = stream._advance(tokens, rows) if projected else stream(embedding(tokens), rows)
-        return head(y), stream._carry, alpha
+        if projected:
+            y, alpha = stream._advance(tokens, rows, places)
+        else:
+            if places is not None:
+                stream.select(places)
+            y, alpha = stream(embedding(tokens), rows)
+        return head(y), Carried(stream._carry, None), alpha
 
     return step
 
