@@ -17,6 +17,7 @@ from fusedrnn.checks import check_number, check_size
 from fusedrnn.init import Seed, make_rng
 from fusedrnn.inputs.rows import contiguous
 from fusedrnn.sequence.decoding import (
+    Complete,
     Constraint,
     Decoded,
     Model,
@@ -184,15 +185,18 @@ def beam_search(
     # Of each live hypothesis: its sequence, its tokens, its log probability, and what it looked at.
     rows, prefixes, totals = run.begin()
     covered: Array | None = None
-    complete: list[list[tuple[float, Tokens]]] = [[] for _ in range(run.batch)]
+    complete: list[Complete] = []
+    counts = np.zeros(run.batch, np.int64)  # of them
 
-    def finish(row: int, tokens: Tokens, total: float, looked: Array | None) -> None:
-        score = total / divisor(len(tokens))
-        if coverage_penalty and looked is not None:
-            seen = looked[: run.memory_lengths[row]] if run.memory_lengths is not None else looked
+    def finish(parents: Tokens, tokens: Tokens, logp: npt.NDArray[np.float64]) -> None:
+        scores = logp / divisor(tokens.shape[1])
+        if covered is not None:
+            looked = np.minimum(covered[parents].astype(np.float64), 1.0)
+            if run.memory_lengths is not None:
+                looked[np.arange(looked.shape[1]) >= run.memory_lengths[rows[parents], None]] = 1.0
             with np.errstate(divide="ignore"):
-                score += coverage_penalty * float(np.log(np.minimum(seen.astype(np.float64), 1.0)).sum())
-        complete[row].append((score, tokens))
+                scores += coverage_penalty * np.log(looked).sum(axis=1)
+        complete.append((rows[parents], tokens, scores))
 
     for step in range(run.max_len):
         if not len(rows):
@@ -205,7 +209,7 @@ def beam_search(
         if coverage_penalty:
             covered = alpha if covered is None else covered + alpha
         # (sequences, 2 * width), the best first: no more than `width` of these end.
-        parents, tokens, totals = _core.beam_step(
+        parents, tokens, likeliest = _core.beam_step(
             contiguous(logits if logits.dtype in (np.float32, np.float64) else logits.astype(np.float64)),
             totals,
             rows,
@@ -214,25 +218,30 @@ def beam_search(
         )
         found = parents >= 0
         ended = found & (tokens == run.eos)
-        for group, rank in np.argwhere(ended[:, :width]):
-            parent = parents[group, rank]
-            looked = None if covered is None else covered[parent]
-            finish(
-                int(rows[parent]), np.append(prefixes[parent], run.eos), float(totals[group, rank]), looked
-            )
-        full = np.array([len(hypotheses) >= width for hypotheses in complete])
+        ending = ended[:, :width]
+        if ending.any():
+            parent = parents[:, :width][ending]
+            counts += np.bincount(rows[parent], minlength=run.batch)
+            finish(parent, _continued(prefixes[parent], run.eos), likeliest[:, :width][ending])
         # The best that go on, as many as the beam is wide.
-        going = found & ~ended & ~full[rows[parents[:, :1]]]
+        going = found & ~ended & (counts < width)[rows[parents[:, :1]]]
         going &= np.cumsum(going, axis=1) <= width
-        parents, totals = parents[going], totals[going]
-        rows, prefixes = rows[parents], np.column_stack((prefixes[parents], tokens[going]))
-        covered = None if covered is None else covered[parents]
-        run.select(parents)
+        parent, totals = parents[going], likeliest[going]
+        prefixes = _continued(prefixes[parent], tokens[going])
         if step + 1 == run.max_len:
-            for last in range(len(rows)):
-                looked = None if covered is None else covered[last]
-                finish(int(rows[last]), prefixes[last], float(totals[last]), looked)
+            finish(parent, prefixes, totals)
+            break
+        rows = rows[parent]
+        covered = None if covered is None else covered[parent]
+        run.select(parent)
     return run.ranked(complete, best)
+
+
+def _continued(prefixes: Tokens, tokens: Tokens | int) -> Tokens:
+    longer = np.empty((len(prefixes), prefixes.shape[1] + 1), np.int64)
+    longer[:, :-1] = prefixes
+    longer[:, -1] = tokens
+    return longer
 
 
 def _length_divisor(penalty: LengthPenalty) -> Callable[[int], float]:
@@ -258,7 +267,7 @@ def _one_by_one(
     """Decode with one hypothesis for each sequence."""
     run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint, 1)
     rows, prefixes, totals = run.begin()
-    complete: list[list[tuple[float, Tokens]]] = [[] for _ in range(run.batch)]
+    complete: list[Complete] = []
     for step in range(run.max_len):
         if not len(rows):
             break
@@ -269,10 +278,9 @@ def _one_by_one(
         possible = np.flatnonzero(logp.max(axis=1) > -np.inf)
         tokens = pick(logp[possible])
         totals = totals[possible] + logp[possible, tokens]
-        prefixes = np.column_stack((prefixes[possible], tokens))
+        prefixes = _continued(prefixes[possible], tokens)
         ended = (tokens == run.eos) | (step + 1 == run.max_len)
-        for i in np.flatnonzero(ended):
-            complete[rows[possible[i]]].append((float(totals[i]), prefixes[i]))
+        complete.append((rows[possible[ended]], prefixes[ended], totals[ended]))
         going = possible[~ended]
         rows, prefixes, totals = rows[going], prefixes[~ended], totals[~ended]
         run.select(going)

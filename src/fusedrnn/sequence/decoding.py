@@ -19,6 +19,8 @@ Tokens: TypeAlias = npt.NDArray[np.int64]
 # step(tokens (N,), state, rows (N,)) -> logits (N, V) and the state, or logits, the state and alpha (N, S).
 Step: TypeAlias = Callable[[Tokens, Any, Tokens], "tuple[Any, ...]"]
 Model: TypeAlias = "Step | tuple[Module, AttentionDecoder, Module]"
+# Hypotheses that are complete: their sequences (k,), tokens (k, n) and scores (k,).
+Complete: TypeAlias = "tuple[Tokens, Tokens, npt.NDArray[np.float64]]"
 # constraint(prefixes (N, t), rows (N,)) -> bool (N, V), which tokens may come next.
 Constraint: TypeAlias = Callable[[Tokens, Tokens], npt.NDArray[np.bool_]]
 
@@ -135,17 +137,28 @@ class Run:
         else:
             self.state = taken(self.state, places)
 
-    def ranked(self, complete: list[list[tuple[float, Tokens]]], count: int) -> Decoded:
-        longest = max((len(tokens) for found in complete for _, tokens in found), default=0)
+    def ranked(self, complete: list[Complete], count: int) -> Decoded:
+        """Return the best complete hypotheses; of equals those that were found first."""
+        longest = max((found[1].shape[1] for found in complete if len(found[0])), default=0)
         tokens = np.full((self.batch, count, longest), self.eos)
         lengths = np.zeros((self.batch, count), np.int64)
         scores = np.full((self.batch, count), -np.inf)
-        for row, found in enumerate(complete):
-            # In the order in which they were found where they are equal.
-            for i, (score, own) in enumerate(sorted(found, key=lambda pair: -pair[0])[:count]):
-                tokens[row, i, : len(own)] = own
-                lengths[row, i] = len(own) - (len(own) > 0 and own[-1] == self.eos)
-                scores[row, i] = score
+        if not complete:
+            return Decoded(tokens, lengths, scores)
+        rows = np.concatenate([found[0] for found in complete])
+        values = np.concatenate([found[2] for found in complete])
+        padded = np.full((len(rows), longest), self.eos)
+        ends = np.cumsum([len(found[0]) for found in complete])
+        sizes = np.empty(len(rows), np.int64)
+        for end, (_, own, _) in zip(ends, complete, strict=True):
+            padded[end - len(own) : end, : own.shape[1]] = own
+            sizes[end - len(own) : end] = own.shape[1] - (own[:, -1] == self.eos)
+        order = np.lexsort((-values, rows))
+        first = np.searchsorted(rows[order], np.arange(self.batch))
+        rank = np.arange(len(rows)) - first[rows[order]]
+        order, rank = order[rank < count], rank[rank < count]
+        place = rows[order], rank
+        tokens[place], lengths[place], scores[place] = padded[order], sizes[order], values[order]
         return Decoded(tokens, lengths, scores)
 
 
