@@ -20,6 +20,7 @@ void beam_group(const BeamArgs<T>& p, std::int64_t g, const Best& best, double* 
             return only_first(exp_nonpositive(load_up_to(e + c, m) - shift), m, 0.0);
         });
         const double offset = p.totals[r] - most - __builtin_log(sum);
+        if (!(offset + most > best.scores[best.n - 1])) continue;
         const std::uint8_t* const allowed = p.allowed == nullptr ? nullptr : p.allowed + r * p.classes;
         for (std::int64_t c = 0; c < p.classes; ++c) {
             if (allowed == nullptr || allowed[c] != 0) best.add(offset + e[c], (r - first) * p.classes + c);

@@ -80,30 +80,6 @@ class Decoder : DecoderPlaces<T> {
         std::int64_t leading;
     };
 
-    // A memory of no rows begins where the next one does.
-    bool same_memory(std::int64_t a, std::int64_t b) const {
-        return f_.memory_first[a] == f_.memory_first[b] && f_.memory_lengths[a] == f_.memory_lengths[b];
-    }
-
-    std::int64_t find_leaders(Member& m, std::int64_t first, std::int64_t n) const {
-        if (f_.places == nullptr || !s_.d.contexts || s_.windowed()) {
-            for (std::int64_t i = 0; i < n; ++i) m.leaders[i] = m.sources[i] = i;
-            return n;
-        }
-        std::int64_t leading = 0;
-        for (std::int64_t i = 0; i < n; ++i) {
-            // Those that look at the same memory follow one another.
-            std::int64_t source = leading;
-            for (std::int64_t k = leading - 1; k >= 0; --k) {
-                if (!same_memory(first + m.leaders[k], first + i)) break;
-                if (this->state_row(first + m.leaders[k]) == this->state_row(first + i)) source = k;
-            }
-            if (source == leading) m.leaders[leading++] = i;
-            m.sources[i] = source;
-        }
-        return leading;
-    }
-
     void load_initial(Range group) const {
         const auto load = [&](const T* from, T* to, std::int64_t p, std::int64_t width) {
             fill_zero(to, padded<T>(width));
@@ -144,19 +120,20 @@ class Decoder : DecoderPlaces<T> {
                     m.x_rows[n++] = input_of(t, group.begin + i);
                 }
             }
-            if (f_.tokens != nullptr) {
-                for (std::int64_t i = 0; i < n; ++i) copy(m.x_rows[i], m.gx + i * s_.gates, s_.gates);
-            } else {
+            if (f_.tokens == nullptr) {
                 if (team_.cancelled(member, n * s_.d.I * s_.gates)) return false;
                 row_major_product<T>(plain_rows<T>(m.x_rows, n, s_.d.I), weights_.x, s_.gates, weights_.b_x,
                                      0, m.gx, s_.gates);
+                for (std::int64_t i = 0; i < n; ++i) m.x_rows[i] = m.gx + i * s_.gates;
+            } else if (!s_.d.contexts) {
+                for (std::int64_t i = 0; i < n; ++i) copy(m.x_rows[i], m.gx + i * s_.gates, s_.gates);
             }
             T* gx = m.gx;
             for (std::int64_t t = block; t < end; ++t) {
                 const std::int64_t count = active(t);
                 const Step step{t,     group.begin,
                                 count, this->row_of(t, group.begin),
-                                gx,    find_leaders(m, group.begin, count)};
+                                gx,    this->find_leaders(group.begin, count, m.leaders, m.sources)};
                 if (!(s_.d.current ? step_then_attend(m, member, step) : attend_then_step(m, member, step)))
                     return false;
                 gx += step.n * s_.gates;
@@ -290,7 +267,7 @@ class Decoder : DecoderPlaces<T> {
                              s_.d.current ? nullptr : m.y_rows,
                              f_.keeps ? rows_.saved + row0 * s_.hp * s_.cell.saved : nullptr};
             if (s_.d.contexts) {
-                add_shared(m, n, width, s_.cell.split ? m.contexts : m.acc, mine);
+                add_shared(m, step, u * s_.G * L, width, s_.cell.split ? m.contexts : m.acc);
                 if (s_.cell.split) cell.sources = m.sources;
                 if (!s_.cell.split) cell.gates = mine, cell.gates_row = s_.gates;
             }
@@ -299,12 +276,15 @@ class Decoder : DecoderPlaces<T> {
         return true;
     }
 
-    // What each row's source has is added to its gates.
-    void add_shared(const Member& m, std::int64_t n, std::int64_t width, const T* shared, T* gates) const {
-        for (std::int64_t i = 0; i < n; ++i) {
-            const T* const from = shared + m.sources[i] * width;
-            T* const to = gates + i * s_.gates;
-            for (std::int64_t j = 0; j < width; j += L) (V::load(to + j) + V::load(from + j)).store(to + j);
+    // The gates of some panels: what each row's input adds, and what its source has.
+    void add_shared(const Member& m, const Step& step, std::int64_t place, std::int64_t width,
+                    const T* shared) const {
+        const T* const* const inputs = m.x_rows + (step.gx - m.gx) / s_.gates;
+        for (std::int64_t i = 0; i < step.n; ++i) {
+            const T *const from = shared + m.sources[i] * width, *const input = inputs[i] + place;
+            T* const to = step.gx + i * s_.gates + place;
+            for (std::int64_t j = 0; j < width; j += L)
+                (V::load(input + j) + V::load(from + j)).store(to + j);
         }
     }
 
@@ -315,7 +295,7 @@ class Decoder : DecoderPlaces<T> {
         const auto position = [&](std::int64_t i) { return step.first + m.leaders[i]; };
         for (std::int64_t i = 0, next = 0; i < step.leading; i = next) {
             const std::int64_t memory = f_.memory_first[position(i)], count = f_.memory_lengths[position(i)];
-            for (; next < step.leading && same_memory(position(next), position(i)); ++next)
+            for (; next < step.leading && this->same_memory(position(next), position(i)); ++next)
                 m.others[next - i] = rows_.alphas + (step.row0 + next) * s_.sp;
             if (count == 0) fill_zero(gates + i * width, (next - i) * width);
             if (count == 0) continue;

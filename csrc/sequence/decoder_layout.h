@@ -156,6 +156,32 @@ class DecoderPlaces {
         const std::int64_t b = batch_row(position);
         return f_.places == nullptr ? b : f_.places[b];
     }
+    // A memory of no rows begins where the next one does.
+    bool same_memory(std::int64_t a, std::int64_t b) const {
+        return f_.memory_first[a] == f_.memory_first[b] && f_.memory_lengths[a] == f_.memory_lengths[b];
+    }
+
+    // Of the positions from `first` on those that lead, a position's source being which of them has its state and memory.
+    std::int64_t find_leaders(std::int64_t first, std::int64_t n, std::int64_t* leaders,
+                              std::int64_t* sources) const {
+        if (f_.places == nullptr || !s_.d.contexts || s_.windowed()) {
+            for (std::int64_t i = 0; i < n; ++i) leaders[i] = sources[i] = i;
+            return n;
+        }
+        std::int64_t leading = 0;
+        for (std::int64_t i = 0; i < n; ++i) {
+            // Those that look at the same memory follow one another.
+            std::int64_t source = leading;
+            for (std::int64_t k = leading - 1; k >= 0; --k) {
+                if (!same_memory(first + leaders[k], first + i)) break;
+                if (state_row(first + leaders[k]) == state_row(first + i)) source = k;
+            }
+            if (source == leading) leaders[leading++] = i;
+            sources[i] = source;
+        }
+        return leading;
+    }
+
     // Of an array (T, B, width) of the caller's.
     template <class U>
     U* step_row(U* all, std::int64_t t, std::int64_t position, std::int64_t width) const {
