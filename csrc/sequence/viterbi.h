@@ -37,6 +37,28 @@ FUSEDRNN_INLINE void row_max_product(std::int64_t K, std::int64_t stride, const 
     }
 }
 
+// Where x + y is largest, the first of equals; 0 where all are NaN.
+FUSEDRNN_INLINE std::int64_t largest_sum_at(std::int64_t K, const double* x, const double* y) {
+    constexpr double kLowest = -__builtin_huge_val();
+    Lanes most = Lanes::set(kLowest), at = Lanes::set(0);
+    row_vectors<double>(K, [&](std::int64_t i, int n) {
+        const Lanes sum = load_up_to(x + i, n) + load_up_to(y + i, n);
+        const auto larger = less(most, n == kLanes ? sum : only_first(sum, n, kLowest));
+        most = select(larger, sum, most);
+        at = select(larger, Lanes::load(kLaneNumbersDouble) + Lanes::set(static_cast<double>(i)), at);
+    });
+    double values[kLanes], places[kLanes];
+    most.store(values);
+    at.store(places);
+    int best = 0;
+    for (int l = 1; l < kLanes; ++l) {
+        const bool better =
+            values[l] > values[best] || (values[l] == values[best] && places[l] < places[best]);
+        best = better ? l : best;
+    }
+    return static_cast<std::int64_t>(places[best]);
+}
+
 // The best path of one sequence (Viterbi 1967), the first of equals; its score, NaN if the row has one.
 template <class T>
 double crf_best_path(const CrfRow<T>& r, std::int64_t* best, Team& team, int member) {
@@ -62,11 +84,7 @@ double crf_best_path(const CrfRow<T>& r, std::int64_t* best, Team& team, int mem
     for (std::int64_t t = steps - 1;; --t) {
         best[t * batch + r.b] = tag;
         if (t == 0) break;
-        const double *const before = r.lattice(t - 1), *const into = w.log_backward + tag * stride;
-        std::int64_t from = 0;
-        for (std::int64_t i = 1; i < K; ++i)
-            from = before[i] + into[i] > before[from] + into[from] ? i : from;
-        tag = from;
+        tag = largest_sum_at(K, r.lattice(t - 1), w.log_backward + tag * stride);
     }
     return has_nan || score != score ? __builtin_nan("")
            : score < 0.5 * kNever    ? -__builtin_huge_val()
