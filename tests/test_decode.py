@@ -155,15 +155,22 @@ def test_beam_of_one_is_greedy() -> None:
         np.testing.assert_array_equal(drawn.tokens, greedy.tokens)
 
 
-@pytest.mark.parametrize(("query", "input_feeding"), [("previous", False), ("current", True)])
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        ("lstm", {"coverage": True}),
+        ("lstm", {"coverage": True, "query": "current", "input_feeding": True}),
+        ("gru", {"score": "location", "num_layers": 2}),
+        ("gru", {"score": "window", "num_windows": 2}),
+        ("rnn_tanh", {"score": "general"}),
+    ],
+)
 @pytest.mark.parametrize("tokens", [V, 300])
-def test_a_search_multiplies_once(tokens: int, query: str, input_feeding: bool) -> None:
-    """What it has of few tokens and of memories beforehand is what a step would make of them."""
+def test_a_search_multiplies_once(tokens: int, cell: str, options: dict[str, Any]) -> None:
+    """What it has of few tokens, of memories and of hypotheses' states is what a step would make of them."""
     rng = np.random.default_rng(3)
     embedding, head = fr.Embedding(tokens, 4, dtype="float64"), fr.Linear(7, tokens, dtype="float64")
-    decoder = fr.AttentionDecoder(
-        "lstm", 4, 7, 5, query=query, input_feeding=input_feeding, coverage=True, dtype="float64"
-    )
+    decoder = fr.AttentionDecoder(cell, 4, 7, 5, dtype="float64", **options)
     for part in (embedding, decoder, head):
         part.flat_parameters[...] = rng.normal(0, 0.9, part.flat_parameters.shape)
     rows, lengths = memory(8)
@@ -174,7 +181,7 @@ def test_a_search_multiplies_once(tokens: int, query: str, input_feeding: bool) 
         y, _ = stream(embedding(tokens), places)
         return head(y), stream._carry
 
-    for beam in (1, 4):
+    for beam in (1, 4, 20):
         want = fr.decode.beam_search(step, rows, BOS, EOS, beam, 9)
         got = fr.decode.beam_search(
             (embedding, decoder, head), rows, BOS, EOS, beam, 9, memory_lengths=lengths

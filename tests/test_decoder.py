@@ -119,6 +119,44 @@ def test_gradients(cell: str, bias: bool) -> None:
     check_gradients(module(cell, shape, bias=bias), problem(cell, shape))
 
 
+# Keys and queries as they are, keys that saturate, and queries whose exponentials would overflow with them.
+@pytest.mark.parametrize(("keys", "queries"), [(1, 1), (60, 1), (1, 30), (60, 60), (400, 400)])
+@pytest.mark.parametrize("size", [1, 23, 70])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 1e-5)])
+def test_exponentials_of_keys(dtype: str, tolerance: float, size: int, keys: float, queries: float) -> None:
+    """Beside tanh, which a decoder with coverage takes: panels by four, two and one, and keys that cancel."""
+    shape = (3, 3, 6, 2, 3, 3, size)
+    given = problem("gru", shape, dtype)
+    given["state"] = np.sign(given["state"])
+    decoder, other = module("gru", shape, dtype), module("gru", shape, dtype, coverage=True)
+    tolerance *= max(keys, queries)  # sums of large numbers are rounded
+    own = decoder.parameters
+    for name, factor in (("weight_memory", keys), ("weight_query", queries)):
+        own[name] *= factor
+    # The first row's keys are near to what takes its first query away.
+    own["bias_memory"] = (
+        0.3 - own["weight_query"] @ given["state"][0, 0] - own["weight_memory"] @ given["memory"][0, 0]
+    )
+    for name in own:
+        other.parameters[name] = own[name]
+    other.parameters["weight_coverage"] = 0
+    if dtype == "float64" and keys * queries == 1 and size == 23:
+        check_gradients(decoder, given)
+        decoder.zero_grad()
+    rng, results = np.random.default_rng(3), []
+    flows = rng.normal(size=(3, 3, 3)).astype(dtype), rng.normal(size=(3, 3, 6)).astype(dtype)
+    for each in (decoder, other):
+        y, alpha, _, tape = each.forward(**given)
+        backward = each.backward(tape, *flows)
+        results.append({"y": y, "alpha": alpha, "dx": backward[0], "dmemory": backward[1], **each.grads})
+    want_y, want_alpha, _ = expected(decoder, given)
+    np.testing.assert_allclose(results[0]["y"], want_y, atol=tolerance)
+    np.testing.assert_allclose(results[0]["alpha"], want_alpha, atol=tolerance)
+    for name, array in results[0].items():
+        bound = tolerance * max(1.0, np.abs(results[1][name]).max())
+        np.testing.assert_allclose(array, results[1][name], atol=bound, rtol=0, err_msg=name)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_threads(dtype: str) -> None:
     """The same bits."""
