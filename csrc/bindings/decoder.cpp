@@ -25,6 +25,7 @@ void check_sampling(const DecoderSampler& sampling, const Prepared& p, bool keep
     };
     if (!keep) refuse("None where no tape is kept", "one");
     if (sampling.dtype != p.decoder->dtype) refuse("one of the decoder's dtype", "one of another");
+    if (sampling.bf16 != p.decoder->bf16) refuse("one of the decoder's compute", "one of another");
     if (sampling.units != p.sizes.H)
         refuse("a head of the decoder's H = " + std::to_string(p.sizes.H), std::to_string(sampling.units));
     if (sampling.table.size(1) != p.sizes.I) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "bindings/arrays.h"
@@ -29,6 +30,15 @@ struct ParamArrays {
     }
 };
 
+// Those whose products take bfloat16 are of float32.
+template <class T>
+const DecoderKernels<T>& decoder_kernels(bool bf16) {
+    if constexpr (std::is_same_v<T, float>) {
+        if (bf16) return *bf16_kernels().decoder;
+    }
+    return *layer_table<T>().sequence->decoder;
+}
+
 // A decoder's weights in panels, beside those they were made of.
 struct PackedDecoder {
     const RecurrentCell* cell;
@@ -36,10 +46,11 @@ struct PackedDecoder {
     DecoderSizes sizes{};
     ParamArrays params;
     AlignedBuffer weights;
+    bool bf16 = false;
 
     template <class T>
     const DecoderKernels<T>& kernels() const {
-        return *layer_table<T>().sequence->decoder;
+        return decoder_kernels<T>(bf16);
     }
     template <class T>
     DecoderArgs<T> args(const DecoderSizes& d) const {
@@ -79,6 +90,7 @@ struct DecoderSampler {
     std::int64_t classes, units;  // V, H
     double probability;
     std::uint64_t seed, stream;
+    bool bf16;
     AlignedBuffer head;
 };
 

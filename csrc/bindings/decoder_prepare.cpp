@@ -8,6 +8,7 @@
 #include "bindings/bindings.h"
 #include "bindings/checks.h"
 #include "bindings/decoder.h"
+#include "bindings/recurrent.h"
 #include "bindings/run.h"
 #include "bindings/sequence.h"
 
@@ -24,7 +25,7 @@ Score score_among(const std::string& name) {
 
 std::shared_ptr<PackedDecoder> decoder_pack(const std::string& cell_, const py::object& params_,
                                             std::int64_t memory_size, const std::string& score, bool current,
-                                            bool feeds) {
+                                            bool feeds, const std::string& compute) {
     auto p = std::make_shared<PackedDecoder>();
     p->cell = &cell_among(kernels().cells, cell_);
     static constexpr const char* kNames[kDecoderParams] = {
@@ -33,6 +34,7 @@ std::shared_ptr<PackedDecoder> decoder_pack(const std::string& cell_, const py::
         "weight_filter", "weight_coverage", "weight_window", "bias_window"};
     const Array like = Array::floats(item_of(params_, "params", kDecoderParams, 4), "weight_ih");
     p->dtype = like.dtype();
+    p->bf16 = reads_bf16(compute);
     const auto take = [&](int i, const std::vector<Axis>& axes, Presence presence = kRequired) {
         p->params.of[i] =
             Array::parameter(item_of(params_, "params", kDecoderParams, i), kNames[i], like, presence);
@@ -144,7 +146,8 @@ std::shared_ptr<Prepared> decoder_prepare(const std::shared_ptr<PackedDecoder>& 
 
 std::unique_ptr<DecoderSampler> decoder_sampling(const py::object& weight_, const py::object& bias_,
                                                  const py::object& table_, const py::object& probability_,
-                                                 const py::object& seed_, const py::object& offset_) {
+                                                 const py::object& seed_, const py::object& offset_,
+                                                 const std::string& compute) {
     const Array weight = Array::floats(weight_, "weight").shape({{"V"}, {"H"}}).contiguous();
     const std::int64_t classes = weight.size(0), units = weight.size(1);
     require(classes > 0, "weight", "shape (V, H) with V >= 1", 0);
@@ -153,11 +156,12 @@ std::unique_ptr<DecoderSampler> decoder_sampling(const py::object& weight_, cons
     const double probability = finite_number(probability_, "probability");
     require(probability >= 0 && probability <= 1, "probability", "a number in [0, 1]", probability);
     const std::uint64_t seed = unsigned_integer(seed_, "seed"), stream = unsigned_integer(offset_, "offset");
+    const bool bf16 = reads_bf16(compute);
     checked_product({classes + 64, units + 64, 16});
     auto p = std::make_unique<DecoderSampler>(
-        DecoderSampler{weight.dtype(), table, classes, units, probability, seed, stream, {}});
+        DecoderSampler{weight.dtype(), table, classes, units, probability, seed, stream, bf16, {}});
     by_dtype(weight.dtype(), [&]<class T>() {
-        const DecoderKernels<T>& kernels = *layer_table<T>().sequence->decoder;
+        const DecoderKernels<T>& kernels = decoder_kernels<T>(bf16);
         DecoderSizes d{};
         d.classes = classes, d.H = units;
         p->head = AlignedBuffer(kernels.head_bytes(d));
@@ -180,14 +184,15 @@ void bind_decoder_prepare(py::module_& m) {
         .def_property_readonly("nbytes", &Prepared::nbytes)
         .def_property_readonly("batch", [](const Prepared& p) { return p.batch; });
     m.def("decoder_pack", &decoder_pack, arg("cell"), arg("params"), arg("memory_size"), arg("score"),
-          arg("current"), arg("feeds"), "Return the weights in panels, which hold their parameters.");
+          arg("current"), arg("feeds"), arg("compute") = "float32",
+          "Return the weights in panels, which hold their parameters.");
     m.def("decoder_prepare", &decoder_prepare, arg("decoder"), arg("memory"), arg("memory_lengths"),
           arg("table"), arg("contexts"),
           "Return the memory (S, B, M) with its keys, for decoder_forward; for a search what the rows of a "
           "table (V, I) and, with contexts, those of the memory add to the gates besides.");
     py::class_<DecoderSampler>(m, "DecoderSampling", "What draws the inputs of scheduled sampling.");
     m.def("decoder_sampling", &decoder_sampling, arg("weight"), arg("bias"), arg("table"), arg("probability"),
-          arg("seed"), arg("offset"),
+          arg("seed"), arg("offset"), arg("compute") = "float32",
           "Return what replaces inputs by rows of the table (V, I), drawn from softmax(weight y + bias).");
 }
 

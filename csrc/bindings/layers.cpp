@@ -55,11 +55,6 @@ const DenseKernels<T>& dense_kernels(bool bf16) {
     }
     return kernel_table<T>().dense;
 }
-bool reads_bf16(const std::string& compute) {
-    if (compute != "bf16") return false;
-    if (bf16_kernels().table == nullptr) throw py::value_error(kNoBf16);
-    return true;
-}
 
 int linear_threads(std::int64_t n, std::int64_t in, std::int64_t out) {
     return threads_for(static_cast<double>(n) * static_cast<double>(in) * static_cast<double>(out) / 16);

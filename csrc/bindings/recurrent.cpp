@@ -11,6 +11,12 @@
 
 namespace fusedrnn {
 
+bool reads_bf16(const std::string& compute) {
+    if (compute != "bf16") return false;
+    if (bf16_kernels().table == nullptr) throw py::value_error(kNoBf16);
+    return true;
+}
+
 const RecurrentCell& cell_by_name(const std::string& key) {
     const std::size_t end = key.find(kBf16Key);
     if (end != std::string::npos) {

@@ -12,6 +12,8 @@ inline constexpr const char* kBf16Key = ":bf16";
 inline constexpr const char* kNoBf16 =
     "compute: expected \"float32\" on a CPU without products of bfloat16, got \"bf16\"";
 const RecurrentCell& cell_by_name(const std::string& key);
+// Whether products take bfloat16: where `compute` asks for it and the CPU has it.
+bool reads_bf16(const std::string& compute);
 const RecurrentCell* defined_cell(const std::string& key);
 // What src/fusedrnn/cells.py knows of a cell.
 py::dict cell_description(const CellTraits& cell);

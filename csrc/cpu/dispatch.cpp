@@ -30,10 +30,10 @@ FUSEDRNN_DECLARE_TABLES(neon)
 FUSEDRNN_DECLARE_TABLES(scalar)
 #undef FUSEDRNN_DECLARE_TABLES
 namespace avx512bf16 {
-const KernelTable<float>& table_bf16();
+Bf16Kernels kernels_bf16();
 }
 namespace amx {
-const KernelTable<float>& table_bf16();
+Bf16Kernels kernels_bf16();
 }
 namespace avx512vnni {
 extern const QuantizedKernels kQuantizedKernels[][kWeightFormats];
@@ -72,12 +72,12 @@ constexpr std::nullptr_t kScalar = nullptr;
 #endif
 #undef FUSEDRNN_TABLES
 #if FUSEDRNN_HAVE_AVX512BF16
-constexpr auto kAvx512Bf16 = avx512bf16::table_bf16;
+constexpr auto kAvx512Bf16 = avx512bf16::kernels_bf16;
 #else
 constexpr std::nullptr_t kAvx512Bf16 = nullptr;
 #endif
 #if FUSEDRNN_HAVE_AMX
-constexpr auto kAmx = amx::table_bf16;
+constexpr auto kAmx = amx::kernels_bf16;
 #else
 constexpr std::nullptr_t kAmx = nullptr;
 #endif
@@ -113,7 +113,7 @@ struct IsaBeyond {
     bool (*supported)();
     Table table;  // null where this build lacks them
 };
-constexpr IsaBeyond<const KernelTable<float>& (*)()> kBf16Isas[] = {
+constexpr IsaBeyond<Bf16Kernels (*)()> kBf16Isas[] = {
     {"amx", cpu_has_amx, kAmx},
     {"avx512bf16", cpu_has_avx512bf16, kAvx512Bf16},
 };
@@ -178,7 +178,10 @@ std::vector<RecurrentCell> compiled_cells(const Kernels& chosen) {
 const Bf16Kernels& bf16_kernels() {
     static const Bf16Kernels chosen = [] {
         const auto* const isa = choose_beyond(kBf16Isas, "FUSEDRNN_BF16_ISA");
-        return isa == nullptr ? Bf16Kernels{nullptr, nullptr} : Bf16Kernels{isa->name, &isa->table()};
+        if (isa == nullptr) return Bf16Kernels{};
+        Bf16Kernels found = isa->table();
+        found.isa = isa->name;
+        return found;
     }();
     return chosen;
 }

@@ -208,6 +208,8 @@ struct KernelTable {
 
 template <class T>
 struct LayerTable;  // layers/layer_table.h
+template <class T>
+struct DecoderKernels;  // sequence/decoder_table.h
 
 struct Cells {
     const RecurrentCell* first;
@@ -235,6 +237,7 @@ const KernelTable<T>& kernel_table();
 struct Bf16Kernels {
     const char* isa;
     const KernelTable<float>* table;
+    const DecoderKernels<float>* decoder;
 };
 const Bf16Kernels& bf16_kernels();
 // Of a cell that has some, the best for weights of this format.

@@ -3,9 +3,11 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-const KernelTable<float>& table_bf16() {
+extern const DecoderKernels<float> kDecoderF32;  // kernels_decoder.cpp
+
+Bf16Kernels kernels_bf16() {
     static constexpr KernelTable<float> table = make_table<float>();
-    return table;
+    return {nullptr, &table, &kDecoderF32};
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

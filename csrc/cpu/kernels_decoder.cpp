@@ -24,8 +24,10 @@ constexpr DecoderKernels<T> decoder_kernels() {
 }  // namespace
 
 extern const DecoderKernels<float> kDecoderF32;
-extern const DecoderKernels<double> kDecoderF64;
 const DecoderKernels<float> kDecoderF32 = decoder_kernels<float>();
+#ifndef FUSEDRNN_BF16
+extern const DecoderKernels<double> kDecoderF64;
 const DecoderKernels<double> kDecoderF64 = decoder_kernels<double>();
+#endif
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

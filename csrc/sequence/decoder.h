@@ -249,11 +249,13 @@ class Decoder : DecoderPlaces<T> {
                 project_contexts(m, step, {u, end}, m.contexts);
                 if (!s_.cell.split) init = m.contexts, init_row = width;
             } else if (s_.F > 0) {
-                row_major_product<T>(plain_rows<T>(m.others, n, s_.F), weights_.fed + u * s_.G * s_.F * L,
-                                     width, mine, s_.gates, mine, s_.gates);
+                row_major_product<T>(plain_rows<T>(m.others, n, s_.F),
+                                     weights_.fed + u * s_.G * panel_depth<T>(s_.F) * L, width, mine,
+                                     s_.gates, mine, s_.gates);
             }
-            row_major_product<T>(plain_rows<T>(m.h_rows, leading, s_.d.H), weights_.h + u * s_.G * s_.d.H * L,
-                                 width, init, init_row, m.acc, width);
+            row_major_product<T>(plain_rows<T>(m.h_rows, leading, s_.d.H),
+                                 weights_.h + u * s_.G * panel_depth<T>(s_.d.H) * L, width, init, init_row,
+                                 m.acc, width);
             CellStep<T> cell{s_.d.H,
                              {u, end},
                              n,
@@ -307,7 +309,7 @@ class Decoder : DecoderPlaces<T> {
             product.out = gates + i * width;
             product.out_panel = L;
             product.out_row = width;
-            gemm<T, 1>(product);
+            gemm_tiles<T, 1>(product);  // both are results: neither is rounded
         }
     }
 

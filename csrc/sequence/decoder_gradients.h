@@ -16,13 +16,14 @@ struct DecoderFlow {
     T *features, *dfeatures, *dfilters;  // weights [A/L][feature][L]; [A/L][B][feature][L]; [B][C][K]
     DecoderFlow(const DecoderShape<T>& s, Arena& arena) {
         const std::int64_t rows = s.d.rows, memory = s.d.memory_rows, out = s.d.current ? s.hp : 0;
-        x_columns = arena.take<T>(padded<T>(s.d.I) * s.gates);
-        fed_columns = arena.take<T>(s.fp * s.gates);
-        h_columns = arena.take<T>(s.hp * s.gates);
-        query_columns = arena.take<T>(s.projects_query() ? s.hp * s.ap : 0);
-        memory_columns = arena.take<T>(s.projects_memory() ? s.mp * s.ap : 0);
-        output_context_columns = arena.take<T>(s.mp * out);
-        output_h_columns = arena.take<T>(s.hp * out);
+        const std::int64_t gates = panel_depth<T>(s.gates), attention = panel_depth<T>(s.ap);
+        x_columns = arena.take<T>(padded<T>(s.d.I) * gates);
+        fed_columns = arena.take<T>(s.fp * gates);
+        h_columns = arena.take<T>(s.hp * gates);
+        query_columns = arena.take<T>(s.projects_query() ? s.hp * attention : 0);
+        memory_columns = arena.take<T>(s.projects_memory() ? s.mp * attention : 0);
+        output_context_columns = arena.take<T>(s.mp * panel_depth<T>(out));
+        output_h_columns = arena.take<T>(s.hp * panel_depth<T>(out));
         dgx = arena.take<T>(rows * s.gates);
         dgh = s.cell.split ? arena.take<T>(rows * s.gates) : dgx;
         dqueries = arena.take<T>(rows * s.ap);
@@ -53,7 +54,7 @@ class DecoderGradients : DecoderPlaces<T> {
             acc = arena.take<T>(accumulator_vectors<1>() * L);
             const std::int64_t widest = larger(padded<T>(s.d.I), larger(s.mp, s.hp));
             const std::int64_t most = larger(larger(s.d.rows, s.d.memory_rows), s.d.T);
-            columns = arena.take<T>(most * widest);
+            columns = arena.take<T>(panel_depth<T>(most) * widest);
             alphas = arena.take<T>(s.sp * larger(s.d.T, 1));
             rows = arena.take<const T*>(most);
             others = arena.take<const T*>(most);
@@ -230,7 +231,7 @@ class DecoderGradients : DecoderPlaces<T> {
                  const Store& store) {
         const std::int64_t count = panels_of<T>(columns), at_once = panels_at_once<1>(kRowGroup);
         const T* const* const all = args.a;
-        args.b_panel = args.chunks * args.chunk_len * L;
+        args.b_panel = panel_depth<T>(args.chunks * args.chunk_len) * L;
         for (std::int64_t u = 0; u < count; u += at_once) {
             for (std::int64_t r = rows.begin; r < rows.end; r += kRowGroup) {
                 args.a = all + r;

@@ -65,19 +65,22 @@ struct DecoderWeights {
 
     DecoderWeights(const DecoderShape<T>& s, void* block) {
         constexpr std::int64_t L = Vec<T>::kLanes;
+        const auto room = [](std::int64_t columns, std::int64_t k) {
+            return columns * panel_depth<T>(k) + L;
+        };
         Arena arena(block);
-        x = arena.take<T>(s.gates * s.d.I + L);
-        fed = arena.take<T>(s.gates * s.F + L);
-        h = arena.take<T>(s.gates * s.d.H + L);
+        x = arena.take<T>(room(s.gates, s.d.I));
+        fed = arena.take<T>(room(s.gates, s.F));
+        h = arena.take<T>(room(s.gates, s.d.H));
         b_x = arena.take<T>(s.gates);
         b_h = arena.take<T>(s.gates);
-        query = arena.take<T>(s.projects_query() ? s.ap * s.d.H + L : 0);
+        query = arena.take<T>(s.projects_query() ? room(s.ap, s.d.H) : 0);
         b_query = arena.take<T>(s.windowed() ? s.ap : 0);
-        memory = arena.take<T>(s.projects_memory() ? s.ap * s.d.M + L : 0);
+        memory = arena.take<T>(s.projects_memory() ? room(s.ap, s.d.M) : 0);
         b_memory = arena.take<T>(s.ap);
         energy = arena.take<T>(s.ap);
-        output_context = arena.take<T>(s.d.current ? s.hp * s.d.M + L : 0);
-        output_h = arena.take<T>(s.d.current ? s.hp * s.d.H + L : 0);
+        output_context = arena.take<T>(s.d.current ? room(s.hp, s.d.M) : 0);
+        output_h = arena.take<T>(s.d.current ? room(s.hp, s.d.H) : 0);
         features = arena.take<T>(s.ap * s.d.features());
         bytes = arena.used();
     }
@@ -242,7 +245,7 @@ FUSEDRNN_INLINE void row_major_product(GemmArgs<T> args, const T* b, std::int64_
                                        std::int64_t init_row, T* out, std::int64_t out_row) {
     constexpr std::int64_t L = Vec<T>::kLanes;
     args.b = b;
-    args.b_panel = args.chunks * args.chunk_len * L;
+    args.b_panel = panel_depth<T>(args.chunks * args.chunk_len) * L;
     args.panels = panels_of<T>(columns);
     args.columns = columns;
     args.init = init;

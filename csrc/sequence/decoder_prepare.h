@@ -33,7 +33,7 @@ void pack_decoder(const DecoderArgs<T>& args, Team& team, int member) {
     const auto mine = [&] { return item++ % team.size() == member; };
     const auto gates = [&](const T* from, std::int64_t k, T* out, std::int64_t stride) {
         for (std::int64_t j = 0; j < s.panels; ++j) {
-            for (int g = 0; g < s.G; ++g, out += k * L) {
+            for (int g = 0; g < s.G; ++g, out += panel_depth<T>(k) * L) {
                 pack_rows<T>(from + (g * H + j * L) * stride, 1, smaller(L, H - j * L), k, out, team, member,
                              stride);
             }
@@ -70,7 +70,7 @@ bool paneled_product(Range range, const T* from, std::int64_t stride, std::int64
         for (std::int64_t i = 0; i < n; ++i) rows[i] = from + (r + i) * stride;
         GemmArgs<T> product = plain_rows<T>(rows, n, k);
         product.b = b;
-        product.b_panel = k * L;
+        product.b_panel = panel_depth<T>(k) * L;
         product.panels = panels_of<T>(columns);
         product.columns = columns;
         product.init = init;

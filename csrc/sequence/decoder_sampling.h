@@ -16,7 +16,7 @@ struct DecoderHead {
     std::int64_t bytes;
     DecoderHead(const DecoderSizes& d, const void* block) {
         Arena arena(const_cast<void*>(block));
-        weight = arena.take<T>(padded<T>(d.classes) * d.H + Vec<T>::kLanes);
+        weight = arena.take<T>(padded<T>(d.classes) * panel_depth<T>(d.H) + Vec<T>::kLanes);
         bias = arena.take<T>(padded<T>(d.classes));
         bytes = arena.used();
     }

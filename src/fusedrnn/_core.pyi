@@ -364,7 +364,13 @@ class DecoderTape:
 class DecoderSampling: ...
 
 def decoder_pack(
-    cell: str, params: tuple[_Array | None, ...], memory_size: int, score: str, current: bool, feeds: bool
+    cell: str,
+    params: tuple[_Array | None, ...],
+    memory_size: int,
+    score: str,
+    current: bool,
+    feeds: bool,
+    compute: str = "float32",
 ) -> PackedDecoder: ...
 def decoder_prepare(
     decoder: PackedDecoder,
@@ -374,7 +380,13 @@ def decoder_prepare(
     contexts: bool,
 ) -> DecoderMemory: ...
 def decoder_sampling(
-    weight: _Array, bias: _Array | None, table: _Array, probability: float, seed: int, offset: int
+    weight: _Array,
+    bias: _Array | None,
+    table: _Array,
+    probability: float,
+    seed: int,
+    offset: int,
+    compute: str = "float32",
 ) -> DecoderSampling: ...
 def decoder_forward(
     prepared: DecoderMemory,

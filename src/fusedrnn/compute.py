@@ -55,6 +55,26 @@ def check_compute(compute: str | None, dtype: np.dtype[Any]) -> str:
     return compute
 
 
+class HasCompute:
+    """A module whose products are computed as `compute` says."""
+
+    _dtype: np.dtype[Any]
+    _compute: str
+
+    @property
+    def compute(self) -> str:
+        """What products are computed in, "float32" or "bf16"; "float32" also names that of float64."""
+        return self._compute if self._dtype == np.float32 else "float32"
+
+    @compute.setter
+    def compute(self, value: str) -> None:
+        self._compute = check_compute(value, self._dtype)
+        self._compute_changed()
+
+    def _compute_changed(self) -> None:
+        """What follows from that."""
+
+
 def kernel_key(spec: CellSpec, compute: str) -> str:
     """Return what the compiled module calls a cell whose products are computed so."""
     return spec.name if compute == "float32" else f"{spec.name}:{compute}"

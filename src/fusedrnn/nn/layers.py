@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array
 from fusedrnn.backend import NOTHING
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
-from fusedrnn.compute import check_compute
+from fusedrnn.compute import HasCompute, check_compute
 from fusedrnn.init import Noise, Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows, check_kind, contiguous, copied
 from fusedrnn.nn.crossing import crosses, crosses_back
@@ -24,7 +24,7 @@ def _own(module: Module) -> Mapping[str, Array]:
     return module._own
 
 
-class Linear(Module):
+class Linear(HasCompute, Module):
     """y = x W^T + b over the last axis.
 
     Parameters: weight (O, I), bias (O,), both initialised from U(-1/sqrt(I), 1/sqrt(I)).
@@ -119,15 +119,6 @@ class Linear(Module):
         kept = self._kept_parameters()
         y, rows = self._apply(x, kept)
         return y, SavedTape(self, y.shape, (rows, kept, self._options()), copied(x, rows))
-
-    @property
-    def compute(self) -> str:
-        """What products are computed in, "float32" or "bf16"; "float32" also names that of float64."""
-        return self._compute if self._dtype == np.float32 else "float32"
-
-    @compute.setter
-    def compute(self, value: str) -> None:
-        self._compute = check_compute(value, self._dtype)
 
     def _options(self) -> dict[str, str]:
         """What the kernels are told beside the arrays."""

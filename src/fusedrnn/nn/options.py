@@ -10,7 +10,7 @@ import numpy as np
 
 from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.checks import MOST_LAYERS, check_flag, check_number, check_size
-from fusedrnn.compute import check_compute
+from fusedrnn.compute import HasCompute
 from fusedrnn.init import Noise
 from fusedrnn.nn import input_norm
 from fusedrnn.nn.joining import MERGES, Joints
@@ -39,7 +39,7 @@ class Options(TypedDict, total=False):
     compute: str | None
 
 
-class WithOptions(Module):
+class WithOptions(HasCompute, Module):
     """What a recurrent network was made with."""
 
     # {name: value} of a subclass's options that are not the default, for its repr.
@@ -242,14 +242,7 @@ class WithOptions(Module):
         """The cell: what `define_cell` returned, or the name of a compiled one."""
         return self._unmasked.definition or self._unmasked.name
 
-    @property
-    def compute(self) -> str:
-        """What products are computed in, "float32" or "bf16"; "float32" also names that of float64."""
-        return self._compute if self._dtype == np.float32 else "float32"
-
-    @compute.setter
-    def compute(self, value: str) -> None:
-        self._compute = check_compute(value, self._dtype)
+    def _compute_changed(self) -> None:
         self._rebind()
 
     def _draws_anew(self) -> str:

@@ -11,6 +11,7 @@ from fusedrnn import _core
 from fusedrnn.arrays import Array
 from fusedrnn.cells import CELLS
 from fusedrnn.checks import check_array, check_flag, check_size, kind_error, resolve_dtype
+from fusedrnn.compute import HasCompute, check_compute
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.recurrent_base import Recurrent
@@ -22,7 +23,7 @@ from fusedrnn.sequence.host import host_array, integers
 from fusedrnn.sequence.scheduled_sampling import ScheduledSampling
 
 
-class AttentionDecoder(Module):
+class AttentionDecoder(HasCompute, Module):
     """Recurrent decoder that looks at a memory in every step: one call runs all steps.
 
     With query="previous" (Bahdanau) the query q_t is h_(t-1) and the context enters every gate; with
@@ -82,6 +83,8 @@ class AttentionDecoder(Module):
         seed: int, numpy.random.Generator or None.
         init: "default": the cell's as in all networks, Xavier uniform for the attention's weights and 0 for
             its bias. "torch": uniform as in torch.nn. None leaves all parameters at zero.
+        compute: "float32", or "bf16" for products with weights in bfloat16, as `LSTM`'s; energies, contexts
+            and what a search adds up of them stay float32. May be changed at any time.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -115,6 +118,7 @@ class AttentionDecoder(Module):
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
         init: str | None = "default",
+        compute: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(cell, str) or cell not in CELLS:
@@ -134,17 +138,23 @@ class AttentionDecoder(Module):
         found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
         spec = CELLS[cell]
         sizes = (self.input_size, self.hidden_size, self.memory_size)
+        self._compute = check_compute(compute, found)
         self._declare(parameter_shapes(spec, options, *sizes, self.bias), found)
         if method is not None:
             initialise(spec, self._own, method, rng=rng)
         self.num_layers = check_size("num_layers", num_layers)
-        # The layers above the first: they need nothing of the attention, and run after all of its steps.
+        # The layers above run after all steps of the first: they need nothing of the attention.
         self.upper: Recurrent[Any] | None = None
         if self.num_layers > 1:
             size = self.hidden_size
             self.upper = Recurrent(
-                cell, size, size, self.num_layers - 1, self.bias, dtype=found, seed=rng, init=method
-            )
+                *(cell, size, size, self.num_layers - 1, self.bias),
+                dtype=found, seed=rng, init=method, compute=self.compute,
+            )  # fmt: skip
+
+    def _compute_changed(self) -> None:
+        if self.upper is not None:
+            self.upper.compute = self.compute
 
     @property
     def score(self) -> str:
@@ -298,22 +308,18 @@ class AttentionDecoder(Module):
     def _weights(self) -> _core.PackedDecoder:
         """Return the weights in panels: the same until the parameters change."""
         own = self._kept_parameters()
-        held: tuple[Any, _core.PackedDecoder] | None = self.__dict__.get("_packed")
-        if held is None or held[0] is not own:
+        held: tuple[Any, str, _core.PackedDecoder] | None = self.__dict__.get("_packed")
+        if held is None or held[0] is not own or held[1] != self.compute:
             options = self._options
-            held = (
-                own,
-                _core.decoder_pack(
-                    *(self.cell, tuple(own.get(name) for name in NAMES), self.memory_size),
-                    *(
-                        "additive" if options.additive else options.score,
-                        options.current,
-                        options.input_feeding,
-                    ),
-                ),
-            )
+            kind = "additive" if options.additive else options.score
+            params = tuple(own.get(name) for name in NAMES)
+            packed = _core.decoder_pack(
+                self.cell, params, self.memory_size, kind,
+                options.current, options.input_feeding, self.compute,
+            )  # fmt: skip
+            held = (own, self.compute, packed)
             self.__dict__["_packed"] = held
-        return held[1]
+        return held[2]
 
     def _run(
         self,
@@ -334,7 +340,7 @@ class AttentionDecoder(Module):
         prepared = self._prepare(memory, memory_lengths)
         first = self._first(states)
         carry = None if first is None else (*first, *PAST)
-        draws = None if sampling is None else sampling._draws()
+        draws = None if sampling is None else sampling._draws(self.compute)
         y, alpha, found, core, tokens = _core.decoder_forward(
             prepared, inputs, counts, carry, None, keep, draws, None
         )
@@ -388,7 +394,8 @@ class AttentionDecoder(Module):
         layers = "" if self.num_layers == 1 else f", num_layers={self.num_layers}"
         bias = "" if self.bias else ", bias=False"
         dtype = "" if self._dtype == np.float32 else f", dtype='{self._dtype}'"
-        return f"'{self.cell}', {sizes}{self._options.text(self.hidden_size)}{layers}{bias}{dtype}"
+        compute = "" if self.compute == "float32" else f", compute='{self.compute}'"
+        return f"'{self.cell}', {sizes}{self._options.text(self.hidden_size)}{layers}{bias}{dtype}{compute}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._extra_repr()})"

@@ -61,9 +61,9 @@ class ScheduledSampling(Module):
     def probability(self, probability: float) -> None:
         self._probability = check_number("probability", probability, 0.0, 1.0)
 
-    def _draws(self) -> _core.DecoderSampling:
-        """Return what draws for one call."""
+    def _draws(self, compute: str) -> _core.DecoderSampling:
+        """Return what draws for one call, with products computed as the decoder's."""
         head, table = self.head._kept_parameters(), self.embedding._kept_parameters()["weight"]
         return _core.decoder_sampling(
-            head["weight"], head.get("bias"), table, *self._noise.take(self._probability)
+            head["weight"], head.get("bias"), table, *self._noise.take(self._probability), compute
         )
