@@ -213,6 +213,15 @@ py::tuple decoder_backward(const DecoderTape& tape, const py::object& dy_, const
         args.dmemory = values_of<T>(dmemory);
         std::fill_n(args.dmemory, dmemory.size(), T(0));
         args.dparams = grads.view<T>();
+        // Under the interpreter's lock; two backwards at the same time both make them.
+        std::shared_ptr<AlignedBuffer> columns = p.decoder->columns;
+        if (columns == nullptr) {
+            columns = std::make_shared<AlignedBuffer>(kernels.column_bytes(d));
+            Team packers(members_for(static_cast<double>(columns->bytes()), d.H));
+            run_released(packers, [&] { kernels.pack_columns(args.forward, columns->data(), packers); });
+            p.decoder->columns = columns;
+        }
+        args.columns = columns->data();
         Team team(members_for(2 * p.step_work() * static_cast<double>(d.rows), d.B));
         const AlignedBuffer workspace(kernels.backward_workspace(d, team.size()));
         run_released(team, [&] { kernels.backward(args, team, workspace.data()); });

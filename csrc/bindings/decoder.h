@@ -46,6 +46,7 @@ struct PackedDecoder {
     DecoderSizes sizes{};
     ParamArrays params;
     AlignedBuffer weights;
+    std::shared_ptr<AlignedBuffer> columns;  // for backward, from the first on
     bool bf16 = false;
 
     template <class T>

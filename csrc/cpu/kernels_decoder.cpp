@@ -6,18 +6,13 @@ namespace {
 
 template <class T>
 constexpr DecoderKernels<T> decoder_kernels() {
-    return {decoder_weight_bytes<T>,
-            decoder_head_bytes<T>,
-            decoder_projection_bytes<T>,
-            decoder_key_bytes<T>,
-            decoder_tape_bytes<T>,
-            decoder_workspace<T>,
-            decoder_backward_workspace<T>,
-            decoder_pack<T>,
-            decoder_prepare<T>,
-            decoder_pack_head<T>,
-            decoder_project<T>,
-            decoder_forward<T>,
+    return {decoder_weight_bytes<T>, decoder_column_bytes<T>,
+            decoder_head_bytes<T>,   decoder_projection_bytes<T>,
+            decoder_key_bytes<T>,    decoder_tape_bytes<T>,
+            decoder_workspace<T>,    decoder_backward_workspace<T>,
+            decoder_pack<T>,         decoder_pack_columns<T>,
+            decoder_prepare<T>,      decoder_pack_head<T>,
+            decoder_project<T>,      decoder_forward<T>,
             decoder_backward<T>};
 }
 

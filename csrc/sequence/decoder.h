@@ -306,6 +306,9 @@ class Decoder : DecoderPlaces<T> {
             product.b_panel = N * L;
             product.panels = (panels.end - panels.begin) * G;
             product.columns = width;
+            // Those of the next memory, which lie behind: too few at a time for the hardware to foresee them.
+            for (std::int64_t j = 0; next < step.leading && j < product.panels; ++j)
+                prefetch(product.b + j * N * L + count * L, f_.memory_lengths[position(next)] * L);
             product.out = gates + i * width;
             product.out_panel = L;
             product.out_row = width;

@@ -48,6 +48,7 @@ class DecoderBackward : DecoderPlaces<T> {
           team_(team),
           arena_(workspace),
           to_(s_, arena_),
+          columns_(s_, args.columns),
           history_(s_.d, args.forward.params.w_filter) {}
 
     void run_member(int member) {
@@ -57,7 +58,6 @@ class DecoderBackward : DecoderPlaces<T> {
         m.member = member;
         m.windows.begin();
         DecoderGradients<T> gradients(p_, to_, team_, member);
-        gradients.pack_weights();
         clear(member);
         pack_bias<T>(f_.params.w_energy, nullptr, 1, s_.d.A, m.energy);
         if (!team_.barrier(member)) return;
@@ -129,7 +129,7 @@ class DecoderBackward : DecoderPlaces<T> {
     // The query is the state before the step.
     void back_through_cell_first(Member& m, const Step& step) {
         back_through_cell(m, step, p_.dy != nullptr);
-        row_major_product<T>(gates(m, step, to_.dgx), to_.fed_columns, s_.d.M, nullptr, 0,
+        row_major_product<T>(gates(m, step, to_.dgx), columns_.fed, s_.d.M, nullptr, 0,
                              to_.dcontexts + step.row0 * s_.mp, s_.mp);
         back_through_state(m, step);
         back_through_attention(m, step);
@@ -141,7 +141,7 @@ class DecoderBackward : DecoderPlaces<T> {
         back_through_attention(m, step);
         back_through_cell(m, step, false);
         if (s_.d.feeds) {
-            row_major_product<T>(gates(m, step, to_.dgx), to_.fed_columns, s_.d.H, nullptr, 0, m.fed, s_.hp);
+            row_major_product<T>(gates(m, step, to_.dgx), columns_.fed, s_.d.H, nullptr, 0, m.fed, s_.hp);
         }
         back_through_state(m, step);
     }
@@ -169,7 +169,7 @@ class DecoderBackward : DecoderPlaces<T> {
                           to_.dgx + place, to_.dgh + place, s_.d.rows * s_.G * L});
     }
     void back_through_state(Member& m, const Step& step) {
-        row_major_product<T>(gates(m, step, to_.dgh), to_.h_columns, s_.d.H, m.carry, s_.hp, m.carry, s_.hp);
+        row_major_product<T>(gates(m, step, to_.dgh), columns_.h, s_.d.H, m.carry, s_.hp, m.carry, s_.hp);
     }
 
     // y = tanh(a): the gradient of a, of the context and, added to the carry, of the state.
@@ -186,9 +186,9 @@ class DecoderBackward : DecoderPlaces<T> {
             }
         }
         const GemmArgs<T> rows = paneled(m, step, to_.doutputs, s_.panels, L);
-        row_major_product<T>(rows, to_.output_context_columns, s_.d.M, nullptr, 0,
+        row_major_product<T>(rows, columns_.output_context, s_.d.M, nullptr, 0,
                              to_.dcontexts + step.row0 * s_.mp, s_.mp);
-        row_major_product<T>(rows, to_.output_h_columns, s_.d.H, m.carry, s_.hp, m.carry, s_.hp);
+        row_major_product<T>(rows, columns_.output_h, s_.d.H, m.carry, s_.hp, m.carry, s_.hp);
     }
 
     // The gradient of the query goes into the carry.
@@ -198,7 +198,7 @@ class DecoderBackward : DecoderPlaces<T> {
             back_through_attention(m, step.t, step.first + i, step.row0 + i, i);
         }
         if (s_.projects_query()) {
-            row_major_product<T>(paneled(m, step, to_.dqueries, s_.ap / L, L), to_.query_columns, s_.d.H,
+            row_major_product<T>(paneled(m, step, to_.dqueries, s_.ap / L, L), columns_.query, s_.d.H,
                                  m.carry, s_.hp, m.carry, s_.hp);
             return;
         }
@@ -238,7 +238,7 @@ class DecoderBackward : DecoderPlaces<T> {
         T* const dkeys = this->keys_of(to_.dkeys, position);
         T* const dv = to_.denergy + position * L;
         if (const std::int64_t features = s_.d.features(); features > 0) {
-            AdditiveScore<T, true>{m.energy, this->row_features(to_.features, row)}.adjoint(
+            AdditiveScore<T, true>{m.energy, this->row_features(columns_.features, row)}.adjoint(
                 keys, q, m.de, dq, dq_panel, dkeys, dv, s_.d.B * L,
                 {to_.dfeatures + position * features * L, m.history.sums, s_.d.B * features * L});
             for (std::int64_t c = 0; c < features; ++c) {
@@ -260,6 +260,7 @@ class DecoderBackward : DecoderPlaces<T> {
     Team& team_;
     Arena arena_;
     const DecoderFlow<T> to_;
+    const DecoderColumns<T> columns_;
     const History<T> history_;
 };
 
@@ -270,6 +271,25 @@ std::int64_t decoder_backward_workspace(const DecoderSizes& sizes, int members) 
     DecoderFlow<T>(shape, arena);
     for (int i = 0; i < members; ++i) typename DecoderBackward<T>::Member(shape, arena);
     return arena.used();
+}
+
+template <class T>
+std::int64_t decoder_column_bytes(const DecoderSizes& sizes) {
+    return DecoderColumns<T>(DecoderShape<T>(sizes), nullptr).bytes;
+}
+template <class T>
+void decoder_pack_columns(const DecoderArgs<T>& args, void* columns, Team& team) {
+    struct Job {
+        const DecoderArgs<T>& args;
+        void* columns;
+        Team& team;
+    } job{args, columns, team};
+    team.run(
+        [](void* c, int member) {
+            const Job& own = *static_cast<Job*>(c);
+            pack_decoder_columns(own.args, own.columns, own.team, member);
+        },
+        &job);
 }
 
 template <class T>

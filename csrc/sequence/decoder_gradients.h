@@ -7,23 +7,59 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-// Weights as columns, and gradients. Panels are [panel][R][G][L] or [panel][R][L], of the memory [panel][N][L].
+// Weights as columns; those of features as [A/L][feature][L].
+template <class T>
+struct DecoderColumns {
+    T *x, *fed, *h, *query, *memory, *output_context, *output_h, *features;
+    std::int64_t bytes;
+    DecoderColumns(const DecoderShape<T>& s, void* block) {
+        Arena arena(block);
+        const std::int64_t gates = panel_depth<T>(s.gates), attention = panel_depth<T>(s.ap);
+        const std::int64_t out = s.d.current ? panel_depth<T>(s.hp) : 0;
+        x = arena.take<T>(padded<T>(s.d.I) * gates);
+        fed = arena.take<T>(s.fp * gates);
+        h = arena.take<T>(s.hp * gates);
+        query = arena.take<T>(s.projects_query() ? s.hp * attention : 0);
+        memory = arena.take<T>(s.projects_memory() ? s.mp * attention : 0);
+        output_context = arena.take<T>(s.mp * out);
+        output_h = arena.take<T>(s.hp * out);
+        features = arena.take<T>(s.ap * s.d.features());
+        bytes = arena.used();
+    }
+};
+
+// Every weight by another member, in turns.
+template <class T>
+void pack_decoder_columns(const DecoderArgs<T>& args, void* block, Team& team, int member) {
+    const DecoderShape<T> s(args.sizes);
+    const DecoderColumns<T> to(s, block);
+    const auto& w = args.params;
+    const std::int64_t I = s.d.I, M = s.d.M, H = s.d.H, A = s.d.A, input = I + s.F;
+    int item = 0;
+    const auto mine = [&] { return item++ % team.size() == member; };
+    const auto columns = [&](const T* from, std::int64_t gates, std::int64_t units, std::int64_t n, T* out,
+                             std::int64_t stride) {
+        pack_columns<T>(from, gates, units, n, out, team, member, stride);
+    };
+    if (mine()) columns(w.w_hh, s.G, H, H, to.h, H);
+    if (mine()) columns(w.w_ih + I, s.G, H, s.F, to.fed, input);
+    if (mine()) columns(w.w_ih, s.G, H, I, to.x, input);
+    if (mine() && s.projects_query()) columns(w.query(), 1, A, H, to.query, H);
+    if (mine() && s.projects_memory()) columns(w.w_memory, 1, A, M, to.memory, M);
+    if (mine()) pack_features<T>(s, w, to.features);
+    if (mine() && s.d.current) {
+        columns(w.w_output, 1, H, M, to.output_context, M + H);
+        columns(w.w_output + M, 1, H, H, to.output_h, M + H);
+    }
+}
+
+// Gradients. Panels are [panel][R][G][L] or [panel][R][L], of the memory [panel][N][L].
 template <class T>
 struct DecoderFlow {
-    T *x_columns, *fed_columns, *h_columns, *query_columns, *memory_columns;
-    T *output_context_columns, *output_h_columns;
     T *dgx, *dgh, *dqueries, *dcontexts, *doutputs, *dkeys, *denergy, *dmemory;
-    T *features, *dfeatures, *dfilters;  // weights [A/L][feature][L]; [A/L][B][feature][L]; [B][C][K]
+    T *dfeatures, *dfilters;  // [A/L][B][feature][L]; [B][C][K]
     DecoderFlow(const DecoderShape<T>& s, Arena& arena) {
         const std::int64_t rows = s.d.rows, memory = s.d.memory_rows, out = s.d.current ? s.hp : 0;
-        const std::int64_t gates = panel_depth<T>(s.gates), attention = panel_depth<T>(s.ap);
-        x_columns = arena.take<T>(padded<T>(s.d.I) * gates);
-        fed_columns = arena.take<T>(s.fp * gates);
-        h_columns = arena.take<T>(s.hp * gates);
-        query_columns = arena.take<T>(s.projects_query() ? s.hp * attention : 0);
-        memory_columns = arena.take<T>(s.projects_memory() ? s.mp * attention : 0);
-        output_context_columns = arena.take<T>(s.mp * panel_depth<T>(out));
-        output_h_columns = arena.take<T>(s.hp * panel_depth<T>(out));
         dgx = arena.take<T>(rows * s.gates);
         dgh = s.cell.split ? arena.take<T>(rows * s.gates) : dgx;
         dqueries = arena.take<T>(rows * s.ap);
@@ -32,7 +68,6 @@ struct DecoderFlow {
         dkeys = arena.take<T>(memory * s.key_columns());
         denergy = arena.take<T>(s.additive() ? s.d.B * s.ap : 0);
         dmemory = arena.take<T>(memory * s.d.M + Vec<T>::kLanes);
-        features = arena.take<T>(s.ap * s.d.features());
         dfeatures = arena.take<T>(s.ap * s.d.B * s.d.features());
         dfilters = arena.take<T>(s.d.B * s.d.filters * s.d.width);
     }
@@ -62,28 +97,12 @@ class DecoderGradients : DecoderPlaces<T> {
     };
 
     DecoderGradients(const DecoderBackwardArgs<T>& args, const DecoderFlow<T>& flow, Team& team, int member)
-        : Places(args.forward, args.forward.tape), p_(args), to_(flow), team_(team), member_(member) {}
-
-    void pack_weights() {
-        const auto& w = f_.params;
-        const std::int64_t I = s_.d.I, M = s_.d.M, H = s_.d.H, A = s_.d.A, input = I + s_.F;
-        int item = 0;
-        const auto mine = [&] { return item++ % team_.size() == member_; };
-        const auto columns = [&](const T* from, std::int64_t gates, std::int64_t units, std::int64_t n, T* to,
-                                 std::int64_t stride) {
-            pack_columns<T>(from, gates, units, n, to, team_, member_, stride);
-        };
-        if (mine()) columns(w.w_hh, s_.G, H, H, to_.h_columns, H);
-        if (mine()) columns(w.w_ih + I, s_.G, H, s_.F, to_.fed_columns, input);
-        if (mine() && p_.dx != nullptr) columns(w.w_ih, s_.G, H, I, to_.x_columns, input);
-        if (mine() && s_.projects_query()) columns(w.query(), 1, A, H, to_.query_columns, H);
-        if (mine() && s_.projects_memory()) columns(w.w_memory, 1, A, M, to_.memory_columns, M);
-        if (mine()) pack_features<T>(s_, w, to_.features);
-        if (mine() && s_.d.current) {
-            columns(w.w_output, 1, H, M, to_.output_context_columns, M + H);
-            columns(w.w_output + M, 1, H, H, to_.output_h_columns, M + H);
-        }
-    }
+        : Places(args.forward, args.forward.tape),
+          p_(args),
+          to_(flow),
+          columns_(s_, args.columns),
+          team_(team),
+          member_(member) {}
 
     // dm_s = sum_t alpha_t,s dc_t of one position. False once the call was cancelled.
     bool context_memory(Member& m, std::int64_t position) {
@@ -169,8 +188,8 @@ class DecoderGradients : DecoderPlaces<T> {
                 m.rows[r] = to_.dgx + r * s_.G * L;
             }
         }
-        product(m, paneled_rows<T>(m.rows, 0, s_.panels, s_.G * L, s_.d.rows * s_.G * L), rows, to_.x_columns,
-                I, [&](std::int64_t row, std::int64_t column, V v) {
+        product(m, paneled_rows<T>(m.rows, 0, s_.panels, s_.G * L, s_.d.rows * s_.G * L), rows, columns_.x, I,
+                [&](std::int64_t row, std::int64_t column, V v) {
                     store_part(v, p_.dx + (m.others[row] - f_.x) + column, I - column);
                 });
         const Range mine = share(B, team_.size(), member_);
@@ -199,8 +218,8 @@ class DecoderGradients : DecoderPlaces<T> {
             return;
         }
         for (std::int64_t r = rows.begin; r < rows.end; ++r) m.rows[r] = to_.dkeys + r * L;
-        product(m, paneled_rows<T>(m.rows, 0, s_.ap / L, L, s_.d.memory_rows * L), rows, to_.memory_columns,
-                M, store);
+        product(m, paneled_rows<T>(m.rows, 0, s_.ap / L, L, s_.d.memory_rows * L), rows, columns_.memory, M,
+                store);
     }
 
   private:
@@ -255,6 +274,7 @@ class DecoderGradients : DecoderPlaces<T> {
 
     const DecoderBackwardArgs<T>& p_;
     const DecoderFlow<T>& to_;
+    const DecoderColumns<T> columns_;
     Team& team_;
     const int member_;
 };

@@ -97,6 +97,7 @@ struct DecoderMemory {
 template <class T>
 struct DecoderBackwardArgs {
     DecoderArgs<T> forward;
+    void* columns;                     // the weights, as pack_columns leaves them
     const std::int64_t* memory_owner;  // (N): which row of the memory's batch each is of, and
     const std::int64_t* memory_step;   // of which step
     const T *dy, *dalpha;              // null: zero
@@ -111,6 +112,7 @@ template <class T>
 struct DecoderKernels {
     // Bytes of the blocks in the arguments, and of the workspace for so many members.
     std::int64_t (*weight_bytes)(const DecoderSizes&);
+    std::int64_t (*column_bytes)(const DecoderSizes&);
     std::int64_t (*head_bytes)(const DecoderSizes&);
     std::int64_t (*projection_bytes)(const DecoderSizes&);
     std::int64_t (*key_bytes)(const DecoderSizes&);
@@ -119,6 +121,8 @@ struct DecoderKernels {
     std::int64_t (*backward_workspace)(const DecoderSizes&, int members);
     // Fills `weights`; fills `keys` from them and a memory.
     void (*pack)(const DecoderArgs<T>&, Team&);
+    // Fills what backward reads of the weights.
+    void (*pack_columns)(const DecoderArgs<T>&, void* columns, Team&);
     void (*prepare)(const DecoderArgs<T>&, const DecoderMemory<T>&, Team&, void* workspace);
     // Fills a head's panels from its weight (V, H) and bias (V), which may be null.
     void (*pack_head)(const DecoderSizes&, const T* weight, const T* bias, void* head, Team&);

@@ -216,7 +216,8 @@ void check_decoder(const DecoderKernels<T>& kernels, Problem p, const std::strin
     args.weights = weights.template as<char>(), args.keys = keys.template as<char>();
     args.tape = tape.template as<char>();
     Team team(1);
-    Workspace workspace(kernels.workspace(d, 1)), back(kernels.backward_workspace(d, 1));
+    Workspace workspace(kernels.workspace(d, 1)), back(kernels.backward_workspace(d, 1)),
+        columns(kernels.column_bytes(d));
     kernels.pack(args, team);
     kernels.prepare(args, {arrays[kMemory].data(), d.B, by_batch.data()}, team,
                     workspace.template as<char>());
@@ -262,6 +263,8 @@ void check_decoder(const DecoderKernels<T>& kernels, Problem p, const std::strin
     b.dinitial[0] = grads[kState].data(), b.dx = grads[kX].data(), b.dmemory = grads[kMemory].data();
     b.dparams = params_of<T>(
         [&](int i) { return p.size(i) == 0 ? nullptr : grads[static_cast<std::size_t>(i)].data(); });
+    kernels.pack_columns(args, columns.template as<char>(), team);
+    b.columns = columns.template as<char>();
     kernels.backward(b, team, back.template as<char>());
 
     for (int i = 0; i < kArrays; ++i) {
