@@ -245,12 +245,12 @@ void check_decoder(const DecoderKernels<T>& kernels, Problem p, const std::strin
         search.sizes.table = d.T * d.B, search.sizes.contexts = true, search.sizes.rows = 2 * d.B;
         search.keeps = false;
         Workspace projections(kernels.projection_bytes(search.sizes)),
-            two(kernels.tape_bytes(search.sizes, false));
+            two(kernels.tape_bytes(search.sizes, false)), room(kernels.workspace(search.sizes, 1));
         search.projections = projections.template as<char>(), search.tape = two.template as<char>();
         search.tokens = tokens.data(), search.x = nullptr;
         search.y = found.data(), search.alpha = looked.data(), search.final[0] = last.data();
-        kernels.project(search, arrays[kX].data(), team, workspace.template as<char>());
-        kernels.forward(search, team, workspace.template as<char>());
+        kernels.project(search, arrays[kX].data(), team, room.template as<char>());
+        kernels.forward(search, team, room.template as<char>());
         Array<double> expected(1, found.width());
         for (std::int64_t i = 0; i < found.width(); ++i)
             expected.data()[i] = want[static_cast<std::size_t>(i)];
