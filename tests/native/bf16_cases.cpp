@@ -78,6 +78,7 @@ void check_bf16(const Kernels& kernels, Report& report) {
     rounding.cells = {cells.data(), static_cast<int>(cells.size())};
     report.set_tolerance(kCellTolerance);
     check_cells<float>(rounding, table.lanes, report, true);
+    check_decoders(*bf16_kernels().decoder, report, true);
 }
 
 }  // namespace kernel_check

@@ -208,7 +208,7 @@ void check_decoding(const fusedrnn::LayerTable<T>& layers, Report& report);
 template <class T>
 void check_transducers(const fusedrnn::LayerTable<T>& layers, Report& report);
 template <class T>
-void check_decoders(const fusedrnn::LayerTable<T>& layers, Report& report);
+void check_decoders(const fusedrnn::DecoderKernels<T>& kernels, Report& report, bool bf16 = false);
 template <class T>
 void check_quantum(const fusedrnn::LayerTable<T>& layers, Report& report);
 
