@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from masked_reference import philox
 from support import Array, make_module, num_threads, numeric_gradient, states_of
 from tolerances import CENTRAL_DIFFERENCES, relative_error
 
@@ -26,10 +27,10 @@ def hidden_names(module: Any) -> list[str]:
 
 def masks_of(module: Any, tape: Any) -> dict[str, Array]:
     """The factors, 0 or 1/(1-p), of each weight_hh in the call that made the tape."""
-    return {
-        name: _core.dropout(np.ones_like(module.parameters[name]), *drop)
-        for name, drop in zip(hidden_names(module), tape.weight_dropout, strict=True)
-    }
+    masks = {name: np.zeros_like(module.parameters[name]) for name in hidden_names(module)}
+    for mask, drop in zip(masks.values(), tape.weight_dropout, strict=True):
+        _core.add_weight_dropout(np.ones_like(mask), *drop, mask)
+    return masks
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -156,7 +157,22 @@ def test_kernels_refuse_masks_that_are_none() -> None:
 def test_the_ends_of_the_rate(p: float) -> None:
     """p = 0 keeps every element as it is, p = 1 none."""
     x = normal(257)
-    assert np.array_equal(_core.dropout(x, p, 3, 4), x if p == 0 else np.zeros_like(x))
+    want = x if p == 0 else np.zeros_like(x)
+    assert np.array_equal(_core.dropout(x, p, 3, 4), want)
+    total = np.ones_like(x)
+    _core.add_weight_dropout(x, p, 3, 4, total)
+    assert np.array_equal(total, 1 + want)
+
+
+@pytest.mark.parametrize("n", [1, 37, 256, 20001])
+def test_a_weight_takes_half_a_word(n: int) -> None:
+    """Of the words of each block the lower halves and the upper ones, where dropout takes whole words."""
+    words = philox(np.arange(-(-n // 8)), 4, 3)
+    halves = np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=2).ravel()[:n]
+    for p in (0.1, 0.5, 0.7):
+        mask = np.zeros(n, np.float32)
+        _core.add_weight_dropout(np.ones(n, np.float32), p, 3, 4, mask)
+        np.testing.assert_array_equal(mask != 0, halves >= round(p * 2**16))
 
 
 def test_it_stays_what_the_network_was_made_with() -> None:

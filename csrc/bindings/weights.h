@@ -70,7 +70,7 @@ std::shared_ptr<const WeightBlock<T>> drop_hidden(std::shared_ptr<const WeightBl
     const RecurrentKernels<T>& kernels = cell.kernels<T>();
     const std::int64_t size = cell.gates * all->dims.H * all->dims.P;
     const AlignedBuffer dropped(size * static_cast<std::int64_t>(sizeof(T)));
-    layer_table<T>().dropout(size, w_hh, dropped.as<T>(), drop.p, drop.seed, drop.offset, team);
+    layer_table<T>().weight_dropout(size, w_hh, dropped.as<T>(), drop.p, drop.seed, drop.offset, team);
     auto block = std::make_shared<WeightBlock<T>>();
     block->memory = AlignedBuffer(kernels.hidden_bytes(cell, all->dims, backward));
     block->packed = all->packed;

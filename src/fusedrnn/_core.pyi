@@ -149,7 +149,7 @@ class ForwardCall(LayerCall):
         state_out: _State | None = None,
         tape_out: _Array | None = None,  # (n,) of x's dtype; the tape is in it
         hidden_drop: tuple[float, int, int]
-        | None = None,  # (p, seed, offset) of a mask on weight_hh, as dropout's
+        | None = None,  # (p, seed, offset) of a mask on weight_hh, as add_weight_dropout's
     ) -> None: ...
     # With `save`, of a call that need not run: of an earlier one, which has written `out` and `tape_out`.
     def tape(self) -> LayerTape: ...
@@ -419,6 +419,7 @@ def transducer_gradient(
     factor: float,
     clamp: float,
 ) -> _Array: ...
+def add_weight_dropout(x: _Array, p: float, seed: int, offset: int, out: _Array) -> None: ...
 def dropout(x: _Array, p: float, seed: int, offset: int, out: _Array | None = None) -> _Array: ...
 def sgd_step(
     param: _Array,

@@ -149,7 +149,7 @@ class Part:
         """Add the gradient of a masked weight to that of the weight."""
         target, gradient = self.grads[index], sums[index]
         if target is not None and gradient is not None:
-            target += _core.dropout(gradient, *drop, out=gradient)
+            _core.add_weight_dropout(gradient, *drop, target)
 
 
 @dataclass(frozen=True, slots=True)
