@@ -296,7 +296,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
         _core.add_weight_dropout,
         {"x": draw(B, I), "p": 0.5, "seed": 1, "offset": 0, "out": draw(B, I)},
         frozenset({"out"}),
-        unbound=X,
+        free=X,
     ),
     "sgd_step": lambda: Entry(
         _core.sgd_step,

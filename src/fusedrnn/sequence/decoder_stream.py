@@ -114,7 +114,8 @@ class DecoderStream:
         if options.coverage:
             covered = attended if covered is None or attended is None else attended + covered
         if places is not None:
-            covered, *above = (None if part is None else part[places] for part in (covered, *above))
+            covered, *chosen = (None if part is None else part[places] for part in (covered, *above))
+            above = tuple(chosen)
         looks_back = options.coverage or options.score == "location"
         found, centres = found[: self._count], found[self._count :]
         known = (y[0] if options.input_feeding else None, alpha[0] if looks_back else None, covered)
