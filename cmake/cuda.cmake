@@ -56,7 +56,7 @@ else()
 endif()
 file(GLOB cuda_binding_sources CONFIGURE_DEPENDS cuda/bindings/*.cpp ${cuda_platform}/bindings/*.cpp)
 pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_binding_sources} csrc/bindings/arrays.cpp
-                    csrc/bindings/optimiser_options.cpp)
+                    csrc/bindings/fork_safe_mutex.cpp csrc/bindings/optimiser_options.cpp)
 target_link_libraries(_cuda PRIVATE fusedrnn_options Threads::Threads)
 # As in _core; the drivers of a GPU, which come below, do without pybind11.
 set_target_properties(_cuda PROPERTIES UNITY_BUILD ON)

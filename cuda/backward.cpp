@@ -25,8 +25,8 @@ class Backward {
           sums_(problem, launcher_, schedule_, arena_),
           recompute_(problem, launcher_, schedule_, inputs_, arena_),
           gates_(traits_.gates * problem.dims.H),
-          pass_{problem,       launcher_, schedule_, traits_, gates_,
-                problem.saved, nullptr,   nullptr,   nullptr, nullptr} {
+          pass_{problem, launcher_, schedule_,       traits_, gates_,  problem.saved, nullptr,
+                nullptr, nullptr,   problem.moments, nullptr, nullptr, nullptr} {
         const Dims& d = p_.dims;
         check_problem(*p_.cell, d);
         item_ = storage_bytes(p_.math);
@@ -41,6 +41,10 @@ class Backward {
         pass_.dgh = arena_.take(rows_ * gates_ * item_);
         pass_.dgx = traits_.split_gates ? arena_.take(rows_ * gates_ * item_) : pass_.dgh;
         input_gates_ = by_table ? arena_.take(d.V * gates_ * item_) : pass_.dgx;
+        if (const DevicePrograms* const programs = p_.cell->programs; programs != nullptr) {
+            pass_.unit_gradients = arena_.take(rows_ * traits_.per_unit * d.H * item_);
+            pass_.operands = arena_.take(programs->cell.products * rows_ * d.H * item_);
+        }
         pass_.dout = arena_.take(d.projected ? rows_ * d.P * item_ : 0);
         hidden_before_ = arena_.take(reads_hidden() ? rows_ * d.P * item_ : 0);
         dx_rows_ = arena_.take(p_.dx.data != nullptr && dx_stride_ == 0 ? rows_ * d.I * item_ : 0);
@@ -49,7 +53,9 @@ class Backward {
             {recompute_.partial_bytes(), launcher_.partial_bytes(rows_, d.I, gates_),
              launcher_.partial_bytes(gates_, d.I, rows_), launcher_.partial_bytes(gates_, d.P, rows_),
              d.projected ? launcher_.partial_bytes(d.P, d.H, rows_) : 0,
-             launcher_.column_bytes(rows_, gates_), steps_ == nullptr ? 0 : steps_->partial_bytes()}));
+             launcher_.column_bytes(rows_, gates_),
+             traits_.per_unit > 0 ? launcher_.column_bytes(rows_, d.H) : 0,
+             steps_ == nullptr ? 0 : steps_->partial_bytes()}));
     }
 
     std::int64_t bytes() const { return arena_.used(); }
@@ -69,7 +75,10 @@ class Backward {
     void sweep() {
         pass_through_empty_rows();
         gather_hidden();
-        if (Recompute::is_needed(p_)) pass_.saved = recompute_.run(hidden_before_, pass_.partial);
+        if (Recompute::is_needed(p_)) {
+            recompute_.run(hidden_before_, pass_.partial);
+            pass_.saved = recompute_.saved(), pass_.moments = recompute_.moments();
+        }
         if (steps_ != nullptr) steps_->run();
     }
 
@@ -123,11 +132,11 @@ class Backward {
     }
 
     // c += a^T b over so many rows.
-    void add_outer(void* c, const void* a, std::int64_t m, Matrix b, std::int64_t n, std::int64_t rows) {
+    void add_outer(void* c, Matrix a, std::int64_t m, Matrix b, std::int64_t n, std::int64_t rows) {
         Product product{};
         product.layout = Layout::kTN;
         product.m = m, product.n = n, product.k = rows;
-        product.a = {a, m};
+        product.a = a;
         product.b = b;
         product.c = c;
         product.c_stride = n;
@@ -139,22 +148,57 @@ class Backward {
         if (rows_ == 0) return;
         const Dims& d = p_.dims;
         const WeightGradients& to = p_.dparams;
-        if (to.w_ih != nullptr) add_outer(to.w_ih, input_gates_, gates_, inputs_.all(), d.I, input_rows_);
-        if (to.w_hh != nullptr) add_outer(to.w_hh, pass_.dgh, gates_, {hidden_before_, d.P}, d.P, rows_);
+        if (to.w_ih != nullptr)
+            add_outer(to.w_ih, {input_gates_, gates_}, gates_, inputs_.all(), d.I, input_rows_);
+        if (to.w_hh != nullptr) hidden_weight_gradients(to.w_hh);
         if (d.projected && to.w_hr != nullptr)
-            add_outer(to.w_hr, pass_.dout, d.P, {p_.hidden, d.H}, d.H, rows_);
+            add_outer(to.w_hr, {pass_.dout, d.P}, d.P, {p_.hidden, d.H}, d.H, rows_);
+        unit_gradients();
         void* const from_x[2] = {to.b_ih, traits_.split_gates ? nullptr : to.b_hh};
-        launcher_.add_column_sums(pass_.dgx, rows_, gates_, from_x, pass_.partial);
+        launcher_.add_column_sums({pass_.dgx, gates_}, rows_, gates_, from_x, pass_.partial);
         if (!traits_.split_gates) return;
         void* const from_h[2] = {to.b_hh, nullptr};
-        launcher_.add_column_sums(pass_.dgh, rows_, gates_, from_h, pass_.partial);
+        launcher_.add_column_sums({pass_.dgh, gates_}, rows_, gates_, from_h, pass_.partial);
+    }
+
+    // Those of gates whose product takes another operand than h come from that.
+    void hidden_weight_gradients(void* to) {
+        const Dims& d = p_.dims;
+        const auto add = [&](int first_gate, int count, const void* operand) {
+            const std::int64_t first = first_gate * d.H;
+            add_outer(offset_bytes(to, first * d.P * compute_bytes(p_.math)),
+                      {offset_bytes(static_cast<const void*>(pass_.dgh), first * item_), gates_}, count * d.H,
+                      {operand, d.P}, d.P, rows_);
+        };
+        const DevicePrograms* const programs = p_.cell->programs;
+        if (programs == nullptr) return add(0, traits_.gates, hidden_before_);
+        if (programs->hidden_gates() > 0) add(0, programs->hidden_gates(), hidden_before_);
+        for (const RowOperation& o : programs->products) {
+            const void* const operands = pass_.operands;
+            add(o.first_gate, o.count, offset_bytes(operands, o.number * rows_ * d.H * item_));
+        }
+    }
+
+    void unit_gradients() {
+        std::int64_t value = 0, unit = 0;
+        for (int i = 0; i < traits_.parameter_count; ++i) {
+            const Parameter& each = traits_.parameters[i];
+            if (each.role != Role::kPerUnit) continue;
+            const std::int64_t H = p_.dims.H;
+            void* const to[2] = {p_.dparams.units[unit++], nullptr};
+            const Matrix gradients{
+                offset_bytes(static_cast<const void*>(pass_.unit_gradients), value * H * item_),
+                traits_.per_unit * H};
+            launcher_.add_column_sums(gradients, rows_, each.rows.times * H, to, pass_.partial);
+            value += each.rows.times;
+        }
     }
 
     bool reads_hidden() const { return p_.dparams.w_hh != nullptr || Recompute::is_needed(p_); }
     // What the recurrent product of each row read.
     void gather_hidden() {
         if (rows_ == 0 || !reads_hidden()) return;
-        const GatherHiddenArgs args{schedule_.device, state_source(p_), hidden_before_};
+        const GatherHiddenArgs args{schedule_.device, 0, state_source(p_), hidden_before_};
         launcher_.start(launcher_.entries().gather_hidden,
                         launcher_.rows_shape(schedule_.longest(), p_.dims.B), args);
     }
@@ -183,7 +227,8 @@ std::int64_t Kernel::backward_workspace(const BackwardProblem& problem) const {
 
 void Kernel::backward(const BackwardProblem& problem, void* workspace, Stream stream) const {
     const auto launches = [&](Stream on) { Backward(problem, *this, workspace, on).run(); };
-    if (!launches_every_step) return launches(stream);
+    // Masks are others in each call.
+    if (!launches_every_step || problem.draws.drawn) return launches(stream);
     Graphs::all().run(problem, workspace, backward_workspace(problem), stream, launches);
 }
 

@@ -17,7 +17,7 @@ const Cell* find(const std::vector<Cell>& cells, const std::string& name) {
 std::vector<DeviceCell> compiled_cells() {
     std::vector<DeviceCell> cells;
     for (const StepCell& step : kernel_entries(Math::ieee).cells) {
-        DeviceCell cell{step.traits, {}, {}, {}};
+        DeviceCell cell{step.traits, {}, {}, {}, nullptr};
         for (int m = 0; m < kMathCount; ++m) {
             const Math math = static_cast<Math>(m);
             cell.step[m] = find(kernel_entries(math).cells, cell.name);

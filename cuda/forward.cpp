@@ -97,7 +97,8 @@ std::int64_t Kernel::forward_workspace(const ForwardProblem& problem) const {
 
 void Kernel::forward(const ForwardProblem& problem, void* workspace, Stream stream) const {
     const auto launches = [&](Stream on) { Forward(problem, *this, workspace, on).run(); };
-    if (!launches_every_step) return launches(stream);
+    // Masks are others in each call.
+    if (!launches_every_step || problem.draws.drawn) return launches(stream);
     Graphs::all().run(problem, workspace, forward_workspace(problem), stream, launches);
 }
 

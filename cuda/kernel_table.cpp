@@ -27,6 +27,7 @@ constexpr unsigned kPersistentMaths = kAllMaths & ~(1u << static_cast<int>(Math:
 constexpr unsigned kClusterMaths = 1u << static_cast<int>(Math::bf16) | 1u << static_cast<int>(Math::fp16) |
                                    1u << static_cast<int>(Math::tf32);
 
+bool has_steps(const DeviceCell& cell, Math math) { return cell.has_steps(math); }
 template <auto kFamily>
 bool has(const DeviceCell& cell, Math math) {
     return (cell.*kFamily)[static_cast<int>(math)] != nullptr;
@@ -40,8 +41,8 @@ constexpr Kernel kKernels[] = {
     // With a projection each step would be two products, one after the other, with two exchanges.
     {"persistent", 80, kAny, kAny, kPersistentMaths, has<&DeviceCell::persistent>, false,
      reason_against_persistent, persistent_pays, false, persistent_forward_steps, persistent_backward_steps},
-    {"step", 80, kAny, kAny, kAllMaths, has<&DeviceCell::step>, true, nullptr, nullptr, true,
-     step_forward_steps, step_backward_steps},
+    {"step", 80, kAny, kAny, kAllMaths, has_steps, true, nullptr, nullptr, true, step_forward_steps,
+     step_backward_steps},
 };
 
 std::string at_most(const char* what, std::int64_t limit, std::int64_t got) {
@@ -77,6 +78,8 @@ std::string reason_against(const Kernel& kernel, const Request& request) {
     if (!kernel.has(*request.cell, request.math)) {
         return std::string("cell: not implemented for ") + request.cell->name;
     }
+    if (d.projected && request.cell->programs != nullptr)
+        return "proj_size: expected 0 for a cell that is data, got " + std::to_string(d.P);
     if (d.projected && !kernel.projections) return "proj_size: expected 0, got " + std::to_string(d.P);
     if (d.H > kernel.most_hidden) return at_most("H", kernel.most_hidden, d.H);
     if (d.B > kernel.most_batch) return at_most("B", kernel.most_batch, d.B);

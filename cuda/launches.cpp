@@ -104,7 +104,7 @@ std::int64_t Launcher::column_bytes(std::int64_t m, std::int64_t n) const {
     return column_slices(m, n).count * n * compute_item_;
 }
 
-void Launcher::add_column_sums(const void* a, std::int64_t m, std::int64_t n, void* const (&sums)[2],
+void Launcher::add_column_sums(Matrix a, std::int64_t m, std::int64_t n, void* const (&sums)[2],
                                void* partial) const {
     if (m == 0 || n == 0 || (sums[0] == nullptr && sums[1] == nullptr)) return;
     const Slices cut = column_slices(m, n);
@@ -112,7 +112,8 @@ void Launcher::add_column_sums(const void* a, std::int64_t m, std::int64_t n, vo
     shape.grid_x = static_cast<int>(tiles(n, column_tile()));
     shape.grid_y = cut.count;
     shape.block = static_cast<int>(kRowsThreads);
-    start(entries_.column_sums, shape, ColumnSumsArgs{a, partial, m, n, cut.size, is_vector(a, n, n)});
+    start(entries_.column_sums, shape,
+          ColumnSumsArgs{a.data, partial, m, n, a.stride, cut.size, is_vector(a.data, n, a.stride)});
     for (void* sum : sums) {
         if (sum == nullptr) continue;
         const SumSlicesArgs args{partial, sum, {nullptr, nullptr}, 1, n, n, cut.count, true};

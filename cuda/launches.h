@@ -81,8 +81,8 @@ class Launcher {
     // Whether the product of a step is worth a launch of its own, by cuBLAS: then it reads the weights once for
     // many rows, where blocks of a step's kernel read them again for every 32.
     bool multiplies_steps(const Dims& dims, std::int64_t gates, const Schedule& schedule) const;
-    // Adds the sums of the columns of a (m, n), T without gaps, to those of `sums` that are not null.
-    void add_column_sums(const void* a, std::int64_t m, std::int64_t n, void* const (&sums)[2],
+    // Adds the sums of the columns of a (m, n), T, to those of `sums` that are not null.
+    void add_column_sums(Matrix a, std::int64_t m, std::int64_t n, void* const (&sums)[2],
                          void* partial) const;
     void transpose(const void* from, std::int64_t m, std::int64_t n, void* to) const;
     void move_rows(const Entry<RowsArgs>& entry, const RowsArgs& args, std::int64_t steps) const;

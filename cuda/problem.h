@@ -45,15 +45,16 @@ struct ConstRows {
 
 // The weights of one layer and direction as the user holds them; null where absent.
 struct Weights {
-    const void* w_ih;  // (G*H, I)
-    const void* w_hh;  // (G*H, P)
-    const void* b_ih;  // (G*H)
-    const void* b_hh;  // (G*H)
-    const void* w_hr;  // (P, H)
+    const void* w_ih;                       // (G*H, I)
+    const void* w_hh;                       // (G*H, P)
+    const void* b_ih;                       // (G*H)
+    const void* b_hh;                       // (G*H)
+    const void* w_hr;                       // (P, H)
+    const void* units[kMaxUnitParameters];  // (values*H) each, in their order
     bool operator==(const Weights&) const = default;
 };
 struct WeightGradients {
-    void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+    void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *units[kMaxUnitParameters];
     bool operator==(const WeightGradients&) const = default;
 };
 
@@ -83,9 +84,11 @@ struct ForwardProblem {
     const void* reset[kMaxStates];  // in place of the state: row b at b * reset_stride; null is zero
     std::int64_t reset_stride[kMaxStates];
     // The tape, null in inference. Rows by compact index.
-    void* saved;   // C [rows][H][kSaved]
-    void* states;  // C [rows][kStates - 1][H]: the states beyond h after each step
-    void* hidden;  // T [rows][H]: h before the projection
+    void* saved;    // C [rows][H][kSaved]
+    void* states;   // C [rows][kStates - 1][H]: the states beyond h after each step
+    void* hidden;   // T [rows][H]: h before the projection
+    void* moments;  // C [rows][norms]: the inverse of what normalised rows were divided by
+    Draws draws;
     bool operator==(const ForwardProblem&) const = default;
 };
 
@@ -100,11 +103,12 @@ struct BackwardProblem {
     const void* initial[kMaxStates];
     const void* reset[kMaxStates];
     std::int64_t reset_stride[kMaxStates];
-    const void *saved, *states, *hidden;  // saved null: computed again
-    ConstRows dy;                         // data null: zero
-    const void* dfinal[kMaxStates];       // null: zero
-    void* dinitial[kMaxStates];           // null where not wanted
-    Rows dx;                              // data null: not wanted
+    const void *saved, *states, *hidden, *moments;  // saved null: computed again
+    Draws draws;
+    ConstRows dy;                    // data null: zero
+    const void* dfinal[kMaxStates];  // null: zero
+    void* dinitial[kMaxStates];      // null where not wanted
+    Rows dx;                         // data null: not wanted
     bool accumulate_dx;
     WeightGradients dparams;  // added to; null where not wanted
     bool operator==(const BackwardProblem&) const = default;

@@ -238,9 +238,11 @@ class StepBackward final : public BackwardSteps {
 }  // namespace
 
 std::unique_ptr<ForwardSteps> step_forward_steps(const ForwardPass& pass, Arena& arena) {
+    if (pass.problem.cell->programs != nullptr) return program_forward_steps(pass, arena);
     return std::make_unique<StepForward>(pass, arena);
 }
 std::unique_ptr<BackwardSteps> step_backward_steps(const BackwardPass& pass, Arena& arena) {
+    if (pass.problem.cell->programs != nullptr) return program_backward_steps(pass, arena);
     return std::make_unique<StepBackward>(pass, arena);
 }
 

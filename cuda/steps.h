@@ -41,6 +41,10 @@ struct BackwardPass {
     const void* saved;  // the tape's, or computed again
     void *dgx, *dgh;    // T [compact index][G*H]; the same where the gates are not split
     void* dout;         // T [compact index][P], with a projection
+    // Of cells that are data.
+    const void* moments;   // the tape's, or computed again
+    void* unit_gradients;  // T [compact index][values][H]
+    void* operands;        // T [product][compact index][H]: what products within a step took
     void* partial;
 };
 
@@ -56,6 +60,10 @@ class BackwardSteps {
 // is at least a row and a step.
 std::unique_ptr<ForwardSteps> step_forward_steps(const ForwardPass& pass, Arena& arena);
 std::unique_ptr<BackwardSteps> step_backward_steps(const BackwardPass& pass, Arena& arena);
+std::unique_ptr<ForwardSteps> program_forward_steps(const ForwardPass& pass, Arena& arena);
+std::unique_ptr<BackwardSteps> program_backward_steps(const BackwardPass& pass, Arena& arena);
+// Once more: what the steps keep for backward, and nothing else of what they give.
+std::unique_ptr<ForwardSteps> program_replay_steps(const ForwardPass& pass, Arena& arena);
 std::unique_ptr<ForwardSteps> persistent_forward_steps(const ForwardPass& pass, Arena& arena);
 std::unique_ptr<BackwardSteps> persistent_backward_steps(const BackwardPass& pass, Arena& arena);
 std::unique_ptr<ForwardSteps> cluster_forward_steps(const ForwardPass& pass, Arena& arena);

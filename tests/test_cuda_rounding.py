@@ -60,7 +60,7 @@ def test_refused_types(where: str) -> None:
         (TypeError, r"x: .*float32 or float64, got float16", lambda: fr.LSTM(4, 5)(x.astype(np.float16))),
         (
             TypeError,
-            r"got bfloat16, which only RNN, LSTM and GRU take",
+            r"got bfloat16, which only recurrent networks take",
             lambda: fr.Linear(4, 5).to("cuda")(bf16(x)),
         ),
         (TypeError, r"x: expected .*float32.*, got float16", lambda: fr.Linear(4, 5).to("cuda")(fp16(x))),

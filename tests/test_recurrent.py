@@ -16,7 +16,6 @@ from support import assert_ran, run_python, states_of
 from tolerances import assert_close
 
 import fusedrnn as fr
-from fusedrnn.nn import module as module_of_modules
 
 X = np.random.default_rng(0).normal(size=(6, 3, 4)).astype("float32")
 
@@ -251,17 +250,9 @@ def test_sequences_with_holes_and_tables() -> None:
 
 
 @pytest.mark.once
-def test_what_runs_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_on_compiled_cells_alone() -> None:
     with pytest.raises(ValueError, match=r"quantize: expected a compiled cell, lstm, .*got slow and fast"):
         network().quantize("int8")
-    monkeypatch.setattr(module_of_modules, "find_backend", lambda device: object())
-    message = "expected a network of a compiled cell on cuda, got one of slow and fast"
-    with pytest.raises(RuntimeError, match=f"^{message}"):
-        network().to("cuda")
-    with pytest.raises(RuntimeError, match=rf"^0: {message}"):
-        fr.Sequential(network()).to("cuda")
-    with pytest.raises(RuntimeError, match="got one of lstm_peephole"):
-        fr.LSTM(3, 4, peephole=True).to("cuda")
 
 
 ERRORS: dict[str, tuple[Any, type[Exception], str]] = {

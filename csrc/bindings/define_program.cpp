@@ -15,7 +15,7 @@
 namespace fusedrnn {
 namespace {
 
-constexpr int kMostGates = 32, kMostPerUnit = 16, kMostUnitValues = 64, kMostLinks = 64;
+constexpr int kMostGates = 32, kMostLinks = 64;
 
 class DefinedCell {
   public:
@@ -63,11 +63,13 @@ class DefinedCell {
             {key_.c_str(), shape.gates, shape.states, shape.saved, shape.units, shape.split_gates,
              shape.direct_hidden, parameters_.data(), static_cast<int>(parameters_.size())},
             programs_));
+        definition_ = {cell_.get(), &programs_};
     }
     DefinedCell(const DefinedCell&) = delete;
     DefinedCell& operator=(const DefinedCell&) = delete;
 
     const RecurrentCell& cell() const { return *cell_; }
+    const CellDefinition& definition() const { return definition_; }
     bool operator==(const DefinedCell& other) const {
         const Shape &a = shape_, &b = other.shape_;
         return a.gates == b.gates && a.states == b.states && a.saved == b.saved &&
@@ -87,6 +89,7 @@ class DefinedCell {
     const ReadStages forward_, inference_, backward_;
     std::vector<Parameter> parameters_;
     std::unique_ptr<RecurrentCell> cell_;
+    CellDefinition definition_{};
 };
 
 using Registry = std::map<std::string, std::unique_ptr<const DefinedCell>>;
@@ -121,9 +124,9 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
     shape.split_gates = flag(split_gates, "split_gates");
     shape.direct_hidden = flag(direct_hidden, "direct_hidden");
     shape.hidden_product = flag(hidden_product, "hidden_product");
-    if (per_unit.size() > kMostPerUnit) {
-        throw py::value_error("per_unit: expected at most " + std::to_string(kMostPerUnit) + " names, got " +
-                              std::to_string(per_unit.size()));
+    if (per_unit.size() > kMaxUnitParameters) {
+        throw py::value_error("per_unit: expected at most " + std::to_string(kMaxUnitParameters) +
+                              " names, got " + std::to_string(per_unit.size()));
     }
     if (per_unit_values.size() != per_unit.size())
         throw py::value_error("per_unit_values: expected one for each of per_unit");
@@ -135,8 +138,8 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
         unit_values.push_back(static_cast<int>(values));
         shape.units += unit_values.back();
     }
-    if (shape.units > kMostUnitValues)
-        throw py::value_error("per_unit_values: expected at most " + std::to_string(kMostUnitValues) +
+    if (shape.units > kMaxUnitValues)
+        throw py::value_error("per_unit_values: expected at most " + std::to_string(kMaxUnitValues) +
                               " together, got " + std::to_string(shape.units));
     shape.bias = flag(bias, "bias");
     if (masks.size() > kMaxMasks) {
@@ -196,6 +199,15 @@ void bind_define_program(py::module_& m) {
           arg("per_unit"), arg("per_unit_values"), arg("operations"), arg("forward"), arg("inference"),
           arg("backward"), arg("masks") = py::list(),
           "Make a cell known by `key` and return its constants, as in `cells`.");
+    m.def(
+        "cell_definition",
+        [](const std::string& key) -> py::object {
+            const DefinedCell* const found = find(key);
+            if (found == nullptr) return py::none();
+            return py::capsule(&found->definition(), kCellDefinition);
+        },
+        arg("key"),
+        "Return a capsule of the cell's programs, for the module of a GPU; None for another key.");
 }
 
 }  // namespace fusedrnn

@@ -142,6 +142,7 @@ class ReadProgram {
                 static_cast<int>(constants_.size()),
                 static_cast<int>(values_.size()),
                 temporaries_,
+                inputs_placed_,
                 before,
                 after,
                 masks};
@@ -247,6 +248,7 @@ class ReadProgram {
             if (values_of_[i] != kNone) {
                 to[i] = next++;
                 values_.push_back(static_cast<std::uint16_t>(values_of_[i]));
+                inputs_placed_ += i < first_output;
             } else if (i < first_output) {
                 throw error(
                     "inputs: expected h.* of a cell without a recurrent product not to be read, got a read");
@@ -272,7 +274,7 @@ class ReadProgram {
     std::vector<int> values_of_;  // by the slots that were given: which value, kNone for none
     std::vector<Instruction> code_;
     std::vector<std::uint16_t> values_;
-    int temporaries_ = 0;
+    int temporaries_ = 0, inputs_placed_ = 0;
     std::set<std::string> inputs_, outputs_;
 };
 

@@ -8,30 +8,10 @@
 // An operation reads a row before it writes it: a slot may be written where an operand lies, if both have one stride.
 #pragma once
 
+#include "cells/program_functions.h"
 #include "cells/program_list.h"
-#include "elementary.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
-
-template <class V>
-FUSEDRNN_INLINE V zero_or_one(typename V::Mask m) {
-    return select(m, V::set(1), V::set(0));
-}
-// a <= b. |a| + |b| is NaN where either is.
-template <class V>
-FUSEDRNN_INLINE V less_equal(V a, V b) {
-    const V ordered = zero_or_one<V>(less(V::set(-1), abs(a) + abs(b)));
-    return select(less(b, a), V::set(0), ordered);
-}
-// min and max themselves give b where either is NaN.
-template <class V>
-FUSEDRNN_INLINE V minimum(V a, V b) {
-    return select(less(V::set(-1), abs(a)), min(a, b), a);
-}
-template <class V>
-FUSEDRNN_INLINE V maximum(V a, V b) {
-    return select(less(V::set(-1), abs(a)), max(a, b), a);
-}
 
 // One instruction for all rows of a tile. Unrolled, the backward of an LSTM takes a quarter less time from eight rows on.
 template <class T>

@@ -75,6 +75,7 @@ struct Program {
     const double* constants;
     const std::uint16_t* values;  // of each placed slot which value it is, see CellPrograms
     int constant_count, placed, temporaries;
+    int inputs;  // so many placed values come first, which are read; the others are written
     // Bit k: whether it reads state k before the step, and whether that after it, or its gradient; whether mask k.
     std::uint32_t reads_before, reads_after, reads_masks;
 
@@ -121,6 +122,16 @@ struct Mask {
     bool each_step;
     bool operator==(const Mask&) const = default;
 };
+// A word of the random numbers up to `last` gives `drawn`.
+struct MaskRule {
+    double drawn, other;
+    std::uint32_t last;
+};
+[[gnu::always_inline]] inline MaskRule rule_of(const Mask& mask) {
+    const auto threshold = static_cast<std::uint64_t>(mask.p * 4294967296.0 + 0.5);
+    if (threshold == 0) return {mask.other, mask.other, 0};
+    return {mask.drawn, mask.other, static_cast<std::uint32_t>(threshold - 1)};
+}
 // One of each state and one of h.
 inline constexpr int kMaxMasks = 9;
 
@@ -128,6 +139,7 @@ inline constexpr int kMaxMasks = 9;
 struct Draws {
     bool drawn;
     std::uint64_t seed, offset;
+    bool operator==(const Draws&) const = default;
 };
 
 // What a cell that is data consists of. Its programs' values are numbered: the gates of gx, or in backward their gradients, from

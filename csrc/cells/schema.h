@@ -34,6 +34,7 @@ struct Parameter {
 
 inline constexpr int kMaxStates = 8;
 inline constexpr int kMaxParameters = 21;
+inline constexpr int kMaxUnitParameters = 16, kMaxUnitValues = 64;  // of the parameters per unit
 
 template <int kCount>
 struct Schema {

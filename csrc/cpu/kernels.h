@@ -118,6 +118,14 @@ struct BackwardProblem {
     BlockRows<T> rows;
 };
 
+// A cell that is data, for the kernels of another device; both stay where they are.
+struct CellDefinition {
+    const CellTraits* traits;
+    const CellPrograms* programs;
+};
+// What the module of the CPU's kernels calls a capsule of one.
+inline constexpr const char* kCellDefinition = "fusedrnn.CellDefinition";
+
 template <class T>
 struct RecurrentKernels {
     // Bytes of the packed weights; pack() sets the pointers into `block`, aligned to 64, and fills it, with one thread;

@@ -71,10 +71,9 @@ class Masks {
     static void draw(const Mask& mask, const Draws& draws, int k, std::int64_t n, std::int64_t count, T* to,
                      First&& first) {
         const PhiloxBlocks random(draws.seed, draws.offset + static_cast<std::uint64_t>(k));
-        const std::uint64_t threshold = static_cast<std::uint64_t>(mask.p * 4294967296.0 + 0.5);
-        const T drawn = static_cast<T>(threshold > 0 ? mask.drawn : mask.other);
-        const T other = static_cast<T>(mask.other);
-        const auto last = static_cast<std::uint32_t>(threshold > 0 ? threshold - 1 : 0);
+        const MaskRule rule = rule_of(mask);
+        const T drawn = static_cast<T>(rule.drawn), other = static_cast<T>(rule.other);
+        const std::uint32_t last = rule.last;
         std::uint64_t block[kPhiloxBlocks]{};
         std::uint32_t words[4 * kPhiloxBlocks];
         int pending = 0;

@@ -106,6 +106,26 @@ template <class T>
 FUSEDRNN_INLINE void keep_in_register(Vec<T>&) {}
 
 #ifdef __CUDA_ARCH__
+FUSEDRNN_INLINE Vec<float> sqrt(Vec<float> a) { return {__fsqrt_rn(a.v)}; }
+FUSEDRNN_INLINE Vec<double> sqrt(Vec<double> a) { return {__dsqrt_rn(a.v)}; }
+#else
+template <class T>
+FUSEDRNN_INLINE Vec<T> sqrt(Vec<T> a) {
+    return {std::sqrt(a.v)};
+}
+#endif
+FUSEDRNN_INLINE Vec<float> exponent(Vec<float> a) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &a.v, sizeof bits);
+    return {static_cast<float>(static_cast<std::int32_t>(bits >> 23) - 127)};
+}
+FUSEDRNN_INLINE Vec<double> exponent(Vec<double> a) {
+    std::uint64_t bits;
+    std::memcpy(&bits, &a.v, sizeof bits);
+    return {static_cast<double>(static_cast<std::int64_t>(bits >> 52) - 1023)};
+}
+
+#ifdef __CUDA_ARCH__
 // Added to |x| < 2^22 it leaves x, rounded, in the last bits of the sum: two additions take less time than the
 // conversions, of which a multiprocessor does few at once.
 inline constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23

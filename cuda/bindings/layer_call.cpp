@@ -113,6 +113,10 @@ std::shared_ptr<LayerTape> make_tape(const DeviceCell& cell, Math math,
         tape->saved =
             context.make_inside(checked_product({rows, d.H, cell.saved}), compute_type(math), "saved", in.x);
     }
+    if (const int norms = cell.programs == nullptr ? 0 : cell.programs->cell.norms; norms > 0 && !recompute) {
+        tape->moments =
+            context.make_inside(checked_product({rows, norms}), compute_type(math), "moments", in.x);
+    }
     if (cell.states > 1) {
         tape->states = context.make_inside(checked_product({rows, d.H, cell.states - 1}), compute_type(math),
                                            "states", in.x);

@@ -53,8 +53,13 @@ Pointers by_role(const CellTraits& cell, const std::vector<Argument>& arrays) {
         const int place = cell.place(role);
         return place < 0 ? nullptr : arrays[static_cast<std::size_t>(place)].data();
     };
-    return {of(Role::kInputWeight), of(Role::kHiddenWeight), of(Role::kInputBias), of(Role::kHiddenBias),
-            of(Role::kProjection)};
+    Pointers pointers{of(Role::kInputWeight), of(Role::kHiddenWeight), of(Role::kInputBias),
+                      of(Role::kHiddenBias),  of(Role::kProjection),   {}};
+    int unit = 0;
+    for (std::size_t i = 0; i < arrays.size(); ++i) {
+        if (cell.parameters[i].role == Role::kPerUnit) pointers.units[unit++] = arrays[i].data();
+    }
+    return pointers;
 }
 
 WeightArguments read_weights(const DeviceCell& cell, py::handle params, const Argument& x,
@@ -74,6 +79,7 @@ struct CallArguments {
     WeightArguments weights;
     Argument x, y, resets, initial[kMaxStates], reset[kMaxStates];
     std::shared_ptr<const LookupTable> lookups;  // null where x is a sequence
+    Draws draws{};
 };
 
 // Reads the initial and the replacement states into `in`, whose x and dims are set.
@@ -86,14 +92,15 @@ struct LayerTape {
     Math math;
     std::shared_ptr<const Timetable> timetable;
     CallArguments arguments;
-    Argument saved, states, hidden;
+    Argument saved, states, hidden, moments;
     const char* kernel;                        // that ran forward
     std::optional<std::string> forced_kernel;  // which the caller of forward named: for backward too
 
     const Dims& dims() const { return arguments.weights.dims; }
     std::int64_t nbytes() const {
         const std::int64_t lookups = arguments.lookups == nullptr ? 0 : arguments.lookups->nbytes();
-        return saved.bytes() + states.bytes() + hidden.bytes() + timetable->nbytes() + lookups;
+        return saved.bytes() + states.bytes() + hidden.bytes() + moments.bytes() + timetable->nbytes() +
+               lookups;
     }
 };
 

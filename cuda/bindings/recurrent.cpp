@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "cuda/bindings/bindings.h"
+#include "cuda/bindings/defined_cells.h"
 #include "cuda/bindings/layer_call.h"
 #include "kernel_table.h"
 
@@ -21,6 +22,7 @@ void set_call(Problem& problem, const DeviceCell& cell, Math math, const CallArg
     problem.schedule = timetable.view(static_cast<const std::uint8_t*>(a.resets.data()));
     problem.weights = by_role<Weights>(cell, a.weights.of);
     problem.x = a.x.as_const_rows();
+    problem.draws = a.draws;
     if (a.lookups != nullptr) problem.lookups = a.lookups->view();
     for (int k = 0; k < cell.states; ++k) {
         problem.initial[k] = a.initial[k].data();
@@ -111,13 +113,15 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
                   py::handle indices, py::handle lengths, py::handle resets, py::handle reset_state,
                   py::handle reverse_flag, py::handle save_flag, py::handle recompute_flag,
                   const std::string& float32_mode, const std::optional<std::string>& forced,
-                  const py::object& empty, StreamNumber stream, py::handle out, py::handle state_out) {
+                  const py::object& empty, StreamNumber stream, py::handle out, py::handle state_out,
+                  py::handle draws) {
     const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
                recompute = flag(recompute_flag, "recompute");
-    const DeviceCell& cell = cell_among(device_cells(), cell_name);
+    const DeviceCell& cell = cell_of_call(cell_name);
     const int states = cell.states;
     const Context context = Context::of(stream, empty, x);
     CallArguments in;
+    in.draws = read_draws(draws);
     in.x = Argument::first(x, "x", stream);
     const Math math = math_of(in.x, float32_mode);
     const Array index = Array::int64(indices, "indices", kOptional);
@@ -158,7 +162,9 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
         problem.saved = tape->saved.data();
         problem.states = tape->states.data();
         problem.hidden = tape->hidden.data();
-        for (const Argument* a : {&tape->saved, &tape->states, &tape->hidden}) extents.push_back(a->extent());
+        problem.moments = tape->moments.data();
+        for (const Argument* a : {&tape->saved, &tape->states, &tape->hidden, &tape->moments})
+            extents.push_back(a->extent());
     }
     const Plan plan = plan_call(problem, in.x.device(), forced);
     const Argument workspace = context.workspace(plan.workspace_bytes, in.x);
@@ -258,12 +264,13 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
     problem.saved = tape->saved.data();
     problem.states = tape->states.data();
     problem.hidden = tape->hidden.data();
+    problem.moments = tape->moments.data();
     problem.dy = flow.as_const_rows();
     problem.dx = out.as_rows();
     problem.accumulate_dx = accumulate_dx;
     problem.dparams = by_role<WeightGradients>(*tape->cell, grads);
-    Extents extents{flow.extent(), out.extent(), tape->saved.extent(), tape->states.extent(),
-                    tape->hidden.extent()};
+    Extents extents{flow.extent(),         out.extent(),          tape->saved.extent(),
+                    tape->states.extent(), tape->hidden.extent(), tape->moments.extent()};
     add_extents(extents, in);
     py::tuple start(states), gradients(grads.size());
     for (int k = 0; k < states; ++k) {
@@ -313,7 +320,7 @@ void bind_recurrent(py::module_& m) {
           py::arg("reset_state") = py::none(), py::arg("reverse") = false, py::arg("save") = false,
           py::arg("recompute") = false, py::arg("float32_mode") = "ieee", py::arg("kernel") = py::none(),
           py::arg("empty"), py::arg("stream") = kLegacyStream, py::arg("out") = py::none(),
-          py::arg("state_out") = py::none());
+          py::arg("state_out") = py::none(), py::arg("draws") = py::none());
     m.def("backward", &backward, py::arg("tape"), py::arg("dy") = py::none(), py::arg("dstate") = py::none(),
           py::kw_only(), py::arg("dparams") = py::none(), py::arg("need_dx") = true,
           py::arg("dx") = py::none(), py::arg("accumulate_dx") = false, py::arg("empty"),

@@ -40,11 +40,11 @@ struct SumSlicesArgs {
     bool accumulate;
 };
 
-// Sums of the columns of a (M, N) matrix, slice by slice of its rows.
+// Sums of the columns of a (M, N) matrix, slice by slice of its rows, which are `stride` elements apart.
 struct ColumnSumsArgs {
     const void* a;  // T
     void* partial;  // C [slices][N]
-    std::int64_t m, n, slice;
+    std::int64_t m, n, stride, slice;
     bool vector;  // whether all rows start and end at multiples of 16 bytes
 };
 
@@ -180,6 +180,7 @@ struct SumLookupsArgs {
 // The hidden states before the steps, as RowsArgs gathers them.
 struct GatherHiddenArgs {
     DeviceSchedule schedule;
+    std::int64_t first;
     StateSource source;
     void* compact;  // T [rows][P]
 };

@@ -75,7 +75,7 @@ FUSEDRNN_KERNEL void clear_padding(RowsArgs args) {
 
 template <class T>
 FUSEDRNN_KERNEL void gather_hidden(GatherHiddenArgs args) {
-    for_rows(args.schedule, 0, [&](std::int64_t t, int p, std::int64_t b, std::int64_t index) {
+    for_rows(args.schedule, args.first, [&](std::int64_t t, int p, std::int64_t b, std::int64_t index) {
         const T* const from = hidden_before<T>(args.source, {t, active_at(args.schedule, t + 1)}, p, b);
         T* const to = static_cast<T*>(args.compact) + index * args.source.P;
         for (std::int64_t i = lane(); i < args.source.P; i += 32) {
@@ -164,7 +164,7 @@ FUSEDRNN_DEVICE void add_pieces(const ColumnSumsArgs& args, int n, C (&sum)[kPie
     const int warps = block_threads() / 32, columns = static_cast<int>(args.n);
     FUSEDRNN_UNROLL_FEW
     for (std::int64_t m = first + warp(); m < last; m += warps) {
-        const T* const row = static_cast<const T*>(args.a) + m * args.n;
+        const T* const row = static_cast<const T*>(args.a) + m * args.stride;
         const Piece<T> piece = load_piece<kVector>(row, n, columns);
         FUSEDRNN_UNROLL
         for (int e = 0; e < kPiece<T>; ++e) sum[e] += widen(piece.element[e]);

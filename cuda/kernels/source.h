@@ -35,9 +35,9 @@ FUSEDRNN_DEVICE const T* hidden_before(const StateSource& source, TimeStep now, 
     return initial == nullptr ? nullptr : initial + b * source.P;
 }
 
-template <class C, int S>
+template <class C>
 FUSEDRNN_DEVICE const C* state_before(const StateSource& source, TimeStep now, int p, std::int64_t b, int k,
-                                      const C* states) {
+                                      const C* states, int S) {
     if (is_cut(source, now, p, b)) {
         const C* const reset = static_cast<const C*>(source.reset[k]);
         return reset == nullptr ? nullptr : reset + b * source.reset_stride[k];
@@ -47,6 +47,11 @@ FUSEDRNN_DEVICE const C* state_before(const StateSource& source, TimeStep now, i
     }
     const C* const initial = static_cast<const C*>(source.initial[k]);
     return initial == nullptr ? nullptr : initial + b * source.H;
+}
+template <class C, int S>
+FUSEDRNN_DEVICE const C* state_before(const StateSource& source, TimeStep now, int p, std::int64_t b, int k,
+                                      const C* states) {
+    return state_before(source, now, p, b, k, states, S);
 }
 
 FUSEDRNN_DEVICE std::int64_t row_at(const std::int64_t* order, int p) {

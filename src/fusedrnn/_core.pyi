@@ -254,6 +254,9 @@ def define_program(
     backward: list[_Program],
     masks: list[tuple[float, float, float, float, bool]] = [],
 ) -> _CellConstants: ...
+
+# A capsule of a defined cell's programs, for the module of a GPU; None for another key.
+def cell_definition(key: str) -> object | None: ...
 def linear_forward(
     x: _Array,
     weight: _Array,

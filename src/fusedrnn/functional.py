@@ -156,8 +156,6 @@ def forward(
             compute=compute,
         )
     layers = layers_on(array_of(x))
-    if layers is not host_layer and spec.definition is not None:
-        raise RuntimeError(f"cell: expected a compiled one with arrays on a GPU, got {spec.label}")
     key = spec.name
     if layers is host_layer:
         # What is no array at all is refused further on.

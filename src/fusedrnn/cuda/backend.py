@@ -105,7 +105,7 @@ class CudaBackend(Backend):
             return array
         if dtype_name(array) == "bfloat16":
             raise TypeError(
-                "array: expected float32 or float64, got bfloat16, which only RNN, LSTM and GRU take"
+                "array: expected float32 or float64, got bfloat16, which only recurrent networks take"
             )
         found = self.xp.from_dlpack(array_of(array))
         return array._with_table(found) if isinstance(array, Lookup) else found

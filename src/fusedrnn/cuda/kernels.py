@@ -36,6 +36,14 @@ class StagedCalls(NamedTuple):
         return self.run_calls(next(self.stages))
 
 
+class ForwardCall(partial[Any]):
+    """As `_core.ForwardCall`."""
+
+    def draw_masks(self, seed: int, offset: int) -> None:
+        """Before it runs: masks of the cell are drawn, by the streams from `offset` on."""
+        self.keywords["draws"] = seed, offset
+
+
 class Kernels:
     """The functions for the arrays of one library, `xp`, on one device."""
 
@@ -66,8 +74,9 @@ class Kernels:
         version: int | None = None,
         out: Any = None,
         state_out: Any = None,
+        draws: tuple[int, int] | None = None,
     ) -> Any:
-        """As `_core.forward`."""
+        """As `_core.forward`; draws: (seed, offset) of the masks of its cell."""
         library = library_of(x)
         return call_forward(
             library._replace(empty=self._empty(library)),
@@ -84,6 +93,7 @@ class Kernels:
             recompute=recompute,
             out=self._typed(out),
             state_out=self._typed(state_out),
+            draws=draws,
         )
 
     def backward(
@@ -110,9 +120,9 @@ class Kernels:
             stream=library.stream,
         )
 
-    def ForwardCall(self, *arguments: Any, **options: Any) -> Callable[[], Any]:
+    def ForwardCall(self, *arguments: Any, **options: Any) -> "ForwardCall":
         """A call of `forward`, to be run by `run_calls`."""
-        return partial(self.forward, *arguments, **options)
+        return ForwardCall(self.forward, *arguments, **options)
 
     def BackwardCall(self, *arguments: Any, **options: Any) -> Callable[[], Any]:
         """A call of `backward`, to be run by `run_calls`."""

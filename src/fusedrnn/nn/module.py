@@ -65,8 +65,7 @@ class Module(Listed, Store["Module"]):
     has_state: ClassVar[bool] = False
     training: bool
     _noise: Noise | None
-    # The cell that a recurrent network runs as a program, and that which its state_dict has.
-    _program: DefinedCell | None = None
+    # The cell that a recurrent network's state_dict has, if it has one.
     _saved_cell: DefinedCell | None = None
     _made_with: Arguments
     # Whether there are no kernels of it for a GPU.
@@ -125,19 +124,13 @@ class Module(Listed, Store["Module"]):
         Raises:
             TypeError: device is not a string.
             ValueError: another string, or a GPU that is not there.
-            RuntimeError: CUDA or CuPy is not there; the message says which. Or a network in the tree has a
-                cell of `define_cell`, or a module of it runs on the CPU alone.
+            RuntimeError: CUDA or CuPy is not there; the message says which. Or a module in the tree runs on
+                the CPU alone.
         """
         backend = find_backend(device)
         self._check_found()
         members = list(self.named_modules())
         for name, module in members:
-            if backend is not CPU and module._program is not None:
-                where = f"{name}: " if name else ""
-                raise RuntimeError(
-                    f"{where}expected a network of a compiled cell on {device}, got one of "
-                    f"{module._program.name}, a program, which runs on cpu"
-                )
             if backend is not CPU and module._host_only:
                 where = f"{name}: " if name else ""
                 raise RuntimeError(f"{where}expected no {type(module).__name__} on {device}: it runs on cpu")

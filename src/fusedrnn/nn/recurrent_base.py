@@ -152,7 +152,6 @@ class Recurrent(Served[StateT]):
     ) -> None:
         super().__init__()
         self._set_regularisers(resolve_cell(cell), weight_dropout, recurrent_dropout, zoneout)
-        self._program = self._spec.definition
         self._saved_cell = self._unmasked.definition if self._saves_program else None
         self.input_size = check_size("input_size", input_size, 0)
         num_layers = check_size("num_layers", num_layers, maximum=MOST_LAYERS)

@@ -1,0 +1,61 @@
+#include "cuda/bindings/defined_cells.h"
+
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "bindings/checks.h"
+#include "bindings/fork_safe_mutex.h"
+
+namespace fusedrnn::cuda {
+namespace {
+
+struct DefinedCell {
+    explicit DefinedCell(const CellDefinition& definition)
+        : programs(*definition.programs), cell{*definition.traits, {}, {}, {}, &programs} {}
+    const DevicePrograms programs;
+    const DeviceCell cell;
+};
+
+using Registry = std::map<std::string, std::unique_ptr<const DefinedCell>>;
+
+// Never destroyed: tapes may outlive the module.
+Registry& registry() {
+    static auto* const cells = new Registry;
+    return *cells;
+}
+
+const DeviceCell* find(const std::string& key) {
+    const Registry& cells = registry();
+    const std::lock_guard<std::mutex> lock(fork_safe_mutex(&cells));
+    const auto found = cells.find(key);
+    return found == cells.end() ? nullptr : &found->second->cell;
+}
+
+}  // namespace
+
+const DeviceCell& cell_of_call(const std::string& name) {
+    for (const DeviceCell& cell : device_cells()) {
+        if (name == cell.name) return cell;
+    }
+    if (const DeviceCell* const known = find(name)) return *known;
+    // Both modules are of one version, which the loader has seen to.
+    const py::object given = py::module_::import("fusedrnn._core").attr("cell_definition")(name);
+    if (given.is_none()) return cell_among(device_cells(), name);
+    void* const pointer = PyCapsule_GetPointer(given.ptr(), kCellDefinition);
+    if (pointer == nullptr) throw py::error_already_set();
+    auto made = std::make_unique<const DefinedCell>(*static_cast<const CellDefinition*>(pointer));
+    Registry& cells = registry();
+    const std::lock_guard<std::mutex> lock(fork_safe_mutex(&cells));
+    auto& place = cells[name];
+    if (place == nullptr) place.swap(made);
+    return place->cell;
+}
+
+Draws read_draws(py::handle draws) {
+    if (draws.is_none()) return {};
+    const auto part = [&](py::ssize_t i) { return item_of(draws, "draws", 2, i); };
+    return {true, unsigned_integer(part(0), "seed"), unsigned_integer(part(1), "offset")};
+}
+
+}  // namespace fusedrnn::cuda

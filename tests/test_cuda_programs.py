@@ -1,0 +1,311 @@
+"""Cells that are data on a GPU's arrays: forward and all gradients against slow networks of their equations.
+
+Masks are drawn by the reference's own Philox, rows are normalised by NumPy; the CPU's kernels stand beside.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import masked_reference
+import numpy as np
+import program_reference as programs
+import pytest
+import row_cells
+from cuda_support import DEVICES, converter, host, own_or
+from defined_cells import GRU, LSTM, PEEPHOLE, SPIKING
+from program_reference import IND_RNN, MEMORYLESS, MIN_GRU, THREE, delay_line, random_problem
+from support import make_module, states_of
+from test_cuda_functional import MODES
+from test_masked_cells import MADE, OPTIONS, noise_of, normal, random_call, random_state
+from test_row_cells import CASES
+from test_row_cells import Problem as RowProblem
+from tolerances import assert_close, relative_error
+
+import fusedrnn as fr
+from fusedrnn.symbolic import DefinedCell
+
+CELLS = (PEEPHOLE, LSTM, GRU, IND_RNN, MIN_GRU, THREE, MEMORYLESS, delay_line(8))
+SHAPES = [(0, 2, 1, 3), (1, 1, 1, 1), (4, 1, 5, 17), (4, 2, 0, 3), (3, 33, 3, 17), (2, 1, 2, 300)]
+
+
+def on_device(problem: programs.Problem, convert: Any, **more: Any) -> tuple[programs.Results, Any]:
+    """What functional.forward and backward give, and the tape."""
+    options = {**problem.options, **more}
+    for name in ("resets", "reset_state"):
+        options[name] = convert(options.get(name))
+    bare = (lambda state: state[0]) if len(problem.cell.states) == 1 else tuple
+    if options["reset_state"] is not None:
+        options["reset_state"] = bare(options["reset_state"])
+    params = {name: convert(value) for name, value in problem.params.items()}
+    y, final, tape = fr.functional.forward(
+        problem.cell, convert(problem.x), params, bare(convert(problem.state)), **options
+    )
+    dx, dstate, dparams = fr.functional.backward(tape, convert(problem.dy), bare(convert(problem.dstate)))
+    results = programs.Results(
+        host(y),
+        host(states_of(final)),
+        host(dx),
+        host(states_of(dstate)),
+        {name: host(value) for name, value in dparams.items()},
+    )
+    return results, tape
+
+
+def check(problem: programs.Problem, device: str, **more: Any) -> programs.Results:
+    got, _ = on_device(problem, converter("torch", device), **more)
+    for name, value in programs.reference(problem).arrays().items():
+        quantity = "gradient" if name.startswith("d") else "output"
+        result = got.arrays()[name]
+        assert result.dtype == problem.x.dtype
+        assert_close(result, value, quantity, f"{problem.cell.name} {name}")
+    return got
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_against_reference(
+    cell: DefinedCell, shape: tuple[int, int, int, int], dtype: str, device: str
+) -> None:
+    check(random_problem(cell, shape, dtype), device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("rows", ["lengths", "resets", "both"])
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_sequences(cell: DefinedCell, rows: str, reverse: bool, dtype: str, device: str) -> None:
+    """Lengths, resets, directions; what is kept computed once more is what was kept, to the bit."""
+    resets = {"lengths": "", "resets": "row", "both": "each"}[rows]
+    problem = random_problem(
+        cell, (5, 4, 3, 9), dtype, lengths=rows != "resets", resets=resets, reverse=reverse
+    )
+    kept, again = check(problem, device), check(problem, device, recompute=True)
+    for name, value in kept.arrays().items():
+        np.testing.assert_array_equal(again.arrays()[name], value, name)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cell", [PEEPHOLE, GRU, IND_RNN, THREE], ids=lambda cell: cell.name)
+def test_fewer_bits(cell: DefinedCell, mode: str, device: str) -> None:
+    torch = pytest.importorskip("torch")
+    storage = getattr(torch, mode, torch.float32)
+    to_device = converter("torch", device)
+    rounded = lambda value: host(torch.tensor(value).to(storage).float())  # noqa: E731
+    problem = random_problem(cell, (6, 5, 8, 24), "float32", lengths=True, resets="each")
+    problem.x, problem.dy = rounded(problem.x), rounded(problem.dy)
+    problem.params = {name: rounded(value) for name, value in problem.params.items()}
+    for states in (problem.state, problem.dstate, problem.options["reset_state"]):
+        assert states is not None
+        states[0][...] = rounded(states[0])
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, tuple):  # the states beyond h are float32
+            return (convert(value[0]), *map(to_device, value[1:]))
+        if value is None or value.dtype == bool:
+            return to_device(value)
+        return to_device(value).to(storage)
+
+    with fr.cuda.set_float32_mode(mode if storage is torch.float32 else "ieee"):
+        got, _ = on_device(problem, convert)
+    forward, gradient = MODES[mode]
+    for name, value in programs.reference(problem).arrays().items():
+        assert relative_error(got.arrays()[name], value) <= (gradient if name[0] == "d" else forward), name
+
+
+def every_operation(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
+    """All functions of fr.sym, and what they are rewritten into."""
+    a, b = x.a + h.a, fr.sym.tanh(x.b + h.b)
+    total = fr.sym.exp(b) + fr.sym.log(2 + b) + fr.sym.sqrt(2 + b) + fr.sym.softplus(a) + fr.sym.elu(a)
+    total = total + fr.sym.gelu(a) + fr.sym.sin(a) + fr.sym.cos(a) + abs(a) / (2 + b) + fr.sym.relu(b)
+    chosen = fr.sym.where(a < b, fr.sym.minimum(a, b), fr.sym.maximum(a, 0.5 * s.h))
+    kept = fr.sym.where(b <= p.u, fr.sym.clip(a, -0.5, 0.5), fr.sym.sigmoid(b))
+    return {"h": fr.sym.tanh(0.1 * total + chosen - kept), "c": (1 - b) * s.c + b * fr.sym.sigmoid(a) ** 2}
+
+
+EVERY = fr.define_cell("every_operation", "a b", "h c", every_operation, parameters="u")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_every_operation(dtype: str, device: str) -> None:
+    check(random_problem(EVERY, (4, 5, 3, 17), dtype), device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_spikes(device: str) -> None:
+    check(random_problem(SPIKING, (6, 3, 2, 9), "float64"), device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_long_programs(device: str) -> None:
+    """Of more than the slots that a block of the usual size has room for."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
+        parts = [fr.sym.tanh(getattr(x, g) + getattr(h, g)) for g in names]
+        products = [a * b for a in parts for b in parts[:4]]
+        total = sum(products[1:], products[0])
+        return {"h": fr.sym.tanh(total + parts[0] * sum(products[::2], products[0]))}
+
+    names = [f"g{i}" for i in range(24)]
+    cell = fr.define_cell("long", names, "h", step)
+    assert cell.backward.slots * 8 * 64 > 48 << 10
+    check(random_problem(cell, (2, 3, 2, 5), "float64"), device)
+
+
+def moved(module: Any) -> Any:
+    """The same network on the GPU, where it draws the same masks."""
+    other = copy.deepcopy(module)
+    other.load_random_state(module.random_state())
+    return other.to("cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", ["plain", "both"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_masks(cell: str, option: str, training: bool, kind: str, dtype: str, where: str) -> None:
+    """Recurrent dropout and zoneout against a reference that draws them by itself."""
+    options = {"bidirectional": True, "dtype": dtype, **OPTIONS[option]}
+    net = make_module(cell, 4, 9, 2, **options)
+    net.train(training)
+    call, noise, convert = random_call(net, kind), noise_of(net), own_or(where, "own")
+    dy, dfinal = normal(6, 5, 18, dtype=dtype), random_state(net, 5, 90)
+    want = masked_reference.run(cell, net, noise, call, dy, dfinal)
+    net.to("cuda")
+    given = {name: value if name == "lengths" else convert(value) for name, value in call.items()}
+    y, final, tape = net.forward(**given)
+    dx, dstate = net.backward(tape, convert(dy), convert(dfinal))
+    assert_close(host(y), want.y, "output")
+    assert_close(host(dx), want.dx, "gradient")
+    for name, got, expected in (("state", final, want.final), ("gradient", dstate, want.dstate)):
+        for part, other in zip(states_of(got), expected, strict=True):
+            assert_close(host(part), other, name)
+    for name, grad in net.grads.items():
+        assert_close(host(grad), want.grads[name], "gradient", name)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name != "many_rows"])
+@pytest.mark.parametrize("name", row_cells.CELLS)
+def test_rows(name: str, case: str, where: str) -> None:
+    """Layer normalisation and products within a step: y of NumPy, gradients by differences."""
+    problem, convert = RowProblem(name, *CASES[case]), own_or(where, "own")
+    net = moved(problem.module)
+    given = {key: value if key == "lengths" else convert(value) for key, value in problem.call.items()}
+    y, final, tape = net.forward(convert(problem.x), **given)
+    assert np.array_equal(host(net(convert(problem.x), **given)[0]), host(y))
+    want_y, want_final = problem.reference()
+    assert_close(host(y), want_y, "output", "y")
+    for got, want in zip(states_of(final), want_final, strict=True):
+        assert_close(host(got), want, "state", "state")
+    dstate = tuple(problem.dstate) if len(problem.dstate) > 1 else problem.dstate[0]
+    dx, dstart = net.backward(tape, convert(problem.dy), convert(dstate))
+    pairs = [(problem.x, dx), *zip(problem.state, states_of(dstart), strict=True)]
+    pairs += [(array, net.grads[each]) for each, array in problem.module.parameters.items()]
+    found, wanted = [], []
+    for array, gradient in pairs:
+        direction = problem.rng.normal(size=array.shape)
+        found.append((host(gradient) * direction).sum())
+        wanted.append(problem.slope(array, direction))
+    if name != "rnn_relu":  # whose slope may change within a step
+        assert np.abs(np.subtract(found, wanted)).max() <= 1e-7 * (1 + np.abs(wanted).max())
+
+
+def random_network(name: str, dtype: str, **options: Any) -> Any:
+    """Of six units and three features, none of whose parameters is as it starts."""
+    net = MADE[name](dtype=dtype, seed=1, **options)
+    for value in net.parameters.values():
+        value += 0.3 * normal(*value.shape, seed=7).astype(dtype)
+    return net
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("option", ["none", *OPTIONS])
+@pytest.mark.parametrize("name", MADE)
+def test_networks(name: str, option: str, recompute: bool, where: str) -> None:
+    """Beside the CPU's, in two layers and both directions; a call that comes again has its bits."""
+    chosen = OPTIONS.get(option, {})
+    if "recurrent_dropout" in chosen and name in ("indrnn", "sru", "min_gru"):
+        pytest.skip("has no weight_hh")
+    net = random_network(name, "float64", num_layers=2, bidirectional=True, recompute=recompute, **chosen)
+    other, convert = moved(net), own_or(where, "own")
+    x, lengths, resets = normal(5, 4, 3), [5, 0, 3, 4], normal(5, 4) > 0.7
+    noise, bits = net.random_state(), []
+    y, final, tape = net.forward(x, lengths=lengths, resets=resets)
+    dx, dstate = net.backward(tape, y.copy(), final)
+    for _ in range(2):
+        other.load_random_state(noise)
+        other.zero_grad()
+        got_y, got_final, got_tape = other.forward(convert(x), lengths=lengths, resets=convert(resets))
+        got_dx, got_dstate = other.backward(got_tape, convert(y.copy()), convert(final))
+        bits.append([host(each) for each in (got_y, got_dx, other.flat_grads)])
+    assert_close(bits[0][0], y, "output")
+    assert_close(bits[0][1], dx, "gradient")
+    assert_close(bits[0][2], net.flat_grads, "gradient")
+    for got, want in zip(states_of(got_final), states_of(final), strict=True):
+        assert_close(host(got), want, "state")
+    for got, want in zip(states_of(got_dstate), states_of(dstate), strict=True):
+        assert_close(host(got), want, "gradient")
+    for one, two in zip(*bits, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("option", ["none", "both"])
+@pytest.mark.parametrize("name", ["peephole", "layer_norm_lstm", "layer_norm_gru", "reset_before"])
+def test_networks_in_16_bits(name: str, option: str, dtype: str, where: str) -> None:
+    """Beside the CPU's in float64, with the weights that the 16 bits have."""
+    torch = pytest.importorskip("torch")
+    storage, to_device = getattr(torch, dtype), converter("torch", "gpu" if where == "gpu" else "emulated")
+
+    def rounded(value: Any) -> Any:
+        return torch.tensor(value).to(storage).double().numpy()
+
+    net = random_network(name, "float32", **OPTIONS.get(option, {}))
+    wide = copy.deepcopy(net).astype("float64")
+    for each, value in wide.parameters.items():
+        value[...] = rounded(net.parameters[each])
+    wide.load_random_state(net.random_state())
+    x, dy = rounded(normal(6, 4, 3)), rounded(normal(6, 4, 6, seed=1))
+    other = moved(net)
+    y, final, tape = other.forward(to_device(x).to(storage))
+    dx, _ = other.backward(tape, to_device(dy).to(storage))
+    assert y.dtype == dx.dtype == states_of(final)[0].dtype == storage
+    want, _, want_tape = wide.forward(x)
+    want_dx, _ = wide.backward(want_tape, dy)
+    forward, gradient = MODES[dtype]
+    assert relative_error(host(y.float()), want) <= forward
+    assert relative_error(host(dx.float()), want_dx) <= gradient
+    for each, grad in wide.grads.items():
+        assert relative_error(host(other.grads[each]), grad) <= gradient, each
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kernel", ["cluster", "persistent"])
+def test_other_kernels_refuse_programs(kernel: str, device: str) -> None:
+    problem = random_problem(PEEPHOLE, (2, 3, 2, 5), "float32")
+    _, tape = on_device(problem, converter("torch", device))
+    assert tape._layer.kernel == "step"
+    expected = (
+        f"{kernel} cannot run this: .*not implemented for .*peephole_lstm|{kernel} cannot run this: device"
+    )
+    with fr.cuda.set_kernel(kernel), pytest.raises(RuntimeError, match=expected):
+        on_device(problem, converter("torch", device))
+
+
+def test_draws_are_checked(where: str) -> None:
+    net = moved(fr.LSTM(3, 4, zoneout=0.5, seed=0))
+    convert = own_or(where, "own")
+    call = [net._key, convert(normal(2, 2, 3, dtype="float32")), net._plan.layers[0][0].weights]
+    kernels = net._backend.kernels
+    for draws, error in (((1,), ValueError), (7, TypeError), ((1, -1), ValueError), (("a", 0), TypeError)):
+        with pytest.raises(error, match=r"draws|seed|offset"):
+            kernels.forward(*call, draws=draws)
+    with pytest.raises(ValueError, match=r"cell: expected one of lstm, .*got 'elman'"):
+        kernels.forward("elman", *call[1:])
