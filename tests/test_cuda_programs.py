@@ -144,17 +144,22 @@ def test_spikes(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_long_programs(device: str) -> None:
-    """Of more than the slots that a block of the usual size has room for."""
+    """Of more slots than 48 KB of shared memory have room for, even in the smallest block."""
 
     def step(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
-        parts = [fr.sym.tanh(getattr(x, g) + getattr(h, g)) for g in names]
-        products = [a * b for a in parts for b in parts[:4]]
-        total = sum(products[1:], products[0])
-        return {"h": fr.sym.tanh(total + parts[0] * sum(products[::2], products[0]))}
+        after = {}
+        for k, state in enumerate(states):
+            total = 0.5 * getattr(s, states[k - 1])
+            for i in range(4 * k, 4 * k + 4):
+                factor = fr.sym.tanh(getattr(h, gates[i])) * getattr(p, weights[i // 2])
+                total = total + getattr(x, gates[i]) * factor
+            after[state] = fr.sym.tanh(total)
+        return after
 
-    names = [f"g{i}" for i in range(24)]
-    cell = fr.define_cell("long", names, "h", step)
-    assert cell.backward.slots * 8 * 64 > 48 << 10
+    gates, weights = [f"g{i}" for i in range(32)], [f"w{i}" for i in range(16)]
+    states = ["h", *(f"s{i}" for i in range(1, 8))]
+    cell = fr.define_cell("long", gates, states, step, parameters=weights)
+    assert cell.backward.slots * 8 * 32 > 48 << 10
     check(random_problem(cell, (2, 3, 2, 5), "float64"), device)
 
 
