@@ -137,6 +137,25 @@ void Launcher::move_rows(const Entry<RowsArgs>& entry, const RowsArgs& args, std
     start(entry, rows_shape(steps, args.schedule.B), args);
 }
 
+void Launcher::project(const ForwardProblem& p, const void* hidden, std::int64_t t, const std::int64_t* order,
+                       int rows) const {
+    const Dims& d = p.dims;
+    ProjectArgs args{};
+    args.w = p.weights.w_hr;
+    args.rows = hidden;
+    args.out = offset_bytes(p.y.data, t * p.y.t_stride * item_);
+    args.out_stride = p.y.b_stride;
+    args.order = order;
+    args.m = static_cast<int>(d.P), args.k = static_cast<int>(d.H);
+    args.count = rows;
+    step(entries_.project, args, is_vector(args.w, d.H, d.H) && is_vector(hidden, d.H, d.H), rows, d.P, d.H);
+}
+
+void Launcher::output_gradient(const OutputGradientArgs& args, std::int64_t P) const {
+    const bool vector = is_vector(args.w_hh_t, args.k, args.k) && is_vector(args.dgh, args.k, args.k);
+    step(entries_.output_gradient, args, vector, std::max(args.rows, args.later_rows), P, args.k);
+}
+
 void Launcher::round(const float* from, std::int64_t n, void* to) const {
     if (n > 0) start(entries_.round, elements_shape(n), RoundArgs{from, to, n});
 }

@@ -86,6 +86,10 @@ class Launcher {
                          void* partial) const;
     void transpose(const void* from, std::int64_t m, std::int64_t n, void* to) const;
     void move_rows(const Entry<RowsArgs>& entry, const RowsArgs& args, std::int64_t steps) const;
+    // y of step t from the cells' h, (position, H) of so many rows.
+    void project(const ForwardProblem& problem, const void* hidden, std::int64_t t, const std::int64_t* order,
+                 int rows) const;
+    void output_gradient(const OutputGradientArgs& args, std::int64_t P) const;
     // Between arrays of n elements without gaps: to T, and dropout of T as csrc/layers/dropout.h does it.
     void round(const float* from, std::int64_t n, void* to) const;
     void dropout(const void* x, std::int64_t n, double p, std::uint64_t seed, std::uint64_t offset,

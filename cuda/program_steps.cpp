@@ -110,7 +110,8 @@ class ProgramForward final : public ForwardSteps, ProgramSteps<ForwardPass> {
           p_(pass.problem),
           gh_(arena.take(pass.traits.split_gates ? d_.B * pass.gates * compute_ : 0)),
           hidden_(arena.take(programs_.hidden_gates() > 0 ? d_.B * d_.P * item_ : 0)),
-          operands_(arena.take(programs_.cell.products * d_.B * d_.H * item_)) {}
+          operands_(arena.take(programs_.cell.products * d_.B * d_.H * item_)),
+          output_(arena.take(d_.projected && p_.hidden == nullptr ? d_.B * d_.H * item_ : 0)) {}
 
     std::int64_t partial_bytes() const override {
         return pass_.launcher.partial_bytes(d_.B, pass_.gates, std::max(d_.P, d_.H));
@@ -159,8 +160,7 @@ class ProgramForward final : public ForwardSteps, ProgramSteps<ForwardPass> {
         args.operands = operands_;
         args.operand_size = d_.B * d_.H;
         args.saved = offset_bytes(p_.saved, offset * d_.H * pass_.traits.saved * compute_);
-        if (!replays_) args.hidden = offset_bytes(p_.y.data, t * p_.y.t_stride * item_);
-        args.hidden_stride = p_.y.b_stride;
+        if (!replays_) set_hidden(args, t, offset);
         if (!replays_)
             args.after = offset_bytes(pass_.states, (by_index ? offset : 0) * beyond * d_.H * compute_);
         void* const moments = offset_bytes(p_.moments, offset * programs_.cell.norms * compute_);
@@ -176,6 +176,17 @@ class ProgramForward final : public ForwardSteps, ProgramSteps<ForwardPass> {
             }
             if (stage.length > 0) run_stage(entries_.forward, args, stage, active);
         }
+        if (d_.projected && !replays_) pass_.launcher.project(p_, args.hidden, t, args.order, args.rows);
+    }
+
+    // Where h goes: to y, or to what is projected.
+    void set_hidden(ProgramForwardArgs& args, std::int64_t t, std::int64_t offset) const {
+        args.hidden = offset_bytes(p_.y.data, t * p_.y.t_stride * item_);
+        args.hidden_stride = p_.y.b_stride;
+        if (!d_.projected) return;
+        args.hidden = p_.hidden == nullptr ? output_ : offset_bytes(p_.hidden, offset * d_.H * item_);
+        args.hidden_stride = d_.H;
+        args.hidden_by_position = true;
     }
 
     void normalise(const RowOperation& o, const ProgramForwardArgs& step, void* gx, void* moments) const {
@@ -195,7 +206,7 @@ class ProgramForward final : public ForwardSteps, ProgramSteps<ForwardPass> {
 
     const bool replays_;
     const ForwardProblem& p_;
-    void *const gh_, *const hidden_, *const operands_;
+    void *const gh_, *const hidden_, *const operands_, *const output_;
 };
 
 class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
@@ -204,11 +215,12 @@ class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
         : ProgramSteps(pass, pass.problem.cell->programs->backward, arena),
           p_(pass.problem),
           w_hh_t_(arena.take(programs_.cell.hidden_product ? pass.gates * d_.P * item_ : 0)),
+          w_hr_t_(arena.take(d_.projected ? d_.P * d_.H * item_ : 0)),
           carry_(arena.take(d_.B * pass.traits.states * d_.H * compute_)),
-          product_(arena.take(programs_.hidden_gates() > 0 ? d_.B * d_.H * compute_ : 0)) {}
+          product_(arena.take(d_.B * d_.H * compute_)) {}
 
     std::int64_t partial_bytes() const override {
-        return pass_.launcher.partial_bytes(d_.B, d_.H, pass_.gates);
+        return pass_.launcher.partial_bytes(d_.B, d_.H, std::max(pass_.gates, d_.P));
     }
 
     void run() const override {
@@ -217,6 +229,7 @@ class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
         send_program();
         if (programs_.cell.hidden_product)
             pass_.launcher.transpose(p_.weights.w_hh, pass_.gates, d_.P, w_hh_t_);
+        if (d_.projected) pass_.launcher.transpose(p_.weights.w_hr, d_.P, d_.H, w_hr_t_);
         if (programs_.cell.staged) {  // whose programs add to these
             fill(pass_.unit_gradients, 0,
                  static_cast<std::size_t>(pass_.schedule.rows() * values * d_.H * item_),
@@ -232,18 +245,24 @@ class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
     }
 
   private:
-    // To C, c_stride: the gradients of gates from `first_gate` on, of so many rows, times their weights.
-    void multiply(const void* gates, int first_gate, int count, const void* c, std::int64_t c_stride,
+    // c, C, = rows a of so many, times the rows of b.
+    void multiply(Matrix a, Matrix b, std::int64_t k, const void* c, std::int64_t c_stride,
                   std::int64_t active) const {
-        const std::int64_t first = first_gate * d_.H * item_;
         Product product{};
         product.layout = Layout::kNT;
-        product.m = active, product.n = d_.H, product.k = count * d_.H;
-        product.a = {offset_bytes(gates, first), pass_.gates};
-        product.b = {offset_bytes(static_cast<const void*>(w_hh_t_), first), pass_.gates};
+        product.m = active, product.n = d_.H, product.k = k;
+        product.a = a, product.b = b;
         product.c = const_cast<void*>(c);
         product.c_stride = c_stride;
         pass_.launcher.multiply(product, pass_.partial);
+    }
+    // Of the gradients of gates from `first_gate` on with their weights.
+    void multiply_gates(const void* gates, int first_gate, int count, const void* c, std::int64_t c_stride,
+                        std::int64_t active) const {
+        const std::int64_t first = first_gate * d_.H * item_;
+        const void* const weights = w_hh_t_;
+        multiply({offset_bytes(gates, first), pass_.gates}, {offset_bytes(weights, first), pass_.gates},
+                 count * d_.H, c, c_stride, active);
     }
 
     // Step t after step `later` of the sweep; -1: none. Without a t only the initial state's gradients are left.
@@ -254,28 +273,54 @@ class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
         if (later >= 0) {
             args.later = pass_.schedule.time_step(later);
             args.later_rows = static_cast<int>(pass_.schedule.active(later));
-            if (const int gates = programs_.hidden_gates(); gates > 0) {
-                multiply(offset_bytes(pass_.dgh, pass_.schedule.offset(later) * pass_.gates * item_), 0,
-                         gates, product_, d_.H, args.later_rows);
-                args.product = product_;
-            }
         }
+        if (t >= 0 && p_.dy.data != nullptr) args.dy = offset_bytes(p_.dy.data, t * p_.dy.t_stride * item_);
         args.dy_stride = p_.dy.b_stride;
         std::copy_n(p_.dfinal, kMaxStates, args.dfinal);
         std::copy_n(p_.dinitial, kMaxStates, args.dinitial);
         args.carry = carry_;
+        if (d_.projected) {
+            project_gradients(args, t, later);
+        } else if (later >= 0 && programs_.hidden_gates() > 0) {
+            multiply_gates(gate_gradients(later), 0, programs_.hidden_gates(), product_, d_.H,
+                           args.later_rows);
+            args.product = product_;
+        }
         if (args.later_rows > args.rows) {
             ProgramBackwardArgs initial = args;
             initial.stores_initial = true;
-            initial.rows = args.rows;
             run_stage(entries_.backward, initial, DeviceStage{}, args.later_rows);
         }
         if (t >= 0) run_stages(args, t);
     }
 
+    const void* gate_gradients(std::int64_t t) const {
+        return offset_bytes(pass_.dgh, pass_.schedule.offset(t) * pass_.gates * item_);
+    }
+
+    // First the gradient of the output, kept for dW_hr; that of h is its product with W_hr.
+    void project_gradients(ProgramBackwardArgs& args, std::int64_t t, std::int64_t later) const {
+        OutputGradientArgs output{};
+        output.w_hh_t = w_hh_t_;
+        output.dgh = later < 0 ? nullptr : gate_gradients(later);
+        output.k = programs_.cell.hidden_product ? static_cast<int>(pass_.gates) : 0;
+        output.source = args.source;
+        output.later = args.later;
+        output.order = args.order;
+        output.rows = args.rows, output.later_rows = args.later_rows;
+        output.dy = args.dy, output.dy_stride = args.dy_stride;
+        output.dfinal = args.dfinal[0], output.dinitial = args.dinitial[0];
+        void* const dout =
+            t < 0 ? nullptr : offset_bytes(pass_.dout, pass_.schedule.offset(t) * d_.P * item_);
+        output.dout = dout;
+        pass_.launcher.output_gradient(output, d_.P);
+        args.projected = true;
+        args.product = product_;
+        if (t >= 0) multiply({dout, d_.P}, {w_hr_t_, d_.P}, d_.P, product_, d_.H, args.rows);
+    }
+
     void run_stages(ProgramBackwardArgs& args, std::int64_t t) const {
         const std::int64_t H = d_.H, offset = pass_.schedule.offset(t), rows = pass_.schedule.rows();
-        if (p_.dy.data != nullptr) args.dy = offset_bytes(p_.dy.data, t * p_.dy.t_stride * item_);
         args.saved = const_cast<void*>(offset_bytes(pass_.saved, offset * H * pass_.traits.saved * compute_));
         args.dgx = offset_bytes(pass_.dgx, offset * pass_.gates * item_);
         args.dgh = offset_bytes(pass_.dgh, offset * pass_.gates * item_);
@@ -288,7 +333,7 @@ class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
                 if (o.kind == RowKind::kNormalise) {
                     normalise(o, args, offset);
                 } else {
-                    multiply(args.dgh, o.first_gate, o.count, link(o.link), link_row(), args.rows);
+                    multiply_gates(args.dgh, o.first_gate, o.count, link(o.link), link_row(), args.rows);
                 }
             }
             if (stage.length > 0) run_stage(entries_.backward, args, stage, args.rows);
@@ -313,7 +358,7 @@ class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
     }
 
     const BackwardProblem& p_;
-    void *const w_hh_t_, *const carry_, *const product_;
+    void *const w_hh_t_, *const w_hr_t_, *const carry_, *const product_;
 };
 
 }  // namespace

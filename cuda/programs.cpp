@@ -98,7 +98,7 @@ DevicePrograms::DevicePrograms(const CellPrograms& programs)
       inference(device_program(programs.inference, {programs, products, false})),
       backward(device_program(programs.backward, {programs, products, true})) {}
 
-const ProgramEntries& program_entries_f32();
+const ProgramEntries& program_entries_ieee();
 const ProgramEntries& program_entries_f64();
 const ProgramEntries& program_entries_bf16();
 const ProgramEntries& program_entries_fp16();
@@ -112,7 +112,7 @@ const ProgramEntries& program_entries(Math math) {
         case Math::f64:
             return program_entries_f64();
         default:
-            return program_entries_f32();
+            return program_entries_ieee();
     }
 }
 

@@ -88,21 +88,8 @@ class StepForward final : public ForwardSteps {
         args.saved = offset_bytes(p_.saved, offset * d.H * pass_.traits.saved * compute);
         args.rows = static_cast<int>(pass_.schedule.active(t));
         if (by_library_) args.product = multiply_step(before);
-        const MathEntries& entries = pass_.launcher.entries();
         pass_.launcher.step(p_.cell->steps(p_.math).forward, args, is_vector(), args.rows, d.H, d.P);
-        if (!d.projected) return;
-        ProjectArgs project{};
-        project.w = p_.weights.w_hr;
-        project.rows = args.hidden;
-        project.out = y;
-        project.out_stride = p_.y.b_stride;
-        project.order = args.order;
-        project.m = static_cast<int>(d.P);
-        project.k = static_cast<int>(d.H);
-        project.count = args.rows;
-        const bool vector =
-            pass_.launcher.is_vector(project.w, d.H, d.H) && pass_.launcher.is_vector(args.hidden, d.H, d.H);
-        pass_.launcher.step(entries.project, project, vector, args.rows, d.P, d.H);
+        if (d.projected) pass_.launcher.project(p_, args.hidden, t, args.order, args.rows);
     }
 
     const ForwardPass& pass_;
@@ -218,10 +205,7 @@ class StepBackward final : public BackwardSteps {
         output.dfinal = args.dfinal[0];
         output.dinitial = args.dinitial[0];
         output.dout = t < 0 ? nullptr : offset_bytes(pass_.dout, pass_.schedule.offset(t) * d.P * item_);
-        const bool vector = pass_.launcher.is_vector(output.w_hh_t, output.k, output.k) &&
-                            pass_.launcher.is_vector(output.dgh, output.k, output.k);
-        pass_.launcher.step(pass_.launcher.entries().output_gradient, output, vector,
-                            std::max(output.rows, output.later_rows), d.P, output.k);
+        pass_.launcher.output_gradient(output, d.P);
         args.projected = true;
         args.product_w = w_hr_t_;
         args.product_rows = output.dout;

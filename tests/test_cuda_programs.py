@@ -230,15 +230,8 @@ def random_network(name: str, dtype: str, **options: Any) -> Any:
     return net
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("option", ["none", *OPTIONS])
-@pytest.mark.parametrize("name", MADE)
-def test_networks(name: str, option: str, recompute: bool, where: str) -> None:
-    """Beside the CPU's, in two layers and both directions; a call that comes again has its bits."""
-    chosen = OPTIONS.get(option, {})
-    if "recurrent_dropout" in chosen and name in ("indrnn", "sru", "min_gru"):
-        pytest.skip("has no weight_hh")
-    net = random_network(name, "float64", num_layers=2, bidirectional=True, recompute=recompute, **chosen)
+def check_beside_the_cpu(net: Any, where: str) -> None:
+    """All results and gradients; a call that comes again has its bits."""
     other, convert = moved(net), own_or(where, "own")
     x, lengths, resets = normal(5, 4, 3), [5, 0, 3, 4], normal(5, 4) > 0.7
     noise, bits = net.random_state(), []
@@ -252,13 +245,86 @@ def test_networks(name: str, option: str, recompute: bool, where: str) -> None:
         bits.append([host(each) for each in (got_y, got_dx, other.flat_grads)])
     assert_close(bits[0][0], y, "output")
     assert_close(bits[0][1], dx, "gradient")
-    assert_close(bits[0][2], net.flat_grads, "gradient")
+    for name, grad in net.grads.items():
+        assert_close(host(other.grads[name]), grad, "gradient", name)
     for got, want in zip(states_of(got_final), states_of(final), strict=True):
         assert_close(host(got), want, "state")
     for got, want in zip(states_of(got_dstate), states_of(dstate), strict=True):
         assert_close(host(got), want, "gradient")
     for one, two in zip(*bits, strict=True):
         np.testing.assert_array_equal(one, two)
+    other.load_random_state(noise)
+    y_alone, _ = other(convert(x), lengths=lengths, resets=convert(resets))
+    np.testing.assert_array_equal(host(y_alone), bits[0][0])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("option", ["none", *OPTIONS])
+@pytest.mark.parametrize("name", MADE)
+def test_networks(name: str, option: str, recompute: bool, where: str) -> None:
+    """Two layers in both directions."""
+    chosen = OPTIONS.get(option, {})
+    if "recurrent_dropout" in chosen and name in ("indrnn", "sru", "min_gru"):
+        pytest.skip("has no weight_hh")
+    options = {"num_layers": 2, "bidirectional": True, "recompute": recompute, **chosen}
+    check_beside_the_cpu(random_network(name, "float64", **options), where)
+
+
+PROJECTED: dict[str, dict[str, Any]] = {
+    "peephole": {},
+    "coupled": {},
+    "layer_norm_lstm": {},
+    "zoneout of c": {"zoneout": (0, 0.4)},
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", PROJECTED)
+def test_projections(name: str, recompute: bool, where: str) -> None:
+    made = name if name in MADE else "peephole"
+    options = {"num_layers": 2, "bidirectional": True, "recompute": recompute, "proj_size": 4}
+    check_beside_the_cpu(random_network(made, "float64", **options, **PROJECTED[name]), where)
+
+
+def delayed_step(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
+    """A product of what is not h."""
+    return {"h": fr.sym.tanh(x.a + fr.sym.product(h.a, s.c)), "c": x.a - s.c}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_projections_that_are_refused(device: str) -> None:
+    cell = fr.define_cell("delayed", "a", "h c", delayed_step)
+    convert = converter("torch", device)
+    params = {"weight_ih": normal(4, 3), "weight_hh": normal(4, 2), "weight_hr": normal(2, 4)}
+    given = {name: convert(value) for name, value in params.items()}
+    message = r"step: proj_size: expected 0 for delayed.*, which has products within a step, got 2"
+    with pytest.raises(RuntimeError, match=message):
+        fr.functional.forward(cell, convert(normal(3, 2, 3)), given)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [3, 60])
+def test_looked_up_inputs(rows: int, device: str) -> None:
+    problem = random_problem(PEEPHOLE, (6, 5, 4, 9), "float64", lengths=True)
+    rng, convert = np.random.default_rng(0), converter("torch", device)
+    table, indices = rng.normal(size=(rows, 4)), rng.integers(0, rows, (6, 5))
+    problem.x = table[indices]
+    want = programs.reference(problem)
+    params = {name: convert(value) for name, value in problem.params.items()}
+    y, _, tape = fr.functional.forward(
+        PEEPHOLE,
+        fr.Lookup(convert(table), indices),
+        params,
+        convert(problem.state),
+        problem.options["lengths"],
+    )
+    grads = fr.functional.backward(tape, convert(problem.dy), convert(problem.dstate))
+    assert_close(host(y), want.y, "output")
+    dtable = np.zeros_like(table)
+    np.add.at(dtable, indices, want.dx)
+    assert_close(host(grads.x), dtable, "gradient")
+    for name, value in want.dparams.items():
+        assert_close(host(grads.params[name]), value, "gradient", name)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

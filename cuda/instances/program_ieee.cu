@@ -1,0 +1,3 @@
+#include "instances/program_instance.h"
+
+FUSEDRNN_PROGRAM_INSTANCE(ieee, float, float)
