@@ -357,6 +357,35 @@ def test_networks_in_16_bits(name: str, option: str, dtype: str, where: str) -> 
         assert relative_error(host(other.grads[each]), grad) <= gradient, each
 
 
+REFUSED: dict[str, Any] = {
+    "weight_dropout": lambda: fr.LSTM(3, 6, peephole=True, weight_dropout=0.3),
+    "locked_dropout": lambda: fr.GRU(3, 6, reset_after=False, locked_dropout=0.3),
+    "num_heads": lambda: fr.SLSTM(3, 6, num_heads=2),
+    "batch_norm": lambda: fr.LiGRU(3, 6),
+    "all_states": lambda: fr.LSTM(3, 6, layer_norm=True, all_states=True),
+    "compute": lambda: fr.LSTM(3, 6, peephole=True, compute="bf16"),
+    "stream": lambda: fr.MGU(3, 6),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_by_name(name: str, where: str) -> None:
+    net = REFUSED[name]().to("cuda")
+    x = own_or(where, "own")(normal(4, 2, 3, dtype="float32"))
+    message = rf"^{name}: expected an? {type(net).__name__} on cpu, got one on cuda:0"
+    with pytest.raises(RuntimeError, match=message):
+        net.stream(2) if name == "stream" else net.forward(x)
+
+
+OTHERS: dict[str, Any] = {"lif": fr.LIF, "min_lstm": fr.MinLSTM, "slstm": fr.SLSTM}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_networks(name: str, where: str) -> None:
+    options = {"num_layers": 2, "bidirectional": True, "dtype": "float64", "seed": 1}
+    check_beside_the_cpu(OTHERS[name](3, 6, **options), where)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kernel", ["cluster", "persistent"])
 def test_other_kernels_refuse_programs(kernel: str, device: str) -> None:

@@ -39,7 +39,7 @@ class NetworkOptions(Options, total=False):
 class Network(Recurrent[StateT]):
     """`y, state = net(x)`; to train, `y, state, tape = net.forward(x)` and `dx, _ = net.backward(tape, dy)`.
 
-    Shapes, streams and everything else are those of `Recurrent`. The network runs on the CPU.
+    Shapes, streams and everything else are those of `Recurrent`.
 
     Args:
         input_size: size of x_t, I >= 0.

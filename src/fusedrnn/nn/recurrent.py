@@ -30,8 +30,7 @@ class RNN(Recurrent[Array]):
         h' = tanh(a)                                or, with nonlinearity="relu":  h' = max(0, a)
 
     With layer_norm, a = gain_ih*N(W_ih x) + bias_ih + gain_hh*N(W_hh h), where N(v) is
-    (v - mean(v)) / sqrt(var(v) + 1e-5) over the H units of a row. Such a network runs on the CPU, in full
-    precision.
+    (v - mean(v)) / sqrt(var(v) + 1e-5) over the H units of a row. Such a network is not quantized.
 
     `y, state = rnn(x)`; to train, `y, state, tape = rnn.forward(x)` and `dx, _ = rnn.backward(tape, dy)`.
     x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*H), laid out as x, with
@@ -132,7 +131,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     coupled_gates, i = 1 - f. With cell_clip, c' is cut to [-cell_clip, cell_clip]. With layer_norm,
     a = gain_ih*N(W_ih x) + bias_ih + gain_hh*N(W_hh h) and u = o*tanh(gain_c*N(c') + bias_c), where N(v) is
     (v - mean(v)) / sqrt(var(v) + 1e-5) over a row: over the 4*H values of all gates together in a, over H of
-    c'. Such networks run on the CPU, in full precision.
+    c'. Such networks are not quantized.
 
     `y, state = lstm(x)`; to train, `y, state, tape = lstm.forward(x)` and `dx, _ = lstm.backward(tape, dy)`.
     x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*Hout), laid out as x,
@@ -257,7 +256,7 @@ class GRU(Recurrent[Array]):
     With reset_after=False the reset gate acts on h before its product: n = tanh(gx_n + W_hn (r*h) + b_hn).
     With layer_norm, gx = gain_ih*N(W_ih x) + bias_ih, gh = gain_hh*N(W_hh h) and n = tanh(gx_n + r*(gh_n +
     bias_hn)), where N(v) is (v - mean(v)) / sqrt(var(v) + 1e-5) over a row of the 3*H values of all gates
-    together. Such networks run on the CPU, in full precision.
+    together. Such networks are not quantized.
 
     `y, state = gru(x)`; to train, `y, state, tape = gru.forward(x)` and `dx, _ = gru.backward(tape, dy)`.
     x is (T, B, I), (B, T, I) with batch_first, or (T, I) for one sequence; y (T, B, D*H), laid out as x, with

@@ -77,9 +77,9 @@ class Recurrent(Served[StateT]):
         weight_dropout: probability of dropping an element of weight_hh for one call, in training mode, on the
             CPU; the others are scaled by 1/(1-p). Merity, Keskar and Socher 2017, arXiv:1708.02182.
         recurrent_dropout: probability of dropping a unit of h where weight_hh multiplies it, in training
-            mode, on the CPU; the others are scaled by 1/(1-p). One mask for each sequence, all of its steps
-            and all gates; elsewhere in the step h is whole. Gal and Ghahramani 2016, arXiv:1512.05287.
-        zoneout: probability that a unit's state stays as it was before a step, in training mode, on the CPU;
+            mode; the others are scaled by 1/(1-p). One mask for each sequence, all of its steps and all
+            gates; elsewhere in the step h is whole. Gal and Ghahramani 2016, arXiv:1512.05287.
+        zoneout: probability that a unit's state stays as it was before a step, in training mode;
             in evaluation mode the state is the expectation, p*s + (1-p)*s'. One for each state in their
             order, or one for all. Krueger et al. 2016, arXiv:1606.01305.
         locked_dropout: probability of dropping a feature of x and of y in all steps of a sequence, in
