@@ -51,7 +51,7 @@ class Layer {
         backward.y = rows<ConstRows>(y_);
         backward.dy = rows<ConstRows>(dy_);
         backward.dx = rows<Rows>(dx_);
-        backward.dparams = {dw_ih_.data(), dw_hh_.data(), nullptr, nullptr, nullptr};
+        backward.dparams = {dw_ih_.data(), dw_hh_.data(), nullptr, nullptr, nullptr, {}};
         forward_memory_.emplace(kernel_.forward_workspace(forward));
         backward_memory_.emplace(kernel_.backward_workspace(backward));
     }
@@ -99,7 +99,7 @@ class Layer {
         problem.cell = &cell_;
         problem.dims = d_;
         problem.schedule = timetable_.view(nullptr);
-        problem.weights = {w_ih_.data(), w_hh_.data(), nullptr, nullptr, nullptr};
+        problem.weights = {w_ih_.data(), w_hh_.data(), nullptr, nullptr, nullptr, {}};
         problem.x = rows<ConstRows>(x_);
         problem.saved = saved_.data();
     }
