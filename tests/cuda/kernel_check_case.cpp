@@ -207,8 +207,8 @@ Call make_call(Math math, const DeviceCell* cell, const Dims& d, const Timetable
     call.dims = d;
     call.schedule =
         timetable.view(p.resets.empty() ? nullptr : static_cast<const std::uint8_t*>(device.resets.data()));
-    call.weights = {device.w_ih.data(), device.w_hh.data(), device.b_ih.data(), device.b_hh.data(),
-                    device.w_hr.data(), {}};
+    call.weights = {device.w_ih.data(), device.w_hh.data(), device.b_ih.data(),
+                    device.b_hh.data(), device.w_hr.data(), {}};
     call.x = rows_of<ConstRows>(device.x, d.B);
     call.y = rows_of<decltype(call.y)>(device.y, d.B);
     for (int k = 0; k < kMaxStates; ++k) {
@@ -262,8 +262,8 @@ void run_training(const Kernels& kernels, const DeviceCell* cell, Math math, con
         backward.dfinal[k] = device.dfinal[k].data();
         backward.dinitial[k] = device.dinitial[k].data();
     }
-    backward.dparams = {device.dw_ih.data(), device.dw_hh.data(), device.db_ih.data(), device.db_hh.data(),
-                        device.dw_hr.data(), {}};
+    backward.dparams = {device.dw_ih.data(), device.dw_hh.data(), device.db_ih.data(),
+                        device.db_hh.data(), device.dw_hr.data(), {}};
     run_forward(kernels.forward, forward);
     const DeviceBlock workspace(kernels.backward.backward_workspace(backward));
     kernels.backward.backward(backward, workspace.data(), nullptr);
