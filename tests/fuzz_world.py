@@ -350,7 +350,7 @@ class World:
     def new_stream(self) -> Stepping:
         rng, module, batch = self.rng, self.module, pick(self.rng, [1, 1, 2, 5])
         shape, dtype = (batch, module.input_size), module.dtype
-        whole = module._program or module._beside()
+        whole = module._spec.definition or module._beside()
         if dtype == np.float32 and not whole and chance(rng, 0.4):
             weights = pick(rng, ["int8", "bf16"])
             stream, twin = (m.quantize(weights).stream(batch) for m in (module, self.subject.fresh()))
@@ -363,7 +363,7 @@ class World:
         module = self.module
         if not isinstance(module, fr.Recurrent) or module.dtype != np.float32:
             return
-        if module._program or module._beside():
+        if module._spec.definition or module._beside():
             return
         if not self.quantized or chance(self.rng, 0.2):
             weights = pick(self.rng, ["int8", "bf16"])
