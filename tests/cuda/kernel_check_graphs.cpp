@@ -29,11 +29,49 @@ Array<double> random_rows(std::uint64_t seed, std::int64_t rows, std::int64_t wi
     return a;
 }
 
-// A GRU, its forward and its backward, always in the same memory.
+// h' = tanh(a) sigmoid(b) + c of three gates, as data.
+const DeviceCell& program_cell() {
+    using namespace fusedrnn;
+    static constexpr Instruction forward[] = {
+        {kProgram_tanh, 4, 0, 0, 0}, {kProgram_sigmoid, 5, 1, 1, 1}, {kProgram_fma, 3, 4, 5, 2}};
+    static constexpr Instruction backward[] = {
+        {kProgram_tanh_slope, 3, 2, 1, 0}, {kProgram_sigmoid_slope, 4, 2, 0, 1}, {kProgram_copy, 5, 2, 2, 2}};
+    // Gates, the state after the step and before it, what is kept.
+    constexpr int kGates = 3, kAfter = 6, kBefore = 7, kSaved = 8, kEnd = 10;
+    static constexpr std::uint16_t in[] = {kGates, kGates + 1, kGates + 2, kAfter, kSaved, kSaved + 1};
+    static constexpr std::uint16_t out[] = {kSaved, kSaved + 1, kAfter, kGates, kGates + 1, kGates + 2};
+    static const ProgramStage stages[] = {{{forward, 3, nullptr, in, 0, 6, 0, 3, 0, 1, 0}, nullptr, 0},
+                                          {{forward, 3, nullptr, in, 0, 4, 2, 3, 0, 1, 0}, nullptr, 0},
+                                          {{backward, 3, nullptr, out, 0, 6, 0, 3, 0, 1, 0}, nullptr, 0}};
+    static const CellPrograms cell = [] {
+        CellPrograms p{};
+        p.forward = {stages, 1, 0, 1, 0};
+        p.inference = {stages + 1, 1, 0, 1, 0};
+        p.backward = {stages + 2, 1, 0, 1, 0};
+        p.hidden_product = true;
+        p.first_gates = p.gates = kGates;
+        p.after = kAfter, p.before = kBefore, p.saved = kSaved;
+        p.units = p.before_gradients = kEnd;
+        p.unit_gradients = p.links = p.operands = p.masks = p.values = kEnd + 1;
+        return p;
+    }();
+    static const DevicePrograms programs(cell);
+    static const DeviceCell made = [] {
+        const DeviceCell& gru = device_cell("gru");
+        const CellTraits traits{"program",          kGates, 1, 2, 0, false, false, gru.parameters,
+                                gru.parameter_count};
+        return DeviceCell{traits, {}, {}, {}, &programs};
+    }();
+    return made;
+}
+
+// A cell of three gates, its forward and its backward, always in the same memory.
 class Layer {
   public:
-    explicit Layer(Dims dims, const std::int64_t* lengths = nullptr)
-        : d_(dims),
+    explicit Layer(Dims dims, const std::int64_t* lengths = nullptr,
+                   const DeviceCell& cell = device_cell("gru"))
+        : cell_(cell),
+          d_(dims),
           timetable_(d_.T, d_.B, lengths, false),
           x_(Kind::f32, d_.T * d_.B, d_.I),
           w_ih_(Kind::f32, 3 * d_.H, d_.I),
@@ -85,7 +123,7 @@ class Layer {
     BackwardProblem backward{};
 
   private:
-    const DeviceCell& cell_ = device_cell("gru");
+    const DeviceCell& cell_;
 
     static std::size_t bytes(const DeviceArray& a) {
         return static_cast<std::size_t>(a.rows() * a.stride() * 4);
@@ -118,8 +156,8 @@ void expect(bool good, const char* what, Report& report) {
     if (!good) report.fail(what, launched + 1e-3 * replayed);
 }
 
-void check_repeated(Report& report) {
-    const Layer layer(kDims);
+void check_repeated(const DeviceCell& cell, Report& report) {
+    const Layer layer(kDims, nullptr, cell);
     const std::uint64_t first = layer.run(1);
     const int plain = launched;
     expect(plain > 2 * kDims.T && replayed == 0, "the first call runs plainly", report);
@@ -153,6 +191,9 @@ void check_other_calls(Report& report) {
     layer.forward.schedule = layer.backward.schedule = shorter.view(nullptr);
     layer.run(1);
     expect(replayed == 0, "another size is another call", report);
+    layer.forward.draws.drawn = true;
+    for (int i = 0; i < 3; ++i) layer.run(1);
+    expect(replayed == 1, "masks are no graph", report);
     const std::int64_t lengths[] = {4, 1, 2};
     const Layer ragged(kDims, lengths);
     for (int i = 0; i < 3; ++i) ragged.run(1);
@@ -194,7 +235,8 @@ void check_graphs(Report& report) {
         report.begin(Math::ieee, std::string("graphs, cublas ") + cublas);
         emulator::set_config({});
         launch_observer = count;
-        check_repeated(report);
+        check_repeated(device_cell("gru"), report);
+        check_repeated(program_cell(), report);
         check_other_calls(report);
         check_cache(report);
         launch_observer = nullptr;
