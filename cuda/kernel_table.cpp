@@ -78,10 +78,6 @@ std::string reason_against(const Kernel& kernel, const Request& request) {
     if (!kernel.has(*request.cell, request.math)) {
         return std::string("cell: not implemented for ") + request.cell->name;
     }
-    if (d.projected && request.cell->programs != nullptr && !request.cell->programs->products.empty()) {
-        return std::string("proj_size: expected 0 for ") + request.cell->name +
-               ", which has products within a step, got " + std::to_string(d.P);
-    }
     if (d.projected && !kernel.projections) return "proj_size: expected 0, got " + std::to_string(d.P);
     if (d.H > kernel.most_hidden) return at_most("H", kernel.most_hidden, d.H);
     if (d.B > kernel.most_batch) return at_most("B", kernel.most_batch, d.B);

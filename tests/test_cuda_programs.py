@@ -160,15 +160,18 @@ def delayed_step(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
     return {"h": fr.sym.tanh(x.a + fr.sym.product(h.a, s.c)), "c": x.a - s.c}
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_projections_that_are_refused(device: str) -> None:
+@pytest.mark.parametrize("device", [None, *DEVICES])
+def test_projections_that_are_refused(device: str | None) -> None:
     cell = fr.define_cell("delayed", "a", "h c", delayed_step)
-    convert = converter("torch", device)
+    convert = (lambda value: value) if device is None else converter("torch", device)
     params = {"weight_ih": normal(4, 3), "weight_hh": normal(4, 2), "weight_hr": normal(2, 4)}
     given = {name: convert(value) for name, value in params.items()}
-    message = r"step: proj_size: expected 0 for delayed.*, which has products within a step, got 2"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(
+        ValueError, match=r"weight_hr: expected None, or .* got shape \(2, 4\) and the cell delayed"
+    ):
         fr.functional.forward(cell, convert(normal(3, 2, 3)), given)
+    with pytest.raises(ValueError, match="proj_size: expected 0, since delayed works unit by unit"):
+        fr.Recurrent(cell, 3, 4, proj_size=2)
 
 
 @pytest.mark.parametrize("device", DEVICES)

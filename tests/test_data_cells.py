@@ -197,7 +197,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "proj_size": (
         lambda: fr.MGU(3, 4, proj_size=2),
         ValueError,
-        "proj_size: expected 0, since mgu reads h of its own unit, which is none of a projection, got 2",
+        "proj_size: expected 0, since mgu works unit by unit on h or on what weight_hh multiplies",
     ),
     "proj_size without products": (
         lambda: fr.SRU(3, 4, proj_size=2),

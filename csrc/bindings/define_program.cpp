@@ -47,8 +47,10 @@ class DefinedCell {
         if (shape.bias) parameters_.push_back({"bias_ih", Role::kInputBias, Need::kOptional, rows, kVector});
         if (shape.bias && shape.hidden_product)
             parameters_.push_back({"bias_hh", Role::kHiddenBias, Need::kOptional, rows, kVector});
-        // A step that reads h of its own unit has none where h is a projection of all units.
-        const Need projection = shape.direct_hidden ? Need::kRefused : Need::kOptional;
+        // A step that reads h of its own unit has none where h is a projection of all units; nor are units of a step's own
+        // as many as those that weight_hh multiplies then.
+        const bool unit_by_unit = shape.direct_hidden || shape.products > 0;
+        const Need projection = unit_by_unit ? Need::kRefused : Need::kOptional;
         parameters_.push_back({"weight_hr", Role::kProjection, projection, outputs, units});
         for (std::size_t i = 0; i < per_unit_.size(); ++i) {
             const std::string& name = per_unit_[i];

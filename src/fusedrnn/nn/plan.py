@@ -245,7 +245,9 @@ def check_projection(spec: CellSpec, proj_size: int, hidden_size: int | tuple[in
     size = check_size("proj_size", proj_size, 0)
     takes = any(p.role == "projection" and p.need != "refused" for p in spec.parameters)
     if size and spec.definition is not None and not (takes and "weight_hh" in spec.parameter_names):
-        reason = "reads h of its own unit, which is none of a projection" if not takes else "has no weight_hh"
+        reason = "has no weight_hh"
+        if not takes:
+            reason = "works unit by unit on h or on what weight_hh multiplies, not on a projection"
         raise ValueError(f"proj_size: expected 0, since {spec.label} {reason}, got {size}")
     if size and not takes:
         raise ValueError(f"proj_size: expected 0, since {spec.label} has no projection, got {size}")
