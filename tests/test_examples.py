@@ -71,7 +71,7 @@ def test_forecast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     text = run("forecast", monkeypatch, capsys, vega_datasets={"data": source})
     found = re.search(r"([\d.]+) of that", text)
     assert found is not None and float(found[1]) < 0.9
-    assert lines_of("forecast") <= 13
+    assert lines_of("forecast") <= 12
     inside = re.search(r"(\d+)% of the days", text)
     assert inside is not None and 65 <= int(inside[1]) <= 92
 

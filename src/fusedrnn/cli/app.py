@@ -307,7 +307,7 @@ def info(
         typer.Argument(metavar="MODEL", help="A model file; without it, this build and machine."),
     ] = None,
 ) -> None:
-    """Show what this build and machine can do, or what a model file holds."""
+    """Show this build and machine, or what a model file holds."""
     with reported():
         if model is None:
             fr.show_config()
@@ -335,7 +335,7 @@ def convert(
         typer.Option(help="File of the weights to write.", show_default="MODEL with .safetensors at its end"),
     ] = None,
 ) -> None:
-    """Read an ONNX file and write its weights as safetensors, named and ordered as PyTorch's."""
+    """Write the weights of an ONNX file as safetensors, named as PyTorch's."""
     with reported():
         try:
             found = importlib.import_module("fusedrnn.interop.onnx").load(model)

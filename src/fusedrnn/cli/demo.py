@@ -30,7 +30,10 @@ def demo(
     ] = None,
     arguments: Annotated[list[str] | None, typer.Argument(help="What the example takes, as --quick.")] = None,
 ) -> None:
-    """List the examples, or run one: fusedrnn demo NAME. What it needs, its line says."""
+    """List the examples, or run one: fusedrnn demo NAME.
+
+    What an example needs, its line in the list says.
+    """
     with reported():
         found = examples()
         if name is None:

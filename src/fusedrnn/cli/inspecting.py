@@ -35,7 +35,10 @@ def inspect(
     units: Annotated[int, typer.Option(min=1, help="Units to show of each layer: those that vary most.")] = 8,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("inspect.html"),
 ) -> None:
-    """Write a page: a text coloured by how surprising each character is, and by what single units hold."""
+    """Write a page that shows what a language model does with a text.
+
+    Each character is coloured by how surprising it was, and by what single units hold.
+    """
     with reported():
         if (text is None) == (file is None):
             raise CliError("expected --text or --file, and not both")

@@ -50,7 +50,10 @@ def tune(
     seed: Annotated[int, typer.Option(min=0, help="Of the models and the search.")] = 0,
     out: Annotated[Path, typer.Option(help="File of the study; a picture lies beside it.")] = Path("tune.db"),
 ) -> None:
-    """Look for better parameters with Optuna; a run that was ended, however, goes on when started again."""
+    """Look for better parameters with Optuna.
+
+    A run that was ended goes on when it is started again.
+    """
     with reported():
         try:
             optuna = importlib.import_module("optuna")
