@@ -1,20 +1,23 @@
-"""Preparing sequences: scaling, windows of long series, and vocabularies of tokens."""
+"""Preparing sequences: scaling, missing values, windows of long series, batches by length, and tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.checks import check_size, kind_error
+from fusedrnn.checks import check_flag, check_number, check_size, kind_error
 from fusedrnn.listing import Listed
 
 Sequences = TypeVar("Sequences", Array, list[Array])
 
-__all__ = ["Scaler", "Vocabulary", "windows"]
+__all__ = ["Imputed", "Scaler", "Tokenizer", "Vocabulary", "buckets", "impute", "windows"]
+
+# Batches are cut from so many times their size of shuffled sequences, sorted by length.
+_POOL = 16
 
 
 class Scaler(Listed):
@@ -162,6 +165,139 @@ def windows(series: Array, size: int, step: int = 1, horizon: int = 0) -> tuple[
     found = np.lib.stride_tricks.sliding_window_view(series, whole, axis=0)[::step]
     found = np.moveaxis(found, -1, 1)
     return found[:, :size], found[:, size:]
+
+
+class Imputed(NamedTuple):
+    """A series without gaps, and where it had them.
+
+    Attributes:
+        values: (..., T, I), with something in place of NaN.
+        mask: (..., T, I) bool, true for what was there.
+        since: (..., T, I) in the dtype of values: steps since a value was there, 0 where one is; before the
+            first one, the number of steps so far.
+    """
+
+    values: Array
+    mask: npt.NDArray[np.bool_]
+    since: Array
+
+
+def impute(series: Array, fill: float = 0.0, carry: bool = True) -> Imputed:
+    """Put the value last seen in place of what is missing, NaN; say what was, and for how long.
+
+    A network that gets all three, `np.concatenate(impute(x), axis=-1)`, tells a value from a guess.
+
+    Args:
+        series: (T, I), or several, (..., T, I), of floats.
+        fill: what stands before the first value of a feature, and everywhere without `carry`; 0 is the mean
+            behind a `Scaler`.
+        carry: whether values are carried on.
+
+    Returns:
+        values, mask, since: as `Imputed` says.
+
+    Raises:
+        TypeError: an argument of the wrong kind or dtype.
+        ValueError: fewer than two axes.
+
+    Paper: Che et al. 2016, Recurrent neural networks for multivariate time series with missing values,
+        arXiv:1606.01865.
+    """
+    if not isinstance(series, np.ndarray):
+        raise kind_error("series", series, "a numpy.ndarray")
+    refuse_mask("series", series)
+    if series.dtype.kind != "f":
+        raise TypeError(f"series: expected floats, got {series.dtype}; use .astype('float32')")
+    if series.ndim < 2:
+        raise ValueError(f"series: expected shape (..., T, I), got {series.shape}")
+    fill, carry = check_number("fill", fill, -np.inf), check_flag("carry", carry)
+    mask = ~np.isnan(series)
+    steps = np.arange(series.shape[-2])[:, None]
+    last = np.maximum.accumulate(np.where(mask, steps, -1), axis=-2)  # the step that was seen last, or -1
+    since = (steps - last).astype(series.dtype)
+    if carry and series.shape[-2]:
+        values = np.take_along_axis(series, np.maximum(last, 0), axis=-2)
+        values[last < 0] = fill
+    else:
+        values = np.where(mask, series, series.dtype.type(fill))
+    return Imputed(values, mask, since)
+
+
+def buckets(
+    lengths: npt.ArrayLike, batch_size: int, seed: int = 0, epoch: int = 0, least: int = 1
+) -> list[npt.NDArray[np.int64]]:
+    """Return the indices of each batch of an epoch: sequences of about the same length, in random order.
+
+    Sequences are shuffled, sorted by length among as many as 16 batches hold, cut into batches, and the
+    batches shuffled; `Trainer` does so. The result depends on the arguments alone.
+
+    Args:
+        lengths: (N,) integers.
+        batch_size: sequences in a batch, >= 1.
+        seed: >= 0.
+        epoch: >= 0.
+        least: what would be left with fewer sequences goes to the batch before.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: one of another shape, or out of range.
+    """
+    sizes = np.asarray(lengths)
+    if sizes.ndim != 1 or (sizes.size and sizes.dtype.kind not in "iu"):
+        raise ValueError(f"lengths: expected integers (N,), got {sizes.dtype} {sizes.shape}")
+    batch_size, least = check_size("batch_size", batch_size), check_size("least", least, 0)
+    rng = np.random.default_rng([check_size("seed", seed, 0), check_size("epoch", epoch, 0)])
+    order = rng.permutation(len(sizes))
+    found = []
+    for pool in cut(order, _POOL * batch_size):
+        if (sizes != sizes[0]).any():
+            pool = pool[np.argsort(sizes[pool], kind="stable")]
+        found += cut(pool, batch_size)
+    if len(found) > 1 and len(found[-1]) < least:
+        found[-2:] = [np.concatenate(found[-2:])]
+    return [found[index] for index in rng.permutation(len(found))]
+
+
+def cut(order: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+    """Return pieces of a size, the last one maybe smaller."""
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+class Tokenizer(Listed):
+    """A tokenizer of another library, used as a `Vocabulary`: of texts instead of lists of tokens.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`, a `sentencepiece.SentencePieceProcessor`, or anything whose
+            `encode(text)` gives numbers, or something with `ids`, and whose `decode(numbers)` a text.
+
+    Raises:
+        TypeError: it has no `encode`, `decode` or size.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        sizes = [name for name in ("get_vocab_size", "get_piece_size") if hasattr(tokenizer, name)]
+        if not (sizes and hasattr(tokenizer, "encode") and hasattr(tokenizer, "decode")):
+            raise kind_error("tokenizer", tokenizer, "a tokenizer of tokenizers or sentencepiece")
+        self.tokenizer = tokenizer
+        self._size: str = sizes[0]
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """Return the numbers (T,) of a text."""
+        if not isinstance(text, str):
+            raise kind_error("text", text, "a str")
+        found = self.tokenizer.encode(text)
+        return np.array(getattr(found, "ids", found), np.int64)
+
+    def decode(self, numbers: Iterable[int]) -> str:
+        """Return the text of numbers."""
+        return str(self.tokenizer.decode([int(number) for number in numbers]))
+
+    def __len__(self) -> int:
+        """Numbers that there are, the size of an `Embedding`."""
+        return int(getattr(self.tokenizer, self._size)())
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(of {len(self)} tokens)"
 
 
 class Vocabulary(Listed):

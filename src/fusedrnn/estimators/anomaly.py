@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_number, check_size
 from fusedrnn.estimators.forecaster import Forecaster
+from fusedrnn.estimators.windowed import series_of
 from fusedrnn.preprocessing import windows
 
 
@@ -49,7 +50,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Train on series without anomalies; return self.
 
         Args:
-            X: a series (T,) or (T, I) of finite numbers, or a list of them.
+            X: a series (T,) or (T, I) of numbers, NaN where one is missing, or a list of them.
             y: not used.
 
         Raises:
@@ -61,6 +62,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         model = Forecaster(8, 64) if self.forecaster is None else self.forecaster
         if not isinstance(model, Forecaster):
             raise TypeError(f"forecaster: expected a Forecaster or None, got {type(model).__name__}")
+        if model.covariates:
+            raise ValueError(f"forecaster: expected one without covariates, got {model.covariates}")
         self.forecaster_ = clone(model).fit(X)
         self.n_features_in_ = self.forecaster_.n_features_in_
         self._smooth, self._unit = smooth, 1.0
@@ -80,7 +83,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the mean absolute error of the forecasts of each step (T,), 0 where there is none."""
         context, horizon = self.forecaster_._plan[:2]
         found = []
-        for values in self.forecaster_._series(X, False):
+        for values in series_of(X, self.forecaster_.n_features_in_, 0):
             x, y = windows(values, context, 1, horizon)
             if not len(x):
                 raise ValueError(
@@ -88,10 +91,12 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 )
             forecasts: Any = self.forecaster_.predict(list(x))
             gaps = np.abs(np.stack(forecasts) - y).mean(axis=-1)
+            known = ~np.isnan(gaps)  # a missing value is no anomaly
+            gaps[~known] = 0.0
             sums, counts = np.zeros((2, len(values)))
             for ahead in range(horizon):
                 sums[context + ahead : context + ahead + len(gaps)] += gaps[:, ahead]
-                counts[context + ahead : context + ahead + len(gaps)] += 1
+                counts[context + ahead : context + ahead + len(gaps)] += known[:, ahead]
             found.append(sums / np.maximum(counts, 1))
         return found
 

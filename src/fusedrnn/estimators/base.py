@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -67,7 +67,7 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
     """What the estimators share."""
 
     # Whether there is a target for each step.
-    _per_step: ClassVar[bool] = False
+    _per_step: bool = False
 
     # Of every estimator; their constructors say what they are at first.
     cell: str

@@ -13,10 +13,8 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.checks import kind_error
 from fusedrnn.inputs.sequences import pad
+from fusedrnn.preprocessing import buckets, cut
 from fusedrnn.training.losses import IGNORED
-
-# Batches are cut from so many times their size of shuffled sequences, sorted by length.
-_POOL = 16
 
 Data: TypeAlias = "tuple[Array | Sequence[Array], Array | Sequence[Any]]"
 
@@ -143,24 +141,11 @@ class SequenceData:
 
     def ordered(self, batch_size: int) -> list[npt.NDArray[np.int64]]:
         """Return the indices of each batch for evaluation: those of about the same length together."""
-        return _cut(np.argsort(self.lengths, kind="stable"), batch_size)
+        return cut(np.argsort(self.lengths, kind="stable"), batch_size)
 
     def shuffled(self, batch_size: int, seed: int, epoch: int, least: int = 1) -> list[npt.NDArray[np.int64]]:
-        """Return the indices of each batch of an epoch, which depend on the arguments alone.
-
-        Sequences are shuffled, sorted by length among as many as some batches hold, cut into batches, and
-        the batches shuffled. What would be left with fewer than `least` goes to the batch before.
-        """
-        rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(len(self))
-        batches = []
-        for pool in _cut(order, _POOL * batch_size):
-            if (self.lengths != self.lengths[0]).any():
-                pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            batches += _cut(pool, batch_size)
-        if len(batches) > 1 and len(batches[-1]) < least:
-            batches[-2:] = [np.concatenate(batches[-2:])]
-        return [batches[index] for index in rng.permutation(len(batches))]
+        """Return the indices of each batch of an epoch, as `preprocessing.buckets` makes them."""
+        return buckets(self.lengths, batch_size, seed, epoch, least)
 
     def digest(self) -> str:
         """Return a SHA-256 of everything in it."""
@@ -170,10 +155,6 @@ class SequenceData:
             found.update(f"{value.dtype.str}{value.shape}".encode())
             found.update(np.ascontiguousarray(value).tobytes())
         return found.hexdigest()
-
-
-def _cut(order: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _holds_arrays(values: Any) -> bool:

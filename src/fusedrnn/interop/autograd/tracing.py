@@ -125,8 +125,8 @@ def refuse_second_derivatives(*values: Any) -> None:
     """Raise NotImplementedError where a gradient would have to be a part of another trace."""
     if any(isbox(value) for value in values):
         raise NotImplementedError(
-            "fusedrnn.autograd: expected one derivative, got a derivative of a gradient; those of a recurrent "
-            "network's cell are fusedrnn.functional.double_backward's"
+            "fusedrnn.autograd: expected one derivative, got a derivative of a gradient; "
+            "for a recurrent layer's there is fusedrnn.functional.double_backward"
         )
 
 
