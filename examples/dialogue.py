@@ -1,4 +1,4 @@
-"""Answers to questions, learnt from a corpus of small talk (pip install chatterbot-corpus pyyaml).
+"""Answers to questions, learnt from a corpus of small talk (pip install chatterbot-corpus pyyaml matplotlib).
 
 python examples/dialogue.py [EPOCHS]
 """
@@ -11,6 +11,7 @@ from importlib.resources import files
 
 import numpy as np
 import yaml
+from matplotlib.figure import Figure
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fusedrnn.estimators import Seq2Seq
@@ -47,7 +48,8 @@ for ten in test.reshape(-1, 10):
     likely = model.score_samples([questions[q] for q, _ in grid], [answers[a] for _, a in grid]).reshape(
         10, 10
     )
-    ours += int(((likely - likely.mean(axis=0)).argmax(axis=1) == np.arange(10)).sum())
+    likely -= likely.mean(axis=0)
+    ours += int((likely.argmax(axis=1) == np.arange(10)).sum())
     nearest = (table.transform([questions[q] for q in ten]) @ asked.T).toarray().argmax(axis=1)
     given = table.transform([answers[train[i]] for i in nearest])
     alike = (given @ table.transform([answers[a] for a in ten]).T).toarray()
@@ -56,3 +58,9 @@ print(f"the right answer of ten: {ours / len(test):.1%} of {len(test)} held out;
 print(f"that like the answer to the most similar question: {theirs / len(test):.1%}, chance: 10%")
 for question in ("What is your name?", "Hello", "Do you like music?", "What is a computer?"):
     print(f"{question} -> {' '.join(model.predict([words(question)])[0])}")
+axes = (figure := Figure(figsize=(9, 4))).subplots()
+shown = axes.imshow(likely, cmap="RdBu_r", vmin=-20, vmax=20)  # of the last ten; right answers on the diagonal
+axes.set_yticks(range(10), [" ".join(questions[i])[:40] for i in ten])
+axes.set_xticks(range(10), [" ".join(answers[i])[:25] for i in ten], rotation=60, ha="right")
+figure.colorbar(shown, label="likelier than on average, nats")
+figure.savefig("dialogue.png", bbox_inches="tight", dpi=70)

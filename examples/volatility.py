@@ -1,10 +1,11 @@
-"""Tomorrow's variance of the S&P 500, beside GARCH(1, 1) (pip install arch)."""
+"""Tomorrow's variance of the S&P 500, beside GARCH(1, 1) (pip install arch matplotlib)."""
 
 import sys
 
 import numpy as np
 from arch import arch_model
 from arch.data import sp500
+from matplotlib.figure import Figure
 
 import fusedrnn as fr
 from fusedrnn.preprocessing import windows
@@ -59,8 +60,15 @@ ours, held = np.mean(forecasts, axis=0), returns[cut:]
 
 def garch(asymmetric):
     fitted = arch_model(returns, vol="GARCH", p=1, o=asymmetric, q=1).fit(last_obs=cut, disp="off")
-    found = fitted.forecast(start=cut - 1, horizon=1, reindex=False).variance.to_numpy()[:-1, 0]
-    return qlike(np.log(found), held)
+    return np.log(fitted.forecast(start=cut - 1, horizon=1, reindex=False).variance.to_numpy()[:-1, 0])
 
 
-print(f"QLIKE {qlike(ours[cut:], held):.4f}, GARCH {garch(0):.4f}, GJR-GARCH {garch(1):.4f}")
+found = {"network": ours[cut:], "GARCH": garch(0), "GJR-GARCH": garch(1)}
+print("QLIKE", ", ".join(f"{name} {qlike(one, held):.4f}" for name, one in found.items()))
+axes = (figure := Figure(figsize=(9, 3))).subplots()
+axes.plot(np.abs(held[-500:]), "0.7", lw=0.7, label="what came")
+for name in ("GARCH", "network"):
+    axes.plot(np.exp(found[name][-500:] / 2), label=name)
+axes.set(xlabel="day, of the last 500", ylabel="deviation, % a day", ylim=(0, 5))
+axes.legend()
+figure.savefig("volatility.png", bbox_inches="tight", dpi=80)
