@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,18 @@ def test_weather(example: Any) -> None:
     assert mase == pytest.approx(error / naive, rel=0.01) and mase < 0.9
 
 
+def test_electricity(example: Any) -> None:
+    """Weekends of less demand, and weather that lasts for some days: better than the week before."""
+    hours = np.arange(4032)
+    series = 30000 + 6000 * np.sin(hours * 2 * np.pi / 48) - 5000 * (hours // 48 % 7 >= 5)
+    series = series + 1500 * np.sin(hours / 130) + 100 * RNG.standard_normal(4032)
+    made = {"load_taylor": lambda: series}
+    error, naive, mase, inside, _ = example("electricity", pmdarima={}, pmdarima__datasets=made)
+    assert mase == pytest.approx(error / naive, rel=0.01) and mase < 0.9
+    assert 40 < inside < 99
+    assert Path("electricity.png").stat().st_size > 1000
+
+
 def test_tracking(example: Any) -> None:
     ours, kalman, measured = example("tracking")
     assert ours < 0.75 * kalman and kalman < 0.85 * measured
@@ -82,6 +95,7 @@ def test_volatility(example: Any) -> None:
     source = {"sp500": SimpleNamespace(load=lambda: table)}
     ours, constant, _ = example("volatility", arch={"arch_model": ConstantVariance}, arch__data=source)
     assert ours < constant - 0.1
+    assert Path("volatility.png").stat().st_size > 1000
 
 
 def test_anomaly(example: Any) -> None:
@@ -113,21 +127,55 @@ def test_motions(example: Any) -> None:
     assert ours > 0.85
 
 
-def test_handwriting(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def kanji(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Iterator[list[tuple[str, str]]]], None]:
+    """Makes kanjivg's package of characters, each a list of strokes: (kind, path)."""
+
+    def made(characters: Iterator[list[tuple[str, str]]]) -> None:
+        (tmp_path / "kanji").mkdir()
+        (tmp_path / "kanji" / "__init__.py").touch()  # else one that is installed goes before it
+        for number, strokes in enumerate(characters):
+            text = "".join(
+                f'<path id="{i}" kvg:type="{k}a" d="{path}"/>' for i, (k, path) in enumerate(strokes)
+            )
+            (tmp_path / "kanji" / f"0{0x4E00 + number:04x}.svg").write_text(f"<svg>{text}</svg>", "utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "kanji", raising=False)
+
+    return made
+
+
+def test_handwriting(example: Any, kanji: Any) -> None:
     """Characters of a line to the right and a curve downwards: far better than moves of any direction."""
-    (tmp_path / "kanji").mkdir()
-    for number in range(60):
+
+    def character() -> list[tuple[str, str]]:
         x, y = RNG.uniform(20, 40, 2)
-        paths = [f"M{x:.2f},{y:.2f}c10,0,20,{RNG.uniform(-2, 2):.2f},40-1"]
-        paths.append(
-            f"m{x:.2f},{y:.2f}C{x:.2f},{y + 10:.2f} {x:.2f},{y + 30:.2f},{x:.2f},{y + 50:.2f}s3,4,5,10"
-        )
-        text = "".join(f'<path id="{i}" kvg:type="a" d="{path}"/>' for i, path in enumerate(paths))
-        (tmp_path / "kanji" / f"0{0x4E00 + number:04x}.svg").write_text(f"<svg>{text}</svg>")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "kanji", raising=False)
+        across = f"M{x:.2f},{y:.2f}c10,0,20,{RNG.uniform(-2, 2):.2f},40-1"
+        down = f"m{x:.2f},{y:.2f}C{x:.2f},{y + 10:.2f} {x:.2f},{y + 30:.2f},{x:.2f},{y + 50:.2f}s3,4,5,10"
+        return [("a", across), ("a", down)]
+
+    kanji(character() for _ in range(60))
     ours, gaussian = example("handwriting")
     assert ours < gaussian - 1.0
+
+
+def test_strokes(example: Any, kanji: Any) -> None:
+    """Lines, curves and hooks of any size, wherever they begin."""
+
+    def stroke(kind: str) -> tuple[str, str]:
+        size, bend = RNG.uniform(15, 50), RNG.uniform(-2, 2)
+        line = f"M{RNG.uniform(10, 40):.2f},{RNG.uniform(10, 40):.2f}"
+        if kind == "down":
+            return kind[0], f"{line}c{bend:.2f},{size / 3:.2f},{bend:.2f},{size / 2:.2f},0,{size:.2f}"
+        line += f"c{size / 3:.2f},{bend:.2f},{size / 2:.2f},{bend:.2f},{size:.2f},0"
+        return kind[0], line if kind == "across" else f"{line}s-2,{size / 3:.2f},-8,{size / 4:.2f}"
+
+    kanji([stroke(str(kind)) for kind in RNG.choice(["down", "across", "hook"], 6)] for _ in range(100))
+    ours, strokes, kinds, nearest = example("strokes")
+    assert ours > 0.95 and strokes == 60 and kinds == 3 and nearest > 0.8
+    assert Path("strokes.png").stat().st_size > 1000
 
 
 def test_quantum(example: Any) -> None:

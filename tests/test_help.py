@@ -25,7 +25,7 @@ CONSTRUCTORS = [
     *(fr.optim.StepLR, fr.optim.MultiStepLR, fr.optim.ExponentialLR, fr.optim.LinearLR),
     *(fr.optim.CosineAnnealingLR, fr.optim.OneCycleLR, fr.optim.NoamLR, fr.optim.SequentialLR),
     *(fr.optim.ReduceLROnPlateau, fr.training.Trainer, fr.training.EarlyStopping, fr.training.SequenceData),
-    *(fr.preprocessing.Scaler, fr.preprocessing.Vocabulary),
+    *(fr.preprocessing.Scaler, fr.preprocessing.Vocabulary, fr.preprocessing.Tokenizer),
 ]
 CALLS = [
     fr.LSTM.__call__,
@@ -54,6 +54,8 @@ CALLS = [
     fr.training.Trainer.fit,
     fr.training.Trainer.evaluate,
     fr.preprocessing.windows,
+    fr.preprocessing.impute,
+    fr.preprocessing.buckets,
     fr.ctc_loss,
     fr.ctc_align,
     fr.ctc_decode,

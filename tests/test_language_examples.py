@@ -196,4 +196,5 @@ def test_dialogue(
     packages("chatterbot_corpus", "data/english/talk.yml", "\n".join(talks).encode())
     text = run("dialogue", monkeypatch, capsys, ("5",))
     assert number(r"of ten: ([\d.]+)%", text) > 60
+    assert Path("dialogue.png").stat().st_size > 1000
     assert lines_of("dialogue") <= 80
