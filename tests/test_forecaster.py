@@ -171,6 +171,7 @@ def test_refused_densities() -> None:
     series = wave(100)
     for options, message in (
         ({"distribution": "cauchy"}, "distribution: expected 'gaussian', 'student_t' or None"),
+        ({"distribution": ["gaussian"]}, "distribution: expected 'gaussian', 'student_t' or None"),
         ({"distribution": "gaussian", "bidirectional": True}, "bidirectional: expected False"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):

@@ -42,12 +42,13 @@ class Plan(NamedTuple):
         levels = [check_number(f"quantiles[{i}]", level, 0.0, 1.0) for i, level in enumerate(wanted)]
         if not levels or levels != sorted(set(levels)) or {0.0, 1.0} & set(levels):
             raise ValueError(f"quantiles: expected ascending numbers in (0, 1), got {given.quantiles!r}")
-        if given.distribution is not None and given.distribution not in DENSITIES:
+        named = given.distribution
+        if named is not None and not (isinstance(named, str) and named in DENSITIES):
             names = ", ".join(map(repr, DENSITIES))
-            raise ValueError(f"distribution: expected {names} or None, got {given.distribution!r}")
-        if given.distribution is not None and given.bidirectional:
+            raise ValueError(f"distribution: expected {names} or None, got {named!r}")
+        if named is not None and given.bidirectional:
             raise ValueError(
                 "bidirectional: expected False with a distribution, which reads forwards, got True"
             )
         covariates = check_size("covariates", given.covariates, 0)
-        return cls(context, horizon, given.season, levels, covariates, given.distribution)
+        return cls(context, horizon, given.season, levels, covariates, named)
