@@ -59,7 +59,7 @@ print(f"that like the answer to the most similar question: {theirs / len(test):.
 for question in ("What is your name?", "Hello", "Do you like music?", "What is a computer?"):
     print(f"{question} -> {' '.join(model.predict([words(question)])[0])}")
 axes = (figure := Figure(figsize=(9, 4))).subplots()
-shown = axes.imshow(likely, cmap="RdBu_r", vmin=-20, vmax=20)  # of the last ten; right answers on the diagonal
+shown = axes.imshow(likely, cmap="RdBu_r", vmin=-20, vmax=20)  # right answers: the diagonal
 axes.set_yticks(range(10), [" ".join(questions[i])[:40] for i in ten])
 axes.set_xticks(range(10), [" ".join(answers[i])[:25] for i in ten], rotation=60, ha="right")
 figure.colorbar(shown, label="likelier than on average, nats")
