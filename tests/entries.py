@@ -329,6 +329,8 @@ COVERED = {name.split(":")[0] for name in ENTRIES} | {
     "run_program",
     "define_program",
     "xla_handler",  # takes a function, of all JAX programs of the process
+    "Torch",  # and TensorLayer: test_interop_torch.py
+    "TensorLayer",
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import fusedrnn.torch as ft  # noqa: E402
-from fusedrnn.interop.torch import kernels  # noqa: E402
+from fusedrnn.interop.torch import kernels, ops  # noqa: E402
 
 pytestmark = [
     pytest.mark.once,
@@ -140,20 +140,32 @@ def test_changed_weights_are_seen() -> None:
     compare(theirs, ours, x)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_the_short_way_of_one_layer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+SHORT: list[tuple[str, dict[str, Any]]] = [
+    ("LSTM", {}),
+    ("LSTM", {"batch_first": True, "proj_size": 3}),
+    ("GRU", {}),
+    ("GRU", {"batch_first": True}),
+    ("RNN", {"bias": False}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), SHORT)
+def test_the_short_way_of_one_layer(
+    kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bits of the general way, which is not gone; and the general way for what the short one leaves."""
-    _, ours = pair(kind)
-    x = torch.randn(6, 4, 5, dtype=torch.float64)
-    h = torch.nn.Parameter(torch.randn(1, 4, 7, dtype=torch.float64))
-    hx = (h, h * 2) if kind == "LSTM" else h
+    _, ours = pair(kind, **options)
+    batch_first = "batch_first" in options
+    x = torch.randn((4, 6, 5) if batch_first else (6, 4, 5), dtype=torch.float64, requires_grad=True)
+    h = torch.nn.Parameter(torch.randn(1, 4, ours.proj_size or 7, dtype=torch.float64))
+    hx = (h, torch.randn(1, 4, 7, dtype=torch.float64)) if kind == "LSTM" else h
     runs: list[bool] = []
     run = kernels.run
     monkeypatch.setattr(kernels, "run", lambda *args: (runs.append(True), run(*args))[1])
 
     def results(x: Any, hx: Any = None) -> list[Any]:
         found = flat(ours(x, hx))
-        leaves = [*ours.parameters(), *([h] if hx is not None else [])]
+        leaves = [x, *ours.parameters(), *([h] if hx is not None else [])]
         gradients = torch.autograd.grad(sum(part.sin().sum() for part in found), leaves, retain_graph=True)
         return [*found, *gradients]
 
@@ -162,13 +174,13 @@ def test_the_short_way_of_one_layer(kind: str, monkeypatch: pytest.MonkeyPatch) 
         short = results(x, hx)
         assert len(runs) == general
         with monkeypatch.context() as without:
-            without.setattr(kernels, "plain_call", lambda *_: None)
+            without.setattr(ops, "apply_plain", lambda *_: None)
             assert all(torch.equal(a, b) for a, b in zip(short, results(x, hx), strict=True))
         assert len(runs) == general + 1
 
     check(x)
     check(x, hx)
-    check(x[:0])
+    check(x[:, :0] if batch_first else x[:0])
     check(x.transpose(0, 1), general=1)
     # Parameters in other memory, and in the same memory but laid out otherwise.
     weight = ours.weight_hh_l0

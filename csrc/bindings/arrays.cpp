@@ -278,6 +278,14 @@ py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes) {
     return array_of(dtype, sizes.data(), sizes.size());
 }
 
+py::array axes_swapped(const py::array& array) {
+    return {array.dtype(),
+            {array.shape(1), array.shape(0), array.shape(2)},
+            {array.strides(1), array.strides(0), array.strides(2)},
+            array.data(),
+            array};
+}
+
 std::int64_t checked_product(std::initializer_list<std::int64_t> sizes) {
     std::int64_t product = 1;
     for (const std::int64_t size : sizes) {

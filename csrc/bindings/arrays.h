@@ -190,6 +190,8 @@ py::dtype dtype_object(DType dtype);
 // A new C-contiguous array; ValueError where its size does not fit in 63 bits.
 py::array new_array(DType dtype, std::initializer_list<std::int64_t> sizes);
 py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes);
+// A view of three axes, the first two in the other order.
+py::array axes_swapped(const py::array& array);
 
 // Calls f.operator()<T>() with float or double.
 template <class F>

@@ -12,6 +12,7 @@ void configure();
 void bind_config(pybind11::module_& m);      // threads, what this build and machine have
 void bind_recurrent(pybind11::module_& m);   // forward, backward and their tape
 void bind_plain_call(pybind11::module_& m);  // forward of one layer without a tape, for small calls
+void bind_tensors(pybind11::module_& m);     // the same on tensors of PyTorch, and backward
 void bind_stream(pybind11::module_& m);      // one step at a time
 void bind_quantized(pybind11::module_& m);   // inference with weights of fewer bits
 void bind_quantized_stream(pybind11::module_& m);

@@ -12,6 +12,7 @@ PYBIND11_MODULE(core, m) {
     fusedrnn::bind_config(m);
     fusedrnn::bind_recurrent(m);
     fusedrnn::bind_plain_call(m);
+    fusedrnn::bind_tensors(m);
     fusedrnn::bind_stream(m);
     fusedrnn::bind_quantized(m);
     fusedrnn::bind_quantized_stream(m);

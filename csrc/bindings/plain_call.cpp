@@ -1,137 +1,128 @@
-// The call that a loop over small inputs makes: one layer and direction, arrays as the kernels want them, no options.
-// Everything that does not change between such calls is prepared beforehand.
+#include "bindings/plain_call.h"
+
 #include <limits>
 #include <mutex>
 
 #include "bindings/bindings.h"
-#include "bindings/recurrent.h"
 #include "bindings/run.h"
 #include "cpu/partition.h"
 
 namespace fusedrnn {
-namespace {
 
-class PlainCall {
-  public:
-    PlainCall(const std::string& cell, py::handle params, std::shared_ptr<WeightCache> cache)
-        : cell_(cell_by_name(cell)), cache_(std::move(cache)) {
-        if (cache_ == nullptr) throw py::type_error("cache: expected a WeightCache, got None");
-        const Array like = WeightArrays::input_weight(cell_, params);
-        weights_ = WeightArrays::read(cell_, params, like);
-        for (const Array& array : weights_.of) {
-            if (array.copied_bytes() == 0) continue;
-            throw py::value_error(array.name() + ": expected a C-contiguous array, got another layout");
-        }
-        dtype_ = like.dtype();
-        dtype_object_ = dtype_object(dtype_);
+PlainCall::PlainCall(const std::string& cell, py::handle params, std::shared_ptr<WeightCache> cache)
+    : cell_(cell_by_name(cell)), cache_(std::move(cache)) {
+    if (cache_ == nullptr) throw py::type_error("cache: expected a WeightCache, got None");
+    const Array like = WeightArrays::input_weight(cell_, params);
+    weights_ = WeightArrays::read(cell_, params, like);
+    for (const Array& array : weights_.of) {
+        if (array.copied_bytes() == 0) continue;
+        throw py::value_error(array.name() + ": expected a C-contiguous array, got another layout");
     }
+    dtype_ = like.dtype();
+    dtype_object_ = dtype_object(dtype_);
+}
 
-    // (y, final state, tape or None), or None for arguments that only the general call takes or refuses.
-    py::object call(py::handle x, py::handle state, std::int64_t version, bool save, bool recompute) {
-        return by_dtype(dtype_, [&]<class T>() { return call_typed<T>(x, state, version, save, recompute); });
-    }
+py::object PlainCall::call(py::handle x, py::handle state, std::int64_t version, bool save, bool recompute,
+                           bool batch_first) {
+    return by_dtype(
+        dtype_, [&]<class T>() { return call_typed<T>(x, state, version, save, recompute, batch_first); });
+}
 
-  private:
-    template <class T>
-    py::object call_typed(py::handle x, py::handle state, std::int64_t version, bool save, bool recompute) {
-        const RecurrentKernels<T>& kernels = cell_.kernels<T>();
-        const int states = cell_.states;
-        const py::array* inputs = plain(x);
-        if (inputs == nullptr || inputs->shape(2) != weights_.dims.I) return py::none();
-        Dims d = weights_.dims;
-        d.T = inputs->shape(0);
-        d.B = inputs->shape(1);
-        const T* initial[kMaxStates] = {};
-        if (!state.is_none() && !read_state(state, d, initial)) return py::none();
-        const std::shared_ptr<const Timetable> timetable = timetable_of(d.T, d.B);
-        py::array y = new_array(dtype_, {d.T, d.B, d.P});
-        py::object made[kMaxStates];
-        ForwardProblem<T> problem = forward_problem<T>(
-            cell_, d, timetable->view(nullptr), {}, {static_cast<const T*>(inputs->data()), d.B * d.I, d.I},
-            {static_cast<T*>(y.mutable_data()), d.B * d.P, d.P}, [&](int k) {
-                py::array array = new_array(dtype_, {1, d.B, state_width(d, k)});
-                T* const data = static_cast<T*>(array.mutable_data());
-                made[k] = std::move(array);
-                return StateRows<T>{initial[k], data};
-            });
-        std::shared_ptr<TypedTape<T>> tape;
-        if (save) {  // before anything that may run Python code, which could change the arrays
-            tape = make_tape<T>(dtype_, timetable, weights_.pointers<T>(), recompute, problem);
-            tape->arrays.x = Array::like(x, "x", weights_.of.front());
-            tape->arrays.y = Array::like(y, "y", weights_.of.front());
-            for (int k = 0; k < states && !state.is_none(); ++k) {
-                const py::handle part = states == 1 ? state : py::handle(PyTuple_GET_ITEM(state.ptr(), k));
-                tape->arrays.initial.at(k) = Array::like(part, "state", weights_.of.front());
-            }
-        }
-        py::tuple final(states);
-        for (int k = 0; k < states; ++k) final[k] = std::move(made[k]);
-        problem.backwards = cache_->backwards(d.T);
-        Team team(recurrent_threads(d, cell_.gates, false));
-        const AlignedBuffer workspace(kernels.forward_workspace(cell_, d, team.size()));
-        std::shared_ptr<const WeightBlock<T>> weights;
-        run_released(team, [&] {
-            weights = cache_->get<T>(cell_, d, weights_.pointers<T>(), save, version, team);
-            if (team.was_cancelled()) return;
-            problem.weights = weights->packed;
-            kernels.forward(problem, team, workspace.data());
+template <class T>
+py::object PlainCall::call_typed(py::handle x, py::handle state, std::int64_t version, bool save,
+                                 bool recompute, bool batch_first) {
+    const RecurrentKernels<T>& kernels = cell_.kernels<T>();
+    const int states = cell_.states;
+    const py::array* inputs = plain(x);
+    if (inputs == nullptr || inputs->shape(2) != weights_.dims.I) return py::none();
+    Dims d = weights_.dims;
+    d.T = inputs->shape(batch_first ? 1 : 0);
+    d.B = inputs->shape(batch_first ? 0 : 1);
+    const T* initial[kMaxStates] = {};
+    if (!state.is_none() && !read_state(state, d, initial)) return py::none();
+    const std::shared_ptr<const Timetable> timetable = timetable_of(d.T, d.B);
+    py::array y = batch_first ? new_array(dtype_, {d.B, d.T, d.P}) : new_array(dtype_, {d.T, d.B, d.P});
+    py::object made[kMaxStates];
+    const auto rows = [&](auto* data, std::int64_t width) {
+        return batch_first ? Sequence{data, width, d.T * width} : Sequence{data, d.B * width, width};
+    };
+    ForwardProblem<T> problem = forward_problem<T>(
+        cell_, d, timetable->view(nullptr), {}, rows(static_cast<const T*>(inputs->data()), d.I),
+        rows(static_cast<T*>(y.mutable_data()), d.P), [&](int k) {
+            py::array array = new_array(dtype_, {1, d.B, state_width(d, k)});
+            T* const data = static_cast<T*>(array.mutable_data());
+            made[k] = std::move(array);
+            return StateRows<T>{initial[k], data};
         });
-        if (save) {
-            tape->weights = weights;
-            tape->remember();
-        }
-        return py::make_tuple(std::move(y), states == 1 ? py::object(final[0]) : py::object(final),
-                              save ? py::cast(std::static_pointer_cast<LayerTape>(tape)) : py::none());
-    }
-
-    // The last one again if the sizes are the same.
-    std::shared_ptr<const Timetable> timetable_of(std::int64_t seq_len, std::int64_t batch) {
-        const std::lock_guard<std::mutex> lock(fork_safe_mutex(this));
-        if (timetable_ == nullptr || seq_len_ != seq_len || batch_ != batch) {
-            timetable_ = std::make_shared<const Timetable>(seq_len, batch, nullptr, false);
-            seq_len_ = seq_len;
-            batch_ = batch;
-        }
-        return timetable_;
-    }
-
-    // `value` as a (., ., .) array of the layer's dtype that needs no copy, else null.
-    const py::array* plain(const py::handle& value) const {
-        constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
-        if (!is_plain_array(value)) return nullptr;
-        const auto* array = reinterpret_cast<const py::array*>(&value);
-        if (array->ndim() != 3 || (array->flags() & kPlain) != kPlain) return nullptr;
-        return array->dtype().equal(dtype_object_) ? array : nullptr;
-    }
-
-    // h, or the tuple (h, c), each (1, B, width).
-    template <class T>
-    bool read_state(py::handle state, const Dims& d, const T* (&initial)[kMaxStates]) const {
-        const int states = cell_.states;
-        if (states > 1 && (!PyTuple_CheckExact(state.ptr()) || PyTuple_GET_SIZE(state.ptr()) != states))
-            return false;
-        for (int k = 0; k < states; ++k) {
+    std::shared_ptr<TypedTape<T>> tape;
+    if (save) {  // before anything that may run Python code, which could change the arrays
+        tape = make_tape<T>(dtype_, timetable, weights_.pointers<T>(), recompute, problem);
+        const auto kept = [&](const py::array& array, const char* name) {
+            return Array::like(batch_first ? py::object(axes_swapped(array)) : py::object(array), name,
+                               weights_.of.front());
+        };
+        tape->arrays.x = kept(*inputs, "x");
+        tape->arrays.y = kept(y, "y");
+        for (int k = 0; k < states && !state.is_none(); ++k) {
             const py::handle part = states == 1 ? state : py::handle(PyTuple_GET_ITEM(state.ptr(), k));
-            const py::array* array = plain(part);
-            if (array == nullptr || array->shape(0) != 1 || array->shape(1) != d.B ||
-                array->shape(2) != state_width(d, k)) {
-                return false;
-            }
-            initial[k] = static_cast<const T*>(array->data());
+            tape->arrays.initial.at(k) = Array::like(part, "state", weights_.of.front());
         }
-        return true;
     }
+    py::tuple final(states);
+    for (int k = 0; k < states; ++k) final[k] = std::move(made[k]);
+    problem.backwards = cache_->backwards(d.T);
+    Team team(recurrent_threads(d, cell_.gates, false));
+    const AlignedBuffer workspace(kernels.forward_workspace(cell_, d, team.size()));
+    std::shared_ptr<const WeightBlock<T>> weights;
+    run_released(team, [&] {
+        weights = cache_->get<T>(cell_, d, weights_.pointers<T>(), save, version, team);
+        if (team.was_cancelled()) return;
+        problem.weights = weights->packed;
+        kernels.forward(problem, team, workspace.data());
+    });
+    if (save) {
+        tape->weights = weights;
+        tape->remember();
+    }
+    return py::make_tuple(std::move(y), states == 1 ? py::object(final[0]) : py::object(final),
+                          save ? py::cast(std::static_pointer_cast<LayerTape>(tape)) : py::none());
+}
 
-    const RecurrentCell& cell_;
-    std::shared_ptr<WeightCache> cache_;
-    WeightArrays weights_;
-    DType dtype_;
-    py::object dtype_object_;
-    std::shared_ptr<const Timetable> timetable_;
-    std::int64_t seq_len_ = -1, batch_ = -1;
-};
+std::shared_ptr<const Timetable> PlainCall::timetable_of(std::int64_t seq_len, std::int64_t batch) {
+    const std::lock_guard<std::mutex> lock(fork_safe_mutex(this));
+    if (timetable_ == nullptr || seq_len_ != seq_len || batch_ != batch) {
+        timetable_ = std::make_shared<const Timetable>(seq_len, batch, nullptr, false);
+        seq_len_ = seq_len;
+        batch_ = batch;
+    }
+    return timetable_;
+}
 
-}  // namespace
+const py::array* PlainCall::plain(const py::handle& value) const {
+    constexpr int kPlain = py::array::c_style | 0x0100;  // contiguous, aligned
+    if (!is_plain_array(value)) return nullptr;
+    const auto* array = reinterpret_cast<const py::array*>(&value);
+    if (array->ndim() != 3 || (array->flags() & kPlain) != kPlain) return nullptr;
+    return array->dtype().equal(dtype_object_) ? array : nullptr;
+}
+
+template <class T>
+bool PlainCall::read_state(py::handle state, const Dims& d, const T* (&initial)[kMaxStates]) const {
+    const int states = cell_.states;
+    if (states > 1 && (!PyTuple_CheckExact(state.ptr()) || PyTuple_GET_SIZE(state.ptr()) != states)) {
+        return false;
+    }
+    for (int k = 0; k < states; ++k) {
+        const py::handle part = states == 1 ? state : py::handle(PyTuple_GET_ITEM(state.ptr(), k));
+        const py::array* array = plain(part);
+        if (array == nullptr || array->shape(0) != 1 || array->shape(1) != d.B ||
+            array->shape(2) != state_width(d, k)) {
+            return false;
+        }
+        initial[k] = static_cast<const T*>(array->data());
+    }
+    return true;
+}
 
 void bind_plain_call(py::module_& m) {
     py::class_<PlainCall>(m, "PlainCall")

@@ -56,6 +56,30 @@ class PlainCall:
     ) -> tuple[_Array, Any, LayerTape | None] | None: ...
 
 @final
+class Torch:
+    """What is needed of PyTorch, whose module is given."""
+
+    def __init__(self, module: Any) -> None: ...
+    def backward(
+        self,
+        tape: LayerTape,
+        flows: tuple[Any, ...],
+        need_x: bool,
+        need_states: bool,
+        need_params: bool,
+        batch_first: bool,
+    ) -> list[Any]: ...
+
+@final
+class TensorLayer:
+    """One layer and direction of a module of PyTorch, whose parameters have the names."""
+
+    def __init__(self, torch: Torch, cell: str, names: tuple[str, ...], cache: WeightCache) -> None: ...
+    def forward(
+        self, module: Any, x: Any, hx: Any, tracking: bool, batch_first: bool
+    ) -> tuple[tuple[Any, ...], LayerTape | None, tuple[Any, ...]] | None: ...
+
+@final
 class LayerTape:
     """What backward of one layer and direction needs. `nbytes` leaves out x, y, weights and states."""
 

@@ -70,19 +70,22 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
+TORCH = _core.Torch(torch)
+
+
 class Cache:
-    """What a module keeps from call to call: packed weights, arrays of its parameters, the call on them."""
+    """What a module keeps from call to call: packed weights, arrays of its parameters, its layer's calls."""
 
-    __slots__ = ("arrays", "plain", "weights")
+    __slots__ = ("arrays", "layer", "weights")
 
-    def __init__(self, parts: int) -> None:
-        self.weights = [_core.WeightCache() for _ in range(parts)]
+    def __init__(self, cell: str, names: list[list[str]]) -> None:
+        self.weights = [_core.WeightCache() for _ in names]
         self.arrays: list[tuple[int, Any, Any, Any]] = []
-        self.plain: tuple[list[tuple[int, Any, Any]], Any] = [], None
+        self.layer = _core.TensorLayer(TORCH, cell, tuple(names[0]), self.weights[0])
 
 
 class Tape:
-    """The kernels' tapes of a call, the dropout of each layer, and what lies between layers."""
+    """The kernels' tapes of a call of several layers or directions, and the dropout of each layer."""
 
     __slots__ = ("drops", "layers")
 
@@ -134,8 +137,8 @@ def kernel_weights(params: tuple[Any, ...], parts: int) -> list[tuple[Any, ...]]
 
 def forward(
     options: Options, inputs: Inputs, save: bool, cache: Cache | None = None
-) -> tuple[Tensor, list[Tensor], Tape | None]:
-    """Return y, the final states and, with `save`, the tape.
+) -> tuple[tuple[Tensor, ...], Any]:
+    """Return y and the final states and, with `save`, the tape: of one layer and direction the kernels' own.
 
     Args:
         cache: of the module, or None to pack the weights for this call.
@@ -145,41 +148,12 @@ def forward(
     # NumPy's memory: an array and a tensor on it take a third of the time that it takes the other way round.
     y, finals = np.empty(sizes.y, dtype), [np.empty(shape, dtype) for shape in sizes.states]
     tape = run(options, inputs, y, finals, save, cache)
-    return torch.from_numpy(y), [torch.from_numpy(final) for final in finals], tape
-
-
-def plain_call(cell: str, params: list[Tensor], cache: Cache) -> Any:
-    """Return the compiled call of one layer and direction on the memory of its parameters.
-
-    It is that of the call before where they are what they were, and None where the kernels cannot read them.
-    """
-    places, call = cache.plain
-    for p, (place, dtype, shape) in zip(params, places, strict=False):
-        if (
-            p.data_ptr() != place
-            or p.dtype is not dtype
-            or p.shape != shape
-            or not p.is_contiguous()
-            or p.is_neg()
-        ):
-            break
-    else:
-        if len(places) == len(params):
-            return call
-    dtype = params[0].dtype
-    for p in params:
-        readable = p.is_cpu and p.dtype is dtype and p.is_contiguous() and not p.is_neg()
-        if not readable or p.dtype not in DTYPES or p.data_ptr() == 0:
-            return None
-    weights = kernel_weights(tuple([np.asarray(_Memory(p)) for p in params]), 1)[0]
-    call = _core.PlainCall(cell, weights, cache.weights[0]).__call__
-    cache.plain = [(p.data_ptr(), dtype, p.shape) for p in params], call
-    return call
+    return tuple([torch.from_numpy(array) for array in (y, *finals)]), tape
 
 
 def run(
     options: Options, inputs: Inputs, y: Any, ends: list[Any], save: bool, cache: Cache | None = None
-) -> Tape | None:
+) -> Any:
     """Write the results of forward to arrays, y and the final states; return the tape."""
     cell, num_layers, bidirectional, batch_first, dropout = options
     steps, target = numpy(inputs.x), y
@@ -232,35 +206,31 @@ def run(
             drop = (dropout, int(inputs.seed.item()), layer)
             steps = _core.dropout(out, *drop)
         drops.append(drop)
-    return Tape([tape for _, _, tape in results], drops) if save else None
-
-
-class Gradients(NamedTuple):
-    """Gradients of x (or None), of the initial states, and of the parameters (or None each)."""
-
-    x: Tensor | None
-    state: list[Tensor]
-    params: list[Tensor | None]
+    tapes = [tape for _, _, tape in results]
+    return (tapes[0] if parts == 1 else Tape(tapes, drops)) if save else None
 
 
 def backward(
     options: Options,
     inputs: Inputs,
     y: Tensor,
-    tape: Tape | None,
+    tape: Any,
     dy: Tensor | None,
     dfinals: tuple[Tensor | None, ...],
     need_dx: bool = True,
     need_params: bool = True,
-) -> Gradients:
-    """Return the gradients; without a tape, forward runs once more."""
-    if tape is not None and len(tape.layers) == 1:
-        return _backward_of_one(options, inputs, tape.layers[0], dy, dfinals, need_dx, need_params)
+) -> list[Tensor | None]:
+    """Return the gradients of x (or None), of the initial states, and of the parameters (or None each).
+
+    Without a tape, forward runs once more.
+    """
     sizes = sizes_of(options, inputs.x, inputs.params)
     if tape is None:
         again = [np.empty(shape, DTYPES[y.dtype]) for shape in (sizes.y, *sizes.states)]
         tape = run(options, inputs, again[0], again[1:], True)
-    assert tape is not None
+    if type(tape) is _core.LayerTape:
+        flows = dy, *dfinals
+        return TORCH.backward(tape, flows, need_dx, bool(inputs.state), need_params, options.batch_first)
     _, num_layers, bidirectional, batch_first, _ = options
     directions, dtype = 1 + bidirectional, DTYPES[y.dtype]
     flow = None if dy is None else time_major(numpy(dy), False, batch_first)
@@ -311,37 +281,7 @@ def backward(
             below: Any = targets[layer]
             _core.dropout(below, *drop, out=below)
     found_dx = None if dx is None else torch.from_numpy(dx)
-    return Gradients(found_dx, [torch.from_numpy(start) for start in starts], dparams)
-
-
-def _backward_of_one(
-    options: Options,
-    inputs: Inputs,
-    tape: _core.LayerTape,
-    dy: Tensor | None,
-    dfinals: tuple[Tensor | None, ...],
-    need_dx: bool,
-    need_params: bool,
-) -> Gradients:
-    """Do what `backward` does for one layer and direction."""
-    given = None
-    if dy is None or any(d is not None for d in dfinals):
-        given = tuple([None if d is None else numpy(d)[0] for d in dfinals])
-    flow, frozen = None if dy is None else numpy(dy), None if need_params else (None,) * 5
-    target = None
-    if options.batch_first:
-        flow = None if flow is None else flow.swapaxes(0, 1)
-        target = np.empty(inputs.x.shape, tape.dtype).swapaxes(0, 1) if need_dx else None
-    dx, starts, grads = _core.backward(tape, flow, given, frozen, need_dx, target)
-    if target is not None:
-        dx = target.swapaxes(0, 1)
-    return Gradients(
-        None if dx is None else torch.from_numpy(dx),
-        [torch.from_numpy(start[None]) for start in starts] if inputs.state else [],
-        [torch.from_numpy(grad) for grad in grads if grad is not None]
-        if need_params
-        else [None] * len(inputs.params),
-    )
+    return [found_dx, *[torch.from_numpy(start) for start in starts], *dparams]
 
 
 class _Memory:

@@ -15,7 +15,8 @@ from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor
 # Beside the modules, whose copies and pickles must not have them.
 _caches: WeakKeyDictionary[RNNBase, Cache] = WeakKeyDictionary()
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
-_PLAIN = {mode: Options(cell, 1, False, False, 0.0) for mode, cell in _CELLS.items()}
+# Of one layer and direction, by mode and batch_first.
+_PLAIN = {(m, first): Options(c, 1, False, first, 0.0) for m, c in _CELLS.items() for first in (False, True)}
 
 
 class _Recurrent(RNNBase):
@@ -50,11 +51,12 @@ class _Recurrent(RNNBase):
                 and resets that do not fit.
             RuntimeError: another shape, or a tensor that is not on the CPU.
         """
-        general = self.num_layers > 1 or self.bidirectional or self.batch_first
-        if not (general or torch.compiler.is_compiling()) and lengths is None and resets is None:
-            found = self._short(input, hx)
+        general = lengths is not None or resets is not None or self.num_layers > 1 or self.bidirectional
+        if not (general or torch.compiler.is_compiling()):
+            options = _PLAIN[self.mode, self.batch_first]
+            found = ops.apply_plain(options, self._cache(), self, input, hx)
             if found is not None:
-                return found
+                return found[0], found[1:] if self.mode == "LSTM" else found[1]
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
                 raise ValueError("lengths, resets: expected None with a PackedSequence")
@@ -74,15 +76,6 @@ class _Recurrent(RNNBase):
         if single:
             y, finals = y.squeeze(1), tuple([final.squeeze(1) for final in finals])
         return y, finals if self.mode == "LSTM" else finals[0]
-
-    def _short(self, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
-        """Do what `forward` does for common arguments in a fraction of the Python, None for others."""
-        options = _PLAIN[self.mode]
-        state = () if hx is None else tuple(hx) if self.mode == "LSTM" else (hx,)
-        found = ops.apply_plain(options, self._cache(), x, state, self._weights())
-        if found is None:
-            return None
-        return found[0], found[1:] if self.mode == "LSTM" else found[1]
 
     def _weights(self) -> list[Tensor]:
         """Return the parameters, by attribute where a parametrization or a call with others has put them."""
@@ -154,7 +147,7 @@ class _Recurrent(RNNBase):
     def _cache(self) -> Cache:
         cache = _caches.get(self)
         if cache is None:
-            cache = _caches[self] = Cache(len(self._all_weights))
+            cache = _caches[self] = Cache(_CELLS[self.mode], self._all_weights)
         return cache
 
     def _packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:

@@ -13,8 +13,9 @@ import torch
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
 
+from fusedrnn._core import LayerTape
 from fusedrnn.interop.torch import kernels
-from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor, numpy
+from fusedrnn.interop.torch.kernels import TORCH, Cache, Inputs, Options, Tensor
 from fusedrnn.interop.torch.second import gradients_of_backward
 
 _SIZES = "str cell, int num_layers, bool bidirectional, bool batch_first, float dropout"
@@ -51,7 +52,7 @@ def _call(given: tuple[Any, ...]) -> tuple[Options, Inputs, tuple[Any, ...]]:
 @torch.library.impl("fusedrnn::rnn", "cpu")
 def _rnn(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options, inputs, (save,) = _call(given)
-    y, finals, tape = kernels.forward(options, inputs, save)
+    (y, *finals), tape = kernels.forward(options, inputs, save)
     return y, *_pair(finals, inputs.x), kernels.attach(tape)
 
 
@@ -68,8 +69,7 @@ def _(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _rnn_backward(*given: Any) -> list[Tensor]:
     options, inputs, (y, tape, dy, *dfinals) = _call(given)
     finals = tuple(dfinals[: 2 if options.cell == "lstm" else 1])
-    found = kernels.backward(options, inputs, y, kernels.attached(tape), dy, finals)
-    return [found.x, *found.state, *found.params]
+    return kernels.backward(options, inputs, y, kernels.attached(tape), dy, finals)
 
 
 @torch.library.register_fake("fusedrnn::rnn_backward")
@@ -120,10 +120,8 @@ class _Backward(Function):
         dy, finals, rest = tensors[0], tensors[1 : 1 + dfinals], tensors[1 + dfinals :]
         x, lengths, resets, seed, y, tape, *others = rest
         inputs = Inputs(x, lengths, resets, seed, tuple(others[:states]), tuple(others[states:]))
-        found = kernels.backward(
-            options, inputs, y, None if tape is None else kernels.attached(tape), dy, finals, *needs
-        )
-        return (found.x, *found.state, *found.params)
+        kept = None if tape is None else kernels.attached(tape)
+        return tuple(kernels.backward(options, inputs, y, kept, dy, finals, *needs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -158,6 +156,8 @@ class Network(Function):
     to drop. There is no `setup_context`, for which torch looks at the signature every time.
     """
 
+    boxed_grads_call = False  # torch looks for it at each backward, and writes an error where it is not
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -173,13 +173,13 @@ class Network(Function):
         if found is None or type(found) is Cache:
             inputs = Inputs(x, lengths, resets, seed, rest[:states], rest[states:])
             found = kernels.forward(options, inputs, True, found)
-        y, finals, tape = found
+        outputs, tape = found
         hooked = _autograd._top_saved_tensors_default_hooks(False) is not None
         ctx.options, ctx.states, ctx.tape = options, states, None if hooked else tape
         ctx.set_materialize_grads(False)
         handle = kernels.attach(tape) if hooked else None
-        ctx.save_for_backward(x, lengths, resets, seed, y, handle, *rest)
-        return (y, *finals)
+        ctx.save_for_backward(x, lengths, resets, seed, outputs[0], handle, *rest)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> tuple[Any, ...]:
@@ -196,9 +196,14 @@ class Network(Function):
             return (None, None, None, dx, None, None, None, *others)
         if tape is None:
             tape = kernels.attached(handle)
-        inputs = Inputs(x, lengths, resets, seed, tuple(rest[:states]), tuple(rest[states:]))
-        found = kernels.backward(options, inputs, y, tape, dy, dfinals, *need)
-        return (None, None, None, found.x, None, None, None, *found.state, *found.params)
+        if type(tape) is LayerTape:  # as kernels.backward, sooner
+            dx, *others = TORCH.backward(
+                tape, (dy, *dfinals), need[0], states > 0, need[1], options.batch_first
+            )
+        else:
+            inputs = Inputs(x, lengths, resets, seed, tuple(rest[:states]), tuple(rest[states:]))
+            dx, *others = kernels.backward(options, inputs, y, tape, dy, dfinals, *need)
+        return (None, None, None, dx, None, None, None, *others)
 
     jvp = staticmethod(refuse_forward)
 
@@ -216,8 +221,8 @@ class Transformed(Function):
         options: Options, states: int, x: Any, lengths: Any, resets: Any, seed: Any, *rest: Any
     ) -> tuple[Tensor, ...]:
         inputs = Inputs(x, lengths, resets, seed, rest[:states], rest[states:])
-        y, finals, tape = kernels.forward(options, inputs, True)
-        return (y, *finals, kernels.attach(tape))
+        outputs, tape = kernels.forward(options, inputs, True)
+        return (*outputs, kernels.attach(tape))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -271,8 +276,7 @@ def apply(options: Options, cache: Cache | None, inputs: Inputs) -> tuple[Tensor
         return Transformed.apply(options, len(state), *inputs[:4], *state, *params)[:-1]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *params)):
         return Network.apply(options, cache, len(state), *inputs[:4], *state, *params)
-    y, finals, _ = kernels.forward(options, inputs, False, cache)
-    return (y, *finals)
+    return kernels.forward(options, inputs, False, cache)[0]
 
 
 # Without the look for transforms of torch.func, of which there are none where this is called.
@@ -280,36 +284,18 @@ _record = super(Function, Network).apply
 _is_tracing, _is_transformed = torch._C._is_tracing, torch._C._are_functorch_transforms_active
 
 
-def apply_plain(
-    options: Options, cache: Cache, x: Any, state: tuple[Any, ...], params: list[Tensor]
-) -> tuple[Tensor, ...] | None:
-    """Do what `apply` does for one layer and direction, steps first, and neither lengths nor resets.
+def apply_plain(options: Options, cache: Cache, module: Any, x: Any, hx: Any) -> tuple[Tensor, ...] | None:
+    """Do what `apply` does for one layer and direction, and neither lengths nor resets.
 
     Returns None, with nothing done, where that is not the common case: `apply` takes or refuses the rest.
     """
-    if type(x) is not Tensor or _is_tracing() or _is_transformed() or forward_ad._current_level >= 0:
+    if _is_tracing() or _is_transformed() or forward_ad._current_level >= 0:
         return None
-    call, dtype = kernels.plain_call(options.cell, params, cache), params[0].dtype
-    if call is None or not x.is_cpu or x.dtype is not dtype:
+    found = cache.layer.forward(module, x, hx, torch.is_grad_enabled(), options.batch_first)
+    if found is None:
         return None
-    arrays: Any = None
-    if state:
-        for part in state:
-            if not isinstance(part, Tensor) or not part.is_cpu or part.dtype is not dtype:
-                return None
-        arrays = numpy(state[0]) if len(state) == 1 else tuple([numpy(part) for part in state])
-    tracked = False
-    if torch.is_grad_enabled():
-        for tensor in (x, *params, *state):
-            if tensor.requires_grad:
-                tracked = True
-                break
-    results = call(numpy(x), arrays, None, tracked, False)
-    if results is None:
-        return None
-    y, final, tape = results
-    finals = [torch.from_numpy(part) for part in final] if type(final) is tuple else [torch.from_numpy(final)]
-    if not tracked:
-        return (torch.from_numpy(y), *finals)
-    found = torch.from_numpy(y), finals, kernels.Tape([tape], [None])
-    return _record(options, found, len(state), x, None, None, None, *state, *params)
+    outputs, tape, (x, *others) = found
+    if tape is None:
+        return outputs
+    states = 0 if hx is None else len(outputs) - 1
+    return _record(options, (outputs, tape), states, x, None, None, None, *others)
