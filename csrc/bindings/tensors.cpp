@@ -1,5 +1,5 @@
-// One layer and direction on tensors of PyTorch. Nothing of PyTorch is needed to build this: its own functions and methods do
-// the work, called from here, because between calls from Python a small network's kernels would wait.
+// One layer and direction on tensors of PyTorch: what Python did between a module's call and the kernels took longer than
+// these for a small network. Nothing of PyTorch is needed to build this.
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -9,6 +9,7 @@
 
 #include "bindings/backward_call.h"
 #include "bindings/bindings.h"
+#include "bindings/dlpack.h"
 #include "bindings/plain_call.h"
 
 namespace fusedrnn {
@@ -26,31 +27,55 @@ py::object checked(PyObject* made) {
     return py::reinterpret_steal<py::object>(made);
 }
 
-py::object attribute(py::handle object, PyObject* name) {
-    return checked(PyObject_GetAttr(object.ptr(), name));
-}
-py::object result_of(py::handle object, PyObject* method) {
-    return checked(PyObject_CallMethodNoArgs(object.ptr(), method));
-}
-
-bool equal(py::handle a, py::handle b) {
-    const int truth = PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ);
-    if (truth < 0) throw py::error_already_set();
-    return truth > 0;
+// The functions for C behind PyTorch's tensors, where this version has them.
+const dlpack::Exchange* exchange_of(py::handle tensor_type) {
+    const py::object capsule = py::getattr(tensor_type, dlpack::kExchangeAttribute, py::none());
+    if (PyCapsule_IsValid(capsule.ptr(), dlpack::kExchangeCapsule) == 0) return nullptr;
+    const auto* const exchange =
+        static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeCapsule));
+    return exchange->header.version.major == dlpack::kVersion.major ? exchange : nullptr;
 }
 
-std::uintptr_t address_of(py::handle tensor) {
-    static PyObject* const name = interned("data_ptr");
-    const std::size_t address = PyLong_AsSize_t(result_of(tensor, name).ptr());
-    if (address == static_cast<std::size_t>(-1) && PyErr_Occurred() != nullptr) throw py::error_already_set();
-    return address;
-}
+// Memory of an array that a tensor is made on.
+struct Shared {
+    dlpack::VersionedManaged managed{};
+    std::int64_t shape[3], strides[3];
+    PyObject* array;
 
-// Contiguous, and as its memory has it.
-bool is_plain(py::handle tensor) {
-    static PyObject* const contiguous = interned("is_contiguous");
-    static PyObject* const negated = interned("is_neg");
-    return result_of(tensor, contiguous).ptr() == Py_True && result_of(tensor, negated).ptr() == Py_False;
+    explicit Shared(const py::array& owner) : array(owner.inc_ref().ptr()) {
+        const auto bits = static_cast<std::uint8_t>(8 * owner.itemsize());
+        for (int i = 0; i < owner.ndim(); ++i) {
+            shape[i] = owner.shape(i);
+            strides[i] = owner.strides(i) / owner.itemsize();
+        }
+        managed.version = dlpack::kVersion;
+        managed.context = this;
+        managed.deleter = [](dlpack::VersionedManaged* tensor) {
+            auto* const self = static_cast<Shared*>(tensor->context);
+            if (Py_IsInitialized() != 0) {
+                const PyGILState_STATE state = PyGILState_Ensure();
+                Py_DECREF(self->array);
+                PyGILState_Release(state);
+            }
+            delete self;
+        };
+        managed.tensor = {const_cast<void*>(owner.data()),
+                          {dlpack::kCpu, 0},
+                          static_cast<std::int32_t>(owner.ndim()),
+                          {dlpack::kFloat, bits, 1},
+                          shape,
+                          strides,
+                          0};
+    }
+};
+
+bool is_contiguous(const dlpack::Tensor& t) {
+    std::int64_t stride = 1;
+    for (int i = t.ndim - 1; i >= 0; --i) {
+        if (t.shape[i] != 1 && t.strides != nullptr && t.strides[i] != stride) return false;
+        stride *= t.shape[i];
+    }
+    return true;
 }
 
 // What is needed of PyTorch.
@@ -59,22 +84,28 @@ class Torch {
     explicit Torch(py::handle module)
         : tensor_(module.attr("Tensor")),
           parameter_(module.attr("nn").attr("Parameter")),
-          dtypes_{module.attr("float32"), module.attr("float64")},
-          from_numpy_(module.attr("from_numpy")) {}
+          from_numpy_(module.attr("from_numpy")),
+          exchange_(exchange_of(tensor_)) {}
 
-    // The dtype of a tensor of the CPU's that the kernels can read; none for a subclass, which may be anything.
-    std::optional<DType> readable(py::handle value) const {
-        static PyObject *const cpu = interned("is_cpu"), *const dtype = interned("dtype");
+    // A tensor of the CPU's whose memory holds its elements as floats; none for a subclass, which may be anything. Good while
+    // the tensor is not changed.
+    std::optional<dlpack::Tensor> borrow(py::handle value) const {
+        static PyObject* const negated = interned("is_neg");
         const auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(value.ptr()));
-        if (type != tensor_.ptr() && type != parameter_.ptr()) return {};
-        if (attribute(value, cpu).ptr() != Py_True) return {};
-        const py::object found = attribute(value, dtype);
-        if (found.is(dtypes_[0])) return DType::float32;
-        if (found.is(dtypes_[1])) return DType::float64;
-        return {};
+        if (exchange_ == nullptr || (type != tensor_.ptr() && type != parameter_.ptr())) return {};
+        dlpack::Tensor found{};
+        if (exchange_->borrow_object(value.ptr(), &found) != 0) {
+            PyErr_Clear();
+            return {};
+        }
+        const bool floats = found.dtype.code == dlpack::kFloat && found.dtype.lanes == 1 &&
+                            (found.dtype.bits == 32 || found.dtype.bits == 64);
+        if (found.device.type != dlpack::kCpu || !floats) return {};
+        if (checked(PyObject_CallMethodNoArgs(value.ptr(), negated)).ptr() != Py_False) return {};
+        return found;
     }
 
-    // An array on the tensor's memory, which from then on cannot be resized.
+    // An array on the tensor's memory, which is kept whatever becomes of the tensor.
     static py::object array(py::handle tensor) {
         static PyObject* const name = interned("numpy");
         static PyObject* const keyword = PyTuple_Pack(1, interned("force"));
@@ -84,8 +115,13 @@ class Torch {
     static py::object array_or_none(py::handle tensor) {
         return tensor.is_none() ? py::none() : array(tensor);
     }
-    py::object tensor(py::handle array) const {
-        return checked(PyObject_CallOneArg(from_numpy_.ptr(), array.ptr()));
+    // A tensor on the array's memory.
+    py::object tensor(const py::array& array) const {
+        if (exchange_ == nullptr) return checked(PyObject_CallOneArg(from_numpy_.ptr(), array.ptr()));
+        void* made = nullptr;
+        if (exchange_->import_tensor(&(new Shared(array))->managed, &made) != 0)
+            throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(static_cast<PyObject*>(made));
     }
 
     // The gradients of x (or None), of the initial states where there are some, and of the parameters (or None each), from
@@ -139,9 +175,8 @@ class Torch {
     }
 
   private:
-    py::object tensor_, parameter_;
-    std::array<py::object, 2> dtypes_;
-    py::object from_numpy_;
+    py::object tensor_, parameter_, from_numpy_;
+    const dlpack::Exchange* exchange_;
 };
 
 // The calls of a module's layer.
@@ -155,42 +190,56 @@ class TensorLayer {
         for (const py::handle name : names) names_.push_back(py::reinterpret_borrow<py::object>(name));
     }
 
-    // (y and the final states, tape, and the tensors that backward depends on: x, states, parameters); the tape is None where
-    // no gradients are wanted. None where only the general way takes or refuses the arguments, with nothing done.
-    py::object forward(py::handle module, py::handle x, py::handle hx, bool tracking, bool batch_first) {
-        const std::optional<DType> dtype = torch_->readable(x);
+    // (y, final state) as torch.nn has them, through `record` with what backward needs: the function that autograd calls for
+    // gradients, or None where none are wanted. None where only the general way takes or refuses the arguments, with nothing
+    // done.
+    py::object forward(py::handle module, py::handle x, py::handle hx, py::handle record, py::handle options,
+                       bool batch_first) {
+        const std::optional<dlpack::Tensor> input = torch_->borrow(x);
         const py::tuple states = states_of(hx);
-        if (!dtype || !states) return py::none();
+        if (!input || !states) return py::none();
+        const std::uint8_t bits = input->dtype.bits;
         const std::size_t given = states.size();
         py::tuple inputs(1 + given + names_.size()), arrays(given);
         inputs[0] = x;
         for (std::size_t k = 0; k < given; ++k) {
-            if (torch_->readable(states[k]) != dtype) return py::none();
+            const std::optional<dlpack::Tensor> state = torch_->borrow(states[k]);
+            if (!state || state->dtype.bits != bits) return py::none();
             inputs[1 + k] = states[k];
             arrays[k] = Torch::array(states[k]);
         }
-        const std::shared_ptr<PlainCall> call = call_on_parameters(module, *dtype, inputs, 1 + given);
+        const std::shared_ptr<PlainCall> call = call_on_parameters(module, bits, inputs, 1 + given);
         if (call == nullptr) return py::none();
-        const bool save = tracking && any_tracked(inputs);
+        const bool save = !record.is_none() && any_tracked(inputs);
         const py::object one = given == 1 ? py::object(arrays[0]) : py::object(arrays);
         const py::object results =
             call->call(Torch::array(x), given == 0 ? py::none() : one, -1, save, false, batch_first);
         if (results.is_none()) return results;
         const auto parts = py::reinterpret_borrow<py::tuple>(results);
         const py::object final = parts[1];
-        const auto ends = PyTuple_Check(final.ptr()) != 0 ? py::reinterpret_borrow<py::tuple>(final)
-                                                          : py::make_tuple(final);
+        const auto ends = lstm_ ? py::reinterpret_borrow<py::tuple>(final) : py::make_tuple(final);
         py::tuple outputs(1 + ends.size());
         outputs[0] = torch_->tensor(parts[0]);
         for (std::size_t k = 0; k < ends.size(); ++k) outputs[1 + k] = torch_->tensor(ends[k]);
-        return py::make_tuple(outputs, parts[2], inputs);
+        if (save) {
+            const py::object none = py::none();
+            const py::object found = py::make_tuple(outputs, parts[2]), count = py::int_(given);
+            std::vector<PyObject*> arguments{options.ptr(), found.ptr(), count.ptr(), x.ptr(),
+                                             none.ptr(),    none.ptr(),  none.ptr()};
+            for (std::size_t i = 1; i < inputs.size(); ++i)
+                arguments.push_back(PyTuple_GET_ITEM(inputs.ptr(), i));
+            outputs = checked(PyObject_Vectorcall(record.ptr(), arguments.data(), arguments.size(), nullptr));
+        }
+        return py::make_tuple(
+            outputs[0], lstm_ ? py::object(py::make_tuple(outputs[1], outputs[2])) : py::object(outputs[1]));
     }
 
   private:
     struct Place {
-        std::uintptr_t data;
-        py::object shape;
-        bool operator==(const Place& other) const { return data == other.data && equal(shape, other.shape); }
+        void* data;
+        std::uint8_t bits;
+        std::array<std::int64_t, 2> shape;
+        bool operator==(const Place&) const = default;
     };
 
     // h as a tuple of one, or (h, c); null for what is neither.
@@ -202,39 +251,41 @@ class TensorLayer {
     }
 
     // The call on the parameters as they are now, which are written to `tensors`; null where the kernels cannot read them.
-    std::shared_ptr<PlainCall> call_on_parameters(py::handle module, DType dtype, const py::tuple& tensors,
-                                                  std::size_t first) {
-        static PyObject *const own_name = interned("_parameters"), *const shape_name = interned("shape");
-        const py::object own = attribute(module, own_name);
+    std::shared_ptr<PlainCall> call_on_parameters(py::handle module, std::uint8_t bits,
+                                                  const py::tuple& tensors, std::size_t first) {
+        static PyObject* const name = interned("_parameters");
+        const py::object own = checked(PyObject_GetAttr(module.ptr(), name));
         std::vector<Place> places;
         for (std::size_t i = 0; i < names_.size(); ++i) {
             // By attribute where a parametrization or a call with others has put it.
             PyObject* const kept = PyDict_GetItemWithError(own.ptr(), names_[i].ptr());
             if (kept == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
             const py::object p = kept != nullptr ? py::reinterpret_borrow<py::object>(kept)
-                                                 : attribute(module, names_[i].ptr());
-            if (torch_->readable(p) != dtype || !is_plain(p)) return nullptr;
-            places.push_back({address_of(p), attribute(p, shape_name)});
-            if (places.back().data == 0) return nullptr;
+                                                 : checked(PyObject_GetAttr(module.ptr(), names_[i].ptr()));
+            const std::optional<dlpack::Tensor> t = torch_->borrow(p);
+            if (!t || t->data == nullptr || t->ndim < 1 || t->ndim > 2) return nullptr;
+            if (t->dtype.bits != bits || !is_contiguous(*t)) return nullptr;
+            places.push_back({t->data, bits, {t->shape[0], t->ndim == 2 ? t->shape[1] : -1}});
             tensors[first + i] = p;
         }
-        if (call_ != nullptr && dtype_ == dtype && places_ == places) return call_;
-        call_ = call_at(places, dtype);
-        places_ = std::move(places);
-        dtype_ = dtype;
+        if (call_ == nullptr || places_ != places) {
+            call_ = call_at(places);
+            places_ = std::move(places);
+        }
         return call_;
     }
 
     // The parameters' arrays do not keep the tensors, and are read only while those are there. Tensor.numpy() would forbid for
     // good to resize their memory, which fully_shard frees between calls.
-    std::shared_ptr<PlainCall> call_at(const std::vector<Place>& places, DType dtype) const {
+    std::shared_ptr<PlainCall> call_at(const std::vector<Place>& places) const {
         py::tuple weights(5);  // weight_ih, weight_hh, both biases or none, weight_hr or none
         for (std::size_t i = 0; i < weights.size(); ++i) weights[i] = py::none();
         const bool biased = places.size() > 3;
         for (std::size_t i = 0; i < places.size(); ++i) {
-            const auto shape = places[i].shape.cast<std::vector<py::ssize_t>>();
-            weights[i < 2 || biased ? i : i + 2] = py::array(
-                dtype_object(dtype), shape, reinterpret_cast<const void*>(places[i].data), py::none());
+            const auto& [data, bits, shape] = places[i];
+            const DType dtype = bits == 32 ? DType::float32 : DType::float64;
+            const std::vector<py::ssize_t> sizes(shape.begin(), shape.end() - (shape[1] < 0 ? 1 : 0));
+            weights[i < 2 || biased ? i : i + 2] = py::array(dtype_object(dtype), sizes, data, py::none());
         }
         return std::make_shared<PlainCall>(cell_, weights, cache_);
     }
@@ -242,7 +293,7 @@ class TensorLayer {
     static bool any_tracked(const py::tuple& tensors) {
         static PyObject* const name = interned("requires_grad");
         for (const py::handle tensor : tensors) {
-            if (attribute(tensor, name).ptr() == Py_True) return true;
+            if (checked(PyObject_GetAttr(tensor.ptr(), name)).ptr() == Py_True) return true;
         }
         return false;
     }
@@ -254,7 +305,6 @@ class TensorLayer {
     bool lstm_;
     std::shared_ptr<PlainCall> call_;
     std::vector<Place> places_;
-    DType dtype_ = DType::float32;
 };
 
 }  // namespace
@@ -268,7 +318,7 @@ void bind_tensors(py::module_& m) {
         .def(py::init<std::shared_ptr<Torch>, std::string, py::tuple, std::shared_ptr<WeightCache>>(),
              py::arg("torch"), py::arg("cell"), py::arg("names"), py::arg("cache"))
         .def("forward", &TensorLayer::forward, py::arg("module"), py::arg("x"), py::arg("hx"),
-             py::arg("tracking"), py::arg("batch_first"));
+             py::arg("record"), py::arg("options"), py::arg("batch_first"));
 }
 
 }  // namespace fusedrnn

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "bindings/dlpack.h"
 #include "cuda/bindings/device.h"
-#include "cuda/bindings/dlpack.h"
 
 namespace fusedrnn::cuda {
 

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/bindings/dlpack.h"
+#include "bindings/dlpack.h"
 
 namespace fusedrnn::cuda {
 

@@ -76,8 +76,8 @@ class TensorLayer:
 
     def __init__(self, torch: Torch, cell: str, names: tuple[str, ...], cache: WeightCache) -> None: ...
     def forward(
-        self, module: Any, x: Any, hx: Any, tracking: bool, batch_first: bool
-    ) -> tuple[tuple[Any, ...], LayerTape | None, tuple[Any, ...]] | None: ...
+        self, module: Any, x: Any, hx: Any, record: Any, options: Any, batch_first: bool
+    ) -> tuple[Any, Any] | None: ...
 
 @final
 class LayerTape:

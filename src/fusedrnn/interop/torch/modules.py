@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.compiler import is_compiling
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -52,11 +53,11 @@ class _Recurrent(RNNBase):
             RuntimeError: another shape, or a tensor that is not on the CPU.
         """
         general = lengths is not None or resets is not None or self.num_layers > 1 or self.bidirectional
-        if not (general or torch.compiler.is_compiling()):
+        if not (general or is_compiling()):
             options = _PLAIN[self.mode, self.batch_first]
             found = ops.apply_plain(options, self._cache(), self, input, hx)
             if found is not None:
-                return found[0], found[1:] if self.mode == "LSTM" else found[1]
+                return found
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
                 raise ValueError("lengths, resets: expected None with a PackedSequence")
@@ -139,7 +140,7 @@ class _Recurrent(RNNBase):
         # From torch's own generator, so that checkpointing repeats it.
         seed = torch.randint(0, 2**62, (1,), dtype=torch.int64) if dropout else None
         options = Options(_CELLS[self.mode], self.num_layers, self.bidirectional, batch_first, float(dropout))
-        cache = None if torch.compiler.is_compiling() else self._cache()
+        cache = None if is_compiling() else self._cache()
         inputs = Inputs(x, lengths, resets, seed, state or (), params)
         y, *finals = ops.apply(options, cache, inputs)
         return y, tuple(finals)

@@ -284,18 +284,12 @@ _record = super(Function, Network).apply
 _is_tracing, _is_transformed = torch._C._is_tracing, torch._C._are_functorch_transforms_active
 
 
-def apply_plain(options: Options, cache: Cache, module: Any, x: Any, hx: Any) -> tuple[Tensor, ...] | None:
-    """Do what `apply` does for one layer and direction, and neither lengths nor resets.
+def apply_plain(options: Options, cache: Cache, module: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+    """Return y and the final state of one layer and direction, without lengths and resets.
 
     Returns None, with nothing done, where that is not the common case: `apply` takes or refuses the rest.
     """
     if _is_tracing() or _is_transformed() or forward_ad._current_level >= 0:
         return None
-    found = cache.layer.forward(module, x, hx, torch.is_grad_enabled(), options.batch_first)
-    if found is None:
-        return None
-    outputs, tape, (x, *others) = found
-    if tape is None:
-        return outputs
-    states = 0 if hx is None else len(outputs) - 1
-    return _record(options, (outputs, tape), states, x, None, None, None, *others)
+    record = _record if torch.is_grad_enabled() else None
+    return cache.layer.forward(module, x, hx, record, options, options.batch_first)

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-namespace fusedrnn::cuda::dlpack {
+namespace fusedrnn::dlpack {
 
 enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13 };
 
@@ -85,4 +85,4 @@ inline constexpr char kCapsule[] = "dltensor", kUsedCapsule[] = "used_dltensor";
 inline constexpr char kVersionedCapsule[] = "dltensor_versioned",
                       kUsedVersionedCapsule[] = "used_dltensor_versioned";
 
-}  // namespace fusedrnn::cuda::dlpack
+}  // namespace fusedrnn::dlpack
