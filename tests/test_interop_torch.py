@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import fusedrnn.torch as ft  # noqa: E402
+from fusedrnn import _core  # noqa: E402
 from fusedrnn.interop.torch import kernels, ops  # noqa: E402
 
 pytestmark = [
@@ -197,6 +199,44 @@ def test_the_short_way_of_one_layer(
     with torch.no_grad():
         y, _ = ours(x)
     assert torch.equal(y, want) and y.grad_fn is None
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_versions_without_functions_for_c(batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 2.10, torch has no functions for C: the same bits by the general way."""
+    x = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def results() -> list[Any]:
+        _, ours = pair("LSTM", batch_first=batch_first)
+        y, (h, c) = ours(x)
+        leaves = [x, *ours.parameters()]
+        return [y, h, c, *torch.autograd.grad(y.sin().sum() + h.sum() + c.square().sum(), leaves)]
+
+    want = results()
+    older = SimpleNamespace(Tensor=object, nn=torch.nn, from_numpy=torch.from_numpy)
+    for module in (kernels, ops):
+        monkeypatch.setattr(module, "TORCH", _core.Torch(older))
+    runs: list[bool] = []
+    run = kernels.run
+    monkeypatch.setattr(kernels, "run", lambda *args: (runs.append(True), run(*args))[1])
+    assert all(torch.equal(a, b) for a, b in zip(results(), want, strict=True)) and runs == [True]
+
+
+def test_compiled_calls_refuse() -> None:
+    """What no caller of them gives."""
+    _, ours = pair("GRU")
+    x = torch.randn(6, 4, 5, dtype=torch.float64)
+    tape = kernels.forward(
+        kernels.Options("gru", 1, False, False, 0.0),
+        kernels.Inputs(x, None, None, None, (), tuple(ours.parameters())),
+        True,
+    )[1]
+    with pytest.raises(ValueError, match=r"flows: expected 2, got 1"):
+        kernels.TORCH.backward(tape, (x,), True, False, True, False)
+    with pytest.raises(TypeError, match="tape: expected a LayerTape, got None"):
+        kernels.TORCH.backward(None, (x, None), True, False, True, False)
+    with pytest.raises(TypeError, match="torch: expected a Torch, got None"):
+        _core.TensorLayer(None, "gru", ("weight_ih_l0", "weight_hh_l0"), _core.WeightCache())
 
 
 def test_converted_in_place() -> None:
