@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -83,6 +84,33 @@ def test_as_torch(kind: str, options: dict[str, Any], dtype: Any, tolerance: flo
     compare(theirs, ours, x[0], [s[:, 0] for s in state], tolerance)
     with torch.no_grad():
         assert torch.equal(ours(x)[0], ours(x.clone().requires_grad_())[0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_options(seed: int) -> None:
+    """Any options and sizes, with a state or without, and packed: outputs and all gradients as torch.nn."""
+    rng = random.Random(seed)
+    kind = rng.choice(["LSTM", "GRU", "RNN"])
+    options: dict[str, Any] = {
+        "num_layers": rng.randint(1, 3),
+        **{name: rng.random() < 0.5 for name in ("bias", "batch_first", "bidirectional")},
+    }
+    if kind == "RNN":
+        options["nonlinearity"] = rng.choice(["tanh", "relu"])
+    if kind == "LSTM" and rng.random() < 0.5:
+        options["proj_size"] = rng.randint(1, 6)
+    theirs, ours = pair(kind, **options)
+    seq_len, batch = rng.randint(1, 9), rng.randint(1, 9)
+    shape = (batch, seq_len, 5) if ours.batch_first else (seq_len, batch, 5)
+    x, state = torch.randn(shape, dtype=torch.float64), None
+    if rng.random() < 0.5:
+        rows, widths = ours.num_layers * (1 + ours.bidirectional), (ours.proj_size or 7, 7)
+        state = [torch.randn(rows, batch, w, dtype=torch.float64) for w in widths[: 1 + (kind == "LSTM")]]
+    compare(theirs, ours, x, state)
+    lengths = torch.tensor([rng.randint(1, seq_len) for _ in range(batch)])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, ours.batch_first, enforce_sorted=False)
+    (want, *ends), (got, *found) = flat(theirs(packed)), flat(ours(packed))
+    torch.testing.assert_close([got.data, *found], [want.data, *ends])
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
