@@ -1,6 +1,7 @@
 // Which row of a table each input of a sequence is, in the orders that forward and backward read.
 #pragma once
 
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -12,7 +13,7 @@ namespace fusedrnn::cuda {
 class LookupTable {
   public:
     // `index` (T, B): rows of the table, each in [0, V).
-    explicit LookupTable(std::vector<std::int64_t> index) : index_(std::move(index)) {}
+    explicit LookupTable(std::shared_ptr<const std::vector<std::int64_t>> index) : index_(std::move(index)) {}
 
     // What backward needs, too: the inputs by the row that they are.
     void sort(const Dims& dims, const Timetable& timetable) {
@@ -22,7 +23,7 @@ class LookupTable {
         const auto visit = [&](const auto& each) {
             for (std::int64_t t = 0; t < dims.T; ++t) {
                 for (std::int64_t p = 0; p < s.active[t]; ++p) {
-                    each(index_[t * dims.B + s.order[p]], s.offset[t] + p);
+                    each((*index_)[t * dims.B + s.order[p]], s.offset[t] + p);
                 }
             }
         };
@@ -32,14 +33,15 @@ class LookupTable {
         visit([&](std::int64_t row, std::int64_t input) { inputs_[next[row]++] = input; });
     }
 
-    Lookups view() const { return {index_.data(), first_.data(), inputs_.data()}; }
+    Lookups view() const { return {index_->data(), first_.data(), inputs_.data()}; }
     std::int64_t nbytes() const {
-        return static_cast<std::int64_t>((index_.size() + first_.size() + inputs_.size()) *
+        return static_cast<std::int64_t>((index_->size() + first_.size() + inputs_.size()) *
                                          sizeof(std::int64_t));
     }
 
   private:
-    std::vector<std::int64_t> index_, first_, inputs_;
+    std::shared_ptr<const std::vector<std::int64_t>> index_;
+    std::vector<std::int64_t> first_, inputs_;
 };
 
 }  // namespace fusedrnn::cuda

@@ -2,40 +2,6 @@
 #include "bindings/backward_call.h"
 
 namespace fusedrnn {
-namespace {
-
-// The gradients of the parameters: the caller's arrays, or new ones at zero.
-std::vector<Array> gradient_arrays(py::handle dparams, const LayerTape& tape) {
-    const RecurrentCell& cell = tape.cell;
-    const Dims& d = tape.dims;
-    std::vector<Array> grads(static_cast<std::size_t>(cell.parameter_count));
-    for (int i = 0; i < cell.parameter_count; ++i) {
-        const Parameter& p = cell.parameters[i];
-        const Name name(p.name, -1, "d");
-        Array& grad = grads[static_cast<std::size_t>(i)];
-        if (!dparams.is_none()) {
-            grad = Array::like(item_of(dparams, "dparams", cell.parameter_count, i), name, tape.arrays.x,
-                               kOptional);
-            if (!grad.given()) continue;
-            if (!tape.has_parameter[i]) {
-                throw py::value_error(name.str() + ": expected None, because the forward call had no such " +
-                                      "parameter, got an array");
-            }
-            check_shape(grad, p, d);
-            grad.writable();
-            grad.apart_from(tape.arrays.x).apart_from(tape.arrays.y);
-            for (int j = 0; j < i; ++j) grad.apart_from(grads[static_cast<std::size_t>(j)]);
-        } else if (tape.has_parameter[i]) {
-            py::array zeros = new_array(tape.dtype, sizes_of(p, d));
-            std::memset(zeros.mutable_data(), 0, static_cast<std::size_t>(zeros.nbytes()));
-            grad = Array::like(zeros, name, tape.arrays.x);
-        }
-    }
-    return grads;
-}
-
-}  // namespace
-
 template <class T>
 class TypedBackwardCall final : public BackwardCall {
   public:
@@ -128,13 +94,9 @@ class TypedBackwardCall final : public BackwardCall {
 };
 
 py::tuple BackwardCall::result() const {
-    const int states = tape_->cell.states;
-    py::tuple start(states), grads(arrays_.grads.size());
-    for (int k = 0; k < states; ++k) start[k] = arrays_.dinitial[k].object();
-    for (std::size_t i = 0; i < grads.size(); ++i) grads[i] = arrays_.grads[i].object_or_none();
-    py::object parameters = grads;
-    if (!arrays_.rows.empty()) parameters = py::tuple(arrays_.rows);
-    return py::make_tuple(arrays_.dx.object_or_none(), start, parameters);
+    py::tuple result = arrays_.result(tape_->cell.states);
+    if (!arrays_.rows.empty()) result[2] = py::tuple(arrays_.rows);
+    return result;
 }
 
 bool BackwardCall::independent(const LayerCall& call) const {
@@ -172,35 +134,16 @@ std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape
     const Dims& d = tape->dims;
     const Array& x = tape->arrays.x;
     const int states = tape->cell.states;
-    Arrays a;
-    a.accumulate_dx = accumulate_dx;
-    a.dy = Array::like(dy, "dy", x, kOptional);
-    a.dy.shape({{"T", d.T}, {"B", d.B}, {d.projected ? "P" : "H", d.P}}).made_rows();
-    for (int k = 0; k < states; ++k) {
-        if (!dstate.is_none())
-            a.dfinal.at(k) = read_state(item_of(dstate, "dstate", states, k), "dstate", k, d, x);
-    }
-    a.grads = gradient_arrays(dparams, *tape);
-    if (!dx.is_none()) {
-        if (!need_dx) throw py::value_error("dx: expected None with need_dx=False, got an array");
-        a.dx = Array::like(dx, "dx", x);
-        if (x.ndim() == 2) {
-            a.dx.shape({{"V", d.V}, {"I", d.I}});
-        } else {
-            a.dx.shape({{"T", d.T}, {"B", d.B}, {"I", d.I}});
-        }
-        a.dx.writable_rows();
-        a.dx.apart_from(x).apart_from(a.dy).apart_from(tape->arrays.y);
-        for (const Array& grad : a.grads) a.dx.apart_from(grad);
-    } else if (need_dx) {
-        if (accumulate_dx) throw py::value_error("accumulate_dx: expected False without dx, got True");
-        a.dx = Array::like(
-            x.ndim() == 2 ? new_array(tape->dtype, {d.V, d.I}) : new_array(tape->dtype, {d.T, d.B, d.I}),
-            "dx", x);
-    }
-    for (Array& grad : a.grads) {
-        grad.apart_from(a.dy);
-        for (int k = 0; k < states; ++k) grad.apart_from(a.dfinal[k]);
+    Arrays a{read_gradients(
+                 HostPlace{}, {dy, dstate, dparams, dx, need_dx, accumulate_dx}, tape->cell,
+                 [&](int i) { return tape->has_parameter[i]; }, tape->arrays, d),
+             {},
+             {},
+             accumulate_dx,
+             py::list()};
+    for (const Array& grad : a.grads) {
+        if (!dparams.is_none() || !grad.given()) continue;
+        std::memset(grad.mutable_data<void>(), 0, static_cast<std::size_t>(grad.size() * grad.itemsize()));
     }
     for (int k = 0; k < states; ++k) {
         if (!dreset.is_none()) {
@@ -212,7 +155,6 @@ std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape
                 Array::like(item_of(dsteps, "dsteps", states, k), Name("dsteps", k), x, kOptional);
             a.dsteps.at(k).shape({{"T", d.T}, {"B", d.B}, {"H", d.H}}).made_rows();
         }
-        a.dinitial.at(k) = Array::like(new_array(tape->dtype, {d.B, state_width(d, k)}), "dstate", x);
     }
     return by_dtype(tape->dtype, [&]<class T>() -> std::shared_ptr<BackwardCall> {
         return std::make_shared<TypedBackwardCall<T>>(tape, std::move(a));

@@ -18,10 +18,8 @@ class BackwardCall : public LayerCall {
     virtual void leave_rows() = 0;
 
   protected:
-    struct Arrays {
-        Array dy, dx;
-        StateArrays dfinal, dinitial, dreset, dsteps;
-        std::vector<Array> grads;
+    struct Arrays : GradientArrays<Array> {
+        StateArrays<Array> dreset, dsteps;
         bool accumulate_dx;
         py::list rows;
     };

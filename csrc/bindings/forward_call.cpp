@@ -9,72 +9,6 @@
 namespace fusedrnn {
 namespace {
 
-// A replacement state: one row for all, or one each.
-Array read_reset_state(py::handle value, int k, const Dims& dims, const Array& like) {
-    Array a = Array::like(value, {"reset_state", k}, like, kOptional);
-    if (!a.given()) return a;
-    const Axis last{k == 0 && dims.projected ? "P" : "H", state_width(dims, k)};
-    if (a.ndim() == 1) {
-        a.shape({last});
-    } else {
-        a.shape({{"B", dims.B}, last});
-    }
-    a.made_contiguous();
-    return a;
-}
-
-// x (T, B, I), or a table (V, I) with indices (T, B) into it; sets T, B and V.
-void read_inputs(py::handle indices, CallArrays& in, Dims& dims) {
-    const Array index = Array::int64(indices, "indices", kOptional);
-    if (!index.given()) {
-        dims.T = in.x.size(0);
-        dims.B = in.x.size(1);
-        return;
-    }
-    Array rows = index;
-    rows.shape({{"T"}, {"B"}}).made_contiguous();
-    dims.T = rows.size(0);
-    dims.B = rows.size(1);
-    dims.V = in.x.size(0);
-    in.index = std::make_shared<const std::vector<std::int64_t>>(checked_indices(rows, dims.V, "V"));
-}
-
-// Arrays a forward call writes.
-struct Outputs {
-    Array y;
-    StateArrays final;
-};
-
-Outputs make_outputs(py::handle out, py::handle state_out, const Dims& dims, int states,
-                     const CallArrays& in) {
-    Outputs o;
-    const Axis width{dims.projected ? "P" : "H", dims.P};
-    const DType dtype = in.x.dtype();
-    if (out.is_none()) {
-        o.y = Array::like(new_array(dtype, {dims.T, dims.B, dims.P}), "out", in.x);
-        o.y.writable_rows();
-    } else {
-        o.y = Array::like(out, "out", in.x);
-        o.y.shape({{"T", dims.T}, {"B", dims.B}, width}).writable_rows();
-        o.y.apart_from(in.x);
-        for (int k = 0; k < states; ++k) o.y.apart_from(in.initial[k]).apart_from(in.reset[k]);
-    }
-    for (int k = 0; k < states; ++k) {
-        const Name name("state_out", k);
-        if (state_out.is_none()) {
-            o.final.at(k) = Array::like(new_array(dtype, {dims.B, state_width(dims, k)}), name, in.x);
-            continue;
-        }
-        Array& final = o.final.at(k);
-        final = Array::like(item_of(state_out, "state_out", states, k), name, in.x);
-        final.shape({{"B", dims.B}, {k == 0 ? width.symbol : "H", state_width(dims, k)}}).writable();
-        final.apart_from(in.x).apart_from(o.y);
-        for (int j = 0; j < states; ++j) final.apart_from(in.initial[j]).apart_from(in.reset[j]);
-        for (int j = 0; j < k; ++j) final.apart_from(o.final[j]);
-    }
-    return o;
-}
-
 // The place of W_hh among the parameters, -1 for none.
 int hidden_weight(const RecurrentCell& cell) {
     for (int i = 0; i < cell.parameter_count; ++i) {
@@ -88,7 +22,7 @@ struct Request {
     const RecurrentCell& cell;
     WeightArrays weights;
     CallArrays in;
-    Outputs out;
+    Outputs<Array> out;
     std::shared_ptr<const Timetable> timetable;
     bool save, recompute;
     WeightCache* cache;
@@ -161,9 +95,7 @@ class TypedForwardCall final : public ForwardCall {
 
     py::tuple result() const override {
         if (tape_ != nullptr) tape_->remember();
-        py::tuple final(cell_.states);
-        for (int k = 0; k < cell_.states; ++k) final[static_cast<std::size_t>(k)] = final_[k].object();
-        return py::make_tuple(y_.object(), std::move(final),
+        return py::make_tuple(y_.object(), objects_of(final_, cell_.states),
                               tape_ ? py::cast(std::static_pointer_cast<LayerTape>(tape_)) : py::none());
     }
 
@@ -219,35 +151,14 @@ std::shared_ptr<ForwardCall> ForwardCall::make(
     const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
                recompute = flag(recompute_flag, "recompute");
     const RecurrentCell& cell = cell_by_name(cell_name);
-    const int states = cell.states;
+    const HostPlace place;
     CallArrays in;
     in.x = Array::floats(x, "x");
-    if (indices.is_none()) {
-        in.x.shape({{"T"}, {"B"}, {"I"}});
-    } else {
-        in.x.shape({{"V"}, {"I"}});
-    }
-    in.x.made_rows();
+    check_input(in.x, indices);
     WeightArrays w = WeightArrays::read(cell, params, in.x);
-    read_inputs(indices, in, w.dims);
-    for (int k = 0; k < states; ++k) {
-        if (!state.is_none()) {
-            in.initial.at(k) = read_state(item_of(state, "state", states, k), "state", k, w.dims, in.x);
-        }
-        if (!reset_state.is_none()) {
-            in.reset.at(k) =
-                read_reset_state(item_of(reset_state, "reset_state", states, k), k, w.dims, in.x);
-        }
-    }
-    in.resets = Array::boolean(resets, "resets", kOptional);
-    in.resets.shape({{"T", w.dims.T}, {"B", w.dims.B}}).made_contiguous();
-    Array ends = Array::int64(lengths, "lengths", kOptional);
-    ends.shape({{"B", w.dims.B}}).made_contiguous();
-    std::vector<std::int64_t> checked;
-    if (ends.given()) checked = checked_indices(ends, w.dims.T + 1, "T + 1");
-    Outputs outputs = make_outputs(out, state_out, w.dims, states, in);
-    auto timetable = std::make_shared<const Timetable>(w.dims.T, w.dims.B,
-                                                       ends.given() ? checked.data() : nullptr, reverse);
+    auto timetable =
+        read_sequence(place, {state, indices, lengths, resets, reset_state, reverse}, cell, in, w.dims);
+    Outputs<Array> outputs = make_outputs(place, out, state_out, cell.states, in, w.dims);
     const DType dtype = in.x.dtype();
     Array memory = Array::like(tape_out, "tape_out", in.x, kOptional);
     if (memory.given()) {

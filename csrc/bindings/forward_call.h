@@ -25,7 +25,7 @@ class ForwardCall : public LayerCall {
   protected:
     CallArrays in_;
     Array y_;
-    StateArrays final_;
+    StateArrays<Array> final_;
     std::shared_ptr<const Timetable> timetable_;
     Progress progress_;
 };

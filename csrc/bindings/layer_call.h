@@ -52,8 +52,7 @@ void set_options(Problem& problem, const CallArrays& arrays) {
     problem.draws = arrays.draws;
     for (int k = 0; k < problem.cell->states; ++k) {
         problem.reset[k] = arrays.reset[k].data<T>();
-        const bool per_row = arrays.reset[k].given() && arrays.reset[k].ndim() == 2;
-        problem.reset_stride[k] = per_row ? state_width(problem.dims, k) : 0;
+        problem.reset_stride[k] = reset_stride(arrays.reset[k], problem.dims, k);
     }
 }
 

@@ -145,7 +145,7 @@ QuantizedStates QuantizedStates::read(py::handle value, const char* name, const 
         Array& a = s.all[k];
         a = Array::like(item_of(value, name, states, k), {name, k}, float32_reference(), kOptional);
         const Axis rows{"num_layers*D", net.rows()};
-        const Axis width{k == 0 && net.dims().projected ? "P" : "H", state_width(net.dims(), k)};
+        const Axis width = state_axis(net.dims(), k);
         if (replacements && a.given() && a.ndim() == 2) {
             a.shape({rows, width});
         } else {
@@ -166,10 +166,7 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
     const QuantizedStates replacement = QuantizedStates::read(reset_state, "reset_state", *this, batch, true);
     Array resets = Array::boolean(resets_value, "resets", kOptional);
     resets.shape({{"T", seq_len}, {"B", batch}}).made_contiguous();
-    Array ends = Array::int64(lengths, "lengths", kOptional);
-    ends.shape({{"B", batch}}).made_contiguous();
-    std::vector<std::int64_t> checked;
-    if (ends.given()) checked = checked_indices(ends, seq_len + 1, "T + 1");
+    const std::vector<std::int64_t> ends = checked_lengths(lengths, seq_len, batch);
     Array out = Array::like(out_value, "out", x);
     out.shape({{"T", seq_len}, {"B", batch}, {"D*H", width}}).writable_rows().apart_from(x);
     for (int k = 0; k < states; ++k) out.apart_from(initial.all[k]).apart_from(replacement.all[k]);
@@ -181,7 +178,7 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
         finals[k] = static_cast<float*>(made.mutable_data());
         final[k] = made;
     }
-    const std::int64_t* valid = ends.given() ? checked.data() : nullptr;
+    const std::int64_t* valid = ends.empty() ? nullptr : ends.data();
     const Timetable timetables[2] = {{seq_len, batch, valid, false}, {seq_len, batch, valid, true}};
     // A layer reads the output of the one below, from one of two buffers, and writes the other.
     AlignedBuffer between[2];

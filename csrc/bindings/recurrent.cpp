@@ -43,26 +43,9 @@ Array WeightArrays::input_weight(const RecurrentCell& cell, py::handle params) {
 
 WeightArrays WeightArrays::read(const RecurrentCell& cell, py::handle params, const Array& x) {
     WeightArrays w;
-    w.of.reserve(static_cast<std::size_t>(cell.parameter_count));
-    for (int i = 0; i < cell.parameter_count; ++i) {
-        const Parameter& p = cell.parameters[i];
-        const Presence presence = p.need == Need::kRequired ? kRequired : kOptional;
-        const auto read = p.role == Role::kInputWeight ? Array::parameter : Array::like;
-        w.of.push_back(read(parameter_of(params, cell, i), p.name, x, presence));
-    }
-    w.dims.I = x.size(x.ndim() - 1);
+    w.of = read_parameters(HostPlace{}, cell, kernels().cells, params, x, w.dims);
     w.dims.whole_rows = cell.programs != nullptr && cell.programs->staged;
-    check_parameters(cell, kernels().cells, w.of, w.dims);
-    for (Array& a : w.of) a.made_contiguous();
     return w;
-}
-
-std::int64_t state_width(const Dims& dims, int k) { return k == 0 ? dims.P : dims.H; }
-
-Array read_state(py::handle value, const char* name, int k, const Dims& dims, const Array& like) {
-    Array a = Array::like(value, {name, k}, like, kOptional);
-    a.shape({{"B", dims.B}, {k == 0 && dims.projected ? "P" : "H", state_width(dims, k)}}).made_contiguous();
-    return a;
 }
 
 namespace {

@@ -37,9 +37,25 @@ struct WeightArrays {
     }
 };
 
-// The width of state k, and one state array (B, width) of a call, contiguous.
-std::int64_t state_width(const Dims& dims, int k);
-Array read_state(py::handle value, const char* name, int k, const Dims& dims, const Array& like);
+// NumPy arrays, the Place of call_arguments.h. What they hold is of one dtype.
+struct HostPlace {
+    using Sizes = std::initializer_list<std::int64_t>;
+
+    Array read(py::handle value, Name name, Element element, const Array& x, Presence presence) const {
+        return element == Element::kBool ? Array::boolean(value, name, presence)
+                                         : Array::like(value, name, x, presence);
+    }
+    Array read_parameter(py::handle value, const Parameter& p, const Array& x) const {
+        const auto read = p.role == Role::kInputWeight ? Array::parameter : Array::like;
+        return read(value, p.name, x, p.need == Need::kRequired ? kRequired : kOptional);
+    }
+    Array make(Sizes sizes, Element, Name name, const Array& x) const {
+        return Array::like(new_array(x.dtype(), sizes), name, x);
+    }
+    Array make(const std::vector<std::int64_t>& sizes, Element, Name name, const Array& x) const {
+        return Array::like(new_array(x.dtype(), sizes), name, x);
+    }
+};
 
 // The rows of one state, before the sequence and after it.
 template <class T>

@@ -96,8 +96,8 @@ class TypedStream : public Stream {
             const py::object one = item_of(state, "state", static_cast<py::ssize_t>(layers_.size()),
                                            static_cast<py::ssize_t>(i));
             for (int k = 0; k < states; ++k) {
-                given.push_back(
-                    read_state(item_of(one, "state", states, k), "state", k, layers_[i].dims, reference_));
+                given.push_back(read_state(HostPlace{}, item_of(one, "state", states, k), "state", k,
+                                           layers_[i].dims, reference_));
             }
         }
         const SingleUser::Use use(user_);

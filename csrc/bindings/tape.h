@@ -4,9 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "bindings/arrays.h"
 #include "bindings/buffer.h"
-#include "bindings/timetable.h"
+#include "bindings/call_arguments.h"
 #include "bindings/weights.h"
 
 namespace fusedrnn {
@@ -14,32 +13,8 @@ namespace fusedrnn {
 // Whether tapes made from now on remember what their arrays hold.
 void set_detect_changes(bool enabled);
 
-// An array for each state, or none of any: most calls give no states, and need not pay for those of other cells.
-class StateArrays {
-  public:
-    const Array& operator[](int k) const {
-        static const Array none;
-        return static_cast<std::size_t>(k) < arrays_.size() ? arrays_[static_cast<std::size_t>(k)] : none;
-    }
-    // To be written; those from at(k) of a smaller k move.
-    Array& at(int k) {
-        constexpr std::size_t kUsual = 4;
-        const auto wanted = static_cast<std::size_t>(k) + 1;
-        if (arrays_.size() < wanted) arrays_.resize(wanted <= kUsual ? kUsual : kMaxStates);
-        return arrays_[static_cast<std::size_t>(k)];
-    }
-    auto begin() const { return arrays_.begin(); }
-    auto end() const { return arrays_.end(); }
-
-  private:
-    std::vector<Array> arrays_;
-};
-
-// The arrays of a call that forward and backward read. The tape keeps them alive; it does not copy them.
-struct CallArrays {
-    Array x, y, resets;
-    std::shared_ptr<const std::vector<std::int64_t>> index;  // a copy; null where x is a sequence
-    StateArrays initial, reset;
+// The tape keeps them alive; it does not copy them.
+struct CallArrays : LayerArrays<Array> {
     Draws draws{};
 };
 
@@ -52,7 +27,7 @@ struct LayerTape {
     // What the tape keeps beyond the caller's arrays and the weights.
     std::int64_t nbytes() const {
         std::int64_t copies = arrays.x.copied_bytes() + arrays.resets.copied_bytes();
-        for (const StateArrays* states : {&arrays.initial, &arrays.reset}) {
+        for (const StateArrays<Array>* states : {&arrays.initial, &arrays.reset}) {
             for (const Array& state : *states) copies += state.copied_bytes();
         }
         if (arrays.index != nullptr) {

@@ -2,7 +2,7 @@
 //
 // An error names the argument, what was expected and what came: TypeError for the kind or the dtype,
 // ValueError for shape and layout, RuntimeError for the device. Checks chain, and do nothing on an argument
-// that is None where that is allowed.
+// that is None where that is allowed. What arrays.h would copy is refused here.
 #pragma once
 
 #include <utility>
@@ -20,26 +20,29 @@ class Argument {
     Argument() = default;  // an argument that was not given
 
     // The array that the others of a call have to fit: its producer's writes are ordered before `stream`.
-    static Argument first(py::handle value, std::string name, StreamNumber stream);
+    static Argument first(py::handle value, Name name, StreamNumber stream);
     // An array beside it, of a given dtype; `stream` as above.
-    static Argument beside(py::handle value, std::string name, dlpack::Type type, const Argument& first,
+    static Argument beside(py::handle value, Name name, dlpack::Type type, const Argument& first,
                            StreamNumber stream, Presence presence = kRequired);
 
     // An array that the caller does not see.
-    static Argument inside(DeviceArray array, std::string name);
+    static Argument inside(DeviceArray array, Name name);
 
     Argument& shape(const std::vector<Axis>& expected);
     // C-contiguous and aligned.
     Argument& contiguous();
+    Argument& made_contiguous() { return contiguous(); }
     // Unit stride in the last axis and aligned.
-    Argument& rows();
-    // May be written.
+    Argument& made_rows();
+    // The same, and what may be written.
+    Argument& writable_rows();
+    // C-contiguous, aligned, and what may be written.
     Argument& writable();
     // Refuses to share memory with another argument, judged by the first and last element of each.
     Argument& apart_from(const Argument& other);
 
     bool given() const { return given_; }
-    const std::string& name() const { return name_; }
+    std::string name() const { return name_.str(); }
     const py::object& object() const { return object_; }
     py::object object_or_none() const { return given_ ? object_ : py::none(); }
     const DeviceArray& array() const { return array_; }
@@ -56,12 +59,13 @@ class Argument {
     std::pair<std::uintptr_t, std::uintptr_t> extent() const;
 
   private:
-    Argument(py::handle value, std::string name, StreamNumber stream, Presence presence);
+    Argument(py::handle value, Name name, StreamNumber stream, Presence presence);
     void require_aligned() const;
+    Argument& require_writable();
 
     DeviceArray array_;
     py::object object_ = py::reinterpret_steal<py::object>(py::handle());
-    std::string name_;
+    Name name_{""};
     bool given_ = false;
 };
 

@@ -12,7 +12,7 @@ Argument output_beside(py::handle value, const char* name, dlpack::Type type, co
     std::vector<Axis> axes;
     for (const std::int64_t size : from.array().shape) axes.push_back({nullptr, size});
     Argument to = Argument::beside(value, name, type, from, stream);
-    to.shape(axes).contiguous().writable().apart_from(from);
+    to.shape(axes).writable().apart_from(from);
     return to;
 }
 

@@ -6,8 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "bindings/checks.h"
-#include "bindings/timetable.h"
+#include "bindings/call_arguments.h"
 #include "cells.h"
 #include "cuda/bindings/argument.h"
 #include "cuda/bindings/exchange.h"
@@ -23,27 +22,39 @@ Math math_of(const Argument& x, const std::string& float32_mode);
 // Of states beyond h, the tape and the gradients of weights.
 dlpack::Type compute_type(Math math);
 
-std::string indexed(const char* name, int k);
-
-// Where a call runs, and how it gets memory: empty(shape, dtype name) -> array. What the caller does not see
-// comes from the table of the library of x, where it has one that allocates for the stream of the call.
+// Where a call runs and in what arithmetic, and how it gets memory: empty(shape, dtype name) -> array. What the caller does
+// not see comes from the table of the library of x, where it has one that allocates for the stream of the call. The Place of
+// bindings/call_arguments.h.
 struct Context {
     StreamNumber stream;
     py::object empty;
+    Math math;
     const dlpack::Exchange* exchange = nullptr;
 
-    static Context of(StreamNumber stream, const py::object& empty, py::handle x);
-    Argument make(const std::vector<std::int64_t>& sizes, dlpack::Type type, const std::string& name,
-                  const Argument& first) const;
-    Argument make_inside(std::int64_t size, dlpack::Type type, const std::string& name,
-                         const Argument& first) const;
+    static Context of(StreamNumber stream, const py::object& empty, Math math, py::handle x);
+    dlpack::Type type(Element element, const Argument& x) const;
+    Argument read(py::handle value, Name name, Element element, const Argument& x, Presence presence) const {
+        return Argument::beside(value, name, type(element, x), x, stream, presence);
+    }
+    Argument read_parameter(py::handle value, const Parameter& p, const Argument& x) const {
+        return read(value, p.name, Element::kStored, x, p.need == Need::kRequired ? kRequired : kOptional);
+    }
+    Argument make(const std::vector<std::int64_t>& sizes, Element element, Name name,
+                  const Argument& x) const {
+        return make(sizes, type(element, x), name, x);
+    }
+    Argument make_inside(std::int64_t size, Element element, Name name, const Argument& x) const {
+        return make_inside(size, type(element, x), name, x);
+    }
     // Freed in the order of the stream, as its library frees whatever else this call has used there.
-    Argument workspace(std::int64_t bytes, const Argument& first) const;
-};
+    Argument workspace(std::int64_t bytes, const Argument& x) const {
+        return make_inside(bytes, kUint8, "workspace", x);
+    }
 
-struct WeightArguments {
-    std::vector<Argument> of;  // in the order of the cell's schema
-    Dims dims{};               // I, H and P; the others are the call's
+  private:
+    Argument make(const std::vector<std::int64_t>& sizes, dlpack::Type type, Name name,
+                  const Argument& x) const;
+    Argument make_inside(std::int64_t size, dlpack::Type type, Name name, const Argument& x) const;
 };
 
 // By the role of each, from arrays in the order of the cell's schema.
@@ -62,29 +73,13 @@ Pointers by_role(const CellTraits& cell, const std::vector<Argument>& arrays) {
     return pointers;
 }
 
-WeightArguments read_weights(const DeviceCell& cell, py::handle params, const Argument& x,
-                             StreamNumber stream);
-
-// State k of a call: h in the dtype of x, c in that of the computation.
-struct StateForm {
-    std::int64_t width;
-    const char* symbol;
-    dlpack::Type type;
-};
-
-StateForm state_form(int k, const Dims& dims, Math math, dlpack::Type storage);
-
-// What forward and backward both read; the tape keeps it.
-struct CallArguments {
-    WeightArguments weights;
-    Argument x, y, resets, initial[kMaxStates], reset[kMaxStates];
+// The tape keeps them.
+struct CallArguments : LayerArrays<Argument> {
+    std::vector<Argument> weights;  // in the order of the cell's schema
+    Dims dims{};
     std::shared_ptr<const LookupTable> lookups;  // null where x is a sequence
     Draws draws{};
 };
-
-// Reads the initial and the replacement states into `in`, whose x and dims are set.
-void read_states(py::handle state, py::handle reset_state, const DeviceCell& cell, Math math,
-                 CallArguments& in, StreamNumber stream);
 
 // What one forward call of a layer and direction keeps for its backward.
 struct LayerTape {
@@ -96,7 +91,7 @@ struct LayerTape {
     const char* kernel;                        // that ran forward
     std::optional<std::string> forced_kernel;  // which the caller of forward named: for backward too
 
-    const Dims& dims() const { return arguments.weights.dims; }
+    const Dims& dims() const { return arguments.dims; }
     std::int64_t nbytes() const {
         const std::int64_t lookups = arguments.lookups == nullptr ? 0 : arguments.lookups->nbytes();
         return saved.bytes() + states.bytes() + hidden.bytes() + moments.bytes() + timetable->nbytes() +
@@ -104,8 +99,7 @@ struct LayerTape {
     }
 };
 
-std::shared_ptr<LayerTape> make_tape(const DeviceCell& cell, Math math,
-                                     std::shared_ptr<const Timetable> timetable, const CallArguments& in,
-                                     bool recompute, const Context& context);
+std::shared_ptr<LayerTape> make_tape(const DeviceCell& cell, std::shared_ptr<const Timetable> timetable,
+                                     const CallArguments& in, bool recompute, const Context& context);
 
 }  // namespace fusedrnn::cuda

@@ -18,17 +18,16 @@ void set_call(Problem& problem, const DeviceCell& cell, Math math, const CallArg
               const Timetable& timetable) {
     problem.cell = &cell;
     problem.math = math;
-    problem.dims = a.weights.dims;
+    problem.dims = a.dims;
     problem.schedule = timetable.view(static_cast<const std::uint8_t*>(a.resets.data()));
-    problem.weights = by_role<Weights>(cell, a.weights.of);
+    problem.weights = by_role<Weights>(cell, a.weights);
     problem.x = a.x.as_const_rows();
     problem.draws = a.draws;
     if (a.lookups != nullptr) problem.lookups = a.lookups->view();
     for (int k = 0; k < cell.states; ++k) {
         problem.initial[k] = a.initial[k].data();
         problem.reset[k] = a.reset[k].data();
-        const bool per_row = a.reset[k].given() && a.reset[k].ndim() == 2;
-        problem.reset_stride[k] = per_row ? a.reset[k].size(1) : 0;
+        problem.reset_stride[k] = reset_stride(a.reset[k], a.dims, k);
     }
 }
 
@@ -51,62 +50,12 @@ Plan plan_call(const Problem& problem, int device, const std::optional<std::stri
 }
 
 void add_extents(Extents& extents, const CallArguments& a) {
-    for (const Argument& array : a.weights.of) extents.push_back(array.extent());
+    for (const Argument& array : a.weights) extents.push_back(array.extent());
     for (const Argument* array : {&a.x, &a.y, &a.resets}) extents.push_back(array->extent());
     for (int k = 0; k < kMaxStates; ++k) {
         extents.push_back(a.initial[k].extent());
         extents.push_back(a.reset[k].extent());
     }
-}
-
-// Arrays a forward call writes: the caller's, or new ones.
-struct Outputs {
-    Argument y, final[kMaxStates];
-};
-
-Outputs make_outputs(py::handle out, py::handle state_out, const DeviceCell& cell, Math math,
-                     const CallArguments& in, const Context& context) {
-    const int states = cell.states;
-    const Dims& d = in.weights.dims;
-    Outputs o;
-    // All that was given is checked before memory is asked for.
-    if (!out.is_none()) {
-        o.y = Argument::beside(out, "out", in.x.type(), in.x, context.stream);
-        o.y.shape({{"T", d.T}, {"B", d.B}, {d.projected ? "P" : "H", d.P}}).rows().writable();
-        o.y.apart_from(in.x);
-        for (int k = 0; k < states; ++k) o.y.apart_from(in.initial[k]).apart_from(in.reset[k]);
-    }
-    for (int k = 0; k < states && !state_out.is_none(); ++k) {
-        const StateForm form = state_form(k, d, math, in.x.type());
-        Argument& a = o.final[k];
-        a = Argument::beside(item_of(state_out, "state_out", states, k), indexed("state_out", k), form.type,
-                             in.x, context.stream);
-        a.shape({{"B", d.B}, {form.symbol, form.width}}).contiguous().writable();
-        a.apart_from(in.x).apart_from(o.y);
-        for (int j = 0; j < states; ++j) a.apart_from(in.initial[j]).apart_from(in.reset[j]);
-        for (int j = 0; j < k; ++j) a.apart_from(o.final[j]);
-    }
-    if (out.is_none()) o.y = context.make({d.T, d.B, d.P}, in.x.type(), "y", in.x);
-    for (int k = 0; k < states && state_out.is_none(); ++k) {
-        const StateForm form = state_form(k, d, math, in.x.type());
-        o.final[k] = context.make({d.B, form.width}, form.type, indexed("state", k), in.x);
-    }
-    return o;
-}
-
-// x (T, B, I), or a table (V, I) with `indices` (T, B) into it; sets T, B and V. Returns the checked indices.
-std::vector<std::int64_t> read_inputs(const Array& indices, const Argument& x, Dims& d) {
-    if (!indices.given()) {
-        d.T = x.size(0);
-        d.B = x.size(1);
-        return {};
-    }
-    Array index = indices;
-    index.shape({{"T"}, {"B"}}).made_contiguous();
-    d.T = index.size(0);
-    d.B = index.size(1);
-    d.V = x.size(0);
-    return checked_indices(index, d.V, "V");
 }
 
 py::tuple forward(const std::string& cell_name, py::handle x, py::handle params, py::handle state,
@@ -118,46 +67,34 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
     const bool reverse = flag(reverse_flag, "reverse"), save = flag(save_flag, "save"),
                recompute = flag(recompute_flag, "recompute");
     const DeviceCell& cell = cell_of_call(cell_name);
-    const int states = cell.states;
-    const Context context = Context::of(stream, empty, x);
     CallArguments in;
     in.draws = read_draws(draws);
     in.x = Argument::first(x, "x", stream);
-    const Math math = math_of(in.x, float32_mode);
-    const Array index = Array::int64(indices, "indices", kOptional);
-    in.x.shape(index.given() ? std::vector<Axis>{{"V"}, {"I"}} : std::vector<Axis>{{"T"}, {"B"}, {"I"}})
-        .rows();
-    in.weights = read_weights(cell, params, in.x, stream);
-    Dims& d = in.weights.dims;
-    std::vector<std::int64_t> looked_up = read_inputs(index, in.x, d);
-    read_states(state, reset_state, cell, math, in, stream);
-    in.resets = Argument::beside(resets, "resets", kBool, in.x, stream, kOptional);
-    in.resets.shape({{"T", d.T}, {"B", d.B}}).contiguous();
-    Array ends = Array::int64(lengths, "lengths", kOptional);
-    ends.shape({{"B", d.B}}).made_contiguous();
-    std::vector<std::int64_t> checked;
-    if (ends.given()) checked = checked_indices(ends, d.T + 1, "T + 1");
-    auto timetable =
-        std::make_shared<const Timetable>(d.T, d.B, ends.given() ? checked.data() : nullptr, reverse);
-    if (index.given()) {
-        auto lookups = std::make_shared<LookupTable>(std::move(looked_up));
+    const Context context = Context::of(stream, empty, math_of(in.x, float32_mode), x);
+    check_input(in.x, indices);
+    Dims& d = in.dims;
+    in.weights = read_parameters(context, cell, device_cells(), params, in.x, d);
+    const auto timetable =
+        read_sequence(context, {state, indices, lengths, resets, reset_state, reverse}, cell, in, d);
+    if (in.index != nullptr) {
+        auto lookups = std::make_shared<LookupTable>(in.index);
         if (save) lookups->sort(d, *timetable);
         in.lookups = std::move(lookups);
     }
-    const Outputs outputs = make_outputs(out, state_out, cell, math, in, context);
+    const Outputs<Argument> outputs = make_outputs(context, out, state_out, cell.states, in, d);
     in.y = outputs.y;
     ForwardProblem problem{};
-    set_call(problem, cell, math, in, *timetable);
+    set_call(problem, cell, context.math, in, *timetable);
     problem.y = outputs.y.as_rows();
     Extents extents;
     add_extents(extents, in);
-    for (int k = 0; k < states; ++k) {
+    for (int k = 0; k < cell.states; ++k) {
         problem.final[k] = outputs.final[k].data();
         extents.push_back(outputs.final[k].extent());
     }
     std::shared_ptr<LayerTape> tape;
     if (save) {
-        tape = make_tape(cell, math, timetable, in, recompute, context);
+        tape = make_tape(cell, timetable, in, recompute, context);
         tape->arguments = in;
         problem.saved = tape->saved.data();
         problem.states = tape->states.data();
@@ -175,60 +112,8 @@ py::tuple forward(const std::string& cell_name, py::handle x, py::handle params,
     }
     run_call(in.x.device(), std::move(extents),
              [&] { plan.kernel.forward(problem, workspace.data(), native_stream(stream)); });
-    py::tuple final(states);
-    for (int k = 0; k < states; ++k) final[k] = outputs.final[k].object();
-    return py::make_tuple(outputs.y.object(), std::move(final), save ? py::cast(tape) : py::none());
-}
-
-// The gradients of the parameters: the caller's arrays, or new ones; `fresh` says which have to be zeroed.
-std::vector<Argument> gradient_arguments(py::handle dparams, const LayerTape& tape, const Context& context) {
-    const CallArguments& in = tape.arguments;
-    const Dims& d = tape.dims();
-    const DeviceCell& cell = *tape.cell;
-    const dlpack::Type type = compute_type(tape.math);
-    std::vector<Argument> grads(static_cast<std::size_t>(cell.parameter_count));
-    for (std::size_t i = 0; i < grads.size(); ++i) {
-        const Parameter& p = cell.parameters[i];
-        const std::string name = std::string("d") + p.name;
-        const bool present = in.weights.of[i].given();
-        if (dparams.is_none()) {
-            if (present) grads[i] = context.make(sizes_of(p, d), type, name, in.x);
-            continue;
-        }
-        grads[i] = Argument::beside(item_of(dparams, "dparams", cell.parameter_count, static_cast<int>(i)),
-                                    name, type, in.x, context.stream, kOptional);
-        if (grads[i].given() && !present) {
-            throw py::value_error(name + ": expected None, because the forward call had no such " +
-                                  "parameter, got an array");
-        }
-        grads[i].shape(axes_of(p, d)).contiguous().writable().apart_from(in.x).apart_from(in.y);
-        for (std::size_t j = 0; j < i; ++j) grads[i].apart_from(grads[j]);
-    }
-    return grads;
-}
-
-// The gradient of the input: the caller's array, or a new one, or none.
-Argument input_gradient(py::handle dx, bool need_dx, bool accumulate_dx, const LayerTape& tape,
-                        const Argument& flow, const std::vector<Argument>& grads, const Context& context) {
-    const CallArguments& in = tape.arguments;
-    const Dims& d = tape.dims();
-    const std::vector<Axis> shape = in.lookups != nullptr
-                                        ? std::vector<Axis>{{"V", d.V}, {"I", d.I}}
-                                        : std::vector<Axis>{{"T", d.T}, {"B", d.B}, {"I", d.I}};
-    Argument out;
-    if (!dx.is_none()) {
-        if (!need_dx) throw py::value_error("dx: expected None with need_dx=False, got an array");
-        out = Argument::beside(dx, "dx", in.x.type(), in.x, context.stream);
-        out.shape(shape).rows().writable();
-        out.apart_from(in.x).apart_from(flow).apart_from(in.y);
-        for (const Argument& grad : grads) out.apart_from(grad);
-    } else if (need_dx) {
-        if (accumulate_dx) throw py::value_error("accumulate_dx: expected False without dx, got True");
-        std::vector<std::int64_t> sizes;
-        for (const Axis& axis : shape) sizes.push_back(axis.size);
-        out = context.make(sizes, in.x.type(), "dx", in.x);
-    }
-    return out;
+    return py::make_tuple(outputs.y.object(), objects_of(outputs.final, cell.states),
+                          save ? py::cast(tape) : py::none());
 }
 
 py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::handle dstate,
@@ -238,26 +123,10 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
                accumulate_dx = flag(accumulate_flag, "accumulate_dx");
     if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
     const CallArguments& in = tape->arguments;
-    const Context context = Context::of(stream, empty, in.x.object());
-    const Dims& d = tape->dims();
-    const int states = tape->cell->states;
-    const dlpack::Type type = in.x.type();
-    Argument flow = Argument::beside(dy, "dy", type, in.x, stream, kOptional);
-    flow.shape({{"T", d.T}, {"B", d.B}, {d.projected ? "P" : "H", d.P}}).rows();
-    Argument dfinal[kMaxStates], dinitial[kMaxStates];
-    for (int k = 0; k < states; ++k) {
-        if (dstate.is_none()) continue;
-        const StateForm form = state_form(k, d, tape->math, type);
-        dfinal[k] = Argument::beside(item_of(dstate, "dstate", states, k), indexed("dstate", k), form.type,
-                                     in.x, stream, kOptional);
-        dfinal[k].shape({{"B", d.B}, {form.symbol, form.width}}).contiguous();
-    }
-    std::vector<Argument> grads = gradient_arguments(dparams, *tape, context);
-    for (Argument& grad : grads) {
-        grad.apart_from(flow);
-        for (int k = 0; k < states; ++k) grad.apart_from(dfinal[k]);
-    }
-    const Argument out = input_gradient(dx, need_dx, accumulate_dx, *tape, flow, grads, context);
+    const Context context = Context::of(stream, empty, tape->math, in.x.object());
+    const GradientArrays<Argument> a = read_gradients(
+        context, {dy, dstate, dparams, dx, need_dx, accumulate_dx}, *tape->cell,
+        [&](int i) { return in.weights[static_cast<std::size_t>(i)].given(); }, in, tape->dims());
     BackwardProblem problem{};
     set_call(problem, *tape->cell, tape->math, in, *tape->timetable);
     problem.y = in.y.as_const_rows();
@@ -265,39 +134,32 @@ py::tuple backward(const std::shared_ptr<LayerTape>& tape, py::handle dy, py::ha
     problem.states = tape->states.data();
     problem.hidden = tape->hidden.data();
     problem.moments = tape->moments.data();
-    problem.dy = flow.as_const_rows();
-    problem.dx = out.as_rows();
+    problem.dy = a.dy.as_const_rows();
+    problem.dx = a.dx.as_rows();
     problem.accumulate_dx = accumulate_dx;
-    problem.dparams = by_role<WeightGradients>(*tape->cell, grads);
-    Extents extents{flow.extent(),         out.extent(),          tape->saved.extent(),
+    problem.dparams = by_role<WeightGradients>(*tape->cell, a.grads);
+    Extents extents{a.dy.extent(),         a.dx.extent(),         tape->saved.extent(),
                     tape->states.extent(), tape->hidden.extent(), tape->moments.extent()};
     add_extents(extents, in);
-    py::tuple start(states), gradients(grads.size());
-    for (int k = 0; k < states; ++k) {
-        const StateForm form = state_form(k, d, tape->math, type);
-        dinitial[k] = context.make({d.B, form.width}, form.type, indexed("dstate", k), in.x);
-        problem.dfinal[k] = dfinal[k].data();
-        problem.dinitial[k] = dinitial[k].data();
-        extents.push_back(dfinal[k].extent());
-        extents.push_back(dinitial[k].extent());
-        start[k] = dinitial[k].object();
-    }
-    for (std::size_t i = 0; i < grads.size(); ++i) {
-        extents.push_back(grads[i].extent());
-        gradients[i] = grads[i].object_or_none();
+    for (const Argument& grad : a.grads) extents.push_back(grad.extent());
+    for (int k = 0; k < tape->cell->states; ++k) {
+        problem.dfinal[k] = a.dfinal[k].data();
+        problem.dinitial[k] = a.dinitial[k].data();
+        extents.push_back(a.dfinal[k].extent());
+        extents.push_back(a.dinitial[k].extent());
     }
     const Plan plan = plan_call(problem, in.x.device(), tape->forced_kernel);
     const Argument workspace = context.workspace(plan.workspace_bytes, in.x);
     extents.push_back(workspace.extent());
     run_call(in.x.device(), std::move(extents), [&] {
-        for (const Argument& grad : grads) {
+        for (const Argument& grad : a.grads) {
             if (dparams.is_none() && grad.bytes() > 0) {
                 fill(grad.data(), 0, static_cast<std::size_t>(grad.bytes()), native_stream(stream));
             }
         }
         plan.kernel.backward(problem, workspace.data(), native_stream(stream));
     });
-    return py::make_tuple(out.object_or_none(), start, gradients);
+    return a.result(tape->cell->states);
 }
 
 }  // namespace
