@@ -6,7 +6,6 @@ the gradients of the input and of weight_ih are compared before anything is time
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -191,9 +190,4 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
             numbers = f"{ms['ours']:10.3f}{ms['plain']:10.3f}{cost:7.2f}{theirs:12.2f}{ratio:7.1f}"
             lines.append(f"{name:20}{shape:>14}{numbers}")
             print(lines[-1], flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"cells-{threads}"
-    result = {"suite": "cells", "machine": report.machine(threads, peers), "results": rows}
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    stem.with_suffix(".txt").write_text("\n".join(lines) + "\n")
-    print(f"\nsaved {stem}.json and {stem}.txt")
+    report.save_suite("cells", threads, peers, rows, lines, out)

@@ -5,7 +5,6 @@ Outputs, and in training the gradients of the input, are compared with float32's
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -123,9 +122,4 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
         ratios = f"{ms['float32'] / ms['ours']:11.2f}{theirs / ms['ours']:8.2f}"
         lines.append(f"{name:22}{shape:>14}{numbers}{ratios}")
         print(lines[-1], flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"precision-{threads}"
-    result = {"suite": "precision", "machine": report.machine(threads, peers), "results": rows}
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    stem.with_suffix(".txt").write_text("\n".join(lines) + "\n")
-    print(f"\nsaved {stem}.json and {stem}.txt")
+    report.save_suite("precision", threads, peers, rows, lines, out)

@@ -51,10 +51,22 @@ def save(result: dict[str, Any], stem: Path) -> None:
     verdicts = targets.lines(result["targets"])
     print("\n" + "\n".join(verdicts))
     numbers = [f"{name}: {value:.3g}" for name, value in result["features"].items()]
-    table = [header(), *map(line, result["results"])]
+    save_lines(result, [header(), *map(line, result["results"]), *numbers, "", *verdicts], stem)
+
+
+def save_suite(
+    suite: str, threads: int, peers: dict[str, ModuleType], rows: list[Any], lines: list[str], out: Path
+) -> None:
+    """Write a suite that has a table of its own into the folder `out`."""
+    result = {"suite": suite, "machine": machine(threads, peers), "results": rows}
+    save_lines(result, lines, out / f"{suite}-{threads}")
+
+
+def save_lines(result: dict[str, Any], lines: list[str], stem: Path) -> None:
+    """Write everything as `stem`.json and what people read as `stem`.txt."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    stem.with_suffix(".txt").write_text("\n".join([*table, *numbers, "", *verdicts]) + "\n")
+    stem.with_suffix(".txt").write_text("\n".join(lines) + "\n")
     print(f"\nsaved {stem}.json and {stem}.txt")
 
 

@@ -7,7 +7,6 @@ measured peak of double precision, half of float's, and exponentials at a nanose
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -134,9 +133,4 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
         )
         lines.append(f"{name:38}{ours:10.3f}{theirs:10.2f}{theirs / ours:8.1f}{floor / ours:14.2f}  {best}")
         print("\n".join(lines[-2:] if len(rows) == 1 else lines[-1:]), flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"sequence-{threads}"
-    result = {"suite": "sequence", "machine": report.machine(threads, peers), "results": rows}
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    stem.with_suffix(".txt").write_text("\n".join(lines) + "\n")
-    print(f"\nsaved {stem}.json and {stem}.txt")
+    report.save_suite("sequence", threads, peers, rows, lines, out)

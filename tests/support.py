@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ import data_cells
 import numpy as np
 import numpy.typing as npt
 import reference
+from tolerances import assert_close
 
 import fusedrnn as fr
 
@@ -240,6 +243,35 @@ def num_threads(n: int) -> Iterator[None]:
         fr.set_num_threads(before)
 
 
+def in_threads(work: Callable[[], None], count: int) -> None:
+    """Run it in so many threads at the same time."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@contextmanager
+def nothing_kept(step: Callable[[Array], Array], x: Array) -> Iterator[Callable[[int], None]]:
+    """400 steps keep no object; gives what makes more of them, without the garbage collector."""
+
+    def steps(n: int) -> None:
+        for _ in range(n):
+            step(x)
+
+    steps(50)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getallocatedblocks()
+        steps(400)
+        assert sys.getallocatedblocks() - before <= 2
+        yield steps
+    finally:
+        gc.enable()
+
+
 # Modules ----------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +287,29 @@ def make_module(cell: str, inputs: int, hidden: int, num_layers: int = 1, **opti
     if cell == "gru":
         return fr.GRU(inputs, hidden, num_layers, **options)
     return fr.RNN(inputs, hidden, num_layers, nonlinearity=cell.removeprefix("rnn_"), **options)
+
+
+def assert_same_again(
+    module: Any, x: Array, y: Array, state: Any, want: tuple[Any, ...], **options: Any
+) -> None:
+    """With 1 to 3 threads forward gives y, and backward the bits of `want`: dx, dstate and the gradients."""
+    for threads in (1, 2, 3):
+        with num_threads(threads):
+            module.zero_grad()
+            again, _, tape = module.forward(x, **options)
+            dx, dstate = module.backward(tape, y.copy(), state)
+        found = (again, dx, *states_of(dstate), module.flat_grads)
+        for got, wanted in zip(found, (y, want[0], *states_of(want[1]), want[2]), strict=True):
+            assert np.array_equal(got, wanted)
+
+
+def assert_streams(module: Any, x: Array, y: Array, state: Any) -> None:
+    """The steps of a stream give y (T, B, n) and the state after it."""
+    stream = module.stream(x.shape[1])
+    for t in range(len(x)):
+        assert_close(stream(x[t]), y[t], "output")
+    for got, want in zip(states_of(stream.state), states_of(state), strict=True):
+        assert_close(got, want, "state")
 
 
 def layer_params(module: Any, arrays: Any = None) -> list[list[tuple[Any, ...]]]:

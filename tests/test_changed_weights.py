@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import HOST_CELLS, Array, make_module, states_of
+from support import HOST_CELLS, Array, in_threads, make_module, states_of
 
 import fusedrnn as fr
 
@@ -56,11 +56,7 @@ def test_numbers_of_versions_are_given_once() -> None:
             lstm.load_state_dict(state)
             seen.append(lstm._buffers.values.version)
 
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(load, 3)
     numbers = [number for number in seen if number is not None]
     assert lstm._buffers.values.version == max(numbers)
     views = lstm.parameters

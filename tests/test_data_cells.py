@@ -8,7 +8,16 @@ import data_cells
 import numpy as np
 import pytest
 import reference
-from support import DTYPES, bare, layer_params, num_threads, numeric_gradient, random_lengths, states_of
+from support import (
+    DTYPES,
+    assert_same_again,
+    assert_streams,
+    bare,
+    layer_params,
+    numeric_gradient,
+    random_lengths,
+    states_of,
+)
 from tolerances import CENTRAL_DIFFERENCES, assert_close, relative_error
 
 import fusedrnn as fr
@@ -132,22 +141,10 @@ def test_recompute_streams_and_threads(name: str) -> None:
     x = rng.normal(size=(9, 8, 4)).astype("float32")
     y, state, tape = module.forward(x)
     dx, dstart = module.backward(tape, y.copy(), state)
-    grads = module.flat_grads.copy()
+    want = (dx, dstart, module.flat_grads.copy())
     module.recompute = True
-    for threads in (1, 2, 3):
-        with num_threads(threads):
-            module.zero_grad()
-            again, _, tape = module.forward(x)
-            found = module.backward(tape, y.copy(), state)
-            assert np.array_equal(again, y) and np.array_equal(module.flat_grads, grads)
-            assert np.array_equal(found[0], dx)
-            for got, want in zip(states_of(found[1]), states_of(dstart), strict=True):
-                assert np.array_equal(got, want)
-    stream = module.stream(8)
-    for t in range(9):
-        assert_close(stream(x[t]), y[t], "output")
-    for got, want in zip(states_of(stream.state), states_of(state), strict=True):
-        assert_close(got, want, "state")
+    assert_same_again(module, x, y, state, want)
+    assert_streams(module, x, y, state)
 
 
 @pytest.mark.once

@@ -7,8 +7,9 @@ from support import assert_ran, run_python
 
 pytestmark = pytest.mark.once
 
-LIMITED = """
+SETUP = """
 import resource
+import sys
 import numpy as np
 import fusedrnn as fr
 
@@ -17,14 +18,17 @@ def used():
         return int(f.read().split()[0]) * resource.getpagesize()
 
 fr.set_num_threads(2)
+ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
+failed = passed = 0
+"""
+
+LIMITED = """
 lstm = fr.LSTM(16, 64, 2, bidirectional=True, seed=0)
 x = np.random.default_rng(0).normal(size=(200, 32, 16)).astype("float32")
 state = tuple(np.zeros((4, 32, 64), "float32") for _ in range(2))
 want, _, tape = lstm.forward(x[:4], tuple(s.copy() for s in state))
 dy = np.ones((200, 32, 128), "float32")
 before = [a.tobytes() for a in (x, dy, *state, lstm.flat_parameters)]
-failed = passed = 0
-ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
 for megabytes in range(0, 60, 4):
     lstm.zero_grad()
     resource.setrlimit(resource.RLIMIT_AS, (used() + megabytes * 2**20, ceiling))
@@ -46,16 +50,6 @@ assert np.array_equal(lstm(x[:4], state)[0], want)
 """
 
 STACKED = """
-import resource
-import sys
-import numpy as np
-import fusedrnn as fr
-
-def used():
-    with open("/proc/self/statm", encoding="ascii") as f:
-        return int(f.read().split()[0]) * resource.getpagesize()
-
-fr.set_num_threads(2)
 rng = np.random.default_rng(0)
 kind, shape = sys.argv[1], (250, 16)
 module = fr.GRU(64, 64, 3, bidirectional=True, dropout=0.1 if kind == "dropout" else 0.0, seed=0)
@@ -66,8 +60,6 @@ y, final, tape = module.forward(x)
 dy = np.ones_like(y)
 module.backward(tape, dy)
 want = module.flat_grads.copy()
-failed = passed = 0
-ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
 for step in range(50):
     module.zero_grad()
     # A request that fails empties the store of freed buffers: then calls take their memory from the system.
@@ -148,13 +140,13 @@ assert in_use() - start < (20_000 if exact else 64 * 2**20), (start, in_use())
 
 def test_out_of_memory() -> None:
     """At any limit a call finishes or raises MemoryError, its inputs unchanged; afterwards all is well."""
-    assert_ran(run_python("-c", LIMITED))
+    assert_ran(run_python("-c", SETUP + LIMITED))
 
 
 @pytest.mark.parametrize("kind", ["stack", "dropout", "lookup"])
 def test_backward_adds_all_or_nothing(kind: str) -> None:
     """At any limit the gradients of all layers are added, or, with MemoryError, none."""
-    assert_ran(run_python("-c", STACKED, kind))
+    assert_ran(run_python("-c", SETUP + STACKED, kind))
 
 
 def test_no_leaks() -> None:

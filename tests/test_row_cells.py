@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import row_cells
 from row_cells import CELLS, OWN
-from support import bare, num_threads, random_lengths, states_of
+from support import assert_same_again, assert_streams, bare, random_lengths, states_of
 from tolerances import assert_close
 
 import fusedrnn as fr
@@ -151,27 +151,15 @@ def test_recompute_streams_lookups_and_threads(name: str) -> None:
         y, state, tape = module.forward(x, lengths=lengths)
         module.zero_grad()
         dx, dstart = module.backward(tape, y.copy(), state)
-        grads = module.flat_grads.copy()
+        want = (dx, dstart, module.flat_grads.copy())
         looked_up = module.forward(fr.Lookup(table, tokens), lengths=lengths)[0]
         assert np.array_equal(looked_up, y)
         for recompute in (False, True):
             module.recompute = recompute
-            for threads in (1, 2, 3):
-                with num_threads(threads):
-                    module.zero_grad()
-                    again, _, tape = module.forward(x, lengths=lengths)
-                    found = module.backward(tape, y.copy(), state)
-                assert np.array_equal(again, y) and np.array_equal(module.flat_grads, grads)
-                assert np.array_equal(found[0], dx)
-                for got, want in zip(states_of(found[1]), states_of(dstart), strict=True):
-                    assert np.array_equal(got, want)
+            assert_same_again(module, x, y, state, want, lengths=lengths)
     one = random_network(name, 5, 33)
     y, state = one(x)
-    stream = one.stream(6)
-    for t in range(24):
-        assert_close(stream(x[t]), y[t], "output")
-    for got, want in zip(states_of(stream.state), states_of(state), strict=True):
-        assert_close(got, want, "state")
+    assert_streams(one, x, y, state)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

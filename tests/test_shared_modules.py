@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import assert_ran, num_threads, run_python
+from support import assert_ran, in_threads, num_threads, run_python
 
 import fusedrnn as fr
 
@@ -88,11 +88,7 @@ def test_gradients_of_threads_add_up(kind: str) -> None:
             backward()
 
     with num_threads(1):
-        threads = [threading.Thread(target=work) for _ in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(work, THREADS)
     assert np.array_equal(module.flat_grads, want)
 
 

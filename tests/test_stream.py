@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 import tracemalloc
 from typing import Any
 
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import HOST_CELLS, Array, make_module, states_of
+from support import HOST_CELLS, Array, assert_streams, make_module, nothing_kept, states_of
 from tolerances import assert_close
 
 import fusedrnn as fr
@@ -29,11 +27,7 @@ def test_steps_equal_the_sequence(cell: str, dtype: str, batch: int, layers: int
     module = make_module(cell, 5, 19, layers, dtype=dtype)
     x = sequence(5, 12, batch, dtype)
     want, final = module(x)
-    step = module.stream(batch_size=batch)
-    for t in range(12):
-        assert_close(step(x[t]), want[t], "output")
-    for got, expected in zip(states_of(step.state), states_of(final), strict=True):
-        assert_close(got, expected, "state")
+    assert_streams(module, x, want, final)
 
 
 @given(data=st.data())
@@ -218,18 +212,7 @@ def test_steps_do_not_allocate(cell: str, batch: int) -> None:
     module = make_module(cell, 8, 256, 2, dtype="float32", init="torch")
     step = module.stream(batch_size=batch)
     x = sequence(8, 1, batch, "float32")[0]
-
-    def steps(n: int) -> None:
-        for _ in range(n):
-            step(x)
-
-    steps(50)
-    gc.collect()
-    gc.disable()
-    try:
-        before = sys.getallocatedblocks()
-        steps(400)
-        assert sys.getallocatedblocks() - before <= 2
+    with nothing_kept(step, x) as steps:
         tracemalloc.start()
         try:
             steps(50)
@@ -239,8 +222,6 @@ def test_steps_do_not_allocate(cell: str, batch: int) -> None:
             now, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    finally:
-        gc.enable()
     assert now - start <= 128
     # The interpreter's own frames and integers; one array of the step's output would be 1024 bytes and more.
     assert peak - start < 512

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 import pytest
-from support import assert_ran, run_python
+from support import assert_ran, in_threads, run_python
 
 import fusedrnn as fr
 
@@ -35,11 +34,7 @@ def test_threads_do_not_meet(weights: str) -> None:
             except RuntimeError as error:
                 refused.append(str(error))
 
-    threads = [threading.Thread(target=use) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(use, 3)
     alone = stream_of(weights, 4, 256)
     for _ in done:
         alone(x)

@@ -15,6 +15,7 @@ from support import (
     DTYPES,
     HOST_CELLS,
     assert_ran,
+    in_threads,
     make_module,
     num_threads,
     random_lengths,
@@ -191,11 +192,7 @@ def test_one_thread_runs_the_stages() -> None:
         except RuntimeError as error:
             errors.append(str(error))
 
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(run, 2)
     assert errors in ([], ["calls: expected one thread to run them, got two"])
 
 

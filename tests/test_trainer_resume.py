@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trainer_runs
-from trainer_runs import bits, sequences, trainer
+from trainer_runs import bits, kill_again_and_again, sequences, trainer
 
 import fusedrnn as fr
 from fusedrnn import files, optim
@@ -104,25 +100,12 @@ def test_going_on_in_the_same_process() -> None:
 
 def test_killing_loses_nothing(tmp_path: Path) -> None:
     """kill -9 at random moments, of processes that each go on where the last one was killed."""
-    rng = random.Random(0)
     path, epochs = tmp_path / "killed", 40
-    command = [sys.executable, trainer_runs.__file__, str(path), str(epochs)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    kills = 0
-    for _ in range(3):
-        before = path.stat().st_mtime_ns if path.exists() else 0
-        process = subprocess.Popen(command, env=environment)
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            if path.exists() and path.stat().st_mtime_ns != before:
-                break
-            time.sleep(0.001)
-        time.sleep(0.05 * rng.random())
-        kills += process.poll() is None
-        process.kill()
-        process.wait()
+
+    def ended() -> None:
         files.load(path, "fusedrnn run of a Trainer")
-    assert kills > 0
+
+    kill_again_and_again(trainer_runs.__file__, path, epochs, 3, 0.05, ended)
     resumed, whole = trainer(path, epochs=epochs), trainer(tmp_path / "whole", epochs=epochs)
     resumed.fit(sequences(), sequences(10, 1), resume=True)
     whole.fit(sequences(), sequences(10, 1))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_trainer_resume import StopAt, Stopped
-from trainer_runs import accuracy, bits, sequences, steps
+from trainer_runs import accuracy, bits, kill_again_and_again, sequences, steps
 
 import fusedrnn as fr
 from fusedrnn import files, optim
@@ -128,26 +125,15 @@ def test_resuming_in_the_middle_of_a_stream(stops: tuple[int, ...], tmp_path: Pa
 
 def test_killing_loses_nothing_of_a_stream(tmp_path: Path) -> None:
     """kill -9 at random moments; FUSEDRNN_KILLS says how many."""
-    rng, path, epochs = random.Random(0), tmp_path / "killed", 400
-    command = [sys.executable, __file__, str(path), str(epochs)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    kills = 0
-    for _ in range(int(os.environ.get("FUSEDRNN_KILLS") or 3)):
-        before = path.stat().st_mtime_ns if path.exists() else 0
-        process = subprocess.Popen(command, env=environment)
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            if path.exists() and path.stat().st_mtime_ns != before:
-                break
-            time.sleep(0.001)
-        time.sleep(0.2 * rng.random())
-        kills += process.poll() is None
-        process.kill()
-        process.wait()
+    path, epochs = tmp_path / "killed", 400
+
+    def ended() -> None:
         # That of before the first step is taken away again: it only tries whether there can be one.
         if path.exists():
             files.load(path, "fusedrnn run of a Trainer")
-    assert kills > 0
+
+    times = int(os.environ.get("FUSEDRNN_KILLS") or 3)
+    kills = kill_again_and_again(__file__, path, epochs, times, 0.2, ended)
     whole, resumed = streamed(epochs=epochs), streamed(epochs=epochs, checkpoint=path)
     resumed.fit(steps(20), steps(6, 1), resume=True)
     whole.fit(steps(20), steps(6, 1))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +59,32 @@ def trainer(checkpoint: Path | None = None, **options: Any) -> Trainer:
         **options,
     }
     return Trainer(model, fr.cross_entropy, optimizer, checkpoint=checkpoint, **settings)
+
+
+def kill_again_and_again(
+    script: str, path: Path, epochs: int, times: int, latest: float, ended: Callable[[], None]
+) -> int:
+    """kill -9 at random moments, up to `latest` seconds after a checkpoint; `ended` looks at each end.
+
+    Returns how many there were.
+    """
+    rng, kills = random.Random(0), 0
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for _ in range(times):
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        process = subprocess.Popen([sys.executable, script, str(path), str(epochs)], env=environment)
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:
+            if path.exists() and path.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.001)
+        time.sleep(latest * rng.random())
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+        ended()
+    assert kills > 0
+    return kills
 
 
 def bits(run: Trainer) -> dict[str, bytes]:

@@ -61,3 +61,23 @@ def check_floats(name: str, x: Any, dtype: np.dtype[Any] | None) -> None:
         raise dtype_error(name, dtype, x.dtype)
     if x.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}; use {name}.astype('float32')")
+
+
+def check_sequence(
+    x: Any, symbol: str, size: int | None, dtype: np.dtype[Any] | None, batch_first: bool
+) -> int:
+    """Refuse what is not (T, B, n), (B, T, n) with batch_first, or (T, n); return the axis of time.
+
+    Args:
+        x: of floats.
+        symbol: what errors call n.
+        size: n, or None for any.
+        dtype: as `check_floats`.
+        batch_first: which of the layouts.
+    """
+    check_floats("x", x, dtype)
+    if x.ndim not in (2, 3) or (size is not None and x.shape[-1] != size):
+        order = "B, T" if batch_first else "T, B"
+        given = "" if size is None else f" with {symbol} = {size}"
+        raise ValueError(f"x: expected shape ({order}, {symbol}) or (T, {symbol}){given}, got {x.shape}")
+    return int(batch_first and x.ndim == 3)

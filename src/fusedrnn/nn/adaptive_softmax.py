@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,13 @@ from fusedrnn.checks import check_array, check_flag, check_number, check_size, r
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.rows import as_rows
 from fusedrnn.nn.blocks import Sequential
+from fusedrnn.nn.class_loss import ClassLoss
 from fusedrnn.nn.containers import ModuleList
 from fusedrnn.nn.layers import Linear
-from fusedrnn.nn.module import Module
-from fusedrnn.training.losses import IGNORED, Reduction, check_reduction, class_numbers, cross_entropy
+from fusedrnn.training.losses import IGNORED, Reduction, cross_entropy
 
 
-class AdaptiveSoftmax(Module):
+class AdaptiveSoftmax(ClassLoss):
     """Softmax over many classes, by clusters: the frequent ones first, the rare ones behind small layers.
 
     Classes are numbered by falling frequency. The head has the first cutoffs[0] of them and one more class
@@ -51,8 +51,6 @@ class AdaptiveSoftmax(Module):
 
     Paper: Grave et al. 2016, Efficient softmax approximation for GPUs, arXiv:1609.04309v3.
     """
-
-    _host_only = True
 
     def __init__(
         self,
@@ -89,44 +87,9 @@ class AdaptiveSoftmax(Module):
             for start, end, size in zip(self.cutoffs, ends, sizes, strict=True)
         )
 
-    @overload
-    def loss(
-        self,
-        h: Array,
-        targets: npt.ArrayLike,
-        ignore_index: int = ...,
-        reduction: Literal["mean", "sum"] = ...,
-    ) -> tuple[float, Array]: ...
-    @overload
-    def loss(
-        self, h: Array, targets: npt.ArrayLike, ignore_index: int = ..., *, reduction: Literal["none"]
-    ) -> tuple[Array, Array]: ...
-    def loss(
-        self,
-        h: Array,
-        targets: npt.ArrayLike,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
+    def _losses(
+        self, rows: Array, numbers: npt.NDArray[np.int64], reduction: Reduction
     ) -> tuple[float | Array, Array]:
-        """Return -log P(targets) and the gradient of h; add those of the parameters to grads.
-
-        Args:
-            h: (..., I) in the module's dtype.
-            targets: (...) of an integer dtype, each in 0..C-1 or ignore_index.
-            ignore_index: target that contributes neither loss nor gradient.
-            reduction: "mean" over the targets that are not ignored, "sum" or "none".
-
-        Returns:
-            loss: float, or (...) with reduction="none"; the mean over no targets is NaN.
-            dh: (..., I), the gradient of the loss, with reduction="none" of its sum.
-
-        Raises:
-            TypeError: an argument of the wrong kind or dtype.
-            ValueError: an argument of the wrong shape or range; grads are as before.
-        """
-        check_reduction(reduction)
-        rows = self._rows(h)
-        numbers = class_numbers(targets, h.shape[:-1], self.n_classes, ignore_index)
         clusters = np.searchsorted(self.cutoffs, numbers, side="right")
         in_head = np.where(clusters > 0, self.cutoffs[0] + clusters - 1, numbers)
         logits, head_tape = self.head.forward(rows)
@@ -144,9 +107,8 @@ class AdaptiveSoftmax(Module):
         dh = self.head.backward(head_tape, dlogits * scale)
         for cluster, members, tape, flow in flows:
             dh[members] += cluster.backward(tape, flow * scale)
-        dh = dh.reshape(h.shape)
         if reduction == "none":
-            return losses.reshape(h.shape[:-1]), dh
+            return losses, dh
         return (float(losses.sum(dtype=np.float64)) / count if count else float("nan")), dh
 
     def log_prob(self, h: Array) -> Array:

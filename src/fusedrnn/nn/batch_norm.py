@@ -10,8 +10,8 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.inputs.masks import counted_steps
-from fusedrnn.inputs.rows import check_floats, contiguous
-from fusedrnn.nn.module import Module
+from fusedrnn.inputs.rows import check_floats, check_sequence, contiguous
+from fusedrnn.nn.module import Module, changed_options
 from fusedrnn.nn.tape import SavedTape, check_tape
 
 
@@ -106,10 +106,8 @@ class BatchNorm(Module):
         size = self.num_features
         counts = None
         if lengths is not None or mask is not None:
-            if x.ndim not in (2, 3) or x.shape[-1] != size:
-                order = "B, T" if self.batch_first else "T, B"
-                raise ValueError(f"x: expected shape ({order}, F) or (T, F) with F = {size}, got {x.shape}")
-            counts = counted_steps(mask, lengths, x.shape[:-1], int(self.batch_first and x.ndim == 3))
+            axis = check_sequence(x, "F", size, x.dtype, self.batch_first)
+            counts = counted_steps(mask, lengths, x.shape[:-1], axis)
         elif x.ndim < 1 or x.shape[-1] != size:
             raise ValueError(f"x: expected shape (..., F) with F = {size}, got {x.shape}")
         # Sums of another layout would have other bits.
@@ -172,15 +170,14 @@ class BatchNorm(Module):
         return _placed((flow * scale).astype(flow.dtype, copy=False), counts, shape)
 
     def _extra_repr(self) -> str:
-        given = {
-            "eps": (self.eps, 1e-5),
-            "momentum": (self.momentum, 0.1),
-            "affine": (self.affine, True),
-            "batch_first": (self.batch_first, False),
-            "dtype": (str(self.running_mean.dtype), "float32"),
-        }
-        changed = [f", {name}={value!r}" for name, (value, default) in given.items() if value != default]
-        return f"{self.num_features}{''.join(changed)}"
+        changed = changed_options(
+            eps=(self.eps, 1e-5),
+            momentum=(self.momentum, 0.1),
+            affine=(self.affine, True),
+            batch_first=(self.batch_first, False),
+            dtype=(str(self.running_mean.dtype), "float32"),
+        )
+        return f"{self.num_features}{changed}"
 
 
 def _placed(rows: Array, counts: Array | None, shape: tuple[int, ...]) -> Array:

@@ -13,9 +13,9 @@ from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.masks import counted_steps, only_counted
-from fusedrnn.inputs.rows import check_floats, contiguous
+from fusedrnn.inputs.rows import check_sequence, contiguous
 from fusedrnn.inputs.sequences import as_lengths
-from fusedrnn.nn.module import Module
+from fusedrnn.nn.module import Module, changed_options
 from fusedrnn.nn.tape import SavedTape, check_tape
 
 
@@ -136,13 +136,7 @@ class Conv1d(Module):
         return y, SavedTape(self, y.shape, (*saved, kept, x.shape), owned)
 
     def _apply(self, x: Array, lengths: npt.ArrayLike | None, parameters: Any) -> tuple[Array, Any, int]:
-        check_floats("x", x, self._dtype)
-        if x.ndim not in (2, 3) or x.shape[-1] != self.in_channels:
-            order = "B, T" if self.batch_first else "T, B"
-            raise ValueError(
-                f"x: expected shape ({order}, C) or (T, C) with C = {self.in_channels}, got {x.shape}"
-            )
-        axis = int(self.batch_first and x.ndim == 3)
+        axis = check_sequence(x, "C", self.in_channels, self._dtype, self.batch_first)
         inside = counts = None
         # A view, whose shape nobody else can change.
         padded = x[...]
@@ -220,16 +214,15 @@ class Conv1d(Module):
         return only_counted(inside, dx)
 
     def _extra_repr(self) -> str:
-        given = {
-            "stride": (self.stride, 1),
-            "padding": (self.padding, 0),
-            "dilation": (self.dilation, 1),
-            "bias": (self.bias, True),
-            "batch_first": (self.batch_first, False),
-            "dtype": (str(self._dtype), "float32"),
-        }
-        changed = [f", {name}={value!r}" for name, (value, default) in given.items() if value != default]
-        return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}{''.join(changed)}"
+        changed = changed_options(
+            stride=(self.stride, 1),
+            padding=(self.padding, 0),
+            dilation=(self.dilation, 1),
+            bias=(self.bias, True),
+            batch_first=(self.batch_first, False),
+            dtype=(str(self._dtype), "float32"),
+        )
+        return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}{changed}"
 
 
 def _by_step(weight: Array) -> Array:

@@ -11,13 +11,13 @@ from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.masks import counted_steps, only_counted
-from fusedrnn.inputs.rows import check_floats
+from fusedrnn.inputs.rows import check_sequence
 from fusedrnn.listing import Listed
 from fusedrnn.nn.activations import GELU
 from fusedrnn.nn.blocks import Residual, Sequential
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.members import BlockTape
-from fusedrnn.nn.module import Module
+from fusedrnn.nn.module import Module, changed_options
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.self_attention import SelfAttention
 from fusedrnn.nn.tape import SavedTape, check_tape
@@ -108,13 +108,7 @@ class Hybrid(Module):
     def __call__(
         self, x: Array, lengths: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None
     ) -> Array:
-        """Return y in the shape of x, and keep no tape.
-
-        Args:
-            x: (T, B, E), (B, T, E) with batch_first, or (T, E).
-            lengths: (B,) of an integer dtype, each in 0..T; all T if None.
-            mask: bool, laid out as x without its last axis: true for steps that count; all if None.
-        """
+        """Return y in the shape of x, and keep no tape; arguments and errors are those of `forward`."""
         counts = self._counted(x, lengths, mask)
         return only_counted(counts, self.parts(only_counted(counts, x), lengths, mask))
 
@@ -138,13 +132,10 @@ class Hybrid(Module):
 
     def _counted(self, x: Array, lengths: Any, mask: Any) -> Any:
         """Check x; return which of its steps count, or None where all do."""
-        check_floats("x", x, self.dtype)
-        if x.ndim not in (2, 3) or x.shape[-1] != self.size:
-            order = "B, T" if self.batch_first else "T, B"
-            raise ValueError(f"x: expected shape ({order}, E) or (T, E) with E = {self.size}, got {x.shape}")
+        axis = check_sequence(x, "E", self.size, self.dtype, self.batch_first)
         if lengths is None and mask is None:
             return None
-        return counted_steps(mask, lengths, x.shape[:-1], int(self.batch_first and x.ndim == 3))
+        return counted_steps(mask, lengths, x.shape[:-1], axis)
 
     def backward(self, tape: SavedTape, dy: Array, *, need_dx: bool = True) -> Array | Any:
         """Add to the gradients of all parameters; return dx in the shape of x, or None without need_dx.
@@ -176,18 +167,17 @@ class Hybrid(Module):
         return HybridStream(self, batch_size, max_len)
 
     def __repr__(self) -> str:
-        given = {
-            "num_layers": (self.num_layers, 2),
-            "cell": (self.cell, "lstm"),
-            "num_heads": (self.num_heads, 1),
-            "attention_layer": (self.attention_layer, max(self.num_layers - 2, 0)),
-            "expansion": (self.expansion, 4),
-            "dropout": (self.dropout, 0.0),
-            "batch_first": (self.batch_first, False),
-            "dtype": (str(self.dtype), "float32"),
-        }
-        changed = [f", {name}={value!r}" for name, (value, default) in given.items() if value != default]
-        return f"{type(self).__name__}({self.size}{''.join(changed)})"
+        changed = changed_options(
+            num_layers=(self.num_layers, 2),
+            cell=(self.cell, "lstm"),
+            num_heads=(self.num_heads, 1),
+            attention_layer=(self.attention_layer, max(self.num_layers - 2, 0)),
+            expansion=(self.expansion, 4),
+            dropout=(self.dropout, 0.0),
+            batch_first=(self.batch_first, False),
+            dtype=(str(self.dtype), "float32"),
+        )
+        return f"{type(self).__name__}({self.size}{changed})"
 
 
 class HybridStream(Listed):

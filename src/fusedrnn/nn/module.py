@@ -328,6 +328,11 @@ class Module(Listed, Store["Module"]):
         return f"{type(self).__name__}(\n  {body}\n)"
 
 
+def changed_options(**given: tuple[Any, Any]) -> str:
+    """Return ", name=value" for each (value, default) that differ, for a repr."""
+    return "".join([f", {name}={value!r}" for name, (value, default) in given.items() if value != default])
+
+
 def gather_modules(modules: object) -> list[Module]:
     """Return one module, or an iterable of modules whose trees do not overlap, as a list.
 

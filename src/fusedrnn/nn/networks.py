@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy.typing as npt
 
@@ -13,7 +13,7 @@ from fusedrnn.init import Seed
 from fusedrnn.nn.options import Options
 from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.serving import StateT
-from fusedrnn.symbolic import library
+from fusedrnn.symbolic import DefinedCell, library
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -66,7 +66,23 @@ class Network(Recurrent[StateT]):
             cls.__doc__ = f"{text.rstrip()}\n\n    {before}{own}{options}{after}"
 
 
-class MGU(Network[Array]):
+class PlainNetwork(Network[StateT]):
+    """A network whose cell has no options."""
+
+    _make_cell: ClassVar[staticmethod[[], DefinedCell]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        **options: Unpack[NetworkOptions],
+    ) -> None:
+        options.setdefault("batch_norm", self._usual_batch_norm)
+        super().__init__(self._make_cell(), input_size, hidden_size, num_layers, **options)
+
+
+class MGU(PlainNetwork[Array]):
     """Minimal gated unit, with the gate on h after the matrix product, as in `GRU`.
 
     A step:
@@ -78,14 +94,7 @@ class MGU(Network[Array]):
     Paper: Zhou et al. 2016, arXiv:1603.09420, where f is on h before the product.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        num_layers: int = 1,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        super().__init__(library.mgu(), input_size, hidden_size, num_layers, **options)
+    _make_cell = staticmethod(library.mgu)
 
 
 class IndRNN(Network[Array]):
@@ -119,7 +128,7 @@ class IndRNN(Network[Array]):
         self._cell_options = {} if nonlinearity == "relu" else {"nonlinearity": nonlinearity}
 
 
-class MinGRU(Network[Array]):
+class MinGRU(PlainNetwork[Array]):
     """GRU whose gates see x alone: no matrix product of h.
 
     A step:
@@ -132,17 +141,10 @@ class MinGRU(Network[Array]):
     Paper: Feng et al. 2024, arXiv:2410.01201.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        num_layers: int = 1,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        super().__init__(library.min_gru(), input_size, hidden_size, num_layers, **options)
+    _make_cell = staticmethod(library.min_gru)
 
 
-class MinLSTM(Network[Array]):
+class MinLSTM(PlainNetwork[Array]):
     """LSTM whose gates see x alone and add up to 1: no matrix product of h, and no c.
 
     A step:
@@ -156,17 +158,10 @@ class MinLSTM(Network[Array]):
     Paper: Feng et al. 2024, arXiv:2410.01201.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        num_layers: int = 1,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        super().__init__(library.min_lstm(), input_size, hidden_size, num_layers, **options)
+    _make_cell = staticmethod(library.min_lstm)
 
 
-class SRU(Network[tuple[Array, Array]]):
+class SRU(PlainNetwork[tuple[Array, Array]]):
     """Simple recurrent unit: gates that see x and their own unit's c, and a highway around them.
 
     A step:
@@ -182,17 +177,10 @@ class SRU(Network[tuple[Array, Array]]):
     Paper: Lei et al. 2018, arXiv:1709.02755.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        num_layers: int = 1,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        super().__init__(library.sru(), input_size, hidden_size, num_layers, **options)
+    _make_cell = staticmethod(library.sru)
 
 
-class LiGRU(Network[Array]):
+class LiGRU(PlainNetwork[Array]):
     """Light gated recurrent unit: no reset gate, a rectified candidate, and batch normalisation of W_ih x.
 
     A step:
@@ -207,16 +195,7 @@ class LiGRU(Network[Array]):
     """
 
     _usual_batch_norm = True
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        num_layers: int = 1,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        options.setdefault("batch_norm", True)
-        super().__init__(library.li_gru(), input_size, hidden_size, num_layers, **options)
+    _make_cell = staticmethod(library.li_gru)
 
 
 class SLSTM(Network[tuple[Array, Array, Array, Array]]):

@@ -12,7 +12,7 @@ from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.masks import counted_steps, only_counted
-from fusedrnn.inputs.rows import check_floats, contiguous
+from fusedrnn.inputs.rows import check_sequence, contiguous
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import SavedTape, check_tape
 
@@ -84,13 +84,7 @@ class Pool(Module):
     def __call__(
         self, x: Array, lengths: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None
     ) -> Array:
-        """Return y and keep no tape.
-
-        Args:
-            x: (T, B, F), (B, T, F) with batch_first, or (T, F).
-            lengths: (B,) of an integer dtype, each in 0..T; all T if None.
-            mask: bool, laid out as x without its last axis: true for steps that count; all if None.
-        """
+        """Return y and keep no tape; arguments and errors are those of `forward`."""
         return self._apply(x, lengths, mask, self._own)[0]
 
     def forward(
@@ -115,13 +109,9 @@ class Pool(Module):
     def _apply(
         self, x: Array, lengths: npt.ArrayLike | None, mask: npt.ArrayLike | None, parameters: Any
     ) -> tuple[Array, Array | None, tuple[Any, ...]]:
-        check_floats("x", x, self._dtype)
-        order, features = "B, T" if self.batch_first else "T, B", self.features
-        if x.ndim not in (2, 3) or (features is not None and x.shape[-1] != features):
-            given = "" if features is None else f" with F = {features}"
-            raise ValueError(f"x: expected shape ({order}, F) or (T, F){given}, got {x.shape}")
+        axis = check_sequence(x, "F", self.features, self._dtype, self.batch_first)
         # Sums of another layout would have other bits.
-        x, axis = contiguous(x), self._axis(x.shape)
+        x = contiguous(x)
         counts = None
         if lengths is not None or mask is not None:
             counts = counted_steps(mask, lengths, x.shape[:-1], axis)

@@ -15,9 +15,9 @@ from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array, check_flag, check_size, kind_error, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.masks import counted_steps, only_counted
-from fusedrnn.inputs.rows import check_floats, contiguous
+from fusedrnn.inputs.rows import check_sequence, contiguous
 from fusedrnn.inputs.sequences import as_lengths
-from fusedrnn.nn.module import Module
+from fusedrnn.nn.module import Module, changed_options
 from fusedrnn.nn.rotations import rotation_gradients, rotations
 from fusedrnn.nn.tape import SavedTape, check_tape
 
@@ -153,16 +153,10 @@ class QuantumLSTM(Module):
         self, x: Array, state: Any, lengths: Any, parameters: Mapping[str, Array], keep: bool
     ) -> tuple[Array, State, tuple[Any, ...]]:
         """Return y, the state, and what backward reads: rows of x, lengths, and the kernels' arrays."""
-        check_floats("x", x, self._dtype)
-        if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
-            order = "B, T" if self.batch_first else "T, B"
-            raise ValueError(
-                f"x: expected shape ({order}, I) or (T, I) with I = {self.input_size}, got {x.shape}"
-            )
+        axis = check_sequence(x, "I", self.input_size, self._dtype, self.batch_first)
         single, counts = x.ndim == 2, None
         if lengths is not None:
             counts = as_lengths(lengths)
-            axis = int(self.batch_first and not single)
             x = only_counted(counted_steps(None, counts, x.shape[:-1], axis), x)
         steps = self._time_major(x)
         rows = contiguous(steps).reshape(-1, self.input_size)
@@ -269,14 +263,13 @@ class QuantumLSTM(Module):
         return contiguous(h.T).reshape(shape), contiguous(c.T).reshape(shape)
 
     def _extra_repr(self) -> str:
-        given = {
-            "qubits": (self.qubits, 4),
-            "layers": (self.layers, 1),
-            "batch_first": (self.batch_first, False),
-            "dtype": (str(self._dtype), "float32"),
-        }
-        changed = [f", {name}={value!r}" for name, (value, default) in given.items() if value != default]
-        return f"{self.input_size}, {self.hidden_size}{''.join(changed)}"
+        changed = changed_options(
+            qubits=(self.qubits, 4),
+            layers=(self.layers, 1),
+            batch_first=(self.batch_first, False),
+            dtype=(str(self._dtype), "float32"),
+        )
+        return f"{self.input_size}, {self.hidden_size}{changed}"
 
 
 def _batch_last(x: Array) -> Array:

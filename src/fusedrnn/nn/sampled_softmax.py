@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,11 @@ from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_size, resolve_dtype
 from fusedrnn.init import Noise, Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows
-from fusedrnn.nn.module import Module
-from fusedrnn.training.losses import IGNORED, Reduction, check_reduction, class_numbers, cross_entropy
+from fusedrnn.nn.class_loss import ClassLoss
+from fusedrnn.training.losses import IGNORED, Reduction, cross_entropy
 
 
-class SampledSoftmax(Module):
+class SampledSoftmax(ClassLoss):
     """Linear layer over many classes whose loss, in training, is over the target and a sample of the others.
 
     A call draws n_samples classes from the distribution q, with replacement and the same for all rows. With
@@ -49,7 +49,6 @@ class SampledSoftmax(Module):
     arXiv:1712.00527v2.
     """
 
-    _host_only = True
     _dtype: np.dtype[Any]
     _noise: Noise
 
@@ -88,44 +87,9 @@ class SampledSoftmax(Module):
         logits = _core.linear_forward(rows, self._own["weight"], self._own["bias"])
         return logits.reshape(*h.shape[:-1], self.n_classes)
 
-    @overload
-    def loss(
-        self,
-        h: Array,
-        targets: npt.ArrayLike,
-        ignore_index: int = ...,
-        reduction: Literal["mean", "sum"] = ...,
-    ) -> tuple[float, Array]: ...
-    @overload
-    def loss(
-        self, h: Array, targets: npt.ArrayLike, ignore_index: int = ..., *, reduction: Literal["none"]
-    ) -> tuple[Array, Array]: ...
-    def loss(
-        self,
-        h: Array,
-        targets: npt.ArrayLike,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
+    def _losses(
+        self, rows: Array, numbers: npt.NDArray[np.int64], reduction: Reduction
     ) -> tuple[float | Array, Array]:
-        """Return the loss and the gradient of h; add those of the parameters to grads.
-
-        Args:
-            h: (..., I) in the module's dtype.
-            targets: (...) of an integer dtype, each in 0..C-1 or ignore_index.
-            ignore_index: target that contributes neither loss nor gradient.
-            reduction: "mean" over the targets that are not ignored, "sum" or "none".
-
-        Returns:
-            loss: float, or (...) with reduction="none"; the mean over no targets is NaN.
-            dh: (..., I), the gradient of the loss, with reduction="none" of its sum.
-
-        Raises:
-            TypeError: an argument of the wrong kind or dtype.
-            ValueError: an argument of the wrong shape or range; grads are as before.
-        """
-        check_reduction(reduction)
-        rows = self._rows(h)
-        numbers = class_numbers(targets, h.shape[:-1], self.n_classes, ignore_index)
         weight, bias, sums = self._own["weight"], self._own["bias"], self._sums()
         if self.training:
             counted = numbers != IGNORED
@@ -159,8 +123,7 @@ class SampledSoftmax(Module):
                     sums["bias"][classes] += dshifts
                     _core.embedding_backward(labels, first * rows, sums["weight"])
                     np.add.at(sums["bias"], labels, first[:, 0])
-        dh = dh.reshape(h.shape)
-        return (losses.reshape(h.shape[:-1]) if isinstance(losses, np.ndarray) else losses), dh
+        return losses, dh
 
     def _draw(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Return classes, each once and in order, and log(n_c / (n_samples q_c))."""

@@ -14,10 +14,10 @@ from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
 from fusedrnn.inference.attention_stream import AttentionStream
 from fusedrnn.init import Seed, check_method, make_rng, xavier_uniform
 from fusedrnn.inputs.masks import counted_steps, only_counted
-from fusedrnn.inputs.rows import as_rows, check_floats
+from fusedrnn.inputs.rows import as_rows, check_sequence
 from fusedrnn.nn.activations import softmax, softmax_gradient
 from fusedrnn.nn.layers import Linear
-from fusedrnn.nn.module import Module
+from fusedrnn.nn.module import Module, changed_options
 from fusedrnn.nn.tape import SavedTape, check_tape
 
 
@@ -91,13 +91,7 @@ class SelfAttention(Module):
     def __call__(
         self, x: Array, lengths: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None
     ) -> Array:
-        """Return y in the shape of x, and keep no tape.
-
-        Args:
-            x: (T, B, E), (B, T, E) with batch_first, or (T, E).
-            lengths: (B,) of an integer dtype, each in 0..T; all T if None.
-            mask: bool, laid out as x without its last axis: true for steps that count; all if None.
-        """
+        """Return y in the shape of x, and keep no tape; arguments and errors are those of `forward`."""
         context, counts, *_ = self._attend(x, lengths, mask, self._own, False)
         return only_counted(counts, self.out_proj(context))
 
@@ -131,14 +125,11 @@ class SelfAttention(Module):
         keep: bool,
     ) -> tuple[Array, Array | None, Array, Array, list[Array]]:
         """Return the heads' sums in the shape of x, which steps count, and what backward reads."""
-        check_floats("x", x, self._dtype)
         size = self.embed_dim
-        if x.ndim not in (2, 3) or x.shape[-1] != size:
-            order = "B, T" if self.batch_first else "T, B"
-            raise ValueError(f"x: expected shape ({order}, E) or (T, E) with E = {size}, got {x.shape}")
+        axis = check_sequence(x, "E", size, self._dtype, self.batch_first)
         counts = None
         if lengths is not None or mask is not None:
-            counts = counted_steps(mask, lengths, x.shape[:-1], int(self.batch_first and x.ndim == 3))
+            counts = counted_steps(mask, lengths, x.shape[:-1], axis)
             x = only_counted(counts, x)
         rows = as_rows("x", x, (size,), CPU)
         weight, bias = parameters["in_proj_weight"], parameters.get("in_proj_bias")
@@ -233,15 +224,14 @@ class SelfAttention(Module):
         return AttentionStream(self, check_size("batch_size", batch_size), check_size("max_len", max_len))
 
     def _extra_repr(self) -> str:
-        given = {
-            "num_heads": (self.num_heads, 1),
-            "causal": (self.causal, False),
-            "bias": (self.bias, True),
-            "batch_first": (self.batch_first, False),
-            "dtype": (str(self._dtype), "float32"),
-        }
-        changed = [f", {name}={value!r}" for name, (value, default) in given.items() if value != default]
-        return f"{self.embed_dim}{''.join(changed)}"
+        changed = changed_options(
+            num_heads=(self.num_heads, 1),
+            causal=(self.causal, False),
+            bias=(self.bias, True),
+            batch_first=(self.batch_first, False),
+            dtype=(str(self._dtype), "float32"),
+        )
+        return f"{self.embed_dim}{changed}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._extra_repr()})"
