@@ -56,6 +56,15 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.fixture
+def jax_in_float64() -> Iterator[None]:
+    jax = pytest.importorskip("jax")
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A text to train on."""
     from cli_support import pseudo_text

@@ -14,8 +14,8 @@ import fusedrnn as fr
 from fusedrnn.cuda import loader
 
 # A build with FUSEDRNN_CUDA=OFF has no module _cuda.
-WITHOUT_MODULE = """
-import sys
+HIDDEN = """
+import sys, types
 
 class Missing:
     def find_spec(self, name, path, target=None):
@@ -24,6 +24,9 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 import fusedrnn as fr
+"""
+
+WITHOUT_MODULE = """
 import numpy as np
 
 class OnGpu:
@@ -51,22 +54,13 @@ fr.LSTM(2, 3).to("cpu")(np.zeros((1, 1, 2), np.float32))
 
 
 def test_a_build_without_the_module() -> None:
-    done = run_python("-c", WITHOUT_MODULE)
+    done = run_python("-c", HIDDEN + WITHOUT_MODULE)
     assert_ran(done)
     assert "cuda " in done.stdout and "not built" in done.stdout
 
 
 # A module of a distribution beside this one.
 BESIDE = """
-import sys, types
-
-class Missing:
-    def find_spec(self, name, path, target=None):
-        if name == "fusedrnn._cuda":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Missing())
-import fusedrnn as fr
 from fusedrnn.cuda import loader
 package, module = types.ModuleType("fusedrnn_cuda13"), types.ModuleType("fusedrnn_cuda13._cuda")
 package.__path__ = []
@@ -79,10 +73,10 @@ print((loader.find() is module), fr.cuda.missing())
 
 def test_a_module_of_another_distribution() -> None:
     """It serves if it has this version."""
-    done = run_python("-c", BESIDE, "")
+    done = run_python("-c", HIDDEN + BESIDE, "")
     assert_ran(done)
     assert done.stdout == "True no driver\n"
-    done = run_python("-c", BESIDE, "9")
+    done = run_python("-c", HIDDEN + BESIDE, "9")
     assert_ran(done)
     wanted = f"fusedrnn-cuda13=={fr.__version__}"
     assert done.stdout == f"False expected {wanted}, got {fr.__version__}9; pip install {wanted}\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,13 @@ import jax.numpy as jnp  # noqa: E402
 import fusedrnn.jax as fj  # noqa: E402
 from fusedrnn.interop.jax import host  # noqa: E402
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("jax_in_float64")]
 
 T, B, I, H = 6, 3, 4, 5
 LENGTHS = np.array([6, 0, 4])
 RESETS = np.random.default_rng(0).random((T, B)) < 0.3
 CELLS = {"lstm": fj.lstm, "gru": fj.gru, "rnn_tanh": fj.rnn}
 OPTIONS: list[dict[str, Any]] = [{}, {"lengths": LENGTHS, "reverse": True}, {"resets": RESETS}]
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
 
 
 def draw(seed: int, *shape: int, dtype: Any = np.float64) -> Any:

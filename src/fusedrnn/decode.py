@@ -59,7 +59,8 @@ def greedy(
         found: Tokens = logp.argmax(axis=1)
         return found
 
-    return _one_by_one(likeliest, model, memory, memory_lengths, bos, eos, max_len, state, constraint)
+    run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint, 1)
+    return _one_by_one(likeliest, run)
 
 
 def sample(
@@ -116,7 +117,8 @@ def sample(
         picked = np.minimum(picked, keep.sum(axis=1) - 1)
         return np.take_along_axis(order, picked[:, None], 1)[:, 0]
 
-    return _one_by_one(draw, model, memory, memory_lengths, bos, eos, max_len, state, constraint)
+    run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint, 1)
+    return _one_by_one(draw, run)
 
 
 def beam_search(
@@ -253,19 +255,8 @@ def _length_divisor(penalty: LengthPenalty) -> Callable[[int], float]:
     return lambda n: float(((5 + n) / 6 if kind == "wu" else n) ** power)
 
 
-def _one_by_one(
-    pick: Callable[[npt.NDArray[np.float64]], Tokens],
-    model: Model,
-    memory: Array,
-    memory_lengths: Any,
-    bos: int,
-    eos: int,
-    max_len: int,
-    state: Any,
-    constraint: Constraint | None,
-) -> Decoded:
+def _one_by_one(pick: Callable[[npt.NDArray[np.float64]], Tokens], run: Run) -> Decoded:
     """Decode with one hypothesis for each sequence."""
-    run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint, 1)
     rows, prefixes, totals = run.begin()
     complete: list[Complete] = []
     for step in range(run.max_len):

@@ -18,6 +18,13 @@ namespace kernel_check {
 
 using fusedrnn::Kernels;
 
+// The logarithm of zero, and of a sum.
+inline constexpr double kNone = -std::numeric_limits<double>::infinity();
+inline double log_add(double a, double b) {
+    const double most = std::max(a, b);
+    return most == kNone ? kNone : most + std::log1p(std::exp(std::min(a, b) - most));
+}
+
 // SplitMix64: the same numbers on every machine.
 class Random {
   public:

@@ -6,8 +6,6 @@ namespace {
 
 using namespace fusedrnn;
 
-constexpr double kNone = -std::numeric_limits<double>::infinity();
-
 std::string named(const char* type, const char* what, std::int64_t a, std::int64_t b) {
     return std::string(type).append(what).append(std::to_string(a)).append(" ").append(std::to_string(b));
 }

@@ -8,13 +8,6 @@ namespace {
 
 using namespace fusedrnn;
 
-constexpr double kNone = -std::numeric_limits<double>::infinity();
-
-double log_add(double a, double b) {
-    const double most = std::max(a, b);
-    return most == kNone ? kNone : most + std::log1p(std::exp(std::min(a, b) - most));
-}
-
 // A problem of CTC: B sequences, lengths and targets at random, the blank in the middle.
 template <class T>
 struct Ctc {

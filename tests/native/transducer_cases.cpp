@@ -6,13 +6,6 @@ namespace {
 
 using namespace fusedrnn;
 
-constexpr double kNone = -std::numeric_limits<double>::infinity();
-
-double log_add(double a, double b) {
-    const double most = std::max(a, b);
-    return most == kNone ? kNone : most + std::log1p(std::exp(std::min(a, b) - most));
-}
-
 constexpr std::int64_t kBatch = 4;
 
 // Logits of all cells, and the label of each; the first sequence has no steps.
