@@ -120,18 +120,18 @@ py::list Quantized::weights() const {
             throw py::value_error(std::string("weights: expected a cell without per-unit parameters, got ") +
                                   cell_.name);
         }
-        const auto matrix = [&](const void* panels, std::int64_t g, std::int64_t units, std::int64_t k_size,
-                                std::int64_t groups) -> py::object {
-            if (panels == nullptr) return py::none();
+        const auto matrix = [&](const QuantizedWeights::Matrix& m, std::int64_t g, std::int64_t units,
+                                std::int64_t k_size) -> py::object {
+            if (m.w == nullptr) return py::none();
             if (format_ == kInt8)
-                return without_panels<std::int8_t>(panels, g, units, k_size, neighbours, groups);
-            return without_panels<std::uint16_t>(panels, g, units, k_size, neighbours, groups);
+                return without_panels<std::int8_t>(m.w, g, units, k_size, neighbours, m.groups);
+            return without_panels<std::uint16_t>(m.w, g, units, k_size, neighbours, m.groups);
         };
-        all.append(py::make_tuple(
-            py::make_tuple(matrix(w.w_ih, gates, d.H, d.I, w.g_ih), matrix(w.w_hh, gates, d.H, d.P, w.g_hh),
-                           matrix(w.w_hr, 1, d.P, d.H, w.g_hr)),
-            py::make_tuple(vector(w.s_ih, gates, d.H), vector(w.s_hh, gates, d.H), vector(w.s_hr, 1, d.P)),
-            py::make_tuple(vector(w.b_x, gates, d.H), vector(w.b_h, gates, d.H))));
+        all.append(py::make_tuple(py::make_tuple(matrix(w.ih, gates, d.H, d.I), matrix(w.hh, gates, d.H, d.P),
+                                                 matrix(w.hr, 1, d.P, d.H)),
+                                  py::make_tuple(vector(w.ih.scale, gates, d.H),
+                                                 vector(w.hh.scale, gates, d.H), vector(w.hr.scale, 1, d.P)),
+                                  py::make_tuple(vector(w.b_x, gates, d.H), vector(w.b_h, gates, d.H))));
     }
     return all;
 }

@@ -117,16 +117,9 @@ class Backward : CellSizes<Cell> {
         if (!this->passes_h) return;
         for (std::int64_t i = 0; i < n; ++i)
             m.a_rows[i] = gradient(plan_.dgh, place, 0, part.position(r + i));
-        GemmArgs<T> args{};
-        args.a = m.a_rows;
-        args.n = n;
-        args.chunks = plan_.panels;
-        args.chunk_len = this->first_gates * L;
-        args.chunk_stride = plan_.block_rows * G * L;
-        args.b_panel = panel_depth<T>(plan_.panels * this->first_gates * L) * L;
-        args.b = p_.weights.w_hh_t + u * args.b_panel;
-        args.panels = count;
-        args.columns = p_.dims.P - u * L;
+        GemmArgs<T> args =
+            paneled_rows<T>(m.a_rows, n, plan_.panels, this->first_gates * L, plan_.block_rows * G * L);
+        take_panels<T>(args, p_.weights.w_hh_t, {u, u + count}, p_.dims.P);
         args.out = m.acc;
         args.out_panel = room * L;
         args.out_row = L;

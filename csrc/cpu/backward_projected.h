@@ -32,16 +32,8 @@ void Backward<Cell, T>::project_gradients(const Part& part, Member& m, int membe
         const std::int64_t group = group_panels<Cell, 1>(*this, plan_.panels, rows);
         const std::int64_t room = group_rows<Cell>(rows);
         for (std::int64_t u = 0; u < plan_.panels; u += group) {
-            GemmArgs<T> args{};
-            args.a = m.a_rows;
-            args.n = n;
-            args.chunks = plan_.p_panels;
-            args.chunk_len = L;
-            args.chunk_stride = plan_.block_rows * L;
-            args.b_panel = panel_depth<T>(plan_.p_panels * L) * L;
-            args.b = p_.weights.w_hr_t + u * args.b_panel;
-            args.panels = smaller(group, plan_.panels - u);
-            args.columns = p_.dims.H - u * L;
+            GemmArgs<T> args = paneled_rows<T>(m.a_rows, n, plan_.p_panels, L, plan_.block_rows * L);
+            take_panels<T>(args, p_.weights.w_hr_t, {u, smaller(u + group, plan_.panels)}, p_.dims.H);
             args.out = m.acc;
             args.out_panel = room * L;
             args.out_row = L;

@@ -335,15 +335,9 @@ class Forward : ForwardSteps<Cell, T> {
         for (std::int64_t u = 0; u < panels; u += at_once) {
             const std::int64_t count = smaller(at_once, panels - u);
             for (std::int64_t r = 0; r < rows; r += kRowGroup) {
-                GemmArgs<T> args{};
-                args.a = const_cast<const T* const*>(m.y_rows + r);
-                args.n = smaller(kRowGroup, rows - r);
-                args.chunks = 1;
-                args.chunk_len = p_.dims.H;
-                args.b_panel = panel_depth<T>(p_.dims.H) * L;
-                args.b = p_.weights.w_hr + u * args.b_panel;
-                args.panels = count;
-                args.columns = p_.dims.P - u * L;
+                const std::int64_t n = smaller(kRowGroup, rows - r);
+                GemmArgs<T> args = plain_rows<T>(const_cast<const T* const*>(m.y_rows + r), n, p_.dims.H);
+                take_panels<T>(args, p_.weights.w_hr, {u, u + count}, p_.dims.P);
                 args.out = m.acc;
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;

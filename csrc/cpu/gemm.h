@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cpu/gemm_tiles.h"
+#include "cpu/partition.h"
 #ifdef FUSEDRNN_BF16
 #include "cpu/gemm_bf16.h"
 #endif
@@ -16,6 +17,40 @@ namespace fusedrnn::FUSEDRNN_ISA {
 template <class T>
 constexpr std::int64_t panel_depth(std::int64_t k) {
     return kBf16 ? (k + 31) / 32 * 16 : k;
+}
+
+// Rows of k elements each.
+template <class T>
+FUSEDRNN_INLINE GemmArgs<T> plain_rows(const T* const* rows, std::int64_t n, std::int64_t k) {
+    GemmArgs<T> args{};
+    args.a = rows;
+    args.n = n;
+    args.chunks = 1;
+    args.chunk_len = k;
+    return args;
+}
+// Rows whose elements lie in panels of `width` values, `panel` apart.
+template <class T>
+FUSEDRNN_INLINE GemmArgs<T> paneled_rows(const T* const* rows, std::int64_t n, std::int64_t panels,
+                                         std::int64_t width, std::int64_t panel) {
+    GemmArgs<T> args{};
+    args.a = rows;
+    args.n = n;
+    args.chunks = panels;
+    args.chunk_len = width;
+    args.chunk_stride = panel;
+    return args;
+}
+
+// Panels of B, which has so many columns, or so many for each of the gates that its panels interleave.
+template <class T>
+FUSEDRNN_INLINE void take_panels(GemmArgs<T>& args, const T* b, Range panels, std::int64_t columns,
+                                 std::int64_t gates = 1) {
+    constexpr std::int64_t L = Vec<T>::kLanes;
+    args.b_panel = panel_depth<T>(args.chunks * args.chunk_len) * gates * L;
+    args.b = b + panels.begin * args.b_panel;
+    args.panels = panels.end - panels.begin;
+    args.columns = columns - panels.begin * L;
 }
 
 // Panels that one call should take for n rows: several where the rows alone cannot fill the registers, or for a rounded A to

@@ -298,16 +298,9 @@ class Gradients : CellSizes<Cell> {
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
             for (std::int64_t r = rows.begin; r < rows.end; r += kRowGroup) {
-                GemmArgs<T> args{};
-                args.a = m.a_rows + r;
-                args.n = smaller(kRowGroup, rows.end - r);
-                args.chunks = plan_.panels;
-                args.chunk_len = G * L;
-                args.chunk_stride = a_panel;
-                args.b_panel = panel_depth<T>(plan_.panels * G * L) * L;
-                args.b = p_.weights.w_ih_t + u * args.b_panel;
-                args.panels = end - u;
-                args.columns = p_.dims.I - u * L;
+                const std::int64_t n = smaller(kRowGroup, rows.end - r);
+                GemmArgs<T> args = paneled_rows<T>(m.a_rows + r, n, plan_.panels, G * L, a_panel);
+                take_panels<T>(args, p_.weights.w_ih_t, {u, end}, p_.dims.I);
                 args.out = m.acc;
                 args.out_panel = kRowGroup * L;
                 args.out_row = L;

@@ -159,10 +159,12 @@ enum WeightFormat : int { kBf16, kInt8, kWeightFormats };
 // The weights of one layer and direction in fewer bits, N = 2 (bf16) or 4 (int8) of them together (see
 // quantized.h); null where absent.
 struct QuantizedWeights {
-    void *w_ih, *w_hh, *w_hr;       // [H/L][I/N][G][L][N], [H/L][P/N][G][L][N], [P/L][H/N][L][N]
-    float *s_ih, *s_hh, *s_hr;      // int8: the scales of their rows, [H/L][G][L], [H/L][G][L], [P/L][L]
-    float *b_x, *b_h, *units;       // as in Packed
-    std::int64_t g_ih, g_hh, g_hr;  // how many groups of N there are, the padding with them
+    struct Matrix {
+        void* w;              // [H/L][I/N][G][L][N], [H/L][P/N][G][L][N], [P/L][H/N][L][N]
+        float* scale;         // int8: of its rows, [H/L][G][L], [H/L][G][L], [P/L][L]
+        std::int64_t groups;  // how many of N there are, the padding with them
+    } ih, hh, hr;
+    float *b_x, *b_h, *units;  // as in Packed
 };
 
 struct QuantizedKernels {

@@ -48,16 +48,9 @@ struct Linear {
         const std::int64_t count = panels_of<T>(width), at_once = panels_at_once<1>(kRowGroup);
         for (std::int64_t u = 0; u < count; u += at_once) {
             for (std::int64_t r = rows.begin; r < rows.end; r += kRowGroup) {
-                GemmArgs<T> args{};
-                args.a = m.rows + r;
-                args.n = smaller(kRowGroup, rows.end - r);
-                args.chunks = chunks;
-                args.chunk_len = chunk_len;
-                args.chunk_stride = chunk_stride;
-                args.b_panel = panel_depth<T>(chunks * chunk_len) * L;
-                args.b = panels + u * args.b_panel;
-                args.panels = smaller(at_once, count - u);
-                args.columns = width - u * L;
+                const std::int64_t n = smaller(kRowGroup, rows.end - r);
+                GemmArgs<T> args = paneled_rows<T>(m.rows + r, n, chunks, chunk_len, chunk_stride);
+                take_panels<T>(args, panels, {u, smaller(u + at_once, count)}, width);
                 if (init != nullptr) {
                     args.init = init + u * L;
                     args.init_panel = L;

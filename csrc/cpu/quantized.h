@@ -176,22 +176,22 @@ struct Int8 {
 
 // W (G*H, K) -> panels, and for int8 the scales [H/L][G][L].
 template <class Format>
-void quantize_rows(const float* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, void* out,
-                   float* scales, Team& team) {
+void quantize_rows(const float* w, std::int64_t gates, std::int64_t units, std::int64_t k_size,
+                   const QuantizedWeights::Matrix& out, Team& team) {
     constexpr int L = Vec<float>::kLanes;
     constexpr std::int64_t N = Format::kGroup;
     using Weight = typename Format::Weight;
-    const std::int64_t panels = panels_of<float>(units), size = Format::groups(k_size) * gates * L * N;
-    fill_zero(static_cast<Weight*>(out), panels * size);
-    if (Format::kScaled) fill_zero(scales, panels * gates * L);
+    const std::int64_t panels = panels_of<float>(units), size = out.groups * gates * L * N;
+    fill_zero(static_cast<Weight*>(out.w), panels * size);
+    if (Format::kScaled) fill_zero(out.scale, panels * gates * L);
     for (std::int64_t unit = 0; unit < units; ++unit) {
         if (team.cancelled(0, gates * k_size * kPackWork)) return;
         for (std::int64_t g = 0; g < gates; ++g) {
-            Weight* to = static_cast<Weight*>(out) + unit / L * size + (g * L + unit % L) * N;
+            Weight* to = static_cast<Weight*>(out.w) + unit / L * size + (g * L + unit % L) * N;
             const float scale = Format::encode(
                 w + (g * units + unit) * k_size, k_size,
                 [&](std::int64_t k, Weight weight) { to[k / N * gates * L * N + k % N] = weight; });
-            if (Format::kScaled) scales[(unit / L * gates + g) * L + unit % L] = scale;
+            if (Format::kScaled) out.scale[(unit / L * gates + g) * L + unit % L] = scale;
         }
     }
 }
@@ -202,15 +202,14 @@ QuantizedWeights quantized_layout(const Dims& d, Arena& arena) {
     constexpr std::int64_t G = Cell::kGates, N = Format::kGroup;
     const std::int64_t h = padded<float>(d.H), p = padded<float>(d.P);
     QuantizedWeights out{};
-    out.g_ih = Format::groups(d.I), out.g_hh = Format::groups(d.P), out.g_hr = Format::groups(d.H);
-    out.w_ih = arena.take<Weight>(h * G * out.g_ih * N);
-    out.w_hh = arena.take<Weight>(h * G * out.g_hh * N);
-    if (d.projected) out.w_hr = arena.take<Weight>(p * out.g_hr * N);
-    if (Format::kScaled) {
-        out.s_ih = arena.take<float>(h * G);
-        out.s_hh = arena.take<float>(h * G);
-        if (d.projected) out.s_hr = arena.take<float>(p);
-    }
+    const auto take = [&](QuantizedWeights::Matrix& m, std::int64_t rows, std::int64_t k) {
+        m.groups = Format::groups(k);
+        m.w = arena.take<Weight>(rows * m.groups * N);
+        if (Format::kScaled) m.scale = arena.take<float>(rows);
+    };
+    take(out.ih, h * G, d.I);
+    take(out.hh, h * G, d.P);
+    if (d.projected) take(out.hr, p, d.H);
     out.b_x = arena.take<float>(h * G);
     if (Cell::kSplitGates) out.b_h = arena.take<float>(h * G);
     if (kPerUnit<Cell> > 0) out.units = arena.take<float>(h * kPerUnit<Cell>);
@@ -231,20 +230,35 @@ void quantized_pack(const RecurrentCell& cell, const Dims& d, const Params<const
     const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_role<Cell>(cell, params);
     Arena arena(block);
     out = quantized_layout<Format, Cell>(d, arena);
-    quantize_rows<Format>(w_ih, G, d.H, d.I, out.w_ih, out.s_ih, team);
-    quantize_rows<Format>(w_hh, G, d.H, d.P, out.w_hh, out.s_hh, team);
-    if (d.projected) quantize_rows<Format>(w_hr, 1, d.P, d.H, out.w_hr, out.s_hr, team);
+    quantize_rows<Format>(w_ih, G, d.H, d.I, out.ih, team);
+    quantize_rows<Format>(w_hh, G, d.H, d.P, out.hh, team);
+    if (d.projected) quantize_rows<Format>(w_hr, 1, d.P, d.H, out.hr, team);
     pack_bias<float>(b_ih, Cell::kSplitGates ? nullptr : b_hh, G, d.H, out.b_x);
     if (Cell::kSplitGates) pack_bias<float>(b_hh, nullptr, G, d.H, out.b_h);
     pack_units<float>(cell, d, params, out.units);
 }
 
+// Rows that are prepared: row r at x + r * x_row.
+template <class Format>
+struct PreparedRows {
+    typename Format::Value* x;
+    RowScale* x_scale;
+    std::int64_t x_row;
+
+    PreparedRows() = default;
+    PreparedRows(std::int64_t rows, std::int64_t k, Arena& arena)
+        : x(arena.take<typename Format::Value>(rows * Format::row_values(k))),
+          x_scale(arena.take<RowScale>(rows)),
+          x_row(Format::row_values(k)) {}
+    void set(std::int64_t r, const float* row, std::int64_t k) const {
+        Format::prepare(row, k, x + r * x_row, x_row, x_scale + r);
+    }
+};
+
 // out = init + A W^T for n prepared rows and all panels.
 template <class Format>
-struct Product {
-    const typename Format::Value* x;  // prepared row r at x + r * x_row
-    const RowScale* x_scale;          // (n)
-    std::int64_t x_row, n, groups;
+struct Product : PreparedRows<Format> {
+    std::int64_t n, groups;
     const typename Format::Weight* w;
     const float* w_scale;  // int8 only
     std::int64_t panels;
@@ -252,6 +266,19 @@ struct Product {
     std::int64_t init_panel, init_row;
     float* out;  // row r, panel u at out + u * out_panel + r * out_row
     std::int64_t out_panel, out_row;
+
+    Product(const PreparedRows<Format>& rows, std::int64_t n, const QuantizedWeights::Matrix& matrix,
+            std::int64_t panels)
+        : PreparedRows<Format>(rows),
+          n(n),
+          groups(matrix.groups),
+          w(static_cast<const typename Format::Weight*>(matrix.w)),
+          w_scale(matrix.scale),
+          panels(panels),
+          init(nullptr),
+          init_panel(0),
+          init_row(0) {}
+    void put(float* to, std::int64_t panel, std::int64_t row) { out = to, out_panel = panel, out_row = row; }
 };
 
 // Rows of the largest tile, and the panels a tile of R rows takes: beside the accumulators, two registers a row

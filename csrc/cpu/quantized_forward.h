@@ -22,28 +22,24 @@ inline constexpr std::int64_t kQuantizedBlockBytes = 128 * 1024;
 template <class Format, class Cell>
 struct QuantizedPlan {
     static constexpr std::int64_t G = Cell::kGates, L = Vec<float>::kLanes;
-    std::int64_t panels, steps, block_rows, x_row, h_row;
+    std::int64_t panels, steps, block_rows;
     ForwardRows<float> rows;
     float *gx, *acc;
-    RowScale *x_scale, *h_scale;
-    typename Format::Value *x, *h;
+    PreparedRows<Format> x, h;
     const float** state_rows;
 
     QuantizedPlan(const Dims& d, Arena& arena) {
         const std::int64_t hp = padded<float>(d.H), pp = padded<float>(d.P);
         panels = panels_of<float>(d.H);
-        x_row = Format::row_values(d.I);
-        h_row = Format::row_values(larger(d.P, d.H));
-        const std::int64_t step_bytes = d.B * larger(hp * G, x_row) * std::int64_t{sizeof(float)};
+        const std::int64_t step_bytes =
+            d.B * larger(hp * G, Format::row_values(d.I)) * std::int64_t{sizeof(float)};
         steps = larger(1, smaller(d.T, kQuantizedBlockBytes / larger(1, step_bytes)));
         block_rows = steps * d.B;
         rows = ForwardRows<float>(d, Cell::kStates, arena);
         gx = arena.take<float>(block_rows * hp * G);
         acc = arena.take<float>(d.B * larger(hp * G, pp));
-        x_scale = arena.take<RowScale>(block_rows);
-        h_scale = arena.take<RowScale>(d.B);
-        x = arena.take<typename Format::Value>(block_rows * x_row);
-        h = arena.take<typename Format::Value>(d.B * h_row);
+        x = {block_rows, d.I, arena};
+        h = {d.B, larger(d.P, d.H), arena};
         state_rows = arena.take<const float*>(d.B * Cell::kStates);
     }
 };
@@ -53,7 +49,6 @@ class QuantizedForward : ForwardSteps<Cell, float> {
   public:
     using Base = ForwardSteps<Cell, float>;
     using Base::G, Base::S, Base::L;
-    using Weight = typename Format::Weight;
 
     QuantizedForward(const ForwardProblem<float>& problem, const QuantizedWeights& weights, Team& team,
                      Arena arena)
@@ -87,24 +82,13 @@ class QuantizedForward : ForwardSteps<Cell, float> {
         for (std::int64_t step = s; step < end; ++step) {
             const std::int64_t t = time_of(step, total);
             for (std::int64_t i = 0; i < p_.schedule.active[t]; ++i, ++n) {
-                Format::prepare(p_.x.row(t, p_.schedule.order[i]), p_.dims.I, plan_.x + n * plan_.x_row,
-                                plan_.x_row, plan_.x_scale + n);
+                plan_.x.set(n, p_.x.row(t, p_.schedule.order[i]), p_.dims.I);
             }
         }
-        Product<Format> m{};
-        m.x = plan_.x;
-        m.x_scale = plan_.x_scale;
-        m.x_row = plan_.x_row;
-        m.n = n;
-        m.groups = w_.g_ih;
-        m.w = static_cast<const Weight*>(w_.w_ih);
-        m.w_scale = w_.s_ih;
-        m.panels = plan_.panels;
+        Product<Format> m(plan_.x, n, w_.ih, plan_.panels);
         m.init = w_.b_x;
         m.init_panel = G * L;
-        m.out = plan_.gx;
-        m.out_panel = plan_.block_rows * G * L;
-        m.out_row = G * L;
+        m.put(plan_.gx, plan_.block_rows * G * L, G * L);
         multiply<Format, G>(m, team_);
     }
 
@@ -126,18 +110,9 @@ class QuantizedForward : ForwardSteps<Cell, float> {
     // acc = (gx, or the recurrent bias where gates are split) + W_hh h: [panel][row][G][L].
     void recurrent_product(std::int64_t rows, std::int64_t block_row) {
         for (std::int64_t i = 0; i < rows; ++i) {
-            Format::prepare(plan_.state_rows[i * S], p_.dims.P, plan_.h + i * plan_.h_row, plan_.h_row,
-                            plan_.h_scale + i);
+            plan_.h.set(i, plan_.state_rows[i * S], p_.dims.P);
         }
-        Product<Format> m{};
-        m.x = plan_.h;
-        m.x_scale = plan_.h_scale;
-        m.x_row = plan_.h_row;
-        m.n = rows;
-        m.groups = w_.g_hh;
-        m.w = static_cast<const Weight*>(w_.w_hh);
-        m.w_scale = w_.s_hh;
-        m.panels = plan_.panels;
+        Product<Format> m(plan_.h, rows, w_.hh, plan_.panels);
         if constexpr (Cell::kSplitGates) {
             m.init = w_.b_h;
             m.init_panel = G * L;
@@ -146,30 +121,17 @@ class QuantizedForward : ForwardSteps<Cell, float> {
             m.init_panel = plan_.block_rows * G * L;
             m.init_row = G * L;
         }
-        m.out = plan_.acc;
-        m.out_panel = rows * G * L;
-        m.out_row = G * L;
+        m.put(plan_.acc, rows * G * L, G * L);
         multiply<Format, G>(m, team_);
     }
 
     // y = W_hr hidden.
     void project_hidden(std::int64_t t, std::int64_t rows) {
         for (std::int64_t i = 0; i < rows; ++i) {
-            Format::prepare(plan_.rows.hidden + i * hp_, p_.dims.H, plan_.h + i * plan_.h_row, plan_.h_row,
-                            plan_.h_scale + i);
+            plan_.h.set(i, plan_.rows.hidden + i * hp_, p_.dims.H);
         }
-        Product<Format> m{};
-        m.x = plan_.h;
-        m.x_scale = plan_.h_scale;
-        m.x_row = plan_.h_row;
-        m.n = rows;
-        m.groups = w_.g_hr;
-        m.w = static_cast<const Weight*>(w_.w_hr);
-        m.w_scale = w_.s_hr;
-        m.panels = panels_of<float>(p_.dims.P);
-        m.out = plan_.acc;
-        m.out_panel = rows * L;
-        m.out_row = L;
+        Product<Format> m(plan_.h, rows, w_.hr, panels_of<float>(p_.dims.P));
+        m.put(plan_.acc, rows * L, L);
         multiply<Format, 1>(m, team_);
         for (std::int64_t u = 0; u < m.panels; ++u) {
             this->store_projected(whole(), t, u, 0, rows, plan_.acc + u * rows * L);

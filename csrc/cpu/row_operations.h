@@ -185,15 +185,9 @@ void operate(const CellSizes<ProgramCell>& c, const Dims& d, const Packed<T>& we
     for (std::int64_t i = 0; i < n; ++i)
         links.rows[i] = links.at + (i * links.count + operation.link) * links.width;
     const std::int64_t first = operation.first_gate * L, panels = panels_of<T>(d.H);
-    GemmArgs<T> args{};
-    args.a = links.rows;
-    args.n = n;
-    args.chunks = 1;
-    args.chunk_len = d.H;
-    args.b_panel = panel_depth<T>(d.H) * L;
-    args.b = weights.w_hh + operation.first_gate * panels * args.b_panel;
-    args.panels = panels;
-    args.columns = d.H;
+    GemmArgs<T> args = plain_rows<T>(links.rows, n, d.H);
+    take_panels<T>(args, weights.w_hh, {0, panels}, d.H);
+    args.b += operation.first_gate * panels * args.b_panel;
     if (c.split_gates) {
         args.init = weights.b_h + first;
         args.init_panel = c.G * L;
@@ -221,16 +215,8 @@ void operate_backward(const Dims& d, const Packed<T>& weights, const CellProgram
     }
     const std::int64_t panels = panels_of<T>(d.H);
     for (std::int64_t i = 0; i < n; ++i) links.rows[i] = gates.at + i * gates.row + operation.first_gate * L;
-    GemmArgs<T> args{};
-    args.a = links.rows;
-    args.n = n;
-    args.chunks = panels;
-    args.chunk_len = operation.count * L;
-    args.chunk_stride = gates.panel;
-    args.b = weights.w_hh_t + operation.first_gate * links.width * links.width;
-    args.b_panel = panel_depth<T>(panels * operation.count * L) * L;
-    args.panels = panels;
-    args.columns = d.H;
+    GemmArgs<T> args = paneled_rows<T>(links.rows, n, panels, operation.count * L, gates.panel);
+    take_panels<T>(args, weights.w_hh_t + operation.first_gate * links.width * links.width, {0, panels}, d.H);
     args.out = links.at + operation.link * links.width;
     args.out_panel = L;
     args.out_row = links.count * links.width;

@@ -158,15 +158,8 @@ template <class Cell, class T>
 void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
                    std::int64_t n, Range panels, T* out, std::int64_t out_rows) {
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
-    GemmArgs<T> args{};
-    args.a = rows;
-    args.n = n;
-    args.chunks = 1;
-    args.chunk_len = d.I;
-    args.b_panel = panel_depth<T>(d.I) * together * L;
-    args.b = weights.w_ih + panels.begin * args.b_panel;
-    args.panels = panels.end - panels.begin;
-    args.columns = d.H - panels.begin * L;
+    GemmArgs<T> args = plain_rows<T>(rows, n, d.I);
+    take_panels<T>(args, weights.w_ih, panels, d.H, together);
     args.init = weights.b_x + panels.begin * c.G * L;
     args.init_panel = c.G * L;
     args.out = out;
@@ -183,16 +176,12 @@ void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& we
                     std::int64_t out_rows, Ahead* ahead = nullptr) {
     if (c.first_gates == 0) return;
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
-    GemmArgs<T> args{};
-    args.a = rows;
-    args.n = n;
-    args.chunks = ahead == nullptr ? 1 : d.P / kAheadDepth;
-    args.chunk_len = args.chunk_stride = ahead == nullptr ? d.P : kAheadDepth;
+    // In chunks where the next weights come between them.
+    GemmArgs<T> args = ahead == nullptr
+                           ? plain_rows<T>(rows, n, d.P)
+                           : paneled_rows<T>(rows, n, d.P / kAheadDepth, kAheadDepth, kAheadDepth);
     args.ahead = ahead;
-    args.b_panel = panel_depth<T>(d.P) * together * L;
-    args.b = weights.w_hh + panels.begin * args.b_panel;
-    args.panels = panels.end - panels.begin;
-    args.columns = d.H - panels.begin * L;
+    take_panels<T>(args, weights.w_hh, panels, d.H, together);
     if (c.split_gates) {
         args.init = weights.b_h + panels.begin * c.G * L;
         args.init_panel = c.G * L;

@@ -244,10 +244,7 @@ template <class T>
 FUSEDRNN_INLINE void row_major_product(GemmArgs<T> args, const T* b, std::int64_t columns, const T* init,
                                        std::int64_t init_row, T* out, std::int64_t out_row) {
     constexpr std::int64_t L = Vec<T>::kLanes;
-    args.b = b;
-    args.b_panel = panel_depth<T>(args.chunks * args.chunk_len) * L;
-    args.panels = panels_of<T>(columns);
-    args.columns = columns;
+    take_panels(args, b, {0, panels_of<T>(columns)}, columns);
     args.init = init;
     args.init_panel = L;
     args.init_row = init_row;
@@ -255,27 +252,6 @@ FUSEDRNN_INLINE void row_major_product(GemmArgs<T> args, const T* b, std::int64_
     args.out_panel = L;
     args.out_row = out_row;
     gemm<T, 1>(args);
-}
-template <class T>
-FUSEDRNN_INLINE GemmArgs<T> plain_rows(const T* const* rows, std::int64_t n, std::int64_t k) {
-    GemmArgs<T> args{};
-    args.a = rows;
-    args.n = n;
-    args.chunks = 1;
-    args.chunk_len = k;
-    return args;
-}
-// Rows whose elements lie in panels of `width` values, `panel` apart.
-template <class T>
-FUSEDRNN_INLINE GemmArgs<T> paneled_rows(const T* const* rows, std::int64_t n, std::int64_t panels,
-                                         std::int64_t width, std::int64_t panel) {
-    GemmArgs<T> args{};
-    args.a = rows;
-    args.n = n;
-    args.chunks = panels;
-    args.chunk_len = width;
-    args.chunk_stride = panel;
-    return args;
 }
 
 // The positions of a member: about the same work for each.
