@@ -80,10 +80,7 @@ class BatchNorm(Module):
     ) -> Array:
         """Return y in the shape of x and keep no tape; in training mode the running values move, too.
 
-        Args:
-            x: (..., F); with lengths or mask (T, B, F), (B, T, F) with batch_first, or (T, F).
-            lengths: (B,) of an integer dtype, each in 0..T; all T if None.
-            mask: bool, laid out as x without its last axis: true for steps that count; all if None.
+        Arguments and errors are those of `forward`.
         """
         return self.forward(x, lengths, mask)[0]
 

@@ -106,13 +106,7 @@ class Sequential(ModuleList):
     def __call__(
         self, x: Any, lengths: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None
     ) -> Any:
-        """Return y for x, as the first module takes it, and keep no tape.
-
-        Args:
-            x: input of the first module.
-            lengths: (B,) of an integer dtype, each in 0..T, or None.
-            mask: bool, laid out as x: false for steps that are left out; or None.
-        """
+        """Return y for x, as the first module takes it, and keep no tape; arguments as `forward`."""
         modules = list(self)
         check_lengths(modules, x, lengths)
         for place, module in enumerate(modules):
@@ -204,13 +198,7 @@ class Residual(Module):
     def __call__(
         self, x: Array, lengths: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None
     ) -> Array:
-        """Return y in the shape of x, and keep no tape.
-
-        Args:
-            x: input of the module.
-            lengths: (B,) of an integer dtype, each in 0..T, or None.
-            mask: bool, laid out as x: false for steps that are left out; or None.
-        """
+        """Return y in the shape of x, and keep no tape; arguments as `forward`."""
         check_lengths([self.module], x, lengths)
         y: Array = self._sum(x, call_member(self.module, x, lengths, mask))
         return y
@@ -290,13 +278,7 @@ class Concat(ModuleList):
     def __call__(
         self, x: Any, lengths: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None
     ) -> Array:
-        """Return y (..., sum of the modules' sizes), and keep no tape.
-
-        Args:
-            x: input of every module.
-            lengths: (B,) of an integer dtype, each in 0..T, or None.
-            mask: bool, laid out as x: false for steps that are left out; or None.
-        """
+        """Return y (..., sum of the modules' sizes), and keep no tape; arguments as `forward`."""
         check_lengths(self, x, lengths)
         y: Array = self._join([call_member(module, x, lengths, mask) for module in self])
         return y

@@ -112,12 +112,7 @@ class Conv1d(Module):
         return np.maximum(room // self.stride + 1, 0)
 
     def __call__(self, x: Array, lengths: npt.ArrayLike | None = None) -> Array:
-        """Return y and keep no tape.
-
-        Args:
-            x: (T, B, C), (B, T, C) with batch_first, or (T, C).
-            lengths: (B,) of an integer dtype, each in 0..T; all T if None.
-        """
+        """Return y and keep no tape; arguments as `forward`."""
         return self._apply(x, lengths, self._own)[0]
 
     def forward(self, x: Array, lengths: npt.ArrayLike | None = None) -> tuple[Array, SavedTape]:

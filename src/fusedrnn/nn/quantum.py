@@ -115,13 +115,7 @@ class QuantumLSTM(Module):
     def __call__(
         self, x: Array, state: State | None = None, lengths: npt.ArrayLike | None = None
     ) -> tuple[Array, State]:
-        """Return y and the state, and keep no tape.
-
-        Args:
-            x: (T, B, I), (B, T, I) with batch_first, or (T, I).
-            state: (h, c), zero if None.
-            lengths: (B,) of an integer dtype, each in 0..T; all T if None.
-        """
+        """Return y and the state, and keep no tape; arguments as `forward`."""
         return self._run(x, state, lengths, self._own, keep=False)[:2]
 
     def forward(

@@ -69,14 +69,7 @@ class Stateful(Sequential):
         lengths: npt.ArrayLike | None = None,
         mask: npt.ArrayLike | None = None,
     ) -> tuple[Any, Any]:
-        """Return y and the state behind it, and keep no tape.
-
-        Args:
-            x: input of the first module.
-            state: a tuple, or None for the start.
-            lengths: (B,) of an integer dtype, each in 0..T, or None.
-            mask: bool, laid out as x: false for steps that are left out; or None.
-        """
+        """Return y and the state behind it, and keep no tape; arguments as `forward`."""
         y, state, _ = self._run(x, state, lengths, mask, False)
         return y, state
 
