@@ -125,7 +125,7 @@ def scaling(where: Callable[[Row], bool] = anywhere) -> Callable[[Result], Value
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on each value of one suite on so many threads (None: any); without one, what is said of them."""
+    """A bound on each value of one suite on so many threads (None: any); without one, where they stand."""
 
     text: str
     suite: str

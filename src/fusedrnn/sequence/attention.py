@@ -146,9 +146,8 @@ class AttentionDecoder(HasCompute, Module):
         # The layers above run after all steps of the first: they need nothing of the attention.
         self.upper: Recurrent[Any] | None = None
         if self.num_layers > 1:
-            size = self.hidden_size
             self.upper = Recurrent(
-                *(cell, size, size, self.num_layers - 1, self.bias),
+                *(cell, self.hidden_size, self.hidden_size, self.num_layers - 1, self.bias),
                 dtype=found, seed=rng, init=method, compute=self.compute,
             )  # fmt: skip
 
