@@ -328,6 +328,7 @@ COVERED = {name.split(":")[0] for name in ENTRIES} | {
     "LayerCall",
     "run_program",
     "define_program",
+    "cell_definition",  # takes a key
     "xla_handler",  # takes a function, of all JAX programs of the process
     "Torch",  # and TensorLayer: test_interop_torch.py
     "TensorLayer",

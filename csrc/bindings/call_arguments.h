@@ -7,6 +7,7 @@
 //   Array make(sizes, element, name, x)              a new array
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -150,6 +151,8 @@ std::shared_ptr<const Timetable> read_sequence(const Place& place, const Sequenc
     in.resets = place.read(given.resets, "resets", Element::kBool, in.x, kOptional);
     in.resets.shape({{"T", d.T}, {"B", d.B}}).made_contiguous();
     const std::vector<std::int64_t> lengths = checked_lengths(given.lengths, d.T, d.B);
+    // Beyond any memory: before there is an array of the steps.
+    checked_product({d.T, std::max<std::int64_t>(d.B, 1), d.P, std::int64_t{sizeof(double)}});
     return std::make_shared<const Timetable>(d.T, d.B, lengths.empty() ? nullptr : lengths.data(),
                                              given.reverse);
 }
