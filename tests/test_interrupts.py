@@ -213,9 +213,12 @@ def gradual_underflow() -> bool:
 @pytest.mark.parametrize("make", [linear, one_step, packing], ids=lambda make: make.__name__)
 def test_handlers_see_gradual_underflow(make: Callable[[int], Callable[[], Any]], threads: int) -> None:
     with num_threads(threads):
-        call, seen = make(4), []
-        with handled(lambda: seen.append(gradual_underflow())):
-            call()
+        for n in (4, 8, 16, 32):
+            call, seen = make(n), []
+            with handled(lambda seen=seen: seen.append(gradual_underflow())):  # type: ignore[misc]
+                call()
+            if len(seen) > 2:
+                break
         assert len(seen) > 2 and all(seen)
         assert gradual_underflow()
 

@@ -333,7 +333,9 @@ def test_arguments() -> None:
         fr.LSTM(3, 4, zoneout=(0.1, 0.1, 0.1))
     with pytest.raises(ValueError, match=r"zoneout\[1\]: expected a number in"):
         fr.LSTM(3, 4, zoneout=(0.1, 2))
-    with pytest.raises(ValueError, match="proj_size: expected 0, since lstm with zoneout works unit by unit on h"):
+    with pytest.raises(
+        ValueError, match="proj_size: expected 0, since lstm with zoneout works unit by unit on h"
+    ):
         fr.LSTM(3, 4, proj_size=2, zoneout=0.1)
     net = fr.LSTM(3, 4, zoneout=0.1)
     with pytest.raises(ValueError, match="lstm with zoneout, a program"):
