@@ -43,8 +43,8 @@ py::object PlainCall::call_typed(py::handle x, py::handle state, std::int64_t ve
     const std::shared_ptr<const Timetable> timetable = timetable_of(d.T, d.B);
     py::array y = batch_first ? new_array(dtype_, {d.B, d.T, d.P}) : new_array(dtype_, {d.T, d.B, d.P});
     py::object made[kMaxStates];
-    const auto rows = [&](auto* data, std::int64_t width) {
-        return batch_first ? Sequence{data, width, d.T * width} : Sequence{data, d.B * width, width};
+    const auto rows = [&]<class U>(U* data, std::int64_t width) {
+        return batch_first ? Sequence<U>{data, width, d.T * width} : Sequence<U>{data, d.B * width, width};
     };
     ForwardProblem<T> problem = forward_problem<T>(
         cell_, d, timetable->view(nullptr), {}, rows(static_cast<const T*>(inputs->data()), d.I),
