@@ -15,6 +15,7 @@ import fusedrnn as fr
 
 # Of a decoder against the one in float32; gradients of energies are small differences, and off by more.
 DISTANCE = 0.05
+SIZE = 150  # more panels than go from the products through the cells at once
 ATTENTION = {
     "additive": {},
     "coverage": {"score": "location", "coverage": True, "location_filters": 3, "location_kernel_size": 5},
@@ -25,12 +26,12 @@ ATTENTION = {
 
 
 def make(cell: str, options: dict[str, Any], **others: Any) -> fr.AttentionDecoder:
-    return fr.AttentionDecoder(cell, 20, 40, 40, seed=0, **options, **others)
+    return fr.AttentionDecoder(cell, 20, SIZE, SIZE, seed=0, **options, **others)
 
 
 def train(decoder: fr.AttentionDecoder) -> list[Array]:
     """Return y, alpha, dx, dmemory and the gradients of all parameters."""
-    x, memory = draw(6, 33, 20), draw(9, 33, 40)
+    x, memory = draw(6, 33, 20), 0.3 * draw(9, 33, SIZE)
     memory_lengths, lengths = np.arange(33) % 10, np.arange(33) % 7
     y, alpha, _, tape = decoder.forward(x, memory, memory_lengths, lengths)
     decoder.zero_grad()
@@ -64,21 +65,21 @@ def test_near_float32_and_the_same_on_two_threads(cell: str, attention: str) -> 
 @needs_bf16
 def test_a_stream_and_a_search_have_the_steps_of_forward() -> None:
     decoder = make("gru", {}, compute="bf16")
-    x, memory = draw(6, 3, 20), draw(9, 3, 40)
+    x, memory = draw(6, 3, 20), draw(9, 3, SIZE)
     y = decoder(x, memory)[0]
     step = decoder.stream(memory)
     assert all(np.array_equal(step(row)[0], want) for row, want in zip(x, y, strict=True))
-    embedding, head = fr.Embedding(12, 20, seed=1), fr.Linear(40, 12, seed=2, compute="bf16")
+    embedding, head = fr.Embedding(12, 20, seed=1), fr.Linear(SIZE, 12, seed=2, compute="bf16")
     found = fr.decode.beam_search((embedding, decoder, head), memory, 0, 1, 3, 8)
     assert found.tokens.shape[0] == 3
 
 
 @needs_bf16
 def test_sampling_is_that_of_the_decoder() -> None:
-    embedding, head = fr.Embedding(12, 20, seed=1), fr.Linear(40, 12, seed=2)
+    embedding, head = fr.Embedding(12, 20, seed=1), fr.Linear(SIZE, 12, seed=2)
     for decoder in (make("gru", {}, compute="bf16"), make("gru", {})):
         sampling = fr.ScheduledSampling(embedding, head, 0.5, seed=3)
-        tape = decoder.forward(draw(6, 3, 20), draw(9, 3, 40), sampling=sampling)[3]
+        tape = decoder.forward(draw(6, 3, 20), draw(9, 3, SIZE), sampling=sampling)[3]
         assert tape.tokens is not None and (tape.tokens >= 0).any()
 
 
