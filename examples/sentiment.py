@@ -1,4 +1,4 @@
-"""Whether a sentence of a film review praises or blames, from its words.
+"""Whether a sentence of a film review praises or blames, from its words (a file; without one it says which).
 
 pip download --no-deps --no-binary :all: vaderSentiment==3.3.2    # its source distribution has the data
 python examples/sentiment.py vaderSentiment-3.3.2.tar.gz [EPOCHS]
@@ -18,6 +18,8 @@ from sklearn.pipeline import make_pipeline
 
 from fusedrnn.estimators import SequenceClassifier
 
+if len(sys.argv) < 2:
+    raise SystemExit(__doc__)
 file, epochs = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5
 
 

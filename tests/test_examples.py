@@ -76,6 +76,13 @@ def test_forecast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert inside is not None and 65 <= int(inside[1]) <= 92
 
 
+def test_sentiment_says_which_file_it_wants(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="pip download"):
+        run("sentiment", monkeypatch, capsys)
+
+
 def test_tune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """It improves on the default, and makes no trial twice."""
     optuna = pytest.importorskip("optuna")
