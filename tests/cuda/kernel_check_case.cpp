@@ -1,5 +1,6 @@
 // One case of a cell: its problem on the device, forward and backward, and the reference.
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <utility>
 
@@ -229,9 +230,9 @@ struct Kernels {
 };
 
 LookupTable lookups_of(const Dims& d, const Options& o) {
-    std::vector<std::int64_t> index(static_cast<std::size_t>(d.T * d.B));
-    for (std::size_t i = 0; i < index.size() && o.table > 0; ++i) {
-        index[i] = static_cast<std::int64_t>(i) % o.table;
+    auto index = std::make_shared<std::vector<std::int64_t>>(static_cast<std::size_t>(d.T * d.B));
+    for (std::size_t i = 0; i < index->size() && o.table > 0; ++i) {
+        (*index)[i] = static_cast<std::int64_t>(i) % o.table;
     }
     return LookupTable(std::move(index));
 }
