@@ -224,24 +224,17 @@ class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
     }
 
     void run() const override {
-        const std::int64_t total = pass_.schedule.longest(), values = pass_.traits.per_unit;
-        if (total == 0) return;
+        if (pass_.schedule.longest() == 0) return;
         send_program();
         if (programs_.cell.hidden_product)
             pass_.launcher.transpose(p_.weights.w_hh, pass_.gates, d_.P, w_hh_t_);
         if (d_.projected) pass_.launcher.transpose(p_.weights.w_hr, d_.P, d_.H, w_hr_t_);
         if (programs_.cell.staged) {  // whose programs add to these
             fill(pass_.unit_gradients, 0,
-                 static_cast<std::size_t>(pass_.schedule.rows() * values * d_.H * item_),
+                 static_cast<std::size_t>(pass_.schedule.rows() * pass_.traits.per_unit * d_.H * item_),
                  pass_.launcher.stream());
         }
-        std::int64_t later = -1;
-        for (std::int64_t step = 0; step < total; ++step) {
-            const std::int64_t t = p_.schedule.reverse ? step : total - 1 - step;
-            run_step(t, later);
-            later = t;
-        }
-        run_step(-1, later);
+        pass_.sweep([this](std::int64_t t, std::int64_t later) { run_step(t, later); });
     }
 
   private:
@@ -280,9 +273,13 @@ class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
         std::copy_n(p_.dinitial, kMaxStates, args.dinitial);
         args.carry = carry_;
         if (d_.projected) {
-            project_gradients(args, t, later);
+            const int k = programs_.cell.hidden_product ? static_cast<int>(pass_.gates) : 0;
+            const void* const dout = pass_.output_gradient(args, w_hh_t_, k, t, later);
+            args.projected = true;
+            args.product = product_;
+            if (t >= 0) multiply({dout, d_.P}, {w_hr_t_, d_.P}, d_.P, product_, d_.H, args.rows);
         } else if (later >= 0 && programs_.hidden_gates() > 0) {
-            multiply_gates(gate_gradients(later), 0, programs_.hidden_gates(), product_, d_.H,
+            multiply_gates(pass_.gate_gradients(later), 0, programs_.hidden_gates(), product_, d_.H,
                            args.later_rows);
             args.product = product_;
         }
@@ -292,31 +289,6 @@ class ProgramBackward final : public BackwardSteps, ProgramSteps<BackwardPass> {
             run_stage(entries_.backward, initial, DeviceStage{}, args.later_rows);
         }
         if (t >= 0) run_stages(args, t);
-    }
-
-    const void* gate_gradients(std::int64_t t) const {
-        return offset_bytes(pass_.dgh, pass_.schedule.offset(t) * pass_.gates * item_);
-    }
-
-    // First the gradient of the output, kept for dW_hr; that of h is its product with W_hr.
-    void project_gradients(ProgramBackwardArgs& args, std::int64_t t, std::int64_t later) const {
-        OutputGradientArgs output{};
-        output.w_hh_t = w_hh_t_;
-        output.dgh = later < 0 ? nullptr : gate_gradients(later);
-        output.k = programs_.cell.hidden_product ? static_cast<int>(pass_.gates) : 0;
-        output.source = args.source;
-        output.later = args.later;
-        output.order = args.order;
-        output.rows = args.rows, output.later_rows = args.later_rows;
-        output.dy = args.dy, output.dy_stride = args.dy_stride;
-        output.dfinal = args.dfinal[0], output.dinitial = args.dinitial[0];
-        void* const dout =
-            t < 0 ? nullptr : offset_bytes(pass_.dout, pass_.schedule.offset(t) * d_.P * item_);
-        output.dout = dout;
-        pass_.launcher.output_gradient(output, d_.P);
-        args.projected = true;
-        args.product = product_;
-        if (t >= 0) multiply({dout, d_.P}, {w_hr_t_, d_.P}, d_.P, product_, d_.H, args.rows);
     }
 
     void run_stages(ProgramBackwardArgs& args, std::int64_t t) const {

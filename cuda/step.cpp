@@ -117,24 +117,13 @@ class StepBackward final : public BackwardSteps {
 
     void run() const override {
         const Dims& d = p_.dims;
-        const std::int64_t total = pass_.schedule.longest();
-        if (total == 0) return;
+        if (pass_.schedule.longest() == 0) return;
         pass_.launcher.transpose(p_.weights.w_hh, pass_.gates, d.P, w_hh_t_);
         if (d.projected) pass_.launcher.transpose(p_.weights.w_hr, d.P, d.H, w_hr_t_);
-        std::int64_t later = -1;
-        for (std::int64_t step = 0; step < total; ++step) {
-            const std::int64_t t = p_.schedule.reverse ? step : total - 1 - step;
-            run_step(t, later);
-            later = t;
-        }
-        run_step(-1, later);
+        pass_.sweep([this](std::int64_t t, std::int64_t later) { run_step(t, later); });
     }
 
   private:
-    const void* gate_gradients(std::int64_t t) const {
-        return offset_bytes(pass_.dgh, pass_.schedule.offset(t) * pass_.gates * item_);
-    }
-
     // Step t after step `later` of the sweep; -1: none. Without a t only the initial state's gradients are
     // left.
     void run_step(std::int64_t t, std::int64_t later) const {
@@ -151,11 +140,16 @@ class StepBackward final : public BackwardSteps {
         std::copy_n(p_.dfinal, kMaxStates, args.dfinal);
         std::copy_n(p_.dinitial, kMaxStates, args.dinitial);
         args.product_w = w_hh_t_;
-        args.product_rows = later < 0 ? nullptr : gate_gradients(later);
+        args.product_rows = later < 0 ? nullptr : pass_.gate_gradients(later);
         args.k = static_cast<int>(pass_.gates);
         args.carry = carry_;
         if (t >= 0) set_tape(args, t);
-        if (d.projected) project_gradients(args, t);
+        if (d.projected) {  // what is left of the step is a product with W_hr
+            args.product_rows = pass_.output_gradient(args, w_hh_t_, args.k, t, later);
+            args.projected = true;
+            args.product_w = w_hr_t_;
+            args.k = static_cast<int>(d.P);
+        }
         if (by_library_ && later >= 0) args.product = multiply_step(later);
         const bool vector = pass_.launcher.is_vector(args.product_w, args.k, args.k) &&
                             pass_.launcher.is_vector(args.product_rows, args.k, args.k);
@@ -169,7 +163,7 @@ class StepBackward final : public BackwardSteps {
         Product product{};
         product.layout = Layout::kNT;
         product.m = d.B, product.n = d.H, product.k = pass_.gates;
-        product.a = {gate_gradients(t), pass_.gates};
+        product.a = {pass_.gate_gradients(t), pass_.gates};
         product.b = {w_hh_t_, pass_.gates};
         product.c = product_, product.c_stride = d.H;
         pass_.launcher.multiply(product, pass_.partial);
@@ -186,30 +180,6 @@ class StepBackward final : public BackwardSteps {
         args.saved = offset_bytes(pass_.saved, offset * H * pass_.traits.saved * compute_);
         args.dgh = offset_bytes(pass_.dgh, offset * pass_.gates * item_);
         args.dgx = offset_bytes(pass_.dgx, offset * pass_.gates * item_);
-    }
-
-    // First the gradient of the output, kept for dW_hr; what is left of the step is then a product of that
-    // with W_hr.
-    void project_gradients(StepBackwardArgs& args, std::int64_t t) const {
-        const Dims& d = p_.dims;
-        OutputGradientArgs output{};
-        output.w_hh_t = args.product_w;
-        output.dgh = args.product_rows;
-        output.k = args.k;
-        output.source = args.source;
-        output.later = args.later;
-        output.order = args.order;
-        output.rows = args.rows, output.later_rows = args.later_rows;
-        output.dy = args.dy;
-        output.dy_stride = args.dy_stride;
-        output.dfinal = args.dfinal[0];
-        output.dinitial = args.dinitial[0];
-        output.dout = t < 0 ? nullptr : offset_bytes(pass_.dout, pass_.schedule.offset(t) * d.P * item_);
-        pass_.launcher.output_gradient(output, d.P);
-        args.projected = true;
-        args.product_w = w_hr_t_;
-        args.product_rows = output.dout;
-        args.k = static_cast<int>(d.P);
     }
 
     const BackwardPass& pass_;

@@ -46,6 +46,44 @@ struct BackwardPass {
     void* unit_gradients;  // T [compact index][values][H]
     void* operands;        // T [product][compact index][H]: what products within a step took
     void* partial;
+
+    // The gates' gradients of step t.
+    const void* gate_gradients(std::int64_t t) const {
+        return offset_bytes(dgh, schedule.offset(t) * gates * storage_bytes(problem.math));
+    }
+    // run(t, later) of all steps against the direction of time, each after step `later` of the sweep; -1: none. At the end
+    // without a t, for the initial state.
+    template <class Run>
+    void sweep(const Run& run) const {
+        const std::int64_t total = schedule.longest();
+        std::int64_t later = -1;
+        for (std::int64_t step = 0; step < total; ++step) {
+            const std::int64_t t = problem.schedule.reverse ? step : total - 1 - step;
+            run(t, later);
+            later = t;
+        }
+        run(-1, later);
+    }
+    // The gradient of the output of step t, kept for dW_hr, of which that of h is a product with W_hr; `args`: the step's.
+    template <class Args>
+    void* output_gradient(const Args& args, const void* w_hh_t, int k, std::int64_t t,
+                          std::int64_t later) const {
+        const std::int64_t P = problem.dims.P;
+        OutputGradientArgs output{};
+        output.w_hh_t = w_hh_t;
+        output.dgh = later < 0 ? nullptr : gate_gradients(later);
+        output.k = k;
+        output.source = args.source;
+        output.later = args.later;
+        output.order = args.order;
+        output.rows = args.rows, output.later_rows = args.later_rows;
+        output.dy = args.dy, output.dy_stride = args.dy_stride;
+        output.dfinal = args.dfinal[0], output.dinitial = args.dinitial[0];
+        output.dout =
+            t < 0 ? nullptr : offset_bytes(dout, schedule.offset(t) * P * storage_bytes(problem.math));
+        launcher.output_gradient(output, P);
+        return output.dout;
+    }
 };
 
 class BackwardSteps {
