@@ -1,16 +1,14 @@
 // Cells that are data: their definitions checked once, made ready for the drivers, and kept until the process ends.
 #include <algorithm>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "bindings/fork_safe_mutex.h"
 #include "bindings/read_stages.h"
 #include "bindings/recurrent.h"
+#include "bindings/registry.h"
 
 namespace fusedrnn {
 namespace {
@@ -94,20 +92,7 @@ class DefinedCell {
     CellDefinition definition_{};
 };
 
-using Registry = std::map<std::string, std::unique_ptr<const DefinedCell>>;
-
-// Never destroyed: tapes may outlive the module.
-Registry& registry() {
-    static auto* const cells = new Registry;
-    return *cells;
-}
-
-const DefinedCell* find(const std::string& key) {
-    const Registry& cells = registry();
-    const std::lock_guard<std::mutex> lock(fork_safe_mutex(&cells));
-    const auto found = cells.find(key);
-    return found == cells.end() ? nullptr : found->second.get();
-}
+using DefinedCells = Registry<DefinedCell>;
 
 py::dict define_program(const std::string& key, py::handle gates, py::handle states, py::handle saved,
                         py::handle links, py::handle split_gates, py::handle direct_hidden,
@@ -173,24 +158,17 @@ py::dict define_program(const std::string& key, py::handle gates, py::handle sta
     auto defined =
         std::make_unique<const DefinedCell>(key, shape, std::move(per_unit), unit_values, std::move(drawn),
                                             operations, forward, inference, backward);
-    const DefinedCell* known;
-    {
-        Registry& cells = registry();
-        const std::lock_guard<std::mutex> lock(fork_safe_mutex(&cells));
-        auto& place = cells[key];
-        if (place == nullptr) place.swap(defined);
-        known = place.get();
-    }
-    if (defined != nullptr && !(*defined == *known))
+    const DefinedCell& known = DefinedCells::instance().add(key, defined);
+    if (defined != nullptr && !(*defined == known))
         throw py::value_error("key: expected one of its own for each definition, got '" + key +
                               "' for a second");
-    return cell_description(known->cell());
+    return cell_description(known.cell());
 }
 
 }  // namespace
 
 const RecurrentCell* defined_cell(const std::string& key) {
-    const DefinedCell* const found = find(key);
+    const DefinedCell* const found = DefinedCells::instance().find(key);
     return found == nullptr ? nullptr : &found->cell();
 }
 
@@ -204,7 +182,7 @@ void bind_define_program(py::module_& m) {
     m.def(
         "cell_definition",
         [](const std::string& key) -> py::object {
-            const DefinedCell* const found = find(key);
+            const DefinedCell* const found = DefinedCells::instance().find(key);
             if (found == nullptr) return py::none();
             return py::capsule(&found->definition(), kCellDefinition);
         },

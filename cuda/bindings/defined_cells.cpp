@@ -1,11 +1,9 @@
 #include "cuda/bindings/defined_cells.h"
 
-#include <map>
 #include <memory>
-#include <mutex>
 
 #include "bindings/checks.h"
-#include "bindings/fork_safe_mutex.h"
+#include "bindings/registry.h"
 
 namespace fusedrnn::cuda {
 namespace {
@@ -17,20 +15,7 @@ struct DefinedCell {
     const DeviceCell cell;
 };
 
-using Registry = std::map<std::string, std::unique_ptr<const DefinedCell>>;
-
-// Never destroyed: tapes may outlive the module.
-Registry& registry() {
-    static auto* const cells = new Registry;
-    return *cells;
-}
-
-const DeviceCell* find(const std::string& key) {
-    const Registry& cells = registry();
-    const std::lock_guard<std::mutex> lock(fork_safe_mutex(&cells));
-    const auto found = cells.find(key);
-    return found == cells.end() ? nullptr : &found->second->cell;
-}
+using DefinedCells = Registry<DefinedCell>;
 
 }  // namespace
 
@@ -38,18 +23,15 @@ const DeviceCell& cell_of_call(const std::string& name) {
     for (const DeviceCell& cell : device_cells()) {
         if (name == cell.name) return cell;
     }
-    if (const DeviceCell* const known = find(name)) return *known;
+    DefinedCells& defined = DefinedCells::instance();
+    if (const DefinedCell* const known = defined.find(name)) return known->cell;
     // Both modules are of one version, which the loader has seen to.
     const py::object given = py::module_::import("fusedrnn._core").attr("cell_definition")(name);
     if (given.is_none()) return cell_among(device_cells(), name);
     void* const pointer = PyCapsule_GetPointer(given.ptr(), kCellDefinition);
     if (pointer == nullptr) throw py::error_already_set();
     auto made = std::make_unique<const DefinedCell>(*static_cast<const CellDefinition*>(pointer));
-    Registry& cells = registry();
-    const std::lock_guard<std::mutex> lock(fork_safe_mutex(&cells));
-    auto& place = cells[name];
-    if (place == nullptr) place.swap(made);
-    return place->cell;
+    return defined.add(name, made).cell;
 }
 
 Draws read_draws(py::handle draws) {
