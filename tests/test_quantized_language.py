@@ -47,4 +47,4 @@ def test_bits_per_character(weights: str, model: tuple[fr.Embedding, fr.LSTM, fr
     assert want < 2.5  # it has learned: 4.1 bits are those of the characters alone
     y = lstm.quantize(weights)(x)[0]
     assert not np.array_equal(y, lstm(x)[0])
-    assert abs(bits(y) - want) < 0.02
+    assert abs(bits(y) - want) < 1e-4
