@@ -28,6 +28,19 @@ class Unkept:
         self.kind = kind
 
 
+class ConstructorSignature:
+    """The signature of a class with a `__new__` of any arguments: that of its `__init__`, be it inherited.
+
+    Before Python 3.11.4 `inspect` takes that of an inherited `__new__` first.
+    """
+
+    def __get__(self, instance: Any, kind: Any) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(kind.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class Arguments:
     """Positional and keyword arguments of a call, without what could change later or cannot be copied."""
 

@@ -17,7 +17,7 @@ from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.devices import find_backend
 from fusedrnn.init import Noise
 from fusedrnn.listing import Listed
-from fusedrnn.nn.arguments import Arguments
+from fusedrnn.nn.arguments import Arguments, ConstructorSignature
 from fusedrnn.nn.buffers import ParameterDict, moved
 from fusedrnn.nn.loading import LoadResult, encoded, read_state, saved_cells
 from fusedrnn.nn.store import Store
@@ -68,6 +68,7 @@ class Module(Listed, Store["Module"]):
     # The cell that a recurrent network's state_dict has, if it has one.
     _saved_cell: DefinedCell | None = None
     _made_with: Arguments
+    __signature__: ClassVar[Any] = ConstructorSignature()
     # Whether there are no kernels of it for a GPU.
     _host_only: ClassVar[bool] = False
     # {name: module whose parameter of this name serves for one of its own}
