@@ -22,6 +22,7 @@ struct ForwardPlan : CellSizes<Cell> {
     using CellSizes<Cell>::G, CellSizes<Cell>::S, CellSizes<Cell>::kInterleaved;
     static constexpr std::int64_t L = Vec<T>::kLanes;
     std::int64_t panels, member_rows, member_panels, steps, block_rows;
+    bool joined;  // whether steps take the last panel with its gates joined
     // Shared by all members.
     ForwardRows<T> rows;
     T* table_gx;  // projected rows of the table: [panel][V][G][L]
@@ -52,6 +53,7 @@ struct ForwardPlan : CellSizes<Cell> {
         steps = larger(1, smaller(d.T, block_bytes / step_bytes));
         if (following) steps = smaller(steps, following_steps(d.T));
         block_rows = larger(1, steps * member_rows);
+        joined = joins_gates<Cell, T>(d, member_rows);
     }
     void take_shared(const Dims& d, Arena& arena) {
         rows = ForwardRows<T>(d, S, arena);
@@ -155,7 +157,8 @@ class Forward : ForwardSteps<Cell, T> {
                 const Range piece{u, smaller(u + piece_panels, panels.end)};
                 if (team_.cancelled(member, count * (piece.end - piece.begin) * row_work)) return;
                 input_product<Cell, T>(*this, p_.dims, p_.weights, rows + r, count, piece,
-                                       out + ((u - panels.begin) * out_rows + r) * G * L, out_rows);
+                                       out + ((u - panels.begin) * out_rows + r) * G * L, out_rows,
+                                       plan_.joined);
             }
         }
     }
@@ -212,14 +215,14 @@ class Forward : ForwardSteps<Cell, T> {
                 if (project) {
                     input_product<Cell, T>(*this, p_.dims, p_.weights, m.x_rows + r, n,
                                            {first, first + count}, m.gx + (u * plan_.block_rows + r) * G * L,
-                                           plan_.block_rows);
+                                           plan_.block_rows, plan_.joined);
                 }
                 if (this->staged) prefetch_tape(part, t, {r, r + n});
                 const T* gx = m.gx + (u * plan_.block_rows + block_row + r) * G * L;
                 if (this->multiplies_h) {
                     hidden_product<Cell, T>(*this, p_.dims, p_.weights, m.h_rows + r, n,
                                             {first, first + count}, gx, plan_.block_rows, m.acc, room,
-                                            ahead.next == nullptr ? nullptr : &ahead);
+                                            plan_.joined, ahead.next == nullptr ? nullptr : &ahead);
                 }
                 if constexpr (CellSizes<Cell>::kIsProgram) {
                     run_program_cells(part, m, t, {first, first + count}, r, n, gx, room);

@@ -59,6 +59,7 @@ class Recompute : CellSizes<Cell> {
     // The rows and panels of one member, for the steps [begin, end) of the sweep; ends early once the call was cancelled.
     void run(const Part& part, Member& m, int member, std::int64_t begin, std::int64_t end) const {
         const std::int64_t n = find_rows(part, m, begin, end), room = group_rows<Cell>(n);
+        const bool joined = joins_gates<Cell, T>(p_.dims, n);
         const std::int64_t at_once =
             group_panels<Cell, kInterleaved>(*this, part.panels.end - part.panels.begin, n);
         for (std::int64_t u = part.panels.begin; u < part.panels.end; u += at_once) {
@@ -67,10 +68,11 @@ class Recompute : CellSizes<Cell> {
                 const std::int64_t rows = smaller(kRowGroup, n - r);
                 const std::int64_t work = rows * at_once * G * L * (p_.dims.I + p_.dims.P);
                 if (team_.cancelled(member, work)) return;
-                input_product<Cell, T>(*this, p_.dims, p_.weights, m.x_rows + r, rows, panels, m.gx, room);
+                input_product<Cell, T>(*this, p_.dims, p_.weights, m.x_rows + r, rows, panels, m.gx, room,
+                                       joined);
                 if (this->multiplies_h) {
                     hidden_product<Cell, T>(*this, p_.dims, p_.weights, m.h_rows + r, rows, panels, m.gx,
-                                            room, m.acc, room);
+                                            room, m.acc, room, joined);
                 }
                 if constexpr (Sizes::kIsProgram) {
                     keep_group(m, r, rows, panels, room);

@@ -139,11 +139,50 @@ class PreviousStates : CellSizes<Cell> {
 // Chunks of k where other weights come ahead of their product.
 inline constexpr std::int64_t kAheadDepth = 16;
 
+// Whether products of so many rows take the last panel with its gates joined: of fewer it would wait for itself, where whole
+// panels are multiplied together.
+template <class Cell, class T>
+bool joins_gates(const Dims& d, std::int64_t rows) {
+    constexpr int together = CellSizes<Cell>::kInterleaved, kChains = 8;
+    return joined_units<T>(d.H, together) > 0 && rows * together > kChains;
+}
+template <class T, int kVectors>
+void multiply_joined(const GemmArgs<T>& args, std::int64_t vectors) {
+    if constexpr (kVectors > 1) {
+        if (vectors < kVectors) return multiply_joined<T, kVectors - 1>(args, vectors);
+    }
+    gemm<T, kVectors>(args);
+}
+// The last of the panels with its gates joined; `apart`: each then gets its vector.
+template <class T, int G>
+void joined_product(std::int64_t units, GemmArgs<T> args, bool apart) {
+    constexpr std::int64_t L = Vec<T>::kLanes;
+    args.b += args.panels * args.b_panel;
+    // A bias has joined gates after its panels, too; what products have made lies where it did.
+    args.init += (args.panels - (args.init_row == 0 ? 0 : 1)) * args.init_panel;
+    args.out += (args.panels - 1) * args.out_panel;
+    args.panels = 1;
+    args.columns = L;
+    multiply_joined<T, G - 1>(args, panels_of<T>(G * units));
+    for (std::int64_t r = 0; apart && r < args.n; ++r, args.out += args.out_row) {
+        // The last first: none reaches one that is still to be moved.
+        for (int g = G - 1; g >= 0; --g)
+            Vec<T>::load_n(args.out + g * units, static_cast<int>(units)).store(args.out + g * L);
+    }
+}
+
 // The products of so many gates, given the first: one where panels interleave the gates, else one for each, from weights of
 // its own to its place among the interleaved results.
 template <class Cell, class T>
-FUSEDRNN_INLINE void gate_products(const Dims& d, GemmArgs<T>& args, int gates) {
+FUSEDRNN_INLINE void gate_products(const Dims& d, GemmArgs<T>& args, int gates, bool joined = false,
+                                   bool apart = false) {
     constexpr int together = CellSizes<Cell>::kInterleaved;
+    if constexpr (together > 1) {
+        if (joined && args.columns <= args.panels * Vec<T>::kLanes) {
+            joined_product<T, together>(joined_units<T>(d.H, together), args, apart);
+            --args.panels;
+        }
+    }
     gemm<T, together>(args);
     for (int g = together; g < gates; g += together) {
         args.b += panels_of<T>(d.H) * args.b_panel;
@@ -153,10 +192,11 @@ FUSEDRNN_INLINE void gate_products(const Dims& d, GemmArgs<T>& args, int gates) 
     }
 }
 
-// gx = x W_ih^T + b for n rows of inputs: [panel][row][G][L], with room for `out_rows` rows in each panel.
+// gx = x W_ih^T + b for n rows of inputs: [panel][row][G][L], with room for `out_rows` rows in each panel. `joined`: what
+// hidden_product will be told.
 template <class Cell, class T>
 void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
-                   std::int64_t n, Range panels, T* out, std::int64_t out_rows) {
+                   std::int64_t n, Range panels, T* out, std::int64_t out_rows, bool joined) {
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
     GemmArgs<T> args = plain_rows<T>(rows, n, d.I);
     take_panels<T>(args, weights.w_ih, panels, d.H, together);
@@ -165,15 +205,16 @@ void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& wei
     args.out = out;
     args.out_panel = out_rows * c.G * L;
     args.out_row = c.G * L;
-    gate_products<Cell>(d, args, c.G);
+    const bool stays = joined && !c.split_gates;
+    gate_products<Cell>(d, args, c.G, stays || joins_gates<Cell, T>(d, n), !stays);
 }
 
 // (gx, or the recurrent bias where gates are split) + h W_hh^T for n rows of h, laid out as the result of input_product.
-// With weights `ahead` P is in whole chunks.
+// `joined`: by joins_gates for the rows of a step. With weights `ahead` P is in whole chunks.
 template <class Cell, class T>
 void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
                     std::int64_t n, Range panels, const T* gx, std::int64_t gx_rows, T* out,
-                    std::int64_t out_rows, Ahead* ahead = nullptr) {
+                    std::int64_t out_rows, bool joined, Ahead* ahead = nullptr) {
     if (c.first_gates == 0) return;
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
     // In chunks where the next weights come between them.
@@ -193,7 +234,7 @@ void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& we
     args.out = out;
     args.out_panel = out_rows * c.G * L;
     args.out_row = c.G * L;
-    gate_products<Cell>(d, args, c.first_gates);
+    gate_products<Cell>(d, args, c.first_gates, joined, true);
 }
 
 // What the units of a panel have of all per-unit parameters.
