@@ -51,6 +51,28 @@ def clipped(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Te
     return [torch.sigmoid(o) * torch.tanh(c), c]
 
 
+def normalised(torch: Any, v: Tensor, gain: Tensor) -> Tensor:
+    return torch.nn.functional.layer_norm(v, v.shape[-1:], gain, None, 1e-5)
+
+
+def layer_norm(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
+    c = torch.sigmoid(f) * s[1] + torch.sigmoid(i) * torch.tanh(g)
+    u = normalised(torch, c, p["gain_c_l0"]) + p["bias_c_l0"]
+    return [torch.sigmoid(o) * torch.tanh(u), c]
+
+
+def zoneout(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    return [new + m * (old - new) for new, old, m in zip(lstm(torch, x, h, s, p), s, p["m"], strict=True)]
+
+
+def reset_before(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
+    r, z = torch.sigmoid(x[0] + h[0]), torch.sigmoid(x[1] + h[1])
+    w, b = (p[name].chunk(3)[2] for name in ("weight_hh_l0", "bias_hh_l0"))
+    n = torch.tanh(x[2] + torch.nn.functional.linear(r * s[0], w, b))
+    return [n + z * (s[0] - n)]
+
+
 def gru(torch: Any, x: list[Tensor], h: list[Tensor], s: list[Tensor], p: Tensors) -> list[Tensor]:
     r, z = torch.sigmoid(x[0] + h[0]), torch.sigmoid(x[1] + h[1])
     n = torch.tanh(x[2] + r * h[2])
@@ -103,8 +125,13 @@ VARIANTS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any], Step]] = {
     "LSTM peephole": (lambda *a, **o: fr.LSTM(*a, peephole=True, **o), fr.LSTM, peephole),
     "LSTM coupled_gates": (lambda *a, **o: fr.LSTM(*a, coupled_gates=True, **o), fr.LSTM, coupled),
     "LSTM cell_clip": (lambda *a, **o: fr.LSTM(*a, cell_clip=3.0, **o), fr.LSTM, clipped),
+    "LSTM layer_norm": (lambda *a, **o: fr.LSTM(*a, layer_norm=True, **o), fr.LSTM, layer_norm),
+    "LSTM recurrent_dropout": (lambda *a, **o: fr.LSTM(*a, recurrent_dropout=0.3, **o), fr.LSTM, lstm),
+    "LSTM weight_dropout": (lambda *a, **o: fr.LSTM(*a, weight_dropout=0.3, **o), fr.LSTM, lstm),
+    "LSTM zoneout": (lambda *a, **o: fr.LSTM(*a, zoneout=0.1, **o), fr.LSTM, zoneout),
     "LSTM batch_norm": (lambda *a, **o: fr.LSTM(*a, batch_norm=True, **o), fr.LSTM, lstm),
     "GRU": (fr.GRU, fr.GRU, gru),
+    "GRU reset_before": (lambda *a, **o: fr.GRU(*a, reset_after=False, **o), fr.GRU, reset_before),
     "MGU": (fr.MGU, fr.GRU, mgu),
     "IndRNN": (fr.IndRNN, fr.GRU, indrnn),
     "MinGRU": (fr.MinGRU, fr.GRU, mingru),
@@ -123,6 +150,24 @@ def training(net: Any, x: Any, dy: Any) -> dict[str, Any]:
     return {"y": y, "dx": dx, "weight_ih": net.grads["weight_ih_l0"]}
 
 
+def masks(torch: Any, net: Any, steps: int, batch: int) -> tuple[Any, Any, list[Any]]:
+    """What weight_hh and h before it are multiplied by, and what zoneout keeps of each state in each step.
+
+    In evaluation these are what is expected; None where the network has no such option.
+    """
+
+    def draw(p: float, *shape: int) -> Tensor:
+        return (torch.rand(shape) >= p).float() / (1 - p)
+
+    if not net.training:
+        return None, None, [net.zoneout] * steps
+    hidden, rows = net.hidden_size, len(net._spec.gate_names) * net.hidden_size
+    weight = draw(net.weight_dropout, rows, hidden) if net.weight_dropout else None
+    state = draw(net.recurrent_dropout, batch, hidden) if net.recurrent_dropout else None
+    kept = [(torch.rand(steps, batch, hidden) < p).float().unbind() for p in net.zoneout if any(net.zoneout)]
+    return weight, state, list(zip(*kept, strict=True)) or [()] * steps
+
+
 def loop(net: Any, step: Step, x: Any, dy: Any) -> Callable[[], dict[str, Any]]:
     """The training step of the loop, with the weights of our network."""
     import torch
@@ -137,19 +182,30 @@ def loop(net: Any, step: Step, x: Any, dy: Any) -> Callable[[], dict[str, Any]]:
         inputs.grad = None
         for tensor in p.values():
             tensor.grad = None
-        if "gain_ih_l0" in p:
+        if "gain_hh_l0" in p:
+            products = torch.nn.functional.linear(inputs, p["weight_ih_l0"])
+            projected = normalised(torch, products, p["gain_ih_l0"]) + p["bias_ih_l0"]
+        elif "gain_ih_l0" in p:
             products = torch.nn.functional.linear(inputs, p["weight_ih_l0"])
             norm = (None, None, p["gain_ih_l0"], p["bias_ih_l0"], True)
             projected = torch.nn.functional.batch_norm(products.flatten(0, 1), *norm).view_as(products)
         else:
             projected = torch.nn.functional.linear(inputs, p["weight_ih_l0"], p["bias_ih_l0"])
+        dropped, d, kept = masks(torch, net, *x.shape[:2])
+        weight_hh, bias_hh = p.get("weight_hh_l0"), p.get("bias_hh_l0")
+        if dropped is not None:
+            weight_hh = weight_hh * dropped
+        if step is reset_before:  # which multiplies the last gate itself
+            weight_hh, bias_hh = (both[: 2 * net.hidden_size] for both in (weight_hh, bias_hh))
         s, outputs = zeros, []
-        for gx in projected.unbind(0):
+        for gx, m in zip(projected.unbind(0), kept, strict=True):
             h: list[Tensor] = []
-            if "weight_hh_l0" in p:
-                gh = torch.nn.functional.linear(s[0], p["weight_hh_l0"], p["bias_hh_l0"])
-                h = list(gh.chunk(count, -1))
-            s = step(torch, list(gx.chunk(count, -1)), h, s, p)
+            if weight_hh is not None:
+                gh = torch.nn.functional.linear(s[0] if d is None else s[0] * d, weight_hh, bias_hh)
+                if "gain_hh_l0" in p:
+                    gh = normalised(torch, gh, p["gain_hh_l0"])
+                h = list(gh.chunk(2 if step is reset_before else count, -1))
+            s = step(torch, list(gx.chunk(count, -1)), h, s, p | {"m": m})
             outputs.append(s[0])
         y = torch.stack(outputs)
         y.backward(flow)
@@ -163,7 +219,7 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
     """Measure, print and save the table as out/cells-`threads`.json and .txt."""
     peers = harness.usable_peers(("fusedrnn", "torch"), threads)
     heads = ("ours", "plain", "cost", "torch loop", "ratio")
-    title = "{:20}{:>14}{:>10}{:>10}{:>7}{:>12}{:>7}".format("ms of training", "T, B, H", *heads)
+    title = "{:22}{:>14}{:>10}{:>10}{:>7}{:>12}{:>7}".format("ms of training", "T, B, H", *heads)
     rows, lines = [], [title]
     print(title, flush=True)
     for name, (make, plain, step) in VARIANTS.items():
@@ -177,8 +233,11 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
             }
             if "torch" in peers:
                 calls["torch loop"] = loop(net, step, x, dy)
+                # Of what is drawn each has its own.
+                net.train(not (net.weight_dropout or net.recurrent_dropout or any(net.zoneout)))
                 compared = {key: calls[key]() for key in ("ours", "torch loop")}
                 harness.check_agreement(compared, TOLERANCE, f"{name} {steps, batch, hidden}")
+            net.train()
             samples = harness.sample(calls, plan)
             ms = {key: statistics.median(seconds) * 1e3 for key, seconds in samples.items()}
             theirs = ms.get("torch loop", float("nan"))
@@ -188,6 +247,6 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
             )
             shape = f"{steps}, {batch}, {hidden}"
             numbers = f"{ms['ours']:10.3f}{ms['plain']:10.3f}{cost:7.2f}{theirs:12.2f}{ratio:7.1f}"
-            lines.append(f"{name:20}{shape:>14}{numbers}")
+            lines.append(f"{name:22}{shape:>14}{numbers}")
             print(lines[-1], flush=True)
     report.save_suite("cells", threads, peers, rows, lines, out)
