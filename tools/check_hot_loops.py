@@ -80,9 +80,11 @@ def check_tile(name: str, body: list[Instruction]) -> list[str]:
     dtype, *numbers = tile["arguments"].split(", ")
     sizes = [int(number) for number in numbers]
     width = FULL_BYTES[tile["isa"]]
-    if tile["name"] == "micro_kernel":
-        width = sizes.pop() * (4 if dtype == "float" else 8)
     accumulators = math.prod(sizes)
+    if tile["name"] == "micro_kernel":
+        rows, panels, gates, lanes, last = sizes
+        width = lanes * (4 if dtype == "float" else 8)
+        accumulators = rows * (panels * gates + last)
     multiply_add = re.compile(rf"vfn?m(add|sub)\d+{SUFFIX[dtype]} .*{REGISTERS[width]}")
     frame_pointer = any(re.match(r"mov\s+%rsp,%rbp", i.text) for i in body)
     loops = [loop for loop in innermost_loops(body) if any("vfm" in i.text for i in loop)]

@@ -22,7 +22,6 @@ struct ForwardPlan : CellSizes<Cell> {
     using CellSizes<Cell>::G, CellSizes<Cell>::S, CellSizes<Cell>::kInterleaved;
     static constexpr std::int64_t L = Vec<T>::kLanes;
     std::int64_t panels, member_rows, member_panels, steps, block_rows;
-    bool joined;  // whether steps take the last panel with its gates joined
     // Shared by all members.
     ForwardRows<T> rows;
     T* table_gx;  // projected rows of the table: [panel][V][G][L]
@@ -53,7 +52,6 @@ struct ForwardPlan : CellSizes<Cell> {
         steps = larger(1, smaller(d.T, block_bytes / step_bytes));
         if (following) steps = smaller(steps, following_steps(d.T));
         block_rows = larger(1, steps * member_rows);
-        joined = joins_gates<Cell, T>(d, member_rows);
     }
     void take_shared(const Dims& d, Arena& arena) {
         rows = ForwardRows<T>(d, S, arena);
@@ -157,8 +155,7 @@ class Forward : ForwardSteps<Cell, T> {
                 const Range piece{u, smaller(u + piece_panels, panels.end)};
                 if (team_.cancelled(member, count * (piece.end - piece.begin) * row_work)) return;
                 input_product<Cell, T>(*this, p_.dims, p_.weights, rows + r, count, piece,
-                                       out + ((u - panels.begin) * out_rows + r) * G * L, out_rows,
-                                       plan_.joined);
+                                       out + ((u - panels.begin) * out_rows + r) * G * L, out_rows);
             }
         }
     }
@@ -215,14 +212,14 @@ class Forward : ForwardSteps<Cell, T> {
                 if (project) {
                     input_product<Cell, T>(*this, p_.dims, p_.weights, m.x_rows + r, n,
                                            {first, first + count}, m.gx + (u * plan_.block_rows + r) * G * L,
-                                           plan_.block_rows, plan_.joined);
+                                           plan_.block_rows);
                 }
                 if (this->staged) prefetch_tape(part, t, {r, r + n});
                 const T* gx = m.gx + (u * plan_.block_rows + block_row + r) * G * L;
                 if (this->multiplies_h) {
                     hidden_product<Cell, T>(*this, p_.dims, p_.weights, m.h_rows + r, n,
                                             {first, first + count}, gx, plan_.block_rows, m.acc, room,
-                                            plan_.joined, ahead.next == nullptr ? nullptr : &ahead);
+                                            ahead.next == nullptr ? nullptr : &ahead);
                 }
                 if constexpr (CellSizes<Cell>::kIsProgram) {
                     run_program_cells(part, m, t, {first, first + count}, r, n, gx, room);
@@ -260,6 +257,7 @@ class Forward : ForwardSteps<Cell, T> {
         const T* const* const states = m.state_rows;
         T* const* const y_rows = m.y_rows;
         const std::int64_t panel = part.panels.begin + v, first = part.first, stride = part.stride;
+        const std::int64_t apart = gate_distance<T>(G, d.H - panel * L);
         T* saved = p_.saved;
         if (saved != nullptr) {
             const std::int64_t row = p_.schedule.offset[t] * plan_.panels + panel * p_.schedule.active[t];
@@ -267,7 +265,7 @@ class Forward : ForwardSteps<Cell, T> {
         }
         for (std::int64_t i = r; i < r + n; ++i, acc += G * L, gx += G * L) {
             const std::int64_t position = first + i * stride;
-            this->apply_cell(d, t, panel, position, states + i * S, acc, gx, units, y_rows[i],
+            this->apply_cell(d, t, panel, position, states + i * S, acc, gx, apart, units, y_rows[i],
                              saved == nullptr ? nullptr : saved + position * this->kept * L);
         }
     }

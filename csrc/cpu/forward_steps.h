@@ -72,11 +72,11 @@ class ForwardSteps : protected CellSizes<Cell> {
 
     // The cell for one row and one panel. `d`: a copy of the problem's sizes, which no vector that is stored may alias.
     FUSEDRNN_INLINE void apply_cell(const Dims& d, std::int64_t t, std::int64_t panel, std::int64_t position,
-                                    const T* const* state, const T* acc, const T* gx, const T* units, T* y,
-                                    T* saved) const {
+                                    const T* const* state, const T* acc, const T* gx, std::int64_t apart,
+                                    const T* units, T* y, T* saved) const {
         const std::int64_t unit = panel * L;
         V s_next[S], keep[Cell::kSaved];
-        cell_forward<Cell, T>(d, acc, gx, units, state, panel, s_next, keep);
+        cell_forward<Cell, T>(d, acc, gx, apart, units, state, panel, s_next, keep);
         store_part(s_next[0], y + unit, d.H - unit);
         if constexpr (S > 1) {
             T* to = states_out(t, position) + unit;

@@ -19,6 +19,18 @@ constexpr std::int64_t panel_depth(std::int64_t k) {
     return kBf16 ? (k + 31) / 32 * 16 : k;
 }
 
+// Vectors that so many units of several gates take in a panel, and how far apart its gates are. In the last panel, where units
+// do not fill a vector, gates stand side by side if that saves one: columns of padding are multiplied like any other.
+template <class T>
+constexpr std::int64_t panel_vectors(std::int64_t gates, std::int64_t units) {
+    constexpr std::int64_t L = Vec<T>::kLanes;
+    return kBf16 || units >= L ? gates : (gates * units + L - 1) / L;
+}
+template <class T>
+constexpr std::int64_t gate_distance(std::int64_t gates, std::int64_t units) {
+    return panel_vectors<T>(gates, units) < gates ? units : Vec<T>::kLanes;
+}
+
 // Rows of k elements each.
 template <class T>
 FUSEDRNN_INLINE GemmArgs<T> plain_rows(const T* const* rows, std::int64_t n, std::int64_t k) {
@@ -51,6 +63,7 @@ FUSEDRNN_INLINE void take_panels(GemmArgs<T>& args, const T* b, Range panels, st
     args.b = b + panels.begin * args.b_panel;
     args.panels = panels.end - panels.begin;
     args.columns = columns - panels.begin * L;
+    args.last = panel_vectors<T>(gates, args.columns - (args.panels - 1) * L);
 }
 
 // Panels that one call should take for n rows: several where the rows alone cannot fill the registers, or for a rounded A to

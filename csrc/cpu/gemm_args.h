@@ -22,6 +22,8 @@ struct GemmArgs {
     std::int64_t b_panel;
     std::int64_t panels;
     std::int64_t columns;  // that the panels have; what is past them is padding, whose result is 0
+    std::int64_t
+        last;  // of more gates than one: vectors of the last panel, as many as the others have or fewer
     const T*
         init;  // accumulators of row r, panel u start from init + u * init_panel + r * init_row; null: from 0
     std::int64_t init_panel, init_row;

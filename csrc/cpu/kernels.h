@@ -55,7 +55,8 @@ template <class T>
 struct Packed {
     // [H/L][I][G][L], [H/L][P][G][L], [P/L][H][L]; of a cell that is data [G][H/L][I][L], [G][H/L][P][L]
     T *w_ih, *w_hh, *w_hr;
-    T *b_x, *b_h;                 // [H/L][G][L]: the bias of gx and, where the gates are split, of gh
+    // [H/L][G][L], the last panel as that of the weights: the bias of gx and, where the gates are split, of gh
+    T *b_x, *b_h;
     T* units;                     // [H/L][values][L]: what each unit has of all per-unit parameters
     T *w_ih_t, *w_hh_t, *w_hr_t;  // [I/L][(H/L) G L][L], [P/L][(H/L) G L][L], [H/L][P/L L][L]
 };
@@ -164,7 +165,7 @@ struct QuantizedWeights {
         float* scale;         // int8: of its rows, [H/L][G][L], [H/L][G][L], [P/L][L]
         std::int64_t groups;  // how many of N there are, the padding with them
     } ih, hh, hr;
-    float *b_x, *b_h, *units;  // as in Packed
+    float *b_x, *b_h, *units;  // [H/L][G][L], [H/L][G][L], [H/L][values][L]
 };
 
 struct QuantizedKernels {

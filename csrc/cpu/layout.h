@@ -17,13 +17,6 @@ template <class T>
 constexpr std::int64_t padded(std::int64_t n) {
     return panels_of<T>(n) * Vec<T>::kLanes;
 }
-// Units of a last panel that it pays to have once more with its gates joined: one after the other, in fewer vectors than
-// there are gates. 0: none.
-template <class T>
-constexpr std::int64_t joined_units(std::int64_t units, std::int64_t gates) {
-    const std::int64_t last = units % Vec<T>::kLanes;
-    return kBf16 || panels_of<T>(last * gates) == gates ? 0 : last;
-}
 FUSEDRNN_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 

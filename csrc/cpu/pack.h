@@ -13,7 +13,7 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kPackWork = 8;  // of an element, in multiply-adds
 
-// A block of rows of W, null for zeros, from k0 to k1, to its places in a panel: column l has row l. `to`: of k0.
+// Up to L rows of W, from k0 to k1, to their places in a panel: column l has row l, zeros where that is null. `to`: of k0.
 template <class T>
 FUSEDRNN_INLINE void pack_block(const T* const (&rows)[Vec<T>::kLanes], std::int64_t k0, std::int64_t k1,
                                 std::int64_t step, T* to) {
@@ -25,11 +25,11 @@ FUSEDRNN_INLINE void pack_block(const T* const (&rows)[Vec<T>::kLanes], std::int
             Vec<T> words[L];
 #pragma GCC unroll 16
             for (int l = 0; l < L; ++l) {
-                const T* from = rows[l];
-                words[l] = from != nullptr ? load_part(from + k, k1 - k) : Vec<T>::set(0);
+                const T* from = rows[l] + k;
+                words[l] = rows[l] != nullptr ? load_part(from, k1 - k) : Vec<T>::set(0);
 #ifdef FUSEDRNN_BF16
-                if (from != nullptr)
-                    words[l] = neighbours(words[l], load_part(from + k + L, larger(0, k1 - k - L)));
+                if (rows[l] != nullptr)
+                    words[l] = neighbours(words[l], load_part(from + L, larger(0, k1 - k - L)));
 #endif
             }
             transpose(words);
@@ -41,54 +41,38 @@ FUSEDRNN_INLINE void pack_block(const T* const (&rows)[Vec<T>::kLanes], std::int
         }
     } else {
         for (int l = 0; l < L; ++l) {
-            const T* from = rows[l];
-            for (std::int64_t k = k0; k < k1; ++k) to[(k - k0) * step + l] = from != nullptr ? from[k] : T(0);
+            for (std::int64_t k = k0; k < k1; ++k)
+                to[(k - k0) * step + l] = rows[l] != nullptr ? rows[l][k] : T(0);
         }
     }
 }
 
-// All k of a vector of columns.
-template <class T>
-void pack_vector(const T* const (&rows)[Vec<T>::kLanes], std::int64_t k_size, std::int64_t step, T* to) {
-    constexpr std::int64_t kBlock = kBf16 ? 2 * Vec<T>::kLanes : 16;  // a cache line of each row, or a tile
-    for (std::int64_t k0 = 0; k0 < k_size; k0 += kBlock)
-        pack_block(rows, k0, smaller(k0 + kBlock, k_size), step, to + panel_depth<T>(k0) * step);
-}
-
-// W (G*H, K) -> [H/L][K][G][L], or of bfloat16 [H/L][G][K/2][L]: the rows of W become columns. `stride` is that of W's
-// rows, K where it is 0.
+// W (G*H, K) -> [H/L][K][G][L], or of bfloat16 [H/L][G][K/2][L]: the rows of W become columns; of the last panel see
+// gate_distance. `stride` is that of W's rows, K where it is 0.
 template <class T>
 void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out, Team& team,
                int member, std::int64_t stride = 0) {
     if (stride == 0) stride = k_size;
     constexpr int L = Vec<T>::kLanes;
-    const std::int64_t step = kBf16 ? L : gates * L, gate = kBf16 ? panel_depth<T>(k_size) * L : L;
+    constexpr std::int64_t kBlock = kBf16 ? 2 * L : 16;  // of k: a cache line of each source row, or a tile
+    const std::int64_t next = kBf16 ? panel_depth<T>(k_size) * L : L;  // vector of the same k
     for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
         if (team.cancelled(member, k_size * gates * L * kPackWork)) return;
-        // Gate by gate: as few rows of W at a time as caches can be ahead of.
-        for (std::int64_t g = 0; g < gates; ++g) {
+        const std::int64_t left = units - j * L, vectors = panel_vectors<T>(gates, left);
+        const std::int64_t step = kBf16 ? L : vectors * L, apart = gate_distance<T>(gates, left);
+        // Vector by vector: as few rows of W at a time as caches can be ahead of.
+        for (std::int64_t v = 0; v < vectors; ++v) {
             const T* rows[L];
-            for (int l = 0; l < L; ++l)
-                rows[l] = j * L + l < units ? w + (g * units + j * L + l) * stride : nullptr;
-            pack_vector(rows, k_size, step, out + g * gate);
+            for (int l = 0; l < L; ++l) {
+                const std::int64_t column = v * L + l, g = column / apart, unit = column % apart;
+                rows[l] = g < gates && unit < left ? w + (g * units + j * L + unit) * stride : nullptr;
+            }
+            for (std::int64_t k0 = 0; k0 < k_size; k0 += kBlock) {
+                pack_block(rows, k0, smaller(k0 + kBlock, k_size), step,
+                           out + panel_depth<T>(k0) * step + v * next);
+            }
         }
         out += panel_depth<T>(k_size) * gates * L;
-    }
-}
-
-// The last of so many units of W (G*H, K), gate after gate -> [K][vectors][L].
-template <class T>
-void pack_joined(const T* w, std::int64_t gates, std::int64_t units, std::int64_t last, std::int64_t k_size,
-                 T* out) {
-    constexpr int L = Vec<T>::kLanes;
-    const std::int64_t vectors = panels_of<T>(gates * last);
-    for (std::int64_t v = 0; v < vectors; ++v) {
-        const T* rows[L];
-        for (int l = 0; l < L; ++l) {
-            const std::int64_t g = (v * L + l) / last, unit = units - last + (v * L + l) % last;
-            rows[l] = g < gates ? w + (g * units + unit) * k_size : nullptr;
-        }
-        pack_vector(rows, k_size, vectors * L, out + v * L);
     }
 }
 
@@ -155,16 +139,18 @@ void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64
     }
 }
 
-// a + b (either may be null), gate by gate -> [H/L][G][L].
+// a + b (either may be null), gate by gate -> [H/L][G][L]; of the last panel the gates are so far `apart`.
 template <class T>
-void pack_bias(const T* a, const T* b, std::int64_t gates, std::int64_t units, T* out) {
+void pack_bias(const T* a, const T* b, std::int64_t gates, std::int64_t units, T* out,
+               std::int64_t apart = Vec<T>::kLanes) {
     constexpr int L = Vec<T>::kLanes;
-    for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
+    fill_zero(out, padded<T>(units) * gates);
+    for (std::int64_t unit = 0; unit < units; ++unit) {
+        const std::int64_t panel = unit / L, distance = units - panel * L < L ? apart : L;
         for (std::int64_t g = 0; g < gates; ++g) {
-            for (std::int64_t unit = j * L; unit < (j + 1) * L; ++unit) {
-                const std::int64_t i = g * units + unit;
-                *out++ = unit >= units ? T(0) : (a == nullptr ? T(0) : a[i]) + (b == nullptr ? T(0) : b[i]);
-            }
+            const std::int64_t i = g * units + unit;
+            out[panel * gates * L + g * distance + unit % L] =
+                (a == nullptr ? T(0) : a[i]) + (b == nullptr ? T(0) : b[i]);
         }
     }
 }
@@ -219,8 +205,7 @@ void pack_units(const RecurrentCell& cell, const Dims& d, const Params<const T>&
     });
 }
 
-// W (G*H, K) -> what the products of a cell read: gates that they take together are interleaved, and joined once more after
-// all panels.
+// W (G*H, K) -> what the products of a cell read: gates that they take together are interleaved.
 template <class Cell, class T>
 void pack_gates(const CellSizes<Cell>& c, const T* w, std::int64_t units, std::int64_t k_size, T* out,
                 Team& team) {
@@ -229,33 +214,13 @@ void pack_gates(const CellSizes<Cell>& c, const T* w, std::int64_t units, std::i
         pack_rows<T>(w + g * units * k_size, together, units, k_size,
                      out + g * padded<T>(units) * panel_depth<T>(k_size), team, 0);
     }
-    if (const std::int64_t last = joined_units<T>(units, together); last > 0)
-        pack_joined<T>(w, together, units, last, k_size, out + padded<T>(units) * together * k_size);
-}
-// The bias as the weights.
-template <class Cell, class T>
-void pack_gate_bias(const CellSizes<Cell>& c, const T* a, const T* b, std::int64_t units, T* out) {
-    constexpr int together = CellSizes<Cell>::kInterleaved;
-    pack_bias<T>(a, b, c.G, units, out);
-    const std::int64_t last = joined_units<T>(units, together), begin = padded<T>(units) * c.G;
-    fill_zero(out + begin, padded<T>(last * together));
-    for (std::int64_t g = 0; g < (last > 0 ? together : 0); ++g)
-        copy(out + begin - (together - g) * Vec<T>::kLanes, out + begin + g * last, last);
-}
-
-// Numbers of joined gates for each k.
-template <class Cell, class T>
-std::int64_t joined_size(std::int64_t units) {
-    constexpr int together = CellSizes<Cell>::kInterleaved;
-    return padded<T>(joined_units<T>(units, together) * together);
 }
 
 template <class Cell, class T>
 void hidden_layout(const CellSizes<Cell>& c, const Dims& d, bool backward, Arena& arena, Packed<T>& out) {
     const std::int64_t h = padded<T>(d.H), p = padded<T>(d.P);
     if (!c.multiplies_h) return;
-    const std::int64_t joined = joined_size<Cell, T>(d.H);
-    out.w_hh = arena.template take<T>((h * c.G + joined) * panel_depth<T>(d.P));
+    out.w_hh = arena.template take<T>(h * c.G * panel_depth<T>(d.P));
     if (backward) out.w_hh_t = arena.template take<T>(p * h * c.G);
 }
 
@@ -265,10 +230,9 @@ Packed<T> packed_layout(const CellSizes<Cell>& c, const Dims& d, bool backward, 
     const std::int64_t h = padded<T>(d.H), p = padded<T>(d.P), i = padded<T>(d.I);
     Packed<T> out{};
     hidden_layout<Cell, T>(c, d, backward, arena, out);
-    const std::int64_t gates = h * c.G + joined_size<Cell, T>(d.H);
-    out.w_ih = arena.take<T>(gates * panel_depth<T>(d.I));
-    out.b_x = arena.take<T>(gates);
-    if (c.split_gates) out.b_h = arena.take<T>(gates);
+    out.w_ih = arena.take<T>(h * c.G * panel_depth<T>(d.I));
+    out.b_x = arena.take<T>(h * c.G);
+    if (c.split_gates) out.b_h = arena.take<T>(h * c.G);
     if (c.units > 0) out.units = arena.take<T>(h * c.units);
     if (d.projected) out.w_hr = arena.take<T>(p * panel_depth<T>(d.H));
     if (backward) {
@@ -333,8 +297,9 @@ void pack(const RecurrentCell& cell, const Dims& d, const Params<const T>& param
     out = packed_layout<Cell, T>(c, d, backward, arena);
     pack_gates<Cell, T>(c, w_ih, d.H, d.I, out.w_ih, team);
     fill_hidden<Cell, T>(c, cell, d, w_hh, out, team);
-    pack_gate_bias<Cell, T>(c, b_ih, c.split_gates ? nullptr : b_hh, d.H, out.b_x);
-    if (c.split_gates) pack_gate_bias<Cell, T>(c, b_hh, nullptr, d.H, out.b_h);
+    const std::int64_t apart = gate_distance<T>(CellSizes<Cell>::kInterleaved, d.H % Vec<T>::kLanes);
+    pack_bias<T>(b_ih, c.split_gates ? nullptr : b_hh, c.G, d.H, out.b_x, apart);
+    if (c.split_gates) pack_bias<T>(b_hh, nullptr, c.G, d.H, out.b_h, apart);
     pack_units<T>(cell, d, params, out.units);
     if (d.projected) pack_rows<T>(w_hr, 1, d.P, d.H, out.w_hr, team, 0);
     if (backward) {

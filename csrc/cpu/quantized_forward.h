@@ -100,7 +100,7 @@ class QuantizedForward : ForwardSteps<Cell, float> {
             for (std::int64_t i = 0; i < rows; ++i) {
                 this->apply_cell(p_.dims, t, u, i, plan_.state_rows + i * S,
                                  plan_.acc + (u * rows + i) * G * L,
-                                 plan_.gx + (u * plan_.block_rows + block_row + i) * G * L, w_.units,
+                                 plan_.gx + (u * plan_.block_rows + block_row + i) * G * L, L, w_.units,
                                  this->output_row(t, i), nullptr);
             }
         }

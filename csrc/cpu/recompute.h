@@ -59,7 +59,6 @@ class Recompute : CellSizes<Cell> {
     // The rows and panels of one member, for the steps [begin, end) of the sweep; ends early once the call was cancelled.
     void run(const Part& part, Member& m, int member, std::int64_t begin, std::int64_t end) const {
         const std::int64_t n = find_rows(part, m, begin, end), room = group_rows<Cell>(n);
-        const bool joined = joins_gates<Cell, T>(p_.dims, n);
         const std::int64_t at_once =
             group_panels<Cell, kInterleaved>(*this, part.panels.end - part.panels.begin, n);
         for (std::int64_t u = part.panels.begin; u < part.panels.end; u += at_once) {
@@ -68,19 +67,19 @@ class Recompute : CellSizes<Cell> {
                 const std::int64_t rows = smaller(kRowGroup, n - r);
                 const std::int64_t work = rows * at_once * G * L * (p_.dims.I + p_.dims.P);
                 if (team_.cancelled(member, work)) return;
-                input_product<Cell, T>(*this, p_.dims, p_.weights, m.x_rows + r, rows, panels, m.gx, room,
-                                       joined);
+                input_product<Cell, T>(*this, p_.dims, p_.weights, m.x_rows + r, rows, panels, m.gx, room);
                 if (this->multiplies_h) {
                     hidden_product<Cell, T>(*this, p_.dims, p_.weights, m.h_rows + r, rows, panels, m.gx,
-                                            room, m.acc, room, joined);
+                                            room, m.acc, room);
                 }
                 if constexpr (Sizes::kIsProgram) {
                     keep_group(m, r, rows, panels, room);
                 } else {
                     for (std::int64_t panel = u; panel < panels.end; ++panel) {
                         const std::int64_t at = (panel - u) * kRowGroup * G * L;
+                        const std::int64_t apart = gate_distance<T>(G, p_.dims.H - panel * L);
                         for (std::int64_t i = 0; i < rows; ++i) {
-                            keep_row(m, r + i, panel, m.acc + at + i * G * L, m.gx + at + i * G * L);
+                            keep_row(m, r + i, panel, m.acc + at + i * G * L, m.gx + at + i * G * L, apart);
                         }
                     }
                 }
@@ -115,10 +114,10 @@ class Recompute : CellSizes<Cell> {
     }
 
     FUSEDRNN_INLINE void keep_row(const Member& m, std::int64_t row, std::int64_t panel, const T* acc,
-                                  const T* gx) const {
+                                  const T* gx, std::int64_t apart) const {
         Vec<T> s_next[S], keep[Cell::kSaved];
-        cell_forward<Cell, T>(p_.dims, acc, gx, p_.weights.units, m.state_rows + row * S, panel, s_next,
-                              keep);
+        cell_forward<Cell, T>(p_.dims, acc, gx, apart, p_.weights.units, m.state_rows + row * S, panel,
+                              s_next, keep);
         T* to = m.to[row] + panel * m.to_panel[row];
         for (int k = 0; k < Cell::kSaved; ++k) keep[k].store(to + k * L);
     }

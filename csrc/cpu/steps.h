@@ -139,50 +139,11 @@ class PreviousStates : CellSizes<Cell> {
 // Chunks of k where other weights come ahead of their product.
 inline constexpr std::int64_t kAheadDepth = 16;
 
-// Whether products of so many rows take the last panel with its gates joined: of fewer it would wait for itself, where whole
-// panels are multiplied together.
-template <class Cell, class T>
-bool joins_gates(const Dims& d, std::int64_t rows) {
-    constexpr int together = CellSizes<Cell>::kInterleaved, kChains = 8;
-    return joined_units<T>(d.H, together) > 0 && rows * together > kChains;
-}
-template <class T, int kVectors>
-void multiply_joined(const GemmArgs<T>& args, std::int64_t vectors) {
-    if constexpr (kVectors > 1) {
-        if (vectors < kVectors) return multiply_joined<T, kVectors - 1>(args, vectors);
-    }
-    gemm<T, kVectors>(args);
-}
-// The last of the panels with its gates joined; `apart`: each then gets its vector.
-template <class T, int G>
-void joined_product(std::int64_t units, GemmArgs<T> args, bool apart) {
-    constexpr std::int64_t L = Vec<T>::kLanes;
-    args.b += args.panels * args.b_panel;
-    // A bias has joined gates after its panels, too; what products have made lies where it did.
-    args.init += (args.panels - (args.init_row == 0 ? 0 : 1)) * args.init_panel;
-    args.out += (args.panels - 1) * args.out_panel;
-    args.panels = 1;
-    args.columns = L;
-    multiply_joined<T, G - 1>(args, panels_of<T>(G * units));
-    for (std::int64_t r = 0; apart && r < args.n; ++r, args.out += args.out_row) {
-        // The last first: none reaches one that is still to be moved.
-        for (int g = G - 1; g >= 0; --g)
-            Vec<T>::load_n(args.out + g * units, static_cast<int>(units)).store(args.out + g * L);
-    }
-}
-
 // The products of so many gates, given the first: one where panels interleave the gates, else one for each, from weights of
 // its own to its place among the interleaved results.
 template <class Cell, class T>
-FUSEDRNN_INLINE void gate_products(const Dims& d, GemmArgs<T>& args, int gates, bool joined = false,
-                                   bool apart = false) {
+FUSEDRNN_INLINE void gate_products(const Dims& d, GemmArgs<T>& args, int gates) {
     constexpr int together = CellSizes<Cell>::kInterleaved;
-    if constexpr (together > 1) {
-        if (joined && args.columns <= args.panels * Vec<T>::kLanes) {
-            joined_product<T, together>(joined_units<T>(d.H, together), args, apart);
-            --args.panels;
-        }
-    }
     gemm<T, together>(args);
     for (int g = together; g < gates; g += together) {
         args.b += panels_of<T>(d.H) * args.b_panel;
@@ -192,11 +153,10 @@ FUSEDRNN_INLINE void gate_products(const Dims& d, GemmArgs<T>& args, int gates, 
     }
 }
 
-// gx = x W_ih^T + b for n rows of inputs: [panel][row][G][L], with room for `out_rows` rows in each panel. `joined`: what
-// hidden_product will be told.
+// gx = x W_ih^T + b for n rows of inputs: [panel][row][G][L], the last panel as gate_distance says, with room for `out_rows` rows in each panel.
 template <class Cell, class T>
 void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
-                   std::int64_t n, Range panels, T* out, std::int64_t out_rows, bool joined) {
+                   std::int64_t n, Range panels, T* out, std::int64_t out_rows) {
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
     GemmArgs<T> args = plain_rows<T>(rows, n, d.I);
     take_panels<T>(args, weights.w_ih, panels, d.H, together);
@@ -205,16 +165,15 @@ void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& wei
     args.out = out;
     args.out_panel = out_rows * c.G * L;
     args.out_row = c.G * L;
-    const bool stays = joined && !c.split_gates;
-    gate_products<Cell>(d, args, c.G, stays || joins_gates<Cell, T>(d, n), !stays);
+    gate_products<Cell>(d, args, c.G);
 }
 
 // (gx, or the recurrent bias where gates are split) + h W_hh^T for n rows of h, laid out as the result of input_product.
-// `joined`: by joins_gates for the rows of a step. With weights `ahead` P is in whole chunks.
+// With weights `ahead` P is in whole chunks.
 template <class Cell, class T>
 void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
                     std::int64_t n, Range panels, const T* gx, std::int64_t gx_rows, T* out,
-                    std::int64_t out_rows, bool joined, Ahead* ahead = nullptr) {
+                    std::int64_t out_rows, Ahead* ahead = nullptr) {
     if (c.first_gates == 0) return;
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
     // In chunks where the next weights come between them.
@@ -234,7 +193,7 @@ void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& we
     args.out = out;
     args.out_panel = out_rows * c.G * L;
     args.out_row = c.G * L;
-    gate_products<Cell>(d, args, c.first_gates, joined, true);
+    gate_products<Cell>(d, args, c.first_gates);
 }
 
 // What the units of a panel have of all per-unit parameters.
@@ -246,22 +205,32 @@ FUSEDRNN_INLINE void load_units(const T* packed, std::int64_t panel, Vec<T> (&un
     }
 }
 
+// What `valid` units have of gates that stand so far apart; zeros past them, where other gates may stand.
+template <int G, class T>
+FUSEDRNN_INLINE void load_gates(const T* from, std::int64_t apart, std::int64_t valid, Vec<T> (&gates)[G]) {
+    constexpr int L = Vec<T>::kLanes;
+    if (apart == L) {
+        for (int g = 0; g < G; ++g) gates[g] = Vec<T>::load(from + g * L);
+    } else {
+        for (int g = 0; g < G; ++g) gates[g] = Vec<T>::load_n(from + g * apart, static_cast<int>(valid));
+    }
+}
+
 // The cell for one row and one panel of units. `acc` is what hidden_product gave, gx what input_product gave (read where
-// gates are split), `units` the packed per-unit parameters, `state` the rows of the state before the step.
+// gates are split), whose gates are so far `apart`, `units` the packed per-unit parameters, `state` the rows of the state
+// before the step.
 template <class Cell, class T>
-FUSEDRNN_INLINE void cell_forward(const Dims& d, const T* acc, const T* gx, const T* packed_units,
-                                  const T* const* state, std::int64_t panel, Vec<T> (&s_next)[Cell::kStates],
-                                  Vec<T> (&keep)[Cell::kSaved]) {
+FUSEDRNN_INLINE void cell_forward(const Dims& d, const T* acc, const T* gx, std::int64_t apart,
+                                  const T* packed_units, const T* const* state, std::int64_t panel,
+                                  Vec<T> (&s_next)[Cell::kStates], Vec<T> (&keep)[Cell::kSaved]) {
     using V = Vec<T>;
     constexpr int G = Cell::kGates, S = Cell::kStates, L = V::kLanes;
     const std::int64_t unit = panel * L, valid = d.H - unit;
     V from_x[G], gates[G], units[kPerUnitRoom<Cell>], s[S];
-    for (int g = 0; g < G; ++g) gates[g] = V::load(acc + g * L);
+    load_gates(acc, apart, valid, gates);
     s[0] = Cell::kDirectHidden ? load_part(state[0] + unit, valid) : V::set(0);
     for (int k = 1; k < S; ++k) s[k] = load_part(state[k] + unit, valid);
-    if constexpr (Cell::kSplitGates) {
-        for (int g = 0; g < G; ++g) from_x[g] = V::load(gx + g * L);
-    }
+    if constexpr (Cell::kSplitGates) load_gates(gx, apart, valid, from_x);
     load_units<Cell, T>(packed_units, panel, units);
     call_forward<Cell>(from_x, gates, units, s, s_next, keep);
 }

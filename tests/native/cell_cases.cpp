@@ -285,6 +285,10 @@ void check_cells(const Kernels& kernels, int lanes, Report& report, bool bf16) {
         if (report.sampled()) continue;
         run({6, 70, 3, 33, 33, 0, false});
         run({2, 9, 9, 780, 780, 0, false});
+        // Last panels of every number of vectors, on few rows beside the panels before them and alone.
+        for (const std::int64_t H : {18, 22, 27, 40, 90}) {
+            for (const std::int64_t B : {1, 2, 3, 7}) run({2, B, 5, H, H, 0, false});
+        }
     }
 }
 
