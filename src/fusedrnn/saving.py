@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -91,15 +92,7 @@ def save(model: Module, path: str | os.PathLike[str]) -> None:
     if not isinstance(model, Module):
         raise TypeError(f"model: expected a Module, got {type(model).__name__}")
     writer = _Writer()
-    root = writer.describe(model)
-    state = model.state_dict()
-    content = {
-        "modules": writer.modules,
-        "model": root,
-        "dtype": model.dtype.name,
-        "evaluating": [name for name, module in model.named_modules() if not module.training],
-        "frozen": [name for name, module in model.named_modules() if module._frozen],
-    }
+    content, state = writer.content(model), model.state_dict()
     classes = {kind.__name__: kind for kind in writer.classes}
     _check_same(model, _Reader(content, writer.arrays, classes).model())
     if taken := sorted(set(state) & set(writer.arrays)):
@@ -138,6 +131,25 @@ def load(path: str | os.PathLike[str], classes: Iterable[type[Module]] = ()) -> 
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise FileError(f"{path}: not a usable model: {reason(error)}") from None
     return model
+
+
+def described(model: Module) -> str:
+    """Return a text from which `made_of` makes such a model again, without its weights.
+
+    Raises:
+        TypeError: an argument that it was made with is nothing that `save` could write.
+    """
+    writer = _Writer()
+    content = writer.content(model)
+    arrays = {name: (array.dtype.name, array.tolist()) for name, array in writer.arrays.items()}
+    return json.dumps({"content": content, "arrays": arrays})
+
+
+def made_of(text: str) -> Any:
+    """Return a model of the package's own modules as `described` it."""
+    found = json.loads(text)
+    arrays = {name: np.array(values, dtype) for name, (dtype, values) in found["arrays"].items()}
+    return _Reader(found["content"], arrays, {}).model()
 
 
 def _named(classes: Iterable[type[Module]]) -> dict[str, type[Module]]:
@@ -185,6 +197,17 @@ class _Writer:
         self.arrays: dict[str, Array] = {}
         self.classes: list[type[Module]] = []
         self._places: dict[int, int] = {}
+
+    def content(self, model: Module) -> dict[str, Any]:
+        """Return the description of a model, as JSON."""
+        root = self.describe(model)
+        return {
+            "modules": self.modules,
+            "model": root,
+            "dtype": model.dtype.name,
+            "evaluating": [name for name, module in model.named_modules() if not module.training],
+            "frozen": [name for name, module in model.named_modules() if module._frozen],
+        }
 
     def describe(self, module: Module) -> int:
         """Return the place of a module's description."""

@@ -6,15 +6,41 @@ from fusedrnn.interop.torch.decoder import AttentionDecoder
 from fusedrnn.interop.torch.joiner import TransducerJoiner
 from fusedrnn.interop.torch.losses import ctc_loss, transducer_loss
 from fusedrnn.interop.torch.modules import GRU, LSTM, RNN
+from fusedrnn.interop.torch.networks import (
+    LIF,
+    MGU,
+    SLSTM,
+    SRU,
+    IndRNN,
+    LiGRU,
+    MinGRU,
+    MinLSTM,
+    Recurrent,
+    VariantGRU,
+    VariantLSTM,
+    VariantRNN,
+)
 from fusedrnn.interop.torch.policies import process_sequence, recurrent_policy
 
 __all__ = [
     "CRF",
     "GRU",
+    "LIF",
     "LSTM",
+    "MGU",
     "RNN",
+    "SLSTM",
+    "SRU",
     "AttentionDecoder",
+    "IndRNN",
+    "LiGRU",
+    "MinGRU",
+    "MinLSTM",
+    "Recurrent",
     "TransducerJoiner",
+    "VariantGRU",
+    "VariantLSTM",
+    "VariantRNN",
     "convert",
     "ctc_loss",
     "process_sequence",

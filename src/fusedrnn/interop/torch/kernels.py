@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -73,6 +74,12 @@ DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float6
 TORCH = _core.Torch(torch)
 
 
+class HasArrays(Protocol):
+    """What keeps arrays of parameters from call to call."""
+
+    arrays: list[tuple[int, Any, Any, Any]]
+
+
 class Cache:
     """What a module keeps from call to call: packed weights, arrays of its parameters, its layer's calls."""
 
@@ -110,16 +117,15 @@ def attached(handle: Tensor) -> Any:
     return getattr(handle.untyped_storage(), "_fusedrnn_tape", None)
 
 
-def check(options: Options, inputs: Inputs) -> None:
+def check(x: Tensor, state: Sequence[Tensor], params: Sequence[Tensor]) -> None:
     """Raise TypeError or RuntimeError for tensors that the kernels cannot read."""
-    x = inputs.x
     if x.dtype not in DTYPES:
         raise TypeError(f"x: expected torch.float32 or torch.float64, got {x.dtype}; use x.float()")
-    for name, tensors in (("state", inputs.state), ("params", inputs.params)):
+    for name, tensors in (("state", state), ("params", params)):
         for tensor in tensors:
             if tensor.dtype is not x.dtype:
                 raise TypeError(f"{name}: expected {x.dtype} as x, got {tensor.dtype}")
-    for tensor in (x, *inputs.state, *inputs.params):
+    for tensor in (x, *state, *params):
         if not tensor.is_cpu:
             raise RuntimeError(
                 f"x: expected tensors on the CPU, got one on {tensor.device}; use .cpu(), or torch.nn there"
@@ -143,7 +149,7 @@ def forward(
     Args:
         cache: of the module, or None to pack the weights for this call.
     """
-    check(options, inputs)
+    check(inputs.x, inputs.state, inputs.params)
     sizes, dtype = sizes_of(options, inputs.x, inputs.params), DTYPES[inputs.x.dtype]
     # NumPy's memory: an array and a tensor on it take a third of the time that it takes the other way round.
     y, finals = np.empty(sizes.y, dtype), [np.empty(shape, dtype) for shape in sizes.states]
@@ -304,7 +310,7 @@ class _Memory:
 _CODES = {torch.float32: np.dtype(np.float32).str, torch.float64: np.dtype(np.float64).str}
 
 
-def parameters(tensors: tuple[Tensor, ...], cache: Cache | None = None) -> tuple[Any, ...]:
+def parameters(tensors: Sequence[Tensor], cache: HasArrays | None = None) -> tuple[Any, ...]:
     """Return arrays on the memory of parameters, which their owners may still resize.
 
     Tensor.numpy() forbids that to the storage for good, and fully_shard frees parameters so between calls.

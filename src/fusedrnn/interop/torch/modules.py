@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch.compiler import is_compiling
 from torch.nn.modules.rnn import RNNBase
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.interop.torch import ops
+from fusedrnn.interop.torch.calls import Calls, State, seed_of
 from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor
 
 # Beside the modules, whose copies and pickles must not have them.
@@ -20,7 +20,7 @@ _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn
 _PLAIN = {(m, first): Options(c, 1, False, first, 0.0) for m, c in _CELLS.items() for first in (False, True)}
 
 
-class _Recurrent(RNNBase):
+class _Recurrent(Calls, RNNBase):
     """What the three share. A subclass of torch.nn's LSTM would break the graphs of torch.compile."""
 
     def forward(
@@ -58,90 +58,31 @@ class _Recurrent(RNNBase):
             found = ops.apply_plain(options, self._cache(), self, input, hx)
             if found is not None:
                 return found
-        if isinstance(input, PackedSequence):
-            if lengths is not None or resets is not None:
-                raise ValueError("lengths, resets: expected None with a PackedSequence")
-            return self._packed(input, hx)
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
-            )
-        single = input.dim() == 2
-        batch_first = self.batch_first and not single
-        hx = self._state(hx, single)
-        x = input.unsqueeze(1) if single else input
-        if single:
-            hx = None if hx is None else tuple([part.unsqueeze(1) for part in hx])
-            resets = None if resets is None else resets.unsqueeze(1)
-        y, finals = self._run(x, hx, lengths, resets, batch_first)
-        if single:
-            y, finals = y.squeeze(1), tuple([final.squeeze(1) for final in finals])
-        return y, finals if self.mode == "LSTM" else finals[0]
+        return self._call(input, hx, lengths, resets)
 
-    def _weights(self) -> list[Tensor]:
-        """Return the parameters, by attribute where a parametrization or a call with others has put them."""
+    def _params(self) -> tuple[Tensor, ...]:
         own = self._parameters
-        return [own.get(n) if n in own else getattr(self, n) for ns in self._all_weights for n in ns]
+        names = [name for each in self._all_weights for name in each]
+        return tuple([own.get(n) if n in own else getattr(self, n) for n in names])
 
-    def _state(self, hx: Any, single: bool) -> tuple[Tensor, ...] | None:
-        """Return the state as a tuple, its number of dimensions checked."""
-        if hx is None:
-            return None
-        dims, kind = (2, "unbatched 2-D") if single else (3, "batched 3-D")
-        parts = tuple(hx) if self.mode == "LSTM" else (hx,)
-        for part in parts:
-            if part.dim() != dims:
-                raise RuntimeError(
-                    f"For {kind} input, hx should also be {dims}-D but got {part.dim()}-D tensor"
-                )
-        return parts
+    def _state_shapes(self) -> list[tuple[str, int, int]]:
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        shapes = [("h", rows, self.proj_size or self.hidden_size), ("c", rows, self.hidden_size)]
+        return shapes if self.mode == "LSTM" else shapes[:1]
 
-    def _run(
+    def _apply_to(
         self,
         x: Tensor,
-        state: tuple[Tensor, ...] | None,
         lengths: Tensor | None,
         resets: Tensor | None,
+        state: State,
+        params: tuple[Tensor, ...],
         batch_first: bool,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        params = tuple(self._weights())
-        first = params[0]
-        if x.dtype is not first.dtype:
-            if not torch.is_autocast_enabled("cpu"):
-                raise ValueError(
-                    f"RNN input dtype ({x.dtype}) does not match weight dtype ({first.dtype}). "
-                    f"Convert input: input.to({first.dtype}), or convert model: model.to({x.dtype})"
-                )
-            # Autocast leaves recurrent networks in the dtype of their parameters.
-            x = x.to(first.dtype)
-            state = None if state is None else tuple([part.to(first.dtype) for part in state])
-        if x.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
-            )
-        batch = x.shape[0 if batch_first else 1]
-        if state is not None:
-            rows = self.num_layers * (2 if self.bidirectional else 1)
-            widths = (self.proj_size or self.hidden_size, self.hidden_size)
-            for name, part, width in zip(("h", "c"), state, widths, strict=False):
-                if part.shape != (rows, batch, width):
-                    raise RuntimeError(
-                        f"Expected hidden {name} size ({rows}, {batch}, {width}), got {list(part.shape)}"
-                    )
-        if lengths is not None:
-            if lengths.shape != (batch,) or lengths.is_floating_point():
-                raise ValueError(f"lengths: expected integers (B,) = ({batch},), got {lengths}")
-            lengths = lengths.to(device="cpu", dtype=torch.int64)
-        if resets is not None and (resets.shape != x.shape[:2] or resets.dtype is not torch.bool):
-            raise ValueError(
-                f"resets: expected torch.bool {tuple(x.shape[:2])}, got {resets.dtype} {tuple(resets.shape)}"
-            )
+    ) -> tuple[Tensor, State]:
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
-        # From torch's own generator, so that checkpointing repeats it.
-        seed = torch.randint(0, 2**62, (1,), dtype=torch.int64) if dropout else None
         options = Options(_CELLS[self.mode], self.num_layers, self.bidirectional, batch_first, float(dropout))
         cache = None if is_compiling() else self._cache()
-        inputs = Inputs(x, lengths, resets, seed, state or (), params)
+        inputs = Inputs(x, lengths, resets, seed_of(dropout > 0), state, params)
         y, *finals = ops.apply(options, cache, inputs)
         return y, tuple(finals)
 
@@ -150,21 +91,6 @@ class _Recurrent(RNNBase):
         if cache is None:
             cache = _caches[self] = Cache(_CELLS[self.mode], self._all_weights)
         return cache
-
-    def _packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
-        """Run over the padded sequences, sorted as they are packed, and pack again."""
-        data, batch_sizes, order, back = packed
-        if data.dim() != 2:
-            raise ValueError(f"input: expected packed rows of 2 dimensions, got {data.dim()}")
-        x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
-        parts = self._state(hx, False)
-        if parts is not None and order is not None:
-            parts = tuple([part.index_select(1, order) for part in parts])
-        y, finals = self._run(x, parts, lengths, None, False)
-        rows = pack_padded_sequence(y, lengths).data
-        if back is not None:
-            finals = tuple([final.index_select(1, back) for final in finals])
-        return PackedSequence(rows, batch_sizes, order, back), finals if self.mode == "LSTM" else finals[0]
 
 
 class LSTM(_Recurrent):

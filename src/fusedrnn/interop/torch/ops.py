@@ -266,13 +266,13 @@ def apply(options: Options, cache: Cache | None, inputs: Inputs) -> tuple[Tensor
     if traced or type(x) is not Tensor or not x.is_cpu:
         save = torch.is_grad_enabled()
         if not (x.is_cpu or x.is_meta):
-            kernels.check(options, inputs)
+            kernels.check(x, state, params)
         y, h, c, _ = torch.ops.fusedrnn.rnn(
             x, lengths, resets, seed, list(state), list(params), *options, save
         )
         return (y, h, c) if options.cell == "lstm" else (y, h)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        kernels.check(options, inputs)
+        kernels.check(x, state, params)
         return Transformed.apply(options, len(state), *inputs[:4], *state, *params)[:-1]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *params)):
         return Network.apply(options, cache, len(state), *inputs[:4], *state, *params)

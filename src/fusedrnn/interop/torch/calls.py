@@ -1,0 +1,140 @@
+"""How recurrent modules of PyTorch are called: what torch.nn's take, and `lengths` and `resets` beside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from fusedrnn.interop.torch.kernels import Tensor
+
+State = tuple[Tensor, ...]
+
+
+class Calls:
+    """Packed, unbatched and padded sequences, all run by the `_apply` of a subclass, a torch.nn.Module."""
+
+    input_size: int
+    batch_first: bool
+
+    def _state_shapes(self) -> list[tuple[str, int, int]]:
+        """Return the name of each state, its rows (num_layers*D) and its width."""
+        raise NotImplementedError
+
+    def _params(self) -> tuple[Tensor, ...]:
+        """Return the parameters, by attribute where a parametrization or a call with others has put them."""
+        raise NotImplementedError
+
+    def _apply_to(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        state: State,
+        params: tuple[Tensor, ...],
+        batch_first: bool,
+    ) -> tuple[Tensor, State]:
+        """Return y and the final states of checked tensors."""
+        raise NotImplementedError
+
+    def _call(
+        self, input: Tensor | PackedSequence, hx: Any, lengths: Tensor | None, resets: Tensor | None
+    ) -> tuple[Any, Any]:
+        """Do what `forward` does."""
+        if isinstance(input, PackedSequence):
+            if lengths is not None or resets is not None:
+                raise ValueError("lengths, resets: expected None with a PackedSequence")
+            return self._packed(input, hx)
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
+            )
+        single = input.dim() == 2
+        parts = self._parts(hx, single)
+        x = input.unsqueeze(1) if single else input
+        if single:
+            parts = None if parts is None else tuple([part.unsqueeze(1) for part in parts])
+            resets = None if resets is None else resets.unsqueeze(1)
+        y, finals = self._run(x, parts, lengths, resets, self.batch_first and not single)
+        if single:
+            y, finals = y.squeeze(1), tuple([final.squeeze(1) for final in finals])
+        return y, finals if len(finals) > 1 else finals[0]
+
+    def _parts(self, hx: Any, single: bool) -> State | None:
+        """Return the state as a tuple, its number of dimensions checked."""
+        if hx is None:
+            return None
+        dims, kind = (2, "unbatched 2-D") if single else (3, "batched 3-D")
+        parts = tuple(hx) if len(self._state_shapes()) > 1 else (hx,)
+        for part in parts:
+            if part.dim() != dims:
+                raise RuntimeError(
+                    f"For {kind} input, hx should also be {dims}-D but got {part.dim()}-D tensor"
+                )
+        return parts
+
+    def _run(
+        self,
+        x: Tensor,
+        state: State | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        batch_first: bool,
+    ) -> tuple[Tensor, State]:
+        params = self._params()
+        first = params[0]
+        if x.dtype is not first.dtype:
+            if not torch.is_autocast_enabled("cpu"):
+                raise ValueError(
+                    f"RNN input dtype ({x.dtype}) does not match weight dtype ({first.dtype}). "
+                    f"Convert input: input.to({first.dtype}), or convert model: model.to({x.dtype})"
+                )
+            # Autocast leaves recurrent networks in the dtype of their parameters.
+            x = x.to(first.dtype)
+            state = None if state is None else tuple([part.to(first.dtype) for part in state])
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
+            )
+        batch = x.shape[0 if batch_first else 1]
+        if state is not None:
+            shapes = self._state_shapes()
+            if len(state) != len(shapes):
+                names = ", ".join(name for name, _, _ in shapes)
+                raise RuntimeError(f"hx: expected {len(shapes)} tensors ({names}), got {len(state)}")
+            for part, (name, rows, width) in zip(state, shapes, strict=True):
+                if part.shape != (rows, batch, width):
+                    raise RuntimeError(
+                        f"Expected hidden {name} size ({rows}, {batch}, {width}), got {list(part.shape)}"
+                    )
+        if lengths is not None:
+            if lengths.shape != (batch,) or lengths.is_floating_point():
+                raise ValueError(f"lengths: expected integers (B,) = ({batch},), got {lengths}")
+            lengths = lengths.to(device="cpu", dtype=torch.int64)
+        if resets is not None and (resets.shape != x.shape[:2] or resets.dtype is not torch.bool):
+            raise ValueError(
+                f"resets: expected torch.bool {tuple(x.shape[:2])}, got {resets.dtype} {tuple(resets.shape)}"
+            )
+        return self._apply_to(x, lengths, resets, state or (), params, batch_first)
+
+    def _packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
+        """Run over the padded sequences, sorted as they are packed, and pack again."""
+        data, batch_sizes, order, back = packed
+        if data.dim() != 2:
+            raise ValueError(f"input: expected packed rows of 2 dimensions, got {data.dim()}")
+        x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+        parts = self._parts(hx, False)
+        if parts is not None and order is not None:
+            parts = tuple([part.index_select(1, order) for part in parts])
+        y, finals = self._run(x, parts, lengths, None, False)
+        rows = pack_padded_sequence(y, lengths).data
+        if back is not None:
+            finals = tuple([final.index_select(1, back) for final in finals])
+        packed_y = PackedSequence(rows, batch_sizes, order, back)
+        return packed_y, finals if len(finals) > 1 else finals[0]
+
+
+def seed_of(draws: bool) -> Tensor | None:
+    """Return a seed where masks are drawn, from torch's own generator, so that checkpointing repeats it."""
+    return torch.randint(0, 2**62, (1,), dtype=torch.int64) if draws else None

@@ -1,0 +1,223 @@
+"""All networks of NumPy's side as modules of PyTorch: one class around them, and their names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+import fusedrnn.nn.networks as hosts
+from fusedrnn.interop.torch.calls import Calls, State, seed_of
+from fusedrnn.interop.torch.hosts import Host, Inputs, run
+from fusedrnn.interop.torch.kernels import DTYPES, Tensor
+from fusedrnn.nn import recurrent
+from fusedrnn.nn.recurrent_base import Recurrent as HostRecurrent
+from fusedrnn.saving import described
+
+
+class _Signature:
+    """That of the class in `fusedrnn`, with torch's `device` and `dtype` in place of dtype and seed."""
+
+    def __get__(self, instance: Any, kind: Any) -> inspect.Signature:
+        own = inspect.signature(kind._kind).parameters.values()
+        kept = [p for p in own if p.name not in ("dtype", "seed")]
+        last = [kept.pop()] if kept[-1].kind is inspect.Parameter.VAR_KEYWORD else []
+        named = inspect.Parameter.KEYWORD_ONLY
+        ours = [inspect.Parameter(name, named, default=None) for name in ("device", "dtype")]
+        return inspect.Signature([*kept, *ours, *last])
+
+
+class Recurrent(Calls, nn.Module):
+    """`fusedrnn.Recurrent` as a module of PyTorch: a network of any cell; the base of those of other names.
+
+    Equations, parameters, their names, shapes and first values, and the options are those of the class of the
+    same name in `fusedrnn`; calls are those of torch.nn.LSTM. What is drawn in training mode, the masks of
+    dropouts and zoneout and `init_state="normal"`, comes from a seed of torch's generator: torch.manual_seed
+    repeats it. The running mean and variance of `batch_norm` and a given `init_state` are buffers. On the
+    CPU, float32 and float64; no second derivatives.
+
+    Args:
+        arguments, options: as of the class in `fusedrnn`, but for dtype and seed.
+        device: of the parameters.
+        dtype: of the parameters, torch.float32 or torch.float64.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
+    """
+
+    __signature__ = _Signature()
+    _kind: ClassVar[type[HostRecurrent[Any]]] = HostRecurrent
+
+    def __init__(self, *arguments: Any, device: Any = None, dtype: Any = None, **options: Any) -> None:
+        super().__init__()
+        if "seed" in options:
+            raise TypeError("seed: expected none, use torch.manual_seed")
+        kept = dtype or torch.get_default_dtype()
+        # Others are for what is converted before it is called.
+        found: Any = DTYPES.get(kept, DTYPES[torch.float32])
+        net = self._kind(*arguments, **options, dtype=found, seed=int(torch.randint(2**62, ())))
+        self.input_size, self.hidden_size, self.num_layers = net.input_size, net.hidden_size, net.num_layers
+        self.bias, self.dropout, self.proj_size = net.bias, net.dropout, net.proj_size
+        self.batch_first, self.bidirectional = net.batch_first, net.bidirectional
+        self._names = list(net._shapes)
+        for name in self._names:
+            values = torch.from_numpy(net._own[name].copy()).to(device, kept)
+            self.register_parameter(name, nn.Parameter(values))
+        for name, array in net._saved.items():
+            self.register_buffer(name, torch.from_numpy(array).to(device, kept))
+        self._moving = list(net._saved) if net.batch_norm else []
+        network, names = net._network, net._unmasked.state_names
+        self._shapes = [
+            (name, network.rows, width) for name, width in zip(names, network.widths, strict=True)
+        ]
+        self._draws, self._text = bool(net._draws_anew()), described(net)
+        self._shown = net._extra_repr()
+        self._take_host()
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        """Run the network.
+
+        Args:
+            input: (T, B, I), (B, T, I) with batch_first, (T, I), or a PackedSequence;
+                of the parameters' dtype.
+            hx: initial state, h (num_layers*D, B, Hout) or, of a cell with several states, a tuple of h and
+                the others; without B for one sequence; None for zeros or what the options say.
+            lengths: (B,) of an integer dtype, each in 0..T, in any order; y is 0 past the end, and the final
+                state is that after the last step. Not with a PackedSequence.
+            resets: bool, the leading shape of input; where true, the state is replaced before the step reads
+                it. Not with a PackedSequence.
+
+        Returns:
+            y, laid out as input, and the final state, shaped as hx.
+
+        Raises:
+            TypeError: a tensor of another dtype.
+            ValueError: another dtype of input than the parameters', or number of dimensions, or lengths
+                and resets that do not fit.
+            RuntimeError: another shape, or a tensor that is not on the CPU, or a second derivative.
+        """
+        return self._call(input, hx, lengths, resets)
+
+    def _state_shapes(self) -> list[tuple[str, int, int]]:
+        return self._shapes
+
+    def _params(self) -> tuple[Tensor, ...]:
+        return tuple([getattr(self, name) for name in self._names])
+
+    def _apply_to(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        state: State,
+        params: tuple[Tensor, ...],
+        batch_first: bool,
+    ) -> tuple[Tensor, State]:
+        if batch_first:
+            x, resets = x.transpose(0, 1), None if resets is None else resets.transpose(0, 1)
+        # Copies of those that move with the next call, which autograd would take for a change of its own.
+        moves = self._moving if self.training else []
+        buffers = [
+            getattr(self, name).clone() if name in moves else getattr(self, name) for name in self._buffers
+        ]
+        seed = seed_of(self._draws and self.training)
+        given = Inputs(
+            *(x, lengths, resets, seed, list(state), list(params), buffers),
+            *(self._text, self._number, self.training),
+        )
+        y, finals, moved = run(given)
+        for name, values in zip(self._moving, moved, strict=False):
+            getattr(self, name).copy_(values)
+        return y.transpose(0, 1) if batch_first else y, tuple(finals)
+
+    def _take_host(self) -> None:
+        self._host = Host(self._text)
+        self._number = self._host.number
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_host"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._take_host()
+
+    def extra_repr(self) -> str:
+        """Return what stands between the parentheses of the repr."""
+        return self._shown
+
+
+class MGU(Recurrent):
+    """`fusedrnn.MGU` in PyTorch, see `Recurrent`."""
+
+    _kind = hosts.MGU
+
+
+class IndRNN(Recurrent):
+    """`fusedrnn.IndRNN` in PyTorch, see `Recurrent`."""
+
+    _kind = hosts.IndRNN
+
+
+class MinGRU(Recurrent):
+    """`fusedrnn.MinGRU` in PyTorch, see `Recurrent`."""
+
+    _kind = hosts.MinGRU
+
+
+class MinLSTM(Recurrent):
+    """`fusedrnn.MinLSTM` in PyTorch, see `Recurrent`."""
+
+    _kind = hosts.MinLSTM
+
+
+class SRU(Recurrent):
+    """`fusedrnn.SRU` in PyTorch, see `Recurrent`."""
+
+    _kind = hosts.SRU
+
+
+class LiGRU(Recurrent):
+    """`fusedrnn.LiGRU` in PyTorch, see `Recurrent`."""
+
+    _kind = hosts.LiGRU
+
+
+class SLSTM(Recurrent):
+    """`fusedrnn.SLSTM` in PyTorch, see `Recurrent`."""
+
+    _kind = hosts.SLSTM
+
+
+class LIF(Recurrent):
+    """`fusedrnn.LIF` in PyTorch, see `Recurrent`."""
+
+    _kind = hosts.LIF
+
+
+class VariantLSTM(Recurrent):
+    """`fusedrnn.LSTM` in PyTorch with all of its options, peepholes and others; see `Recurrent`."""
+
+    _kind = recurrent.LSTM
+
+
+class VariantGRU(Recurrent):
+    """`fusedrnn.GRU` in PyTorch with all of its options, reset_after and others; see `Recurrent`."""
+
+    _kind = recurrent.GRU
+
+
+class VariantRNN(Recurrent):
+    """`fusedrnn.RNN` in PyTorch with all of its options, layer_norm and others; see `Recurrent`."""
+
+    _kind = recurrent.RNN
