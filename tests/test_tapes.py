@@ -14,7 +14,6 @@ import pytest
 from support import assert_ran, run_python
 
 import fusedrnn as fr
-from fusedrnn import _core
 
 T, B, I, H = 12, 8, 6, 8
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -290,34 +289,3 @@ def test_changes_are_not_looked_for_by_default() -> None:
     module.backward(tape, np.ones_like(y))
     with pytest.raises(TypeError, match="enabled: expected a bool"):
         fr.set_detect_changes(1)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("kind", ["lstm", "lstm_proj", "gru", "rnn_tanh"])
-def test_a_tape_in_memory_of_the_caller(kind: str) -> None:
-    """Outputs, tape and what else forward was given are enough for backward; nothing runs again."""
-    cell, proj = kind.removesuffix("_proj"), 3 if kind.endswith("_proj") else 0
-    spec, rng = fr.CELLS[cell], np.random.default_rng(0)
-    shapes = spec.parameter_shapes(I, H, True, proj)
-    params = tuple([rng.normal(0, 0.5, shapes[n]) if n in shapes else None for n in spec.parameter_names])
-    x, lengths = rng.normal(size=(T, B, I)), rng.integers(0, T + 1, B)
-    dy = rng.normal(size=(T, B, proj or H))
-    given = {"lengths": lengths, "resets": rng.random((T, B)) < 0.2, "reverse": True, "save": True}
-    y, final, tape = _core.forward(cell, x, params, **given)
-    assert tape is not None
-    want = _core.backward(tape, dy)
-    memory, out = np.full(T * B * H * 8, np.nan), np.empty_like(y)
-    assert np.array_equal(_core.forward(cell, x, params, **given, out=out, tape_out=memory)[0], y)
-    moved, again = memory.copy(), out.copy()
-    memory[:] = out[:] = np.nan
-    found = _core.backward(_core.ForwardCall(cell, x, params, **given, out=again, tape_out=moved).tape(), dy)
-    assert flat(list(want)) == flat(list(found)) and len(final) == spec.states
-    for wrong, error, message in (
-        (moved[:9], ValueError, "tape_out: expected [0-9]+ elements or more, got 9"),
-        (moved.astype(np.float32), TypeError, "tape_out: expected dtype float64 as x"),
-        (moved[::2], ValueError, "tape_out"),
-        (again.reshape(-1), ValueError, "tape_out"),
-    ):
-        with pytest.raises(error, match=message):
-            _core.ForwardCall(cell, x, params, **given, out=again, tape_out=wrong)
-    with pytest.raises(ValueError, match="tape_out: expected None with save=False, got an array"):
-        _core.forward(cell, x, params, tape_out=moved)

@@ -44,9 +44,14 @@ std::optional<Drop> read_hidden_drop(py::handle value, const RecurrentCell& cell
 }
 
 template <class T>
+TapeLabel label_of(const LayerTape& tape, bool recompute) {
+    return tape_label(tape.cell, tape.dims, sizeof(T), kernel_table<T>().lanes, *tape.timetable, recompute);
+}
+
+template <class T>
 class TypedForwardCall final : public ForwardCall {
   public:
-    explicit TypedForwardCall(Request&& r) : cell_(r.cell) {
+    explicit TypedForwardCall(Request&& r) : cell_(r.cell), recompute_(r.recompute) {
         const Dims& dims = r.weights.dims;
         const Params<const T> params = r.weights.pointers<T>();
         Team team(1);
@@ -79,14 +84,17 @@ class TypedForwardCall final : public ForwardCall {
     std::int64_t workspace(int threads) const override {
         return kernels().forward_workspace(cell_, problem_.dims, threads);
     }
-    void run(Team& team, void* workspace) override { kernels().forward(problem_, team, workspace); }
+    void run(Team& team, void* workspace) override {
+        const bool labels = tape_ != nullptr && tape_->memory.given();
+        if (labels) clear_label(tape_->memory);
+        kernels().forward(problem_, team, workspace);
+        if (labels && !team.was_cancelled()) write_label(tape_->memory, label_of<T>(*tape_, recompute_));
+    }
 
     void draw_masks(std::uint64_t seed, std::uint64_t offset) override {
         problem_.draws = {true, seed, offset};
         if (tape_ != nullptr) tape_->arrays.draws = problem_.draws;
     }
-
-    std::shared_ptr<LayerTape> tape() const override { return tape_; }
 
     void follow(LayerCall& before) override {
         auto& producer = static_cast<TypedForwardCall&>(before);
@@ -103,6 +111,7 @@ class TypedForwardCall final : public ForwardCall {
     const RecurrentKernels<T>& kernels() const { return cell_.kernels<T>(); }
 
     const RecurrentCell& cell_;
+    const bool recompute_;
     std::shared_ptr<const WeightBlock<T>> weights_;
     std::shared_ptr<TypedTape<T>> tape_;
     ForwardProblem<T> problem_{};
@@ -180,6 +189,39 @@ std::shared_ptr<ForwardCall> ForwardCall::make(
                     read_hidden_drop(hidden_drop, cell)};
     return by_dtype(dtype, [&]<class T>() -> std::shared_ptr<ForwardCall> {
         return std::make_shared<TypedForwardCall<T>>(std::move(request));
+    });
+}
+
+std::shared_ptr<LayerTape> tape_from_arrays(const std::string& cell_name, py::handle x, py::handle params,
+                                            py::handle y, py::handle memory, py::handle state,
+                                            py::handle lengths, py::handle resets, py::handle reset_state,
+                                            py::handle reverse, py::handle recompute_flag) {
+    const bool recompute = flag(recompute_flag, "recompute");
+    const RecurrentCell& cell = cell_by_name(cell_name);
+    CallArrays in;
+    in.x = Array::floats(x, "x");
+    check_input(in.x, py::none());
+    const WeightArrays w = WeightArrays::read(cell, params, in.x);
+    Dims d = w.dims;
+    const SequenceOptions options{state, py::none(), lengths, resets, reset_state, flag(reverse, "reverse")};
+    const auto timetable = read_sequence(HostPlace{}, options, cell, in, d);
+    in.y = Array::like(y, "y", in.x);
+    in.y.shape({{"T", d.T}, {"B", d.B}, state_axis(d, 0)}).made_rows();
+    Array kept = Array::like(memory, "tape", in.x);
+    kept.shape({{"n"}}).contiguous();
+    return by_dtype(in.x.dtype(), [&]<class T>() -> std::shared_ptr<LayerTape> {
+        const Params<const T> params_of = w.pointers<T>();
+        ForwardProblem<T> problem{};  // for the sizes
+        problem.cell = &cell;
+        problem.dims = d;
+        auto tape = make_tape<T>(in.x.dtype(), timetable, params_of, recompute, problem, kept);
+        check_label(kept, label_of<T>(*tape, recompute));
+        tape->arrays = std::move(in);
+        Team team(1);
+        run_released(team,
+                     [&] { tape->weights = pack_weights<T>(cell, d, params_of, true, Identity{}, team); });
+        tape->remember();
+        return tape;
     });
 }
 

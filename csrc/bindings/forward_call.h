@@ -16,9 +16,6 @@ class ForwardCall : public LayerCall {
     // Before it runs: masks of the cell are drawn, by the streams from `offset` on.
     virtual void draw_masks(std::uint64_t seed, std::uint64_t offset) = 0;
 
-    // The tape of a call that need not run: of an earlier one, which has written `out` and `tape_out`.
-    virtual std::shared_ptr<LayerTape> tape() const = 0;
-
     bool independent(const LayerCall& other) const override;
     bool follows(const LayerCall& before) const override;
 
@@ -29,5 +26,11 @@ class ForwardCall : public LayerCall {
     std::shared_ptr<const Timetable> timetable_;
     Progress progress_;
 };
+
+// The tape of an earlier call, which has returned `y` and written `memory`, its tape_out.
+std::shared_ptr<LayerTape> tape_from_arrays(const std::string& cell, py::handle x, py::handle params,
+                                            py::handle y, py::handle memory, py::handle state,
+                                            py::handle lengths, py::handle resets, py::handle reset_state,
+                                            py::handle reverse, py::handle recompute);
 
 }  // namespace fusedrnn

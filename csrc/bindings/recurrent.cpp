@@ -124,7 +124,6 @@ void bind_calls(py::module_& m) {
         py::arg("save") = false, py::arg("recompute") = false, py::arg("cache") = py::none(),
         py::arg("version") = py::none(), py::arg("out") = py::none(), py::arg("state_out") = py::none(),
         py::arg("tape_out") = py::none(), py::arg("hidden_drop") = py::none())
-        .def("tape", &ForwardCall::tape)
         .def(
             "draw_masks",
             [](ForwardCall& call, py::handle seed, py::handle offset) {
@@ -136,6 +135,19 @@ void bind_calls(py::module_& m) {
                             py::arg("need_dx") = true, py::arg("dx") = py::none(),
                             py::arg("accumulate_dx") = false, py::arg("dreset") = py::none(),
                             py::arg("dsteps") = py::none());
+    m.def("tape_from_arrays", &tape_from_arrays, py::arg("cell"), py::arg("x"), py::arg("params"),
+          py::arg("y"), py::arg("tape"), py::arg("state") = py::none(), py::arg("lengths") = py::none(),
+          py::arg("resets") = py::none(), py::arg("reset_state") = py::none(), py::arg("reverse") = false,
+          py::arg("recompute") = false);
+    m.attr("TAPE_LABEL_BYTES") = kTapeLabelBytes;
+    m.def(
+        "tape_row_bytes",
+        [](const std::string& cell, std::int64_t hidden_size, bool projected, std::int64_t itemsize,
+           bool recompute) {
+            return TapeRow(cell_by_name(cell), projected, recompute).bytes(hidden_size, itemsize);
+        },
+        py::arg("cell"), py::arg("hidden_size"), py::arg("projected"), py::arg("itemsize"),
+        py::arg("recompute"));
     m.def(
         "backward_rows",
         [](const std::shared_ptr<LayerTape>& tape, py::handle dy, py::handle dstate) {

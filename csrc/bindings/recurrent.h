@@ -3,6 +3,7 @@
 
 #include "bindings/checks.h"
 #include "bindings/tape.h"
+#include "bindings/tape_memory.h"
 
 namespace fusedrnn {
 
@@ -95,24 +96,27 @@ std::shared_ptr<TypedTape<T>> make_tape(DType dtype, std::shared_ptr<const Timet
     const std::int64_t lanes = kernel_table<T>().lanes, item = sizeof(T), rows = timetable->rows();
     const std::int64_t padded = (problem.dims.H + lanes - 1) / lanes * lanes;
     auto tape = std::make_shared<TypedTape<T>>(cell, problem.dims, dtype, std::move(timetable));
+    const TapeRow row(cell, problem.dims.projected, recompute);
     std::int64_t taken = 0;
+    const auto take = [&](std::int64_t size) {
+        if (size > memory.size() - taken) {
+            throw py::value_error(memory.name() + ": expected " + std::to_string((taken + size) * item) +
+                                  " bytes or more, got " + std::to_string(memory.size() * item));
+        }
+        taken += size;
+        return memory.mutable_data<T>() + taken - size;
+    };
+    if (memory.given()) take(kTapeLabelBytes / item);
     const auto part = [&](std::int64_t width, std::int64_t count) {
         if (!memory.given()) return AlignedBuffer(checked_product({rows, width, count, item}));
         const std::int64_t size = checked_product({rows, width, count});
-        if (size > memory.size() - taken) {
-            throw py::value_error(memory.name() + ": expected " + std::to_string(taken + size) +
-                                  " elements or more, got " + std::to_string(memory.size()));
-        }
-        T* const begin = memory.mutable_data<T>() + taken;
-        taken += size;
-        return AlignedBuffer(begin, size * item);
+        return AlignedBuffer(take(size), size * item);
     };
     tape->memory = memory;
-    if (!recompute) tape->saved = part(padded, cell.saved);
-    if (cell.states > 1) tape->states = part(padded, cell.states - 1);
-    if (problem.dims.projected) tape->hidden = part(padded, 1);
-    const std::int64_t norms = cell.programs == nullptr ? 0 : cell.programs->norms;
-    if (norms > 0 && !recompute) tape->moments = part(norms, 1);
+    if (row.saved > 0) tape->saved = part(padded, row.saved);
+    if (row.states > 0) tape->states = part(padded, row.states);
+    if (row.hidden > 0) tape->hidden = part(padded, row.hidden);
+    if (row.moments > 0) tape->moments = part(row.moments, 1);
     problem.moments = tape->moments.template as<T>();
     problem.saved = tape->saved.template as<T>();
     problem.states = tape->states.template as<T>();

@@ -175,8 +175,6 @@ class ForwardCall(LayerCall):
         hidden_drop: tuple[float, int, int]
         | None = None,  # (p, seed, offset) of a mask on weight_hh, as add_weight_dropout's
     ) -> None: ...
-    # With `save`, of a call that need not run: of an earlier one, which has written `out` and `tape_out`.
-    def tape(self) -> LayerTape: ...
     # Before it runs: the masks of the cell are drawn, not their expectation taken.
     def draw_masks(self, seed: int, offset: int) -> None: ...
 
@@ -216,6 +214,27 @@ def forward(
     tape_out: _Array | None = None,
     hidden_drop: tuple[float, int, int] | None = None,
 ) -> tuple[_Array, _State, LayerTape | None]: ...
+
+TAPE_LABEL_BYTES: int
+
+def tape_row_bytes(cell: str, hidden_size: int, projected: bool, itemsize: int, recompute: bool) -> int:
+    """Return the bytes of a row of a step in `tape_out`, on whatever CPU; a label comes before all rows."""
+
+def tape_from_arrays(
+    cell: str,
+    x: _Array,
+    params: _Params,
+    y: _Array,
+    tape: _Array,
+    state: _StateLike | None = None,
+    lengths: _Int64 | None = None,
+    resets: _Bool | None = None,
+    reset_state: _StateLike | None = None,
+    reverse: bool = False,
+    recompute: bool = False,
+) -> LayerTape:
+    """Return the tape of an earlier call, which has returned `y` and written `tape`, its `tape_out`."""
+
 def backward(
     tape: LayerTape,
     dy: _Array | None = None,

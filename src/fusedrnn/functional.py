@@ -6,7 +6,6 @@ Arrays are NumPy's, or on a GPU PyTorch's, CuPy's, JAX's or another library's th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,20 +13,25 @@ import numpy.typing as npt
 
 from fusedrnn import _core, host_layer
 from fusedrnn.arrays import Array, StateLike
-from fusedrnn.cells import CellSpec, Weights, gather_weights, resolve_cell
+from fusedrnn.cells import CellSpec, resolve_cell
 from fusedrnn.checks import check_array
 from fusedrnn.compute import check_compute, kernel_key
 from fusedrnn.devices import layers_on
+from fusedrnn.functional_tape import (
+    FunctionalTape,
+    Memory,
+    Params,
+    as_elements,
+    tape_bytes,
+    tape_from_arrays,
+    weights_of,
+)
 from fusedrnn.inputs.lookup import Lookup, array_of
 from fusedrnn.inputs.masks import Packing
 from fusedrnn.inputs.rows import check_floats
-from fusedrnn.listing import Listed
 from fusedrnn.second_order import cell_as_data, checked, directions_of, tangent_weights, weight_gradients
 from fusedrnn.symbolic import DefinedCell
 from fusedrnn.symbolic.tangent import tangent_cell
-
-Params = Mapping[str, Array] | Sequence[Array | None]
-
 
 __all__ = [
     "FunctionalTape",
@@ -38,46 +42,13 @@ __all__ = [
     "forward",
     "sigmoid",
     "tanh",
+    "tape_bytes",
+    "tape_from_arrays",
 ]
 
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class FunctionalTape(Listed):
-    """What `forward` keeps for `backward`; usable more than once.
-
-    It refers to x, state and y, and on a GPU to the parameters, too: do not write to them before backward
-    (`fusedrnn.set_detect_changes` finds where that happens on the CPU).
-
-    Attributes:
-        nbytes: bytes that stay allocated because of this tape alone, without the arrays the caller holds.
-    """
-
-    __slots__ = ("_layer", "_layers", "_names", "_packing", "_spec", "_x", "nbytes")
-
-    def __init__(
-        self,
-        spec: CellSpec,
-        x: Array | Lookup,
-        layers: Any,
-        layer: Any,
-        names: list[str] | None,
-        copied: int,
-    ) -> None:
-        self._packing: Packing | None = None
-        self._spec = spec
-        self._x = x
-        self._layers = layers
-        self._layer = layer
-        self._names = names
-        self.nbytes = layer.nbytes + copied
-
-    def __repr__(self) -> str:
-        layer = self._layer
-        sizes = f"seq_len={layer.seq_len}, batch={layer.batch}, nbytes={self.nbytes}"
-        return f"FunctionalTape({self._spec.label}, {sizes})"
 
 
 class Gradients(NamedTuple):
@@ -101,6 +72,7 @@ def forward(
     recompute: bool = False,
     mask: npt.ArrayLike | None = None,
     compute: str | None = None,
+    tape_out: Memory | None = None,
 ) -> tuple[Array, Any, FunctionalTape]:
     """Run one layer in one direction. The equations are in `fusedrnn.CELLS[cell].equations`.
 
@@ -124,6 +96,9 @@ def forward(
             counts. The steps that count are copied to the front first.
         compute: "float32", or "bf16" for products in bfloat16 with sums in float32, as `fusedrnn.Recurrent`
             says; None for what `fusedrnn.set_float32_matmul_precision` says.
+        tape_out: (n,) uint8, C-contiguous, `tape_bytes` or more, on the CPU: memory for the tape.
+            It may be copied, stored and sent with y; `tape_from_arrays` makes a tape of them. Not with a
+            `Lookup` or a mask.
 
     Returns:
         y (T, B, Hout), read-only because the tape refers to it; the final state; the tape.
@@ -138,9 +113,11 @@ def forward(
             message says why.
     """
     spec = resolve_cell(cell)
-    weights, names = _weights(spec, params)
+    weights, names = weights_of(spec, params)
     if reset_state is not None and resets is None:
         raise ValueError("reset_state: expected None without resets")
+    if tape_out is not None and (mask is not None or isinstance(x, Lookup)):
+        raise ValueError("tape_out: expected None with a Lookup or a mask, got memory")
     if mask is not None:
         return _forward_masked(
             spec,
@@ -162,7 +139,10 @@ def forward(
         key = kernel_key(spec, check_compute(compute, getattr(array_of(x), "dtype", np.dtype(np.float32))))
     elif compute not in (None, "float32"):
         raise RuntimeError(f"compute: expected None or 'float32' with arrays on a GPU, got {compute!r}")
+    elif tape_out is not None:
+        raise RuntimeError("tape_out: expected None with arrays on a GPU, got memory")
     x = x._kept() if isinstance(x, Lookup) else x
+    beside = {} if tape_out is None else {"tape_out": as_elements("tape_out", tape_out, x)}
     y, final, layer, copied = layers.forward(
         key,
         x,
@@ -173,6 +153,7 @@ def forward(
         reset_state=None if reset_state is None else spec.unpack_state("reset_state", reset_state),
         reverse=reverse,
         recompute=recompute,
+        **beside,
     )
     return y, spec.pack_state(final), FunctionalTape(spec, x, layers, layer, names, copied)
 
@@ -294,7 +275,7 @@ def double_backward(
     """
     spec = resolve_cell(cell)
     along = tangent_cell(data := cell_as_data(spec))
-    given, names = _weights(spec, params)
+    given, names = weights_of(spec, params)
     check_floats("x", x, None)
     if x.ndim != 3:
         raise ValueError(f"x: expected shape (T, B, I), got {x.shape}")
@@ -358,25 +339,3 @@ def tanh(x: npt.ArrayLike) -> Array:
         TypeError: another dtype.
     """
     return _core.tanh(np.require(x, requirements=["C", "A"]))
-
-
-def _weights(spec: CellSpec, params: Params) -> tuple[Weights, list[str] | None]:
-    """Return the parameters in the kernels' order, and their names if they were given by name."""
-    names = spec.parameter_names
-    required = [p.name for p in spec.parameters if p.need == "required"]
-    if isinstance(params, Mapping):
-        unknown = [name for name in params if name not in names]
-        missing = [name for name in required if params.get(name) is None]
-        if unknown or missing:
-            raise ValueError(
-                f"params: expected the names {', '.join(names)}, got others; "
-                f"missing: {', '.join(missing) or 'none'}; "
-                f"unexpected: {', '.join(map(str, unknown)) or 'none'}"
-            )
-        return gather_weights(spec, params), list(params)
-    if not isinstance(params, Sequence) or isinstance(params, str):
-        raise TypeError(f"params: expected a mapping or a sequence, got {type(params).__name__}")
-    least = 1 + max(names.index(name) for name in required)
-    if not least <= len(params) <= len(names):
-        raise ValueError(f"params: expected {least} to {len(names)} arrays, got {len(params)}")
-    return gather_weights(spec, dict(zip(names, params, strict=False))), None  # type: ignore[arg-type]

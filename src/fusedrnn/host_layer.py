@@ -20,6 +20,7 @@ def forward(
     reset_state: tuple[Any, ...] | None,
     reverse: bool,
     recompute: bool,
+    tape_out: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...], _core.LayerTape, int]:
     """Return y, the final state, the kernels' tape and the bytes copied for it."""
     inputs, indices = kernel_inputs(x, keep=True)
@@ -35,6 +36,7 @@ def forward(
         reverse=reverse,
         save=True,
         recompute=recompute,
+        tape_out=tape_out,
     )
     assert tape is not None
     y.flags.writeable = False

@@ -70,17 +70,16 @@ def _forward(cell: str, reverse: bool, inputs: Named, outputs: Named) -> None:
 
 def _backward(cell: str, reverse: bool, inputs: Named, outputs: Named) -> None:
     spec = CELLS[cell]
-    call = _core.ForwardCall(
+    tape = _core.tape_from_arrays(
         cell,
         inputs["x"],
         tuple([inputs.get(name) for name in spec.parameter_names]),
+        inputs["y"],
+        inputs["tape"],
         tuple([inputs[name] for name in spec.state_names]),
         lengths=_lengths(inputs),
         resets=inputs.get("resets"),
         reverse=reverse,
-        save=True,
-        out=inputs["y"],
-        tape_out=inputs["tape"],
     )
     dparams = tuple([outputs.get(name) for name in spec.parameter_names])
     for grad in dparams:
@@ -88,7 +87,7 @@ def _backward(cell: str, reverse: bool, inputs: Named, outputs: Named) -> None:
             grad[...] = 0
     dfinal = tuple([inputs.get(f"d{name}") for name in spec.state_names])
     dx = outputs.get("x")
-    _, found, _ = _core.backward(call.tape(), inputs["dy"], dfinal, dparams, dx is not None, dx)
+    _, found, _ = _core.backward(tape, inputs["dy"], dfinal, dparams, dx is not None, dx)
     for name, part in zip(spec.state_names, found, strict=True):
         if name in outputs:
             outputs[name][...] = part

@@ -243,12 +243,10 @@ def _outputs(options: Options, arrays: Arrays) -> dict[str, Any]:
 
 def _tape_size(options: Options, arrays: Arrays) -> Any:
     """Elements of a tape at most: full lengths, the widest vectors; so that a program runs on every CPU."""
-    cell = CELLS[options[0]]
     x, named = arrays[0], dict(zip(options[2], arrays, strict=True))
-    lanes = 64 // x.dtype.itemsize
-    padded = -(-named["weight_ih"].shape[0] // cell.gates // lanes) * lanes
-    kept = _core.cells[options[0]]["saved"] + cell.states - 1 + ("weight_hr" in named)
-    return x.shape[0] * x.shape[1] * padded * kept
+    hidden, item = named["weight_ih"].shape[0] // CELLS[options[0]].gates, x.dtype.itemsize
+    row = _core.tape_row_bytes(options[0], hidden, "weight_hr" in named, item, False)
+    return (_core.TAPE_LABEL_BYTES + x.shape[0] * x.shape[1] * row) // item
 
 
 def _called(
