@@ -136,6 +136,17 @@ def test_copies_and_pickles(case: Any) -> None:
         assert not torch.equal(module(x)[0], want) and torch.equal(ours(x)[0], want)
 
 
+@pytest.mark.parametrize("case", [DRAWING[5], NETWORKS[14]], ids=name_of)
+def test_changed_buffers_are_seen(case: Any) -> None:
+    ours, net = made(case)
+    x = inputs()
+    for module in (ours.eval(), torch.compile(ours, fullgraph=True, backend="aot_eager")):
+        for buffer in ours.buffers():
+            buffer.add_(0.5)
+        net.load_state_dict(ours.state_dict())
+        assert equal([module(x)[0]], [net.eval()(x.detach().numpy())[0]])
+
+
 def test_changed_weights_are_seen() -> None:
     """However they are written to, laid out or exchanged; and other dtypes."""
     ours, net = made(NETWORKS[0])

@@ -22,6 +22,8 @@ class _Signature:
     """That of the class in `fusedrnn`, with torch's `device` and `dtype` in place of dtype and seed."""
 
     def __get__(self, instance: Any, kind: Any) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
         own = inspect.signature(kind._kind).parameters.values()
         kept = [p for p in own if p.name not in ("dtype", "seed")]
         last = [kept.pop()] if kept[-1].kind is inspect.Parameter.VAR_KEYWORD else []
