@@ -330,8 +330,9 @@ COVERED = {name.split(":")[0] for name in ENTRIES} | {
     "define_program",
     "cell_definition",  # takes a key
     "xla_handler",  # takes a function, of all JAX programs of the process
-    "Torch",  # and TensorLayer: test_interop_torch.py
-    "TensorLayer",
+    "Torch",  # and TensorNetwork, run_network: test_interop_torch.py
+    "TensorNetwork",
+    "run_network",
 }
 
 

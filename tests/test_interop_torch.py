@@ -176,42 +176,51 @@ SHORT: list[tuple[str, dict[str, Any]]] = [
     ("GRU", {}),
     ("GRU", {"batch_first": True}),
     ("RNN", {"bias": False}),
+    ("LSTM", {"num_layers": 3, "bidirectional": True, "proj_size": 3, "batch_first": True}),
+    ("LSTM", {"bidirectional": True, "bias": False}),
+    ("GRU", {"num_layers": 3}),
+    ("RNN", {"num_layers": 2, "bidirectional": True}),
 ]
 
 
 @pytest.mark.parametrize(("kind", "options"), SHORT)
-def test_the_short_way_of_one_layer(
-    kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bits of the general way, which is not gone; and the general way for what the short one leaves."""
+def test_the_short_way(kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits of the general way, which is not gone and takes what the short one leaves."""
     _, ours = pair(kind, **options)
     batch_first = "batch_first" in options
     x = torch.randn((4, 6, 5) if batch_first else (6, 4, 5), dtype=torch.float64, requires_grad=True)
-    h = torch.nn.Parameter(torch.randn(1, 4, ours.proj_size or 7, dtype=torch.float64))
-    hx = (h, torch.randn(1, 4, 7, dtype=torch.float64)) if kind == "LSTM" else h
+    rows = ours.num_layers * (1 + ours.bidirectional)
+    h = torch.nn.Parameter(torch.randn(rows, 4, ours.proj_size or 7, dtype=torch.float64))
+    hx = (h, torch.randn(rows, 4, 7, dtype=torch.float64)) if kind == "LSTM" else h
     runs: list[bool] = []
     run = kernels.run
     monkeypatch.setattr(kernels, "run", lambda *args: (runs.append(True), run(*args))[1])
 
-    def results(x: Any, hx: Any = None) -> list[Any]:
-        found = flat(ours(x, hx))
+    def results(x: Any, hx: Any = None, **steps: Any) -> list[Any]:
+        found = flat(ours(x, hx, **steps))
         leaves = [x, *ours.parameters(), *([h] if hx is not None else [])]
         gradients = torch.autograd.grad(sum(part.sin().sum() for part in found), leaves, retain_graph=True)
         return [*found, *gradients]
 
-    def check(x: Any, hx: Any = None, general: int = 0) -> None:
+    def check(x: Any, hx: Any = None, general: int = 0, **steps: Any) -> None:
         runs.clear()
-        short = results(x, hx)
+        short = results(x, hx, **steps)
         assert len(runs) == general
         with monkeypatch.context() as without:
-            without.setattr(ops, "apply_plain", lambda *_: None)
-            assert all(torch.equal(a, b) for a, b in zip(short, results(x, hx), strict=True))
+            without.setattr(ops, "apply_shortly", lambda *_: None)
+            assert all(torch.equal(a, b) for a, b in zip(short, results(x, hx, **steps), strict=True))
         assert len(runs) == general + 1
 
     check(x)
     check(x, hx)
     check(x[:, :0] if batch_first else x[:0])
-    check(x.transpose(0, 1), general=1)
+    check(x.transpose(0, 1))
+    lengths, resets = torch.tensor([6, 0, 3, 5]), torch.rand(x.shape[:2]) < 0.4
+    check(x, hx, lengths=lengths, resets=resets)
+    check(x, resets=resets)
+    check(x, general=1, lengths=lengths.int())
+    with pytest.raises(ValueError, match=r"lengths\[0\]|lengths: expected"):
+        ours(x, lengths=lengths + 1)
     # Parameters in other memory, and in the same memory but laid out otherwise.
     weight = ours.weight_hh_l0
     weight.data = weight.data.clone()
@@ -260,11 +269,11 @@ def test_compiled_calls_refuse() -> None:
         True,
     )[1]
     with pytest.raises(ValueError, match=r"flows: expected 2, got 1"):
-        kernels.TORCH.backward(tape, (x,), True, False, True, False)
+        kernels.TORCH.backward(*tape, (x,), True, False, True, False)
     with pytest.raises(TypeError, match="tape: expected a LayerTape, got None"):
-        kernels.TORCH.backward(None, (x, None), True, False, True, False)
+        kernels.TORCH.backward([None], [None], (x, None), True, False, True, False)
     with pytest.raises(TypeError, match="torch: expected a Torch, got None"):
-        _core.TensorLayer(None, "gru", ("weight_ih_l0", "weight_hh_l0"), _core.WeightCache())
+        _core.TensorNetwork(None, "gru", 1, [["weight_ih_l0", "weight_hh_l0"]], [_core.WeightCache()], tuple)
 
 
 def test_converted_in_place() -> None:

@@ -1,5 +1,7 @@
-// One layer and direction on tensors of PyTorch: what Python did between a module's call and the kernels took longer than
+// Networks on tensors of PyTorch: what Python did between a module's call and the kernels took longer than
 // these for a small network. Nothing of PyTorch is needed to build this.
+#include <pybind11/stl.h>
+
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -7,197 +9,43 @@
 #include <string>
 #include <vector>
 
-#include "bindings/backward_call.h"
 #include "bindings/bindings.h"
-#include "bindings/dlpack.h"
+#include "bindings/network_calls.h"
 #include "bindings/plain_call.h"
+#include "bindings/torch_tensors.h"
 
 namespace fusedrnn {
 namespace {
 
-// Made once; it lives as long as the process.
-PyObject* interned(const char* text) {
-    PyObject* const made = PyUnicode_InternFromString(text);
-    if (made == nullptr) throw py::error_already_set();
-    return made;
-}
-
-py::object checked(PyObject* made) {
-    if (made == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(made);
-}
-
-// The functions for C behind PyTorch's tensors, where this version has them.
-const dlpack::Exchange* exchange_of(py::handle tensor_type) {
-    const py::object capsule = py::getattr(tensor_type, dlpack::kExchangeAttribute, py::none());
-    if (PyCapsule_IsValid(capsule.ptr(), dlpack::kExchangeCapsule) == 0) return nullptr;
-    const auto* const exchange =
-        static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeCapsule));
-    return exchange->header.version.major == dlpack::kVersion.major ? exchange : nullptr;
-}
-
-// Memory of an array that a tensor is made on.
-struct Shared {
-    dlpack::VersionedManaged managed{};
-    std::int64_t shape[3], strides[3];
-    PyObject* array;
-
-    explicit Shared(const py::array& owner) : array(owner.inc_ref().ptr()) {
-        const auto bits = static_cast<std::uint8_t>(8 * owner.itemsize());
-        for (int i = 0; i < owner.ndim(); ++i) {
-            shape[i] = owner.shape(i);
-            strides[i] = owner.strides(i) / owner.itemsize();
-        }
-        managed.version = dlpack::kVersion;
-        managed.context = this;
-        managed.deleter = [](dlpack::VersionedManaged* tensor) {
-            auto* const self = static_cast<Shared*>(tensor->context);
-            if (Py_IsInitialized() != 0) {
-                const PyGILState_STATE state = PyGILState_Ensure();
-                Py_DECREF(self->array);
-                PyGILState_Release(state);
-            }
-            delete self;
-        };
-        managed.tensor = {const_cast<void*>(owner.data()),
-                          {dlpack::kCpu, 0},
-                          static_cast<std::int32_t>(owner.ndim()),
-                          {dlpack::kFloat, bits, 1},
-                          shape,
-                          strides,
-                          0};
-    }
-};
-
-bool is_contiguous(const dlpack::Tensor& t) {
-    std::int64_t stride = 1;
-    for (int i = t.ndim - 1; i >= 0; --i) {
-        if (t.shape[i] != 1 && t.strides != nullptr && t.strides[i] != stride) return false;
-        stride *= t.shape[i];
-    }
-    return true;
-}
-
-// What is needed of PyTorch.
-class Torch {
+// The calls of a module's network.
+class TensorNetwork {
   public:
-    explicit Torch(py::handle module)
-        : tensor_(module.attr("Tensor")),
-          parameter_(module.attr("nn").attr("Parameter")),
-          from_numpy_(module.attr("from_numpy")),
-          exchange_(exchange_of(tensor_)) {}
-
-    // A tensor of the CPU's whose memory holds its elements as floats; none for a subclass, which may be anything. Good while
-    // the tensor is not changed.
-    std::optional<dlpack::Tensor> borrow(py::handle value) const {
-        static PyObject* const negated = interned("is_neg");
-        const auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(value.ptr()));
-        if (exchange_ == nullptr || (type != tensor_.ptr() && type != parameter_.ptr())) return {};
-        dlpack::Tensor found{};
-        if (exchange_->borrow_object(value.ptr(), &found) != 0) {
-            PyErr_Clear();
-            return {};
-        }
-        const bool floats = found.dtype.code == dlpack::kFloat && found.dtype.lanes == 1 &&
-                            (found.dtype.bits == 32 || found.dtype.bits == 64);
-        if (found.device.type != dlpack::kCpu || !floats) return {};
-        if (checked(PyObject_CallMethodNoArgs(value.ptr(), negated)).ptr() != Py_False) return {};
-        return found;
-    }
-
-    // An array on the tensor's memory, which is kept whatever becomes of the tensor.
-    static py::object array(py::handle tensor) {
-        static PyObject* const name = interned("numpy");
-        static PyObject* const keyword = PyTuple_Pack(1, interned("force"));
-        PyObject* const arguments[] = {tensor.ptr(), Py_True};
-        return checked(PyObject_VectorcallMethod(name, arguments, 1, keyword));
-    }
-    static py::object array_or_none(py::handle tensor) {
-        return tensor.is_none() ? py::none() : array(tensor);
-    }
-    // A tensor on the array's memory.
-    py::object tensor(const py::array& array) const {
-        if (exchange_ == nullptr) return checked(PyObject_CallOneArg(from_numpy_.ptr(), array.ptr()));
-        void* made = nullptr;
-        if (exchange_->import_tensor(&(new Shared(array))->managed, &made) != 0)
-            throw py::error_already_set();
-        return py::reinterpret_steal<py::object>(static_cast<PyObject*>(made));
-    }
-
-    // The gradients of x (or None), of the initial states where there are some, and of the parameters (or None each), from
-    // those of y and of the final states.
-    py::list backward(const std::shared_ptr<LayerTape>& tape, const py::tuple& flows, bool need_x,
-                      bool need_states, bool need_params, bool batch_first) const {
-        if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
-        const Dims& d = tape->dims;
-        const auto states = static_cast<std::size_t>(tape->cell.states);
-        if (flows.size() != 1 + states) {
-            throw py::value_error("flows: expected " + std::to_string(1 + states) + ", got " +
-                                  std::to_string(flows.size()));
-        }
-        const auto in_steps = [&](const py::object& array) {
-            return batch_first && !array.is_none() ? py::object(axes_swapped(py::array(array))) : array;
-        };
-        const py::object dy = in_steps(array_or_none(flows[0]));
-        py::tuple ends(states);
-        bool given = dy.is_none();  // an error where nothing is
-        for (std::size_t k = 0; k < states; ++k) {
-            const py::object end = array_or_none(flows[1 + k]);
-            given = given || !end.is_none();
-            ends[k] = end.is_none() ? end : checked(PySequence_GetItem(end.ptr(), 0));
-        }
-        py::object frozen = py::none(), dx = py::none();
-        const auto count = static_cast<std::size_t>(tape->cell.parameter_count);
-        if (!need_params) {
-            const py::tuple nothing(count);
-            for (std::size_t i = 0; i < count; ++i) nothing[i] = py::none();
-            frozen = nothing;
-        }
-        if (need_x && batch_first) dx = new_array(tape->dtype, {d.B, d.T, d.I});
-        const auto call =
-            BackwardCall::make(tape, dy, given ? py::object(ends) : py::none(), frozen, py::bool_(need_x),
-                               in_steps(dx), py::bool_(false), py::none(), py::none());
-        run_alone(*call);
-        const py::tuple results = call->result();
-        if (dx.is_none()) dx = results[0];
-        py::list found;
-        found.append(dx.is_none() ? dx : tensor(dx));
-        for (std::size_t k = 0; k < states && need_states; ++k) {
-            const py::array start = py::tuple(results[1])[k];
-            found.append(tensor(py::array(start.dtype(), {py::ssize_t{1}, start.shape(0), start.shape(1)},
-                                          start.data(), start)));
-        }
-        const py::tuple grads = results[2];
-        for (std::size_t i = 0; i < count; ++i) {
-            if (tape->has_parameter[i]) found.append(need_params ? tensor(grads[i]) : py::none());
-        }
-        return found;
-    }
-
-  private:
-    py::object tensor_, parameter_, from_numpy_;
-    const dlpack::Exchange* exchange_;
-};
-
-// The calls of a module's layer.
-class TensorLayer {
-  public:
-    TensorLayer(std::shared_ptr<const Torch> torch, std::string cell, const py::tuple& names,
-                std::shared_ptr<WeightCache> cache)
-        : torch_(std::move(torch)), cell_(std::move(cell)), cache_(std::move(cache)) {
+    // `names` of the parameters of each layer and direction. `make_tape` makes of the tapes of these, and of the dropouts
+    // of layers, what `record` is given.
+    TensorNetwork(std::shared_ptr<const Torch> torch, std::string cell, int directions, const py::list& names,
+                  std::vector<std::shared_ptr<WeightCache>> caches, py::object make_tape)
+        : torch_(std::move(torch)), make_tape_(std::move(make_tape)) {
         if (torch_ == nullptr) throw py::type_error("torch: expected a Torch, got None");
-        lstm_ = cell_by_name(cell_).states > 1;
-        for (const py::handle name : names) names_.push_back(py::reinterpret_borrow<py::object>(name));
+        lstm_ = cell_by_name(cell).states > 1;
+        for (const py::handle row : names) {
+            const auto own = py::reinterpret_borrow<py::sequence>(row);
+            per_row_ = own.size();
+            for (const py::handle name : own) names_.push_back(py::reinterpret_borrow<py::object>(name));
+        }
+        const int rows = static_cast<int>(names.size());
+        no_drops_ = py::tuple(static_cast<std::size_t>(rows / directions));
+        for (std::size_t i = 0; i < no_drops_.size(); ++i) no_drops_[i] = py::none();
+        calls_ = {std::move(cell), rows / directions, directions, {}, std::move(caches)};
     }
 
     // (y, final state) as torch.nn has them, through `record` with what backward needs: the function that autograd calls for
     // gradients, or None where none are wanted. None where only the general way takes or refuses the arguments, with nothing
     // done.
-    py::object forward(py::handle module, py::handle x, py::handle hx, py::handle record, py::handle options,
-                       bool batch_first) {
+    py::object forward(py::handle module, py::handle x, py::handle hx, py::handle lengths, py::handle resets,
+                       py::handle record, py::handle options, bool batch_first) {
         const std::optional<dlpack::Tensor> input = torch_->borrow(x);
         const py::tuple states = states_of(hx);
-        if (!input || !states) return py::none();
+        if (!input || !states || input->ndim != 3) return py::none();
         const std::uint8_t bits = input->dtype.bits;
         const std::size_t given = states.size();
         py::tuple inputs(1 + given + names_.size()), arrays(given);
@@ -208,24 +56,25 @@ class TensorLayer {
             inputs[1 + k] = states[k];
             arrays[k] = Torch::array(states[k]);
         }
-        const std::shared_ptr<PlainCall> call = call_on_parameters(module, bits, inputs, 1 + given);
-        if (call == nullptr) return py::none();
+        if (!look_at_parameters(module, bits, inputs, 1 + given)) return py::none();
         const bool save = !record.is_none() && any_tracked(inputs);
-        const py::object one = given == 1 ? py::object(arrays[0]) : py::object(arrays);
-        const py::object results =
-            call->call(Torch::array(x), given == 0 ? py::none() : one, -1, save, false, batch_first);
-        if (results.is_none()) return results;
-        const auto parts = py::reinterpret_borrow<py::tuple>(results);
-        const py::object final = parts[1];
-        const auto ends = lstm_ ? py::reinterpret_borrow<py::tuple>(final) : py::make_tuple(final);
+        const py::array steps = Torch::array(x);
+        py::array y;
+        py::tuple ends;
+        py::object tape = py::none();
+        const bool plain = plain_ != nullptr && lengths.is_none() && resets.is_none();
+        if (!(plain && run_plain(steps, arrays, save, batch_first, y, ends, tape)) &&
+            !run_calls(steps, arrays, lengths, resets, save, batch_first, y, ends, tape)) {
+            return py::none();
+        }
         py::tuple outputs(1 + ends.size());
-        outputs[0] = torch_->tensor(parts[0]);
+        outputs[0] = torch_->tensor(y);
         for (std::size_t k = 0; k < ends.size(); ++k) outputs[1 + k] = torch_->tensor(ends[k]);
         if (save) {
-            const py::object none = py::none();
-            const py::object found = py::make_tuple(outputs, parts[2]), count = py::int_(given);
-            std::vector<PyObject*> arguments{options.ptr(), found.ptr(), count.ptr(), x.ptr(),
-                                             none.ptr(),    none.ptr(),  none.ptr()};
+            const py::object none = py::none(), whole = make_tape_(tape, no_drops_);
+            const py::object found = py::make_tuple(outputs, whole), count = py::int_(given);
+            std::vector<PyObject*> arguments{options.ptr(), found.ptr(),  count.ptr(), x.ptr(),
+                                             lengths.ptr(), resets.ptr(), none.ptr()};
             for (std::size_t i = 1; i < inputs.size(); ++i)
                 arguments.push_back(PyTuple_GET_ITEM(inputs.ptr(), i));
             outputs = checked(PyObject_Vectorcall(record.ptr(), arguments.data(), arguments.size(), nullptr));
@@ -250,9 +99,68 @@ class TensorLayer {
         return several ? py::reinterpret_borrow<py::tuple>(hx) : py::make_tuple(hx);
     }
 
-    // The call on the parameters as they are now, which are written to `tensors`; null where the kernels cannot read them.
-    std::shared_ptr<PlainCall> call_on_parameters(py::handle module, std::uint8_t bits,
-                                                  const py::tuple& tensors, std::size_t first) {
+    // The call of one layer and direction that has no options; false, with nothing done, where it is not for these arrays.
+    bool run_plain(const py::array& x, const py::tuple& states, bool save, bool batch_first, py::array& y,
+                   py::tuple& ends, py::object& tapes) {
+        const py::object one = states.size() == 1 ? py::object(states[0]) : py::object(states);
+        const py::object results =
+            plain_->call(x, states.empty() ? py::none() : one, -1, save, false, batch_first);
+        if (results.is_none()) return false;
+        const auto parts = py::reinterpret_borrow<py::tuple>(results);
+        const py::object final = parts[1];
+        y = py::array(parts[0]);
+        ends = lstm_ ? py::reinterpret_borrow<py::tuple>(final) : py::make_tuple(final);
+        tapes = py::make_tuple(parts[2]);
+        return true;
+    }
+
+    // All layers and directions; false, with nothing done, where shapes do not fit or lengths and resets are not tensors as
+    // the kernels take them.
+    bool run_calls(const py::array& x, const py::tuple& states, py::handle lengths, py::handle resets,
+                   bool save, bool batch_first, py::array& y, py::tuple& ends, py::object& tapes) {
+        const py::array steps = batch_first ? axes_swapped(x) : x;
+        const std::int64_t seq_len = steps.shape(0), batch = steps.shape(1),
+                           rows = calls_.layers * calls_.directions;
+        const auto& hidden = places_[1].shape;  // of weight_hh
+        const std::int64_t out = hidden[1], width = hidden[0] / cell_by_name(calls_.cell).gates;
+        if (steps.shape(2) != places_[0].shape[1]) return false;
+        for (std::size_t k = 0; k < states.size(); ++k) {
+            const py::array state = states[k];
+            if (state.ndim() != 3 || state.shape(0) != rows || state.shape(1) != batch) return false;
+            if (state.shape(2) != (k == 0 ? out : width)) return false;
+        }
+        py::object ends_of = py::none(), borders = py::none();
+        if (!lengths.is_none()) {
+            if (!torch_->is_tensor(lengths)) return false;
+            ends_of = Torch::array(lengths);
+            const auto array = py::reinterpret_borrow<py::array>(ends_of);
+            if (array.ndim() != 1 || array.shape(0) != batch ||
+                !array.dtype().equal(py::dtype::of<std::int64_t>()))
+                return false;
+        }
+        if (!resets.is_none()) {
+            if (!torch_->is_tensor(resets)) return false;
+            const py::array array = Torch::array(resets);
+            if (array.ndim() != 2 || array.shape(0) != x.shape(0) || array.shape(1) != x.shape(1) ||
+                !array.dtype().equal(py::dtype::of<bool>()))
+                return false;
+            borders = batch_first ? py::object(array.attr("T")) : py::object(array);
+        }
+        const DType dtype = places_[0].bits == 32 ? DType::float32 : DType::float64;
+        const std::int64_t columns = out * calls_.directions;
+        y = batch_first ? new_array(dtype, {batch, seq_len, columns})
+                        : new_array(dtype, {seq_len, batch, columns});
+        ends = py::tuple(lstm_ ? 2 : 1);
+        for (std::size_t k = 0; k < ends.size(); ++k)
+            ends[k] = new_array(dtype, {rows, batch, k == 0 ? out : width});
+        tapes = calls_.forward(steps, states, ends_of, borders, no_drops_, save,
+                               batch_first ? axes_swapped(y) : y, ends);
+        return true;
+    }
+
+    // Reads the parameters as they are now, and writes them to `tensors`; false where the kernels cannot read them.
+    bool look_at_parameters(py::handle module, std::uint8_t bits, const py::tuple& tensors,
+                            std::size_t first) {
         static PyObject* const name = interned("_parameters");
         const py::object own = checked(PyObject_GetAttr(module.ptr(), name));
         std::vector<Place> places;
@@ -263,31 +171,34 @@ class TensorLayer {
             const py::object p = kept != nullptr ? py::reinterpret_borrow<py::object>(kept)
                                                  : checked(PyObject_GetAttr(module.ptr(), names_[i].ptr()));
             const std::optional<dlpack::Tensor> t = torch_->borrow(p);
-            if (!t || t->data == nullptr || t->ndim < 1 || t->ndim > 2) return nullptr;
-            if (t->dtype.bits != bits || !is_contiguous(*t)) return nullptr;
+            if (!t || t->data == nullptr || t->ndim < 1 || t->ndim > 2) return false;
+            if (t->dtype.bits != bits || !is_contiguous(*t)) return false;
             places.push_back({t->data, bits, {t->shape[0], t->ndim == 2 ? t->shape[1] : -1}});
             tensors[first + i] = p;
         }
-        if (call_ == nullptr || places_ != places) {
-            call_ = call_at(places);
-            places_ = std::move(places);
-        }
-        return call_;
+        if (places_ == places) return true;
+        places_ = std::move(places);
+        calls_.params.clear();
+        for (std::size_t i = 0; i < places_.size(); i += per_row_) calls_.params.push_back(arrays_at(i));
+        plain_ = nullptr;
+        if (places_.size() == per_row_)
+            plain_ = std::make_shared<PlainCall>(calls_.cell, calls_.params[0], calls_.caches[0]);
+        return true;
     }
 
-    // The parameters' arrays do not keep the tensors, and are read only while those are there. Tensor.numpy() would forbid for
-    // good to resize their memory, which fully_shard frees between calls.
-    std::shared_ptr<PlainCall> call_at(const std::vector<Place>& places) const {
+    // The arrays of the parameters of one layer and direction do not keep the tensors, and are read only while those are
+    // there. Tensor.numpy() would forbid for good to resize their memory, which fully_shard frees between calls.
+    py::tuple arrays_at(std::size_t first) const {
         py::tuple weights(5);  // weight_ih, weight_hh, both biases or none, weight_hr or none
         for (std::size_t i = 0; i < weights.size(); ++i) weights[i] = py::none();
-        const bool biased = places.size() > 3;
-        for (std::size_t i = 0; i < places.size(); ++i) {
-            const auto& [data, bits, shape] = places[i];
+        const bool biased = per_row_ > 3;
+        for (std::size_t i = 0; i < per_row_; ++i) {
+            const auto& [data, bits, shape] = places_[first + i];
             const DType dtype = bits == 32 ? DType::float32 : DType::float64;
             const std::vector<py::ssize_t> sizes(shape.begin(), shape.end() - (shape[1] < 0 ? 1 : 0));
             weights[i < 2 || biased ? i : i + 2] = py::array(dtype_object(dtype), sizes, data, py::none());
         }
-        return std::make_shared<PlainCall>(cell_, weights, cache_);
+        return weights;
     }
 
     static bool any_tracked(const py::tuple& tensors) {
@@ -299,11 +210,13 @@ class TensorLayer {
     }
 
     std::shared_ptr<const Torch> torch_;
-    std::string cell_;
-    std::shared_ptr<WeightCache> cache_;
+    py::object make_tape_;
+    NetworkCalls calls_;
+    py::tuple no_drops_;
     std::vector<py::object> names_;
-    bool lstm_;
-    std::shared_ptr<PlainCall> call_;
+    std::size_t per_row_ = 0;
+    bool lstm_ = false;
+    std::shared_ptr<PlainCall> plain_;
     std::vector<Place> places_;
 };
 
@@ -312,13 +225,28 @@ class TensorLayer {
 void bind_tensors(py::module_& m) {
     py::class_<Torch, std::shared_ptr<Torch>>(m, "Torch")
         .def(py::init<py::handle>(), py::arg("module"))
-        .def("backward", &Torch::backward, py::arg("tape"), py::arg("flows"), py::arg("need_x"),
-             py::arg("need_states"), py::arg("need_params"), py::arg("batch_first"));
-    py::class_<TensorLayer>(m, "TensorLayer")
-        .def(py::init<std::shared_ptr<Torch>, std::string, py::tuple, std::shared_ptr<WeightCache>>(),
-             py::arg("torch"), py::arg("cell"), py::arg("names"), py::arg("cache"))
-        .def("forward", &TensorLayer::forward, py::arg("module"), py::arg("x"), py::arg("hx"),
-             py::arg("record"), py::arg("options"), py::arg("batch_first"));
+        .def("backward", &Torch::backward, py::arg("tapes"), py::arg("drops"), py::arg("flows"),
+             py::arg("need_x"), py::arg("need_states"), py::arg("need_params"), py::arg("batch_first"));
+    py::class_<TensorNetwork>(m, "TensorNetwork")
+        .def(py::init<std::shared_ptr<Torch>, std::string, int, py::list,
+                      std::vector<std::shared_ptr<WeightCache>>, py::object>(),
+             py::arg("torch"), py::arg("cell"), py::arg("directions"), py::arg("names"), py::arg("caches"),
+             py::arg("make_tape"))
+        .def("forward", &TensorNetwork::forward, py::arg("module"), py::arg("x"), py::arg("hx"),
+             py::arg("lengths"), py::arg("resets"), py::arg("record"), py::arg("options"),
+             py::arg("batch_first"));
+    m.def(
+        "run_network",
+        [](const std::string& cell, int directions, const std::vector<py::object>& params,
+           const std::vector<std::shared_ptr<WeightCache>>& caches, const py::array& x,
+           const py::tuple& states, py::handle lengths, py::handle resets, const py::tuple& drops, bool save,
+           const py::array& y, const py::tuple& finals) {
+            const NetworkCalls calls{cell, static_cast<int>(drops.size()), directions, params, caches};
+            return calls.forward(x, states, lengths, resets, drops, save, y, finals);
+        },
+        py::arg("cell"), py::arg("directions"), py::arg("params"), py::arg("caches"), py::arg("x"),
+        py::arg("states"), py::arg("lengths"), py::arg("resets"), py::arg("drops"), py::arg("save"),
+        py::arg("y"), py::arg("finals"));
 }
 
 }  // namespace fusedrnn

@@ -1,6 +1,6 @@
 """Types of the compiled module. It checks every argument; see csrc/bindings for what each call refuses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypedDict, final, overload
 
 import numpy as np
@@ -62,7 +62,8 @@ class Torch:
     def __init__(self, module: Any) -> None: ...
     def backward(
         self,
-        tape: LayerTape,
+        tapes: Sequence[LayerTape],
+        drops: Sequence[tuple[float, int, int] | None],
         flows: tuple[Any, ...],
         need_x: bool,
         need_states: bool,
@@ -71,13 +72,45 @@ class Torch:
     ) -> list[Any]: ...
 
 @final
-class TensorLayer:
-    """One layer and direction of a module of PyTorch, whose parameters have the names."""
+class TensorNetwork:
+    """A module of PyTorch, the parameters of whose layers and directions have the names."""
 
-    def __init__(self, torch: Torch, cell: str, names: tuple[str, ...], cache: WeightCache) -> None: ...
+    def __init__(
+        self,
+        torch: Torch,
+        cell: str,
+        directions: int,
+        names: list[list[str]],
+        caches: list[WeightCache],
+        make_tape: Any,
+    ) -> None: ...
     def forward(
-        self, module: Any, x: Any, hx: Any, record: Any, options: Any, batch_first: bool
+        self,
+        module: Any,
+        x: Any,
+        hx: Any,
+        lengths: Any,
+        resets: Any,
+        record: Any,
+        options: Any,
+        batch_first: bool,
     ) -> tuple[Any, Any] | None: ...
+
+def run_network(
+    cell: str,
+    directions: int,
+    params: list[tuple[Any, ...]],
+    caches: list[WeightCache],
+    x: _Array,
+    states: tuple[_Array, ...],
+    lengths: _Array | None,
+    resets: _Array | None,
+    drops: tuple[tuple[float, int, int] | None, ...],
+    save: bool,
+    y: _Array,
+    finals: tuple[_Array, ...],
+) -> list[LayerTape]:
+    """Write y and the final states of all layers and directions; return the tapes, with `save`."""
 
 @final
 class LayerTape:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fusedrnn import _core
-from fusedrnn.nn.plan import row_of, time_major
+from fusedrnn.nn.plan import time_major
 
 Tensor: TypeAlias = torch.Tensor
 
@@ -80,24 +80,22 @@ class HasArrays(Protocol):
     arrays: list[tuple[int, Any, Any, Any]]
 
 
+class Tape(NamedTuple):
+    """The kernels' tapes of all layers and directions, and for each layer the dropout on its output, or None."""
+
+    layers: Sequence[_core.LayerTape]
+    drops: tuple[tuple[float, int, int] | None, ...]
+
+
 class Cache:
-    """What a module keeps from call to call: packed weights, arrays of its parameters, its layer's calls."""
+    """What a module keeps from call to call: packed weights, arrays of its parameters, its network's calls."""
 
-    __slots__ = ("arrays", "layer", "weights")
+    __slots__ = ("arrays", "network", "weights")
 
-    def __init__(self, cell: str, names: list[list[str]]) -> None:
+    def __init__(self, cell: str, names: list[list[str]], directions: int) -> None:
         self.weights = [_core.WeightCache() for _ in names]
         self.arrays: list[tuple[int, Any, Any, Any]] = []
-        self.layer = _core.TensorLayer(TORCH, cell, tuple(names[0]), self.weights[0])
-
-
-class Tape:
-    """The kernels' tapes of a call of several layers or directions, and the dropout of each layer."""
-
-    __slots__ = ("drops", "layers")
-
-    def __init__(self, layers: list[_core.LayerTape], drops: list[tuple[float, int, int] | None]) -> None:
-        self.layers, self.drops = layers, drops
+        self.network = _core.TensorNetwork(TORCH, cell, directions, names, self.weights, Tape)
 
 
 def attach(tape: Any) -> Tensor:
@@ -144,7 +142,7 @@ def kernel_weights(params: tuple[Any, ...], parts: int) -> list[tuple[Any, ...]]
 def forward(
     options: Options, inputs: Inputs, save: bool, cache: Cache | None = None
 ) -> tuple[tuple[Tensor, ...], Any]:
-    """Return y and the final states and, with `save`, the tape: of one layer and direction the kernels' own.
+    """Return y and the final states and, with `save`, the tape.
 
     Args:
         cache: of the module, or None to pack the weights for this call.
@@ -162,58 +160,28 @@ def run(
 ) -> Any:
     """Write the results of forward to arrays, y and the final states; return the tape."""
     cell, num_layers, bidirectional, batch_first, dropout = options
-    steps, target = numpy(inputs.x), y
-    if batch_first:
-        steps, target = steps.swapaxes(0, 1), target.swapaxes(0, 1)
-    lengths = None if inputs.lengths is None else inputs.lengths.numpy()
     resets = None if inputs.resets is None else time_major(inputs.resets.numpy(), False, batch_first)
     directions = 1 + bidirectional
-    parts = num_layers * directions
-    arrays = parameters(inputs.params, cache)
-    weights = kernel_weights(arrays, parts)
-    states = tuple([numpy(s) for s in inputs.state])
-    out_size = target.shape[-1] // directions
-    calls: list[_core.ForwardCall] = []
-    results: list[Any] = []
-    drops: list[tuple[float, int, int] | None] = []
-    for layer in range(num_layers):
-        last = layer == num_layers - 1
-        out: Any = target if last else np.empty(target.shape, y.dtype)
-        for direction in range(directions):
-            row = layer * directions + direction
-            columns = slice(direction * out_size, (direction + 1) * out_size)
-            calls.append(
-                _core.ForwardCall(
-                    cell,
-                    steps,
-                    weights[row],
-                    row_of(states, row) if states else None,
-                    None,
-                    lengths,
-                    resets,
-                    None,
-                    direction == 1,
-                    save,
-                    False,
-                    None if cache is None else cache.weights[row],
-                    None,
-                    out[..., columns] if bidirectional else out,
-                    tuple([end[row] for end in ends]),
-                )
-            )
-        drop = None
-        dropping = not last and dropout > 0
-        if last or dropping or bidirectional:
-            results += _core.run_calls(calls)
-            calls = []
-        steps = out
-        if dropping:
-            assert inputs.seed is not None
-            drop = (dropout, int(inputs.seed.item()), layer)
-            steps = _core.dropout(out, *drop)
-        drops.append(drop)
-    tapes = [tape for _, _, tape in results]
-    return (tapes[0] if parts == 1 else Tape(tapes, drops)) if save else None
+    drops: list[tuple[float, int, int] | None] = [None] * num_layers
+    if dropout > 0:
+        assert inputs.seed is not None
+        seed = int(inputs.seed.item())
+        drops[:-1] = [(dropout, seed, layer) for layer in range(num_layers - 1)]
+    tapes = _core.run_network(
+        cell,
+        directions,
+        kernel_weights(parameters(inputs.params, cache), num_layers * directions),
+        [] if cache is None else cache.weights,
+        time_major(numpy(inputs.x), False, batch_first),
+        tuple([numpy(s) for s in inputs.state]),
+        None if inputs.lengths is None else inputs.lengths.numpy(),
+        resets,
+        tuple(drops),
+        save,
+        time_major(y, False, batch_first),
+        tuple(ends),
+    )
+    return Tape(tapes, tuple(drops)) if save else None
 
 
 def backward(
@@ -230,64 +198,12 @@ def backward(
 
     Without a tape, forward runs once more.
     """
-    sizes = sizes_of(options, inputs.x, inputs.params)
     if tape is None:
+        sizes = sizes_of(options, inputs.x, inputs.params)
         again = [np.empty(shape, DTYPES[y.dtype]) for shape in (sizes.y, *sizes.states)]
         tape = run(options, inputs, again[0], again[1:], True)
-    if type(tape) is _core.LayerTape:
-        flows = dy, *dfinals
-        return TORCH.backward(tape, flows, need_dx, bool(inputs.state), need_params, options.batch_first)
-    _, num_layers, bidirectional, batch_first, _ = options
-    directions, dtype = 1 + bidirectional, DTYPES[y.dtype]
-    flow = None if dy is None else time_major(numpy(dy), False, batch_first)
-    given = None
-    if any(d is not None for d in dfinals):
-        given = tuple([None if d is None else numpy(d) for d in dfinals])
-    if flow is None and given is None:
-        given = tuple([np.zeros(shape, dtype) for shape in sizes.states])
-    dx = np.empty(inputs.x.shape, dtype) if need_dx else None
-    starts = [np.empty(shape, dtype) for shape in sizes.states] if inputs.state else []
-    dparams: list[Tensor | None] = [None] * len(inputs.params)
-    count = len(inputs.params) // (num_layers * directions)
-    shape = time_major(y, False, batch_first).shape if batch_first else y.shape
-    targets = [None if dx is None else time_major(dx, False, batch_first)]
-    targets += [np.empty(shape, dtype) for _ in range(num_layers - 1)]
-    out_size = shape[-1] // directions
-    frozen = None if need_params else (None,) * 5
-    stages: list[list[_core.BackwardCall]] = []
-    for layer in reversed(range(num_layers)):
-        calls = []
-        for direction in range(directions):
-            row = layer * directions + direction
-            columns = slice(direction * out_size, (direction + 1) * out_size)
-            calls.append(
-                _core.BackwardCall(
-                    tape.layers[row],
-                    flow[..., columns] if bidirectional and flow is not None else flow,
-                    None if given is None else row_of(given, row),
-                    frozen,
-                    targets[layer] is not None,
-                    targets[layer],
-                    direction == 1,
-                )
-            )
-        stages.append(calls)
-        flow = targets[layer]
-    work = _core.StagedCalls(stages)
-    for layer in reversed(range(num_layers)):
-        for direction, (_, first, grads) in enumerate(work.run()):
-            row = layer * directions + direction
-            for start, part in zip(starts, first, strict=False):
-                start[row] = part
-            if need_params:
-                found = [torch.from_numpy(grad) for grad in grads if grad is not None]
-                dparams[row * count : (row + 1) * count] = found
-        drop = tape.drops[layer - 1] if layer else None
-        if drop is not None:
-            below: Any = targets[layer]
-            _core.dropout(below, *drop, out=below)
-    found_dx = None if dx is None else torch.from_numpy(dx)
-    return [found_dx, *[torch.from_numpy(start) for start in starts], *dparams]
+    flows, states = (dy, *dfinals), bool(inputs.state)
+    return TORCH.backward(*tape, flows, need_dx, states, need_params, options.batch_first)
 
 
 class _Memory:

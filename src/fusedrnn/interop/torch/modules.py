@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,8 +17,11 @@ from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor
 # Beside the modules, whose copies and pickles must not have them.
 _caches: WeakKeyDictionary[RNNBase, Cache] = WeakKeyDictionary()
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
-# Of one layer and direction, by mode and batch_first.
-_PLAIN = {(m, first): Options(c, 1, False, first, 0.0) for m, c in _CELLS.items() for first in (False, True)}
+
+
+@lru_cache(maxsize=64)
+def _options(mode: str, layers: int, bidirectional: bool, first: bool) -> Options:
+    return Options(_CELLS[mode], layers, bidirectional, first, 0.0)
 
 
 class _Recurrent(Calls, RNNBase):
@@ -52,10 +56,10 @@ class _Recurrent(Calls, RNNBase):
                 and resets that do not fit.
             RuntimeError: another shape, or a tensor that is not on the CPU.
         """
-        general = lengths is not None or resets is not None or self.num_layers > 1 or self.bidirectional
-        if not (general or is_compiling()):
-            options = _PLAIN[self.mode, self.batch_first]
-            found = ops.apply_plain(options, self._cache(), self, input, hx)
+        drops = self.dropout and self.training and self.num_layers > 1
+        if not (drops or is_compiling()):
+            options = _options(self.mode, self.num_layers, self.bidirectional, self.batch_first)
+            found = ops.apply_shortly(options, self._cache(), self, input, hx, lengths, resets)
             if found is not None:
                 return found
         return self._call(input, hx, lengths, resets)
@@ -80,7 +84,8 @@ class _Recurrent(Calls, RNNBase):
         batch_first: bool,
     ) -> tuple[Tensor, State]:
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
-        options = Options(_CELLS[self.mode], self.num_layers, self.bidirectional, batch_first, float(dropout))
+        sizes = self.num_layers, self.bidirectional, batch_first, float(dropout)
+        options = Options(_CELLS[self.mode], *sizes)
         cache = None if is_compiling() else self._cache()
         inputs = Inputs(x, lengths, resets, seed_of(dropout > 0), state, params)
         y, *finals = ops.apply(options, cache, inputs)
@@ -89,7 +94,7 @@ class _Recurrent(Calls, RNNBase):
     def _cache(self) -> Cache:
         cache = _caches.get(self)
         if cache is None:
-            cache = _caches[self] = Cache(_CELLS[self.mode], self._all_weights)
+            cache = _caches[self] = Cache(_CELLS[self.mode], self._all_weights, 1 + self.bidirectional)
         return cache
 
 

@@ -13,7 +13,6 @@ import torch
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
 
-from fusedrnn._core import LayerTape
 from fusedrnn.interop.torch import kernels
 from fusedrnn.interop.torch.kernels import TORCH, Cache, Inputs, Options, Tensor
 from fusedrnn.interop.torch.second import gradients_of_backward
@@ -196,13 +195,13 @@ class Network(Function):
             return (None, None, None, dx, None, None, None, *others)
         if tape is None:
             tape = kernels.attached(handle)
-        if type(tape) is LayerTape:  # as kernels.backward, sooner
-            dx, *others = TORCH.backward(
-                tape, (dy, *dfinals), need[0], states > 0, need[1], options.batch_first
-            )
-        else:
+        if tape is None:
             inputs = Inputs(x, lengths, resets, seed, tuple(rest[:states]), tuple(rest[states:]))
-            dx, *others = kernels.backward(options, inputs, y, tape, dy, dfinals, *need)
+            dx, *others = kernels.backward(options, inputs, y, None, dy, dfinals, *need)
+        else:  # as kernels.backward, sooner
+            dx, *others = TORCH.backward(
+                *tape, (dy, *dfinals), need[0], states > 0, need[1], options.batch_first
+            )
         return (None, None, None, dx, None, None, None, *others)
 
     jvp = staticmethod(refuse_forward)
@@ -284,12 +283,14 @@ _record = super(Function, Network).apply
 _is_tracing, _is_transformed = torch._C._is_tracing, torch._C._are_functorch_transforms_active
 
 
-def apply_plain(options: Options, cache: Cache, module: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
-    """Return y and the final state of one layer and direction, without lengths and resets.
+def apply_shortly(
+    options: Options, cache: Cache, module: Any, x: Any, hx: Any, lengths: Any, resets: Any
+) -> tuple[Tensor, Any] | None:
+    """Return y and the final state of a network without dropout.
 
     Returns None, with nothing done, where that is not the common case: `apply` takes or refuses the rest.
     """
     if _is_tracing() or _is_transformed() or forward_ad._current_level >= 0:
         return None
     record = _record if torch.is_grad_enabled() else None
-    return cache.layer.forward(module, x, hx, record, options, options.batch_first)
+    return cache.network.forward(module, x, hx, lengths, resets, record, options, options.batch_first)
