@@ -55,7 +55,7 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
         }
         sizes.T = x.size(0), sizes.B = x.size(1);
     }
-    if (keep && (sizes.table > 0 || sizes.contexts)) {
+    if (keep && sizes.table > 0) {
         throw py::value_error("keep: expected False with a memory for a search, got True");
     }
     if (sampling != nullptr) {

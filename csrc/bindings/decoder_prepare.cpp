@@ -15,6 +15,8 @@
 namespace fusedrnn {
 namespace {
 
+constexpr std::int64_t kFewRows = 4;
+
 Score score_among(const std::string& name) {
     if (name == "additive") return Score::kAdditive;
     if (name == "dot") return Score::kDot;
@@ -97,7 +99,7 @@ std::shared_ptr<PackedDecoder> decoder_pack(const std::string& cell_, const py::
 
 std::shared_ptr<Prepared> decoder_prepare(const std::shared_ptr<PackedDecoder>& decoder,
                                           const py::object& memory_, const py::object& memory_lengths_,
-                                          const py::object& table_, bool contexts) {
+                                          const py::object& table_, bool contexts, std::int64_t steps) {
     if (decoder == nullptr) throw py::type_error("decoder: expected a PackedDecoder, got None");
     auto p = std::make_shared<Prepared>();
     p->decoder = decoder;
@@ -112,8 +114,9 @@ std::shared_ptr<Prepared> decoder_prepare(const std::shared_ptr<PackedDecoder>& 
         Array::like(table_, "table", memory, kOptional).shape({{"V"}, {"I", d.I}}).contiguous();
     d.table = table.given() ? table.size(0) : 0;
     if (table.given()) require(d.table > 0, "table", "shape (V, I) with V >= 1", 0);
-    // Where a context comes after the step, it is no part of the gates.
-    d.contexts = contexts && !d.current;
+    // With few rows a step waits for the bytes of the weights: those of the context are read once for the memory, if it
+    // has no more rows than there are steps. Where a context comes after the step, it is no part of the gates.
+    d.contexts = !d.current && (contexts || (d.B <= kFewRows && d.S <= steps));
     check_sizes(d, decoder->cell->gates);
     checked_product({d.table + d.S * (d.B + 1) + 1, 16 * decoder->cell->gates * (d.H + 64), 8});
     p->first.reserve(p->lengths.size());
@@ -187,7 +190,7 @@ void bind_decoder_prepare(py::module_& m) {
           arg("current"), arg("feeds"), arg("compute") = "float32",
           "Return the weights in panels, which hold their parameters.");
     m.def("decoder_prepare", &decoder_prepare, arg("decoder"), arg("memory"), arg("memory_lengths"),
-          arg("table"), arg("contexts"),
+          arg("table"), arg("contexts"), arg("steps") = 0,
           "Return the memory (S, B, M) with its keys, for decoder_forward; for a search what the rows of a "
           "table (V, I) and, with contexts, those of the memory add to the gates besides.");
     py::class_<DecoderSampler>(m, "DecoderSampling", "What draws the inputs of scheduled sampling.");

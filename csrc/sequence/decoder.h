@@ -220,7 +220,7 @@ class Decoder : DecoderPlaces<T> {
                 attend<T>(ProductScore<T>{}, keys, q, m.sums, alpha);
             }
         }
-        if (s_.d.contexts) return;
+        if (s_.d.contexts && !f_.keeps) return;
         context<T>(this->memory_of(position), s_.mp, count, alpha, rows_.contexts + row * s_.mp);
     }
 

@@ -21,6 +21,8 @@ class DecoderBackward : DecoderPlaces<T> {
         typename DecoderGradients<T>::Member products;
         // Of the attention of the step before, and of the coverage before that: [row][S]; and all of one row's.
         T *attention, *covered, *extra;
+        T *flow,
+            *sums;  // of one row: the gradients of its gates; a vector of parts for each row of the memory
         typename History<T>::Member history;
         Windows<T> windows;
         T* centres;  // their gradients, by row
@@ -37,6 +39,8 @@ class DecoderBackward : DecoderPlaces<T> {
               attention(arena.take<T>(s.d.features() > 0 ? kDecoderRows * s.sp : 0)),
               covered(arena.take<T>(s.d.features() > 0 ? kDecoderRows * s.sp : 0)),
               extra(arena.take<T>(s.sp)),
+              flow(arena.take<T>(s.d.contexts ? s.gates : 0)),
+              sums(arena.take<T>(s.d.contexts ? larger(s.d.S, 1) * L : 0)),
               history(s.d, arena),
               windows(s.d.windows(), s.sp, arena),
               centres(arena.take<T>(kDecoderRows * s.d.windows())) {}
@@ -49,6 +53,7 @@ class DecoderBackward : DecoderPlaces<T> {
           arena_(workspace),
           to_(s_, arena_),
           columns_(s_, args.columns),
+          projections_(s_, args.forward.projections),
           history_(s_.d, args.forward.params.w_filter) {}
 
     void run_member(int member) {
@@ -64,6 +69,11 @@ class DecoderBackward : DecoderPlaces<T> {
         const Range mine = decoder_positions(f_.schedule, s_.d.B, team_.size(), member);
         for (std::int64_t g = mine.begin; g < mine.end; g += kDecoderRows) {
             if (!sweep(m, member, {g, smaller(g + kDecoderRows, mine.end)})) return;
+        }
+        if (s_.d.contexts) {
+            if (!team_.barrier(member)) return;
+            gradients.contexts(m.products);
+            if (!team_.barrier(member)) return;
         }
         for (std::int64_t p = mine.begin; p < mine.end; ++p) {
             if (!gradients.context_memory(m.products, p)) return;
@@ -129,8 +139,10 @@ class DecoderBackward : DecoderPlaces<T> {
     // The query is the state before the step.
     void back_through_cell_first(Member& m, const Step& step) {
         back_through_cell(m, step, p_.dy != nullptr);
-        row_major_product<T>(gates(m, step, to_.dgx), columns_.fed, s_.d.M, nullptr, 0,
-                             to_.dcontexts + step.row0 * s_.mp, s_.mp);
+        if (!s_.d.contexts) {
+            row_major_product<T>(gates(m, step, to_.dgx), columns_.fed, s_.d.M, nullptr, 0,
+                                 to_.dcontexts + step.row0 * s_.mp, s_.mp);
+        }
         back_through_state(m, step);
         back_through_attention(m, step);
     }
@@ -224,8 +236,12 @@ class DecoderBackward : DecoderPlaces<T> {
                 m.extra[s] = (extra == nullptr ? T(0) : extra[s]) + (dattention[s] + dcovered[s]);
             extra = m.extra;
         }
-        attention_gradients<T>(this->memory_of(position), s_.mp, count, to_.dcontexts + row * s_.mp, extra,
-                               m.de);
+        if (s_.d.contexts) {
+            projected_gradients(m, position, row, count, extra);
+        } else {
+            attention_gradients<T>(this->memory_of(position), s_.mp, count, to_.dcontexts + row * s_.mp,
+                                   extra, m.de);
+        }
         if (const std::int64_t K = s_.d.windows(); K > 0) {
             for (std::int64_t s = count; s < padded<T>(count); ++s) m.de[s] = 0;
             m.windows.adjoint(this->query_of(t, position), this->centres_of(row), m.de, count, dq, dq_panel,
@@ -256,11 +272,24 @@ class DecoderBackward : DecoderPlaces<T> {
         }
     }
 
+    // dalpha_s = dgates . W m_s: as attention_gradients, but without the weights.
+    void projected_gradients(Member& m, std::int64_t position, std::int64_t row, std::int64_t count,
+                             const T* extra) const {
+        const std::int64_t N = s_.d.memory_rows, width = s_.G * L;
+        for (std::int64_t j = 0; j < s_.panels; ++j)
+            copy(to_.dgx + (j * s_.d.rows + row) * width, m.flow + j * width, width);
+        const Keys<T> rows{this->keys_of(projections_.memory, position), N * L, s_.gates / L, count};
+        ProductScore<T>{}.energies(rows, m.flow, m.sums);
+        for (std::int64_t s = 0; s < count; ++s)
+            m.de[s] = sum(V::load(m.sums + s * L)) + (extra == nullptr ? T(0) : extra[s]);
+    }
+
     const DecoderBackwardArgs<T>& p_;
     Team& team_;
     Arena arena_;
     const DecoderFlow<T> to_;
     const DecoderColumns<T> columns_;
+    const DecoderProjections<T> projections_;
     const History<T> history_;
 };
 

@@ -104,6 +104,16 @@ class DecoderGradients : DecoderPlaces<T> {
           team_(team),
           member_(member) {}
 
+    // dc = W^T dgates of all rows at once, where no step had to wait for it.
+    void contexts(Member& m) {
+        const Range rows = share(s_.d.rows, team_.size(), member_);
+        const std::int64_t n = rows.end - rows.begin, width = s_.G * L;
+        if (team_.cancelled(member_, n * s_.gates * s_.mp)) return;
+        for (std::int64_t i = 0; i < n; ++i) m.rows[i] = to_.dgx + (rows.begin + i) * width;
+        row_major_product<T>(paneled_rows<T>(m.rows, n, s_.panels, width, s_.d.rows * width), columns_.fed,
+                             s_.d.M, nullptr, 0, to_.dcontexts + rows.begin * s_.mp, s_.mp);
+    }
+
     // dm_s = sum_t alpha_t,s dc_t of one position. False once the call was cancelled.
     bool context_memory(Member& m, std::int64_t position) {
         const std::int64_t steps = f_.schedule.length[position], count = f_.memory_lengths[position];

@@ -101,8 +101,8 @@ struct DecoderKeys {
     }
 };
 
-// What each token and each row of the memory add to the gates, for a search: it looks at one memory from many rows and steps,
-// and alpha (W m) costs less than W (alpha m).
+// What each token and each row of the memory add to the gates. A search looks at one memory from many rows and steps, and
+// alpha (W m) costs less than W (alpha m); where a step has few rows it reads fewer bytes.
 template <class T>
 struct DecoderProjections {
     T *inputs, *memory;  // (V, gates), [gates/L][N][L]

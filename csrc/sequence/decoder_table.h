@@ -80,7 +80,7 @@ struct DecoderArgs {
     T* final_centres;  // (B, windows)
     DecoderSampling<T> sampling;  // where classes > 0
     const std::int64_t* tokens;   // (T, B), in place of x; null without a search
-    void* projections;            // of a search
+    void* projections;            // decoder_layout.h
     T *y, *alpha;                 // (T, B, H), (T, B, S)
     T* final[kMaxStates];         // (B, H)
     void *weights, *keys, *tape;

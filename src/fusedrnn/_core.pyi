@@ -457,6 +457,7 @@ def decoder_prepare(
     memory_lengths: _Int64 | None,
     table: _Array | None,
     contexts: bool,
+    steps: int = 0,
 ) -> DecoderMemory: ...
 def decoder_sampling(
     weight: _Array,

@@ -295,14 +295,14 @@ class AttentionDecoder(HasCompute, Module):
         return DecoderStream(self, self._prepare(memory, memory_lengths))
 
     def _prepare(
-        self, memory: Any, memory_lengths: Any, table: Array | None = None, contexts: bool = False
+        self, memory: Any, memory_lengths: Any, table: Any = None, contexts: bool = False, steps: int = 0
     ) -> _core.DecoderMemory:
         self._require_cpu("AttentionDecoder")
         array = host_array("memory", memory)
         shape = (*array.shape[:2], self.memory_size)
         check_array("memory", array, shape, self._dtype, "(S, B, M)")
         counts = None if memory_lengths is None else integers("memory_lengths", memory_lengths)
-        return _core.decoder_prepare(self._weights(), array, counts, table, contexts)
+        return _core.decoder_prepare(self._weights(), array, counts, table, contexts, steps)
 
     def _weights(self) -> _core.PackedDecoder:
         """Return the weights in panels: the same until the parameters change."""
@@ -336,7 +336,7 @@ class AttentionDecoder(HasCompute, Module):
         check_array("x", inputs, (*inputs.shape[:2], self.input_size), self._dtype, "(T, B, I)")
         counts = None if lengths is None else integers("lengths", lengths)
         states = self._states("state", state, inputs.shape[1])
-        prepared = self._prepare(memory, memory_lengths)
+        prepared = self._prepare(memory, memory_lengths, steps=len(inputs))
         first = self._first(states)
         carry = None if first is None else (*first, *PAST)
         draws = None if sampling is None else sampling._draws(self.compute)
