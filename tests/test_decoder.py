@@ -14,8 +14,14 @@ from support import num_threads, numeric_gradient
 import fusedrnn as fr
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-# T, B, S, I, H, M, A
-SHAPES = [(1, 1, 1, 1, 1, 1, 1), (4, 3, 5, 3, 7, 6, 9), (6, 5, 9, 8, 17, 16, 8), (3, 37, 4, 5, 33, 3, 2)]
+# T, B, S, I, H, M, A; of few rows, and no more of the memory than steps, the third
+SHAPES = [
+    (1, 1, 1, 1, 1, 1, 1),
+    (4, 3, 5, 3, 7, 6, 9),
+    (7, 4, 6, 5, 19, 18, 10),
+    (6, 5, 9, 8, 17, 16, 8),
+    (3, 37, 4, 5, 33, 3, 2),
+]
 
 
 def module(cell: str, shape: tuple[int, ...], dtype: str = "float64", **options: Any) -> fr.AttentionDecoder:
@@ -115,8 +121,9 @@ def check_gradients(decoder: fr.AttentionDecoder, given: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(("cell", "bias"), [*((cell, True) for cell in CELLS), ("gru", False)])
 def test_gradients(cell: str, bias: bool) -> None:
-    shape = (3, 4, 4, 2, 3, 3, 2)
-    check_gradients(module(cell, shape, bias=bias), problem(cell, shape))
+    for steps in (3, 4):
+        shape = (steps, 4, 4, 2, 3, 3, 2)
+        check_gradients(module(cell, shape, bias=bias), problem(cell, shape))
 
 
 # Keys and queries as they are, keys that saturate, and queries whose exponentials would overflow with them.
@@ -157,10 +164,11 @@ def test_exponentials_of_keys(dtype: str, tolerance: float, size: int, keys: flo
         np.testing.assert_allclose(array, results[1][name], atol=bound, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("batch", [3, 37])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_threads(dtype: str) -> None:
+def test_threads(dtype: str, batch: int) -> None:
     """The same bits."""
-    shape = (40, 37, 20, 33, 65, 40, 30)
+    shape = (40, batch, 20, 33, 65, 40, 30)
     given, results = problem("lstm", shape, dtype), []
     for threads in (1, 2, 3):
         decoder = module("lstm", shape, dtype)
