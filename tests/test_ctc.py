@@ -125,6 +125,17 @@ def test_overconfident_logits(scale: float, dtype: str) -> None:
         assert_close(dlogits, gradient, "gradient")
 
 
+@pytest.mark.once
+def test_float32_loses_nothing_over_many_steps() -> None:
+    """What torch's float32 loses: its logarithms have an error of their size, which grows with the steps."""
+    logits, targets, _, _ = problem(0, 500, 2, 60, 80, scale=5.0)
+    case: Case = (logits.astype("float32"), targets, np.array([500, 311]), np.array([80, 61]))
+    losses, gradient = wanted(case, 0)
+    got, dlogits = fr.ctc_loss(*case, reduction="none")
+    np.testing.assert_allclose(got, losses, rtol=3e-7)
+    np.testing.assert_allclose(dlogits, gradient, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_path_that_exponentials_of_a_float_lose(dtype: str) -> None:
     """The best of all passes one step at e^-100; what float32 has left of the others is e^-160."""
