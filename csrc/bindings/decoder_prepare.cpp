@@ -15,8 +15,6 @@
 namespace fusedrnn {
 namespace {
 
-constexpr std::int64_t kFewRows = 4;
-
 Score score_among(const std::string& name) {
     if (name == "additive") return Score::kAdditive;
     if (name == "dot") return Score::kDot;
@@ -114,9 +112,6 @@ std::shared_ptr<Prepared> decoder_prepare(const std::shared_ptr<PackedDecoder>& 
         Array::like(table_, "table", memory, kOptional).shape({{"V"}, {"I", d.I}}).contiguous();
     d.table = table.given() ? table.size(0) : 0;
     if (table.given()) require(d.table > 0, "table", "shape (V, I) with V >= 1", 0);
-    // With few rows a step waits for the bytes of the weights: those of the context are read once for the memory, if it
-    // has no more rows than there are steps. Where a context comes after the step, it is no part of the gates.
-    d.contexts = !d.current && (contexts || (d.B <= kFewRows && d.S <= steps));
     check_sizes(d, decoder->cell->gates);
     checked_product({d.table + d.S * (d.B + 1) + 1, 16 * decoder->cell->gates * (d.H + 64), 8});
     p->first.reserve(p->lengths.size());
@@ -124,6 +119,10 @@ std::shared_ptr<Prepared> decoder_prepare(const std::shared_ptr<PackedDecoder>& 
         p->first.push_back(d.memory_rows);
         d.memory_rows += length;
     }
+    // A step waits for the bytes of the weights where it has few rows. Then those of the context are multiplied with the
+    // memory once, if what that leaves is a third of them at most, and there are as many steps as rows of the memory. Where a
+    // context comes after the step, it is no part of the gates.
+    d.contexts = !d.current && (contexts || (3 * d.memory_rows <= d.M && d.S <= steps));
     by_dtype(decoder->dtype, [&]<class T>() {
         const DecoderKernels<T>& kernels = decoder->kernels<T>();
         p->keys = AlignedBuffer(kernels.key_bytes(d));
