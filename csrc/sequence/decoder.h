@@ -264,30 +264,18 @@ class Decoder : DecoderPlaces<T> {
                              width,
                              s_.gates,
                              nullptr,
+                             nullptr,
                              m.before,
                              m.after,
                              s_.d.current ? nullptr : m.y_rows,
                              f_.keeps ? rows_.saved + row0 * s_.hp * s_.cell.saved : nullptr};
             if (s_.d.contexts) {
-                add_shared(m, step, u * s_.G * L, width, s_.cell.split ? m.contexts : m.acc);
-                if (s_.cell.split) cell.sources = m.sources;
-                if (!s_.cell.split) cell.gates = mine, cell.gates_row = s_.gates;
+                cell.gx = m.contexts, cell.gx_row = width;
+                cell.sources = m.sources, cell.inputs = m.x_rows + (gx - m.gx) / s_.gates;
             }
             s_.cell.forward(cell);
         }
         return true;
-    }
-
-    // The gates of some panels: what each row's input adds, and what its source has.
-    void add_shared(const Member& m, const Step& step, std::int64_t place, std::int64_t width,
-                    const T* shared) const {
-        const T* const* const inputs = m.x_rows + (step.gx - m.gx) / s_.gates;
-        for (std::int64_t i = 0; i < step.n; ++i) {
-            const T *const from = shared + m.sources[i] * width, *const input = inputs[i] + place;
-            T* const to = step.gx + i * s_.gates + place;
-            for (std::int64_t j = 0; j < width; j += L)
-                (V::load(input + j) + V::load(from + j)).store(to + j);
-        }
     }
 
     // What the contexts of the leaders add to the gates of some panels, from what the rows of the memory add: rows of the same

@@ -16,7 +16,8 @@ struct CellStep {
     const T *gates,
         *gx;  // of the first panel: the sums; where gates are split that of the state, and that of the input
     std::int64_t gates_row, gx_row;
-    const std::int64_t* sources;  // which row of `gates` each has; null: its own
+    const std::int64_t* sources;  // which row of `gates` and `gx` each has; null: its own
+    const T* const* inputs;       // all gates of what each row's input adds besides; null: nothing
     const T* const* before;
     T* const* after;
     T* const* y;  // null: not wanted
@@ -51,13 +52,19 @@ void cell_step(const CellStep<T>& p) {
     const V none[kPerUnitRoom<Cell>]{V::set(0)};
     const std::int64_t panels = panels_of<T>(p.units);
     for (std::int64_t i = 0; i < p.n; ++i) {
-        const T* const sums = p.gates + (p.sources == nullptr ? i : p.sources[i]) * p.gates_row;
+        const std::int64_t source = p.sources == nullptr ? i : p.sources[i];
+        const T *const sums = p.gates + source * p.gates_row, *const gx = p.gx + source * p.gx_row;
         for (std::int64_t j = p.panels.begin; j < p.panels.end; ++j) {
             const std::int64_t unit = j * L, valid = p.units - unit, place = (j - p.panels.begin) * G * L;
             V from_x[G], gates[G], s[S], next[S], keep[Cell::kSaved];
             for (int g = 0; g < G; ++g) gates[g] = V::load(sums + place + g * L);
             if constexpr (Cell::kSplitGates) {
-                for (int g = 0; g < G; ++g) from_x[g] = V::load(p.gx + i * p.gx_row + place + g * L);
+                for (int g = 0; g < G; ++g) from_x[g] = V::load(gx + place + g * L);
+            }
+            if (p.inputs != nullptr) {
+                V* const with_input = Cell::kSplitGates ? from_x : gates;
+                const T* const input = p.inputs[i] + j * G * L;
+                for (int g = 0; g < G; ++g) with_input[g] = V::load(input + g * L) + with_input[g];
             }
             s[0] = Cell::kDirectHidden ? load_part(p.before[i * S] + unit, valid) : V::set(0);
             for (int k = 1; k < S; ++k) s[k] = load_part(p.before[i * S + k] + unit, valid);
