@@ -235,6 +235,14 @@ def test_what_they_refuse() -> None:
         meta(torch.zeros(2, 1, 3))
 
 
+@pytest.mark.parametrize("kind", [ft.LSTM, ft.MGU])
+@pytest.mark.parametrize("name", ["lengths", "resets"])
+@pytest.mark.parametrize("shape", [(4, 3, 5), (4, 5)])
+def test_what_is_no_tensor(kind: Any, name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(TypeError, match=f"{name}: expected a torch.Tensor, got list"):
+        kind(5, 7)(torch.zeros(shape), **{name: [1, 1, 1]})
+
+
 def test_signatures() -> None:
     """Words of the class in NumPy, those of torch in place of dtype and seed."""
     shown = inspect.signature(ft.VariantLSTM).parameters

@@ -42,6 +42,9 @@ class Calls:
         self, input: Tensor | PackedSequence, hx: Any, lengths: Tensor | None, resets: Tensor | None
     ) -> tuple[Any, Any]:
         """Do what `forward` does."""
+        for name, value in (("lengths", lengths), ("resets", resets)):
+            if not (value is None or isinstance(value, Tensor)):
+                raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
                 raise ValueError("lengths, resets: expected None with a PackedSequence")
