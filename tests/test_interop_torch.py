@@ -341,6 +341,16 @@ def test_errors_as_torch(kind: str) -> None:
             getattr(ft, kind)(**given)
 
 
+def test_tensors_elsewhere() -> None:
+    """What is on another device is refused, with what there is to do."""
+    x, weight = torch.zeros(2, 1, 5, device="meta"), torch.zeros(7, 5)
+    for tensors in ((x, (), (weight,)), (x.new_zeros(2, 1, 5, device="cpu"), (), (weight.to("meta"),))):
+        with pytest.raises(
+            RuntimeError, match=r"got one on meta; use .cpu\(\), or there torch.nn's own module"
+        ):
+            kernels.check(*tensors)
+
+
 def test_what_the_kernels_do_not_take() -> None:
     lstm = ft.LSTM(5, 7, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match=r"x: expected torch.float32 or torch.float64, got torch.bfloat16"):

@@ -251,7 +251,7 @@ from torch.distributed.fsdp import fully_shard
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
 torch.manual_seed(0)
-model = torch.nn.Sequential(ft.LSTM(3, 4, dtype=torch.float64))
+model = torch.nn.Sequential(getattr(ft, sys.argv[3])(3, 4, dtype=torch.float64))
 x = torch.randn(5, 4, 3, dtype=torch.float64)
 half = x[:, 2 * rank : 2 * rank + 2]
 want = torch.autograd.grad(model(x)[0].square().mean(), list(model.parameters()))
@@ -276,10 +276,13 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes(tmp_path: Any) -> None:
+@pytest.mark.parametrize("kind", ["LSTM", "SLSTM"])
+def test_two_processes(tmp_path: Any, kind: str) -> None:
+    """DDP, and parameters that are there for each call alone."""
     command = [sys.executable, "-c", RANK]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], env=environment) for rank in range(2)
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store"), kind], env=environment)
+        for rank in range(2)
     ]
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
