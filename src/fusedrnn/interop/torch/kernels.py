@@ -126,9 +126,9 @@ def check(x: Tensor, state: Sequence[Tensor], params: Sequence[Tensor]) -> None:
     for tensor in (x, *state, *params):
         if not tensor.is_cpu:
             raise RuntimeError(
-                f"x: expected tensors on the CPU, got one on {tensor.device}; use .cpu(), or there torch.nn's "
-                "own module (fusedrnn.torch.restore(model)) or one of fusedrnn itself after to('cuda'), which "
-                "takes such tensors"
+                f"x: expected tensors on the CPU, got one on {tensor.device}; use .cpu(), or there "
+                "torch.nn's own module (fusedrnn.torch.restore(model)) or one of fusedrnn itself after "
+                "to('cuda'), which takes such tensors"
             )
 
 
