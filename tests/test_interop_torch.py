@@ -322,6 +322,10 @@ def test_errors_as_torch(kind: str) -> None:
         (x, (h, h) if kind == "LSTM" else h),
         (x, (h[0], h[0]) if kind == "LSTM" else h[0]),
     ]
+    good = torch.zeros(1, 4, 7, dtype=torch.float64)
+    if kind == "LSTM":
+        with pytest.raises(RuntimeError, match=r"hx: expected 2 tensors \(h, c\), got 3"):
+            ours(x, (good, good, good), resets=torch.zeros(6, 4, dtype=torch.bool))
     for call in calls:
         with pytest.raises((RuntimeError, ValueError)) as want:
             theirs(*call)

@@ -56,9 +56,9 @@ class TensorNetwork {
             inputs[1 + k] = states[k];
             arrays[k] = Torch::array(states[k]);
         }
+        const py::array steps = Torch::array(x);
         if (!look_at_parameters(module, bits, inputs, 1 + given)) return py::none();
         const bool save = !record.is_none() && any_tracked(inputs);
-        const py::array steps = Torch::array(x);
         py::array y;
         py::tuple ends;
         py::object tape = py::none();
@@ -102,9 +102,10 @@ class TensorNetwork {
     // The call of one layer and direction that has no options; false, with nothing done, where it is not for these arrays.
     bool run_plain(const py::array& x, const py::tuple& states, bool save, bool batch_first, py::array& y,
                    py::tuple& ends, py::object& tapes) {
+        const std::shared_ptr<PlainCall> call = plain_;  // another thread may put its own in the place
         const py::object one = states.size() == 1 ? py::object(states[0]) : py::object(states);
         const py::object results =
-            plain_->call(x, states.empty() ? py::none() : one, -1, save, false, batch_first);
+            call->call(x, states.empty() ? py::none() : one, -1, save, false, batch_first);
         if (results.is_none()) return false;
         const auto parts = py::reinterpret_borrow<py::tuple>(results);
         const py::object final = parts[1];
@@ -124,6 +125,7 @@ class TensorNetwork {
         const auto& hidden = places_[1].shape;  // of weight_hh
         const std::int64_t out = hidden[1], width = hidden[0] / cell_by_name(calls_.cell).gates;
         if (steps.shape(2) != places_[0].shape[1]) return false;
+        if (!states.empty() && states.size() != (lstm_ ? 2u : 1u)) return false;
         for (std::size_t k = 0; k < states.size(); ++k) {
             const py::array state = states[k];
             if (state.ndim() != 3 || state.shape(0) != rows || state.shape(1) != batch) return false;
@@ -153,8 +155,9 @@ class TensorNetwork {
         ends = py::tuple(lstm_ ? 2 : 1);
         for (std::size_t k = 0; k < ends.size(); ++k)
             ends[k] = new_array(dtype, {rows, batch, k == 0 ? out : width});
-        tapes = calls_.forward(steps, states, ends_of, borders, no_drops_, save,
-                               batch_first ? axes_swapped(y) : y, ends);
+        const NetworkCalls calls = calls_;  // another thread may put its own parameters in the place
+        tapes = calls.forward(steps, states, ends_of, borders, no_drops_, save,
+                              batch_first ? axes_swapped(y) : y, ends);
         return true;
     }
 
