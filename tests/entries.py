@@ -47,6 +47,28 @@ def _forward(cell: str, proj: int = 0) -> Entry:
     )
 
 
+def _tape_from_arrays(cell: str) -> Entry:
+    entry = _forward(cell)
+    memory = np.zeros(
+        _core.TAPE_LABEL_BYTES // 8 + T * B * _core.tape_row_bytes(cell, H, False, 8, False) // 8
+    )
+    entry.function(**{**entry.arguments, "tape_out": memory})
+    kept = {
+        name: value
+        for name, value in entry.arguments.items()
+        if name not in ("save", "cache", "version", "out", "state_out")
+    }
+    arguments = {**kept, "y": entry.arguments["out"], "tape": memory}
+    optional = frozenset({"state", "lengths", "resets", "reset_state"})
+    return Entry(
+        _core.tape_from_arrays,
+        arguments,
+        optional=optional,
+        free=frozenset({"x", "params"}),
+        open_axes=frozenset({("tape", (), 0)}),
+    )
+
+
 def _lookup_forward(cell: str) -> Entry:
     entry = _forward(cell)
     entry.arguments |= {"x": draw(7, I), "indices": np.arange(T * B).reshape(T, B) % 6}
@@ -178,6 +200,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "backward:gru": lambda: _backward("gru"),
     "backward:lookup": lambda: _lookup_backward("gru"),
     "backward_rows": _backward_rows,
+    "tape_from_arrays": lambda: _tape_from_arrays("gru"),
     "Stream": _stream_new,
     "Stream:call": lambda: Entry(_stream(), {"x": draw(B, I)}),
     "Stream:get_state": lambda: Entry(_stream().get_state, {}),
@@ -329,6 +352,7 @@ COVERED = {name.split(":")[0] for name in ENTRIES} | {
     "run_program",
     "define_program",
     "cell_definition",  # takes a key
+    "tape_row_bytes",  # takes sizes
     "xla_handler",  # takes a function, of all JAX programs of the process
     "Torch",  # and TensorNetwork, run_network: test_interop_torch.py
     "TensorNetwork",
