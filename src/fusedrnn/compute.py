@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn import _core
+from fusedrnn.arrays import Array
 from fusedrnn.cells import CellSpec
 
 __all__ = ["get_float32_matmul_precision", "set_float32_matmul_precision"]
@@ -73,6 +74,16 @@ class HasCompute:
 
     def _compute_changed(self) -> None:
         """What follows from that."""
+
+
+def rounded(values: Array, compute: str) -> Array:
+    """Return values as a product takes them: in "bf16" those of bfloat16 next to them, to nearest even."""
+    if compute == "float32":
+        return values
+    bits = values.view(np.uint32)
+    near = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    kept: Array = (near & np.uint32(0xFFFF0000)).view(np.float32)
+    return np.where(np.isnan(values), values, kept)
 
 
 def kernel_key(spec: CellSpec, compute: str) -> str:

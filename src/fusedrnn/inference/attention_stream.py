@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array
+from fusedrnn.compute import rounded
 from fusedrnn.inference.stream import row_numbers
 from fusedrnn.inputs.rows import as_rows, check_floats
 from fusedrnn.listing import Listed
@@ -73,19 +74,22 @@ class AttentionStream(Listed):
             bare = " or (E,)" if batch == 1 else ""
             raise ValueError(f"x: expected shape (B, E) = ({batch}, {size}){bare}, got {x.shape}")
         weight, bias, out_weight, out_bias = self._weights
-        products = _product(as_rows("x", x, (size,), CPU), weight, bias)
+        compute = self._module.compute
+        products = _product(as_rows("x", x, (size,), CPU), weight, bias, compute)
         q, k, v = products.reshape(batch, 3, *keys.shape[1::2]).swapaxes(0, 1)
         rows, places = np.arange(batch), seen % self.max_len
-        keys[rows, :, places], values[rows, :, places] = k, v
+        keys[rows, :, places], values[rows, :, places] = rounded(k, compute), rounded(v, compute)
         seen += 1
         held = min(int(seen.max(initial=0)), self.max_len)
         # Sums of einsum, which do not depend on threads as those of a BLAS may.
-        scores = np.einsum("bhd,bhsd->bhs", q * q.dtype.type(self._module._scale), keys[:, :, :held])
+        q = rounded(q * q.dtype.type(self._module._scale), compute)
+        scores = np.einsum("bhd,bhsd->bhs", q, keys[:, :, :held])
         if seen.min(initial=held) < held:
             # Of sequences that began later, places that are still empty.
             scores[np.broadcast_to(np.arange(held) >= seen[:, None, None], scores.shape)] = -np.inf
-        context = np.einsum("bhs,bhsd->bhd", softmax(scores, -1), values[:, :, :held])
-        return _product(context.reshape(batch, size), out_weight, out_bias).reshape(x.shape)
+        attention = rounded(softmax(scores, -1), compute)
+        context = np.einsum("bhs,bhsd->bhd", attention, values[:, :, :held]).reshape(batch, size)
+        return _product(context, out_weight, out_bias, compute).reshape(x.shape)
 
     def reset(self, rows: npt.ArrayLike | None = None) -> None:
         """Forget all steps.
@@ -134,11 +138,11 @@ class AttentionStream(Listed):
         return f"AttentionStream({self._module!r}, batch_size={self.batch_size}, max_len={self.max_len})"
 
 
-def _product(rows: Array, weight: Array, bias: Array | None) -> Array:
+def _product(rows: Array, weight: Array, bias: Array | None, compute: str) -> Array:
     """Return rows weight^T + bias, of few rows without a packed copy of the weight."""
     y: Array
-    if len(rows) >= _PACKED:
-        y = CPU.kernels.linear_forward(rows, weight, bias)
+    if len(rows) >= _PACKED or compute != "float32":
+        y = CPU.kernels.linear_forward(rows, weight, bias, compute=compute)
         return y
     y = np.einsum("bi,oi->bo", rows, weight)
     return y if bias is None else np.add(y, bias, out=y)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
+from fusedrnn.compute import HasCompute, check_compute
 from fusedrnn.inference.attention_stream import AttentionStream
 from fusedrnn.init import Seed, check_method, make_rng, xavier_uniform
 from fusedrnn.inputs.masks import counted_steps, only_counted
@@ -21,7 +22,7 @@ from fusedrnn.nn.module import Module, changed_options
 from fusedrnn.nn.tape import SavedTape, check_tape
 
 
-class SelfAttention(Module):
+class SelfAttention(HasCompute, Module):
     """Attention of a sequence to itself, by scaled products of several heads.
 
         q, k, v = W_in x + b_in                          each (T, E), cut into heads of d = E / num_heads
@@ -46,10 +47,13 @@ class SelfAttention(Module):
         seed: int, numpy.random.Generator or None.
         init: "default" or "torch", which are the same here; None leaves all parameters at zero, for weights
             that are loaded next.
+        compute: "float32", or "bf16" for products, those of queries, keys and values among them, in
+            bfloat16 with sums in float32; can be set. None as `set_float32_matmul_precision` says.
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: an argument out of range, or num_heads that do not divide embed_dim.
+        ValueError: an argument out of range, bfloat16 where dtype or CPU do not have it, or num_heads that
+            do not divide embed_dim.
 
     Paper: Vaswani et al. 2017, Attention is all you need, arXiv:1706.03762.
     """
@@ -68,6 +72,7 @@ class SelfAttention(Module):
         dtype: npt.DTypeLike = "float32",
         seed: Seed = None,
         init: str | None = "default",
+        compute: str | None = None,
     ) -> None:
         super().__init__()
         self.embed_dim = check_size("embed_dim", embed_dim)
@@ -78,15 +83,19 @@ class SelfAttention(Module):
         self.bias = check_flag("bias", bias)
         self.batch_first = check_flag("batch_first", batch_first)
         size, found, method, rng = self.embed_dim, resolve_dtype(dtype), check_method(init), make_rng(seed)
+        self._compute = check_compute(compute, found)
         shapes: dict[str, tuple[int, ...]] = {"in_proj_weight": (3 * size, size)}
         if self.bias:
             shapes["in_proj_bias"] = (3 * size,)
         self._declare(shapes, found)
         if method:
             xavier_uniform(self._own["in_proj_weight"], rng=rng)
-        self.out_proj = Linear(size, size, self.bias, dtype=found, seed=rng, init=init)
+        self.out_proj = Linear(size, size, self.bias, dtype=found, seed=rng, init=init, compute=self.compute)
         if self.bias:
             self.out_proj._own["bias"] = 0.0
+
+    def _compute_changed(self) -> None:
+        self.out_proj.compute = self.compute
 
     def __call__(
         self, x: Array, lengths: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None
@@ -112,7 +121,7 @@ class SelfAttention(Module):
         kept = self._kept_parameters()
         context, counts, rows, products, weights = self._attend(x, lengths, mask, kept, True)
         y, out_tape = self.out_proj.forward(context)
-        saved = (rows, products, weights, counts, kept, out_tape)
+        saved = (rows, products, weights, counts, kept, out_tape, self.compute)
         owned = products.nbytes + context.nbytes + out_tape.nbytes + sum([a.nbytes for a in weights])
         return only_counted(counts, y), SavedTape(self, y.shape, saved, owned)
 
@@ -133,13 +142,15 @@ class SelfAttention(Module):
             x = only_counted(counts, x)
         rows = as_rows("x", x, (size,), CPU)
         weight, bias = parameters["in_proj_weight"], parameters.get("in_proj_bias")
-        products = CPU.kernels.linear_forward(rows, weight, bias).reshape(*x.shape[:-1], 3, size)
+        products = CPU.kernels.linear_forward(rows, weight, bias, compute=self.compute)
+        products = products.reshape(*x.shape[:-1], 3, size)
         context: Array = np.zeros(x.shape, x.dtype)
         weights: list[Array] = []
         for part, steps, columns in self._heads(context.shape, counts):
             q, k, v = _parts(products, part, steps, columns)
             attention = self._weights(q, k)
-            _put(context, part, steps, columns, CPU.kernels.linear_forward(attention, _turned(v), None))
+            sums = CPU.kernels.linear_forward(attention, _turned(v), None, compute=self.compute)
+            _put(context, part, steps, columns, sums)
             if keep:
                 weights.append(attention)
         return context, counts, rows, products, weights
@@ -161,7 +172,7 @@ class SelfAttention(Module):
 
     def _weights(self, q: Array, k: Array) -> Array:
         """Return a (n, n) of one head, from q and k (n, d)."""
-        scores = CPU.kernels.linear_forward(q * q.dtype.type(self._scale), k, None)
+        scores = CPU.kernels.linear_forward(q * q.dtype.type(self._scale), k, None, compute=self.compute)
         if self.causal:
             scores[np.triu_indices(len(scores), 1)] = -np.inf
         return softmax(scores, -1)
@@ -180,7 +191,7 @@ class SelfAttention(Module):
             ValueError: dy has not the shape of y, or the tape is another module's.
         """
         tape = check_tape(tape, self, SavedTape)
-        rows, products, weights, counts, kept, out_tape = tape.saved
+        rows, products, weights, counts, kept, out_tape, compute = tape.saved
         check_array("dy", dy, tape.shape, rows.dtype)
         check_flag("need_dx", need_dx)
         dcontext = self.out_proj.backward(out_tape, only_counted(counts, dy))
@@ -190,9 +201,9 @@ class SelfAttention(Module):
             q, k, v = _parts(products, part, steps, columns)
             flow = np.ascontiguousarray(dcontext[part][steps, columns])
             dturned, dk = np.zeros(v.shape[::-1], v.dtype), np.zeros_like(k)
-            da = CPU.kernels.linear_backward(a, _turned(v), flow, dturned, None, True)
+            da = CPU.kernels.linear_backward(a, _turned(v), flow, dturned, None, True, compute)
             dscores = np.ascontiguousarray(softmax_gradient(a, da, -1))
-            dq = CPU.kernels.linear_backward(q * scale, k, dscores, dk, None, True)
+            dq = CPU.kernels.linear_backward(q * scale, k, dscores, dk, None, True, compute)
             for index, gradient in enumerate((dq * scale, dk, dturned.T)):
                 _put(dproducts[..., index, :], part, steps, columns, gradient)
         sums = self._sums()
@@ -205,6 +216,7 @@ class SelfAttention(Module):
                 sums.get("in_proj_weight"),
                 sums.get("in_proj_bias"),
                 need_dx,
+                compute,
             )
         return only_counted(counts, dx.reshape(tape.shape)) if need_dx else None
 
@@ -230,6 +242,7 @@ class SelfAttention(Module):
             bias=(self.bias, True),
             batch_first=(self.batch_first, False),
             dtype=(str(self._dtype), "float32"),
+            compute=(self.compute, "float32"),
         )
         return f"{self.embed_dim}{changed}"
 
