@@ -81,14 +81,14 @@ class HasArrays(Protocol):
 
 
 class Tape(NamedTuple):
-    """The kernels' tapes of all layers and directions, and for each layer the dropout on its output, or None."""
+    """The kernels' tapes of layers and directions, and of each layer the dropout on its output, or None."""
 
     layers: Sequence[_core.LayerTape]
     drops: tuple[tuple[float, int, int] | None, ...]
 
 
 class Cache:
-    """What a module keeps from call to call: packed weights, arrays of its parameters, its network's calls."""
+    """What a module keeps from call to call: packed weights, arrays of its parameters, its calls."""
 
     __slots__ = ("arrays", "network", "weights")
 
@@ -204,8 +204,8 @@ def backward(
         sizes = sizes_of(options, inputs.x, inputs.params)
         again = [np.empty(shape, DTYPES[y.dtype]) for shape in (sizes.y, *sizes.states)]
         tape = run(options, inputs, again[0], again[1:], True)
-    flows, states = (dy, *dfinals), bool(inputs.state)
-    return TORCH.backward(*tape, flows, need_dx, states, need_params, options.batch_first)
+    needs = need_dx, bool(inputs.state), need_params
+    return TORCH.backward(tape.layers, tape.drops, (dy, *dfinals), *needs, options.batch_first)
 
 
 class _Memory:

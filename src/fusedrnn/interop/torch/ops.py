@@ -199,8 +199,9 @@ class Network(Function):
             inputs = Inputs(x, lengths, resets, seed, tuple(rest[:states]), tuple(rest[states:]))
             dx, *others = kernels.backward(options, inputs, y, None, dy, dfinals, *need)
         else:  # as kernels.backward, sooner
+            wanted = need[0], states > 0, need[1]
             dx, *others = TORCH.backward(
-                *tape, (dy, *dfinals), need[0], states > 0, need[1], options.batch_first
+                tape.layers, tape.drops, (dy, *dfinals), *wanted, options.batch_first
             )
         return (None, None, None, dx, None, None, None, *others)
 
