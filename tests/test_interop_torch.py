@@ -10,6 +10,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -272,6 +273,23 @@ def test_compiled_calls_refuse() -> None:
         kernels.TORCH.backward(*tape, (x,), True, False, True, False)
     with pytest.raises(TypeError, match="tape: expected a LayerTape, got None"):
         kernels.TORCH.backward([None], [None], (x, None), True, False, True, False)
+    for tapes, drops in (([], []), (tape.layers, []), ([*tape.layers] * 3, [None])):
+        with pytest.raises(ValueError, match="tapes: expected one or "):
+            kernels.TORCH.backward(tapes, drops, (x, None), True, False, True, False)
+    params = kernels.kernel_weights(kernels.parameters(tuple(ours.parameters())), 1)
+    y, h = np.zeros((6, 4, 7)), np.zeros((1, 4, 7))
+    for change, message in (
+        ({"params": []}, "params: expected one or two for each of 1 layers, got 0"),
+        ({"caches": [_core.WeightCache()] * 2}, "caches: expected as many as rows of params, got 2"),
+        ({"x": x[0].numpy()}, r"x: expected 3 axes \(T, B, I\), got 2"),
+        ({"finals": (h[0],)}, r"state: expected 3 axes \(layers\*D, B, width\), got 2"),
+        ({"states": (h[:0],)}, r"state: expected layers\*D = 1, got 0"),
+        ({"y": y[:5]}, "out: expected shape"),
+    ):
+        given = {"cell": "gru", "directions": 1, "params": params, "caches": [], "x": x.numpy(), "states": ()}
+        given |= {"lengths": None, "resets": None, "drops": (None,), "save": False, "y": y, "finals": (h,)}
+        with pytest.raises(ValueError, match=message):
+            _core.run_network(**{**given, **change})
     with pytest.raises(TypeError, match="torch: expected a Torch, got None"):
         _core.TensorNetwork(None, "gru", 1, [["weight_ih_l0", "weight_hh_l0"]], [_core.WeightCache()], tuple)
 

@@ -41,6 +41,25 @@ py::object dropped(const py::object& array, const py::tuple& drop, const py::obj
     return function(array, drop[0], drop[1], drop[2], out);
 }
 
+void require_axes(const py::object& given, const char* name, const char* symbols, std::int64_t rows = -1) {
+    if (given.is_none()) return;
+    const auto array = py::reinterpret_borrow<py::array>(given);
+    if (array.ndim() != 3) {
+        throw py::value_error(std::string(name) + ": expected 3 axes " + symbols + ", got " +
+                              std::to_string(array.ndim()));
+    }
+    if (rows < 0 || array.shape(0) == rows) return;
+    throw py::value_error(std::string(name) + ": expected layers*D = " + std::to_string(rows) + ", got " +
+                          std::to_string(array.shape(0)));
+}
+
+// Layers one above the other, as many as there are drops.
+int rows_each(const char* name, std::size_t rows, std::size_t layers) {
+    if (layers > 0 && (rows == layers || rows == 2 * layers)) return static_cast<int>(rows / layers);
+    throw py::value_error(std::string(name) + ": expected one or two for each of " + std::to_string(layers) +
+                          " layers, got " + std::to_string(rows));
+}
+
 }  // namespace
 
 py::list NetworkCalls::forward(const py::array& x, const py::tuple& states, py::handle lengths,
@@ -48,6 +67,18 @@ py::list NetworkCalls::forward(const py::array& x, const py::tuple& states, py::
                                const py::tuple& finals) const {
     const py::none none;
     const DType dtype = Array::floats(x, "x").dtype();
+    if (rows_each("params", params.size(), drops.size()) != directions ||
+        (!caches.empty() && caches.size() != params.size())) {
+        throw py::value_error("caches: expected as many as rows of params, got " +
+                              std::to_string(caches.size()));
+    }
+    require_axes(x, "x", "(T, B, I)");
+    require_axes(y, "y", "(T, B, D*P)");
+    for (const py::tuple* const each : {&states, &finals}) {
+        for (const py::handle state : *each)
+            require_axes(py::reinterpret_borrow<py::object>(state), "state", "(layers*D, B, width)",
+                         static_cast<std::int64_t>(params.size()));
+    }
     py::list tapes;
     StagedCalls::Calls calls;
     py::object steps = x;
@@ -82,7 +113,12 @@ py::tuple network_backward(const py::sequence& tapes, const py::sequence& drops,
         rows.push_back(tape.cast<std::shared_ptr<LayerTape>>());
         if (rows.back() == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
     }
-    const int layers = static_cast<int>(drops.size()), directions = static_cast<int>(rows.size()) / layers;
+    const int directions = rows_each("tapes", rows.size(), drops.size()),
+              layers = static_cast<int>(drops.size());
+    require_axes(dy, "dy", "(T, B, D*P)");
+    for (const py::handle end : dfinals)
+        require_axes(py::reinterpret_borrow<py::object>(end), "dstate", "(layers*D, B, width)",
+                     static_cast<std::int64_t>(rows.size()));
     const LayerTape& first = *rows.front();
     const Dims& d = first.dims;
     const int states = first.cell.states;

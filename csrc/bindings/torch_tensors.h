@@ -128,6 +128,7 @@ class Torch {
     // those of y and of the final states.
     py::list backward(const py::sequence& tapes, const py::sequence& drops, const py::tuple& flows,
                       bool need_x, bool need_states, bool need_params, bool batch_first) const {
+        if (tapes.size() == 0) throw py::value_error("tapes: expected one or more, got none");
         const auto first = py::object(tapes[0]).cast<std::shared_ptr<LayerTape>>();
         if (first == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
         const Dims& d = first->dims;
