@@ -34,6 +34,20 @@ def tags() -> Any:
     return torch.tensor([[0, 2, 1], [1, 1, 0], [2, 0, 0], [1, 2, 2]])  # (T, B)
 
 
+def test_ctc_loss() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(9, 3, 5, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[1, 2, 2], [3, 4, 1], [2, 0, 0]])
+    sizes = torch.tensor([9, 7, 5]), torch.tensor([3, 3, 1])
+    for reduction in ("mean", "sum", "none"):
+        results = []
+        for function in (ft.ctc_loss, torch.nn.functional.ctc_loss):
+            loss = function(logits.log_softmax(-1), targets, *sizes, reduction=reduction)
+            (grad,) = torch.autograd.grad(loss.square().sum(), logits)
+            results.append((loss, grad))
+        torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck_of_ctc_and_transducer(reduction: str) -> None:
     logits = randn(5, 2, 4)
