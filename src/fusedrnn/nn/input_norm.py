@@ -13,12 +13,29 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn import _core
 from fusedrnn.arrays import Array
 from fusedrnn.cells import CellSpec, Weights
 
 EPS = 1e-5
 MOMENTUM = 0.1
 GAIN, MEAN, VAR = "gain_ih", "running_mean", "running_var"
+
+
+# Products of matrices by our own kernels: NumPy's take threads that `set_num_threads` does not know.
+def _times(a: Array, b: Array) -> Array:
+    """Return a b for a (N, K) and b (K, M)."""
+    product = _core.linear_backward(np.empty((len(a), b.shape[1]), a.dtype), b, a, None, None, True)
+    if product is None:
+        raise AssertionError
+    return product
+
+
+def _transposed_times(a: Array, b: Array) -> Array:
+    """Return a^T b for a (N, K) and b (N, M)."""
+    product = np.zeros((a.shape[1], b.shape[1]), a.dtype)
+    _core.linear_backward(b, product.copy(), a, product, None, False)
+    return product
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +79,9 @@ class Moments:
         with np.errstate(all="ignore"):
             mean = rows.sum(axis=0, dtype=np.float64) / number
             centred = rows - mean.astype(rows.dtype)
-            covariance = None if number < len(mean) else centred.T @ centred / rows.dtype.type(number)
+            covariance = None
+            if number >= len(mean):
+                covariance = _transposed_times(centred, centred) / rows.dtype.type(number)
         return cls(counts, number, mean, centred, covariance)
 
 
@@ -106,10 +125,10 @@ class Fold:
             else:
                 mean = (weight @ moments.mean.astype(weight.dtype)).astype(np.float64)
                 if moments.covariance is None:
-                    spread = moments.centred @ weight.T
+                    spread = _core.linear_forward(moments.centred, weight, None)
                     var = np.square(spread).sum(axis=0, dtype=np.float64) / moments.number
                 else:
-                    spread = weight @ moments.covariance
+                    spread = _times(weight, moments.covariance)
                     var = (spread * weight).sum(axis=1, dtype=np.float64).clip(0.0)
             rstd = 1.0 / np.sqrt(var + EPS)
             scale = gain * rstd
@@ -167,7 +186,11 @@ class Fold:
             if grads is not None:
                 if moments is not None:
                     dweight -= dbias[:, None] * moments.mean.astype(kind)
-                    dweight -= self.spread * factor[:, None] if flow is None else flow.T @ moments.centred
+                    dweight -= (
+                        self.spread * factor[:, None]
+                        if flow is None
+                        else _transposed_times(flow, moments.centred)
+                    )
                 dweight *= scale[:, None]
                 grads["weight_ih" + suffix] += dweight
                 grads[GAIN + suffix] += dgain
@@ -179,11 +202,12 @@ class Fold:
             if scaled is None:
                 raise AssertionError
             if flow is None:
-                rows = moments.centred @ ((self.weight * (factor * each)[:, None]).T @ scaled)
+                through = _transposed_times(self.weight * (factor * each)[:, None], scaled)
+                rows = _times(moments.centred, through)
                 rows += (dbias * each) @ scaled
             else:
                 flow += dbias * each
-                rows = flow @ scaled
+                rows = _times(flow, scaled)
             if moments.counts is None:
                 dx -= rows.reshape(dx.shape)
             else:
