@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,11 @@ def masks(torch: Any, net: Any, steps: int, batch: int) -> tuple[Any, Any, list[
     return weight, state, list(zip(*kept, strict=True)) or [()] * steps
 
 
-def loop(net: Any, step: Step, x: Any, dy: Any) -> Callable[[], dict[str, Any]]:
-    """The training step of the loop, with the weights of our network."""
+def loop(net: Any, step: Step, x: Any, dy: Any, compiled: bool = False) -> Callable[[], dict[str, Any]]:
+    """The training step of the loop, with the weights of our network, its step by torch.compile if so asked."""
     import torch
+
+    equations = torch.compile(partial(step, torch)) if compiled else partial(step, torch)
 
     kept = {name: array for name, array in net.state_dict().items() if name in net.parameters}
     p = {name: torch.tensor(array, requires_grad=True) for name, array in kept.items()}
@@ -205,7 +208,7 @@ def loop(net: Any, step: Step, x: Any, dy: Any) -> Callable[[], dict[str, Any]]:
                 if "gain_hh_l0" in p:
                     gh = normalised(torch, gh, p["gain_hh_l0"])
                 h = list(gh.chunk(2 if step is reset_before else count, -1))
-            s = step(torch, list(gx.chunk(count, -1)), h, s, p | {"m": m})
+            s = equations(list(gx.chunk(count, -1)), h, s, p | {"m": m})
             outputs.append(s[0])
         y = torch.stack(outputs)
         y.backward(flow)
@@ -215,11 +218,14 @@ def loop(net: Any, step: Step, x: Any, dy: Any) -> Callable[[], dict[str, Any]]:
     return run
 
 
-def run(threads: int, plan: harness.Plan, out: Path) -> None:
-    """Measure, print and save the table as out/cells-`threads`.json and .txt."""
+def run(threads: int, plan: harness.Plan, out: Path, compiled: bool = False) -> None:
+    """Measure, print and save the table as out/cells-`threads`.json and .txt.
+
+    compiled: also the loop whose step went through torch.compile, which takes up to a minute for each.
+    """
     peers = harness.usable_peers(("fusedrnn", "torch"), threads)
-    heads = ("ours", "plain", "cost", "torch loop", "ratio")
-    title = "{:22}{:>14}{:>10}{:>10}{:>7}{:>12}{:>7}".format("ms of training", "T, B, H", *heads)
+    heads = ("ours", "plain", "cost", "torch loop", "ratio", "compiled", "ratio")
+    title = "{:22}{:>14}{:>10}{:>10}{:>7}{:>12}{:>7}{:>10}{:>7}".format("ms of training", "T, B, H", *heads)
     rows, lines = [], [title]
     print(title, flush=True)
     for name, (make, plain, step) in VARIANTS.items():
@@ -232,21 +238,25 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
                 "plain": lambda net=other, x=x, dy=dy: training(net, x, dy),
             }
             if "torch" in peers:
-                calls["torch loop"] = loop(net, step, x, dy)
+                peer_calls = {"torch loop": loop(net, step, x, dy)}
+                if compiled:
+                    peer_calls["compiled"] = loop(net, step, x, dy, compiled=True)
+                calls |= peer_calls
                 # Of what is drawn each has its own.
                 net.train(not (net.weight_dropout or net.recurrent_dropout or any(net.zoneout)))
-                compared = {key: calls[key]() for key in ("ours", "torch loop")}
+                compared = {key: calls[key]() for key in ("ours", *peer_calls)}
                 harness.check_agreement(compared, TOLERANCE, f"{name} {steps, batch, hidden}")
             net.train()
             samples = harness.sample(calls, plan)
             ms = {key: statistics.median(seconds) * 1e3 for key, seconds in samples.items()}
-            theirs = ms.get("torch loop", float("nan"))
+            theirs, fused = (ms.get(key, float("nan")) for key in ("torch loop", "compiled"))
             cost, ratio = ms["ours"] / ms["plain"], theirs / ms["ours"]
             rows.append(
                 {"cell": name, "shape": [steps, batch, hidden], "ms": ms, "cost": cost, "ratio": ratio}
             )
             shape = f"{steps}, {batch}, {hidden}"
             numbers = f"{ms['ours']:10.3f}{ms['plain']:10.3f}{cost:7.2f}{theirs:12.2f}{ratio:7.1f}"
+            numbers += f"{fused:10.2f}{fused / ms['ours']:7.1f}"
             lines.append(f"{name:22}{shape:>14}{numbers}")
             print(lines[-1], flush=True)
     report.save_suite("cells", threads, peers, rows, lines, out)

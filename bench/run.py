@@ -45,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--modes", nargs="+", choices=("forward", "training", "stream"), help="default: all of the suite"
     )
+    parser.add_argument("--compile", action="store_true", help="suite cells: also loops by torch.compile")
     parser.add_argument("--peers", nargs="+", help="default: all that are installed")
     parser.add_argument("--rounds", type=int, default=6, help="samples of each peer; default: %(default)s")
     parser.add_argument("--sample-ms", type=float, help="least time of a sample; default: 20, cuda 3")
@@ -119,7 +120,7 @@ def main() -> None:
     if arguments.suite == "cells":
         import cells_suite
 
-        cells_suite.run(arguments.threads, plan, arguments.out)
+        cells_suite.run(arguments.threads, plan, arguments.out, arguments.compile)
         return
     peers = harness.usable_peers(arguments.peers, arguments.threads)
     limits = harness.measure_limits(arguments.threads)
