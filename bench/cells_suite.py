@@ -170,7 +170,7 @@ def masks(torch: Any, net: Any, steps: int, batch: int) -> tuple[Any, Any, list[
 
 
 def loop(net: Any, step: Step, x: Any, dy: Any, compiled: bool = False) -> Callable[[], dict[str, Any]]:
-    """The training step of the loop, with the weights of our network, its step by torch.compile if so asked."""
+    """The training step of the loop, with the weights of our network, its step by torch.compile if asked."""
     import torch
 
     equations = torch.compile(partial(step, torch)) if compiled else partial(step, torch)
