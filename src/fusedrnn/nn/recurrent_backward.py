@@ -85,7 +85,10 @@ def backward_layers(
     whole = on is CPU and joints is None and not any(tape.dropout) and not any(tape.weight_dropout)
     # One call that adds to the gradients has no others that it could come without.
     alone = on is CPU and len(sums_of) == 1
-    with module._turn.take(), NOTHING if alone or (whole and work.run_if_short()) else _AllOrNothing(module):
+    with (
+        module._turn.take(),
+        NOTHING if alone or (whole and work.run_if_short()) else _AllOrNothing(module, on),
+    ):
         for layer, (flow, each) in zip(reversed(range(module.num_layers)), flows, strict=True):
             if each is not flow:
                 split(merge, joints.outputs[layer], flow, each)
@@ -123,10 +126,12 @@ def backward_layers(
 class _AllOrNothing:
     """Gradients of a module that are as before if what adds to them is interrupted, by Ctrl-C or an error."""
 
-    def __init__(self, module: Network) -> None:
+    def __init__(self, module: Network, on: Any) -> None:
         start = module._start
         self._grads = module._buffers.grads[start : start + module._size]
-        self._before = self._grads.copy()
+        # After zero_grad there is nothing to keep; to see that takes less than a copy, but a GPU would wait.
+        zeros = on is CPU and not self._grads.view(np.bool_).any()
+        self._before = 0 if zeros else self._grads.copy()
 
     def __enter__(self) -> None: ...
 
