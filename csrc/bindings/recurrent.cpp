@@ -45,6 +45,7 @@ WeightArrays WeightArrays::read(const RecurrentCell& cell, py::handle params, co
     WeightArrays w;
     w.of = read_parameters(HostPlace{}, cell, kernels().cells, params, x, w.dims);
     w.dims.whole_rows = cell.programs != nullptr && cell.programs->staged;
+    w.dims.bf16 = cell.bf16;
     return w;
 }
 

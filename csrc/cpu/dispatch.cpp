@@ -203,6 +203,7 @@ const RecurrentCell* bf16_cell(const RecurrentCell& cell) {
         RecurrentCell& made = found->second;
         made.f32 = cell.programs != nullptr ? table->program : table->cells[&cell - kernels().cells.first];
         made.quantized = nullptr;
+        made.bf16 = true;
     }
     return &found->second;
 }

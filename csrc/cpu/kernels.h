@@ -19,6 +19,7 @@ struct Dims {
     std::int64_t T, B, I, H, P, V;
     bool projected;
     bool whole_rows = false;  // whether a step works on whole rows of units, which no two threads may share
+    bool bf16 = false;        // whether products take bfloat16
     bool operator==(const Dims&) const = default;
 };
 
@@ -184,6 +185,7 @@ struct RecurrentCell : CellTraits {
     RecurrentKernels<double> f64;
     const QuantizedKernels* quantized;  // by format; null where the cell has none
     const CellPrograms* programs;       // of a cell that is data, else null
+    bool bf16 = false;                  // whether the products of f32 take bfloat16
 
     template <class T>
     const RecurrentKernels<T>& kernels() const;

@@ -1,6 +1,8 @@
 // Kernels whose products take bfloat16. A dense layer's operands are what the caller gives, and the reference rounds them as
 // the kernels do; within a cell they are results, of which one in thousands may be rounded the other way.
 #include "check.h"
+#include "cpu/partition.h"
+#include "cpu/team.h"
 
 namespace kernel_check {
 namespace {
@@ -59,6 +61,33 @@ void check_linear(const DenseKernels<float>& kernels, std::int64_t n, std::int64
     report.done(name, {{"y", Digest().add(y)}, {"dx", Digest().add(dx)}, {"dw", Digest().add(dw).add(db)}});
 }
 
+// A team by the time that work takes: of a call in bfloat16 as of half the steps in float32.
+void check_threads(Report& report) {
+    const int before = get_num_threads();
+    set_num_threads(8);
+    for (const std::int64_t B : {1, 5, 9, 32, 64}) {
+        for (const std::int64_t H : {16, 33, 64, 200, 1024}) {
+            for (const std::int64_t T_ : {1, 3, 8, 50}) {
+                // Where rows are shared, steps make the call; where units are, a step counts itself.
+                Dims d{2 * T_, B, H, H, H, 0, false}, half{T_, B, H, H, H, 0, false};
+                d.bf16 = true;
+                for (const bool backward : {false, true}) {
+                    const int got = recurrent_threads(d, 4, backward),
+                              most = recurrent_threads(half, 4, backward);
+                    const bool rows = recurrent_split(half, most) == Split::kRows;
+                    if (rows && most > 1 ? got != most : got > most) report.fail("threads", "of bf16", got);
+                }
+            }
+        }
+    }
+    Dims d{4, 16, 64, 64, 64, 0, false};
+    const int in_float32 = recurrent_threads(d, 4, false);
+    d.bf16 = true;
+    const int in_bf16 = recurrent_threads(d, 4, false);
+    if (in_float32 != 2 || in_bf16 != 1) report.fail("threads", "of a short call", in_bf16);
+    set_num_threads(before);
+}
+
 }  // namespace
 
 void check_bf16(const Kernels& kernels, Report& report) {
@@ -78,6 +107,10 @@ void check_bf16(const Kernels& kernels, Report& report) {
     rounding.cells = {cells.data(), static_cast<int>(cells.size())};
     report.set_tolerance(kCellTolerance);
     check_cells<float>(rounding, table.lanes, report, true);
+    for (const RecurrentCell& cell : cells) {
+        if (!cell.bf16) report.fail("cells", "of bf16", 0);
+    }
+    check_threads(report);
     check_decoders(*bf16_kernels().decoder, report, true);
 }
 
