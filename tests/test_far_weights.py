@@ -28,7 +28,7 @@ def test_rows_do_not_depend_on_how_many_there_are(cell: str, dtype: str) -> None
 
 @pytest.mark.parametrize(("cell", "size"), [("LSTM", 640), ("GRU", 736)])
 def test_blocks_of_inputs_have_the_bits_of_steps(cell: str, size: int) -> None:
-    """Weights of W_ih above 6 MB: blocks of as many rows as fill as much."""
+    """Weights of W_ih above 3 MB: blocks of as many rows as fill as much."""
     network = getattr(fr, cell)(size, size, seed=0)
     x = np.random.default_rng(0).standard_normal((7, 3, size), dtype=np.float32)
     step = network.stream(batch_size=3)

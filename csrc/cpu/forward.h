@@ -10,7 +10,7 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 // Of projected inputs: they stay in the L2 cache. But weights that do not stay there are read again for each block, which is
 // then made as large as they are: one is read as much as the other is written.
-inline constexpr std::int64_t kInputBlockBytes = 192 * 1024, kFarBytes = 6 << 20;
+inline constexpr std::int64_t kInputBlockBytes = 192 * 1024, kFarBytes = 3 << 20;
 // Weights larger than this come from far away in each step; of so many rows the product takes as long as their way.
 inline constexpr std::int64_t kAheadBytes = 2 << 20, kAheadRows = 16;
 inline constexpr std::int64_t kLongProduct = std::int64_t{1}
