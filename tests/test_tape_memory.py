@@ -157,7 +157,7 @@ def test_memory_that_is_refused_before_anything_is_written() -> None:
     wrong: Any
     for wrong, error, message in (
         (memory[:100], ValueError, r"tape_out: expected 128 bytes or more, got 100"),
-        (memory[: 128 + T * B * 8 * 4 * 4 - 1], ValueError, r"tape_out: expected [0-9]+ bytes or more"),
+        (memory[: 128 + T * B * H * 4 * 4 - 1], ValueError, r"tape_out: expected [0-9]+ bytes or more"),
         (memory[::2], ValueError, r"tape_out: expected shape \(n,\), C-contiguous"),
         (memory.reshape(2, -1), ValueError, r"tape_out: expected shape \(n,\), C-contiguous"),
         (memory.view(np.float32), TypeError, "tape_out: expected uint8, got float32"),
