@@ -243,6 +243,12 @@ def test_what_is_no_tensor(kind: Any, name: str, shape: tuple[int, ...]) -> None
         kind(5, 7)(torch.zeros(shape), **{name: [1, 1, 1]})
 
 
+@pytest.mark.parametrize("kind", [ft.LSTM, ft.GRU, ft.MGU])
+def test_an_input_that_is_no_tensor(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"input: expected a torch.Tensor or PackedSequence, got ndarray"):
+        kind(5, 7)(np.zeros((4, 3, 5), np.float32))
+
+
 def test_signatures() -> None:
     """Words of the class in NumPy, those of torch in place of dtype and seed."""
     shown = inspect.signature(ft.VariantLSTM).parameters

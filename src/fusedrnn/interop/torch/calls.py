@@ -49,6 +49,11 @@ class Calls:
             if lengths is not None or resets is not None:
                 raise ValueError("lengths, resets: expected None with a PackedSequence")
             return self._packed(input, hx)
+        if not isinstance(input, Tensor):
+            raise TypeError(
+                f"input: expected a torch.Tensor or PackedSequence, got {type(input).__name__}; "
+                "an array becomes one by torch.from_numpy"
+            )
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
