@@ -154,3 +154,26 @@ def test_failed_backward_changes_no_gradient(cell: str, what: str) -> None:
     with pytest.raises(TypeError, match="dy"):
         layer.backward(tape, np.ones(y.shape, np.float32))
     assert not layer.flat_grads.any()
+
+
+MODULES = [c for c in map(vars(fr).get, fr.__all__) if isinstance(c, type) and issubclass(c, fr.Module)]
+
+
+@pytest.mark.parametrize("kind", [*MODULES, type("Mine", (fr.LSTM,), {})], ids=lambda kind: kind.__name__)
+def test_a_mistyped_keyword_names_the_class_that_was_called(kind: type[fr.Module]) -> None:
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}\.__init__\(\) got .* argument 'xyzzy'$"):
+        kind(xyzzy=3)
+
+
+@pytest.mark.parametrize("kind", [fr.LSTM, fr.GRU, fr.RNN, fr.MGU, fr.LIF, fr.LSTMCell, fr.Recurrent])
+def test_a_mistyped_keyword_says_what_was_meant(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"'hiden_size'\. Did you mean 'hidden_size'\?$"):
+        kind(3, hiden_size=4)
+
+
+def test_options_of_a_constructor_of_ones_own_are_its_own() -> None:
+    class Mine(fr.LSTM):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(3, options.pop("width"), **options)
+
+    assert Mine(width=4, bias=False).hidden_size == 4

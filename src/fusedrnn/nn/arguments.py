@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,30 @@ class ConstructorSignature:
             raise AttributeError("__signature__")
         signature = inspect.signature(kind.__init__)
         return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def check_names(kind: type, given: Iterable[str]) -> None:
+    """Refuse arguments by a name that neither a class nor what it hands its `**options` to takes.
+
+    Raises:
+        TypeError: such a name, with the class that was called and what may have been meant.
+    """
+    names: list[str] = []
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+        if not base.__module__.startswith("fusedrnn."):
+            return  # options of a user's own, as its __init__ likes
+    for name in given:
+        if name not in names:
+            meant = "".join(f". Did you mean {near!r}?" for near in difflib.get_close_matches(name, names, 1))
+            raise TypeError(
+                f"{kind.__qualname__}.__init__() got an unexpected keyword argument {name!r}{meant}"
+            )
 
 
 class Arguments:

@@ -267,15 +267,23 @@ class Boom(Module):
     Args:
         size: E.
         pieces: how many.
-        options: dtype, seed and init of its `Linear`.
+        dtype, seed, init: of its `Linear`.
     """
 
     _host_only = True
 
-    def __init__(self, size: int, pieces: int, **options: Any) -> None:
+    def __init__(
+        self,
+        size: int,
+        pieces: int,
+        *,
+        dtype: npt.DTypeLike = "float32",
+        seed: Seed = None,
+        init: str | None = "default",
+    ) -> None:
         super().__init__()
         self.pieces = pieces
-        self.linear = Linear(size, pieces * size, **options)
+        self.linear = Linear(size, pieces * size, dtype=dtype, seed=seed, init=init)
         self.gelu = GELU()
 
     def _added(self, wide: Array) -> Array:
