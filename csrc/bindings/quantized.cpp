@@ -199,22 +199,22 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
         if (i > 0) from = {between[(i - 1) % 2].as<float>(), batch * width, width};
         if (i < layers - 1) to = {between[i % 2].as<float>(), batch * width, width};
         to.data += direction * d.P;
-        p = forward_problem<float>(
-            cell_, d, timetables[direction].view(resets.data<std::uint8_t>()), {}, from, to, [&](int k) {
-                return StateRows<float>{initial.part(k, row), finals[k] + row * batch * state_width(d, k)};
-            });
+        p = forward_problem<float>(cell_, d, timetables[direction].view(resets.data<std::uint8_t>()),
+                                   layer(row).weights.packed(), from, to, [&](int k) {
+                                       return StateRows<float>{initial.part(k, row),
+                                                               finals[k] + row * batch * state_width(d, k)};
+                                   });
         for (int k = 0; k < states; ++k) {
             p.reset[k] = replacement.part(k, row);
             p.reset_stride[k] = replacement.has_batch(k) ? state_width(d, k) : 0;
         }
-        bytes = std::max(bytes, kernels().workspace(cell_, p.dims));
+        bytes = std::max(bytes, kernels().workspace(cell_, p.dims, 1));
     }
     const AlignedBuffer workspace(bytes);
     Team team(1);
     run_released(team, [&] {
-        for (std::size_t i = 0; i < problems.size() && !team.was_cancelled(); ++i) {
-            kernels().forward(problems[i], layers_[i].weights, team, workspace.data());
-        }
+        for (std::size_t i = 0; i < problems.size() && !team.was_cancelled(); ++i)
+            kernels().forward(problems[i], team, workspace.data());
     });
     return final;
 }

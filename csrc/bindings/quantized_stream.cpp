@@ -16,16 +16,16 @@ class QuantizedStream {
           layers_(net_->cell(), sizes_of(*net_), batch_, DType::float32) {
         std::int64_t bytes = 0;
         for (std::size_t i = 0; i < layers_.count(); ++i)
-            bytes = std::max(bytes, net_->kernels().workspace(net_->cell(), layers_.dims(i)));
+            bytes = std::max(bytes, net_->kernels().workspace(net_->cell(), layers_.dims(i), 1));
         workspace_ = AlignedBuffer(bytes);
-        layers_.connect([](std::size_t) { return Packed<float>{}; });
+        layers_.connect(
+            [&](std::size_t i) { return net_->layer(static_cast<std::int64_t>(i)).weights.packed(); });
     }
 
     py::object call(py::handle x) {
         const QuantizedKernels& kernels = net_->kernels();
-        return layers_.step(x, 1, [&](std::size_t i, const ForwardProblem<float>& problem, Team& team) {
-            kernels.forward(problem, net_->layer(static_cast<std::int64_t>(i)).weights, team,
-                            workspace_.data());
+        return layers_.step(x, 1, [&](std::size_t, const ForwardProblem<float>& problem, Team& team) {
+            kernels.forward(problem, team, workspace_.data());
         });
     }
 

@@ -16,8 +16,24 @@ inline constexpr std::int64_t kAheadBytes = 2 << 20, kAheadRows = 16;
 inline constexpr std::int64_t kLongProduct = std::int64_t{1}
                                              << 26;  // multiply-adds without a look at the team
 
-// Sizes and pieces of the workspace of one call.
+// What makes the products: the panels of the problem's weights, or a Product for which input_product and its kin are
+// overloaded (cpu/quantized_forward.h); one that prepares its rows takes all of them and all panels at once.
+struct PanelProduct {
+    static constexpr bool kPreparesRows = false;
+};
+
+// Steps in a block, for so many rows and panels of a member.
 template <class Cell, class T>
+std::int64_t block_steps(PanelProduct, const Dims& d, const CellSizes<Cell>& c, std::int64_t rows,
+                         std::int64_t panels) {
+    const std::int64_t vectors = panels * c.G * Vec<T>::kLanes * std::int64_t{sizeof(T)};
+    const std::int64_t weight_bytes = panel_depth<T>(d.I) * vectors;
+    const std::int64_t block_bytes = weight_bytes > kFarBytes ? weight_bytes : kInputBlockBytes;
+    return block_bytes / larger(1, rows * vectors);
+}
+
+// Sizes and pieces of the workspace of one call.
+template <class Cell, class T, class Product>
 struct ForwardPlan : CellSizes<Cell> {
     using CellSizes<Cell>::G, CellSizes<Cell>::S, CellSizes<Cell>::kInterleaved;
     static constexpr std::int64_t L = Vec<T>::kLanes;
@@ -32,6 +48,7 @@ struct ForwardPlan : CellSizes<Cell> {
         const T **x_rows, **h_rows;
         const T** state_rows;
         T** y_rows;
+        Product product;
         typename TilesOf<Cell, T>::Type tiles;
         typename LinksOf<Cell, T>::Type links;
         typename MasksOf<Cell, T>::Type masks;
@@ -44,12 +61,8 @@ struct ForwardPlan : CellSizes<Cell> {
         const bool rows = recurrent_split(d, threads) == Split::kRows;
         member_rows = rows ? (d.B + threads - 1) / threads : d.B;
         member_panels = rows ? panels : (panels + threads - 1) / threads;
-        const std::int64_t step_bytes =
-            larger(1, member_rows * member_panels * G * L * std::int64_t{sizeof(T)});
-        const std::int64_t weight_bytes =
-            member_panels * panel_depth<T>(d.I) * G * L * std::int64_t{sizeof(T)};
-        const std::int64_t block_bytes = weight_bytes > kFarBytes ? weight_bytes : kInputBlockBytes;
-        steps = larger(1, smaller(d.T, block_bytes / step_bytes));
+        steps =
+            larger(1, smaller(d.T, block_steps<Cell, T>(Product{}, d, *this, member_rows, member_panels)));
         if (following) steps = smaller(steps, following_steps(d.T));
         block_rows = larger(1, steps * member_rows);
     }
@@ -57,10 +70,14 @@ struct ForwardPlan : CellSizes<Cell> {
         rows = ForwardRows<T>(d, S, arena);
         table_gx = arena.template take<T>(panels * d.V * G * L);
     }
-    Member take_member(Arena& arena) const {
+    Member take_member(const Dims& d, Arena& arena) const {
         Member m;
         m.gx = arena.template take<T>(block_rows * member_panels * G * L);
-        const std::int64_t group = group_vectors<Cell, kInterleaved>(*this, panels, member_rows);
+        std::int64_t group = group_vectors<Cell, kInterleaved>(*this, panels, member_rows);
+        if constexpr (Product::kPreparesRows) {
+            group = panels * member_rows;
+            m.product = Product(d, block_rows, member_rows, arena);
+        }
         m.acc = arena.template take<T>((group * G + accumulator_vectors<1>()) * L);
         m.x_rows = arena.template take<const T*>(block_rows);
         m.h_rows = arena.template take<const T*>(member_rows);
@@ -77,7 +94,7 @@ struct ForwardPlan : CellSizes<Cell> {
     }
 };
 
-template <class Cell, class T>
+template <class Cell, class T, class Product>
 class Forward : ForwardSteps<Cell, T> {
   public:
     using Base = ForwardSteps<Cell, T>;
@@ -93,8 +110,9 @@ class Forward : ForwardSteps<Cell, T> {
 
     void run_member(int member) {
         Arena arena = arena_;
-        typename ForwardPlan<Cell, T>::Member m{};
-        for (int i = 0; i <= member; ++i) m = plan_.take_member(arena);
+        Member m{};
+        for (int i = 0; i <= member; ++i) m = plan_.take_member(p_.dims, arena);
+        if constexpr (Product::kPreparesRows) m.product.use(*p_.weights.quantized, team_);
         if constexpr (CellSizes<Cell>::kIsProgram) {
             m.tiles.use(p_.saved != nullptr ? plan_.programs->forward : plan_.programs->inference);
         }
@@ -128,24 +146,32 @@ class Forward : ForwardSteps<Cell, T> {
 
   private:
     using Base::p_, Base::team_, Base::time_of;
+    using Member = typename ForwardPlan<Cell, T, Product>::Member;
 
+    FUSEDRNN_INLINE const auto& weights(const Member& m) const {
+        if constexpr (Product::kPreparesRows)
+            return m.product;
+        else
+            return p_.weights;
+    }
     void publish(std::int64_t steps) {
         if (p_.output_progress != nullptr) p_.output_progress->steps.store(steps, std::memory_order_release);
     }
 
     // Every row of the table once: a sequence longer than the table needs no other product with W_ih.
-    void project_table(typename ForwardPlan<Cell, T>::Member& m, int member, Range panels) {
+    void project_table(Member& m, int member, Range panels) {
         const std::int64_t rows = p_.dims.V;
         for (std::int64_t v = 0; v < rows; v += plan_.block_rows) {
             const std::int64_t n = smaller(plan_.block_rows, rows - v);
             for (std::int64_t i = 0; i < n; ++i) m.x_rows[i] = p_.x.row(0, v + i);
-            project(m.x_rows, n, panels, plan_.table_gx + (panels.begin * rows + v) * G * L, rows, member);
+            project(m, n, panels, plan_.table_gx + (panels.begin * rows + v) * G * L, rows, member);
         }
     }
 
-    // input_product, a long one in pieces; ends early once the call was cancelled.
-    void project(const T* const* rows, std::int64_t n, Range panels, T* out, std::int64_t out_rows,
-                 int member) {
+    // input_product of the first n of x_rows, a long one in pieces; ends early once the call was cancelled.
+    void project(const Member& m, std::int64_t n, Range panels, T* out, std::int64_t out_rows, int member) {
+        if constexpr (Product::kPreparesRows)
+            return input_product<Cell, T>(*this, p_.dims, weights(m), m.x_rows, n, panels, out, out_rows);
         const std::int64_t row_work = larger(1, G * L * p_.dims.I);
         const std::int64_t piece_rows = smaller(n, larger(kRowGroup, kLongProduct / row_work));
         const std::int64_t piece_panels = larger(1, kLongProduct / (row_work * larger(1, piece_rows)));
@@ -154,15 +180,14 @@ class Forward : ForwardSteps<Cell, T> {
             for (std::int64_t u = panels.begin; u < panels.end; u += piece_panels) {
                 const Range piece{u, smaller(u + piece_panels, panels.end)};
                 if (team_.cancelled(member, count * (piece.end - piece.begin) * row_work)) return;
-                input_product<Cell, T>(*this, p_.dims, p_.weights, rows + r, count, piece,
+                input_product<Cell, T>(*this, p_.dims, weights(m), m.x_rows + r, count, piece,
                                        out + ((u - panels.begin) * out_rows + r) * G * L, out_rows);
             }
         }
     }
 
     // gx for all rows of steps [s, end). A single step is left to run_step, which then reads W_ih and W_hh side by side.
-    bool project_inputs(const Part& part, typename ForwardPlan<Cell, T>::Member& m, int member,
-                        std::int64_t s, std::int64_t end) {
+    bool project_inputs(const Part& part, Member& m, int member, std::int64_t s, std::int64_t end) {
         std::int64_t n = 0;
         const std::int64_t total = longest(p_.dims, p_.schedule);
         for (std::int64_t step = s; step < end; ++step) {
@@ -175,8 +200,8 @@ class Forward : ForwardSteps<Cell, T> {
             }
         }
         if (p_.dims.V == 0) {
-            if (end - s == 1) return false;
-            project(m.x_rows, n, part.panels, m.gx, plan_.block_rows, member);
+            if (end - s == 1 && !Product::kPreparesRows) return false;
+            project(m, n, part.panels, m.gx, plan_.block_rows, member);
             return true;
         }
         for (std::int64_t panel = part.panels.begin; panel < part.panels.end; ++panel) {
@@ -190,34 +215,36 @@ class Forward : ForwardSteps<Cell, T> {
     }
 
     // Ends early once the call was cancelled.
-    void run_step(const Part& part, typename ForwardPlan<Cell, T>::Member& m, int member, std::int64_t t,
-                  std::int64_t rows, std::int64_t block_row, bool project) {
+    void run_step(const Part& part, Member& m, int member, std::int64_t t, std::int64_t rows,
+                  std::int64_t block_row, bool project) {
         this->find_states(part, t, rows, m.state_rows);
         for (std::int64_t i = 0; i < rows; ++i) {
             m.h_rows[i] = m.state_rows[i * S];
             m.y_rows[i] = this->output_row(t, part.position(i));
         }
-        const std::int64_t panels = part.panels.end - part.panels.begin, room = group_rows<Cell>(rows);
-        const PanelGroups groups(panels, group_panels<Cell, kInterleaved>(*this, panels, rows),
-                                 ((t & 1) != 0) != p_.backwards);
+        const std::int64_t panels = part.panels.end - part.panels.begin, most = rows_at_once(rows);
+        const std::int64_t room = Product::kPreparesRows ? rows : group_rows<Cell>(rows);
+        const std::int64_t at_once =
+            Product::kPreparesRows ? panels : group_panels<Cell, kInterleaved>(*this, panels, rows);
+        const PanelGroups groups(panels, at_once, ((t & 1) != 0) != p_.backwards);
         const std::int64_t h_size = this->multiplies_h ? p_.dims.P : 0;
         const std::int64_t panel_work = (h_size + (project ? p_.dims.I : 0) + 16) * G * L;
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
             const std::int64_t first = part.panels.begin + u, count = end - u;
             Ahead ahead = next_weights(part, rows, groups, q);
-            for (std::int64_t r = 0; r < rows; r += kRowGroup) {
-                const std::int64_t n = smaller(kRowGroup, rows - r);
+            for (std::int64_t r = 0; r < rows; r += most) {
+                const std::int64_t n = smaller(most, rows - r);
                 if (team_.cancelled(member, n * count * panel_work)) return;
                 if (project) {
-                    input_product<Cell, T>(*this, p_.dims, p_.weights, m.x_rows + r, n,
+                    input_product<Cell, T>(*this, p_.dims, weights(m), m.x_rows + r, n,
                                            {first, first + count}, m.gx + (u * plan_.block_rows + r) * G * L,
                                            plan_.block_rows);
                 }
                 if (this->staged) prefetch_tape(part, t, {r, r + n});
                 const T* gx = m.gx + (u * plan_.block_rows + block_row + r) * G * L;
                 if (this->multiplies_h) {
-                    hidden_product<Cell, T>(*this, p_.dims, p_.weights, m.h_rows + r, n,
+                    hidden_product<Cell, T>(*this, p_.dims, weights(m), m.h_rows + r, n,
                                             {first, first + count}, gx, plan_.block_rows, m.acc, room,
                                             ahead.next == nullptr ? nullptr : &ahead);
                 }
@@ -225,7 +252,7 @@ class Forward : ForwardSteps<Cell, T> {
                     run_program_cells(part, m, t, {first, first + count}, r, n, gx, room);
                 } else {
                     for (std::int64_t v = u; v < end; ++v, gx += plan_.block_rows * G * L) {
-                        apply_cells(part, m, t, v, r, n, m.acc + (v - u) * kRowGroup * G * L, gx);
+                        apply_cells(part, m, t, v, r, n, m.acc + (v - u) * room * G * L, gx);
                     }
                 }
             }
@@ -249,15 +276,14 @@ class Forward : ForwardSteps<Cell, T> {
     }
 
     // The cell for n rows of one panel (v counts from the member's first).
-    FUSEDRNN_INLINE void apply_cells(const Part& part, const typename ForwardPlan<Cell, T>::Member& m,
-                                     std::int64_t t, std::int64_t v, std::int64_t r, std::int64_t n,
-                                     const T* acc, const T* gx) const {
+    FUSEDRNN_INLINE void apply_cells(const Part& part, const Member& m, std::int64_t t, std::int64_t v,
+                                     std::int64_t r, std::int64_t n, const T* acc, const T* gx) const {
         const Dims d = p_.dims;
-        const T* const units = p_.weights.units;
+        const T* const units = weights(m).units;
         const T* const* const states = m.state_rows;
         T* const* const y_rows = m.y_rows;
         const std::int64_t panel = part.panels.begin + v, first = part.first, stride = part.stride;
-        const std::int64_t apart = gate_distance<T>(G, d.H - panel * L);
+        const std::int64_t apart = Product::kPreparesRows ? L : gate_distance<T>(G, d.H - panel * L);
         T* saved = p_.saved;
         if (saved != nullptr) {
             const std::int64_t row = p_.schedule.offset[t] * plan_.panels + panel * p_.schedule.active[t];
@@ -282,9 +308,8 @@ class Forward : ForwardSteps<Cell, T> {
     }
 
     // The program for n rows of a group of panels.
-    void run_program_cells(const Part& part, typename ForwardPlan<Cell, T>::Member& m, std::int64_t t,
-                           Range panels, std::int64_t r, std::int64_t n, const T* gx,
-                           std::int64_t acc_rows) const {
+    void run_program_cells(const Part& part, Member& m, std::int64_t t, Range panels, std::int64_t r,
+                           std::int64_t n, const T* gx, std::int64_t acc_rows) const {
         auto& tiles = m.tiles;
         const CellPrograms& at = *plan_.programs;
         const std::int64_t position = part.position(r), width = p_.dims.H, row = G * L;
@@ -330,45 +355,44 @@ class Forward : ForwardSteps<Cell, T> {
     }
 
     // y = hidden W_hr^T.
-    void project_hidden(const Part& part, typename ForwardPlan<Cell, T>::Member& m, int member,
-                        std::int64_t t, std::int64_t rows) {
-        const std::int64_t panels = panels_of<T>(p_.dims.P), at_once = panels_at_once<1>(rows);
+    void project_hidden(const Part& part, Member& m, int member, std::int64_t t, std::int64_t rows) {
+        const std::int64_t panels = panels_of<T>(p_.dims.P), most = rows_at_once(rows);
+        const std::int64_t at_once = Product::kPreparesRows ? panels : panels_at_once<1>(rows);
         for (std::int64_t u = 0; u < panels; u += at_once) {
             const std::int64_t count = smaller(at_once, panels - u);
-            for (std::int64_t r = 0; r < rows; r += kRowGroup) {
-                const std::int64_t n = smaller(kRowGroup, rows - r);
-                GemmArgs<T> args = plain_rows<T>(const_cast<const T* const*>(m.y_rows + r), n, p_.dims.H);
-                take_panels<T>(args, p_.weights.w_hr, {u, u + count}, p_.dims.P);
-                args.out = m.acc;
-                args.out_panel = kRowGroup * L;
-                args.out_row = L;
-                if (team_.cancelled(member, args.n * count * args.b_panel)) return;
-                gemm<T, 1>(args);
+            for (std::int64_t r = 0; r < rows; r += most) {
+                const std::int64_t n = smaller(most, rows - r);
+                if (team_.cancelled(member, n * count * L * p_.dims.H)) return;
+                output_product<T>(p_.dims, weights(m), m.y_rows + r, n, {u, u + count}, m.acc, most);
                 for (std::int64_t v = 0; v < count; ++v) {
-                    this->store_projected(part, t, u + v, r, args.n, m.acc + v * kRowGroup * L);
+                    this->store_projected(part, t, u + v, r, n, m.acc + v * most * L);
                 }
             }
         }
     }
 
-    ForwardPlan<Cell, T> plan_;
+    static std::int64_t rows_at_once(std::int64_t rows) {
+        return Product::kPreparesRows ? larger(1, rows) : kRowGroup;
+    }
+
+    ForwardPlan<Cell, T, Product> plan_;
     Arena arena_;
 };
 
-template <class Cell, class T>
+template <class Cell, class T, class Product = PanelProduct>
 std::int64_t forward_workspace(const RecurrentCell& cell, const Dims& dims, int threads) {
-    ForwardPlan<Cell, T> plan(cell, dims, threads);
+    ForwardPlan<Cell, T, Product> plan(cell, dims, threads);
     Arena arena(nullptr);
     plan.take_shared(dims, arena);
-    for (int member = 0; member < threads; ++member) plan.take_member(arena);
+    for (int member = 0; member < threads; ++member) plan.take_member(dims, arena);
     return arena.used();
 }
 
-template <class Cell, class T>
+template <class Cell, class T, class Product = PanelProduct>
 void forward(const ForwardProblem<T>& problem, Team& team, void* workspace) {
-    Forward<Cell, T> driver(problem, team, workspace);
-    team.run([](void* context, int member) { static_cast<Forward<Cell, T>*>(context)->run_member(member); },
-             &driver);
+    using Driver = Forward<Cell, T, Product>;
+    Driver driver(problem, team, workspace);
+    team.run([](void* context, int member) { static_cast<Driver*>(context)->run_member(member); }, &driver);
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -12,6 +12,7 @@
 namespace fusedrnn {
 
 struct RecurrentCell;
+struct QuantizedWeights;
 
 // Sizes of one layer and direction. P is the width of the hidden state: H, or the projection's size. V: inputs are looked
 // up in a table of V rows; 0: they are a sequence.
@@ -58,8 +59,9 @@ struct Packed {
     T *w_ih, *w_hh, *w_hr;
     // [H/L][G][L], the last panel as that of the weights: the bias of gx and, where the gates are split, of gh
     T *b_x, *b_h;
-    T* units;                     // [H/L][values][L]: what each unit has of all per-unit parameters
-    T *w_ih_t, *w_hh_t, *w_hr_t;  // [I/L][(H/L) G L][L], [P/L][(H/L) G L][L], [H/L][P/L L][L]
+    T* units;                           // [H/L][values][L]: what each unit has of all per-unit parameters
+    T *w_ih_t, *w_hh_t, *w_hr_t;        // [I/L][(H/L) G L][L], [P/L][(H/L) G L][L], [H/L][P/L L][L]
+    const QuantizedWeights* quantized;  // in place of all others, for QuantizedKernels
 };
 
 template <class T>
@@ -167,16 +169,22 @@ struct QuantizedWeights {
         std::int64_t groups;  // how many of N there are, the padding with them
     } ih, hh, hr;
     float *b_x, *b_h, *units;  // [H/L][G][L], [H/L][G][L], [H/L][values][L]
+
+    // As a problem has them.
+    Packed<float> packed() const {
+        Packed<float> p{};
+        p.quantized = this;
+        return p;
+    }
 };
 
 struct QuantizedKernels {
-    // As RecurrentKernels'.
+    // As RecurrentKernels'; inference, by one thread.
     std::int64_t (*packed_bytes)(const RecurrentCell&, const Dims&);
     void (*pack)(const RecurrentCell&, const Dims&, const Params<const float>&, void* block,
                  QuantizedWeights& out, Team&);
-    // Inference by one thread: the tape and the float32 weights of the problem are not looked at.
-    std::int64_t (*workspace)(const RecurrentCell&, const Dims&);
-    void (*forward)(const ForwardProblem<float>&, const QuantizedWeights&, Team&, void* workspace);
+    std::int64_t (*workspace)(const RecurrentCell&, const Dims&, int threads);
+    void (*forward)(const ForwardProblem<float>&, Team&, void* workspace);
 };
 
 // A cell: what it is and its kernels. Whoever calls them has a pointer to one; its kernels get it again.

@@ -10,7 +10,8 @@ constexpr QuantizedKernels quantized_kernels() {
         return {};
     else
         return {quantized_bytes<Format, Cell>, quantized_pack<Format, Cell>,
-                quantized_workspace<Format, Cell>, quantized_forward<Format, Cell>};
+                forward_workspace<Cell, float, QuantizedProduct<Format>>,
+                forward<Cell, float, QuantizedProduct<Format>>};
 }
 
 extern const QuantizedKernels kQuantizedKernels[][kWeightFormats];

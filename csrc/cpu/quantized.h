@@ -250,9 +250,6 @@ struct PreparedRows {
         : x(arena.take<typename Format::Value>(rows * Format::row_values(k))),
           x_scale(arena.take<RowScale>(rows)),
           x_row(Format::row_values(k)) {}
-    void set(std::int64_t r, const float* row, std::int64_t k) const {
-        Format::prepare(row, k, x + r * x_row, x_row, x_scale + r);
-    }
 };
 
 // out = init + A W^T for n prepared rows and all panels.
@@ -278,6 +275,10 @@ struct Product : PreparedRows<Format> {
           init(nullptr),
           init_panel(0),
           init_row(0) {}
+    void prepare(const float* const* rows, std::int64_t k) const {
+        for (std::int64_t r = 0; r < n; ++r)
+            Format::prepare(rows[r], k, this->x + r * this->x_row, this->x_row, this->x_scale + r);
+    }
     void put(float* to, std::int64_t panel, std::int64_t row) { out = to, out_panel = panel, out_row = row; }
 };
 

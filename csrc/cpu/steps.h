@@ -196,6 +196,18 @@ void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& we
     gate_products<Cell>(d, args, c.first_gates);
 }
 
+// hidden W_hr^T for n rows: [panel][out_rows][L].
+template <class T>
+void output_product(const Dims& d, const Packed<T>& weights, const T* const* rows, std::int64_t n,
+                    Range panels, T* out, std::int64_t out_rows) {
+    GemmArgs<T> args = plain_rows<T>(rows, n, d.H);
+    take_panels<T>(args, weights.w_hr, panels, d.P);
+    args.out = out;
+    args.out_panel = out_rows * Vec<T>::kLanes;
+    args.out_row = Vec<T>::kLanes;
+    gemm<T, 1>(args);
+}
+
 // What the units of a panel have of all per-unit parameters.
 template <class Cell, class T>
 FUSEDRNN_INLINE void load_units(const T* packed, std::int64_t panel, Vec<T> (&units)[kPerUnitRoom<Cell>]) {

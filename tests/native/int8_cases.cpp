@@ -16,7 +16,7 @@ struct Call {
 
 std::vector<Array<float>> run(const Call& call, const QuantizedKernels& kernels) {
     const Dims& d = call.d;
-    Workspace block(kernels.packed_bytes(call.cell, d)), workspace(kernels.workspace(call.cell, d));
+    Workspace block(kernels.packed_bytes(call.cell, d)), workspace(kernels.workspace(call.cell, d, 1));
     QuantizedWeights weights{};
     Team team(1);
     kernels.pack(call.cell, d, call.params, block.as<void>(), weights, team);
@@ -27,11 +27,12 @@ std::vector<Array<float>> run(const Call& call, const QuantizedKernels& kernels)
     problem.cell = &call.cell;
     problem.dims = d;
     problem.schedule = timetable.view(nullptr);
+    problem.weights = weights.packed();
     problem.x = {call.x.data(), d.B * d.I, d.I};
     problem.y = {results[0].data(), d.B * d.P, d.P};
     for (int k = 0; k < call.cell.states; ++k)
         problem.final[k] = results[static_cast<std::size_t>(k + 1)].data();
-    kernels.forward(problem, weights, team, workspace.as<void>());
+    kernels.forward(problem, team, workspace.as<void>());
     return results;
 }
 
