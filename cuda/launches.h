@@ -178,22 +178,6 @@ inline std::int64_t matrix_stride(const ScheduleCopy& schedule, std::int64_t t_s
     return schedule.device.T == 1 || t_stride == schedule.device.B * b_stride ? b_stride : 0;
 }
 
-// `Problem` is a ForwardProblem or a BackwardProblem.
-template <class Problem>
-StateSource state_source(const Problem& problem) {
-    StateSource source{};
-    source.y = {problem.y.data, problem.y.t_stride, problem.y.b_stride};
-    for (int k = 0; k < kMaxStates; ++k) {
-        source.initial[k] = problem.initial[k];
-        source.reset[k] = problem.reset[k];
-        source.reset_stride[k] = problem.reset_stride[k];
-    }
-    source.resets = problem.schedule.resets;
-    source.B = problem.dims.B, source.H = problem.dims.H, source.P = problem.dims.P;
-    source.reverse = problem.schedule.reverse;
-    return source;
-}
-
 inline const void* offset_bytes(const void* p, std::int64_t bytes) {
     return p == nullptr ? nullptr : static_cast<const char*>(p) + bytes;
 }

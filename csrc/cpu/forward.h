@@ -125,6 +125,7 @@ class Forward : ForwardSteps<Cell, T> {
             if (team_.size() > 1 && !team_.barrier(member)) return;
         }
         const std::int64_t total = longest(p_.dims, p_.schedule);
+        const PreviousStates<Cell, T> previous = this->previous();
         for (std::int64_t s = 0; s < total; s += plan_.steps) {
             const std::int64_t end = smaller(s + plan_.steps, total);
             if (p_.input_progress != nullptr && !team_.wait(*p_.input_progress, end, member)) return;
@@ -133,6 +134,7 @@ class Forward : ForwardSteps<Cell, T> {
             for (std::int64_t step = s; step < end; ++step) {
                 const std::int64_t t = time_of(step, total);
                 const std::int64_t rows = part.rows(p_.schedule.active[t]);
+                this->find_states(previous, part, t, rows, m.state_rows);
                 run_step(part, m, member, t, rows, block_row, !projected);
                 block_row += rows;
                 const bool meet = part.stride == 1 && team_.size() > 1;
@@ -217,7 +219,6 @@ class Forward : ForwardSteps<Cell, T> {
     // Ends early once the call was cancelled.
     void run_step(const Part& part, Member& m, int member, std::int64_t t, std::int64_t rows,
                   std::int64_t block_row, bool project) {
-        this->find_states(part, t, rows, m.state_rows);
         for (std::int64_t i = 0; i < rows; ++i) {
             m.h_rows[i] = m.state_rows[i * S];
             m.y_rows[i] = this->output_row(t, part.position(i));

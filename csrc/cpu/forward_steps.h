@@ -41,10 +41,12 @@ class ForwardSteps : protected CellSizes<Cell> {
         if (p_.states != nullptr) return p_.states + (p_.schedule.offset[t] + position) * (S - 1) * hp_;
         return rows_.states + position * (S - 1) * hp_;
     }
+    PreviousStates<Cell, T> previous() const {
+        return {p_, rows_.zero, p_.states != nullptr ? p_.states : rows_.states, p_.states != nullptr};
+    }
     // The rows of the states before step t, of the first `rows` of a part.
-    void find_states(const Part& part, std::int64_t t, std::int64_t rows, const T** state_rows) const {
-        const PreviousStates<Cell, T> previous(
-            p_, rows_.zero, p_.states != nullptr ? p_.states : rows_.states, p_.states != nullptr);
+    void find_states(const PreviousStates<Cell, T>& previous, const Part& part, std::int64_t t,
+                     std::int64_t rows, const T** state_rows) const {
         for (std::int64_t i = 0; i < rows; ++i) {
             const T* found[kMostStates]{};
             previous.find(t, part.position(i), found);

@@ -122,6 +122,37 @@ struct BackwardProblem {
     BlockRows<T> rows;
 };
 
+// Where a call's steps find the state before them: previous_state.h.
+struct StateSource {
+    Sequence<const void> y;
+    const void* initial[kMaxStates];
+    const void* reset[kMaxStates];
+    std::int64_t initial_stride[kMaxStates], reset_stride[kMaxStates];
+    const std::uint8_t* resets;  // (T, B) or null
+    std::int64_t B, H, P;
+    std::int64_t width;  // of the states beyond h that a step leaves: H, or more
+    bool reverse;
+};
+
+// A time step. `next` is how many rows are alive at t + 1.
+struct TimeStep {
+    std::int64_t t, next;
+};
+
+// Of a ForwardProblem or a BackwardProblem of so many states.
+template <class Problem>
+[[gnu::always_inline]] inline StateSource state_source(const Problem& p, int states = kMaxStates) {
+    StateSource s{};
+    s.y = {p.y.data, p.y.t_stride, p.y.b_stride};
+    s.resets = p.schedule.resets, s.reverse = p.schedule.reverse;
+    s.B = p.dims.B, s.H = p.dims.H, s.P = p.dims.P, s.width = p.dims.H;
+    for (int k = 0; k < states; ++k) {
+        s.initial[k] = p.initial[k], s.initial_stride[k] = k == 0 ? p.dims.P : p.dims.H;
+        s.reset[k] = p.reset[k], s.reset_stride[k] = p.reset_stride[k];
+    }
+    return s;
+}
+
 // A cell that is data, for the kernels of another device; both stay where they are.
 struct CellDefinition {
     const CellTraits* traits;

@@ -82,6 +82,7 @@ class PanelGroups {
         : panels_(panels), count_((panels + at_once - 1) / at_once), backwards_(backwards) {}
     std::int64_t count() const { return count_; }
     Range operator[](std::int64_t q) const {
+        if (count_ == 1) return {0, panels_};
         if (backwards_) q = count_ - 1 - q;
         return {panels_ * q / count_, panels_ * (q + 1) / count_};
     }

@@ -7,6 +7,7 @@
 #include "cpu/layout.h"
 #include "cpu/partition.h"
 #include "cpu/sizes.h"
+#include "previous_state.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -70,7 +71,8 @@ std::int64_t group_vectors(const CellSizes<Cell>& c, std::int64_t panels, std::i
     return c.staged ? larger(usual, panels * smaller(kRowGroup, rows)) : usual;
 }
 
-// Looks up the state before step t of row b at position p. `Problem` is a ForwardProblem or a BackwardProblem.
+// Looks up the state before step t of row b at position p. `states`: those beyond h, by compact row (a tape) or by position
+// (one state a row, overwritten by each step).
 template <class Cell, class T>
 class PreviousStates : CellSizes<Cell> {
     using CellSizes<Cell>::S, CellSizes<Cell>::kMostStates;
@@ -79,61 +81,36 @@ class PreviousStates : CellSizes<Cell> {
     template <class Problem>
     PreviousStates(const Problem& problem, const T* zero, const T* states, bool states_by_row)
         : CellSizes<Cell>(*problem.cell),
-          dims_(problem.dims),
           schedule_(problem.schedule),
-          y_{problem.y.data, problem.y.t_stride, problem.y.b_stride},
-          zero_(zero),
+          source_(state_source(problem, S)),
           states_(states),
-          states_by_row_(states_by_row),
-          row_size_((S - 1) * padded<T>(problem.dims.H)) {
+          states_by_row_(states_by_row) {
+        source_.width = padded<T>(problem.dims.H);
         for (int k = 0; k < S; ++k) {
-            initial_[k] = problem.initial[k];
-            reset_[k] = problem.reset[k];
-            reset_stride_[k] = problem.reset_stride[k];
+            if (source_.initial[k] == nullptr) source_.initial[k] = zero, source_.initial_stride[k] = 0;
+            if (source_.reset[k] == nullptr) source_.reset[k] = zero, source_.reset_stride[k] = 0;
         }
     }
 
-    // Whether position p has a step before t (in the direction of time travelled).
-    bool has_step_before(std::int64_t t, std::int64_t p) const {
-        return schedule_.reverse ? p < schedule_.active[t + 1] : t > 0;
-    }
     // Whether a reset cuts the state on its way into step t.
     bool is_cut(std::int64_t t, std::int64_t b, std::int64_t p) const {
-        if (schedule_.resets == nullptr) return false;
-        if (!schedule_.reverse) return schedule_.resets[t * dims_.B + b] != 0;
-        return p < schedule_.active[t + 1] && schedule_.resets[(t + 1) * dims_.B + b] != 0;
+        return FUSEDRNN_ISA::is_cut(source_, {t, schedule_.active[t + 1]}, p, b);
     }
 
     void find(std::int64_t t, std::int64_t p, const T* (&out)[kMostStates]) const {
-        const std::int64_t b = schedule_.order[p];
-        if (is_cut(t, b, p)) {
-            for (int k = 0; k < S; ++k) {
-                out[k] = reset_[k] == nullptr ? zero_ : reset_[k] + b * reset_stride_[k];
-            }
-        } else if (has_step_before(t, p)) {
-            const std::int64_t before = schedule_.reverse ? t + 1 : t - 1;
-            out[0] = y_.row(before, b);
-            const std::int64_t row = states_by_row_ ? schedule_.offset[before] + p : p;
-            for (int k = 1; k < S; ++k) out[k] = states_ + row * row_size_ + (k - 1) * padded<T>(dims_.H);
-        } else {
-            for (int k = 0; k < S; ++k) {
-                out[k] = initial_[k] == nullptr ? zero_ : initial_[k] + b * (k == 0 ? dims_.P : dims_.H);
-            }
-        }
+        const TimeStep now{t, schedule_.active[t + 1]};
+        const std::int64_t b = schedule_.order[p], before = schedule_.reverse ? t + 1 : t - 1;
+        const T* states = states_;
+        if (states_by_row_ && before >= 0) states += schedule_.offset[before] * (S - 1) * source_.width;
+        out[0] = hidden_before<T>(source_, now, p, b);
+        for (int k = 1; k < S; ++k) out[k] = state_before(source_, now, p, b, k, states, S);
     }
 
   private:
-    const Dims& dims_;
     const Schedule& schedule_;
-    Sequence<const T> y_;
-    const T* initial_[kMostStates];
-    const T* reset_[kMostStates];
-    std::int64_t reset_stride_[kMostStates];
-    const T* zero_;
+    StateSource source_;
     const T* states_;
-    bool
-        states_by_row_;  // by compact row (a tape) or by position (one state a row, overwritten by each step)
-    std::int64_t row_size_;
+    bool states_by_row_;
 };
 
 // Chunks of k where other weights come ahead of their product.

@@ -57,22 +57,6 @@ struct TransposeArgs {
 
 // ---- one step ------------------------------------------------------------------------------------------
 
-// Where a step finds the state before it.
-struct StateSource {
-    ConstRows y;
-    const void* initial[kMaxStates];
-    const void* reset[kMaxStates];
-    std::int64_t reset_stride[kMaxStates];
-    const std::uint8_t* resets;  // (T, B) or null
-    std::int64_t B, H, P;
-    bool reverse;
-};
-
-// A time step. `next` is how many rows are alive at t + 1.
-struct TimeStep {
-    std::int64_t t, next;
-};
-
 struct StepForwardArgs {
     const void *w_hh, *b_hh;  // b_hh: only where the gates are split; may be null
     const void* product;      // C [position][G*H]: W_hh h, made before; null: made here

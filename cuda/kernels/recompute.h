@@ -23,7 +23,7 @@ FUSEDRNN_KERNEL void recompute_cells(RecomputeArgs args) {
             const C* const memory =
                 static_cast<const C*>(args.states) + offset_at(args.schedule, before) * (S - 1) * H;
             FUSEDRNN_UNROLL
-            for (int k = 1; k < S; ++k) states[k] = state_before<C, S>(args.source, now, p, b, k, memory);
+            for (int k = 1; k < S; ++k) states[k] = state_before<C>(args.source, now, p, b, k, memory, S);
         }
         for (std::int64_t u = lane(); u < H; u += 32) {
             const auto read = [&](const void* gates, V(&to)[G]) {

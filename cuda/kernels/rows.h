@@ -90,10 +90,6 @@ FUSEDRNN_DEVICE void copy_state(const E* from, E* to, std::int64_t n) {
         store(to + i, from == nullptr ? E{} : load(from + i));
     }
 }
-template <class E>
-FUSEDRNN_DEVICE const E* row_or_null(const void* array, std::int64_t at) {
-    return array == nullptr ? nullptr : static_cast<const E*>(array) + at;
-}
 
 template <class T, class C>
 FUSEDRNN_KERNEL void final_state(FinalStateArgs args) {

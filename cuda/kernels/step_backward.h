@@ -67,8 +67,8 @@ class StepBackward {
             if (p < args.rows) {
                 entry.hidden = hidden_before<T>(args.source, args.now, p, entry.row);
                 if constexpr (S > 1) {
-                    entry.states = state_before<C, S>(args.source, args.now, p, entry.row, 1,
-                                                      static_cast<const C*>(args.states_before));
+                    entry.states = state_before<C>(args.source, args.now, p, entry.row, 1,
+                                                   static_cast<const C*>(args.states_before), S);
                 }
             }
         }
@@ -93,8 +93,8 @@ class StepBackward {
         FUSEDRNN_UNROLL
         for (int k = 1; k < S; ++k) {
             const C* const from = k == 1 ? entry.states
-                                         : state_before<C, S>(args.source, args.now, p, entry.row, k,
-                                                              static_cast<const C*>(args.states_before));
+                                         : state_before<C>(args.source, args.now, p, entry.row, k,
+                                                           static_cast<const C*>(args.states_before), S);
             if (from != nullptr) inputs.s[k] = V::set(load_constant(from + u));
         }
         return inputs;

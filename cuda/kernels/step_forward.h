@@ -55,8 +55,8 @@ class StepForward {
             entry.row = row_at(args.order, p);
             entry.factor = entry.hidden = hidden_before<T>(args.source, args.now, p, entry.row);
             if constexpr (S > 1) {
-                entry.states = state_before<C, S>(args.source, args.now, p, entry.row, 1,
-                                                  static_cast<const C*>(args.states_before));
+                entry.states = state_before<C>(args.source, args.now, p, entry.row, 1,
+                                               static_cast<const C*>(args.states_before), S);
             }
         }
         Product::table()[column] = entry;
@@ -77,10 +77,10 @@ class StepForward {
         }
         FUSEDRNN_UNROLL
         for (int k = 1; k < S; ++k) {
-            const C* const from =
-                k == 1 ? entry.states
-                       : state_before<C, S>(args.source, args.now, static_cast<int>(p), entry.row, k,
-                                            static_cast<const C*>(args.states_before));
+            const C* const from = k == 1
+                                      ? entry.states
+                                      : state_before<C>(args.source, args.now, static_cast<int>(p), entry.row,
+                                                        k, static_cast<const C*>(args.states_before), S);
             if (from != nullptr) inputs.s[k] = V::set(load(from + u));
         }
         return inputs;

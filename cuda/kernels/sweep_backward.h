@@ -109,7 +109,7 @@ class SweepBackward : protected SweepCells {
             if (before >= 0) memory = row_of(memory, index_at(args_.schedule, before), (S - 1) * H_);
             FUSEDRNN_UNROLL
             for (int k = 1; k < S; ++k) {
-                const C* const from = state_before<C, S>(args_.source, now, p, row, k, memory);
+                const C* const from = state_before<C>(args_.source, now, p, row, k, memory, S);
                 if (from != nullptr) inputs.s[k] = V::set(load_constant(from + unit_));
             }
         }

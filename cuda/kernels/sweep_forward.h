@@ -72,7 +72,7 @@ class SweepForward : protected SweepCells {
             }
             FUSEDRNN_UNROLL
             for (int k = 1; k < S; ++k) {
-                const C* const from = state_before<C, S>(args_.source, now, p, cell.row, k, memory);
+                const C* const from = state_before<C>(args_.source, now, p, cell.row, k, memory, S);
                 cell.s[k] = V::set(from == nullptr ? C(0) : load(from + unit_));
             }
         }
