@@ -38,10 +38,36 @@ class Calls:
         """Return y and the final states of checked tensors."""
         raise NotImplementedError
 
-    def _call(
-        self, input: Tensor | PackedSequence, hx: Any, lengths: Tensor | None, resets: Tensor | None
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Any, Any]:
-        """Do what `forward` does."""
+        """Run the network.
+
+        Args:
+            input: (T, B, I), (B, T, I) with batch_first, (T, I), or a PackedSequence;
+                of the parameters' dtype.
+            hx: initial state, h (num_layers*D, B, Hout) or, of a cell with several states, a tuple of h and
+                the others; without B for one sequence; None for zeros or what the options say.
+            lengths: (B,) of an integer dtype, each in 0..T, in any order; y is 0 past the end, and the final
+                state is that after the last step. Not with a PackedSequence.
+            resets: bool, the leading shape of input; where true, the state is replaced before the step reads
+                it. Not with a PackedSequence.
+
+        Returns:
+            y (T, B, D*Hout), laid out as input, and the final state, shaped as hx.
+
+        Raises:
+            TypeError: a tensor of another dtype.
+            ValueError: another dtype of input than the parameters', or number of dimensions, or lengths
+                and resets that do not fit.
+            RuntimeError: another shape, or a tensor that is not on the CPU, or a second derivative where the
+                class has none.
+        """
         for name, value in (("lengths", lengths), ("resets", resets)):
             if not (value is None or isinstance(value, Tensor)):
                 raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")

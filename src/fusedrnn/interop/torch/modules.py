@@ -35,34 +35,13 @@ class _Recurrent(Calls, RNNBase):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
     ) -> tuple[Any, Any]:
-        """Run the network.
-
-        Args:
-            input: (T, B, I), (B, T, I) with batch_first, (T, I), or a PackedSequence;
-                of the parameters' dtype.
-            hx: initial h (num_layers*D, B, Hout), for an LSTM h and c (num_layers*D, B, H); without B for
-                one sequence; None for zeros.
-            lengths: (B,) of an integer dtype, each in 0..T, in any order; y is 0 past the end, and the final
-                state is that after the last step. Not with a PackedSequence.
-            resets: bool, the leading shape of input; where true, the state is zero before the step reads
-                it. Not with a PackedSequence.
-
-        Returns:
-            y (T, B, D*Hout), laid out as input, and the final state, shaped as hx.
-
-        Raises:
-            TypeError: a tensor of another dtype.
-            ValueError: another dtype of input than the parameters', or number of dimensions, or lengths
-                and resets that do not fit.
-            RuntimeError: another shape, or a tensor that is not on the CPU.
-        """
         drops = self.dropout and self.training and self.num_layers > 1
         if not (drops or is_compiling()):
             options = _options(self.mode, self.num_layers, self.bidirectional, self.batch_first)
             found = ops.apply_shortly(options, self._cache(), self, input, hx, lengths, resets)
             if found is not None:
                 return found
-        return self._call(input, hx, lengths, resets)
+        return super().forward(input, hx, lengths=lengths, resets=resets)
 
     def _params(self) -> tuple[Tensor, ...]:
         own = self._parameters

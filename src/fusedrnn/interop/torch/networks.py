@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 
 import fusedrnn.nn.networks as hosts
 from fusedrnn.interop.torch.calls import Calls, State, seed_of
@@ -79,37 +78,6 @@ class Recurrent(Calls, nn.Module):
         self._draws, self._text = bool(net._draws_anew()), described(net)
         self._shown = net._extra_repr()
         self._take_host()
-
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Any = None,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> tuple[Any, Any]:
-        """Run the network.
-
-        Args:
-            input: (T, B, I), (B, T, I) with batch_first, (T, I), or a PackedSequence;
-                of the parameters' dtype.
-            hx: initial state, h (num_layers*D, B, Hout) or, of a cell with several states, a tuple of h and
-                the others; without B for one sequence; None for zeros or what the options say.
-            lengths: (B,) of an integer dtype, each in 0..T, in any order; y is 0 past the end, and the final
-                state is that after the last step. Not with a PackedSequence.
-            resets: bool, the leading shape of input; where true, the state is replaced before the step reads
-                it. Not with a PackedSequence.
-
-        Returns:
-            y, laid out as input, and the final state, shaped as hx.
-
-        Raises:
-            TypeError: a tensor of another dtype.
-            ValueError: another dtype of input than the parameters', or number of dimensions, or lengths
-                and resets that do not fit.
-            RuntimeError: another shape, or a tensor that is not on the CPU, or a second derivative.
-        """
-        return self._call(input, hx, lengths, resets)
 
     def _state_shapes(self) -> list[tuple[str, int, int]]:
         return self._shapes
