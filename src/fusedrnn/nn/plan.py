@@ -281,8 +281,3 @@ def borders_of(resets: Any, shape: tuple[int, ...], single: bool, batch_first: b
     given = np.asarray(resets) if on is CPU else resets
     symbols = "(T,)" if single else "(B, T)" if batch_first else "(T, B)"
     return time_major(check_array("resets", given, shape, _BOOL, symbols, on.array), single, batch_first)
-
-
-def row_of(arrays: tuple[Array | None, ...], row: int) -> tuple[Array | None, ...]:
-    """Return the entries of one layer and direction."""
-    return tuple([None if array is None else array[row] for array in arrays])
