@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn import _core
 from fusedrnn.cells import CELLS
 from fusedrnn.checks import check_number
 from fusedrnn.inputs.masks import counted_steps
@@ -176,12 +177,12 @@ def _recorded(part: Direction, kind: str, counts: npt.NDArray[np.bool_]) -> Cell
     size = weight.shape[1]
     bias = part.weights.get("bias_ih", np.zeros(len(weight)))
     bias_hh = part.weights.get("bias_hh", np.zeros(len(weight)))
-    products = part.x @ part.weights["weight_ih"].T + bias
     h, c = np.zeros((2, batch, size))
     names = (*CELLS[kind].gate_names, "h", "c") if kind == "lstm" else (*CELLS[kind].gate_names, "h")
     values = {name: np.zeros((steps, batch, size)) for name in names}
     for t in range(steps)[:: -1 if part.reverse else 1]:
-        step = _step(kind, products[t], h @ weight.T + bias_hh, h, c)
+        gx = _core.linear_forward(part.x[t], part.weights["weight_ih"], bias)
+        step = _step(kind, gx, _core.linear_forward(h, weight, bias_hh), h, c)
         on = counts[t][:, None]
         h, c = np.where(on, step["h"], h), np.where(on, step.get("c", c), c)
         for name in names:

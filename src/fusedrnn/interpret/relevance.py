@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn import _core
 from fusedrnn.checks import check_number
 from fusedrnn.interpret.attribution import Attribution, chosen
 from fusedrnn.interpret.members import Floats, embedded, flattened, studied
@@ -70,7 +71,7 @@ def lrp(
         inputs = np.concatenate(last, axis=-1)
     parts = [list(records) for records in _by_layer(layers)]
     weight, bias = (np.float64(head.state_dict().get(name, 0.0)) for name in ("weight", "bias"))
-    logits = inputs[-1] @ weight.T + bias
+    logits = _core.linear_forward(inputs[-1], weight, None) + bias
     place = chosen(logits, target)
     output = logits[place]
     relevance = np.zeros_like(logits)
@@ -113,7 +114,8 @@ class Rule:
         shift = self.eps * np.where(z >= 0.0, 1.0, -1.0)
         ratio = _divided(relevance, z + shift)
         spread = self.bias_factor / terms * ((bias + shift) * ratio).sum(axis=-1, keepdims=True)
-        found: Floats = x * (ratio @ weight) + spread
+        through: Any = _core.linear_backward(x, weight, ratio, None, None, True)  # ratio W
+        found: Floats = x * through + spread
         return found
 
     def term(self, term: Floats, z: Floats, relevance: Floats) -> Floats:
@@ -148,7 +150,7 @@ def _through(rule: Rule, record: CellRecord, relevance: Floats) -> tuple[Floats,
         of_c = of_c + of_h + relevance[t]
         of_g = rule.term(values["i"][t] * values["g"][t], values["c"][t], of_c)
         of_c = rule.term(values["f"][t] * c, values["c"][t], of_c)
-        z = part.x[t] @ weight_ih.T + h @ weight_hh.T + bias
+        z = _core.linear_forward(part.x[t], weight_ih, bias) + _core.linear_forward(h, weight_hh, None)
         found[t] = rule.linear(part.x[t], weight_ih, bias, z, of_g, terms)
         of_h = rule.linear(h, weight_hh, bias, z, of_g, terms)
     return found, (of_h + of_c).sum(axis=-1)

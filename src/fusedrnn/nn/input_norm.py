@@ -123,7 +123,8 @@ class Fold:
             if moments is None:
                 mean, var = (own[name + suffix].astype(np.float64) for name in (MEAN, VAR))
             else:
-                mean = (weight @ moments.mean.astype(weight.dtype)).astype(np.float64)
+                centre = moments.mean.astype(weight.dtype)[None]
+                mean = _core.linear_forward(centre, weight, None)[0].astype(np.float64)
                 if moments.covariance is None:
                     spread = _core.linear_forward(moments.centred, weight, None)
                     var = np.square(spread).sum(axis=0, dtype=np.float64) / moments.number
@@ -204,7 +205,7 @@ class Fold:
             if flow is None:
                 through = _transposed_times(self.weight * (factor * each)[:, None], scaled)
                 rows = _times(moments.centred, through)
-                rows += (dbias * each) @ scaled
+                rows += _times((dbias * each)[None], scaled)
             else:
                 flow += dbias * each
                 rows = _times(flow, scaled)
