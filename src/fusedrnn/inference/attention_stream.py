@@ -11,9 +11,8 @@ from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
 from fusedrnn.checks import check_array
 from fusedrnn.compute import rounded
-from fusedrnn.inference.stream import row_numbers
+from fusedrnn.inference.stream import Resettable
 from fusedrnn.inputs.rows import as_rows, check_floats
-from fusedrnn.listing import Listed
 from fusedrnn.nn.activations import softmax
 
 # Rows from which on it pays to pack a weight, as the kernel does.
@@ -34,7 +33,7 @@ class AttentionState(NamedTuple):
     seen: npt.NDArray[np.int64]
 
 
-class AttentionStream(Listed):
+class AttentionStream(Resettable):
     """A causal `SelfAttention` one step at a time: `y_t = step(x_t)`; made by `attention.stream()`.
 
     A step looks at itself and the max_len - 1 steps before it: up to max_len steps y is, but for rounding,
@@ -47,7 +46,7 @@ class AttentionStream(Listed):
         max_len: how many steps are held.
     """
 
-    __slots__ = ("_module", "_state", "_weights", "batch_size", "max_len")
+    __slots__ = ("_module", "_state", "_weights", "max_len")
     _weights: list[Any]
 
     def __init__(self, module: Any, batch_size: int, max_len: int) -> None:
@@ -91,22 +90,12 @@ class AttentionStream(Listed):
         context = np.einsum("bhs,bhsd->bhd", attention, values[:, :, :held]).reshape(batch, size)
         return _product(context, out_weight, out_bias, compute).reshape(x.shape)
 
-    def reset(self, rows: npt.ArrayLike | None = None) -> None:
-        """Forget all steps.
-
-        Args:
-            rows: which sequences of the batch, by number, or as a bool array (B,); None for all.
-
-        Raises:
-            TypeError: rows are neither integers nor bools.
-            ValueError: a row outside the batch.
-        """
-        chosen: Any = ... if rows is None else row_numbers(rows, self.batch_size)
-        if rows is not None and len(chosen) and not 0 <= chosen.min() <= chosen.max() < self.batch_size:
+    def _reset(self, rows: npt.NDArray[np.int64] | None) -> None:
+        if rows is not None and len(rows) and not 0 <= rows.min() <= rows.max() < self.batch_size:
             raise ValueError(f"rows: expected values in [0, B) = [0, {self.batch_size}), got {rows}")
         # Zeros, as 0 times a NaN that is left behind would be none.
         for array in self._state:
-            array[chosen] = 0
+            array[... if rows is None else rows] = 0
 
     @property
     def state(self) -> AttentionState:

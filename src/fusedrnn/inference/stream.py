@@ -29,14 +29,40 @@ def row_numbers(rows: npt.ArrayLike, batch_size: int) -> npt.NDArray[np.int64]:
     return as_int64("rows", array) if array.size else np.empty(0, np.int64)
 
 
-class StreamBase(Listed, Generic[StateT]):
-    """What streams of every kind of weights share: they are called and reset alike.
+class Resettable(Listed):
+    """What streams of all networks share: they begin anew alike.
 
     Attributes:
         batch_size: B.
     """
 
-    __slots__ = ("_call", "_core", "batch_size")
+    __slots__ = ("batch_size",)
+    batch_size: int
+
+    def reset(self, rows: npt.ArrayLike | None = None) -> None:
+        """Begin anew: set the state to zero, or to the initial state that the network has of its own.
+
+        Args:
+            rows: which sequences of the batch, by number, or as a bool array (B,); None for all.
+
+        Raises:
+            TypeError: rows are neither integers nor bools.
+            ValueError: a row outside the batch.
+        """
+        self._reset(None if rows is None else row_numbers(rows, self.batch_size))
+
+    def _reset(self, rows: npt.NDArray[np.int64] | None) -> None:
+        raise NotImplementedError
+
+
+class StreamBase(Resettable, Generic[StateT]):
+    """What streams of every kind of weights share.
+
+    Attributes:
+        batch_size: B.
+    """
+
+    __slots__ = ("_call", "_core")
 
     def __init__(self, core: _core.Stream | _core.QuantizedStream, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -60,17 +86,8 @@ class StreamBase(Listed, Generic[StateT]):
         """
         return self._call(x)
 
-    def reset(self, rows: npt.ArrayLike | None = None) -> None:
-        """Set the state to zero.
-
-        Args:
-            rows: which sequences of the batch, by number, or as a bool array (B,); None for all.
-
-        Raises:
-            TypeError: rows are neither integers nor bools.
-            ValueError: a row outside the batch.
-        """
-        self._core.reset(None if rows is None else row_numbers(rows, self.batch_size))
+    def _reset(self, rows: npt.NDArray[np.int64] | None) -> None:
+        self._core.reset(rows)
 
 
 class Stream(StreamBase[StateT]):
@@ -109,18 +126,9 @@ class Stream(StreamBase[StateT]):
             part[:, rows] = start
         self._set(parts)
 
-    def reset(self, rows: npt.ArrayLike | None = None) -> None:
-        """Set the state to zero, or to the initial state that the network has of its own.
-
-        Args:
-            rows: which sequences of the batch, by number, or as a bool array (B,); None for all.
-
-        Raises:
-            TypeError: rows are neither integers nor bools.
-            ValueError: a row outside the batch.
-        """
-        super().reset(rows)
-        self._start(slice(None) if rows is None else row_numbers(rows, self.batch_size))
+    def _reset(self, rows: npt.NDArray[np.int64] | None) -> None:
+        super()._reset(rows)
+        self._start(slice(None) if rows is None else rows)
 
     @property
     def state(self) -> StateT:

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
+from fusedrnn.inference.stream import Resettable
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.masks import counted_steps, only_counted
 from fusedrnn.inputs.rows import check_sequence
-from fusedrnn.listing import Listed
 from fusedrnn.nn.activations import GELU
 from fusedrnn.nn.blocks import Residual, Sequential
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
@@ -180,7 +180,7 @@ class Hybrid(Module):
         return f"{type(self).__name__}({self.size}{changed})"
 
 
-class HybridStream(Listed):
+class HybridStream(Resettable):
     """A `Hybrid` one step at a time: `y_t = step(x_t)`; made by `hybrid.stream()`.
 
     Up to max_len steps y is, but for rounding, what the call over the whole sequence gives; later the
@@ -191,7 +191,7 @@ class HybridStream(Listed):
         batch_size: B.
     """
 
-    __slots__ = ("_module", "_steps", "_streams", "batch_size")
+    __slots__ = ("_module", "_steps", "_streams")
 
     def __init__(self, module: Hybrid, batch_size: int, max_len: int) -> None:
         self._module, self.batch_size = module, check_size("batch_size", batch_size)
@@ -221,18 +221,9 @@ class HybridStream(Listed):
             x = x + step(x)
         return x
 
-    def reset(self, rows: npt.ArrayLike | None = None) -> None:
-        """Begin anew.
-
-        Args:
-            rows: which sequences of the batch, by number, or as a bool array (B,); None for all.
-
-        Raises:
-            TypeError: rows are neither integers nor bools.
-            ValueError: a row outside the batch.
-        """
+    def _reset(self, rows: npt.NDArray[np.int64] | None) -> None:
         for stream in self._streams:
-            stream.reset(rows)
+            stream._reset(rows)
 
     @property
     def state(self) -> tuple[Any, ...]:
