@@ -137,6 +137,11 @@ struct CellCase {
 void run_case(const CellCase& c, Report& report);
 // Of the results of forward and backward with this seed.
 std::uint64_t training_digest(const CellCase& c, std::uint64_t seed);
+// That on a device, or what went wrong.
+std::string run_training(CellCase c, const fusedrnn::cuda::emulator::Config& config);
+// Blocks of steps that follow each other: the results are those of one block. `make` gives the case of a counter.
+void check_blocks(const std::string& name, CellCase (*make)(const DeviceCell&, std::int64_t counter),
+                  Report& report);
 
 // One layer with everything in it, in a mode: a digest of its results, or what went wrong.
 std::string run_layer(Math math, const fusedrnn::cuda::emulator::Config& config);

@@ -1,7 +1,6 @@
 // The kernels that run by clusters: against the reference, what fits, and with what orders their exchange
 // left out.
 #include "cluster.h"
-#include "inputs.h"
 #include "kernel_check.h"
 
 namespace cuda_check {
@@ -72,25 +71,6 @@ void check_mixtures(Report& report) {
     }
 }
 
-// Blocks of steps that follow each other: the results are those of one block.
-void check_blocks(Report& report) {
-    const std::int64_t usual = input_block_bytes;
-    for (const DeviceCell& cell : device_cells()) {
-        for (std::int64_t counter = 1; counter <= 8; ++counter) {
-            if (!report.next_always()) continue;
-            const CellCase c = cluster_case(Math::fp16, cell, {5, 3, 5, 17, 17, 0, false}, counter, 16);
-            report.begin(c.math, "clusters, blocks of steps, cell " + std::string(cell.name) + ", " +
-                                     std::to_string(counter));
-            const std::uint64_t want = training_digest(c, 1);
-            for (const std::int64_t steps : {1, 2}) {
-                input_block_bytes = steps * c.dims.B * c.dims.H * 4 * cell.gates;
-                if (training_digest(c, 1) != want) report.fail(std::to_string(steps) + " steps at a time", 0);
-                input_block_bytes = usual;
-            }
-        }
-    }
-}
-
 void check_plans(Report& report) {
     report.begin(Math::bf16, "what fits of the cluster kernels");
     bool backward = false;
@@ -137,15 +117,6 @@ void check_plans(Report& report) {
     shape(384, 5000, 8, 3, 0, 625);
 }
 
-std::string run_training(CellCase c, const emulator::Config& config) {
-    c.config = config;
-    try {
-        return std::to_string(training_digest(c, config.seed));
-    } catch (const Error& error) {
-        return error.what();
-    }
-}
-
 // Whoever is ahead of whom: a thread one step ahead of another one of its block must leave what that reads.
 void check_schedules(Report& report) {
     for (const bool forward : {true, false}) {
@@ -182,7 +153,12 @@ void check_cluster(Report& report) {
     if (report.next_always()) check_plans(report);
     check_results(report);
     check_mixtures(report);
-    check_blocks(report);
+    check_blocks(
+        "clusters, blocks of steps",
+        [](const DeviceCell& cell, std::int64_t counter) {
+            return cluster_case(Math::fp16, cell, {5, 3, 5, 17, 17, 0, false}, counter, 16);
+        },
+        report);
     check_schedules(report);
     check_exchange(report);
 }

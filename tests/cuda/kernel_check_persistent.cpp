@@ -1,6 +1,5 @@
 // The kernels that run all steps in one launch: against the reference, within and beyond what fits on the
 // device, and with what orders their exchange left out.
-#include "inputs.h"
 #include "kernel_check.h"
 #include "persistent.h"
 
@@ -60,26 +59,6 @@ void check_mixtures(Report& report) {
             c.backward = counter % 2 == 0 ? "persistent" : "step";
             c.kernel = forward;
             run_case(c, report);
-        }
-    }
-}
-
-// Blocks of steps that follow each other: the results are those of one block.
-void check_blocks(Report& report) {
-    const std::int64_t usual = input_block_bytes;
-    for (const DeviceCell& cell : device_cells()) {
-        for (std::int64_t counter = 1; counter <= 8; ++counter) {
-            if (!report.next_always()) continue;
-            const CellCase c =
-                persistent_case(static_cast<int>(Math::fp16), cell, {5, 3, 5, 17, 17, 0, false}, counter, 16);
-            report.begin(c.math,
-                         "blocks of steps, cell " + std::string(cell.name) + ", " + std::to_string(counter));
-            const std::uint64_t want = training_digest(c, 1);
-            for (const std::int64_t steps : {1, 2}) {
-                input_block_bytes = steps * c.dims.B * c.dims.H * 4 * cell.gates;
-                if (training_digest(c, 1) != want) report.fail(std::to_string(steps) + " steps at a time", 0);
-                input_block_bytes = usual;
-            }
         }
     }
 }
@@ -181,15 +160,6 @@ void check_too_large(Report& report) {
 
 // ---- what orders the exchange --------------------------------------------------------------------------
 
-std::string run_training(CellCase c, const emulator::Config& config) {
-    c.config = config;
-    try {
-        return std::to_string(training_digest(c, config.seed));
-    } catch (const Error& error) {
-        return error.what();
-    }
-}
-
 void check_exchange(Report& report) {
     // Several blocks, several warps, several chunks of K.
     const int math = static_cast<int>(Math::bf16);
@@ -206,7 +176,13 @@ void check_persistent(Report& report) {
     if (report.next_always()) check_too_large(report);
     check_results(report);
     check_mixtures(report);
-    check_blocks(report);
+    check_blocks(
+        "blocks of steps",
+        [](const DeviceCell& cell, std::int64_t counter) {
+            return persistent_case(static_cast<int>(Math::fp16), cell, {5, 3, 5, 17, 17, 0, false}, counter,
+                                   16);
+        },
+        report);
     check_exchange(report);
 }
 

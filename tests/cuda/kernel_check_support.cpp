@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "inputs.h"
 #include "kernel_check.h"
 #include "kernels/cluster_arguments.h"
 #include "kernels/persistent_arguments.h"
@@ -325,6 +326,33 @@ void Report::finish() const {
         for (int i = 0; i < kMathCount; ++i) std::printf("%9.1e", worst_[i][gradient]);
     }
     std::printf("\n\n%d cases, %d failures\n", cases_, failures_);
+}
+
+std::string run_training(CellCase c, const emulator::Config& config) {
+    c.config = config;
+    try {
+        return std::to_string(training_digest(c, config.seed));
+    } catch (const Error& error) {
+        return error.what();
+    }
+}
+
+void check_blocks(const std::string& name, CellCase (*make)(const DeviceCell&, std::int64_t counter),
+                  Report& report) {
+    const std::int64_t usual = input_block_bytes;
+    for (const DeviceCell& cell : device_cells()) {
+        for (std::int64_t counter = 1; counter <= 8; ++counter) {
+            if (!report.next_always()) continue;
+            const CellCase c = make(cell, counter);
+            report.begin(c.math, name + ", cell " + cell.name + ", " + std::to_string(counter));
+            const std::uint64_t want = training_digest(c, 1);
+            for (const std::int64_t steps : {1, 2}) {
+                input_block_bytes = steps * c.dims.B * c.dims.H * 4 * cell.gates;
+                if (training_digest(c, 1) != want) report.fail(std::to_string(steps) + " steps at a time", 0);
+                input_block_bytes = usual;
+            }
+        }
+    }
 }
 
 }  // namespace cuda_check
