@@ -142,7 +142,7 @@ def test_float32_modes() -> None:
         assert fr.cuda.get_float32_mode() == "tf32"
     assert fr.cuda.get_float32_mode() == "ieee"
     for mode in ("half", None, 3):
-        with pytest.raises(ValueError, match=r"mode: expected one of ieee, tf32, tf32x3, got "):
+        with pytest.raises(ValueError, match=r"mode: expected 'ieee', 'tf32' or 'tf32x3', got "):
             fr.cuda.set_float32_mode(mode)  # type: ignore[arg-type]
     fr.cuda.set_float32_mode("tf32")
     assert fr.cuda.get_float32_mode() == "tf32"

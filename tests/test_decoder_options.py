@@ -173,8 +173,8 @@ def test_layers_above(variant: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score": "cosine"}, "score: expected one of 'additive'"),
-        ({"query": "next"}, "query: expected one of 'previous'"),
+        ({"score": "cosine"}, "score: expected 'additive'"),
+        ({"query": "next"}, "query: expected 'previous'"),
         ({"input_feeding": True}, "input_feeding: expected False with query='previous'"),
         ({"score": "dot", "coverage": True}, "coverage: expected False with score='dot'"),
         ({"score": "general", "attention_size": 3}, "attention_size: expected None with score='general'"),

@@ -72,7 +72,7 @@ def test_a_forecaster_keeps_the_plan_that_it_was_fitted_with() -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"cell": ["gru"]}, ValueError, "cell: expected one of 'rnn'"),
+        ({"cell": ["gru"]}, ValueError, "cell: expected 'rnn'"),
         ({"hidden_size": [8, 4]}, TypeError, "hidden_size: expected an int"),
         ({"lr": 0.0}, ValueError, "lr: expected a number in"),
         ({"scale": "no"}, TypeError, "scale: expected a bool"),

@@ -198,7 +198,7 @@ def test_layers_without_initialisation(make: Any) -> None:
         assert np.array_equal(
             make(6, 64, init=method, seed=1).flat_parameters, make(6, 64, seed=1).flat_parameters
         )
-    with pytest.raises(ValueError, match=r"^init: expected one of default, torch or None, got 'keras'"):
+    with pytest.raises(ValueError, match=r"^init: expected 'default', 'torch' or None, got 'keras'"):
         make(6, 64, init="keras")
 
 

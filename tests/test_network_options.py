@@ -298,7 +298,10 @@ def test_copies_and_repr() -> None:
 def test_arguments() -> None:
     for options, message in (
         ({"merge": "sum"}, "merge: expected 'concat' with bidirectional=False, got 'sum'"),
-        ({"merge": "max", "bidirectional": True}, "merge: expected one of concat, sum, mean, mul, got 'max'"),
+        (
+            {"merge": "max", "bidirectional": True},
+            "merge: expected 'concat', 'sum', 'mean' or 'mul', got 'max'",
+        ),
         (
             {"residual": True},
             "residual: expected False without two layers of equal widths, .* got True with 4",

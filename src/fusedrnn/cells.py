@@ -9,6 +9,7 @@ from types import MappingProxyType
 from fusedrnn import _core
 from fusedrnn.arrays import Array
 from fusedrnn.cell_spec import CellSpec, Initial, Parameter, Weights, parameters_of
+from fusedrnn.checks import check_choice
 from fusedrnn.symbolic import DefinedCell
 
 __all__ = [
@@ -124,8 +125,7 @@ def resolve_cell(cell: str | CellSpec | DefinedCell) -> CellSpec:
 
 def rnn_cell(nonlinearity: str) -> str:
     """Return the name of the Elman cell with this nonlinearity, or raise ValueError."""
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
     return f"rnn_{nonlinearity}"
 
 

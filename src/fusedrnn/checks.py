@@ -7,12 +7,14 @@ value or shape. The arrays of a call into the kernels are checked there.
 import math
 import operator
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array, refuse_mask
+
+ChoiceT = TypeVar("ChoiceT")
 
 # Each layer takes objects and steps of the interpreter, whatever its size.
 MOST_LAYERS = 1000
@@ -120,6 +122,14 @@ def check_names(name: str, owner: str, expected: Collection[str], given: Mapping
             f"{name}: expected the names of {owner}, got others; "
             f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
         )
+
+
+def check_choice(name: str, value: ChoiceT, choices: Collection[Any]) -> ChoiceT:
+    """Return an argument that is one of the choices, or raise ValueError."""
+    if value not in choices:
+        *most, last = map(repr, choices)
+        raise ValueError(f"{name}: expected {', '.join(most)} or {last}, got {value!r}")
+    return value
 
 
 def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from fusedrnn import _core
 from fusedrnn.arrays import Array
 from fusedrnn.cells import CellSpec
+from fusedrnn.checks import check_choice
 
 __all__ = ["get_float32_matmul_precision", "set_float32_matmul_precision"]
 
@@ -27,8 +28,7 @@ def set_float32_matmul_precision(precision: str) -> None:
         ValueError: another name, or "medium" on a CPU without products of bfloat16.
     """
     global _precision
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision: expected 'highest', 'high' or 'medium', got {precision!r}")
+    check_choice("precision", precision, _PRECISIONS)
     if _PRECISIONS[precision] == "bf16":
         _require_bf16("precision: expected 'highest' or 'high'", precision)
     _precision = precision
@@ -47,8 +47,7 @@ def check_compute(compute: str | None, dtype: np.dtype[Any]) -> str:
     """
     if compute is None:
         return _PRECISIONS[_precision] if dtype == np.float32 else "float32"
-    if compute not in ("float32", "bf16"):
-        raise ValueError(f"compute: expected 'float32' or 'bf16', got {compute!r}")
+    check_choice("compute", compute, ("float32", "bf16"))
     if compute == "bf16":
         if dtype != np.float32:
             raise ValueError(f"compute: expected None or 'float32' with {dtype}, got 'bf16'")

@@ -12,7 +12,7 @@ import numpy as np
 from fusedrnn import _core
 from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.cells import CellSpec, Initial
-from fusedrnn.checks import check_size, kind_error
+from fusedrnn.checks import check_choice, check_size, kind_error
 
 Seed: TypeAlias = int | np.random.Generator | None
 
@@ -288,8 +288,7 @@ def standard_normal(array: Array, rng: Seed) -> Array:
 
 def check_method(method: str | None) -> str | None:
     """Return the name of an initialisation of a layer or None, or raise ValueError."""
-    if method is not None and method not in RECURRENT_METHODS:
-        raise ValueError(f"init: expected one of {', '.join(RECURRENT_METHODS)} or None, got {method!r}")
+    check_choice("init", method, (*RECURRENT_METHODS, None))
     return method
 
 
@@ -314,8 +313,7 @@ def _fans(array: Array) -> tuple[int, int]:
 
 def _fan(array: Array, mode: str) -> int:
     fan_in, fan_out = _fans(array)
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"mode: expected 'fan_in' or 'fan_out', got {mode!r}")
+    check_choice("mode", mode, ("fan_in", "fan_out"))
     return fan_in if mode == "fan_in" else fan_out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.checks import check_flag, check_number, check_size, kind_error
+from fusedrnn.checks import check_choice, check_flag, check_number, check_size, kind_error
 from fusedrnn.listing import Listed
 
 Sequences = TypeVar("Sequences", Array, list[Array])
@@ -41,9 +41,7 @@ class Scaler(Listed):
     deviation: npt.NDArray[np.float64]
 
     def __init__(self, per: Literal["feature", "series"] = "feature") -> None:
-        if per not in ("feature", "series"):
-            raise ValueError(f"per: expected 'feature' or 'series', got {per!r}")
-        self.per = per
+        self.per = check_choice("per", per, ("feature", "series"))
 
     def fit(self, sequences: Array | Sequence[Array]) -> Scaler:
         """Take mean and deviation from sequences; return self.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 import fusedrnn as fr
 from fusedrnn import files
-from fusedrnn.checks import MOST_LAYERS
+from fusedrnn.checks import MOST_LAYERS, check_choice
 from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.text import Codes, Vocabulary
 from fusedrnn.files import reason
@@ -40,8 +40,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "embedding"):
             check_count(name, getattr(self, name), MOST_LAYERS if name == "layers" else LARGEST)
-        if self.cell not in CELLS:
-            raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {self.cell!r}")
+        check_choice("cell", self.cell, CELLS)
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype: expected float32 or float64, got {self.dtype!r}")
         if type(self.dropout) not in (int, float) or not 0.0 <= self.dropout < 1.0:

@@ -3,6 +3,8 @@
 from types import TracebackType
 from typing import ClassVar
 
+from fusedrnn.checks import check_choice
+
 FLOAT32_MODES = ("ieee", "tf32", "tf32x3")
 KERNELS = ("cluster", "persistent", "step")
 
@@ -47,9 +49,7 @@ class set_float32_mode(_Setting):
     current = "ieee"
 
     def __init__(self, mode: str) -> None:
-        if mode not in FLOAT32_MODES:
-            raise ValueError(f"mode: expected one of {', '.join(FLOAT32_MODES)}, got {mode!r}")
-        super().__init__(mode)
+        super().__init__(check_choice("mode", mode, FLOAT32_MODES))
 
 
 class set_kernel(_Setting):
@@ -68,9 +68,7 @@ class set_kernel(_Setting):
     """
 
     def __init__(self, name: str | None) -> None:
-        if name is not None and name not in KERNELS:
-            raise ValueError(f"name: expected one of {', '.join(KERNELS)} or None, got {name!r}")
-        super().__init__(name)
+        super().__init__(check_choice("name", name, (*KERNELS, None)))
 
 
 def get_float32_mode() -> str:

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 import fusedrnn as fr
 from fusedrnn import optim
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_flag, check_number, check_size
+from fusedrnn.checks import check_choice, check_flag, check_number, check_size
 from fusedrnn.estimators.inputs import as_sequences, holds_tokens
 from fusedrnn.preprocessing import Scaler, Vocabulary
 from fusedrnn.training import SequenceData, Trainer
@@ -120,8 +120,7 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _body(self, inputs: int, seed: int) -> tuple[dict[str, fr.Module], int]:
         """Return the layers below the head by name, and the size of what they give."""
-        if not isinstance(self.cell, str) or self.cell not in CELLS:
-            raise ValueError(f"cell: expected one of {', '.join(map(repr, CELLS))}, got {self.cell!r}")
+        check_choice("cell", self.cell, tuple(CELLS))
         check_size("hidden_size", self.hidden_size)
         check_number("dropout", self.dropout, 0.0, 1.0)
         layers: dict[str, fr.Module] = {}
@@ -246,8 +245,7 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
     def _train(
         self, sequences: list[Array], targets: Any, epochs: int, schedule: str | None, patience: int | None
     ) -> None:
-        if schedule not in ("one_cycle", "cosine", None):
-            raise ValueError(f"schedule: expected 'one_cycle', 'cosine' or None, got {schedule!r}")
+        check_choice("schedule", schedule, ("one_cycle", "cosine", None))
         train, held_out = (sequences, targets), None
         if patience is not None:
             train, held_out = self._split(sequences, targets)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Any
 
 import fusedrnn as fr
+from fusedrnn.checks import check_choice
 from fusedrnn.estimators.base import SequenceEstimator
 from fusedrnn.nn.pool import KINDS
 
@@ -46,8 +47,7 @@ class Pooled(SequenceEstimator):
         """Return how many outputs the head has."""
 
     def _make_model(self, inputs: int, seed: int) -> fr.Sequential:
-        if self.pooling not in KINDS:
-            raise ValueError(f"pooling: expected one of {', '.join(map(repr, KINDS))}, got {self.pooling!r}")
+        check_choice("pooling", self.pooling, KINDS)
         layers, size = self._body(inputs, seed)
         layers["pool"] = fr.Pool(self.pooling, size, seed=seed + 3)
         layers["head"] = fr.Linear(size, self._outputs_size(), seed=seed + 4)

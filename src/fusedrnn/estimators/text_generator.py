@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 import fusedrnn as fr
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_size
+from fusedrnn.checks import check_choice, check_size
 from fusedrnn.estimators.base import SequenceEstimator
 from fusedrnn.estimators.classifier import softmax
 from fusedrnn.preprocessing import Vocabulary
@@ -139,8 +139,7 @@ class TextGenerator(SequenceEstimator):
             ValueError: `level` is neither.
         """
         level = getattr(self, "_level", self.level)
-        if level not in ("character", "word"):
-            raise ValueError(f"level: expected 'character' or 'word', got {level!r}")
+        check_choice("level", level, ("character", "word"))
         return list(text) if level == "character" else re.findall(r"\w+(?:'\w+)*|[^\w\s]", text)
 
     def _whole(self, tokens: list[str]) -> npt.NDArray[np.int64]:

@@ -12,7 +12,7 @@ from fusedrnn import _core
 from fusedrnn.arrays import Array, StateLike, as_array
 from fusedrnn.backend import CPU
 from fusedrnn.cells import gather_weights
-from fusedrnn.checks import check_array, check_mapping, check_names, check_size, kind_error
+from fusedrnn.checks import check_array, check_choice, check_mapping, check_names, check_size, kind_error
 from fusedrnn.inference.stream import StreamBase
 from fusedrnn.inputs.masks import packing_of
 from fusedrnn.inputs.sequences import as_lengths
@@ -45,8 +45,7 @@ class QuantizedRecurrent(Listed, Generic[StateT]):
     def __init__(self, module: Network, weights: str) -> None:
         if not isinstance(weights, str):
             raise TypeError(f"weights: expected 'bf16' or 'int8', got {weights!r}")
-        if weights not in WEIGHT_FORMATS:
-            raise ValueError(f"weights: expected 'bf16' or 'int8', got {weights!r}")
+        check_choice("weights", weights, WEIGHT_FORMATS)
         shape = module._network
         if shape.dtype != np.float32:
             raise TypeError(f"quantize: expected a network of float32, got {shape.dtype}")

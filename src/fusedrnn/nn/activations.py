@@ -12,7 +12,7 @@ import numpy as np
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_array
+from fusedrnn.checks import check_array, check_choice
 from fusedrnn.inputs.rows import check_floats, contiguous
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.tape import SavedTape, check_tape
@@ -123,9 +123,7 @@ class GELU(Activation):
 
     def __init__(self, approximate: str = "none") -> None:
         super().__init__()
-        if approximate not in ("none", "tanh"):
-            raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
-        self.approximate = approximate
+        self.approximate = check_choice("approximate", approximate, ("none", "tanh"))
 
     def _apply(self, x: Array, save: bool) -> tuple[Array, Array]:
         return _run(_gelu(self.approximate), x), x

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
+from fusedrnn.checks import check_array, check_choice, check_flag, check_size, resolve_dtype
 from fusedrnn.inference.stream import Resettable
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.masks import counted_steps, only_counted
@@ -80,9 +80,7 @@ class Hybrid(Module):
     ) -> None:
         super().__init__()
         self.size, self.num_layers = check_size("size", size), check_size("num_layers", num_layers)
-        if cell not in _CELLS:
-            raise ValueError(f"cell: expected one of {', '.join(_CELLS)}, got {cell!r}")
-        self.cell = cell
+        self.cell = check_choice("cell", cell, _CELLS)
         last = self.num_layers - 1
         chosen = max(last - 1, 0) if attention_layer is None else attention_layer
         self.attention_layer = check_size("attention_layer", chosen, 0, maximum=last)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_flag, check_number
+from fusedrnn.checks import check_choice, check_flag, check_number
 from fusedrnn.init import Seed
 from fusedrnn.nn.options import Options
 from fusedrnn.nn.recurrent_base import Recurrent
@@ -122,8 +122,7 @@ class IndRNN(Network[Array]):
         nonlinearity: str = "relu",
         **options: Unpack[NetworkOptions],
     ) -> None:
-        if nonlinearity not in ("relu", "tanh"):
-            raise ValueError(f"nonlinearity: expected 'relu' or 'tanh', got {nonlinearity!r}")
+        check_choice("nonlinearity", nonlinearity, ("relu", "tanh"))
         super().__init__(library.indrnn(nonlinearity), input_size, hidden_size, num_layers, **options)
         self._cell_options = {} if nonlinearity == "relu" else {"nonlinearity": nonlinearity}
 
@@ -230,8 +229,7 @@ class SLSTM(Network[tuple[Array, Array, Array, Array]]):
         forget_gate: str = "sigmoid",
         **options: Unpack[NetworkOptions],
     ) -> None:
-        if forget_gate not in ("sigmoid", "exp"):
-            raise ValueError(f"forget_gate: expected 'sigmoid' or 'exp', got {forget_gate!r}")
+        check_choice("forget_gate", forget_gate, ("sigmoid", "exp"))
         super().__init__(library.slstm(forget_gate), input_size, hidden_size, num_layers, **options)
         self._cell_options = {} if forget_gate == "sigmoid" else {"forget_gate": forget_gate}
 

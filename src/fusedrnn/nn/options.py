@@ -9,7 +9,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from fusedrnn.cells import CellSpec, Weights
-from fusedrnn.checks import MOST_LAYERS, check_flag, check_number, check_size
+from fusedrnn.checks import MOST_LAYERS, check_choice, check_flag, check_number, check_size
 from fusedrnn.compute import HasCompute
 from fusedrnn.init import Noise
 from fusedrnn.nn import input_norm
@@ -346,8 +346,7 @@ def _check_locked(value: float | tuple[float, float]) -> tuple[float, float]:
 def _check_merge(value: str, bidirectional: bool) -> str:
     if not isinstance(value, str):
         raise TypeError(f"merge: expected a string, got {type(value).__name__}")
-    if value not in MERGES:
-        raise ValueError(f"merge: expected one of {', '.join(MERGES)}, got {value!r}")
+    check_choice("merge", value, MERGES)
     if value != "concat" and not bidirectional:
         raise ValueError(f"merge: expected 'concat' with bidirectional=False, got {value!r}")
     return value

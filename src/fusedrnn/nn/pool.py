@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.backend import CPU
-from fusedrnn.checks import check_array, check_flag, check_size, resolve_dtype
+from fusedrnn.checks import check_array, check_choice, check_flag, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.masks import counted_steps, only_counted
 from fusedrnn.inputs.rows import check_sequence, contiguous
@@ -63,8 +63,7 @@ class Pool(Module):
         init: str | None = "default",
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+        check_choice("kind", kind, KINDS)
         if features is None and kind == "attention":
             raise ValueError("features: expected the size of the last axis with 'attention', got None")
         self.kind = kind

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_array, check_size, resolve_dtype
+from fusedrnn.checks import check_array, check_choice, check_size, resolve_dtype
 from fusedrnn.init import Noise, Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows
 from fusedrnn.nn.class_loss import ClassLoss
@@ -67,9 +67,7 @@ class SampledSoftmax(ClassLoss):
         self.in_features = check_size("in_features", in_features)
         self.n_classes = check_size("n_classes", n_classes, 2)
         self.n_samples = check_size("n_samples", n_samples)
-        if distribution not in ("log_uniform", "uniform"):
-            raise ValueError(f"distribution: expected 'log_uniform' or 'uniform', got {distribution!r}")
-        self.distribution = distribution
+        self.distribution = check_choice("distribution", distribution, ("log_uniform", "uniform"))
         found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
         self._declare({"weight": (self.n_classes, self.in_features), "bias": (self.n_classes,)}, found)
         for array in self._own.values() if method else ():

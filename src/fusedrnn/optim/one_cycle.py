@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import Literal
 
-from fusedrnn.checks import check_flag, check_number, check_size
+from fusedrnn.checks import check_choice, check_flag, check_number, check_size
 from fusedrnn.optim.adam import Adam
 from fusedrnn.optim.optimizer import Optimizer
 from fusedrnn.optim.schedules import Scheduler, half_cosine
@@ -55,8 +55,7 @@ class OneCycleLR(Scheduler):
         final_div_factor: float = 1e4,
         three_phase: bool = False,
     ) -> None:
-        if anneal_strategy not in ("cos", "linear"):
-            raise ValueError(f"anneal_strategy: expected 'cos' or 'linear', got {anneal_strategy!r}")
+        check_choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
         below_one = math.nextafter(1.0, 0.0)
         smallest = math.ulp(0.0)
         self.max_lr = check_number("max_lr", max_lr, smallest)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fusedrnn.checks import check_number, check_size
+from fusedrnn.checks import check_choice, check_number, check_size
 from fusedrnn.optim.optimizer import Optimizer
 from fusedrnn.optim.schedules import Scheduler
 
@@ -45,10 +45,8 @@ class ReduceLROnPlateau(Scheduler):
         min_lr: float = 0.0,
         eps: float = 1e-8,
     ) -> None:
-        for name, value, known in (("mode", mode, "min max"), ("threshold_mode", threshold_mode, "rel abs")):
-            if value not in known.split():
-                raise ValueError(f"{name}: expected one of {known.replace(' ', ' and ')}, got {value!r}")
-        self.mode, self.threshold_mode = mode, threshold_mode
+        self.mode = check_choice("mode", mode, ("min", "max"))
+        self.threshold_mode = check_choice("threshold_mode", threshold_mode, ("rel", "abs"))
         self.factor = check_number("factor", factor, 0.0, math.nextafter(1.0, 0.0))
         self.patience = check_size("patience", patience, 0)
         self.threshold = check_number("threshold", threshold)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fusedrnn.arrays import Array
 from fusedrnn.cell_spec import CellSpec
-from fusedrnn.checks import check_flag, check_size
+from fusedrnn.checks import check_choice, check_flag, check_size
 from fusedrnn.init import recurrent_layer, torch_uniform, xavier_uniform
 
 SCORES = ("additive", "location", "dot", "general", "window")
@@ -67,9 +67,8 @@ def check_options(
     memory_size: int,
 ) -> DecoderOptions:
     """Return the options; refuse what has no meaning together."""
-    for name, value, choices in (("score", score, SCORES), ("query", query, ("previous", "current"))):
-        if value not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    check_choice("score", score, SCORES)
+    check_choice("query", query, ("previous", "current"))
     feeds, covers = check_flag("input_feeding", input_feeding), check_flag("coverage", coverage)
     additive = score in ("additive", "location")
     if feeds and query == "previous":

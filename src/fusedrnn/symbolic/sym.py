@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import overload
 
+from fusedrnn.checks import check_choice
 from fusedrnn.symbolic.graph import Expression, Graph, Operand
 
 __all__ = [
@@ -95,8 +96,7 @@ def elu(x: Expression, alpha: float = 1.0) -> Expression:
 
 def gelu(x: Expression, approximate: str = "none") -> Expression:
     """Return x times the normal distribution function at x, by erf or, `approximate="tanh"`, by tanh."""
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
+    check_choice("approximate", approximate, ("none", "tanh"))
     if approximate == "tanh":
         return 0.5 * x * (1.0 + tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))
     return 0.5 * x * (1.0 + _apply("erf", math.sqrt(0.5) * x))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_flag, check_number, check_size
+from fusedrnn.checks import check_choice, check_flag, check_number, check_size
 from fusedrnn.listing import Listed
 from fusedrnn.nn.module import Module
 
@@ -40,8 +40,7 @@ class EarlyStopping(Listed):
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode: expected 'min' or 'max', got {mode!r}")
+        check_choice("mode", mode, ("min", "max"))
         if monitor is not None and not isinstance(monitor, str):
             raise TypeError(f"monitor: expected a string or None, got {monitor!r}")
         self.patience = check_size("patience", patience)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array, as_array, refuse_mask
 from fusedrnn.backend import CPU, Backend
-from fusedrnn.checks import as_indices, check_array, check_number, check_size, kind_error
+from fusedrnn.checks import as_indices, check_array, check_choice, check_number, check_size, kind_error
 from fusedrnn.devices import backend_of
 from fusedrnn.inputs.rows import contiguous
 
@@ -195,5 +195,4 @@ def class_numbers(
 
 def check_reduction(reduction: str) -> None:
     """Refuse what is no reduction of a loss."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    check_choice("reduction", reduction, ("mean", "sum", "none"))

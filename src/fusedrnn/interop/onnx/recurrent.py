@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.arrays import Array
+from fusedrnn.checks import check_choice
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.recurrent_base import Recurrent
 
@@ -141,10 +142,7 @@ def recurrent_node(
 
 
 def _choice(attributes: Mapping[str, Any], name: str, default: Any, choices: tuple[Any, ...]) -> Any:
-    value = attributes.get(name, default)
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
-    return value
+    return check_choice(name, attributes.get(name, default), choices)
 
 
 def _options(op: str, attributes: Mapping[str, Any], directions: int, peephole: bool) -> dict[str, Any]:

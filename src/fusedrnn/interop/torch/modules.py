@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
+from fusedrnn.checks import check_choice
 from fusedrnn.interop.torch import ops
 from fusedrnn.interop.torch.calls import Calls, State, seed_of
 from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor
@@ -194,9 +195,7 @@ class RNN(_Recurrent):
         **others: Any,
     ) -> None:
         _refuse("RNN", others)
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-        self.nonlinearity = nonlinearity
+        self.nonlinearity = check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         super().__init__(
             f"RNN_{nonlinearity.upper()}",
             input_size,
