@@ -42,7 +42,7 @@ class ConstructorSignature:
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-def check_names(kind: type, given: Iterable[str]) -> None:
+def check_keywords(kind: type, given: Iterable[str]) -> None:
     """Refuse arguments by a name that neither a class nor what it hands its `**options` to takes.
 
     Raises:

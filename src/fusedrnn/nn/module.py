@@ -17,7 +17,7 @@ from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.devices import find_backend
 from fusedrnn.init import Noise
 from fusedrnn.listing import Listed
-from fusedrnn.nn.arguments import Arguments, ConstructorSignature, check_names
+from fusedrnn.nn.arguments import Arguments, ConstructorSignature, check_keywords
 from fusedrnn.nn.buffers import ParameterDict, moved
 from fusedrnn.nn.loading import LoadResult, encoded, read_state, saved_cells
 from fusedrnn.nn.store import Store
@@ -77,7 +77,7 @@ class Module(Listed, Store["Module"]):
     def __new__(cls: type[ModuleT], *arguments: Any, **options: Any) -> ModuleT:
         """Keep the arguments, from which `fusedrnn.load` makes such a module again."""
         if options:
-            check_names(cls, options)
+            check_keywords(cls, options)
         self = super().__new__(cls)
         self.__dict__["_made_with"] = Arguments(arguments, options)
         return self
