@@ -208,7 +208,7 @@ py::tuple Quantized::forward(py::handle x_value, py::handle out_value, py::handl
             p.reset[k] = replacement.part(k, row);
             p.reset_stride[k] = replacement.has_batch(k) ? state_width(d, k) : 0;
         }
-        bytes = std::max(bytes, kernels().workspace(cell_, p.dims, 1));
+        bytes = std::max(bytes, kernels().forward_workspace(cell_, p.dims, 1));
     }
     const AlignedBuffer workspace(bytes);
     Team team(1);

@@ -14,20 +14,12 @@ class QuantizedStream {
         : net_(std::move(net)),
           batch_(checked_batch(*net_, batch_size)),
           layers_(net_->cell(), sizes_of(*net_), batch_, DType::float32) {
-        std::int64_t bytes = 0;
-        for (std::size_t i = 0; i < layers_.count(); ++i)
-            bytes = std::max(bytes, net_->kernels().workspace(net_->cell(), layers_.dims(i), 1));
-        workspace_ = AlignedBuffer(bytes);
+        layers_.run_by(net_->kernels(), 1);
         layers_.connect(
             [&](std::size_t i) { return net_->layer(static_cast<std::int64_t>(i)).weights.packed(); });
     }
 
-    py::object call(py::handle x) {
-        const QuantizedKernels& kernels = net_->kernels();
-        return layers_.step(x, 1, [&](std::size_t, const ForwardProblem<float>& problem, Team& team) {
-            kernels.forward(problem, team, workspace_.data());
-        });
-    }
+    py::object call(py::handle x) { return layers_.step(x); }
 
     py::tuple get_state() {
         const auto use = layers_.use();
@@ -74,7 +66,6 @@ class QuantizedStream {
     std::shared_ptr<const Quantized> net_;
     std::int64_t batch_;
     StreamLayers<float> layers_;
-    AlignedBuffer workspace_;
 };
 
 }  // namespace

@@ -25,22 +25,14 @@ class TypedStream : public Stream {
     TypedStream(const RecurrentCell& cell, const std::vector<WeightArrays>& layers, std::int64_t batch,
                 DType dtype)
         : cell_(cell), batch_(batch), dtype_(dtype), layers_(cell, sizes_of(layers), batch, dtype) {
+        int threads = 1;
         for (std::size_t i = 0; i < layers_.count(); ++i)
-            threads_ = std::max(threads_, recurrent_threads(layers_.dims(i), cell_.gates, false));
-        std::int64_t bytes = 0;  // the team may turn out to be the caller alone
-        for (std::size_t i = 0; i < layers_.count(); ++i) {
-            for (const int n : {1, threads_})
-                bytes = std::max(bytes, kernels().forward_workspace(cell_, layers_.dims(i), n));
-        }
-        workspace_ = AlignedBuffer(bytes);
+            threads = std::max(threads, recurrent_threads(layers_.dims(i), cell_.gates, false));
+        layers_.run_by(cell_.kernels<T>(), threads);
         pack(layers);
     }
 
-    py::object call(py::handle x) override {
-        return layers_.step(x, threads_, [&](std::size_t, const ForwardProblem<T>& problem, Team& team) {
-            kernels().forward(problem, team, workspace_.data());
-        });
-    }
+    py::object call(py::handle x) override { return layers_.step(x); }
 
     py::list get_state() override {
         const auto use = layers_.use();
@@ -109,8 +101,6 @@ class TypedStream : public Stream {
     }
 
   private:
-    const RecurrentKernels<T>& kernels() const { return cell_.kernels<T>(); }
-
     static std::vector<Dims> sizes_of(const std::vector<WeightArrays>& layers) {
         std::vector<Dims> sizes;
         for (const WeightArrays& w : layers) sizes.push_back(w.dims);
@@ -136,8 +126,6 @@ class TypedStream : public Stream {
     DType dtype_;
     StreamLayers<T> layers_;
     std::vector<std::shared_ptr<const WeightBlock<T>>> weights_;
-    int threads_ = 1;
-    AlignedBuffer workspace_;
 };
 
 std::shared_ptr<Stream> Stream::make(const std::string& cell_name, py::handle layers,

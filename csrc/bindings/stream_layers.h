@@ -62,17 +62,28 @@ class StreamLayers {
         }
     }
 
-    // `run(i, problem, team)` calls the kernels for layer i.
-    template <class Run>
-    py::object step(py::handle x, int threads, const Run& run) {
+    // What step runs, by a team of so many threads, which may turn out to be the caller alone.
+    template <class Kernels>
+    void run_by(const Kernels& kernels, int threads) {
+        forward_ = kernels.forward;
+        threads_ = threads;
+        std::int64_t bytes = 0;
+        for (const Layer& layer : layers_) {
+            for (const int n : {1, threads})
+                bytes = std::max(bytes, kernels.forward_workspace(cell_, layer.dims, n));
+        }
+        workspace_ = AlignedBuffer(bytes);
+    }
+
+    py::object step(py::handle x) {
         const SingleUser::Use use(user_);
         Layer& first = layers_.front();
         const std::int64_t inputs = first.dims.I;
         const StepInput<T> input(x, reference_, output_.dtype(), batch_, inputs);
         first.problem[parity_].x = {input.data(), batch_ * inputs, inputs};
-        Team team(threads);
+        Team team(threads_);
         run_released(team, [&] {
-            for (std::size_t i = 0; i < layers_.size(); ++i) run(i, layers_[i].problem[parity_], team);
+            for (const Layer& layer : layers_) forward_(layer.problem[parity_], team, workspace_.data());
         });
         parity_ ^= 1;
         return output_.set(layers_.back().state[parity_][0].data(), input.single());
@@ -129,7 +140,9 @@ class StreamLayers {
     std::vector<Layer> layers_;
     StepOutput output_;
     SingleUser user_;
-    int parity_ = 0;
+    void (*forward_)(const ForwardProblem<T>&, Team&, void* workspace) = nullptr;
+    int threads_ = 1, parity_ = 0;
+    AlignedBuffer workspace_;
 };
 
 }  // namespace fusedrnn

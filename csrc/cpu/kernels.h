@@ -214,7 +214,7 @@ struct QuantizedKernels {
     std::int64_t (*packed_bytes)(const RecurrentCell&, const Dims&);
     void (*pack)(const RecurrentCell&, const Dims&, const Params<const float>&, void* block,
                  QuantizedWeights& out, Team&);
-    std::int64_t (*workspace)(const RecurrentCell&, const Dims&, int threads);
+    std::int64_t (*forward_workspace)(const RecurrentCell&, const Dims&, int threads);
     void (*forward)(const ForwardProblem<float>&, Team&, void* workspace);
 };
 
