@@ -16,7 +16,8 @@ struct Call {
 
 std::vector<Array<float>> run(const Call& call, const QuantizedKernels& kernels) {
     const Dims& d = call.d;
-    Workspace block(kernels.packed_bytes(call.cell, d)), workspace(kernels.forward_workspace(call.cell, d, 1));
+    Workspace block(kernels.packed_bytes(call.cell, d)),
+        workspace(kernels.forward_workspace(call.cell, d, 1));
     QuantizedWeights weights{};
     Team team(1);
     kernels.pack(call.cell, d, call.params, block.as<void>(), weights, team);
