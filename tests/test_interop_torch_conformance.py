@@ -1,4 +1,4 @@
-"""torch's own inputs and error inputs for RNN, GRU and LSTM, on the modules of fusedrnn.torch."""
+"""torch's own inputs and error inputs for RNN, GRU, LSTM and their cells, on those of fusedrnn.torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
 ]
 
-KINDS = ["RNN", "GRU", "LSTM"]
+KINDS = ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"]
 
 
 def database(kind: str, what: str, dtype: Any) -> list[Any]:
@@ -33,11 +33,11 @@ def database(kind: str, what: str, dtype: Any) -> list[Any]:
     theirs = getattr(torch.nn, kind)
     (info,) = [info for info in common_modules.module_db if info.module_cls is theirs]
     # Of their samples for LSTM none is packed.
-    packed = {"with_packed_sequence": True} if kind != "LSTM" and what == "inputs" else {}
+    packed = {"with_packed_sequence": True} if kind in ("RNN", "GRU") and what == "inputs" else {}
     torch.manual_seed(0)
     function = getattr(info, f"module_{what}_func")
     samples = function(info, device="cpu", dtype=dtype, requires_grad=True, training=True, **packed)
-    assert len(samples) >= 14
+    assert len(samples) >= (2 if kind.endswith("Cell") else 14)
     return list(samples)
 
 
@@ -47,7 +47,7 @@ def leaves_of(tree: Any) -> list[Any]:
 
 def flat(output: Any) -> list[Any]:
     """Tensors of an output; of packed ones the rows."""
-    y, state = output
+    y, *state = output if isinstance(output, tuple) else (output,)
     packed = isinstance(y, torch.nn.utils.rnn.PackedSequence)
     return leaves_of([y.data if packed else y, state])
 

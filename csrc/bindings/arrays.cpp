@@ -286,6 +286,21 @@ py::array axes_swapped(const py::array& array) {
             array};
 }
 
+py::array with_axes(const py::array& array, int count) {
+    if (count == 0) return array;
+    std::vector<py::ssize_t> shape(static_cast<std::size_t>(count), 1), strides(shape.size(), array.nbytes());
+    shape.insert(shape.end(), array.shape(), array.shape() + array.ndim());
+    strides.insert(strides.end(), array.strides(), array.strides() + array.ndim());
+    return {array.dtype(), shape, strides, array.data(), array};
+}
+
+py::array without_axes(const py::array& array, int count) {
+    if (count == 0) return array;
+    const std::vector<py::ssize_t> shape(array.shape() + count, array.shape() + array.ndim());
+    return {
+        array.dtype(), shape, {array.strides() + count, array.strides() + array.ndim()}, array.data(), array};
+}
+
 std::int64_t checked_product(std::initializer_list<std::int64_t> sizes) {
     std::int64_t product = 1;
     for (const std::int64_t size : sizes) {

@@ -192,6 +192,9 @@ py::array new_array(DType dtype, std::initializer_list<std::int64_t> sizes);
 py::array new_array(DType dtype, const std::vector<std::int64_t>& sizes);
 // A view of three axes, the first two in the other order.
 py::array axes_swapped(const py::array& array);
+// Views with so many axes of length 1 more in front, or so many fewer.
+py::array with_axes(const py::array& array, int count);
+py::array without_axes(const py::array& array, int count);
 
 // Calls f.operator()<T>() with float or double.
 template <class F>

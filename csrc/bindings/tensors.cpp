@@ -41,49 +41,93 @@ class TensorNetwork {
     // (y, final state) as torch.nn has them, through `record` with what backward needs: the function that autograd calls for
     // gradients, or None where none are wanted. None where only the general way takes or refuses the arguments, with nothing
     // done.
+    // `draw` returns a seed, for which it is called once there is nothing left to refuse; None where there is no dropout.
     py::object forward(py::handle module, py::handle x, py::handle hx, py::handle lengths, py::handle resets,
-                       py::handle record, py::handle options, bool batch_first) {
+                       py::handle record, py::handle options, bool batch_first, py::handle draw) {
+        const py::tuple found =
+            outputs_of(module, x, hx, lengths, resets, record, options, batch_first, draw, false);
+        return found ? py::object(py::make_tuple(found[0], state_of(found, 1))) : py::none();
+    }
+
+    // The next state of a cell, as forward: x is (B, I) or (I,), states are without the axis of layers.
+    py::object step(py::handle module, py::handle x, py::handle hx, py::handle record, py::handle options) {
+        const py::none none;
+        const py::tuple found = outputs_of(module, x, hx, none, none, record, options, false, none, true);
+        return found ? state_of(found, 0) : py::none();
+    }
+
+  private:
+    // y and the final states, or of one step the next states; null where only the general way takes the arguments.
+    py::tuple outputs_of(py::handle module, py::handle x, py::handle hx, py::handle lengths,
+                         py::handle resets, py::handle record, py::handle options, bool batch_first,
+                         py::handle draw, bool one_step) {
+        const auto nothing = py::reinterpret_steal<py::tuple>(py::handle());
         const std::optional<dlpack::Tensor> input = torch_->borrow(x);
         const py::tuple states = states_of(hx);
-        if (!input || !states || input->ndim != 3) return py::none();
+        if (!input || !states) return nothing;
+        const int axes = 3 - input->ndim;  // that x and states are without
+        if (one_step ? axes != 1 && axes != 2 : axes != 0) return nothing;
+        const auto whole = [&](py::handle tensor) { return with_axes(Torch::array(tensor), axes); };
         const std::uint8_t bits = input->dtype.bits;
         const std::size_t given = states.size();
         py::tuple inputs(1 + given + names_.size()), arrays(given);
         inputs[0] = x;
         for (std::size_t k = 0; k < given; ++k) {
             const std::optional<dlpack::Tensor> state = torch_->borrow(states[k]);
-            if (!state || state->dtype.bits != bits) return py::none();
+            if (!state || state->dtype.bits != bits || state->ndim != input->ndim) return nothing;
             inputs[1 + k] = states[k];
-            arrays[k] = Torch::array(states[k]);
+            arrays[k] = whole(states[k]);
         }
-        const py::array steps = Torch::array(x);
-        if (!look_at_parameters(module, bits, inputs, 1 + given)) return py::none();
+        const py::array steps = whole(x);
+        if (!look_at_parameters(module, bits, inputs, 1 + given)) return nothing;
         const bool save = !record.is_none() && any_tracked(inputs);
         py::array y;
         py::tuple ends;
         py::object tape = py::none();
+        Dropout dropout{options, draw, py::none(), no_drops_};
         const bool plain = plain_ != nullptr && lengths.is_none() && resets.is_none();
         if (!(plain && run_plain(steps, arrays, save, batch_first, y, ends, tape)) &&
-            !run_calls(steps, arrays, lengths, resets, save, batch_first, y, ends, tape)) {
-            return py::none();
+            !run_calls(steps, arrays, lengths, resets, dropout, save, batch_first, y, ends, tape)) {
+            return nothing;
         }
-        py::tuple outputs(1 + ends.size());
-        outputs[0] = torch_->tensor(y);
-        for (std::size_t k = 0; k < ends.size(); ++k) outputs[1 + k] = torch_->tensor(ends[k]);
-        if (save) {
-            const py::object none = py::none(), whole = make_tape_(tape, no_drops_);
-            const py::object found = py::make_tuple(outputs, whole), count = py::int_(given);
-            std::vector<PyObject*> arguments{options.ptr(), found.ptr(),  count.ptr(), x.ptr(),
-                                             lengths.ptr(), resets.ptr(), none.ptr()};
-            for (std::size_t i = 1; i < inputs.size(); ++i)
-                arguments.push_back(PyTuple_GET_ITEM(inputs.ptr(), i));
-            outputs = checked(PyObject_Vectorcall(record.ptr(), arguments.data(), arguments.size(), nullptr));
-        }
-        return py::make_tuple(
-            outputs[0], lstm_ ? py::object(py::make_tuple(outputs[1], outputs[2])) : py::object(outputs[1]));
+        // Of one step, y is h.
+        py::list outputs;
+        outputs.append(torch_->tensor(without_axes(y, axes)));
+        for (std::size_t k = one_step ? 1 : 0; k < ends.size(); ++k)
+            outputs.append(torch_->tensor(without_axes(py::array(ends[k]), axes)));
+        if (!save) return outputs;
+        const py::object kept = make_tape_(tape, dropout.drops);
+        const py::object found = py::make_tuple(py::tuple(outputs), kept), count = py::int_(given);
+        std::vector<PyObject*> arguments{options.ptr(), found.ptr(),  count.ptr(),       x.ptr(),
+                                         lengths.ptr(), resets.ptr(), dropout.seed.ptr()};
+        for (std::size_t i = 1; i < inputs.size(); ++i)
+            arguments.push_back(PyTuple_GET_ITEM(inputs.ptr(), i));
+        return checked(PyObject_Vectorcall(record.ptr(), arguments.data(), arguments.size(), nullptr));
     }
 
-  private:
+    // Of outputs from `first` on: h, or (h, c).
+    py::object state_of(const py::tuple& outputs, std::size_t first) const {
+        if (lstm_) return py::make_tuple(outputs[first], outputs[first + 1]);
+        return outputs[first];
+    }
+
+    // Of a call: the seed that it draws, and of each layer (p, seed, layer) or None.
+    struct Dropout {
+        py::handle options, draw;
+        py::object seed;
+        py::tuple drops;
+        void take() {
+            if (draw.is_none()) return;
+            seed = draw();
+            const auto value = py::object(seed.attr("item")());
+            const std::size_t last = drops.size() - 1;
+            drops = py::tuple(last + 1);
+            for (std::size_t i = 0; i < last; ++i)
+                drops[i] = py::make_tuple(options.attr("dropout"), value, i);
+            drops[last] = py::none();
+        }
+    };
+
     struct Place {
         void* data;
         std::uint8_t bits;
@@ -95,7 +139,8 @@ class TensorNetwork {
     py::tuple states_of(py::handle hx) const {
         if (hx.is_none()) return py::tuple();
         const bool several = PyTuple_Check(hx.ptr()) != 0;
-        if (several != lstm_) return py::reinterpret_steal<py::tuple>(py::handle());
+        if (several != lstm_ || (several && PyTuple_GET_SIZE(hx.ptr()) != 2))
+            return py::reinterpret_steal<py::tuple>(py::handle());
         return several ? py::reinterpret_borrow<py::tuple>(hx) : py::make_tuple(hx);
     }
 
@@ -118,14 +163,14 @@ class TensorNetwork {
     // All layers and directions; false, with nothing done, where shapes do not fit or lengths and resets are not tensors as
     // the kernels take them.
     bool run_calls(const py::array& x, const py::tuple& states, py::handle lengths, py::handle resets,
-                   bool save, bool batch_first, py::array& y, py::tuple& ends, py::object& tapes) {
+                   Dropout& dropout, bool save, bool batch_first, py::array& y, py::tuple& ends,
+                   py::object& tapes) {
         const py::array steps = batch_first ? axes_swapped(x) : x;
         const std::int64_t seq_len = steps.shape(0), batch = steps.shape(1),
                            rows = calls_.layers * calls_.directions;
         const auto& hidden = places_[1].shape;  // of weight_hh
         const std::int64_t out = hidden[1], width = hidden[0] / cell_by_name(calls_.cell).gates;
         if (steps.shape(2) != places_[0].shape[1]) return false;
-        if (!states.empty() && states.size() != (lstm_ ? 2u : 1u)) return false;
         for (std::size_t k = 0; k < states.size(); ++k) {
             const py::array state = states[k];
             if (state.ndim() != 3 || state.shape(0) != rows || state.shape(1) != batch) return false;
@@ -155,8 +200,9 @@ class TensorNetwork {
         ends = py::tuple(lstm_ ? 2 : 1);
         for (std::size_t k = 0; k < ends.size(); ++k)
             ends[k] = new_array(dtype, {rows, batch, k == 0 ? out : width});
+        dropout.take();
         const NetworkCalls calls = calls_;  // another thread may put its own parameters in the place
-        tapes = calls.forward(steps, states, ends_of, borders, no_drops_, save,
+        tapes = calls.forward(steps, states, ends_of, borders, dropout.drops, save,
                               batch_first ? axes_swapped(y) : y, ends);
         return true;
     }
@@ -229,7 +275,8 @@ void bind_tensors(py::module_& m) {
     py::class_<Torch, std::shared_ptr<Torch>>(m, "Torch")
         .def(py::init<py::handle>(), py::arg("module"))
         .def("backward", &Torch::backward, py::arg("tapes"), py::arg("drops"), py::arg("flows"),
-             py::arg("need_x"), py::arg("need_states"), py::arg("need_params"), py::arg("batch_first"));
+             py::arg("need_x"), py::arg("need_states"), py::arg("need_params"), py::arg("batch_first"),
+             py::arg("step_axes") = 0);
     py::class_<TensorNetwork>(m, "TensorNetwork")
         .def(py::init<std::shared_ptr<Torch>, std::string, int, py::list,
                       std::vector<std::shared_ptr<WeightCache>>, py::object>(),
@@ -237,7 +284,9 @@ void bind_tensors(py::module_& m) {
              py::arg("make_tape"))
         .def("forward", &TensorNetwork::forward, py::arg("module"), py::arg("x"), py::arg("hx"),
              py::arg("lengths"), py::arg("resets"), py::arg("record"), py::arg("options"),
-             py::arg("batch_first"));
+             py::arg("batch_first"), py::arg("draw"))
+        .def("step", &TensorNetwork::step, py::arg("module"), py::arg("x"), py::arg("hx"), py::arg("record"),
+             py::arg("options"));
     m.def(
         "run_network",
         [](const std::string& cell, int directions, const std::vector<py::object>& params,

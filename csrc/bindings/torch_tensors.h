@@ -125,24 +125,33 @@ class Torch {
     }
 
     // The gradients of x (or None), of the initial states where there are some, and of the parameters (or None each), from
-    // those of y and of the final states.
+    // those of y and of the final states; those of final states alone for one step, which leaves out the first axes of x.
     py::list backward(const py::sequence& tapes, const py::sequence& drops, const py::tuple& flows,
-                      bool need_x, bool need_states, bool need_params, bool batch_first) const {
+                      bool need_x, bool need_states, bool need_params, bool batch_first,
+                      int step_axes) const {
+        if (step_axes < 0 || step_axes > 2) {
+            throw py::value_error("step_axes: expected 0 to 2, got " + std::to_string(step_axes));
+        }
         if (tapes.size() == 0) throw py::value_error("tapes: expected one or more, got none");
         const auto first = py::object(tapes[0]).cast<std::shared_ptr<LayerTape>>();
         if (first == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
         const Dims& d = first->dims;
         const auto states = static_cast<std::size_t>(first->cell.states);
-        if (flows.size() != 1 + states) {
-            throw py::value_error("flows: expected " + std::to_string(1 + states) + ", got " +
+        const std::size_t outputs = step_axes > 0 ? 0 : 1;  // before the final states
+        if (flows.size() != outputs + states) {
+            throw py::value_error("flows: expected " + std::to_string(outputs + states) + ", got " +
                                   std::to_string(flows.size()));
         }
+        const auto flow = [&](std::size_t i) {
+            const py::object array = array_or_none(flows[i]);
+            return array.is_none() ? array : py::object(with_axes(array, step_axes));
+        };
         const auto in_steps = [&](const py::object& array) {
             return batch_first && !array.is_none() ? py::object(axes_swapped(py::array(array))) : array;
         };
-        const py::object dy = in_steps(array_or_none(flows[0]));
+        const py::object dy = outputs > 0 ? in_steps(flow(0)) : py::none();
         py::tuple ends(states);
-        for (std::size_t k = 0; k < states; ++k) ends[k] = array_or_none(flows[1 + k]);
+        for (std::size_t k = 0; k < states; ++k) ends[k] = flow(outputs + k);
         py::object dx = py::none();
         if (need_x) {
             dx = batch_first ? new_array(first->dtype, {d.B, d.T, d.I})
@@ -150,10 +159,11 @@ class Torch {
         }
         const py::tuple results = network_backward(tapes, drops, dy, ends, in_steps(dx), need_params);
         py::list found;
-        found.append(need_x ? tensor(dx) : dx);
+        const auto returned = [&](const py::array& array) { return tensor(without_axes(array, step_axes)); };
+        found.append(need_x ? returned(dx) : dx);
         if (need_states) {
             for (const py::handle start : py::tuple(results[0]))
-                found.append(tensor(py::reinterpret_borrow<py::array>(start)));
+                found.append(returned(py::reinterpret_borrow<py::array>(start)));
         }
         for (const py::handle row : py::list(results[1])) {
             const auto grads = py::reinterpret_borrow<py::tuple>(row);

@@ -69,6 +69,7 @@ class Torch:
         need_states: bool,
         need_params: bool,
         batch_first: bool,
+        step_axes: int = 0,
     ) -> list[Any]: ...
 
 @final
@@ -94,7 +95,9 @@ class TensorNetwork:
         record: Any,
         options: Any,
         batch_first: bool,
+        draw: Any,
     ) -> tuple[Any, Any] | None: ...
+    def step(self, module: Any, x: Any, hx: Any, record: Any, options: Any) -> Any: ...
 
 def run_network(
     cell: str,

@@ -1,5 +1,6 @@
 """Recurrent networks and losses for PyTorch; `fusedrnn.torch` is the public name."""
 
+from fusedrnn.interop.torch.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.interop.torch.convert import convert, restore
 from fusedrnn.interop.torch.crf import CRF
 from fusedrnn.interop.torch.decoder import AttentionDecoder
@@ -32,10 +33,13 @@ __all__ = [
     "SLSTM",
     "SRU",
     "AttentionDecoder",
+    "GRUCell",
     "IndRNN",
+    "LSTMCell",
     "LiGRU",
     "MinGRU",
     "MinLSTM",
+    "RNNCell",
     "Recurrent",
     "TransducerJoiner",
     "VariantGRU",

@@ -169,6 +169,6 @@ class Calls:
         return packed_y, finals if len(finals) > 1 else finals[0]
 
 
-def seed_of(draws: bool) -> Tensor | None:
-    """Return a seed where masks are drawn, from torch's own generator, so that checkpointing repeats it."""
-    return torch.randint(0, 2**62, (1,), dtype=torch.int64) if draws else None
+def drawn_seed() -> Tensor:
+    """Return a seed of masks from torch's own generator, so that checkpointing repeats it."""
+    return torch.randint(0, 2**62, (1,), dtype=torch.int64)

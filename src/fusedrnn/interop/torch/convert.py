@@ -6,15 +6,23 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from fusedrnn.interop.torch.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.interop.torch.modules import GRU, LSTM, RNN
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-_OURS: dict[type, type] = {nn.LSTM: LSTM, nn.GRU: GRU, nn.RNN: RNN}
+_OURS: dict[type, type] = {
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.RNN: RNN,
+    nn.LSTMCell: LSTMCell,
+    nn.GRUCell: GRUCell,
+    nn.RNNCell: RNNCell,
+}
 _THEIRS: dict[type, type] = {ours: theirs for theirs, ours in _OURS.items()}
 
 
 def convert(model: ModelT) -> ModelT:
-    """Make every torch.nn LSTM, GRU and RNN of a model one of this library, in place.
+    """Make every torch.nn LSTM, GRU and RNN of a model, and cell of one step, one of this library, in place.
 
     The modules stay the same objects with another class: parameters, optimisers, hooks, tied modules and
     `state_dict` are as before. Subclasses are left as they are.

@@ -90,9 +90,10 @@ class Tape(NamedTuple):
 class Cache:
     """What a module keeps from call to call: packed weights, arrays of its parameters, its calls."""
 
-    __slots__ = ("arrays", "network", "weights")
+    __slots__ = ("arrays", "cell", "network", "weights")
 
     def __init__(self, cell: str, names: list[list[str]], directions: int) -> None:
+        self.cell = cell
         self.weights = [_core.WeightCache() for _ in names]
         self.arrays: list[tuple[int, Any, Any, Any]] = []
         self.network = _core.TensorNetwork(TORCH, cell, directions, names, self.weights, Tape)

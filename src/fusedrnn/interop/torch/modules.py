@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,17 +11,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.checks import check_choice
 from fusedrnn.interop.torch import ops
-from fusedrnn.interop.torch.calls import Calls, State, seed_of
+from fusedrnn.interop.torch.calls import Calls, State, drawn_seed
 from fusedrnn.interop.torch.kernels import Cache, Inputs, Options, Tensor
 
 # Beside the modules, whose copies and pickles must not have them.
 _caches: WeakKeyDictionary[RNNBase, Cache] = WeakKeyDictionary()
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
-
-
-@lru_cache(maxsize=64)
-def _options(mode: str, layers: int, bidirectional: bool, first: bool) -> Options:
-    return Options(_CELLS[mode], layers, bidirectional, first, 0.0)
 
 
 class _Recurrent(Calls, RNNBase):
@@ -36,9 +30,8 @@ class _Recurrent(Calls, RNNBase):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
     ) -> tuple[Any, Any]:
-        drops = self.dropout and self.training and self.num_layers > 1
-        if not (drops or is_compiling()):
-            options = _options(self.mode, self.num_layers, self.bidirectional, self.batch_first)
+        if not is_compiling():
+            options = self._options(self.batch_first)
             found = ops.apply_shortly(options, self._cache(), self, input, hx, lengths, resets)
             if found is not None:
                 return found
@@ -63,13 +56,15 @@ class _Recurrent(Calls, RNNBase):
         params: tuple[Tensor, ...],
         batch_first: bool,
     ) -> tuple[Tensor, State]:
-        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
-        sizes = self.num_layers, self.bidirectional, batch_first, float(dropout)
-        options = Options(_CELLS[self.mode], *sizes)
-        cache = None if is_compiling() else self._cache()
-        inputs = Inputs(x, lengths, resets, seed_of(dropout > 0), state, params)
+        options, cache = self._options(batch_first), None if is_compiling() else self._cache()
+        seed = drawn_seed() if options.dropout > 0 else None
+        inputs = Inputs(x, lengths, resets, seed, state, params)
         y, *finals = ops.apply(options, cache, inputs)
         return y, tuple(finals)
+
+    def _options(self, batch_first: bool) -> Options:
+        dropout = float(self.dropout) if self.training and self.num_layers > 1 else 0.0
+        return Options(_CELLS[self.mode], self.num_layers, self.bidirectional, batch_first, dropout)
 
     def _cache(self) -> Cache:
         cache = _caches.get(self)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fusedrnn.nn.networks as hosts
-from fusedrnn.interop.torch.calls import Calls, State, seed_of
+from fusedrnn.interop.torch.calls import Calls, State, drawn_seed
 from fusedrnn.interop.torch.hosts import Host, Inputs, run
 from fusedrnn.interop.torch.kernels import DTYPES, Tensor
 from fusedrnn.nn import recurrent
@@ -101,7 +101,7 @@ class Recurrent(Calls, nn.Module):
         buffers = [
             getattr(self, name).clone() if name in moves else getattr(self, name) for name in self._buffers
         ]
-        seed = seed_of(self._draws and self.training)
+        seed = drawn_seed() if self._draws and self.training else None
         given = Inputs(
             *(x, lengths, resets, seed, list(state), list(params), buffers),
             *(self._text, self._number, self.training),

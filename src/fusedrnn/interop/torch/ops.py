@@ -14,6 +14,7 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
 
 from fusedrnn.interop.torch import kernels
+from fusedrnn.interop.torch.calls import drawn_seed
 from fusedrnn.interop.torch.kernels import TORCH, Cache, Inputs, Options, Tensor
 from fusedrnn.interop.torch.second import gradients_of_backward
 
@@ -111,7 +112,7 @@ torch.library.register_autograd("fusedrnn::rnn", _op_backward, setup_context=_se
 torch.library.register_autograd("fusedrnn::rnn_backward", refuse_second)
 
 
-class _Backward(Function):
+class Backward(Function):
     """The gradients, as a function of its own: so that it has derivatives, and vmap works."""
 
     @staticmethod
@@ -144,7 +145,7 @@ class _Backward(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return each(_Backward, info, in_dims, args)
+        return each(Backward, info, in_dims, args)
 
 
 class Network(Function):
@@ -173,7 +174,7 @@ class Network(Function):
             inputs = Inputs(x, lengths, resets, seed, rest[:states], rest[states:])
             found = kernels.forward(options, inputs, True, found)
         outputs, tape = found
-        hooked = _autograd._top_saved_tensors_default_hooks(False) is not None
+        hooked = has_hooks()
         ctx.options, ctx.states, ctx.tape = options, states, None if hooked else tape
         ctx.set_materialize_grads(False)
         handle = kernels.attach(tape) if hooked else None
@@ -184,14 +185,14 @@ class Network(Function):
     def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> tuple[Any, ...]:
         x, lengths, resets, seed, y, handle, *rest = ctx.saved_tensors
         options, states, tape = ctx.options, ctx.states, ctx.tape
-        if not _keeps_graph():
+        if not keeps_graph():
             ctx.tape = None
         needs = ctx.needs_input_grad
         need = needs[3], True in needs[7 + states :]
         if torch.is_grad_enabled():
             handle = handle if tape is None else kernels.attach(tape)
             given = (x, lengths, resets, seed, y, handle, *rest)
-            dx, *others = _Backward.apply(options, states, len(dfinals), need, dy, *dfinals, *given)
+            dx, *others = Backward.apply(options, states, len(dfinals), need, dy, *dfinals, *given)
             return (None, None, None, dx, None, None, None, *others)
         if tape is None:
             tape = kernels.attached(handle)
@@ -209,8 +210,15 @@ class Network(Function):
 
 
 _autograd = torch._C._autograd
+
+
+def has_hooks() -> bool:
+    """Return whether hooks on saved tensors are set, as a checkpoint sets them."""
+    return _autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 # Versions without it keep the tape with the graph.
-_keeps_graph = getattr(_autograd, "_get_current_graph_task_keep_graph", lambda: True)
+keeps_graph = getattr(_autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 class Transformed(Function):
@@ -235,7 +243,7 @@ class Transformed(Function):
     def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad[2], any(ctx.needs_input_grad[6 + ctx.states :])
         given = (ctx.options, ctx.states, len(dfinals) - 1, needs, dy, *dfinals[:-1], *ctx.saved_tensors)
-        dx, *others = _Backward.apply(*given)
+        dx, *others = Backward.apply(*given)
         return (None, None, dx, None, None, None, *others)
 
     jvp = staticmethod(refuse_forward)
@@ -284,14 +292,20 @@ _record = super(Function, Network).apply
 _is_tracing, _is_transformed = torch._C._is_tracing, torch._C._are_functorch_transforms_active
 
 
+def is_common() -> bool:
+    """Return whether neither traces, transforms of torch.func nor derivatives forward are on."""
+    return not (_is_tracing() or _is_transformed() or forward_ad._current_level >= 0)
+
+
 def apply_shortly(
     options: Options, cache: Cache, module: Any, x: Any, hx: Any, lengths: Any, resets: Any
 ) -> tuple[Tensor, Any] | None:
-    """Return y and the final state of a network without dropout.
+    """Return y and the final state of a network.
 
     Returns None, with nothing done, where that is not the common case: `apply` takes or refuses the rest.
     """
-    if _is_tracing() or _is_transformed() or forward_ad._current_level >= 0:
+    if not is_common():
         return None
     record = _record if torch.is_grad_enabled() else None
-    return cache.network.forward(module, x, hx, lengths, resets, record, options, options.batch_first)
+    draw = drawn_seed if options.dropout > 0 else None
+    return cache.network.forward(module, x, hx, lengths, resets, record, options, options.batch_first, draw)
