@@ -20,34 +20,6 @@ import fusedrnn.torch as ft  # noqa: E402
 pytestmark = pytest.mark.once
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("case", NETWORKS + DRAWING, ids=name_of)
-def test_bits_of_the_network(case: Any, dtype: Any) -> None:
-    """Outputs and all gradients of the network of NumPy's side, with lengths, resets and a state."""
-    ours, net = made(case, dtype)
-    ours.eval(), net.eval()
-    x, lengths = inputs(dtype), torch.tensor([5, 0, 3])
-    resets = torch.rand(5, 3) < 0.4
-    state = [torch.randn(rows, 3, width, dtype=dtype, requires_grad=True) for _, rows, width in ours._shapes]
-    for given in ([], state):
-        hx = None if not given else tuple(state) if len(state) > 1 else state[0]
-        host = None if hx is None else [part.detach().numpy() for part in given]
-        found = flat(ours(x, hx, lengths=lengths, resets=resets))
-        packed = None if host is None else tuple(host) if len(host) > 1 else host[0]
-        y, final, tape = net.forward(x.detach().numpy(), packed, lengths.numpy(), resets.numpy())
-        assert equal(found, flat((y, final)))
-        flows = [torch.randn_like(part) for part in found]
-        grads = torch.autograd.grad(found, [x, *given, *ours.parameters()], flows)
-        dy, *dfinal = [flow.numpy() for flow in flows]
-        net.zero_grad()
-        dx, dstate = net.backward(tape, dy, tuple(dfinal) if len(dfinal) > 1 else dfinal[0])
-        starts = dstate if isinstance(dstate, tuple) else (dstate,)
-        assert equal(grads, [dx, *starts[: len(given)], *net.grads.values()])
-    with torch.no_grad():
-        again = flat(ours(x, hx, lengths=lengths, resets=resets))
-    assert all(torch.equal(a, b) and a.grad_fn is None for a, b in zip(again, found, strict=True))
-
-
 @pytest.mark.parametrize("case", SMOOTH + DRAWING, ids=name_of)
 def test_gradcheck(case: Any) -> None:
     """In training mode, with the same masks in each call."""
