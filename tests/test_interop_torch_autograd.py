@@ -130,9 +130,18 @@ def test_negated_views(lstm: Any, x: Any) -> None:
     assert torch.equal(torch.func.functional_call(lstm, weights, (torch._neg_view(x),))[0], y)
 
 
-def test_changes_in_place_are_found(lstm: Any, x: Any) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_changes_in_place_are_found(lstm: Any, x: Any, compiled: bool) -> None:
+    """Of y, which the tape refers to, and of weights; changes of the final states do no harm."""
+    module = torch.compile(lstm, fullgraph=True, backend="aot_eager") if compiled else lstm
+    want = grads(lstm, lstm(x)[0].sum())
+    y, state = module(x)
+    with torch.no_grad():
+        for part in state:
+            part.add_(1)
+    assert all(torch.equal(a, b) for a, b in zip(grads(lstm, y.sum()), want, strict=True))
     for changed in ("y", "weight"):
-        y, _ = lstm(x)
+        y, _ = module(x)
         with torch.no_grad():
             (y if changed == "y" else lstm.weight_hh_l0).add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):

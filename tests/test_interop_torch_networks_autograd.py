@@ -127,10 +127,12 @@ def test_saved_tensor_hooks_without_the_tape(case: Any, monkeypatch: pytest.Monk
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_changes_in_place_are_found() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_changes_in_place_are_found(compiled: bool) -> None:
     ours, _ = made(NETWORKS[4])
+    module = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
     for changed in ("y", "weight"):
-        y, _ = ours(inputs())
+        y, _ = module(inputs())
         with torch.no_grad():
             (y if changed == "y" else ours.weight_ih_l0).add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
