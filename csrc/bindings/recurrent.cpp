@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "bindings/backward_call.h"
 #include "bindings/bindings.h"
@@ -18,9 +19,10 @@ bool reads_bf16(const std::string& compute) {
 }
 
 const RecurrentCell& cell_by_name(const std::string& key) {
-    const std::size_t end = key.find(kBf16Key);
-    if (end != std::string::npos) {
-        const RecurrentCell* const found = bf16_cell(cell_by_name(key.substr(0, end)));
+    // At the end alone: names that users give to their cells may hold it.
+    if (key.ends_with(kBf16Key)) {
+        const std::string without = key.substr(0, key.size() - std::string_view(kBf16Key).size());
+        const RecurrentCell* const found = bf16_cell(cell_by_name(without));
         if (found == nullptr) throw py::value_error(kNoBf16);
         return *found;
     }
