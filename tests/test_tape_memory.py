@@ -123,6 +123,9 @@ with open(sys.argv[1] + "/grads", "wb") as file:
         ({"recompute": True}, "tape of recompute=1, got one of 0"),
         ({"cell": "rnn_tanh"}, "tape of a call of the same cell"),
         ({"x": np.ones((T, B, I + 1), "float32")}, "weight_ih|x"),
+        ({"state": None}, "tape of a call of the same arguments, got another"),
+        ({"reset_state": None}, "tape of a call of the same arguments"),
+        ({"resets": None, "reset_state": None}, "tape of a call of the same arguments"),
     ],
 )
 def test_the_tape_of_another_call(change: dict[str, Any], message: str) -> None:
@@ -147,6 +150,74 @@ def test_memory_without_a_tape() -> None:
             functional.tape_from_arrays(**own, y=y, tape=other, **beside)
     with pytest.raises(ValueError, match="tape: expected the tape of a call that has ended, got memory"):
         functional.tape_from_arrays(**own, y=y, tape=room("gru", "float32"), **beside)
+    weights = {**own["params"], "bias_ih": None, "bias_hh": None}
+    with pytest.raises(ValueError, match="tape: expected the tape of a call of the same arguments"):
+        functional.tape_from_arrays(**{**own, "params": weights}, y=y, tape=memory, **beside)
+
+
+@pytest.mark.skipif(fr.config()["bf16_isa"] is None, reason="neither AMX nor AVX512_BF16")
+def test_the_tape_of_other_products() -> None:
+    own, beside = call("gru", "float32")
+    memory = room("gru", "float32")
+    y, _, tape = functional.forward(**own, **beside, tape_out=memory, compute="bf16")
+    want = gradients(tape, np.ones_like(y))
+    again = functional.tape_from_arrays(**own, y=y, tape=memory, **beside, compute="bf16")
+    assert gradients(again, np.ones_like(y)) == want
+    with pytest.raises(ValueError, match="tape: expected the tape of compute=0, got one of 16"):
+        functional.tape_from_arrays(**own, y=y, tape=memory, **beside)
+
+
+@pytest.mark.parametrize("how", ["another call", "the same call", "zeros"])
+def test_memory_that_is_written_to_while_the_tape_lives(how: str) -> None:
+    own, beside = call("lstm", "float32")
+    memory = room("lstm", "float32")
+    y, _, tape = functional.forward(**own, **beside, tape_out=memory)
+    copied = memory.copy()
+    kept = functional.tape_from_arrays(**own, y=y, tape=copied, **beside)
+    want = gradients(tape, np.ones_like(y))
+    for array in (memory, copied):
+        if how == "zeros":
+            array[:128] = 0
+        else:
+            x = own["x"] * (2 if how == "another call" else 1)
+            functional.forward(**{**own, "x": x}, **beside, tape_out=array)
+    for found in (tape, kept):
+        with pytest.raises(
+            RuntimeError, match="as it was after forward, got memory that has been written to"
+        ):
+            functional.backward(found, np.ones_like(y))
+    y, _, tape = functional.forward(**own, **beside, tape_out=memory)
+    assert gradients(tape, np.ones_like(y)) == want
+
+
+def test_changes_are_detected() -> None:
+    own, beside = call("gru", "float32")
+    memory = room("gru", "float32")
+    fr.set_detect_changes(True)
+    try:
+        y, _, tape = functional.forward(**own, **beside, tape_out=memory)
+        gradients(tape, np.ones_like(y))
+        memory[200] ^= 1
+        with pytest.raises(RuntimeError, match="tape: expected tape_out as it was after forward"):
+            functional.backward(tape, np.ones_like(y))
+    finally:
+        fr.set_detect_changes(False)
+
+
+@pytest.mark.parametrize("name", ["x", "weight_hh", "bias_ih", "state", "reset_state", "resets"])
+def test_memory_of_another_argument(name: str) -> None:
+    """It would be overwritten, and backward read what is left."""
+    own, beside = call("gru", "float32")
+    shared = room("gru", "float32")
+    given = {**own, **beside, "params": dict(own["params"])}
+    place = given["params"] if name in given["params"] else given
+    array = shared[-place[name].nbytes :].view(place[name].dtype).reshape(place[name].shape)
+    array[...] = place[name]
+    place[name] = array
+    before = shared.tobytes()
+    with pytest.raises(ValueError, match=f"tape_out: expected memory of its own, got an overlap with {name}"):
+        functional.forward(**given, tape_out=shared)
+    assert shared.tobytes() == before
 
 
 def test_memory_that_is_refused_before_anything_is_written() -> None:

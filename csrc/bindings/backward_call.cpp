@@ -131,6 +131,7 @@ std::shared_ptr<BackwardCall> BackwardCall::make(const std::shared_ptr<LayerTape
     const bool need_dx = flag(need_dx_flag, "need_dx"),
                accumulate_dx = flag(accumulate_flag, "accumulate_dx");
     if (tape == nullptr) throw py::type_error("tape: expected a LayerTape, got None");
+    check_label(*tape);
     const Dims& d = tape->dims;
     const Array& x = tape->arrays.x;
     const int states = tape->cell.states;

@@ -45,7 +45,7 @@ std::optional<Drop> read_hidden_drop(py::handle value, const RecurrentCell& cell
 
 template <class T>
 TapeLabel label_of(const LayerTape& tape, bool recompute) {
-    return tape_label(tape.cell, tape.dims, sizeof(T), kernel_table<T>().lanes, *tape.timetable, recompute);
+    return tape_label(tape, sizeof(T), kernel_table<T>().lanes, recompute);
 }
 
 template <class T>
@@ -86,9 +86,9 @@ class TypedForwardCall final : public ForwardCall {
     }
     void run(Team& team, void* workspace) override {
         const bool labels = tape_ != nullptr && tape_->memory.given();
-        if (labels) clear_label(tape_->memory);
+        if (labels) clear_label(*tape_);
         kernels().forward(problem_, team, workspace);
-        if (labels && !team.was_cancelled()) write_label(tape_->memory, label_of<T>(*tape_, recompute_));
+        if (labels && !team.was_cancelled()) write_label(*tape_, label_of<T>(*tape_, recompute_));
     }
 
     void draw_masks(std::uint64_t seed, std::uint64_t offset) override {
@@ -173,8 +173,11 @@ std::shared_ptr<ForwardCall> ForwardCall::make(
     if (memory.given()) {
         if (!save) throw py::value_error("tape_out: expected None with save=False, got an array");
         memory.shape({{"n"}}).writable();
-        memory.apart_from(in.x).apart_from(outputs.y);
-        for (const Array& final : outputs.final) memory.apart_from(final);
+        memory.apart_from(in.x).apart_from(in.resets).apart_from(outputs.y);
+        for (const StateArrays<Array>* states : {&in.initial, &in.reset, &outputs.final}) {
+            for (const Array& state : *states) memory.apart_from(state);
+        }
+        for (const Array& parameter : w.of) memory.apart_from(parameter);
     }
     Request request{cell,
                     std::move(w),
@@ -215,8 +218,8 @@ std::shared_ptr<LayerTape> tape_from_arrays(const std::string& cell_name, py::ha
         problem.cell = &cell;
         problem.dims = d;
         auto tape = make_tape<T>(in.x.dtype(), timetable, params_of, recompute, problem, kept);
-        check_label(kept, label_of<T>(*tape, recompute));
         tape->arrays = std::move(in);
+        take_label(*tape, label_of<T>(*tape, recompute));
         Team team(1);
         run_released(team,
                      [&] { tape->weights = pack_weights<T>(cell, d, params_of, true, Identity{}, team); });

@@ -15,8 +15,10 @@ struct Watched {
     const Array& array;
 };
 
-std::vector<Watched> watched(const CallArrays& arrays) {
-    std::vector<Watched> all{{"x", arrays.x}, {"y", arrays.y}, {"resets", arrays.resets}};
+std::vector<Watched> watched(const LayerTape& tape) {
+    const CallArrays& arrays = tape.arrays;
+    std::vector<Watched> all{
+        {"x", arrays.x}, {"y", arrays.y}, {"resets", arrays.resets}, {"tape_out", tape.memory}};
     for (int k = 0; k < kMaxStates; ++k) {
         all.push_back({"state[" + std::to_string(k) + "]", arrays.initial[k]});
         all.push_back({"reset_state[" + std::to_string(k) + "]", arrays.reset[k]});
@@ -46,13 +48,13 @@ void set_detect_changes(bool enabled) { detecting.store(enabled, std::memory_ord
 
 void LayerTape::remember() {
     if (!detecting.load(std::memory_order_relaxed)) return;
-    for (const Watched& w : watched(arrays)) digests_.push_back(digest_of(w.array));
+    for (const Watched& w : watched(*this)) digests_.push_back(digest_of(w.array));
 }
 
 void LayerTape::check_unchanged() const {
     if (digests_.empty()) return;
     std::size_t i = 0;
-    for (const Watched& w : watched(arrays)) {
+    for (const Watched& w : watched(*this)) {
         const Digest now = digest_of(w.array);
         if (std::memcmp(&now, &digests_[i++], sizeof now) == 0) continue;
         throw std::runtime_error("tape: expected " + w.name +

@@ -6,6 +6,7 @@
 
 #include "bindings/buffer.h"
 #include "bindings/call_arguments.h"
+#include "bindings/tape_memory.h"
 #include "bindings/weights.h"
 
 namespace fusedrnn {
@@ -50,7 +51,8 @@ struct LayerTape {
     CallArrays arrays;
     bool has_parameter[kMaxParameters]{};  // by the cell's schema
     AlignedBuffer saved, states, hidden, moments;
-    Array memory;  // the caller's, of which the four are parts, or none
+    Array memory;       // the caller's, of which the four are parts, or none
+    TapeLabel label{};  // what its first bytes hold
 
   private:
     std::vector<Digest> digests_;

@@ -1,14 +1,17 @@
 #include "bindings/tape_memory.h"
 
+#include <chrono>
 #include <cstring>
 #include <string>
 #include <string_view>
+
+#include "bindings/tape.h"
 
 namespace fusedrnn {
 namespace {
 
 // Goes up whenever the kernels lay out a tape in another way.
-constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kVersion = 2;
 constexpr std::int64_t kMark = 0x65706174'6e6e7266;  // "frnntape"
 
 // FNV-1a, by words.
@@ -32,24 +35,37 @@ std::int64_t digest_of(const Timetable& timetable, std::int64_t batch) {
     return digest;
 }
 
+// Which of the arguments that may be left out there were.
+std::int64_t digest_of_given(const LayerTape& tape) {
+    std::int64_t digest = tape.arrays.resets.given() ? 1 : 0;
+    const auto add = [&](bool given) { digest = mixed(static_cast<std::uint64_t>(digest), given ? 1 : 0); };
+    for (int k = 0; k < tape.cell.states; ++k) {
+        add(tape.arrays.initial[k].given());
+        add(tape.arrays.reset[k].given());
+    }
+    for (int i = 0; i < tape.cell.parameter_count; ++i) add(tape.has_parameter[i]);
+    return digest;
+}
+
 struct Field {
     const char* name;
     bool is_digest;
 };
-constexpr Field kFields[] = {{"mark", true},   {"version", false}, {"itemsize", false}, {"lanes", false},
-                             {"cell", true},   {"T", false},       {"B", false},        {"I", false},
-                             {"H", false},     {"P", false},       {"reverse", false},  {"recompute", false},
-                             {"lengths", true}};
+constexpr Field kFields[] = {
+    {"mark", true},     {"version", false},   {"itemsize", false}, {"lanes", false},    {"cell", true},
+    {"T", false},       {"B", false},         {"I", false},        {"H", false},        {"P", false},
+    {"reverse", false}, {"recompute", false}, {"lengths", true},   {"arguments", true}, {"compute", false}};
 
 }  // namespace
 
-TapeLabel tape_label(const RecurrentCell& cell, const Dims& dims, std::int64_t itemsize, int lanes,
-                     const Timetable& timetable, bool recompute) {
+TapeLabel tape_label(const LayerTape& tape, std::int64_t itemsize, int lanes, bool recompute) {
+    const Dims& dims = tape.dims;
+    const Timetable& timetable = *tape.timetable;
     return {kMark,
             kVersion,
             itemsize,
             lanes,
-            digest_of(cell.name),
+            digest_of(tape.cell.name),
             dims.T,
             dims.B,
             dims.I,
@@ -57,21 +73,28 @@ TapeLabel tape_label(const RecurrentCell& cell, const Dims& dims, std::int64_t i
             dims.projected ? dims.P : 0,
             timetable.reverse() ? 1 : 0,
             recompute ? 1 : 0,
-            digest_of(timetable, dims.B)};
+            digest_of(timetable, dims.B),
+            digest_of_given(tape),
+            tape.cell.bf16 ? 16 : 0};
 }
 
-void write_label(const Array& memory, const TapeLabel& label) {
-    std::memcpy(memory.mutable_data<char>(), label.data(), sizeof label);
+void write_label(LayerTape& tape, const TapeLabel& label) {
+    tape.label = label;
+    // What no other call has, in this process or in one that shares the memory.
+    tape.label.back() = std::chrono::steady_clock::now().time_since_epoch().count();
+    std::memcpy(tape.memory.mutable_data<char>(), tape.label.data(), sizeof label);
 }
 
-void clear_label(const Array& memory) { std::memset(memory.mutable_data<char>(), 0, sizeof(TapeLabel)); }
+void clear_label(const LayerTape& tape) {
+    std::memset(tape.memory.mutable_data<char>(), 0, sizeof(TapeLabel));
+}
 
-void check_label(const Array& memory, const TapeLabel& label) {
-    TapeLabel found;
-    std::memcpy(found.data(), memory.data<char>(), sizeof found);
+void take_label(LayerTape& tape, const TapeLabel& label) {
+    TapeLabel& found = tape.label;
+    std::memcpy(found.data(), tape.memory.data<char>(), sizeof found);
     for (std::size_t i = 0; i < std::size(kFields); ++i) {
         if (found[i] == label[i]) continue;
-        const std::string start = memory.name() + ": expected the tape of ";
+        const std::string start = tape.memory.name() + ": expected the tape of ";
         if (i == 0) throw py::value_error(start + "a call that has ended, got memory without one");
         const std::string name = kFields[i].name;
         if (kFields[i].is_digest)
@@ -79,6 +102,15 @@ void check_label(const Array& memory, const TapeLabel& label) {
         throw py::value_error(start + name + "=" + std::to_string(label[i]) + ", got one of " +
                               std::to_string(found[i]));
     }
+}
+
+void check_label(const LayerTape& tape) {
+    if (!tape.memory.given()) return;
+    if (std::memcmp(tape.memory.data<char>(), tape.label.data(), sizeof tape.label) == 0) return;
+    throw std::runtime_error("tape: expected " + tape.memory.name() +
+                             " as it was after forward, got memory that has been written to; each tape needs "
+                             "its own until backward "
+                             "was called");
 }
 
 }  // namespace fusedrnn

@@ -5,12 +5,13 @@
 #include <cstdint>
 
 #include "bindings/arrays.h"
-#include "bindings/timetable.h"
 #include "cpu/kernels.h"
 
 namespace fusedrnn {
 
-// Of the memory the first bytes say what wrote it.
+struct LayerTape;
+
+// Of the memory the first bytes say what wrote it, and the last of these when.
 inline constexpr std::int64_t kTapeLabelBytes = 128;
 using TapeLabel = std::array<std::int64_t, kTapeLabelBytes / sizeof(std::int64_t)>;
 
@@ -31,13 +32,14 @@ struct TapeRow {
     }
 };
 
-// The label of a call's tape.
-TapeLabel tape_label(const RecurrentCell& cell, const Dims& dims, std::int64_t itemsize, int lanes,
-                     const Timetable& timetable, bool recompute);
+// The label of a call's tape, whose elements have so many bytes.
+TapeLabel tape_label(const LayerTape& tape, std::int64_t itemsize, int lanes, bool recompute);
 // Where a finished call writes it; a call that is interrupted leaves none.
-void write_label(const Array& memory, const TapeLabel& label);
-void clear_label(const Array& memory);
-// ValueError where the memory holds no tape, or that of a call of other sizes.
-void check_label(const Array& memory, const TapeLabel& label);
+void write_label(LayerTape& tape, const TapeLabel& label);
+void clear_label(const LayerTape& tape);
+// Takes the memory for the tape of an earlier call; ValueError where it holds none, or that of another kind of call.
+void take_label(LayerTape& tape, const TapeLabel& label);
+// RuntimeError where another call has written to a tape's memory since.
+void check_label(const LayerTape& tape);
 
 }  // namespace fusedrnn
