@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,50 @@ def test_precision_of_the_process() -> None:
     finally:
         fr.set_float32_matmul_precision("highest")
     assert fr.GRU(3, 4).compute == "float32"
+
+
+@needs_bf16
+def test_saved_as_it_is(tmp_path: Path) -> None:
+    """However it was chosen, for modules inside of others too, and whatever new ones take."""
+    fr.set_float32_matmul_precision("medium")
+    try:
+        models = [fr.GRU(8, 8, seed=0), fr.Hybrid(8, seed=0), fr.SelfAttention(8, seed=0)]
+        models.append(fr.Sequential(fr.Linear(8, 8, seed=0), fr.LSTM(8, 8, seed=0)))
+        models[-1][0].compute = "float32"
+    finally:
+        fr.set_float32_matmul_precision("highest")
+    models += [fr.GRU(8, 8, seed=0), fr.Residual(fr.Linear(8, 8, seed=0))]
+    models[-2].compute = "bf16"
+    x = draw(5, 3, 8)
+    for model in models:
+        fr.save(model, tmp_path / "model")
+        for precision in ("highest", "medium"):
+            fr.set_float32_matmul_precision(precision)
+            try:
+                again = fr.load(tmp_path / "model")
+            finally:
+                fr.set_float32_matmul_precision("highest")
+            want, found = model(x), again(x)
+            if model.has_state:
+                want, found = want[0], found[0]
+            assert np.array_equal(want, found), repr(model)
+
+
+@needs_bf16
+@pytest.mark.parametrize("name", ["gru:bf16", "t:bf16", "t:bf16:bf16"])
+def test_a_cell_whose_name_says_it(name: str) -> None:
+    """Users give names: one that looks like a key of the library's is one of their cell alone."""
+
+    def step(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
+        return {"h": fr.sym.tanh(x.r + h.r) + x.z + h.z + x.n + h.n}
+
+    x = draw(4, 2, 5)
+    for compute in ("float32", "bf16"):
+        found, want = (
+            train(fr.Recurrent(fr.define_cell(n, "r z n", "h", step), 5, 6, seed=0, compute=compute), x)
+            for n in (name, "t")
+        )
+        assert all(np.array_equal(a, b) for a, b in zip(found, want, strict=True))
 
 
 def test_refused() -> None:

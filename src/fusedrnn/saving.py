@@ -14,6 +14,7 @@ import numpy as np
 from fusedrnn import files
 from fusedrnn.arrays import Array
 from fusedrnn.cell_spec import CellSpec
+from fusedrnn.compute import HasCompute
 from fusedrnn.files import FileError, reason
 from fusedrnn.nn.activations import GELU, ReLU, Sigmoid, Softmax, Tanh
 from fusedrnn.nn.adaptive_softmax import AdaptiveSoftmax
@@ -152,6 +153,10 @@ def made_of(text: str) -> Any:
     return _Reader(found["content"], arrays, {}).model()
 
 
+def _computing(model: Module) -> list[tuple[str, HasCompute]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, HasCompute)]
+
+
 def _named(classes: Iterable[type[Module]]) -> dict[str, type[Module]]:
     """Return classes by name."""
     found: dict[str, type[Module]] = {}
@@ -207,6 +212,7 @@ class _Writer:
             "dtype": model.dtype.name,
             "evaluating": [name for name, module in model.named_modules() if not module.training],
             "frozen": [name for name, module in model.named_modules() if module._frozen],
+            "bf16": [name for name, module in _computing(model) if module.compute == "bf16"],
         }
 
     def describe(self, module: Module) -> int:
@@ -315,6 +321,13 @@ class _Reader:
             members[name].training = False
         for name in content["frozen"]:
             members[name].__dict__["_frozen"] = True
+        # Files of earlier versions say it of those modules alone that were made with `compute`.
+        if "bf16" in content:
+            computing, lower = dict(_computing(model)), set(content["bf16"])
+            if missing := sorted(lower - set(computing)):
+                raise ValueError(f"expected a module with products, got {missing[0]!r:.60}")
+            for name, module in computing.items():
+                module.compute = "bf16" if name in lower else "float32"
         return model
 
     def _make(self, described: Any) -> Module:
