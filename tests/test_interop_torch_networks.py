@@ -108,6 +108,18 @@ def test_copies_and_pickles(case: Any) -> None:
         assert not torch.equal(module(x)[0], want) and torch.equal(ours(x)[0], want)
 
 
+@pytest.mark.parametrize("kind", [ft.LSTM, ft.MGU])
+def test_copies_with_parametrizations(kind: Any) -> None:
+    ours, x = kind(3, 4), inputs(torch.float32).detach()
+    want = ours(x)[0]
+    torch.nn.utils.parametrizations.weight_norm(ours, "weight_hh_l0")
+    again = copy.deepcopy(ours)
+    torch.testing.assert_close(again(x)[0], want)
+    with torch.no_grad():
+        again.parametrizations.weight_hh_l0.original0.mul_(2)
+    assert torch.equal(again(x)[0], copy.deepcopy(again)(x)[0]) and not torch.equal(again(x)[0], ours(x)[0])
+
+
 @pytest.mark.parametrize("case", [DRAWING[5], NETWORKS[14]], ids=name_of)
 def test_changed_buffers_are_seen(case: Any) -> None:
     ours, net = made(case)
@@ -219,6 +231,20 @@ def test_what_is_no_tensor(kind: Any, name: str, shape: tuple[int, ...]) -> None
 def test_an_input_that_is_no_tensor(kind: Any) -> None:
     with pytest.raises(TypeError, match=r"input: expected a torch.Tensor or PackedSequence, got ndarray"):
         kind(5, 7)(np.zeros((4, 3, 5), np.float32))
+
+
+@pytest.mark.parametrize("kind", [ft.LSTM, ft.GRU, ft.MGU])
+def test_a_state_that_is_no_tensor(kind: Any) -> None:
+    for state in (np.zeros((1, 3, 7), np.float32), [0.0], 5):
+        with pytest.raises(TypeError, match=r"hx: expected a torch.Tensor for each state, got [a-z]"):
+            kind(5, 7)(torch.zeros(4, 3, 5), state)
+
+
+@pytest.mark.parametrize("kind", [ft.LSTM, ft.MGU])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.float32])
+def test_lengths_that_are_no_integers(kind: Any, dtype: Any) -> None:
+    with pytest.raises(ValueError, match=r"lengths: expected integers \(B,\) = \(3,\), got torch"):
+        kind(5, 7)(torch.zeros(4, 3, 5), lengths=torch.ones(3, dtype=dtype))
 
 
 def test_signatures() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support import assert_ran, run_python
 
 torch = pytest.importorskip("torch")
 
 from torch_networks import DRAWING, NETWORKS, flat, inputs, made, name_of  # noqa: E402
 
+import fusedrnn.torch as ft  # noqa: E402
 from fusedrnn.interop.torch.hosts import Host, Inputs  # noqa: E402
 
 pytestmark = pytest.mark.once
@@ -68,6 +71,22 @@ def test_export() -> None:
     want = ours(longer)[0]
     ours._host = None
     assert torch.equal(exported.module()(longer)[0], want)
+
+
+def test_a_saved_graph_beside_other_networks(tmp_path: Path) -> None:
+    """In another process its number is that of another network, even one of the same parameters."""
+    ours, x = ft.VariantLSTM(3, 4, cell_clip=0.01).eval(), inputs(torch.float32).detach()
+    torch.export.save(torch.export.export(ours, (x,)), tmp_path / "graph.pt2")
+    torch.save((x, ours(x)[0].detach(), ours._number), tmp_path / "want.pt")
+    code = """
+import sys, torch, fusedrnn.torch as ft
+graph = torch.export.load(sys.argv[1] + "/graph.pt2").module()
+x, want, number = torch.load(sys.argv[1] + "/want.pt")
+others = [ft.VariantLSTM(3, 4) for _ in range(number + 1)]
+assert others[-1]._number == number
+assert torch.equal(graph(x)[0], want)
+"""
+    assert_ran(run_python("-c", code, str(tmp_path)))
 
 
 def test_functions_of_functions() -> None:

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from fusedrnn.interop.torch.kernels import Tensor
 
 State = tuple[Tensor, ...]
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
 class Calls:
@@ -100,8 +101,11 @@ class Calls:
         if hx is None:
             return None
         dims, kind = (2, "unbatched 2-D") if single else (3, "batched 3-D")
-        parts = tuple(hx) if len(self._state_shapes()) > 1 else (hx,)
+        several = len(self._state_shapes()) > 1 and isinstance(hx, (tuple, list, Tensor))
+        parts = tuple(hx) if several else (hx,)
         for part in parts:
+            if not isinstance(part, Tensor):
+                raise TypeError(f"hx: expected a torch.Tensor for each state, got {type(part).__name__}")
             if part.dim() != dims:
                 raise RuntimeError(
                     f"For {kind} input, hx should also be {dims}-D but got {part.dim()}-D tensor"
@@ -143,8 +147,10 @@ class Calls:
                         f"Expected hidden {name} size ({rows}, {batch}, {width}), got {list(part.shape)}"
                     )
         if lengths is not None:
-            if lengths.shape != (batch,) or lengths.is_floating_point():
-                raise ValueError(f"lengths: expected integers (B,) = ({batch},), got {lengths}")
+            if lengths.shape != (batch,) or lengths.dtype not in _INTEGERS:
+                raise ValueError(
+                    f"lengths: expected integers (B,) = ({batch},), got {lengths.dtype} {tuple(lengths.shape)}"
+                )
             lengths = lengths.to(device="cpu", dtype=torch.int64)
         if resets is not None and (resets.shape != x.shape[:2] or resets.dtype is not torch.bool):
             raise ValueError(

@@ -32,13 +32,14 @@ class Host:
 
     Attributes:
         number: by which a process finds it.
+        text: what `saving.described` says of it.
         arrays: those of the parameters of the call before, see `kernels.parameters`.
     """
 
     def __init__(self, text: str) -> None:
         self.number = next(_numbers)
         self.arrays: list[tuple[int, Any, Any, Any]] = []
-        self._text = text
+        self.text = text
         self._nets: dict[Any, Any] = {}
         self._bound: list[Any] = []
         self._turn = Turn()
@@ -48,7 +49,7 @@ class Host:
         """Return the network in the dtype of tensors."""
         found = self._nets.get(dtype)
         if found is None:
-            found = made_of(self._text).astype(DTYPES[dtype])
+            found = made_of(self.text).astype(DTYPES[dtype])
             found.batch_first = False  # modules of PyTorch turn what is
             # Others may write to its parameters, whatever their version is.
             found._buffers.values = Values(None)
@@ -137,7 +138,9 @@ class Inputs(NamedTuple):
 
     @property
     def host(self) -> Host:
-        return _hosts.get(self.number) or _host_of_graph(self.network)
+        found = _hosts.get(self.number)
+        # A graph that was saved may have a number that this process has given to another network.
+        return found if found is not None and found.text == self.network else _host_of_graph(self.network)
 
 
 _INPUTS = (

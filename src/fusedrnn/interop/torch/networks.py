@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any, ClassVar
 
@@ -114,6 +115,13 @@ class Recurrent(Calls, nn.Module):
     def _take_host(self) -> None:
         self._host = Host(self._text)
         self._number = self._host.number
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recurrent:
+        # Of its own, since torch gives one without `__setstate__` to modules with parametrizations.
+        made = self.__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(Recurrent.__getstate__(self), memo))
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_host"}
