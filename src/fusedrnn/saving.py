@@ -153,7 +153,7 @@ def made_of(text: str) -> Any:
     return _Reader(found["content"], arrays, {}).model()
 
 
-def _computing(model: Module) -> list[tuple[str, HasCompute]]:
+def _computing(model: Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, HasCompute)]
 
 

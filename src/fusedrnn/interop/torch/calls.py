@@ -148,9 +148,8 @@ class Calls:
                     )
         if lengths is not None:
             if lengths.shape != (batch,) or lengths.dtype not in _INTEGERS:
-                raise ValueError(
-                    f"lengths: expected integers (B,) = ({batch},), got {lengths.dtype} {tuple(lengths.shape)}"
-                )
+                got = f"{lengths.dtype} {tuple(lengths.shape)}"
+                raise ValueError(f"lengths: expected integers (B,) = ({batch},), got {got}")
             lengths = lengths.to(device="cpu", dtype=torch.int64)
         if resets is not None and (resets.shape != x.shape[:2] or resets.dtype is not torch.bool):
             raise ValueError(
