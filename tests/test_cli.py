@@ -304,6 +304,16 @@ def test_info(trained: Path) -> None:
     assert invoke("--version").output.strip() == fr.__version__
 
 
+def test_info_of_a_model_that_was_saved(tmp_path: Path) -> None:
+    """Not one of `fusedrnn train`."""
+    model = fr.Sequential(fr.GRU(3, 5, seed=0), fr.Linear(5, 2, seed=1))
+    fr.save(model, tmp_path / "m.safetensors")
+    result = invoke("info", tmp_path / "m.safetensors")
+    assert_ok(result)
+    assert repr(model) in result.output
+    assert result.output.split()[-2:] == ["parameters", str(model.num_parameters)]
+
+
 def test_the_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,21 @@ def test_a_tagger(crf: bool) -> None:
     assert SequenceTagger(crf, **SMALL).fit(words, tagged).score(words, tagged) == 1.0
 
 
+def test_a_string_is_no_list_of_words() -> None:
+    """Its characters would all be unknown, and tagged nevertheless."""
+    model = SequenceTagger(hidden_size=4, epochs=1)
+    for bad, index in ((["the cat sat"], 0), (["the", "cat"], 0), ([["the"], "cat"], 1)):
+        fit = model.fit([["the", "cat"]], [["D", "N"]])
+        with pytest.raises(
+            TypeError, match=rf"^X\[{index}\]: expected a list of tokens, as in fit, got the s"
+        ):
+            fit.predict(bad)
+    with pytest.raises(TypeError, match=r"^X\[1\]: expected a list of tokens"):
+        model.fit([["the", "cat"], "sat"], [["D", "N"], ["V"] * 3])
+    letters = model.fit([["a", "b"]], [["D", "N"]])
+    assert np.array_equal(letters.predict(["ab"]), letters.predict([["a", "b"]]))
+
+
 def wave(count: int = 400, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     steps = np.arange(count)

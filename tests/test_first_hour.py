@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 import fusedrnn as fr
 from fusedrnn.cuda.backend import CudaBackend
+from fusedrnn.libraries import needed
 
 X64 = np.random.default_rng(0).standard_normal((7, 2, 3))
 X = X64.astype(np.float32)
@@ -243,6 +246,36 @@ MESSAGES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "got ParameterDict; give the module itself, as in Adam(lstm), not its parameters",
     ),
+    "array_for_a_size": (
+        lambda: fr.LSTM(X, 5),  # type: ignore[arg-type]
+        TypeError,
+        "input_size: expected an int, got ndarray of shape (7, 2, 3)",
+    ),
+    "list_for_a_number": (
+        lambda: fr.Dropout([0.5] * 1000),  # type: ignore[arg-type]
+        TypeError,
+        f"p: expected a number, got {str([0.5] * 1000)[:100]}...",
+    ),
+    "list_of_modules": (
+        lambda: fr.Sequential([GRU, LINEAR]),  # type: ignore[arg-type]
+        TypeError,
+        "modules[0]: expected a Module, got list; use *modules",
+    ),
+    "weights_of_a_whole_model": (
+        lambda: GRU.load_state_dict({f"rnn.{name}": value for name, value in GRU.state_dict().items()}),
+        ValueError,
+        "; those behind 'rnn.' fit: give them without it, by removeprefix",
+    ),
+    "weights_of_another_model": (
+        lambda: GRU.load_state_dict({"rnn.weight_ih_l0": H}),
+        ValueError,
+        "; unexpected: rnn.weight_ih_l0",
+    ),
+    "load_with_the_model": (
+        lambda: fr.load(LSTM, "model.safetensors"),  # type: ignore[arg-type]
+        TypeError,
+        "path: expected a path, got LSTM; load(path) makes the model, too",
+    ),
 }
 
 
@@ -251,6 +284,32 @@ def test_messages(call: Callable[[], Any], kind: type[Exception], message: str) 
     with pytest.raises(kind, match=re.escape(message)) as caught:
         call()
     assert type(caught.value) is kind and str(caught.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("code", "library", "message"),
+    [
+        ("fr.estimators", "sklearn", "fusedrnn.estimators needs scikit-learn; run: pip install scikit-learn"),
+        ("fr.torch", "torch", "fusedrnn.torch needs torch; run: pip install torch"),
+        ("fr.jax", "jax", "fusedrnn.jax needs jax; run: pip install jax"),
+        ("fr.keras", "h5py", "fusedrnn.keras needs h5py; run: pip install h5py"),
+        ("fr.autograd", "autograd", "fusedrnn.autograd needs autograd; run: pip install autograd"),
+        ("fr.onnx.load('m.onnx')", "onnx", "fusedrnn.onnx needs onnx; run: pip install onnx"),
+        ("fr.onnx.save(fr.GRU(3, 5), 'm')", "onnx", "fusedrnn.onnx needs onnx; run: pip install onnx"),
+    ],
+)
+@pytest.mark.once
+def test_a_missing_library_is_named(code: str, library: str, message: str) -> None:
+    program = f"import sys, fusedrnn as fr; sys.modules[{library!r}] = None; {code}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert ended.stderr.splitlines()[-1] == f"ModuleNotFoundError: {message}"
+
+
+def test_what_a_library_itself_lacks_is_not_ours_to_say() -> None:
+    for error in (ModuleNotFoundError("of numpy", name="numpy"), ImportError("broken", name="torch")):
+        with pytest.raises(ImportError) as caught, needed("fusedrnn.torch", "torch"):
+            raise error
+        assert caught.value is error
 
 
 def test_options_by_position_and_by_name() -> None:

@@ -167,6 +167,19 @@ class Still(np.random.Generator):
         return np.zeros(size)
 
 
+def test_covariates_in_the_place_of_y_are_refused() -> None:
+    """They would be left out without a word."""
+    model = Forecaster(6, 24, hidden_size=4, epochs=1)
+    series, known = wave(100), wave(100)
+    calls = (model.fit, model.partial_fit, model.score)
+    for call in calls:
+        with pytest.raises(
+            TypeError, match=r"^y: expected None, got ndarray of shape \(100,\); series are X"
+        ):
+            call(series, known)
+    assert not hasattr(model, "model_")
+
+
 def test_refused_densities() -> None:
     series = wave(100)
     for options, message in (

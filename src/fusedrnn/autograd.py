@@ -7,5 +7,8 @@ def loss(tokens, tags):
 value = fusedrnn.autograd.value_and_backward(loss)(tokens, tags)    # adds to the grads of all three modules
 """
 
-from fusedrnn.interop.autograd import *  # noqa: F403
-from fusedrnn.interop.autograd import __all__ as __all__
+from fusedrnn.libraries import needed
+
+with needed("fusedrnn.autograd", "autograd"):
+    from fusedrnn.interop.autograd import *  # noqa: F403
+    from fusedrnn.interop.autograd import __all__ as __all__

@@ -18,6 +18,8 @@ ChoiceT = TypeVar("ChoiceT")
 
 # Each layer takes objects and steps of the interpreter, whatever its size.
 MOST_LAYERS = 1000
+# Characters of a value in an error.
+_LONGEST = 100
 
 
 def kind_error(name: str, value: Any, expected: str) -> TypeError:
@@ -35,6 +37,14 @@ def kind_error(name: str, value: Any, expected: str) -> TypeError:
     elif isinstance(value, (list, tuple, int, float, np.generic)) or hasattr(value, "__array__"):
         way = f"; use numpy.asarray({name})"
     return TypeError(f"{name}: expected {expected}, got {got}{way}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as errors show it: of data that was given in its place the kind and the shape."""
+    if getattr(value, "ndim", 0):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def dtype_error(name: str, dtype: np.dtype[Any], got: object) -> TypeError:
@@ -69,14 +79,14 @@ def resolve_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
         found = None
     # None first: NumPy takes it for float64 in comparisons.
     if found is None or found not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+        raise TypeError(f"dtype: expected float32 or float64, got {shown(dtype)}")
     return found
 
 
 def check_flag(name: str, value: bool) -> bool:
     """Return a boolean argument as bool, or raise TypeError."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected a bool, got {value!r}")
+        raise TypeError(f"{name}: expected a bool, got {shown(value)}")
     return bool(value)
 
 
@@ -87,7 +97,7 @@ def check_size(name: str, value: int, minimum: int = 1, maximum: int | None = No
     except TypeError:
         size = None
     if size is None or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
+        raise TypeError(f"{name}: expected an int, got {shown(value)}")
     if size < minimum:
         raise ValueError(f"{name}: expected an int >= {minimum}, got {size}")
     if maximum is not None and size > maximum:
@@ -135,7 +145,7 @@ def check_choice(name: str, value: ChoiceT, choices: Collection[Any]) -> ChoiceT
 def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> float:
     """Return a real argument in [low, high] as float, or raise TypeError (kind) or ValueError (range)."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
+        raise TypeError(f"{name}: expected a number, got {shown(value)}")
     number = float(value)
     if not low <= number <= high:
         raise ValueError(f"{name}: expected a number in [{low}, {high}], got {number}")

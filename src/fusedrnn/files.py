@@ -168,6 +168,20 @@ def load(path: Path, kind: str) -> tuple[Tensors, dict[str, Any]]:
             raise FileError(f"{path}: {error}") from None
 
 
+def kind_of(path: Path) -> str:
+    """Return which kind of file it is, or "" of none of ours: `load` says why.
+
+    Raises:
+        FileError: no such file.
+    """
+    with open_regular(path) as file:
+        try:
+            text = (_entry(file, os.fstat(file.fileno()).st_size) or "").partition(" ")[2]
+            return str(json.loads(text)["format"])
+        except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
+            return ""
+
+
 def parse(file: BinaryIO, size: int, kind: str) -> tuple[Tensors, dict[str, Any]]:
     """Return the tensors and the description from an open file of `size` bytes.
 

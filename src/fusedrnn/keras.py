@@ -4,5 +4,8 @@ model = fusedrnn.keras.load("model.keras")                    # of a Sequential
 fusedrnn.keras.load_weights(lstm, "model.weights.h5")         # into modules of one's own
 """
 
-from fusedrnn.interop.keras import *  # noqa: F403
-from fusedrnn.interop.keras import __all__ as __all__
+from fusedrnn.libraries import needed
+
+with needed("fusedrnn.keras", "h5py"):
+    from fusedrnn.interop.keras import *  # noqa: F403
+    from fusedrnn.interop.keras import __all__ as __all__

@@ -113,11 +113,13 @@ def load(path: str | os.PathLike[str], classes: Iterable[type[Module]] = ()) -> 
         classes: those of one's own that the model has; their constructors get what the file says.
 
     Raises:
-        TypeError: one of the classes is not a class of modules.
+        TypeError: path is none, or one of the classes is not a class of modules.
         ValueError: the file is not of a model, damaged, or has a class that is not among `classes`.
         OSError: the file cannot be read.
         ImportError: safetensors is not installed.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a path, got {type(path).__name__}; load(path) makes the model, too")
     own = _named(classes)
     tensors, content = files.load(Path(path), MODEL)
     arrays = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_ARRAY)}

@@ -4,5 +4,8 @@ lstm = fusedrnn.torch.LSTM(10, 20)          # as torch.nn.LSTM
 model = fusedrnn.torch.convert(model)       # every recurrent module of a model, in place
 """
 
-from fusedrnn.interop.torch import *  # noqa: F403
-from fusedrnn.interop.torch import __all__ as __all__
+from fusedrnn.libraries import needed
+
+with needed("fusedrnn.torch", "torch"):
+    from fusedrnn.interop.torch import *  # noqa: F403
+    from fusedrnn.interop.torch import __all__ as __all__

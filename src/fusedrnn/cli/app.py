@@ -17,7 +17,7 @@ import safetensors.numpy
 import typer
 
 import fusedrnn as fr
-from fusedrnn import distributed
+from fusedrnn import distributed, files
 from fusedrnn.cli import demo, inspecting, report, session, text, tune
 from fusedrnn.cli.charlm import Config, load_model
 from fusedrnn.cli.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from fusedrnn.cli.reported import reported
 from fusedrnn.cli.sampling import Sampler
 from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.trainer import Trainer
+from fusedrnn.saving import MODEL
 
 app = typer.Typer(
     help="Fast recurrent networks: train a language model, look into it, run the examples, tune parameters.",
@@ -311,6 +312,11 @@ def info(
     with reported():
         if model is None:
             fr.show_config()
+            return
+        if files.kind_of(model) == MODEL:
+            made = fr.load(model)
+            typer.echo(repr(made))
+            report.table({"parameters": made.num_parameters})
             return
         found = load_model(model)
         score = found.score

@@ -1,12 +1,15 @@
 """Estimators with scikit-learn's protocol, for sequences; needs scikit-learn."""
 
-from fusedrnn.estimators.anomaly import AnomalyDetector
-from fusedrnn.estimators.classifier import SequenceClassifier
-from fusedrnn.estimators.forecaster import Forecaster
-from fusedrnn.estimators.regressor import SequenceRegressor
-from fusedrnn.estimators.seq2seq import Seq2Seq
-from fusedrnn.estimators.tagger import SequenceTagger
-from fusedrnn.estimators.text_generator import TextGenerator
+from fusedrnn.libraries import needed
+
+with needed("fusedrnn.estimators", "sklearn", "scikit-learn"):
+    from fusedrnn.estimators.anomaly import AnomalyDetector
+    from fusedrnn.estimators.classifier import SequenceClassifier
+    from fusedrnn.estimators.forecaster import Forecaster
+    from fusedrnn.estimators.regressor import SequenceRegressor
+    from fusedrnn.estimators.seq2seq import Seq2Seq
+    from fusedrnn.estimators.tagger import SequenceTagger
+    from fusedrnn.estimators.text_generator import TextGenerator
 
 __all__ = [
     "AnomalyDetector",

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 import fusedrnn as fr
 from fusedrnn import optim
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_choice, check_flag, check_number, check_size
+from fusedrnn.checks import check_choice, check_flag, check_number, check_size, shown
 from fusedrnn.estimators.inputs import as_sequences, holds_tokens
 from fusedrnn.preprocessing import Scaler, Vocabulary
 from fusedrnn.training import SequenceData, Trainer
@@ -156,6 +156,14 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
                 raise TypeError("X: expected strings or lists of strings, as in fit, got something else")
             if reset:
                 self.n_features_in_ = 1
+            # The characters of a string would all be unknown.
+            if any(len(str(token)) > 1 for token in self._vocabulary.tokens):
+                for index, x in enumerate(X):
+                    if isinstance(x, str):
+                        raise TypeError(
+                            f"X[{index}]: expected a list of tokens, as in fit, got the string {shown(x)}; "
+                            "X is a list of such lists, as [text.split() for text in texts]"
+                        )
             found = [self._vocabulary.encode(x) for x in X]
             for index, x in enumerate(found):
                 if not len(x):

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 import fusedrnn as fr
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_size
+from fusedrnn.checks import check_size, shown
 from fusedrnn.estimators.base import SequenceEstimator
 from fusedrnn.estimators.densities import DENSITIES, of_known, of_quantiles
 from fusedrnn.estimators.plan import Plan
@@ -33,6 +33,15 @@ from fusedrnn.preprocessing import Scaler, windows
 _PATHS = 200
 
 
+def _refuse_y(y: Any) -> None:
+    """Refuse what would be left out without a word: covariates, say."""
+    if y is not None:
+        raise TypeError(
+            f"y: expected None, got {shown(y)}; series are X alone, and what is known ahead its last "
+            "features, as in Forecaster(covariates=1).fit(np.column_stack([series, known]))"
+        )
+
+
 class Forecaster(SequenceEstimator):
     """The next `horizon` values of series: points, quantiles, or samples of what may come.
 
@@ -44,7 +53,7 @@ class Forecaster(SequenceEstimator):
     draws paths step by step, and quantiles are those of 200 of them.
 
     X is one series (T,) or (T, I + C), or a list of them, of which the first I features are forecast; y is
-    not used. NaN is a missing value: the last one seen stands in its place, the network is told for how long,
+    None. NaN is a missing value: the last one seen stands in its place, the network is told for how long,
     if series of `fit` had some, and no loss is taken there.
 
     Args:
@@ -114,13 +123,14 @@ class Forecaster(SequenceEstimator):
         Args:
             X: a series (T,) or (T, I + C) of numbers, NaN where one is missing, or a list of them, long
                 enough for a window and its horizon.
-            y: not used.
+            y: None.
 
         Raises:
             TypeError: an argument or a parameter of the wrong kind.
             ValueError: one out of range or of another shape, or series that are too short.
             ArithmeticError: training diverged; it says why.
         """
+        _refuse_y(y)
         with self._unchanged_by_errors():
             self._fit(X, self._goes_on(), self.epochs, self.schedule, self.patience)
         return self
@@ -130,11 +140,12 @@ class Forecaster(SequenceEstimator):
 
         Args:
             X: as in `fit`.
-            y: not used.
+            y: None.
 
         Raises:
             TypeError, ValueError, ArithmeticError: as `fit`.
         """
+        _refuse_y(y)
         with self._unchanged_by_errors():
             self._fit(X, hasattr(self, "model_"), 1, None, None)
         return self
@@ -348,11 +359,12 @@ class Forecaster(SequenceEstimator):
 
         Args:
             X: series as in `fit`.
-            y: not used.
+            y: None.
 
         Raises:
             TypeError, ValueError, sklearn.exceptions.NotFittedError: as `predict`.
         """
+        _refuse_y(y)
         check_is_fitted(self, "model_")
         (context, horizon, *_, covariates, _), back, errors = self._plan, self._plan.back, []
         for values in series_of(X, self.n_features_in_, covariates):

@@ -3,5 +3,8 @@
 y, (h, c) = fusedrnn.jax.equinox.RNN(equinox.nn.LSTMCell(10, 20, key=key))(x)
 """
 
-from fusedrnn.interop.jax.equinox import RNN as RNN
-from fusedrnn.interop.jax.equinox import __all__ as __all__
+from fusedrnn.libraries import needed
+
+with needed("fusedrnn.jax.equinox", "equinox"):
+    from fusedrnn.interop.jax.equinox import RNN as RNN
+    from fusedrnn.interop.jax.equinox import __all__ as __all__

@@ -3,5 +3,8 @@
 y = fusedrnn.jax.nnx.RNN(nnx.LSTMCell(10, 20, rngs=rngs))(x)           # as flax.nnx.RNN
 """
 
-from fusedrnn.interop.jax.nnx import RNN as RNN
-from fusedrnn.interop.jax.nnx import __all__ as __all__
+from fusedrnn.libraries import needed
+
+with needed("fusedrnn.jax.nnx", "flax"):
+    from fusedrnn.interop.jax.nnx import RNN as RNN
+    from fusedrnn.interop.jax.nnx import __all__ as __all__

@@ -56,6 +56,8 @@ class Sequential(ModuleList):
             super().__init__()
             self._check_members(named)
             self.__dict__["_children"] = dict(named)
+        elif len(modules) == 1 and isinstance(modules[0], (list, tuple)):
+            raise TypeError(f"modules[0]: expected a Module, got {type(modules[0]).__name__}; use *modules")
         else:
             super().__init__(named)
 

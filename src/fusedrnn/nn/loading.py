@@ -58,10 +58,12 @@ def read_state(
     missing = [name for name in (*parameters, *saved) if name not in given]
     unexpected = [name for name in given if name not in parameters and name not in saved]
     if strict and (missing or unexpected):
+        prefix = _prefix(missing, given)
+        way = f"; those behind {prefix!r} fit: give them without it, by removeprefix" if prefix else ""
         raise ValueError(
             f"state_dict: expected the names of this {type(module).__name__}, got others; "
             f"missing: {', '.join(missing) or 'none'}; "
-            f"unexpected: {', '.join(map(str, unexpected)) or 'none'}"
+            f"unexpected: {', '.join(map(str, unexpected)) or 'none'}{way}"
         )
     values = np.array(module._backend.to_numpy(flat))
     views = named_views(values, {name: view.shape for name, view in parameters.items()})
@@ -82,6 +84,13 @@ def read_state(
                 raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
             array[...] = value
     return values, saved, LoadResult(missing, unexpected)
+
+
+def _prefix(missing: list[str], given: Mapping[str, Any]) -> str:
+    """Return what stands before the names that are missing in those of a whole model, or nothing."""
+    first = f".{missing[0]}" if missing else ""
+    starts = [f"{name.removesuffix(first)}." for name in given if first and str(name).endswith(first)]
+    return next((start for start in starts if all(start + name in given for name in missing)), "")
 
 
 def _tied_names(module: Loaded) -> dict[str, str]:

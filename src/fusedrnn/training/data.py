@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array, refuse_mask
-from fusedrnn.checks import kind_error
+from fusedrnn.checks import kind_error, shown
 from fusedrnn.inputs.sequences import pad
 from fusedrnn.preprocessing import buckets, cut
 from fusedrnn.training.losses import IGNORED
@@ -165,7 +165,9 @@ def _array(name: str, values: Any) -> Array:
     refuse_mask(name, values)
     found = np.asarray(values)
     if found.dtype == object or found.ndim == 0:
-        raise TypeError(f"{name}: expected an array (N, ...) or a list of arrays (T, ...), got {values!r}")
+        raise TypeError(
+            f"{name}: expected an array (N, ...) or a list of arrays (T, ...), got {shown(values)}"
+        )
     return found
 
 
@@ -180,7 +182,9 @@ def _arrays(name: str, values: Any) -> list[Array]:
         if values.ndim < 2:
             raise ValueError(f"{name}: expected shape (N, T, ...), got {values.shape}")
     elif not isinstance(values, (list, tuple)):
-        raise TypeError(f"{name}: expected a list of arrays (T, ...) or an array (N, T, ...), got {values!r}")
+        raise TypeError(
+            f"{name}: expected a list of arrays (T, ...) or an array (N, T, ...), got {shown(values)}"
+        )
     found = list(values)
     if not found:
         raise ValueError(f"{name}: expected at least one sequence, got none")

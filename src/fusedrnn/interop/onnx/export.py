@@ -11,6 +11,7 @@ import numpy as np
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_flag
 from fusedrnn.interop.onnx.recurrent import GATES, reordered
+from fusedrnn.libraries import needed
 from fusedrnn.nn.blocks import Sequential
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.layers import Dropout, Linear
@@ -45,8 +46,9 @@ def save(
         TypeError: a module of another kind; it is named.
         ValueError: an option that ONNX has not, as proj_size, cell_clip, zoneout or merge.
     """
-    import onnx
-    from onnx import helper
+    with needed("fusedrnn.onnx", "onnx"):
+        import onnx
+        from onnx import helper
 
     modules = list(module) if isinstance(module, Sequential) else [module]
     alone = not isinstance(module, Sequential)

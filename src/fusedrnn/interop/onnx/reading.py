@@ -12,6 +12,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.interop.onnx.graph import Graph, Node
 from fusedrnn.interop.onnx.operators import OPERATORS
 from fusedrnn.interop.onnx.recurrent import GATES, RecurrentNode, recurrent_node
+from fusedrnn.libraries import needed
 from fusedrnn.nn.embedding import Embedding
 from fusedrnn.nn.layers import Linear
 from fusedrnn.nn.module import Module
@@ -59,7 +60,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
         OSError: the file cannot be read.
         ValueError: it is no ONNX file, is damaged, or holds what cannot be run: the node is named.
     """
-    import onnx
+    with needed("fusedrnn.onnx", "onnx"):
+        import onnx
 
     with open(path, "rb") as file:
         data = file.read()
