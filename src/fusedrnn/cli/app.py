@@ -305,7 +305,10 @@ def generate(
 def info(
     model: Annotated[
         Path | None,
-        typer.Argument(metavar="MODEL", help="A model file; without it, this build and machine."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A file of `fusedrnn train` or of fusedrnn.save; without it, this build and machine.",
+        ),
     ] = None,
 ) -> None:
     """Show this build and machine, or what a model file holds."""
@@ -341,7 +344,10 @@ def convert(
         typer.Option(help="File of the weights to write.", show_default="MODEL with .safetensors at its end"),
     ] = None,
 ) -> None:
-    """Write the weights of an ONNX file as safetensors, named as PyTorch's."""
+    """Write the weights of an ONNX file as safetensors.
+
+    They are named as PyTorch's.
+    """
     with reported():
         try:
             found = importlib.import_module("fusedrnn.interop.onnx").load(model)

@@ -309,8 +309,9 @@ class Forecaster(SequenceEstimator):
         """Return the quantiles (horizon, I, Q) of the values after each series, without I of (T,).
 
         Args:
-            X: series to go on from, of `context` steps at least, and with covariates of `horizon` more; None
-                for those of `fit`.
+            X: series to go on from, of `context` steps at least, or None for those of `fit`. With
+                covariates the last `horizon` steps are those to forecast, whatever values stand there: append
+                steps of NaN and the covariates that are known.
 
         Raises:
             TypeError, ValueError: X is not what `fit` had, or too short.
