@@ -118,7 +118,8 @@ class Backward : CellSizes<Cell> {
         for (std::int64_t i = 0; i < n; ++i)
             m.a_rows[i] = gradient(plan_.dgh, place, 0, part.position(r + i));
         GemmArgs<T> args =
-            paneled_rows<T>(m.a_rows, n, plan_.panels, this->first_gates * L, plan_.block_rows * G * L);
+            paneled_rows<T>(m.a_rows, n, plan_.panels, this->first_gates * L, plan_.block_rows * G * L,
+                            this->first_gates * last_units<T>(unit_room<Cell, T>(p_.dims.H)));
         take_panels<T>(args, p_.weights.w_hh_t, {u, u + count}, p_.dims.P);
         args.out = m.acc;
         args.out_panel = room * L;
@@ -257,7 +258,7 @@ class Backward : CellSizes<Cell> {
     // The cell's backward for one row and one panel: gate gradients out, state gradients into `carry`.
     FUSEDRNN_INLINE void cell_backward(Member& m, const Place& here, std::int64_t panel, std::int64_t i,
                                        std::int64_t position, V dh, bool continues, bool cut) {
-        const std::int64_t unit = panel * L, valid = p_.dims.H - unit;
+        const std::int64_t unit = panel * L, valid = p_.dims.H - unit, apart = smaller(L, valid);
         V saved[Cell::kSaved], units[kPerUnitRoom<Cell>], s[S], ds_next[S], ds[S];
         V dgx[G], dgh[G], dunits[kPerUnitRoom<Cell>];
         const T* from = saved_at(here, panel, position);
@@ -272,10 +273,10 @@ class Backward : CellSizes<Cell> {
         call_backward<Cell>(saved, units, s, ds_next, dgx, dgh, dunits, ds);
         if constexpr (Cell::kSplitGates) {
             T* to = gradient(plan_.dgx, here, panel, position);
-            for (int g = 0; g < G; ++g) store_padded(dgx[g], to + g * L, valid);
+            for (int g = 0; g < G; ++g) store_part(dgx[g], to + g * apart, valid);
         }
         T* to = gradient(plan_.dgh, here, panel, position);
-        for (int g = 0; g < G; ++g) store_padded(dgh[g], to + g * L, valid);
+        for (int g = 0; g < G; ++g) store_part(dgh[g], to + g * apart, valid);
         if constexpr (kPerUnit<Cell> > 0) {
             T* units_to = plan_.dunits[here.buffer] +
                           (panel * plan_.block_rows + here.row + position) * kPerUnit<Cell> * L;

@@ -32,7 +32,8 @@ void Backward<Cell, T>::project_gradients(const Part& part, Member& m, int membe
         const std::int64_t group = group_panels<Cell, 1>(*this, plan_.panels, rows);
         const std::int64_t room = group_rows<Cell>(rows);
         for (std::int64_t u = 0; u < plan_.panels; u += group) {
-            GemmArgs<T> args = paneled_rows<T>(m.a_rows, n, plan_.p_panels, L, plan_.block_rows * L);
+            GemmArgs<T> args = paneled_rows<T>(m.a_rows, n, plan_.p_panels, L, plan_.block_rows * L,
+                                               last_units<T>(p_.dims.P));
             take_panels<T>(args, p_.weights.w_hr_t, {u, smaller(u + group, plan_.panels)}, p_.dims.H);
             args.out = m.acc;
             args.out_panel = room * L;

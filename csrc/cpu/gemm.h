@@ -38,20 +38,26 @@ FUSEDRNN_INLINE GemmArgs<T> plain_rows(const T* const* rows, std::int64_t n, std
     args.a = rows;
     args.n = n;
     args.chunks = 1;
-    args.chunk_len = k;
+    args.chunk_len = args.last_len = k;
     return args;
 }
-// Rows whose elements lie in panels of `width` values, `panel` apart.
+// Rows whose elements lie in panels of `width` values, the last of which may have fewer, `panel` apart.
 template <class T>
 FUSEDRNN_INLINE GemmArgs<T> paneled_rows(const T* const* rows, std::int64_t n, std::int64_t panels,
-                                         std::int64_t width, std::int64_t panel) {
+                                         std::int64_t width, std::int64_t panel, std::int64_t last_width) {
     GemmArgs<T> args{};
     args.a = rows;
     args.n = n;
     args.chunks = panels;
-    args.chunk_len = width;
+    args.chunk_len = panels > 1 ? width : last_width;
     args.chunk_stride = panel;
+    args.last_len = last_width;
     return args;
+}
+template <class T>
+FUSEDRNN_INLINE GemmArgs<T> paneled_rows(const T* const* rows, std::int64_t n, std::int64_t panels,
+                                         std::int64_t width, std::int64_t panel) {
+    return paneled_rows<T>(rows, n, panels, width, panel, width);
 }
 
 // Panels of B, which has so many columns, or so many for each of the gates that its panels interleave.
@@ -59,7 +65,7 @@ template <class T>
 FUSEDRNN_INLINE void take_panels(GemmArgs<T>& args, const T* b, Range panels, std::int64_t columns,
                                  std::int64_t gates = 1) {
     constexpr std::int64_t L = Vec<T>::kLanes;
-    args.b_panel = panel_depth<T>(args.chunks * args.chunk_len) * gates * L;
+    args.b_panel = panel_depth<T>(args.depth()) * gates * L;
     args.b = b + panels.begin * args.b_panel;
     args.panels = panels.end - panels.begin;
     args.columns = columns - panels.begin * L;

@@ -18,7 +18,8 @@ struct GemmArgs {
     const T* const* a;  // n rows. Element k of a row: k = c * chunk_len + j is at a[c * chunk_stride + j]
     std::int64_t n;
     std::int64_t chunks, chunk_len, chunk_stride;
-    const T* b;  // panel u at b + u * b_panel
+    std::int64_t last_len;  // of the last chunk, as long as the others or shorter
+    const T* b;             // panel u at b + u * b_panel
     std::int64_t b_panel;
     std::int64_t panels;
     std::int64_t columns;  // that the panels have; what is past them is padding, whose result is 0
@@ -30,6 +31,8 @@ struct GemmArgs {
     T* out;  // and end at out + u * out_panel + r * out_row
     std::int64_t out_panel, out_row;
     Ahead* ahead;  // or null
+
+    std::int64_t depth() const { return (chunks - 1) * chunk_len + last_len; }
 };
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -24,8 +24,8 @@ struct RoundedRows {
     std::int64_t tile_words() const { return row_tiles * kTileRows * kTileWords; }
 };
 
-// The values [k, end) of rows [r, r + n) of A, zeros past the last; end <= chunks * chunk_len. Chunks, if there are several,
-// are whole vectors.
+// The values [k, end) of rows [r, r + n) of A, zeros past the last; end <= depth(). Chunks before the last are whole
+// vectors.
 inline void round_rows(const GemmArgs<float>& p, std::int64_t r, std::int64_t n, std::int64_t k,
                        std::int64_t end, RoundedRows& out) {
     constexpr int L = Vec<float>::kLanes;
@@ -44,7 +44,7 @@ inline void round_rows(const GemmArgs<float>& p, std::int64_t r, std::int64_t n,
                 // The end of a row, or of a chunk whose next one goes on.
                 low = load_part(from + at, here);
                 high = here > L      ? load_part(from + at + L, here - L)
-                       : left > here ? Vec<float>::load(from + at + here - chunk + p.chunk_stride)
+                       : left > here ? load_part(from + at + here - chunk + p.chunk_stride, left - here)
                                      : Vec<float>::set(0);
             }
             neighbours(low, high).store(out.words + tile * out.tile_words() + i * kTileWords);
@@ -198,7 +198,7 @@ void multiply_rounded(const GemmArgs<float>& p, const RoundedRows& a, std::int64
     for (std::int64_t i = 0; i < p.n; ++i) rows[i] = a.words + i * kTileWords;
     words.a = rows;
     words.chunks = tiles;
-    words.chunk_len = kTileWords;
+    words.chunk_len = words.last_len = kTileWords;
     words.chunk_stride = a.tile_words();
     for (int g = 0; g < G; ++g) {
         gemm_tiles<float, 1>(words);
@@ -212,7 +212,7 @@ void multiply_rounded(const GemmArgs<float>& p, const RoundedRows& a, std::int64
 template <int G>
 void gemm_bf16(const GemmArgs<float>& p) {
     if (p.panels == 0) return;
-    const std::int64_t k = p.chunks * p.chunk_len;
+    const std::int64_t k = p.depth();
     RoundedRows a;
     for (std::int64_t r = 0; r < p.n; r += kRoundedRows) {
         GemmArgs<float> block = p;

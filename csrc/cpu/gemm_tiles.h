@@ -64,7 +64,8 @@ void micro_kernel(const GemmArgs<T>& p, const T* const* a, std::int64_t a_offset
             prefetch(p.ahead->next, p.ahead->bytes);
             p.ahead->next += p.ahead->bytes;
         }
-        for (std::int64_t k = 0; k < p.chunk_len; ++k) {
+        const std::int64_t depth = c + 1 < p.chunks ? p.chunk_len : p.last_len;
+        for (std::int64_t k = 0; k < depth; ++k) {
             if constexpr (R <= N) {
                 W x[R];
 #pragma GCC unroll 32
@@ -241,8 +242,7 @@ void gemm_tiles(const GemmArgs<T>& p) {
     }
     const std::int64_t group = tile_panels<G>(static_cast<int>(rows));
     const std::int64_t k_bytes = group * G * L * static_cast<std::int64_t>(sizeof(T));
-    const std::int64_t k_total = p.chunks * p.chunk_len;
-    if (p.n <= tile_rows<G>() || k_total * k_bytes <= kPanelBlockBytes * 3 / 2) {
+    if (p.n <= tile_rows<G>() || p.depth() * k_bytes <= kPanelBlockBytes * 3 / 2) {
         gemm_block<T, G>(p, 0);
         return;
     }
@@ -269,7 +269,12 @@ void gemm_tiles(const GemmArgs<T>& p) {
                 part.init_row = p.out_row;
                 part.init_panel = p.out_panel;
             }
-            (chunked ? part.chunks : part.chunk_len) = count;
+            if (chunked) {
+                part.chunks = count;
+                part.last_len = block + 1 < blocks ? p.chunk_len : p.last_len;
+            } else {
+                part.chunk_len = part.last_len = count;
+            }
             gemm_block<T, G>(part, chunked ? first * p.chunk_stride : first);
             first += count;
         }

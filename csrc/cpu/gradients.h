@@ -22,10 +22,10 @@ struct BackwardPlan : CellSizes<Cell> {
     const CellPrograms* programs;
     bool recompute;
     std::int64_t panels, p_panels, steps, block_rows;
-    // Shared by all members. Gate gradients are [panel][row][G][L], and with a projection gradients of the output
-    // [panel][row][L], and of per-unit parameters [panel][row][values][L]. Twice: the next block's sweep begins while
-    // other members still read this block's. A step of several stages adds up those of per-unit parameters itself, over
-    // the steps of each row of the batch: [panel][position][values][L].
+    // Shared by all members. Gate gradients are [panel][row][G][L], the gates of the last panel as close as unit_room says,
+    // and with a projection gradients of the output [panel][row][L], and of per-unit parameters [panel][row][values][L].
+    // Twice: the next block's sweep begins while other members still read this block's. A step of several stages adds up
+    // those of per-unit parameters itself, over the steps of each row of the batch: [panel][position][values][L].
     T *zero, *carry, *dgx[2], *dgh[2], *dhidden[2], *dunits[2];
     T* operands[2];  // of the products within a step: [row][product][H rounded up]
     T* table_gates;  // the sums of dgx over the places where a row of the table was looked up: [panel][V][G][L]
@@ -111,7 +111,8 @@ class Gradients : CellSizes<Cell> {
           p_(problem),
           plan_(plan),
           team_(team),
-          to_(by_role<Cell>(*problem.cell, problem.dparams)) {}
+          to_(by_role<Cell>(*problem.cell, problem.dparams)),
+          room_(unit_room<Cell, T>(problem.dims.H)) {}
 
     // Before the first block: nothing has been looked up yet.
     void clear_table(int member) {
@@ -141,7 +142,8 @@ class Gradients : CellSizes<Cell> {
             while (with_state > 0 && m.h_rows[with_state - 1] == plan_.zero) --with_state;
             const Range columns{larger(mine.begin - inputs, 0), larger(mine.end - inputs, 0)};
             const OuterArgs<T> args{dgh,        a_panel,   G,        this->first_gates, p_.dims.H, m.h_rows,
-                                    with_state, p_.dims.P, to_.w_hh, m.columns,         team_,     member};
+                                    with_state, p_.dims.P, to_.w_hh, m.columns,         team_,     member,
+                                    0,          room_};
             outer<T>(args, columns.begin, columns.end);
             if constexpr (Sizes::kIsProgram) product_gradients(m, member, buffer, rows, columns);
         }
@@ -251,8 +253,9 @@ class Gradients : CellSizes<Cell> {
         for (std::int64_t panel = 0; panel < plan_.panels; ++panel) {
             const T* from = gates + (panel * plan_.block_rows + row) * G * L;
             const std::int64_t unit = panel * L;
+            const std::int64_t apart = smaller(L, room_ - unit);
             for (int g = 0; g < G; ++g) {
-                store_part(Vec<T>::load(from + g * L), to + g * p_.dims.H + unit, p_.dims.H - unit);
+                store_part(Vec<T>::load(from + g * apart), to + g * p_.dims.H + unit, p_.dims.H - unit);
             }
         }
     }
@@ -262,11 +265,12 @@ class Gradients : CellSizes<Cell> {
         for (std::int64_t j = panels.begin; j < panels.end; ++j) {
             const T* from = dgx + j * plan_.block_rows * G * L;
             T* table = plan_.table_gates + j * p_.dims.V * G * L;
+            const std::int64_t count = G * smaller(L, room_ - j * L);
             for (std::int64_t k = 0; k < rows; ++k, from += G * L) {
                 T* to = table + m.indices[k] * G * L;
-                for (int g = 0; g < G; ++g) {
-                    (Vec<T>::load(to + g * L) + Vec<T>::load(from + g * L)).store(to + g * L);
-                }
+                for (std::int64_t i = 0; i < count; i += L)
+                    store_part(load_part(to + i, count - i) + load_part(from + i, count - i), to + i,
+                               count - i);
             }
         }
     }
@@ -279,8 +283,8 @@ class Gradients : CellSizes<Cell> {
             back_through_inputs(m, member, gates, a_panel, share(rows, team_.size(), member));
         }
         if (to_.w_ih == nullptr) return;
-        const OuterArgs<T> args{gates, a_panel,   G,        G,         p_.dims.H, m.x_rows,
-                                rows,  p_.dims.I, to_.w_ih, m.columns, team_,     member};
+        const OuterArgs<T> args{gates,     a_panel,  G,         G,     p_.dims.H, m.x_rows, rows,
+                                p_.dims.I, to_.w_ih, m.columns, team_, member,    0,        room_};
         outer<T>(args, columns.begin, columns.end);
     }
 
@@ -299,7 +303,8 @@ class Gradients : CellSizes<Cell> {
             const auto [u, end] = groups[q];
             for (std::int64_t r = rows.begin; r < rows.end; r += kRowGroup) {
                 const std::int64_t n = smaller(kRowGroup, rows.end - r);
-                GemmArgs<T> args = paneled_rows<T>(m.a_rows + r, n, plan_.panels, G * L, a_panel);
+                GemmArgs<T> args =
+                    paneled_rows<T>(m.a_rows + r, n, plan_.panels, G * L, a_panel, G * last_units<T>(room_));
                 take_panels<T>(args, p_.weights.w_ih_t, {u, end}, p_.dims.I);
                 args.out = m.acc;
                 args.out_panel = kRowGroup * L;
@@ -343,6 +348,7 @@ class Gradients : CellSizes<Cell> {
     const Plan& plan_;
     Team& team_;
     const DenseParams<T> to_;
+    const std::int64_t room_;  // of each gate for its units
 };
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

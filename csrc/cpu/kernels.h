@@ -60,7 +60,7 @@ struct Packed {
     // [H/L][G][L], the last panel as that of the weights: the bias of gx and, where the gates are split, of gh
     T *b_x, *b_h;
     T* units;                           // [H/L][values][L]: what each unit has of all per-unit parameters
-    T *w_ih_t, *w_hh_t, *w_hr_t;        // [I/L][(H/L) G L][L], [P/L][(H/L) G L][L], [H/L][P/L L][L]
+    T *w_ih_t, *w_hh_t, *w_hr_t;        // [I/L][K][L], [P/L][K][L], [H/L][P][L]; K: see pack_columns
     const QuantizedWeights* quantized;  // in place of all others, for QuantizedKernels
 };
 

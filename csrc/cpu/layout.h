@@ -17,6 +17,11 @@ template <class T>
 constexpr std::int64_t padded(std::int64_t n) {
     return panels_of<T>(n) * Vec<T>::kLanes;
 }
+// That the last panel has of n.
+template <class T>
+constexpr std::int64_t last_units(std::int64_t n) {
+    return n - (panels_of<T>(n) - 1) * Vec<T>::kLanes;
+}
 FUSEDRNN_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 

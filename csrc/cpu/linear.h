@@ -27,7 +27,7 @@ struct Linear {
 
     void take_shared(Arena& arena) {
         panels = arena.take<T>(
-            larger(padded<T>(out) * panel_depth<T>(in), padded<T>(in) * panel_depth<T>(padded<T>(out))) + L);
+            larger(padded<T>(out) * panel_depth<T>(in), padded<T>(in) * panel_depth<T>(out)) + L);
         dy_panels = arena.take<T>(padded<T>(out) * n);
         bias = arena.take<T>(padded<T>(out));
     }
@@ -42,14 +42,15 @@ struct Linear {
         return m;
     }
 
-    // c (rows of this member, width) = a (K values a row, in chunks) times the packed panels.
-    void product(Member& m, int member, Range rows, std::int64_t chunks, std::int64_t chunk_len,
-                 std::int64_t chunk_stride, const T* init, std::int64_t width, T* c) {
+    // c (rows of this member, width) = the rows `a` times the packed panels.
+    void product(const GemmArgs<T>& a, Member& m, int member, Range rows, const T* init, std::int64_t width,
+                 T* c) {
         const std::int64_t count = panels_of<T>(width), at_once = panels_at_once<1>(kRowGroup);
         for (std::int64_t u = 0; u < count; u += at_once) {
             for (std::int64_t r = rows.begin; r < rows.end; r += kRowGroup) {
-                const std::int64_t n = smaller(kRowGroup, rows.end - r);
-                GemmArgs<T> args = paneled_rows<T>(m.rows + r, n, chunks, chunk_len, chunk_stride);
+                GemmArgs<T> args = a;
+                args.a += r;
+                args.n = smaller(kRowGroup, rows.end - r);
                 take_panels<T>(args, panels, {u, smaller(u + at_once, count)}, width);
                 if (init != nullptr) {
                     args.init = init + u * L;
@@ -82,7 +83,7 @@ struct Linear {
         Member m = member_piece(member);
         const Range rows = share(n, team->size(), member);
         for (std::int64_t r = rows.begin; r < rows.end; ++r) m.rows[r] = x + r * in;
-        product(m, member, rows, 1, in, 0, bias, out, y);
+        product(plain_rows<T>(m.rows, n, in), m, member, rows, bias, out, y);
     }
 
     void backward_member(int member) {
@@ -103,7 +104,8 @@ struct Linear {
         if (!team->barrier(member)) return;
         if (dx != nullptr) {
             for (std::int64_t r = rows.begin; r < rows.end; ++r) m.rows[r] = dy_panels + r * L;
-            product(m, member, rows, out_panels, L, n * L, nullptr, in, dx);
+            product(paneled_rows<T>(m.rows, n, out_panels, L, n * L, last_units<T>(out)), m, member, rows,
+                    nullptr, in, dx);
         }
         if (dw != nullptr) {
             for (std::int64_t r = 0; r < n; ++r) m.rows[r] = x + r * in;
@@ -117,9 +119,8 @@ struct Linear {
         }
     }
     void pack_column_panel(std::int64_t j) {
-        PanelWriter<T> panel(panels + j * panel_depth<T>(padded<T>(out)) * L);
-        for (std::int64_t k = 0; k < padded<T>(out); ++k)
-            panel.put(k < out ? load_part(w + k * in + j * L, in - j * L) : V::set(0));
+        PanelWriter<T> panel(panels + j * panel_depth<T>(out) * L);
+        for (std::int64_t k = 0; k < out; ++k) panel.put(load_part(w + k * in + j * L, in - j * L));
         panel.finish();
     }
 };

@@ -14,10 +14,10 @@ namespace fusedrnn::FUSEDRNN_ISA {
 inline constexpr int kOuterPanels = 3;                // vectors of X columns in a tile
 inline constexpr std::int64_t kOuterBlockRows = 192;  // a tile's share of X and A stays in the L1 cache
 
-// Adds rows k of one tile: R consecutive lanes of A, the first `valid` of which are units, times U vectors.
+// Adds rows k of one tile: R consecutive values of A times U vectors, to where `dw` has their sums, if anywhere.
 template <class T, int R, int U>
-void outer_tile(const T* a, std::int64_t a_row, const T* x, std::int64_t rows, T* dw, std::int64_t dw_row,
-                std::int64_t valid, std::int64_t columns) {
+void outer_tile(const T* a, std::int64_t a_row, const T* x, std::int64_t rows, T* const (&dw)[R],
+                std::int64_t columns) {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
     V acc[R][U];
@@ -25,7 +25,7 @@ void outer_tile(const T* a, std::int64_t a_row, const T* x, std::int64_t rows, T
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
         for (int u = 0; u < U; ++u) {
-            acc[r][u] = r < valid ? load_part(dw + r * dw_row + u * L, columns - u * L) : V::set(0);
+            acc[r][u] = dw[r] != nullptr ? load_part(dw[r] + u * L, columns - u * L) : V::set(0);
         }
     }
     for (std::int64_t k = 0; k < rows; ++k) {
@@ -47,9 +47,9 @@ void outer_tile(const T* a, std::int64_t a_row, const T* x, std::int64_t rows, T
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-        if (r < valid) {
+        if (dw[r] != nullptr) {
 #pragma GCC unroll 16
-            for (int u = 0; u < U; ++u) store_part(acc[r][u], dw + r * dw_row + u * L, columns - u * L);
+            for (int u = 0; u < U; ++u) store_part(acc[r][u], dw[r] + u * L, columns - u * L);
         }
     }
 }
@@ -85,24 +85,31 @@ void outer_panel(const OuterArgs<T>& p, std::int64_t j, std::int64_t vector, con
     constexpr int kWanted = kAccumulators / kOuterPanels;
     constexpr int R = L % kWanted == 0 ? kWanted : (L % 4 == 0 ? 4 : 1);
     const std::int64_t column = vector * L, width = smaller(U * L, p.columns - column);
-    const std::int64_t stride = p.dw_stride == 0 ? p.columns : p.dw_stride;
-    const std::int64_t tiles = (smaller(L, p.units - j * L) + R - 1) / R;
-    const auto unit_of = [&](std::int64_t tile) { return j * L + tile % tiles * R; };
-    const auto sums_of = [&](std::int64_t tile) {
-        return p.dw + (tile / tiles * p.units + unit_of(tile)) * stride + column;
+    const std::int64_t values = p.gates * p.apart(j);
+    // The sums of R values from one on, which come while those before are multiplied.
+    struct Sums {
+        T* rows[R];
+    };
+    const auto sums_of = [&](std::int64_t value) {
+        SumRows<T> all(p, j, value);
+        Sums sums;
+        for (T*& row : sums.rows) {
+            row = all.next();
+            if (row == nullptr) continue;
+            row += column;
+            prefetch(row, width);
+        }
+        return sums;
     };
     for (std::int64_t k = 0; k < p.rows; k += kOuterBlockRows) {
         const std::int64_t count = smaller(kOuterBlockRows, p.rows - k);
-        for (std::int64_t tile = 0; tile < p.gates * tiles; ++tile) {
-            const std::int64_t unit = unit_of(tile);
-            // The next tile's sums come while this one multiplies.
-            if (tile + 1 < p.gates * tiles) {
-                for (int r = 0; r < R && unit_of(tile + 1) + r < p.units; ++r)
-                    prefetch(sums_of(tile + 1) + r * stride, width);
-            }
-            const T* a = p.a + j * p.a_panel + (k * p.row_gates + tile / tiles) * L + (unit - j * L);
-            outer_tile<T, R, U>(a, p.row_gates * L, x + k * U * L, count, sums_of(tile), stride,
-                                p.units - unit, width);
+        const T* const a = p.a + j * p.a_panel + k * p.row_gates * L;
+        Sums sums = sums_of(0);
+        for (std::int64_t value = 0; value < values; value += R) {
+            const Sums next = sums_of(value + R);
+            if (sums.rows[0] != nullptr)
+                outer_tile<T, R, U>(a + value, p.row_gates * L, x + k * U * L, count, sums.rows, width);
+            sums = next;
         }
     }
 }
@@ -136,8 +143,8 @@ void outer(const OuterArgs<T>& p, std::int64_t first, std::int64_t last) {
 }
 
 // db[g*H + unit] += the sum over rows of A, for the panels [first, last), in the order of the rows. The G are the first of
-// the `width` vectors of a row.
-template <class T, int G>
+// the `width` vectors of a row; in the last panel they may stand side by side.
+template <class T, int G, bool kSideBySide = false>
 FUSEDRNN_INLINE void sum_vectors(const T* a, std::int64_t a_panel, std::int64_t width, std::int64_t rows,
                                  std::int64_t units, T* db, T* db_also, std::int64_t first, std::int64_t last,
                                  Team& team, int member) {
@@ -148,9 +155,10 @@ FUSEDRNN_INLINE void sum_vectors(const T* a, std::int64_t a_panel, std::int64_t 
         V acc[G];
         for (int g = 0; g < G; ++g) acc[g] = V::set(0);
         const T* from = a + j * a_panel;
+        const std::int64_t apart = kSideBySide ? smaller(L, valid) : L;
         for (std::int64_t k = 0; k < rows; ++k) {
 #pragma GCC unroll 8
-            for (int g = 0; g < G; ++g) acc[g] = acc[g] + V::load(from + (k * width + g) * L);
+            for (int g = 0; g < G; ++g) acc[g] = acc[g] + V::load(from + k * width * L + g * apart);
         }
         for (int g = 0; g < G; ++g) {
             T* to[2] = {db, db_also};
@@ -189,8 +197,8 @@ void sum_gates(const CellSizes<Cell>& c, const T* a, std::int64_t a_panel, std::
     if constexpr (CellSizes<Cell>::kIsProgram) {
         sum_some<T>(a, a_panel, c.G, c.G, rows, units, db, db_also, first, last, team, member);
     } else {
-        sum_vectors<T, Cell::kGates>(a, a_panel, Cell::kGates, rows, units, db, db_also, first, last, team,
-                                     member);
+        sum_vectors<T, Cell::kGates, true>(a, a_panel, Cell::kGates, rows, units, db, db_also, first, last,
+                                           team, member);
     }
 }
 

@@ -23,31 +23,39 @@ FUSEDRNN_INLINE void pair_rows(std::int64_t n, RowPairs& out, Line&& line) {
     }
 }
 
-// The sums of one vector of units by one of columns: in dW itself, or, where either is not whole, a copy of them.
+// The sums of a vector of panel j of A, from `value` on, by one of columns: in dW itself, or, where either is not whole or of
+// several gates, a copy of them.
 class SumsTile {
   public:
-    SumsTile(float* at, std::int64_t stride, std::int64_t units, std::int64_t columns)
-        : at_(at),
-          stride_(stride),
-          units_(units),
-          columns_(columns),
-          copied_(units < kTileRows || columns < kTileRows) {
-        if (!copied_) return;
-        for (std::int64_t r = 0; r < kTileRows; ++r) {
-            (r < units ? load_part(at + r * stride, columns) : Vec<float>::set(0)).store(copy_[r]);
+    SumsTile(const OuterArgs<float>& p, std::int64_t j, std::int64_t value, std::int64_t column)
+        : rows_(p, j, value), column_(column), columns_(p.columns - column) {
+        copied_ = columns_ < kTileRows || p.apart(j) < kTileRows || p.units - j * kTileRows < kTileRows;
+        if (!copied_) {
+            at_ = SumRows<float>(rows_).next() + column;
+            return;
+        }
+        SumRows<float> rows = rows_;
+        for (float (&copy)[kTileRows] : copy_) {
+            const float* const row = rows.next();
+            (row != nullptr ? load_part(row + column, columns_) : Vec<float>::set(0)).store(copy);
         }
     }
     float* data() { return copied_ ? copy_[0] : at_; }
-    std::int64_t stride() const { return copied_ ? kTileRows : stride_; }
+    std::int64_t stride() const { return copied_ ? kTileRows : rows_.stride(); }
     void finish() {
-        for (std::int64_t r = 0; copied_ && r < smaller(units_, kTileRows); ++r)
-            store_part(Vec<float>::load(copy_[r]), at_ + r * stride_, columns_);
+        if (!copied_) return;
+        SumRows<float> rows = rows_;
+        for (const float (&copy)[kTileRows] : copy_) {
+            float* const row = rows.next();
+            if (row != nullptr) store_part(Vec<float>::load(copy), row + column_, columns_);
+        }
     }
 
   private:
-    float* at_;
-    std::int64_t stride_, units_, columns_;
+    SumRows<float> rows_;
+    std::int64_t column_, columns_;
     bool copied_;
+    float* at_ = nullptr;
     alignas(64) float copy_[kTileRows][kTileRows];
 };
 
@@ -130,8 +138,7 @@ inline void outer_bf16(const OuterArgs<float>& p, std::int64_t first, std::int64
     constexpr int L = Vec<float>::kLanes;
     static_assert(L == kTileRows);
     if (p.rows == 0 || first >= last) return;
-    const std::int64_t all = (p.rows + kTileDepth - 1) / kTileDepth,
-                       stride = p.dw_stride == 0 ? p.columns : p.dw_stride;
+    const std::int64_t all = (p.rows + kTileDepth - 1) / kTileDepth;
     auto* const packed = reinterpret_cast<RowPairs*>(p.buffer);
     for (std::int64_t tile = 0; tile < all; ++tile) {
         if (p.team.cancelled(p.member, kTileDepth * (last - first) * L)) return;
@@ -145,7 +152,8 @@ inline void outer_bf16(const OuterArgs<float>& p, std::int64_t first, std::int64
 #ifdef FUSEDRNN_AMX
     const Tiles configured(sizes_for(2 * kTileRows));
 #endif
-    const std::int64_t vectors = panels_of<float>(p.units) * p.gates;
+    const std::int64_t before = panels_of<float>(p.units) - 1;
+    const std::int64_t vectors = before * p.gates + panels_of<float>(p.gates * p.apart(before));
     for (std::int64_t tile = 0; tile < all; tile += kOuterTiles) {
         const std::int64_t count = smaller(kOuterTiles, all - tile);
         for (std::int64_t q = 0; q < vectors; q += 2) {
@@ -175,9 +183,7 @@ inline void outer_bf16(const OuterArgs<float>& p, std::int64_t first, std::int64
                 const RowPairs* const columns[2] = {packed + (v - first) * all + tile,
                                                     packed + (v + width - 1 - first) * all + tile};
                 const auto sums_of = [&](int r, int c) {
-                    const std::int64_t unit = (q + r) / p.gates * L, column = (v + c) * L;
-                    return SumsTile(p.dw + ((q + r) % p.gates * p.units + unit) * stride + column, stride,
-                                    p.units - unit, p.columns - column);
+                    return SumsTile(p, (q + r) / p.gates, (q + r) % p.gates * L, (v + c) * L);
                 };
                 SumsTile sums[2][2] = {{sums_of(0, 0), sums_of(0, width - 1)},
                                        {sums_of(lines - 1, 0), sums_of(lines - 1, width - 1)}};

@@ -108,17 +108,17 @@ class PanelWriter {
 #endif
 };
 
-// W (G*H, N) -> [N/L][(H/L) G L][L]: the rows of W are the k of the product, in the order of the gate gradients. `stride`
-// is that of W's rows, N where it is 0.
+// W (G*H, N) -> [N/L][K][L]: the rows of W are the k of the product, in the order of the gate gradients, where each gate has
+// `room` for units (unit_room): K = G * room, zeros past the units. `stride` is that of W's rows, N where it is 0.
 template <class T>
-void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64_t n_size, T* out, Team& team,
-                  int member = 0, std::int64_t stride = 0) {
+void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64_t room, std::int64_t n_size,
+                  T* out, Team& team, int member = 0, std::int64_t stride = 0) {
     if (stride == 0) stride = n_size;
     using V = Vec<T>;
     constexpr int L = V::kLanes;
     // Panels side by side, so that neighbouring cache lines of a row of W are read together.
     constexpr int kTogether = 4;
-    const std::int64_t size = panel_depth<T>(panels_of<T>(units) * gates * L) * L;
+    const std::int64_t size = panel_depth<T>(gates * room) * L;
     for (std::int64_t column = 0; column < n_size; column += kTogether * L, out += kTogether * size) {
         if (team.cancelled(member, gates * units * kTogether * L * kPackWork)) return;
         const int count = static_cast<int>(smaller(kTogether, panels_of<T>(n_size - column)));
@@ -126,7 +126,7 @@ void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64
         for (int i = 0; i < count; ++i) writers[i] = PanelWriter<T>(out + i * size);
         for (std::int64_t j = 0; j < panels_of<T>(units); ++j) {
             for (std::int64_t g = 0; g < gates; ++g) {
-                for (std::int64_t unit = j * L; unit < (j + 1) * L; ++unit) {
+                for (std::int64_t unit = j * L; unit < smaller((j + 1) * L, room); ++unit) {
                     const T* from = w + (g * units + unit) * stride + column;
                     for (int i = 0; i < count; ++i) {
                         writers[i].put(unit < units ? load_part(from + i * L, n_size - column - i * L)
@@ -258,12 +258,12 @@ void fill_hidden(const CellSizes<Cell>& c, const RecurrentCell& cell, const Dims
     if (!c.multiplies_h) return;
     pack_gates<Cell, T>(c, w_hh, d.H, d.P, out.w_hh, team);
     if (out.w_hh_t == nullptr) return;
-    pack_columns<T>(w_hh, c.first_gates, d.H, d.P, out.w_hh_t, team);
+    pack_columns<T>(w_hh, c.first_gates, d.H, unit_room<Cell, T>(d.H), d.P, out.w_hh_t, team);
     if constexpr (CellSizes<Cell>::kIsProgram) {
         // Each product within a step has a block of its own.
         for_each_product(*cell.programs, [&](const RowOperation& product) {
             const std::int64_t first = product.first_gate;
-            pack_columns<T>(w_hh + first * d.H * d.P, product.count, d.H, d.P,
+            pack_columns<T>(w_hh + first * d.H * d.P, product.count, d.H, padded<T>(d.H), d.P,
                             out.w_hh_t + first * padded<T>(d.H) * padded<T>(d.P), team);
         });
     }
@@ -303,8 +303,8 @@ void pack(const RecurrentCell& cell, const Dims& d, const Params<const T>& param
     pack_units<T>(cell, d, params, out.units);
     if (d.projected) pack_rows<T>(w_hr, 1, d.P, d.H, out.w_hr, team, 0);
     if (backward) {
-        pack_columns<T>(w_ih, c.G, d.H, d.I, out.w_ih_t, team);
-        if (d.projected) pack_columns<T>(w_hr, 1, d.P, d.H, out.w_hr_t, team);
+        pack_columns<T>(w_ih, c.G, d.H, unit_room<Cell, T>(d.H), d.I, out.w_ih_t, team);
+        if (d.projected) pack_columns<T>(w_hr, 1, d.P, d.P, d.H, out.w_hr_t, team);
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "cells/call.h"
 #include "cpu/kernels.h"
+#include "cpu/layout.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -50,5 +51,12 @@ struct CellSizes<ProgramCell> {
           passes_h(multiplies_h && first_gates > 0),
           staged(cell.programs->staged) {}
 };
+
+// Units that each gate has room for in gate gradients, [panel][row][G][L]. In the last panel the gates of a compiled cell stand
+// side by side, however few units it has, which products over them then read without padding; a program's are whole vectors.
+template <class Cell, class T>
+constexpr std::int64_t unit_room(std::int64_t units) {
+    return CellSizes<Cell>::kIsProgram ? padded<T>(units) : units;
+}
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -39,7 +39,7 @@ void pack_decoder_columns(const DecoderArgs<T>& args, void* block, Team& team, i
     const auto mine = [&] { return item++ % team.size() == member; };
     const auto columns = [&](const T* from, std::int64_t gates, std::int64_t units, std::int64_t n, T* out,
                              std::int64_t stride) {
-        pack_columns<T>(from, gates, units, n, out, team, member, stride);
+        pack_columns<T>(from, gates, units, padded<T>(units), n, out, team, member, stride);
     };
     if (mine()) columns(w.w_hh, s.G, H, H, to.h, H);
     if (mine()) columns(w.w_ih + I, s.G, H, s.F, to.fed, input);
@@ -260,7 +260,7 @@ class DecoderGradients : DecoderPlaces<T> {
                  const Store& store) {
         const std::int64_t count = panels_of<T>(columns), at_once = panels_at_once<1>(kRowGroup);
         const T* const* const all = args.a;
-        args.b_panel = panel_depth<T>(args.chunks * args.chunk_len) * L;
+        args.b_panel = panel_depth<T>(args.depth()) * L;
         for (std::int64_t u = 0; u < count; u += at_once) {
             for (std::int64_t r = rows.begin; r < rows.end; r += kRowGroup) {
                 args.a = all + r;
