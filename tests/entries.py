@@ -315,12 +315,6 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
         free=frozenset({"logits"}),
     ),
     "dropout": lambda: Entry(_core.dropout, {"x": draw(B, I), "p": 0.5, "seed": 1, "offset": 0}, unbound=X),
-    "add_weight_dropout": lambda: Entry(
-        _core.add_weight_dropout,
-        {"x": draw(B, I), "p": 0.5, "seed": 1, "offset": 0, "out": draw(B, I)},
-        frozenset({"out"}),
-        free=X,
-    ),
     "sgd_step": lambda: Entry(
         _core.sgd_step,
         _optimiser(("param", "grad", "momentum_buf"), SGD),

@@ -27,10 +27,18 @@ def hidden_names(module: Any) -> list[str]:
 
 def masks_of(module: Any, tape: Any) -> dict[str, Array]:
     """The factors, 0 or 1/(1-p), of each weight_hh in the call that made the tape."""
-    masks = {name: np.zeros_like(module.parameters[name]) for name in hidden_names(module)}
-    for mask, drop in zip(masks.values(), tape.weight_dropout, strict=True):
-        _core.add_weight_dropout(np.ones_like(mask), *drop, mask)
-    return masks
+    shapes = {name: module.parameters[name].shape for name in hidden_names(module)}
+    pairs = zip(shapes.items(), tape.weight_dropout, strict=True)
+    return {name: factors(shape, *drop).astype(module.dtype) for (name, shape), drop in pairs}
+
+
+def factors(shape: tuple[int, ...], p: float, seed: int, stream: int) -> Array:
+    """The lower and the upper halves of each Philox word, where dropout takes whole words."""
+    size = int(np.prod(shape))
+    words = philox(np.arange(-(-size // 8)), stream, seed)
+    halves = np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=2).ravel()[:size]
+    kept: Array = halves >= round(p * 2**16)
+    return (kept / (1 - p) if p < 1 else 0.0 * kept).reshape(shape)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -157,22 +165,34 @@ def test_kernels_refuse_masks_that_are_none() -> None:
 def test_the_ends_of_the_rate(p: float) -> None:
     """p = 0 keeps every element as it is, p = 1 none."""
     x = normal(257)
-    want = x if p == 0 else np.zeros_like(x)
-    assert np.array_equal(_core.dropout(x, p, 3, 4), want)
-    total = np.ones_like(x)
-    _core.add_weight_dropout(x, p, 3, 4, total)
-    assert np.array_equal(total, 1 + want)
+    assert np.array_equal(_core.dropout(x, p, 3, 4), x if p == 0 else np.zeros_like(x))
+    assert_kernel_masks(7, p, "float64")
 
 
-@pytest.mark.parametrize("n", [1, 37, 256, 20001])
-def test_a_weight_takes_half_a_word(n: int) -> None:
-    """Of the words of each block the lower halves and the upper ones, where dropout takes whole words."""
-    words = philox(np.arange(-(-n // 8)), 4, 3)
-    halves = np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=2).ravel()[:n]
-    for p in (0.1, 0.5, 0.7):
-        mask = np.zeros(n, np.float32)
-        _core.add_weight_dropout(np.ones(n, np.float32), p, 3, 4, mask)
-        np.testing.assert_array_equal(mask != 0, halves >= round(p * 2**16))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("hidden", [1, 6, 16, 145])
+def test_a_mask_on_weights_of_any_size(hidden: int, dtype: str) -> None:
+    """Masks whose elements fill no byte, no word and no vector, with rates that are no multiple of 2^-16."""
+    for p in (1e-6, 0.1, 0.5, 0.7):
+        assert_kernel_masks(hidden, p, dtype)
+
+
+def assert_kernel_masks(hidden: int, p: float, dtype: str) -> None:
+    """y and the gradients of the kernels have the bits of those with weights that were masked before."""
+    rng = np.random.default_rng(hidden)
+    x, w_ih, w_hh = (rng.standard_normal(s).astype(dtype) for s in ((4, 3, 2), (hidden, 2), (hidden, hidden)))
+    w_hh.ravel()[::3] = 0.0  # weights that are zero have gradients where they are kept
+    drop = (p, 2**40 + 5, 2**33 + 4)
+    mask = factors(w_hh.shape, *drop).astype(dtype)
+    y, _, tape = _core.forward("rnn_tanh", x, (w_ih, w_hh, None, None, None), save=True, hidden_drop=drop)
+    expected, _, plain = _core.forward("rnn_tanh", x, (w_ih, w_hh * mask, None, None, None), save=True)
+    assert np.array_equal(y, expected)
+    dy, before = rng.standard_normal(y.shape).astype(dtype), rng.standard_normal(w_hh.shape).astype(dtype)
+    sums = (np.zeros_like(w_ih), before.copy(), None, None, None)
+    dx, _, _ = _core.backward(tape, dy, None, sums, True)
+    wanted, _, (dw_ih, dw_hh, *_) = _core.backward(plain, dy, None, None, True)
+    assert np.array_equal(dx, wanted) and np.array_equal(sums[0], dw_ih)
+    assert np.array_equal(sums[1], before + dw_hh * mask)
 
 
 def test_it_stays_what_the_network_was_made_with() -> None:

@@ -33,13 +33,29 @@ class TypedBackwardCall final : public BackwardCall {
         for (std::size_t i = 0; i < a.grads.size(); ++i) {
             problem_.dparams.of[i] = a.grads[i].mutable_data<T>();
         }
+        const int hidden = hidden_weight(typed.cell);
+        if (typed.weights->kept.data() == nullptr || problem_.dparams.of[hidden] == nullptr) return;
+        hidden_sum_ = problem_.dparams.of[hidden];
+        masked_ =
+            AlignedBuffer(a.grads.at(static_cast<std::size_t>(hidden)).size() * std::int64_t{sizeof(T)});
+        problem_.dparams.of[hidden] = masked_.as<T>();
     }
 
     CallCost cost() const override { return {problem_.dims, tape_->cell.gates, true}; }
     std::int64_t workspace(int threads) const override {
         return kernels().backward_workspace(tape_->cell, problem_.dims, problem_.saved == nullptr, threads);
     }
-    void run(Team& team, void* workspace) override { kernels().backward(problem_, team, workspace); }
+    void run(Team& team, void* workspace) override {
+        if (masked_.data() != nullptr) {
+            std::memset(masked_.data(), 0, static_cast<std::size_t>(masked_.bytes()));
+        }
+        kernels().backward(problem_, team, workspace);
+        if (hidden_sum_ == nullptr || team.was_cancelled()) return;
+        const auto& weights = *static_cast<const TypedTape<T>&>(*tape_).weights;
+        layer_table<T>().add_masked(masked_.bytes() / std::int64_t{sizeof(T)},
+                                    weights.kept.template as<std::uint8_t>(), weights.p, masked_.as<T>(),
+                                    hidden_sum_, team);
+    }
 
     void leave_rows() override {
         const Dims& d = problem_.dims;
@@ -57,6 +73,7 @@ class TypedBackwardCall final : public BackwardCall {
             arrays_.rows.append(arrays_.rows[2]);
         }
         problem_.dparams = {};
+        hidden_sum_ = nullptr;
     }
 
     void part() override {
@@ -89,6 +106,9 @@ class TypedBackwardCall final : public BackwardCall {
     }
 
     BackwardProblem<T> problem_{};
+    // Of a W_hh with a mask: where its gradient goes, and that of what the mask makes of it.
+    T* hidden_sum_ = nullptr;
+    AlignedBuffer masked_;
     AlignedBuffer addend_;
     Sequence<T> sum_{};
 };

@@ -104,7 +104,7 @@ AlignedBuffer::AlignedBuffer(std::int64_t bytes) : bytes_(bytes) {
     std::tie(data_, capacity_) = spares().take(bytes);
     if (data_ != nullptr) return;
     capacity_ = std::max<std::int64_t>((bytes + kCacheLine - 1) / kCacheLine, 1) * kCacheLine;
-    const bool large = bytes >= 2 * kHugePage;
+    const bool large = bytes >= kHugePage;
     const auto alignment = static_cast<std::size_t>(large ? kHugePage : kCacheLine);
     const auto size = static_cast<std::size_t>(capacity_);
     if (posix_memalign(&data_, alignment, size) != 0) {

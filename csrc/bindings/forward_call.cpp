@@ -3,19 +3,12 @@
 
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "bindings/run.h"
 
 namespace fusedrnn {
 namespace {
-
-// The place of W_hh among the parameters, -1 for none.
-int hidden_weight(const RecurrentCell& cell) {
-    for (int i = 0; i < cell.parameter_count; ++i) {
-        if (cell.parameters[i].role == Role::kHiddenWeight) return i;
-    }
-    return -1;
-}
 
 // A checked call, before its element type is known.
 struct Request {
@@ -54,13 +47,15 @@ class TypedForwardCall final : public ForwardCall {
     explicit TypedForwardCall(Request&& r) : cell_(r.cell), recompute_(r.recompute) {
         const Dims& dims = r.weights.dims;
         const Params<const T> params = r.weights.pointers<T>();
+        const T* w_hh = nullptr;
+        Params<const T> rest = params;
+        if (r.hidden_drop) std::swap(w_hh, rest.of[hidden_weight(cell_)]);
         Team team(1);
         run_released(team, [&] {
-            weights_ = r.cache != nullptr ? r.cache->get<T>(cell_, dims, params, r.save, r.version, team)
-                                          : pack_weights<T>(cell_, dims, params, r.save, Identity{}, team);
+            weights_ = r.cache != nullptr ? r.cache->get<T>(cell_, dims, rest, r.save, r.version, team)
+                                          : pack_weights<T>(cell_, dims, rest, r.save, Identity{}, team);
             if (!r.hidden_drop || team.was_cancelled()) return;
-            weights_ =
-                drop_hidden<T>(weights_, params.of[hidden_weight(cell_)], *r.hidden_drop, r.save, team);
+            weights_ = drop_hidden<T>(weights_, w_hh, *r.hidden_drop, r.save, team);
         });
         in_ = std::move(r.in);
         y_ = std::move(r.out.y);

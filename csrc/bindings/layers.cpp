@@ -293,23 +293,6 @@ py::array dropout(const py::object& x_, const py::object& p_, const py::object& 
     return y;
 }
 
-void add_weight_dropout(const py::object& x_, const py::object& p_, const py::object& seed_,
-                        const py::object& offset_, const py::object& out_) {
-    const Array x = Array::floats(x_, "x").contiguous();
-    const double p = finite_number(p_, "p");
-    require(p >= 0 && p <= 1, "p", "a number in [0, 1]", p);
-    const std::uint64_t seed = unsigned_integer(seed_, "seed"), offset = unsigned_integer(offset_, "offset");
-    Array out = Array::like(out_, "out", x).apart_from(x);
-    out.shape_of(x).writable();
-    by_dtype(x.dtype(), [&]<class T>() {
-        Team team(threads_for(4.0 * static_cast<double>(x.size())));
-        run_released(team, [&] {
-            layer_table<T>().add_weight_dropout(x.size(), x.data<T>(), out.mutable_data<T>(), p, seed, offset,
-                                                team);
-        });
-    });
-}
-
 }  // namespace
 
 void bind_layers(py::module_& m) {
@@ -337,8 +320,6 @@ void bind_layers(py::module_& m) {
           "(N, C); with `mean`, losses and gradient are divided by that count, and 0 if it is 0.");
     m.def("dropout", &dropout, arg("x"), arg("p"), arg("seed"), arg("offset"), arg("out") = py::none(),
           "Return x / (1 - p) where element e of stream (seed, offset) is kept, else 0; out may be x.");
-    m.def("add_weight_dropout", &add_weight_dropout, arg("x"), arg("p"), arg("seed"), arg("offset"),
-          arg("out"), "Add to out what the mask of a weight in this stream makes of its gradient x.");
 }
 
 }  // namespace fusedrnn

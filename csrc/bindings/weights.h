@@ -28,6 +28,27 @@ struct Identity {
     }
 };
 
+// The place of W_hh among the parameters, -1 for none.
+inline int hidden_weight(const RecurrentCell& cell) {
+    for (int i = 0; i < cell.parameter_count; ++i) {
+        if (cell.parameters[i].role == Role::kHiddenWeight) return i;
+    }
+    return -1;
+}
+
+// Whether all that the cell has of W_hh is among the parameters.
+template <class T>
+bool has_hidden(const RecurrentCell& cell, const Params<const T>& params) {
+    const int place = hidden_weight(cell);
+    return place < 0 || params.of[place] != nullptr;
+}
+
+// Dropout on W_hh in one call.
+struct Drop {
+    double p;
+    std::uint64_t seed, offset;
+};
+
 // Immutable once packed: tapes and concurrent calls hold it by shared_ptr while a newer one takes its place.
 template <class T>
 struct WeightBlock {
@@ -36,11 +57,14 @@ struct WeightBlock {
     Identity identity;
     Dims dims;
     const RecurrentCell* cell;
-    bool backward;
-    std::shared_ptr<const WeightBlock> others;  // has all weights but W_hh, where `memory` has W_hh alone
+    bool backward, hidden;  // whether it has what backward reads, and W_hh
+    // Where `memory` has W_hh alone, with a mask on it: the mask, its rate, and all other weights.
+    AlignedBuffer kept;
+    double p;
+    std::shared_ptr<const WeightBlock> others;
 };
 
-// Called without the GIL, by the first member of the team; unfinished once the team is cancelled.
+// Called without the GIL, by the first member of the team; unfinished once the team is cancelled. Without W_hh the rest.
 template <class T>
 std::shared_ptr<const WeightBlock<T>> pack_weights(const RecurrentCell& cell, const Dims& dims,
                                                    const Params<const T>& params, bool backward,
@@ -53,33 +77,33 @@ std::shared_ptr<const WeightBlock<T>> pack_weights(const RecurrentCell& cell, co
     block->dims = dims;
     block->cell = &cell;
     block->backward = backward;
+    block->hidden = has_hidden(cell, params);
     return block;
 }
 
-// The mask of dropout on W_hh in one call.
-struct Drop {
-    double p;
-    std::uint64_t seed, offset;
-};
-
-// `all`, but W_hh is the one given, with that mask. Called as pack_weights.
+// `others`, and W_hh, which is the one given, with a mask. Called as pack_weights.
 template <class T>
-std::shared_ptr<const WeightBlock<T>> drop_hidden(std::shared_ptr<const WeightBlock<T>> all, const T* w_hh,
+std::shared_ptr<const WeightBlock<T>> drop_hidden(std::shared_ptr<const WeightBlock<T>> others, const T* w_hh,
                                                   const Drop& drop, bool backward, Team& team) {
-    const RecurrentCell& cell = *all->cell;
+    const RecurrentCell& cell = *others->cell;
     const RecurrentKernels<T>& kernels = cell.kernels<T>();
-    const std::int64_t size = cell.gates * all->dims.H * all->dims.P;
-    const AlignedBuffer dropped(size * static_cast<std::int64_t>(sizeof(T)));
-    layer_table<T>().weight_dropout(size, w_hh, dropped.as<T>(), drop.p, drop.seed, drop.offset, team);
+    const std::int64_t size = cell.gates * others->dims.H * others->dims.P;
     auto block = std::make_shared<WeightBlock<T>>();
-    block->memory = AlignedBuffer(kernels.hidden_bytes(cell, all->dims, backward));
-    block->packed = all->packed;
-    kernels.pack_hidden(cell, all->dims, dropped.as<T>(), backward, block->memory.data(), block->packed,
+    block->kept = AlignedBuffer((size + 7) / 8);
+    block->p = drop.p;
+    auto* const kept = static_cast<std::uint8_t*>(block->kept.data());
+    layer_table<T>().draw_mask(size, drop.p, drop.seed, drop.offset, kept, team);
+    const AlignedBuffer masked(size * static_cast<std::int64_t>(sizeof(T)));
+    layer_table<T>().mask(size, kept, drop.p, w_hh, masked.as<T>(), team);
+    block->memory = AlignedBuffer(kernels.hidden_bytes(cell, others->dims, backward));
+    block->packed = others->packed;
+    kernels.pack_hidden(cell, others->dims, masked.as<T>(), backward, block->memory.data(), block->packed,
                         team);
-    block->dims = all->dims;
+    block->dims = others->dims;
     block->cell = &cell;
     block->backward = backward;
-    block->others = std::move(all);
+    block->hidden = true;
+    block->others = std::move(others);
     return block;
 }
 
@@ -141,7 +165,8 @@ class WeightCache {
         {
             const std::lock_guard<std::mutex> lock(fork_safe_mutex(this));
             const auto& held = slot<T>();
-            if (held != nullptr && fits(*held, cell, dims, backward, identity)) return held;
+            if (held != nullptr && fits(*held, cell, dims, backward, has_hidden(cell, given), identity))
+                return held;
         }
         Params<const T> params = given;
         AlignedBuffer copy;
@@ -170,10 +195,10 @@ class WeightCache {
   private:
     template <class T>
     static bool fits(const WeightBlock<T>& held, const RecurrentCell& cell, const Dims& d, bool backward,
-                     const Identity& identity) {
+                     bool hidden, const Identity& identity) {
         return held.cell == &cell && held.dims.I == d.I && held.dims.H == d.H && held.dims.P == d.P &&
                held.dims.projected == d.projected && (held.backward || !backward) &&
-               held.identity == identity;
+               (held.hidden || !hidden) && held.identity == identity;
     }
     template <class T>
     std::shared_ptr<const WeightBlock<T>>& slot() {

@@ -164,7 +164,7 @@ inline constexpr const char* kCellDefinition = "fusedrnn.CellDefinition";
 template <class T>
 struct RecurrentKernels {
     // Bytes of the packed weights; pack() sets the pointers into `block`, aligned to 64, and fills it, with one thread;
-    // it ends early once the team is cancelled.
+    // it ends early once the team is cancelled. Without W_hh the rest.
     std::int64_t (*packed_bytes)(const RecurrentCell&, const Dims&, bool backward);
     void (*pack)(const RecurrentCell&, const Dims&, const Params<const T>&, bool backward, void* block,
                  Packed<T>& out, Team&);

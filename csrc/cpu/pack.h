@@ -255,7 +255,7 @@ std::int64_t packed_bytes(const RecurrentCell& cell, const Dims& d, bool backwar
 template <class Cell, class T>
 void fill_hidden(const CellSizes<Cell>& c, const RecurrentCell& cell, const Dims& d, const T* w_hh,
                  const Packed<T>& out, Team& team) {
-    if (!c.multiplies_h) return;
+    if (!c.multiplies_h || w_hh == nullptr) return;
     pack_gates<Cell, T>(c, w_hh, d.H, d.P, out.w_hh, team);
     if (out.w_hh_t == nullptr) return;
     pack_columns<T>(w_hh, c.first_gates, d.H, unit_room<Cell, T>(d.H), d.P, out.w_hh_t, team);

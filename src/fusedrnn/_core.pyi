@@ -209,7 +209,7 @@ class ForwardCall(LayerCall):
         state_out: _State | None = None,
         tape_out: _Array | None = None,  # (n,) of x's dtype; the tape is in it
         hidden_drop: tuple[float, int, int]
-        | None = None,  # (p, seed, offset) of a mask on weight_hh, as add_weight_dropout's
+        | None = None,  # (p, seed, offset) of a mask on weight_hh, csrc/layers/dropout.h
     ) -> None: ...
     # Before it runs: the masks of the cell are drawn, not their expectation taken.
     def draw_masks(self, seed: int, offset: int) -> None: ...
@@ -502,7 +502,6 @@ def transducer_gradient(
     factor: float,
     clamp: float,
 ) -> _Array: ...
-def add_weight_dropout(x: _Array, p: float, seed: int, offset: int, out: _Array) -> None: ...
 def dropout(x: _Array, p: float, seed: int, offset: int, out: _Array | None = None) -> _Array: ...
 def sgd_step(
     param: _Array,

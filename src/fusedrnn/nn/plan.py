@@ -138,19 +138,6 @@ class Part:
         """Return the gradients that backward adds to: none of a frozen network."""
         return (None,) * len(self.grads) if frozen else self.grads
 
-    def apart(self, index: int, frozen: bool) -> Weights:
-        """Return `sums`, but for the one at `index` zeros of its own, which `add_masked` adds."""
-        sums = self.sums(frozen)
-        if (target := sums[index]) is None:
-            return sums
-        return (*sums[:index], np.zeros(target.shape, target.dtype), *sums[index + 1 :])
-
-    def add_masked(self, index: int, sums: Weights, drop: tuple[float, int, int]) -> None:
-        """Add the gradient of a masked weight to that of the weight."""
-        target, gradient = self.grads[index], sums[index]
-        if target is not None and gradient is not None:
-            _core.add_weight_dropout(gradient, *drop, target)
-
 
 @dataclass(frozen=True, slots=True)
 class NetworkPlan:

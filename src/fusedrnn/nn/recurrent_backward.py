@@ -61,13 +61,9 @@ def backward_layers(
     dresets = None
     if joints is not None and joints.learned_reset and not module._frozen:
         dresets = [np.zeros_like(dstart) for dstart in dstarts]
-    hidden = -1
     sums_of: dict[int, Weights] = {}
-    if any(tape.weight_dropout):
-        hidden = network.spec.parameter_names.index("weight_hh")
     for part in (part for parts in module._plan.layers for part in parts):
-        masked = tape.weight_dropout[part.row] is not None
-        sums = part.apart(hidden, module._frozen) if masked else part.sums(module._frozen)
+        sums = part.sums(module._frozen)
         sums_of[part.row] = folds[part.row].apart(sums, module._frozen) if folds else sums
     targets = [inputs, *_between(module, tape, dtype)]
     stages: list[list[Any]] = []
@@ -82,7 +78,7 @@ def backward_layers(
         flow = targets[layer]
     work = on.kernels.StagedCalls(stages)
     # Dropout is a call of its own, and so is what lies between layers.
-    whole = on is CPU and joints is None and not any(tape.dropout) and not any(tape.weight_dropout)
+    whole = on is CPU and joints is None and not any(tape.dropout)
     # One call that adds to the gradients has no others that it could come without.
     alone = on is CPU and len(sums_of) == 1
     with (
@@ -95,8 +91,6 @@ def backward_layers(
             for part, (_, starts, _) in zip(module._plan.layers[layer], work.run(), strict=True):
                 for dstart, start in zip(dstarts, starts, strict=True):
                     dstart[part.row, :, : start.shape[1]] = start
-                if (mask := tape.weight_dropout[part.row]) is not None:
-                    part.add_masked(hidden, sums_of[part.row], mask)
                 if folds:
                     suffix = module._suffixes(layer)[part.row - module._plan.layers[layer][0].row]
                     grads = None if module._frozen else module._own_grads
