@@ -31,11 +31,16 @@ def _times(a: Array, b: Array) -> Array:
     return product
 
 
+def _add_transposed_times(total: Array, a: Array, b: Array) -> Array:
+    """Add a^T b to total (K, M) for a (N, K) and b (N, M); return total."""
+    unread = np.empty_like(total)  # stands for the weight, which no gradient of b asks for
+    _core.linear_backward(b, unread, a, total, None, False)
+    return total
+
+
 def _transposed_times(a: Array, b: Array) -> Array:
     """Return a^T b for a (N, K) and b (N, M)."""
-    product = np.zeros((a.shape[1], b.shape[1]), a.dtype)
-    _core.linear_backward(b, product.copy(), a, product, None, False)
-    return product
+    return _add_transposed_times(np.zeros((a.shape[1], b.shape[1]), a.dtype), a, b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +50,26 @@ class Moments:
     Attributes:
         counts: (T, B) bool, None for all.
         number: N, how many of them count.
-        mean: (I,), in float64.
-        centred: (N, I), less their mean.
+        rows: (N + 1, I), the steps less their mean, and below them the mean.
         covariance: (I, I), without Bessel's correction; None with fewer steps than features, which are less
             work as they are.
     """
 
     counts: Array | None
     number: int
-    mean: Array
-    centred: Array
+    rows: Array
     covariance: Array | None
+
+    @property
+    def centred(self) -> Array:
+        """The steps less their mean, (N, I)."""
+        return self.rows[:-1]
+
+    @property
+    def mean(self) -> Array:
+        """Of the steps, (I,)."""
+        mean: Array = self.rows[-1]
+        return mean
 
     @classmethod
     def of(cls, steps: Array, ends: Array | None) -> Moments:
@@ -69,20 +83,21 @@ class Moments:
         if ends is not None and ends.shape == steps.shape[1:2]:
             counts = np.arange(len(steps))[:, None] < ends
         seq_len, batch, size = steps.shape
-        rows = steps.reshape(seq_len * batch, size) if counts is None else steps[counts]
-        if len(rows) == 1:
+        given = steps.reshape(seq_len * batch, size) if counts is None else steps[counts]
+        if len(given) == 1:
             raise ValueError(
                 "batch_norm: expected two steps that count or more in training mode, got 1, which has no "
                 "variance; use eval()"
             )
-        number = max(len(rows), 1)
+        number = max(len(given), 1)
+        rows, covariance = np.empty((len(given) + 1, size), steps.dtype), None
         with np.errstate(all="ignore"):
-            mean = rows.sum(axis=0, dtype=np.float64) / number
-            centred = rows - mean.astype(rows.dtype)
-            covariance = None
-            if number >= len(mean):
-                covariance = _transposed_times(centred, centred) / rows.dtype.type(number)
-        return cls(counts, number, mean, centred, covariance)
+            rows[-1] = given.sum(axis=0, dtype=np.float64) / number
+            np.subtract(given, rows[-1], out=rows[:-1])
+            if number >= size:
+                covariance = _transposed_times(rows[:-1], rows[:-1])
+                covariance /= steps.dtype.type(number)
+        return cls(counts, number, rows, covariance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +138,12 @@ class Fold:
             if moments is None:
                 mean, var = (own[name + suffix].astype(np.float64) for name in (MEAN, VAR))
             else:
-                centre = moments.mean.astype(weight.dtype)[None]
-                mean = _core.linear_forward(centre, weight, None)[0].astype(np.float64)
                 if moments.covariance is None:
-                    spread = _core.linear_forward(moments.centred, weight, None)
+                    products = _core.linear_forward(moments.rows, weight, None)
+                    spread, mean = products[:-1], products[-1].astype(np.float64)
                     var = np.square(spread).sum(axis=0, dtype=np.float64) / moments.number
                 else:
+                    mean = np.einsum("gi,i->g", weight, moments.mean).astype(np.float64)
                     spread = _times(weight, moments.covariance)
                     var = (spread * weight).sum(axis=1, dtype=np.float64).clip(0.0)
             rstd = 1.0 / np.sqrt(var + EPS)
@@ -145,7 +160,7 @@ class Fold:
         kept = self.weight.nbytes * 2 + self.gain.nbytes * 4
         if self.moments is None or self.spread is None:
             return kept
-        return kept + self.spread.nbytes + self.moments.centred.nbytes
+        return kept + self.spread.nbytes + self.moments.rows.nbytes
 
     def learn(self, running: Mapping[str, Any], suffix: str) -> None:
         """Let the running mean and variance, this one with Bessel's correction, move."""
@@ -178,20 +193,21 @@ class Fold:
             scale = (self.gain * self.rstd).astype(kind)
             products = np.einsum("gi,gi->g", dweight, self.weight).astype(np.float64)
             dgain = self.rstd * (products - self.mean * dbias)
-            # What the variance takes from the gradient of W x, of each of its N values where these are kept.
+            # What variance and mean add to the gradient of W x: to each of its N values, where these are kept,
+            # and, in the last row, to all together.
             factor = (dgain * self.rstd).astype(kind)
             each = kind.type(1.0 if moments is None else 1.0 / moments.number)
-            flow = (
-                None if moments is None or moments.covariance is not None else self.spread * (factor * each)
-            )
+            flow = None
+            if moments is not None and moments.covariance is None and self.spread is not None:
+                flow = np.empty((len(moments.rows), len(dbias)), kind)
+                np.multiply(self.spread, factor * -each, out=flow[:-1])
+                np.negative(dbias, out=flow[-1])
             if grads is not None:
-                if moments is not None:
-                    dweight -= dbias[:, None] * moments.mean.astype(kind)
-                    dweight -= (
-                        self.spread * factor[:, None]
-                        if flow is None
-                        else _transposed_times(flow, moments.centred)
-                    )
+                if flow is not None and moments is not None:
+                    _add_transposed_times(dweight, flow, moments.rows)
+                elif moments is not None:
+                    dweight -= dbias[:, None] * moments.mean
+                    dweight -= self.spread * factor[:, None]
                 dweight *= scale[:, None]
                 grads["weight_ih" + suffix] += dweight
                 grads[GAIN + suffix] += dgain
@@ -203,13 +219,14 @@ class Fold:
             if scaled is None:
                 raise AssertionError
             if flow is None:
-                through = _transposed_times(self.weight * (factor * each)[:, None], scaled)
-                rows = _times(moments.centred, through)
-                rows += _times((dbias * each)[None], scaled)
+                through = _transposed_times(scaled, self.weight * (factor * -each)[:, None])
+                moved = np.einsum("g,gi->i", dbias * -each, scaled)
+                rows = _core.linear_forward(moments.centred, through, moved)
             else:
-                flow += dbias * each
-                rows = _times(flow, scaled)
+                products = _times(flow, scaled)
+                rows = products[:-1]
+                rows += products[-1] * each
             if moments.counts is None:
-                dx -= rows.reshape(dx.shape)
+                dx += rows.reshape(dx.shape)
             else:
-                dx[moments.counts] -= rows
+                dx[moments.counts] += rows
