@@ -96,6 +96,30 @@ FUSEDRNN_INLINE void philox_wide(const std::uint64_t* block, std::uint64_t strea
 inline constexpr int kPhiloxBlocks = 16;
 #endif
 
+// Bit h: whether half h of 16 words, the lower one of each first, is above `last`.
+FUSEDRNN_INLINE std::uint32_t halves_above(const std::uint32_t* words, std::uint16_t last) {
+#ifdef __AVX512BW__
+    return _mm512_cmpgt_epu16_mask(_mm512_loadu_si512(words), _mm512_set1_epi16(static_cast<short>(last)));
+#elif defined(__AVX2__)
+    const auto* const from = reinterpret_cast<const __m256i*>(words);
+    const __m256i most = _mm256_set1_epi16(static_cast<short>(last));
+    const auto up_to = [&](__m256i halves) {
+        return _mm256_cmpeq_epi16(_mm256_max_epu16(halves, most), most);
+    };
+    const __m256i both =
+        _mm256_packs_epi16(up_to(_mm256_loadu_si256(from)), up_to(_mm256_loadu_si256(from + 1)));
+    // Packing takes turns between the halves of both.
+    return ~static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(both, 0xD8)));
+#else
+    std::uint32_t bits = 0;
+    for (int w = 0; w < 16; ++w) {
+        bits |= (words[w] & 0xFFFF) > last ? 1u << 2 * w : 0u;
+        bits |= words[w] >> 16 > last ? 2u << 2 * w : 0u;
+    }
+    return bits;
+#endif
+}
+
 // philox() of many blocks under one seed and stream.
 class PhiloxBlocks {
   public:
@@ -121,6 +145,13 @@ class PhiloxBlocks {
             for (int w = 0; w < 4; ++w) words[4 * i + w] = four[w];
         }
 #endif
+    }
+
+    // The words of blocks that follow each other.
+    FUSEDRNN_INLINE void draw_from(std::int64_t first, std::uint32_t (&words)[4 * kPhiloxBlocks]) const {
+        std::uint64_t block[kPhiloxBlocks];
+        for (int b = 0; b < kPhiloxBlocks; ++b) block[b] = static_cast<std::uint64_t>(first + b);
+        draw(block, words);
     }
 
   private:

@@ -34,7 +34,7 @@ class TypedBackwardCall final : public BackwardCall {
             problem_.dparams.of[i] = a.grads[i].mutable_data<T>();
         }
         const int hidden = hidden_weight(typed.cell);
-        if (typed.weights->kept.data() == nullptr || problem_.dparams.of[hidden] == nullptr) return;
+        if (typed.weights->mask.kept == nullptr || problem_.dparams.of[hidden] == nullptr) return;
         hidden_sum_ = problem_.dparams.of[hidden];
         masked_ =
             AlignedBuffer(a.grads.at(static_cast<std::size_t>(hidden)).size() * std::int64_t{sizeof(T)});
@@ -51,10 +51,9 @@ class TypedBackwardCall final : public BackwardCall {
         }
         kernels().backward(problem_, team, workspace);
         if (hidden_sum_ == nullptr || team.was_cancelled()) return;
-        const auto& weights = *static_cast<const TypedTape<T>&>(*tape_).weights;
-        layer_table<T>().add_masked(masked_.bytes() / std::int64_t{sizeof(T)},
-                                    weights.kept.template as<std::uint8_t>(), weights.p, masked_.as<T>(),
-                                    hidden_sum_, team);
+        const HiddenMask<T>& mask = static_cast<const TypedTape<T>&>(*tape_).weights->mask;
+        layer_table<T>().add_masked(masked_.bytes() / std::int64_t{sizeof(T)}, mask.kept, mask.scale,
+                                    masked_.as<T>(), hidden_sum_, team);
     }
 
     void leave_rows() override {

@@ -58,9 +58,9 @@ struct WeightBlock {
     Dims dims;
     const RecurrentCell* cell;
     bool backward, hidden;  // whether it has what backward reads, and W_hh
-    // Where `memory` has W_hh alone, with a mask on it: the mask, its rate, and all other weights.
+    // Where `memory` has W_hh alone, with a mask on it: the mask, its memory, and all other weights.
+    HiddenMask<T> mask{};
     AlignedBuffer kept;
-    double p;
     std::shared_ptr<const WeightBlock> others;
 };
 
@@ -89,15 +89,14 @@ std::shared_ptr<const WeightBlock<T>> drop_hidden(std::shared_ptr<const WeightBl
     const RecurrentKernels<T>& kernels = cell.kernels<T>();
     const std::int64_t size = cell.gates * others->dims.H * others->dims.P;
     auto block = std::make_shared<WeightBlock<T>>();
-    block->kept = AlignedBuffer((size + 7) / 8);
-    block->p = drop.p;
+    block->kept = AlignedBuffer((size + 7) / 8 + kMaskRoom);
+    block->mask = {block->kept.template as<std::uint8_t>(),
+                   static_cast<T>(1.0 / (drop.p < 1.0 ? 1.0 - drop.p : 1.0))};
     auto* const kept = static_cast<std::uint8_t*>(block->kept.data());
     layer_table<T>().draw_mask(size, drop.p, drop.seed, drop.offset, kept, team);
-    const AlignedBuffer masked(size * static_cast<std::int64_t>(sizeof(T)));
-    layer_table<T>().mask(size, kept, drop.p, w_hh, masked.as<T>(), team);
     block->memory = AlignedBuffer(kernels.hidden_bytes(cell, others->dims, backward));
     block->packed = others->packed;
-    kernels.pack_hidden(cell, others->dims, masked.as<T>(), backward, block->memory.data(), block->packed,
+    kernels.pack_hidden(cell, others->dims, w_hh, block->mask, backward, block->memory.data(), block->packed,
                         team);
     block->dims = others->dims;
     block->cell = &cell;

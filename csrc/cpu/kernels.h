@@ -161,6 +161,15 @@ struct CellDefinition {
 // What the module of the CPU's kernels calls a capsule of one.
 inline constexpr const char* kCellDefinition = "fusedrnn.CellDefinition";
 
+// Of W_hh: bit e % 8 of byte e / 8 whether element e is kept, with kMaskRoom bytes after the last that may be read, and what
+// those are multiplied by.
+template <class T>
+struct HiddenMask {
+    const std::uint8_t* kept;
+    T scale;
+};
+inline constexpr std::int64_t kMaskRoom = 4;
+
 template <class T>
 struct RecurrentKernels {
     // Bytes of the packed weights; pack() sets the pointers into `block`, aligned to 64, and fills it, with one thread;
@@ -168,10 +177,10 @@ struct RecurrentKernels {
     std::int64_t (*packed_bytes)(const RecurrentCell&, const Dims&, bool backward);
     void (*pack)(const RecurrentCell&, const Dims&, const Params<const T>&, bool backward, void* block,
                  Packed<T>& out, Team&);
-    // The same of W_hh alone: other weights than the ones that `out` had.
+    // The same of W_hh alone, with a mask on it, in place of the one that `out` had.
     std::int64_t (*hidden_bytes)(const RecurrentCell&, const Dims&, bool backward);
-    void (*pack_hidden)(const RecurrentCell&, const Dims&, const T* w_hh, bool backward, void* block,
-                        Packed<T>& out, Team&);
+    void (*pack_hidden)(const RecurrentCell&, const Dims&, const T* w_hh, const HiddenMask<T>& mask,
+                        bool backward, void* block, Packed<T>& out, Team&);
     // Bytes of workspace, aligned to 64, for a team of the given size.
     std::int64_t (*forward_workspace)(const RecurrentCell&, const Dims&, int threads);
     void (*forward)(const ForwardProblem<T>&, Team&, void* workspace);

@@ -52,7 +52,6 @@ constexpr LayerTable<T> kTable = {
     .cross_entropy = cross_entropy<T>,
     .dropout = dropout<T>,
     .draw_mask = draw_mask,
-    .mask = mask<T>,
     .add_masked = add_masked<T>,
     .sgd_step = sgd_step<T>,
     .adam_step = adam_step<T>,

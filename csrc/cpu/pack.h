@@ -13,10 +13,30 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kPackWork = 8;  // of an element, in multiply-adds
 
-// Up to L rows of W, from k0 to k1, to their places in a panel: column l has row l, zeros where that is null. `to`: of k0.
+// What is packed of a weight: its elements,
 template <class T>
-FUSEDRNN_INLINE void pack_block(const T* const (&rows)[Vec<T>::kLanes], std::int64_t k0, std::int64_t k1,
-                                std::int64_t step, T* to) {
+struct Plain {
+    FUSEDRNN_INLINE Vec<T> load(const T* p, std::int64_t n) const { return load_part(p, n); }
+};
+// or what a mask makes of them.
+template <class T>
+struct Masked {
+    const T* w;
+    const HiddenMask<T>& mask;
+
+    FUSEDRNN_INLINE Vec<T> load(const T* p, std::int64_t n) const {
+        const std::int64_t element = p - w;
+        std::uint32_t bits;
+        __builtin_memcpy(&bits, mask.kept + element / 8, sizeof bits);
+        return select(Vec<T>::lanes(bits >> element % 8), load_part(p, n) * Vec<T>::set(mask.scale),
+                      Vec<T>::set(0));
+    }
+};
+
+// Up to L rows of W, from k0 to k1, to their places in a panel: column l has row l, zeros where that is null. `to`: of k0.
+template <class T, class Weight>
+FUSEDRNN_INLINE void pack_block(const Weight& weight, const T* const (&rows)[Vec<T>::kLanes], std::int64_t k0,
+                                std::int64_t k1, std::int64_t step, T* to) {
     constexpr int L = Vec<T>::kLanes;
     if constexpr (Transposes<Vec<T>>) {
         // Of a panel in pairs of bfloat16 a row is a word, two of the k.
@@ -26,10 +46,10 @@ FUSEDRNN_INLINE void pack_block(const T* const (&rows)[Vec<T>::kLanes], std::int
 #pragma GCC unroll 16
             for (int l = 0; l < L; ++l) {
                 const T* from = rows[l] + k;
-                words[l] = rows[l] != nullptr ? load_part(from, k1 - k) : Vec<T>::set(0);
+                words[l] = rows[l] != nullptr ? weight.load(from, k1 - k) : Vec<T>::set(0);
 #ifdef FUSEDRNN_BF16
                 if (rows[l] != nullptr)
-                    words[l] = neighbours(words[l], load_part(from + L, larger(0, k1 - k - L)));
+                    words[l] = neighbours(words[l], weight.load(from + L, larger(0, k1 - k - L)));
 #endif
             }
             transpose(words);
@@ -41,17 +61,19 @@ FUSEDRNN_INLINE void pack_block(const T* const (&rows)[Vec<T>::kLanes], std::int
         }
     } else {
         for (int l = 0; l < L; ++l) {
-            for (std::int64_t k = k0; k < k1; ++k)
-                to[(k - k0) * step + l] = rows[l] != nullptr ? rows[l][k] : T(0);
+            for (std::int64_t k = k0; k < k1; ++k) {
+                const Vec<T> one = rows[l] != nullptr ? weight.load(rows[l] + k, 1) : Vec<T>::set(0);
+                one.store_n(to + (k - k0) * step + l, 1);
+            }
         }
     }
 }
 
 // W (G*H, K) -> [H/L][K][G][L], or of bfloat16 [H/L][G][K/2][L]: the rows of W become columns; of the last panel see
 // gate_distance. `stride` is that of W's rows, K where it is 0.
-template <class T>
+template <class T, class Weight = Plain<T>>
 void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out, Team& team,
-               int member, std::int64_t stride = 0) {
+               int member, std::int64_t stride = 0, const Weight& weight = {}) {
     if (stride == 0) stride = k_size;
     constexpr int L = Vec<T>::kLanes;
     constexpr std::int64_t kBlock = kBf16 ? 2 * L : 16;  // of k: a cache line of each source row, or a tile
@@ -68,7 +90,7 @@ void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t 
                 rows[l] = g < gates && unit < left ? w + (g * units + j * L + unit) * stride : nullptr;
             }
             for (std::int64_t k0 = 0; k0 < k_size; k0 += kBlock) {
-                pack_block(rows, k0, smaller(k0 + kBlock, k_size), step,
+                pack_block(weight, rows, k0, smaller(k0 + kBlock, k_size), step,
                            out + panel_depth<T>(k0) * step + v * next);
             }
         }
@@ -110,9 +132,9 @@ class PanelWriter {
 
 // W (G*H, N) -> [N/L][K][L]: the rows of W are the k of the product, in the order of the gate gradients, where each gate has
 // `room` for units (unit_room): K = G * room, zeros past the units. `stride` is that of W's rows, N where it is 0.
-template <class T>
+template <class T, class Weight = Plain<T>>
 void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64_t room, std::int64_t n_size,
-                  T* out, Team& team, int member = 0, std::int64_t stride = 0) {
+                  T* out, Team& team, int member = 0, std::int64_t stride = 0, const Weight& weight = {}) {
     if (stride == 0) stride = n_size;
     using V = Vec<T>;
     constexpr int L = V::kLanes;
@@ -129,7 +151,7 @@ void pack_columns(const T* w, std::int64_t gates, std::int64_t units, std::int64
                 for (std::int64_t unit = j * L; unit < smaller((j + 1) * L, room); ++unit) {
                     const T* from = w + (g * units + unit) * stride + column;
                     for (int i = 0; i < count; ++i) {
-                        writers[i].put(unit < units ? load_part(from + i * L, n_size - column - i * L)
+                        writers[i].put(unit < units ? weight.load(from + i * L, n_size - column - i * L)
                                                     : V::set(0));
                     }
                 }
@@ -206,13 +228,13 @@ void pack_units(const RecurrentCell& cell, const Dims& d, const Params<const T>&
 }
 
 // W (G*H, K) -> what the products of a cell read: gates that they take together are interleaved.
-template <class Cell, class T>
+template <class Cell, class T, class Weight = Plain<T>>
 void pack_gates(const CellSizes<Cell>& c, const T* w, std::int64_t units, std::int64_t k_size, T* out,
-                Team& team) {
+                Team& team, const Weight& weight = {}) {
     constexpr int together = CellSizes<Cell>::kInterleaved;
     for (int g = 0; g < c.G; g += together) {
         pack_rows<T>(w + g * units * k_size, together, units, k_size,
-                     out + g * padded<T>(units) * panel_depth<T>(k_size), team, 0);
+                     out + g * padded<T>(units) * panel_depth<T>(k_size), team, 0, 0, weight);
     }
 }
 
@@ -252,19 +274,19 @@ std::int64_t packed_bytes(const RecurrentCell& cell, const Dims& d, bool backwar
 }
 
 // W_hh, to where `out` has it.
-template <class Cell, class T>
+template <class Cell, class T, class Weight = Plain<T>>
 void fill_hidden(const CellSizes<Cell>& c, const RecurrentCell& cell, const Dims& d, const T* w_hh,
-                 const Packed<T>& out, Team& team) {
+                 const Packed<T>& out, Team& team, const Weight& weight = {}) {
     if (!c.multiplies_h || w_hh == nullptr) return;
-    pack_gates<Cell, T>(c, w_hh, d.H, d.P, out.w_hh, team);
+    pack_gates<Cell, T>(c, w_hh, d.H, d.P, out.w_hh, team, weight);
     if (out.w_hh_t == nullptr) return;
-    pack_columns<T>(w_hh, c.first_gates, d.H, unit_room<Cell, T>(d.H), d.P, out.w_hh_t, team);
+    pack_columns<T>(w_hh, c.first_gates, d.H, unit_room<Cell, T>(d.H), d.P, out.w_hh_t, team, 0, 0, weight);
     if constexpr (CellSizes<Cell>::kIsProgram) {
         // Each product within a step has a block of its own.
         for_each_product(*cell.programs, [&](const RowOperation& product) {
             const std::int64_t first = product.first_gate;
             pack_columns<T>(w_hh + first * d.H * d.P, product.count, d.H, padded<T>(d.H), d.P,
-                            out.w_hh_t + first * padded<T>(d.H) * padded<T>(d.P), team);
+                            out.w_hh_t + first * padded<T>(d.H) * padded<T>(d.P), team, 0, 0, weight);
         });
     }
 }
@@ -279,13 +301,13 @@ std::int64_t hidden_bytes(const RecurrentCell& cell, const Dims& d, bool backwar
 }
 
 template <class Cell, class T>
-void pack_hidden(const RecurrentCell& cell, const Dims& d, const T* w_hh, bool backward, void* block,
-                 Packed<T>& out, Team& team) {
+void pack_hidden(const RecurrentCell& cell, const Dims& d, const T* w_hh, const HiddenMask<T>& mask,
+                 bool backward, void* block, Packed<T>& out, Team& team) {
     const CellSizes<Cell> c(cell);
     Arena arena(block);
     hidden_layout<Cell, T>(c, d, backward, arena, out);
     if (!backward) out.w_hh_t = nullptr;
-    fill_hidden<Cell, T>(c, cell, d, w_hh, out, team);
+    fill_hidden<Cell, T>(c, cell, d, w_hh, out, team, Masked<T>{w_hh, mask});
 }
 
 template <class Cell, class T>

@@ -73,11 +73,10 @@ struct LayerTable {
     void (*dropout)(std::int64_t n, const T* x, T* y, double p, std::uint64_t seed, std::uint64_t offset,
                     Team&);
     // The mask of a weight, bit e % 8 of byte e / 8 whether element e is kept, with draws of its own, whose rate is a
-    // multiple of 2^-16; y (n) = x / (1 - p) where kept, else 0; and y += that.
+    // multiple of 2^-16; and y (n) += x * scale where kept.
     void (*draw_mask)(std::int64_t n, double p, std::uint64_t seed, std::uint64_t offset, std::uint8_t* kept,
                       Team&);
-    void (*mask)(std::int64_t n, const std::uint8_t* kept, double p, const T* x, T* y, Team&);
-    void (*add_masked)(std::int64_t n, const std::uint8_t* kept, double p, const T* x, T* y, Team&);
+    void (*add_masked)(std::int64_t n, const std::uint8_t* kept, T scale, const T* x, T* y, Team&);
 
     // One step of the optimiser on n parameters. momentum_buf is null without momentum.
     void (*sgd_step)(std::int64_t n, T* param, const T* grad, T* momentum_buf, const SgdOptions&, Team&);

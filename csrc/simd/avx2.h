@@ -26,6 +26,12 @@ struct Vec<float> {
     static FUSEDRNN_INLINE __m256i first(int n) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kTail32 + 8 - n));
     }
+    // Lane l where bit l is set.
+    static FUSEDRNN_INLINE Mask lanes(std::uint32_t bits) {
+        const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), each);
+        return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, each));
+    }
     static FUSEDRNN_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static FUSEDRNN_INLINE Vec load_n(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
     static FUSEDRNN_INLINE Vec set(float x) { return {_mm256_set1_ps(x)}; }
@@ -42,6 +48,11 @@ struct Vec<double> {
 
     static FUSEDRNN_INLINE __m256i first(int n) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kTail64 + 4 - n));
+    }
+    static FUSEDRNN_INLINE Mask lanes(std::uint32_t bits) {
+        const __m256i each = _mm256_setr_epi64x(1, 2, 4, 8);
+        const __m256i set = _mm256_and_si256(_mm256_set1_epi64x(static_cast<long long>(bits)), each);
+        return _mm256_castsi256_pd(_mm256_cmpeq_epi64(set, each));
     }
     static FUSEDRNN_INLINE Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
     static FUSEDRNN_INLINE Vec load_n(const double* p, int n) { return {_mm256_maskload_pd(p, first(n))}; }

@@ -20,6 +20,8 @@ struct Vec<float> {
     __m512 v;
 
     static FUSEDRNN_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+    // Lane l where bit l is set.
+    static FUSEDRNN_INLINE Mask lanes(std::uint32_t bits) { return static_cast<Mask>(bits); }
     static FUSEDRNN_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
     static FUSEDRNN_INLINE Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
     static FUSEDRNN_INLINE Vec set(float x) { return {_mm512_set1_ps(x)}; }
@@ -35,6 +37,7 @@ struct Vec<double> {
     __m512d v;
 
     static FUSEDRNN_INLINE __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
+    static FUSEDRNN_INLINE Mask lanes(std::uint32_t bits) { return static_cast<Mask>(bits); }
     static FUSEDRNN_INLINE Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
     static FUSEDRNN_INLINE Vec load_n(const double* p, int n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
     static FUSEDRNN_INLINE Vec set(double x) { return {_mm512_set1_pd(x)}; }

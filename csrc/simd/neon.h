@@ -19,6 +19,11 @@ struct Vec<float> {
     static constexpr int kLanes = 4;
     float32x4_t v;
 
+    // Lane l where bit l is set.
+    static FUSEDRNN_INLINE Mask lanes(std::uint32_t bits) {
+        const std::uint32_t each[4] = {1, 2, 4, 8};
+        return vtstq_u32(vdupq_n_u32(bits), vld1q_u32(each));
+    }
     static FUSEDRNN_INLINE Vec load(const float* p) { return {vld1q_f32(p)}; }
     static FUSEDRNN_INLINE Vec load_n(const float* p, int n) {
         if (n >= 4) return load(p);
@@ -45,6 +50,10 @@ struct Vec<double> {
     static constexpr int kLanes = 2;
     float64x2_t v;
 
+    static FUSEDRNN_INLINE Mask lanes(std::uint32_t bits) {
+        const std::uint64_t each[2] = {1, 2};
+        return vtstq_u64(vdupq_n_u64(bits), vld1q_u64(each));
+    }
     static FUSEDRNN_INLINE Vec load(const double* p) { return {vld1q_f64(p)}; }
     static FUSEDRNN_INLINE Vec load_n(const double* p, int n) {
         if (n >= 2) return load(p);

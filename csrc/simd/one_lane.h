@@ -13,6 +13,7 @@ struct Vec {
     static constexpr int kLanes = 1;
     T v;
 
+    static FUSEDRNN_INLINE Mask lanes(std::uint32_t bits) { return (bits & 1) != 0; }
     static FUSEDRNN_INLINE Vec load(const T* p) { return {*p}; }
     static FUSEDRNN_INLINE Vec load_n(const T* p, int n) { return {n > 0 ? *p : T(0)}; }
     static FUSEDRNN_INLINE Vec set(T x) { return {x}; }
