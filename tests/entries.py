@@ -314,6 +314,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
         optional=frozenset({"weight"}),
         free=frozenset({"logits"}),
     ),
+    "spare_like": lambda: Entry(_core.spare_like, {"x": draw(B, I)}, unbound=X),
     "dropout": lambda: Entry(_core.dropout, {"x": draw(B, I), "p": 0.5, "seed": 1, "offset": 0}, unbound=X),
     "sgd_step": lambda: Entry(
         _core.sgd_step,

@@ -143,6 +143,7 @@ def layers(guarded: Guarded, rows: int, inputs: int, outputs: int, dtype: str) -
     )
     _core.cross_entropy(dy, indices, draw(outputs), -100, 0.1, True)
     _core.dropout(x, 0.5, 1, 0)
+    _core.spare_like(x).fill(1)
     _core.sgd_step(draw(rows), draw(rows), draw(rows), 0.1, 0.9, 0.0, 0.1, True, False)
     _core.adam_step(draw(rows), draw(rows), draw(rows), draw(rows), 0.1, 0.9, 0.99, 1e-8, 0.1, True, 1)
     for p in (1.0, 2.0, np.inf):

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -274,6 +275,15 @@ std::tuple<py::array, double, py::array> cross_entropy(const py::object& logits_
     return {losses, count, dlogits};
 }
 
+py::array spare_like(const py::object& x_) {
+    const Array x = Array::floats(x_, "x").contiguous();
+    auto memory = std::make_unique<AlignedBuffer>(x.size() * x.itemsize());
+    void* const data = memory->data();
+    const py::capsule owner(memory.release(), [](void* p) { delete static_cast<AlignedBuffer*>(p); });
+    const py::array like = x.object();
+    return {like.dtype(), std::vector<py::ssize_t>(like.shape(), like.shape() + like.ndim()), data, owner};
+}
+
 py::array dropout(const py::object& x_, const py::object& p_, const py::object& seed_,
                   const py::object& offset_, const py::object& out_) {
     const Array x = Array::floats(x_, "x").contiguous();
@@ -318,6 +328,8 @@ void bind_layers(py::module_& m) {
           "Return losses (N,) in float64, what the targets count in a mean, and the gradient of the sum of "
           "the losses "
           "(N, C); with `mean`, losses and gradient are divided by that count, and 0 if it is 0.");
+    m.def("spare_like", &spare_like, arg("x"),
+          "Return an array like x, not initialised, in memory that goes to the next calls when it is freed.");
     m.def("dropout", &dropout, arg("x"), arg("p"), arg("seed"), arg("offset"), arg("out") = py::none(),
           "Return x / (1 - p) where element e of stream (seed, offset) is kept, else 0; out may be x.");
 }

@@ -22,6 +22,7 @@ MOMENTUM = 0.1
 GAIN, MEAN, VAR = "gain_ih", "running_mean", "running_var"
 
 
+# Arrays of a weight's size are spare ones: the system maps and clears new ones for longer than a pass takes.
 # Products of matrices by our own kernels: NumPy's take threads that `set_num_threads` does not know.
 def _times(a: Array, b: Array) -> Array:
     """Return a b for a (N, K) and b (K, M)."""
@@ -133,7 +134,8 @@ class Fold:
         given, bias = weights[places[0]], weights[places[1]]
         if given is None:
             raise AssertionError
-        weight, gain, spread = given.copy(), own[GAIN + suffix].astype(np.float64), None
+        weight, gain, spread = _core.spare_like(given), own[GAIN + suffix].astype(np.float64), None
+        weight[...] = given
         with np.errstate(all="ignore"):
             if moments is None:
                 mean, var = (own[name + suffix].astype(np.float64) for name in (MEAN, VAR))
@@ -150,7 +152,8 @@ class Fold:
             scale = gain * rstd
             moved = -scale * mean if bias is None else bias - scale * mean
             made = list(weights)
-            made[places[0]] = weight * scale.astype(weight.dtype)[:, None]
+            scales = scale.astype(weight.dtype)[:, None]
+            made[places[0]] = np.multiply(weight, scales, out=_core.spare_like(weight))
             made[places[1]] = moved.astype(given.dtype)
         return cls(tuple(made), weight, gain, mean, var, rstd, moments, spread, places)
 
@@ -178,7 +181,9 @@ class Fold:
         made = list(sums)
         for place in self.places:
             weight = self.weights[place]
-            made[place] = None if weight is None else np.zeros(weight.shape, weight.dtype)
+            made[place] = zeros = None if weight is None else _core.spare_like(weight)
+            if zeros is not None:
+                zeros.fill(0)
         return tuple(made)
 
     def unfold(
@@ -193,7 +198,7 @@ class Fold:
             scale = (self.gain * self.rstd).astype(kind)
             products = np.einsum("gi,gi->g", dweight, self.weight).astype(np.float64)
             dgain = self.rstd * (products - self.mean * dbias)
-            # What variance and mean add to the gradient of W x: to each of its N values, where these are kept,
+            # What variance and mean add to the gradient of W x: to each of its N values, if these are kept,
             # and, in the last row, to all together.
             factor = (dgain * self.rstd).astype(kind)
             each = kind.type(1.0 if moments is None else 1.0 / moments.number)
