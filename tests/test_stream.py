@@ -212,16 +212,20 @@ def test_steps_do_not_allocate(cell: str, batch: int) -> None:
     module = make_module(cell, 8, 256, 2, dtype="float32", init="torch")
     step = module.stream(batch_size=batch)
     x = sequence(8, 1, batch, "float32")[0]
+    kept, peaks = [], []
     with nothing_kept(step, x) as steps:
-        tracemalloc.start()
-        try:
-            steps(50)
-            tracemalloc.reset_peak()
-            start = tracemalloc.get_traced_memory()[0]
-            steps(100)
-            now, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert now - start <= 128
+        for _ in range(3):  # other threads' objects are counted, too
+            tracemalloc.start()
+            try:
+                steps(50)
+                tracemalloc.reset_peak()
+                start = tracemalloc.get_traced_memory()[0]
+                steps(100)
+                now, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            kept.append(now - start)
+            peaks.append(peak - start)
+    assert min(kept) <= 128
     # The interpreter's own frames and integers; one array of the step's output would be 1024 bytes and more.
-    assert peak - start < 512
+    assert min(peaks) < 512
