@@ -190,7 +190,8 @@ def test_exported_programs(tmp_path: Path) -> None:
     (tmp_path / "program").write_bytes(program.serialize())
     np.savez(tmp_path / "given.npz", **given)
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True)
-    found = np.load(tmp_path / "found.npz")
+    with np.load(tmp_path / "found.npz") as file:
+        found = dict(file)
     want = [leaf for leaf in jax.tree.leaves(step(given)) if leaf.dtype == np.float64]
     equal([array for array in found.values() if array.dtype == np.float64], want)
 
