@@ -15,6 +15,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch_support import pair  # noqa: E402
+
 import fusedrnn.torch as ft  # noqa: E402
 from fusedrnn import _core  # noqa: E402
 from fusedrnn.interop.torch import kernels, ops  # noqa: E402
@@ -24,15 +26,6 @@ pytestmark = [
     # Of torch.nn's own LSTM, once in a process.
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
 ]
-
-
-def pair(kind: str, dtype: Any = torch.float64, **options: Any) -> tuple[Any, Any]:
-    """torch's module and ours with its weights."""
-    torch.manual_seed(3)
-    theirs = getattr(torch.nn, kind)(5, 7, dtype=dtype, **options)
-    ours = getattr(ft, kind)(5, 7, dtype=dtype, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
 
 
 def flat(output: Any) -> list[Any]:

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch.utils.checkpoint import checkpoint  # noqa: E402
+from torch_support import pair  # noqa: E402
 
 import fusedrnn.torch as ft  # noqa: E402
 from fusedrnn.interop.torch import kernels, ops  # noqa: E402
@@ -26,15 +27,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("RNNCell", {"nonlinearity": "relu", "bias": False}),
 ]
 KINDS = ["LSTMCell", "GRUCell", "RNNCell"]
-
-
-def pair(kind: str, dtype: Any = torch.float64, **options: Any) -> tuple[Any, Any]:
-    """torch's cell and ours with its weights."""
-    torch.manual_seed(3)
-    theirs = getattr(torch.nn, kind)(5, 7, dtype=dtype, **options)
-    ours = getattr(ft, kind)(5, 7, dtype=dtype, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
 
 
 def parts_of(hx: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar, cast
 
@@ -29,7 +30,7 @@ def row_numbers(rows: npt.ArrayLike, batch_size: int) -> npt.NDArray[np.int64]:
     return as_int64("rows", array) if array.size else np.empty(0, np.int64)
 
 
-class Resettable(Listed):
+class Resettable(Listed, ABC):
     """What streams of all networks share: they begin anew alike.
 
     Attributes:
@@ -51,8 +52,9 @@ class Resettable(Listed):
         """
         self._reset(None if rows is None else row_numbers(rows, self.batch_size))
 
+    @abstractmethod
     def _reset(self, rows: npt.NDArray[np.int64] | None) -> None:
-        raise NotImplementedError
+        """Do what `reset` does, of rows by number."""
 
 
 class StreamBase(Resettable, Generic[StateT]):

@@ -172,17 +172,19 @@ def directions(network: Any, x: Floats, counts: npt.NDArray[np.bool_]) -> Iterat
 
 def _recorded(part: Direction, kind: str, counts: npt.NDArray[np.bool_]) -> CellRecord:
     """Run one layer in one direction."""
-    steps, batch, _ = part.x.shape
+    steps, batch, inputs = part.x.shape
     weight = part.weights["weight_hh"]
     size = weight.shape[1]
     bias = part.weights.get("bias_ih", np.zeros(len(weight)))
     bias_hh = part.weights.get("bias_hh", np.zeros(len(weight)))
+    products = _core.linear_forward(
+        part.x.reshape(steps * batch, inputs), part.weights["weight_ih"], bias
+    ).reshape(steps, batch, len(weight))
     h, c = np.zeros((2, batch, size))
     names = (*CELLS[kind].gate_names, "h", "c") if kind == "lstm" else (*CELLS[kind].gate_names, "h")
     values = {name: np.zeros((steps, batch, size)) for name in names}
     for t in range(steps)[:: -1 if part.reverse else 1]:
-        gx = _core.linear_forward(part.x[t], part.weights["weight_ih"], bias)
-        step = _step(kind, gx, _core.linear_forward(h, weight, bias_hh), h, c)
+        step = _step(kind, products[t], _core.linear_forward(h, weight, bias_hh), h, c)
         on = counts[t][:, None]
         h, c = np.where(on, step["h"], h), np.where(on, step.get("c", c), c)
         for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -13,20 +14,21 @@ State = tuple[Tensor, ...]
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
-class Calls:
+class Calls(ABC):
     """Packed, unbatched and padded sequences, all run by the `_apply` of a subclass, a torch.nn.Module."""
 
     input_size: int
     batch_first: bool
 
+    @abstractmethod
     def _state_shapes(self) -> list[tuple[str, int, int]]:
         """Return the name of each state, its rows (num_layers*D) and its width."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _params(self) -> tuple[Tensor, ...]:
         """Return the parameters, by attribute where a parametrization or a call with others has put them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _apply_to(
         self,
         x: Tensor,
@@ -37,7 +39,12 @@ class Calls:
         batch_first: bool,
     ) -> tuple[Tensor, State]:
         """Return y and the final states of checked tensors."""
-        raise NotImplementedError
+
+    def _shortly(
+        self, input: Any, hx: Any, lengths: Tensor | None, resets: Tensor | None
+    ) -> tuple[Any, Any] | None:
+        """Return what `forward` does, or None, with nothing done, where there is no shorter way."""
+        return None
 
     def forward(
         self,
@@ -69,6 +76,8 @@ class Calls:
             RuntimeError: another shape, or a tensor that is not on the CPU, or a second derivative where the
                 class has none.
         """
+        if (found := self._shortly(input, hx, lengths, resets)) is not None:
+            return found
         for name, value in (("lengths", lengths), ("resets", resets)):
             if not (value is None or isinstance(value, Tensor)):
                 raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")

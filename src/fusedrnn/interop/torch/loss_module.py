@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from fusedrnn.interop.torch.losses import losses_of
 from fusedrnn.training.losses import Reduction, check_reduction
 
 
-class LossModule(nn.Module):
+class LossModule(nn.Module, ABC):
     """A module whose parameters are torch's, and whose loss and gradients are those of a module of NumPy."""
 
+    @abstractmethod
     def _new(self, dtype: Any, init: str | None, seed: int | None) -> Any:
         """Return a module of the kernels."""
-        raise NotImplementedError
 
     def _declare(self, device: Any, dtype: Any) -> None:
         host = self._new("float64", "default", int(torch.randint(2**62, ())))

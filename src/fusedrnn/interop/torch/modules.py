@@ -7,7 +7,6 @@ from weakref import WeakKeyDictionary
 
 from torch.compiler import is_compiling
 from torch.nn.modules.rnn import RNNBase
-from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.checks import check_choice
 from fusedrnn.interop.torch import ops
@@ -22,20 +21,13 @@ _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn
 class _Recurrent(Calls, RNNBase):
     """What the three share. A subclass of torch.nn's LSTM would break the graphs of torch.compile."""
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Any = None,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> tuple[Any, Any]:
-        if not is_compiling():
-            options = self._options(self.batch_first)
-            found = ops.apply_shortly(options, self._cache(), self, input, hx, lengths, resets)
-            if found is not None:
-                return found
-        return super().forward(input, hx, lengths=lengths, resets=resets)
+    def _shortly(
+        self, input: Any, hx: Any, lengths: Tensor | None, resets: Tensor | None
+    ) -> tuple[Any, Any] | None:
+        if is_compiling():
+            return None
+        options = self._options(self.batch_first)
+        return ops.apply_shortly(options, self._cache(), self, input, hx, lengths, resets)
 
     def _params(self) -> tuple[Tensor, ...]:
         own = self._parameters
