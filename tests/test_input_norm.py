@@ -110,8 +110,8 @@ def gradients(net: Any, kept: Sequence[Sequence[Normed]], dy: Array, dstate: Any
     return flow, stacked, grads
 
 
-def made(name: str, dtype: str = "float64", **options: Any) -> Any:
-    net = make_module(name, 4, 6, dtype=dtype, **{"batch_norm": True, **options})
+def made(name: str, dtype: str = "float64", inputs: int = 4, **options: Any) -> Any:
+    net = make_module(name, inputs, 6, dtype=dtype, **{"batch_norm": True, **options})
     rng = np.random.default_rng(8)
     for each, array in net.parameters.items():
         array[...] = rng.normal(size=array.shape) * 0.5 + (each[:4] == "gain")
@@ -130,10 +130,11 @@ OTHERS = ("gru", "rnn_tanh", "ligru", "slstm", "min_gru", "peephole")
 CASES = [*(("lstm", *each) for each in KINDS), *((name, "float64", "both", True) for name in OTHERS)]
 
 
+@pytest.mark.parametrize("inputs", [4, 40])  # fewer than there are steps, and more
 @pytest.mark.parametrize(("name", "dtype", "kind", "training"), CASES)
-def test_reference(name: str, dtype: str, kind: str, training: bool) -> None:
+def test_reference(name: str, dtype: str, kind: str, training: bool, inputs: int) -> None:
     """Outputs, final states and all gradients of two layers; the tape serves twice."""
-    net = made(name, dtype, num_layers=2, bidirectional=kind == "both")
+    net = made(name, dtype, inputs, num_layers=2, bidirectional=kind == "both")
     net.train(training)
     call = random_call(net, kind)
     if name == "slstm":  # n is positive
