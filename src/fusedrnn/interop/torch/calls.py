@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ State = tuple[Tensor, ...]
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
-class Calls(ABC):
+# Not a subclass of ABC: an object of torch.nn's could not become one of a subclass then.
+class Calls(metaclass=ABCMeta):
     """Packed, unbatched and padded sequences, all run by the `_apply` of a subclass, a torch.nn.Module."""
 
     input_size: int
