@@ -11,8 +11,6 @@ namespace fusedrnn::FUSEDRNN_ISA {
 // Of projected inputs: they stay in the L2 cache. But weights that do not stay there are read again for each block, which is
 // then made as large as they are: one is read as much as the other is written.
 inline constexpr std::int64_t kInputBlockBytes = 192 * 1024, kFarBytes = 3 << 20;
-// Weights larger than this come from far away in each step; of so many rows the product takes as long as their way.
-inline constexpr std::int64_t kAheadBytes = 2 << 20, kAheadRows = 16;
 inline constexpr std::int64_t kLongProduct = std::int64_t{1}
                                              << 26;  // multiply-adds without a look at the team
 
@@ -176,14 +174,18 @@ class Forward : ForwardSteps<Cell, T> {
             return input_product<Cell, T>(*this, p_.dims, weights(m), m.x_rows, n, panels, out, out_rows);
         const std::int64_t row_work = larger(1, G * L * p_.dims.I);
         const std::int64_t piece_rows = smaller(n, larger(kRowGroup, kLongProduct / row_work));
-        const std::int64_t piece_panels = larger(1, kLongProduct / (row_work * larger(1, piece_rows)));
+        const bool far = comes_from_far(panels, p_.dims.I, n);
+        const std::int64_t piece_panels = far ? panels_at_once<kInterleaved>(n)
+                                              : larger(1, kLongProduct / (row_work * larger(1, piece_rows)));
         for (std::int64_t r = 0; r < n; r += piece_rows) {
             const std::int64_t count = smaller(piece_rows, n - r);
             for (std::int64_t u = panels.begin; u < panels.end; u += piece_panels) {
                 const Range piece{u, smaller(u + piece_panels, panels.end)};
+                const Range next{piece.end, smaller(piece.end + piece_panels, panels.end)};
                 if (team_.cancelled(member, count * (piece.end - piece.begin) * row_work)) return;
+                Ahead ahead = far ? bring<kInterleaved>(p_.weights.w_ih, next, p_.dims.I, count) : Ahead{};
                 input_product<Cell, T>(*this, p_.dims, weights(m), m.x_rows + r, count, piece,
-                                       out + ((u - panels.begin) * out_rows + r) * G * L, out_rows);
+                                       out + ((u - panels.begin) * out_rows + r) * G * L, out_rows, &ahead);
             }
         }
     }
@@ -229,25 +231,33 @@ class Forward : ForwardSteps<Cell, T> {
             Product::kPreparesRows ? panels : group_panels<Cell, kInterleaved>(*this, panels, rows);
         const PanelGroups groups(panels, at_once, ((t & 1) != 0) != p_.backwards);
         const std::int64_t h_size = this->multiplies_h ? p_.dims.P : 0;
-        const std::int64_t panel_work = (h_size + (project ? p_.dims.I : 0) + 16) * G * L;
+        const std::int64_t depth = h_size + (project ? p_.dims.I : 0), panel_work = (depth + 16) * G * L;
+        // Those of the last group are the first of the next step.
+        const bool far = comes_from_far(part.panels, depth, rows);
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
             const std::int64_t first = part.panels.begin + u, count = end - u;
-            Ahead ahead = next_weights(part, rows, groups, q);
+            Ahead next_input{}, next_hidden{};
+            if (far && q + 1 < groups.count()) {
+                const Range next{part.panels.begin + groups[q + 1].begin,
+                                 part.panels.begin + groups[q + 1].end};
+                next_input = bring<kInterleaved>(p_.weights.w_ih, next, p_.dims.I, rows);
+                next_hidden = bring<kInterleaved>(p_.weights.w_hh, next, p_.dims.P, rows);
+            }
             for (std::int64_t r = 0; r < rows; r += most) {
                 const std::int64_t n = smaller(most, rows - r);
                 if (team_.cancelled(member, n * count * panel_work)) return;
                 if (project) {
                     input_product<Cell, T>(*this, p_.dims, weights(m), m.x_rows + r, n,
                                            {first, first + count}, m.gx + (u * plan_.block_rows + r) * G * L,
-                                           plan_.block_rows);
+                                           plan_.block_rows, &next_input);
                 }
                 if (this->staged) prefetch_tape(part, t, {r, r + n});
                 const T* gx = m.gx + (u * plan_.block_rows + block_row + r) * G * L;
                 if (this->multiplies_h) {
                     hidden_product<Cell, T>(*this, p_.dims, weights(m), m.h_rows + r, n,
                                             {first, first + count}, gx, plan_.block_rows, m.acc, room,
-                                            ahead.next == nullptr ? nullptr : &ahead);
+                                            &next_hidden);
                 }
                 if constexpr (CellSizes<Cell>::kIsProgram) {
                     run_program_cells(part, m, t, {first, first + count}, r, n, gx, room);
@@ -261,19 +271,11 @@ class Forward : ForwardSteps<Cell, T> {
         if (p_.dims.projected) project_hidden(part, m, member, t, rows);
     }
 
-    // The weights of W_hh that the group after q reads, to come during the products of this one; those of the last group are
-    // the first of the next step.
-    Ahead next_weights(const Part& part, std::int64_t rows, const PanelGroups& groups, std::int64_t q) const {
-        const std::int64_t bytes = p_.dims.P * G * L * std::int64_t{sizeof(T)};  // of a panel
-        if (kBf16 || CellSizes<Cell>::kIsProgram || p_.dims.P % kAheadDepth != 0) return {};
-        if (rows < kAheadRows || (part.panels.end - part.panels.begin) * bytes <= kAheadBytes) return {};
-        if (q + 1 == groups.count()) return {};
-        constexpr std::int64_t kRows = tile_rows<kInterleaved>(), kLine = 64;
-        const auto [u, end] = groups[q + 1];
-        const std::int64_t lines = (end - u) * bytes / kLine;
-        const std::int64_t chunks = (rows + kRows - 1) / kRows * (p_.dims.P / kAheadDepth);
-        return {reinterpret_cast<const char*>(p_.weights.w_hh) + (part.panels.begin + u) * bytes,
-                (lines + chunks - 1) / chunks * kLine};
+    // Whether weights of so many k for each of the panels do not stay in the L2 cache until these rows read them again. (A
+    // program's gates lie apart.)
+    bool comes_from_far(Range panels, std::int64_t k, std::int64_t rows) const {
+        if (Product::kPreparesRows || CellSizes<Cell>::kIsProgram) return false;
+        return come_from_far((panels.end - panels.begin) * k * G * L * std::int64_t{sizeof(T)}, rows);
     }
 
     // The cell for n rows of one panel (v counts from the member's first).

@@ -84,6 +84,22 @@ constexpr std::int64_t most_panels_at_once() {
     return kBf16 ? panels_at_once<G>(1) : tile_panels<G>(1);
 }
 
+// Weights larger than this come from far away; of so many rows a product takes as long as their way.
+inline constexpr std::int64_t kAheadBytes = 3 << 19, kAheadRows = 16;
+inline bool come_from_far(std::int64_t bytes, std::int64_t rows) {
+    return !kBf16 && rows >= kAheadRows && bytes > kAheadBytes;
+}
+
+// `panels` of B, of G gates and so many k, to come while n rows are multiplied by other ones.
+template <int G, class T>
+FUSEDRNN_INLINE Ahead bring(const T* b, Range panels, std::int64_t k, std::int64_t n) {
+    constexpr std::int64_t kVectors = G * Vec<T>::kLanes, kLine = 64;
+    const std::int64_t tiles = (n + tile_rows<G>() - 1) / tile_rows<G>();
+    const std::int64_t bytes = (panels.end - panels.begin) * kVectors * std::int64_t{sizeof(T)};
+    return {reinterpret_cast<const char*>(b + panels.begin * k * kVectors),
+            smaller(kLine, (bytes + tiles - 1) / tiles)};
+}
+
 // out = init + A B for n rows and all panels.
 template <class T, int G>
 void gemm(const GemmArgs<T>& p) {

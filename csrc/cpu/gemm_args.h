@@ -7,10 +7,11 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-// Weights beyond the L2 cache that a later product reads: with each chunk of k some of their cache lines come into it.
+// Weights beyond the L2 cache that the next product reads: with each k of this one so many of their bytes, a cache line at most,
+// come into it.
 struct Ahead {
     const char* next;
-    std::int64_t bytes;  // of a chunk
+    std::int64_t bytes;  // 0: nothing
 };
 
 template <class T>

@@ -40,7 +40,8 @@ std::int64_t block_steps(const QuantizedProduct<Format>&, const Dims& d, const C
 
 template <class Cell, class T, class Format>
 void input_product(const CellSizes<Cell>& c, const Dims& d, const QuantizedProduct<Format>& by,
-                   const T* const* rows, std::int64_t n, Range panels, T* out, std::int64_t out_rows) {
+                   const T* const* rows, std::int64_t n, Range panels, T* out, std::int64_t out_rows,
+                   Ahead* = nullptr) {
     constexpr std::int64_t L = Vec<T>::kLanes;
     Product<Format> m(by.x, n, by.weights->ih, panels.end);
     m.prepare(rows, d.I);

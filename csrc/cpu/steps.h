@@ -113,9 +113,6 @@ class PreviousStates : CellSizes<Cell> {
     bool states_by_row_;
 };
 
-// Chunks of k where other weights come ahead of their product.
-inline constexpr std::int64_t kAheadDepth = 16;
-
 // The products of so many gates, given the first: one where panels interleave the gates, else one for each, from weights of
 // its own to its place among the interleaved results.
 template <class Cell, class T>
@@ -133,9 +130,10 @@ FUSEDRNN_INLINE void gate_products(const Dims& d, GemmArgs<T>& args, int gates) 
 // gx = x W_ih^T + b for n rows of inputs: [panel][row][G][L], the last panel as gate_distance says, with room for `out_rows` rows in each panel.
 template <class Cell, class T>
 void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
-                   std::int64_t n, Range panels, T* out, std::int64_t out_rows) {
+                   std::int64_t n, Range panels, T* out, std::int64_t out_rows, Ahead* ahead = nullptr) {
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
     GemmArgs<T> args = plain_rows<T>(rows, n, d.I);
+    args.ahead = ahead;
     take_panels<T>(args, weights.w_ih, panels, d.H, together);
     args.init = weights.b_x + panels.begin * c.G * L;
     args.init_panel = c.G * L;
@@ -146,17 +144,13 @@ void input_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& wei
 }
 
 // (gx, or the recurrent bias where gates are split) + h W_hh^T for n rows of h, laid out as the result of input_product.
-// With weights `ahead` P is in whole chunks.
 template <class Cell, class T>
 void hidden_product(const CellSizes<Cell>& c, const Dims& d, const Packed<T>& weights, const T* const* rows,
                     std::int64_t n, Range panels, const T* gx, std::int64_t gx_rows, T* out,
                     std::int64_t out_rows, Ahead* ahead = nullptr) {
     if (c.first_gates == 0) return;
     constexpr std::int64_t L = Vec<T>::kLanes, together = CellSizes<Cell>::kInterleaved;
-    // In chunks where the next weights come between them.
-    GemmArgs<T> args = ahead == nullptr
-                           ? plain_rows<T>(rows, n, d.P)
-                           : paneled_rows<T>(rows, n, d.P / kAheadDepth, kAheadDepth, kAheadDepth);
+    GemmArgs<T> args = plain_rows<T>(rows, n, d.P);
     args.ahead = ahead;
     take_panels<T>(args, weights.w_hh, panels, d.H, together);
     if (c.split_gates) {
