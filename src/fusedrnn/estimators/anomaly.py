@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_number, check_size
 from fusedrnn.estimators.forecaster import Forecaster
+from fusedrnn.estimators.unchanged import unchanged_by_errors
 from fusedrnn.estimators.windowed import series_of
 from fusedrnn.preprocessing import windows
 
@@ -64,13 +65,14 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise TypeError(f"forecaster: expected a Forecaster or None, got {type(model).__name__}")
         if model.covariates:
             raise ValueError(f"forecaster: expected one without covariates, got {model.covariates}")
-        self.forecaster_ = clone(model).fit(X)
-        self.n_features_in_ = self.forecaster_.n_features_in_
-        self._smooth, self._unit = smooth, 1.0
-        errors = self._errors(X)
-        self._unit = float(np.mean(np.concatenate([values[self._known :] for values in errors]))) or 1.0
-        scores = np.concatenate([values[self._known :] for values in self._scores(X)])
-        self.offset_ = float(-np.quantile(scores, 1.0 - share))
+        with unchanged_by_errors(self):
+            self.forecaster_ = clone(model).fit(X)
+            self.n_features_in_ = self.forecaster_.n_features_in_
+            self._smooth, self._unit = smooth, 1.0
+            errors = self._errors(X)
+            self._unit = float(np.mean(np.concatenate([values[self._known :] for values in errors]))) or 1.0
+            scores = np.concatenate([values[self._known :] for values in self._scores(X)])
+            self.offset_ = float(-np.quantile(scores, 1.0 - share))
         return self
 
     @property

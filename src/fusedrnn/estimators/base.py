@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +17,7 @@ from fusedrnn import optim
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_choice, check_flag, check_number, check_size, shown
 from fusedrnn.estimators.inputs import as_sequences, holds_tokens
+from fusedrnn.estimators.unchanged import StoppedError, unchanged_by_errors
 from fusedrnn.preprocessing import Scaler, Vocabulary
 from fusedrnn.training import SequenceData, Trainer
 
@@ -190,26 +189,16 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         Raises:
             TypeError: an argument or a parameter of the wrong kind.
             ValueError: an argument or a parameter out of range, or of another shape.
-            ArithmeticError: training diverged; it says why.
+            ArithmeticError: training diverged; it says why. What was fitted before stays.
+            KeyboardInterrupt: Ctrl-C. After an epoch the network stays as it is then; before, as it was.
         """
         again = self._goes_on()
-        with self._unchanged_by_errors():
+        with unchanged_by_errors(self, again):
             sequences, targets = self._data(X, y, not again)
             if not again:
                 self._start(sequences)
             self._train(sequences, targets, self.epochs, self.schedule, self.patience)
         return self
-
-    @contextmanager
-    def _unchanged_by_errors(self) -> Iterator[None]:
-        """Keep what was fitted before, network, classes and scales, if something is refused or diverges."""
-        before = dict(self.__dict__)
-        try:
-            yield
-        except Exception:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
 
     def _goes_on(self) -> bool:
         return check_flag("warm_start", self.warm_start) and hasattr(self, "model_")
@@ -243,7 +232,7 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
     def _once(self: EstimatorT, X: Any, y: Any) -> EstimatorT:
         """Make one pass over the data, as `partial_fit` does."""
         first = not hasattr(self, "model_")
-        with self._unchanged_by_errors():
+        with unchanged_by_errors(self, not first):
             sequences, targets = self._data(X, y, first)
             if first:
                 self._start(sequences)
@@ -280,8 +269,19 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
             seed=self._seed + self.n_iter_,
             progress=None if self.verbose else False,
         )
-        for name, values in trainer.fit(train, held_out).items():
-            self.history_.setdefault(name, []).extend(values)
+        try:
+            trainer.fit(train, held_out)
+        except KeyboardInterrupt:
+            if not trainer.epoch:
+                raise
+            self._note(trainer)
+            raise StoppedError from None
+        self._note(trainer)
+
+    def _note(self, trainer: Trainer) -> None:
+        """Add a run's epochs to those before."""
+        for name, values in trainer.history.items():
+            self.history_[name] = [*self.history_.get(name, ()), *values]
         self.n_iter_ += trainer.epoch
 
     def _split(self, sequences: list[Array], targets: Any) -> tuple[Any, Any]:

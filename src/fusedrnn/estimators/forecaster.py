@@ -14,6 +14,7 @@ from fusedrnn.checks import check_size, shown
 from fusedrnn.estimators.base import SequenceEstimator
 from fusedrnn.estimators.densities import DENSITIES, of_known, of_quantiles
 from fusedrnn.estimators.plan import Plan
+from fusedrnn.estimators.unchanged import unchanged_by_errors
 from fusedrnn.estimators.windowed import (
     Windows,
     context_inputs,
@@ -131,8 +132,9 @@ class Forecaster(SequenceEstimator):
             ArithmeticError: training diverged; it says why.
         """
         _refuse_y(y)
-        with self._unchanged_by_errors():
-            self._fit(X, self._goes_on(), self.epochs, self.schedule, self.patience)
+        again = self._goes_on()
+        with unchanged_by_errors(self, again):
+            self._fit(X, again, self.epochs, self.schedule, self.patience)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Forecaster:
@@ -146,8 +148,9 @@ class Forecaster(SequenceEstimator):
             TypeError, ValueError, ArithmeticError: as `fit`.
         """
         _refuse_y(y)
-        with self._unchanged_by_errors():
-            self._fit(X, hasattr(self, "model_"), 1, None, None)
+        again = hasattr(self, "model_")
+        with unchanged_by_errors(self, again):
+            self._fit(X, again, 1, None, None)
         return self
 
     def _fit(self, X: Any, again: bool, epochs: int, schedule: str | None, patience: int | None) -> None:

@@ -17,6 +17,7 @@ from fusedrnn.training.clip import clip_grad_norm
 from fusedrnn.training.data import Batch, SequenceData
 from fusedrnn.training.diagnosis import DivergedError, diagnose
 from fusedrnn.training.parts import Loss, Metric, loss_and_gradient
+from fusedrnn.training.whole import Whole
 
 # Arguments that functions get if they have them: the lengths of inputs, of what the model makes of them (as
 # ctc_loss and transducer_loss call them), and of labels.
@@ -37,6 +38,8 @@ class Steps(Resumable):
     _loss_takes: tuple[str, ...]
     _metrics_take: dict[str, tuple[str, ...]]
     _backward_options: dict[str, bool]
+    # What is there as a whole or not at all.
+    _whole: Whole
 
     @property
     def step(self) -> int:
@@ -133,7 +136,24 @@ class Steps(Resumable):
         return found
 
     def _train(self, batch: Batch | None) -> tuple[float, int]:
-        """Take a step; return its loss, and over how much that is the mean."""
+        """Take a step and count it; return its loss, and over how much that is the mean.
+
+        One that fails or is interrupted leaves everything as it was, noise and statistics, too.
+        """
+        steps, noise = self.step, self.model.random_state()
+        buffers = [(array, array.copy()) for _, array in self.model.named_buffers()]
+        try:
+            return self._update(batch)
+        except BaseException:
+            with self._whole:
+                # Ctrl-C may come at the end of a step that was taken.
+                if self.step == steps:
+                    self.model.load_random_state(noise)
+                    for array, values in buffers:
+                        array[...] = values
+            raise
+
+    def _update(self, batch: Batch | None) -> tuple[float, int]:
         self.model.zero_grad()
         loss, weight, output, gradient = 0.0, self._weight(batch), None, None
         state, tape = self._carried, None
@@ -153,13 +173,18 @@ class Steps(Resumable):
         norm = clip_grad_norm(self.model, math.inf if self.clip is None else self.clip)
         if not math.isfinite(norm):
             raise self._diverged(f"the norm of the gradients is {norm}", batch, output)
-        # Before each step but the first: a run of more epochs goes on as if it had been one from the start.
-        if self.schedule is not None and self.schedule.every == "step" and self.step:
-            self.schedule.step()
-        self.optimizer.step()
-        self._carried = state
-        self.losses.append(loss)
-        self.norms.append(norm)
+        with self._whole:
+            # Before each step but the first: a run of more epochs goes on as if it had been one from the
+            # start.
+            if self.schedule is not None and self.schedule.every == "step" and self.step:
+                self.schedule.step()
+            self.optimizer.step()
+            self._carried = state
+            self.losses.append(loss)
+            self.norms.append(norm)
+            self._done += 1
+            self._sum += loss * total
+            self._count += total
         return loss, total
 
     def _diverged(self, what: str, batch: Batch | None, output: Any) -> DivergedError:

@@ -28,6 +28,7 @@ from fusedrnn.training.parts import (
 )
 from fusedrnn.training.progress import Lines, make_progress
 from fusedrnn.training.steps import Steps, arguments_of, lengths_taken
+from fusedrnn.training.whole import Whole
 
 
 class Trainer(Steps):
@@ -153,6 +154,7 @@ class Trainer(Steps):
         self.epoch = 0
         self.stop = False
         self._done, self._sum, self._count = 0, 0.0, 0
+        self._whole = Whole()
         self._carried: Any = None
         # The last parameters, where the model has the best ones.
         self._last: dict[str, Any] | None = None
@@ -200,21 +202,25 @@ class Trainer(Steps):
                 settings; a checkpoint that is there and was not to be gone on from.
             ArithmeticError: the loss or a gradient is not finite; it says why. The step was not taken.
             OSError: the checkpoint cannot be read or written; the one before stays.
+            KeyboardInterrupt: Ctrl-C, between two steps or in one, which then was not taken: the next call
+                goes on as if there had been none.
         """
         data = self._data(train, "train")
         held_out = None if validation is None else self._data(validation, "validation")
         self.stop = False
-        self._begin(data, resume)
-        shown = make_progress(self.progress if self.group.rank == 0 else False)
-        try:
-            with shown:
-                while not self.finished:
-                    self._run_epoch(data, held_out, shown)
-        finally:
-            self.model.eval()
-        if self.early_stopping is not None and self.early_stopping.best_state:
-            self._last = self.model.state_dict()
-            self.model.load_state_dict(self.early_stopping.best_state)
+        with self._whole.waiting():
+            self._begin(data, resume)
+            shown = make_progress(self.progress if self.group.rank == 0 else False)
+            try:
+                with shown:
+                    while not self.finished:
+                        self._run_epoch(data, held_out, shown)
+            finally:
+                self.model.eval()
+            if self.early_stopping is not None and self.early_stopping.best_state:
+                with self._whole:
+                    self._last = self.model.state_dict()
+                    self.model.load_state_dict(self.early_stopping.best_state)
         return self.history
 
     def evaluate(self, data: Data) -> dict[str, float]:
@@ -246,8 +252,9 @@ class Trainer(Steps):
         if not self.step and self.early_stopping is not None:
             self.early_stopping.reset()
         if self._last is not None:
-            self.model.load_state_dict(self._last)
-            self._last = None
+            with self._whole:
+                self.model.load_state_dict(self._last)
+                self._last = None
         if self.group.size > 1 and not self.step:
             broadcast_parameters(self.model, group=self.group)
         if self.checkpoint is None:
@@ -266,14 +273,17 @@ class Trainer(Steps):
                     f"checkpoint: expected no file yet, got {self.checkpoint}; give resume=True to go on "
                     "from it, or remove it"
                 )
-            self._read(self.checkpoint)
+            with self._whole:
+                self._read(self.checkpoint)
+                self._owns_file = True
         elif not self._owns_file:
             # A folder that cannot be written to is found now rather than after an epoch. Nothing is done yet
             # that a file could keep, and one would stand in the way if the first step fails.
-            self._write(self.checkpoint)
-            if self.group.rank == 0:
-                self.checkpoint.unlink()
-        self._owns_file = True
+            with self._whole:
+                self._write(self.checkpoint)
+                if self.group.rank == 0:
+                    self.checkpoint.unlink()
+                self._owns_file = True
 
     def _run_epoch(self, data: SequenceData, held_out: SequenceData | None, shown: Lines) -> None:
         # Again in each epoch: a callback may have looked at the model in evaluation mode.
@@ -281,10 +291,7 @@ class Trainer(Steps):
         order = data.shuffled(self.batch_size, self.seed, self.epoch, self._least)
         count = sum([len(self._cut(data, indices)) for indices in order])
         for batch in self._batches(data, order, self._done):
-            loss, weight = self._train(batch)
-            self._done += 1
-            self._sum += loss * weight
-            self._count += weight
+            self._train(batch)
             self._call("on_step")
             shown.step(self.epoch + 1, self.epochs, self._done, count, self._sum / max(self._count, 1))
             every = self.checkpoint_steps
@@ -303,17 +310,18 @@ class Trainer(Steps):
             measured = self._measure(held_out)
             figures["validation_loss"] = measured.pop("loss")
             figures.update(measured)
-        for name, value in figures.items():
-            self.history.setdefault(name, []).append(value)
-        self.epoch += 1
-        self._done, self._sum, self._count, self._carried = 0, 0.0, 0, None
-        if self.schedule is not None and self.schedule.needs_metric:
-            followed: Any = self.schedule
-            followed.step(figures.get("validation_loss", figures["loss"]))
-        elif self.schedule is not None and self.schedule.every == "epoch":
-            self.schedule.step()
-        if self.early_stopping is not None:
-            self.early_stopping.update(self.history, self.model)
+        with self._whole:
+            for name, value in figures.items():
+                self.history.setdefault(name, []).append(value)
+            self.epoch += 1
+            self._done, self._sum, self._count, self._carried = 0, 0.0, 0, None
+            if self.schedule is not None and self.schedule.needs_metric:
+                followed: Any = self.schedule
+                followed.step(figures.get("validation_loss", figures["loss"]))
+            elif self.schedule is not None and self.schedule.every == "epoch":
+                self.schedule.step()
+            if self.early_stopping is not None:
+                self.early_stopping.update(self.history, self.model)
 
     def _call(self, hook: str) -> None:
         for callback in self.callbacks:

@@ -1,0 +1,115 @@
+"""Estimators: a fit that diverges, is refused or interrupted leaves what was fitted before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+from sklearn.base import clone
+
+from fusedrnn.estimators import (
+    AnomalyDetector,
+    Forecaster,
+    Seq2Seq,
+    SequenceClassifier,
+    SequenceRegressor,
+    SequenceTagger,
+    TextGenerator,
+)
+from fusedrnn.training import DivergedError, Trainer
+
+pytestmark = pytest.mark.once
+
+RNG = np.random.default_rng(0)
+X = [RNG.standard_normal((RNG.integers(3, 9), 2)) for _ in range(12)]
+Y = np.array([x[:, 0].sum() for x in X])
+SERIES = np.sin(np.arange(60) / 3)
+OPTIONS: dict[str, Any] = {"hidden_size": 4, "epochs": 2, "batch_size": 4, "dropout": 0.2, "random_state": 0}
+
+CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "classifier": (SequenceClassifier(**OPTIONS), (X, Y > 0)),
+    "regressor": (SequenceRegressor(**OPTIONS), (X, Y)),
+    "tagger": (SequenceTagger(**OPTIONS), (X, [x[:, 0] > 0 for x in X])),
+    "seq2seq": (Seq2Seq(**OPTIONS, embedding_size=4), (["ab", "ba", "bb", "a"], ["ba", "ab", "bb", "a"])),
+    "generator": (TextGenerator(**OPTIONS), (["abab", "ba", "bb"],)),
+    "forecaster": (Forecaster(horizon=2, context=8, **OPTIONS), (SERIES,)),
+}
+
+
+def held(model: Any) -> dict[str, Any]:
+    """Everything that training changes."""
+    state = {**model.model_.state_dict(), **{f"of {k}": v for k, v in model.optimizer_.state_dict().items()}}
+    noise, history = model.model_.random_state(), {k: list(v) for k, v in model.history_.items()}
+    return {
+        **{name: array.tobytes() for name, array in state.items()},
+        "rest": (noise, history, model.n_iter_),
+    }
+
+
+@pytest.mark.parametrize("again", ["warm_start", "partial_fit"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_fit_that_diverges_leaves_the_network_of_before(name: str, again: str) -> None:
+    """Which was trained in place, until its weights were NaN."""
+    model, data = clone(CASES[name][0]), CASES[name][1]
+    model.set_params(warm_start=True).fit(*data)
+    model.set_params(lr=1e37, clip=None, schedule=None, epochs=20)
+    network, call = model.model_, model.fit if again == "warm_start" else model.partial_fit
+    for _ in range(20):
+        before = held(model)
+        try:
+            call(*data)
+        except DivergedError:
+            break
+    else:
+        pytest.fail("it did not diverge")
+    assert held(model) == before and model.model_ is network
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("at", [1, 2])
+def test_ctrl_c_in_a_fit(name: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first epoch all is as before; after it the network is that of so many epochs."""
+    model, data = clone(CASES[name][0]).set_params(warm_start=True, epochs=1, schedule=None), CASES[name][1]
+    model.fit(*data)
+    one = held(model)
+    model.fit(*data)
+    two = held(model)
+    model = clone(model).fit(*data)
+    whole, calls = Trainer._run_epoch, 0
+
+    def run_epoch(self: Trainer, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            self._train(next(iter(self._batches(arguments[0], [np.arange(2)]))))
+            raise KeyboardInterrupt
+        whole(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_run_epoch", run_epoch)
+    model.epochs = 2
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data)
+    found = held(model)
+    assert found["rest"][2] == at and (found == one) == (at == 1)
+    if at == 2:
+        assert found["rest"][1] == two["rest"][1]
+    monkeypatch.undo()
+    model.partial_fit(*data)
+
+
+def test_a_detector_whose_fit_is_refused_changes_nothing() -> None:
+    """It was left with a forecaster, and without a threshold or with one of other series."""
+    detector = AnomalyDetector(Forecaster(horizon=2, context=8, hidden_size=4, epochs=1), smooth=2)
+    with pytest.raises(ValueError, match=r"^X: expected series of context \+ horizon"):
+        detector.fit([SERIES, SERIES[:4]])
+    assert not hasattr(detector, "forecaster_")
+    detector.fit(SERIES)
+    before = detector.score_samples(SERIES), detector.forecaster_
+    with pytest.raises(ValueError, match=r"^X: expected series of context \+ horizon"):
+        detector.fit([7.0 * SERIES, SERIES[:4]])
+    np.testing.assert_array_equal(detector.score_samples(SERIES), before[0])
+    assert detector.forecaster_ is before[1]
