@@ -125,3 +125,20 @@ def test_a_callback_adds_to_the_history(tmp_path: Path) -> None:
     trainer(tmp_path / "run", epochs=1, callbacks=[note]).fit(sequences())
     run = trainer(tmp_path / "run", epochs=2, callbacks=[note])
     assert run.fit(sequences(), resume=True)["mine"] == [0.5, 0.5]
+
+
+def test_parameters_that_the_last_step_leaves_not_finite(tmp_path: Path) -> None:
+    """There is no further loss that would be NaN: `fit` returned a model of infinities, and saved it."""
+    model = classifier(dropout=0.0)
+    optimizer = optim.SGD(model, lr=1e38)
+    run = Trainer(model, fr.cross_entropy, optimizer, epochs=1, progress=False, checkpoint=tmp_path / "run")
+    model[2].parameters["bias"][...] = 3.4e38
+    data = sequences(4)[0], np.full(4, 2)
+
+    def loss(output: object, targets: object) -> tuple[float, object]:
+        return 1.0, -np.ones((4, 3), np.float32)
+
+    run.loss = loss  # type: ignore[assignment]
+    with pytest.raises(ArithmeticError, match=r"step 1 \(epoch 1\): parameters are not finite: 2.bias;"):
+        run.fit(data)
+    assert not list(tmp_path.iterdir())

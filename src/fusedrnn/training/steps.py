@@ -15,7 +15,7 @@ from fusedrnn.training.carried import rows_of
 from fusedrnn.training.checkpoints import Resumable
 from fusedrnn.training.clip import clip_grad_norm
 from fusedrnn.training.data import Batch, SequenceData
-from fusedrnn.training.diagnosis import DivergedError, diagnose
+from fusedrnn.training.diagnosis import DivergedError, diagnose, names_not_finite, not_finite
 from fusedrnn.training.parts import Loss, Metric, loss_and_gradient
 from fusedrnn.training.whole import Whole
 
@@ -195,6 +195,16 @@ class Steps(Resumable):
             )
         where = f"step {self.step + 1} (epoch {self.epoch + 1})"
         return DivergedError(f"training diverged at {where}: {text}", what)
+
+    def _check_parameters(self) -> None:
+        """Refuse parameters that the last step of an epoch left, and of which no loss speaks any more."""
+        self.model._gather()
+        flat = self.model._flats()[0]
+        if any(not_finite(flat[part]) for part in self.model._trained()):
+            what, names = "parameters are not finite", names_not_finite(self.model.state_dict())
+            way = f"try a smaller lr than {self.optimizer.lr:.3g}"
+            where = f"step {self.step} (epoch {self.epoch + 1})"
+            raise DivergedError(f"training diverged at {where}: {what}: {names}; {way}", what)
 
     def _measure(self, data: SequenceData) -> dict[str, float]:
         """Return the loss and the metrics, means over all data."""

@@ -305,6 +305,7 @@ class Trainer(Steps):
         self._save()
 
     def _finish_epoch(self, held_out: SequenceData | None) -> None:
+        self._check_parameters()
         figures = {"loss": self._sum / max(self._count, 1), "lr": self.optimizer.lr}
         if held_out is not None:
             measured = self._measure(held_out)
