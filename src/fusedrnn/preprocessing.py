@@ -105,14 +105,27 @@ class Scaler(Listed):
 
 def _moments(steps: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return mean and deviation of each feature, 0 and 1 where nothing is known."""
-    known = ~np.isnan(steps)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, steps, 0.0).sum(axis=0, dtype=np.float64) / count
-    square = np.square(np.where(known, steps - mean, 0.0), dtype=np.float64).sum(axis=0)
-    deviation = np.sqrt(square / count)
+    mean, deviation = moments(steps, 0)
     # What rounding leaves of a constant is none.
+    count = np.maximum(np.count_nonzero(~np.isnan(steps), axis=0), 1)
     tiny = np.finfo(np.float64).eps * count * np.abs(mean)
     return mean, np.where(deviation > tiny, deviation, 1.0)
+
+
+def moments(
+    values: Array, axis: int, keepdims: bool = False
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean and standard deviation of what is not NaN, 0 where that is nothing, of any magnitude."""
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0).astype(np.float64, copy=False)
+    count = np.maximum(known.sum(axis=axis, keepdims=True), 1)
+    # By a power of two, which changes no digit: neither the sum nor the squares leave the range.
+    power = np.frexp(np.abs(filled).max(axis=axis, keepdims=True, initial=0.0))[1]
+    filled = np.ldexp(filled, -power)
+    mean = filled.sum(axis=axis, keepdims=True) / count
+    square = np.square(np.where(known, filled - mean, 0.0)).sum(axis=axis, keepdims=True)
+    found = np.ldexp(mean, power), np.ldexp(np.sqrt(square / count), power)
+    return found if keepdims else (found[0].squeeze(axis), found[1].squeeze(axis))
 
 
 def _arrays(sequences: Any, allow_none: bool = False) -> list[Array]:

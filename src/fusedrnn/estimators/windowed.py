@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
-from fusedrnn.preprocessing import impute
+from fusedrnn.preprocessing import impute, moments
 
 
 def series_of(X: Any, features: int | None, covariates: int) -> list[Array]:
@@ -83,8 +83,7 @@ def prepared(x: Array, context: int, back: int, known: Array) -> Windows:
         known: (N, context + horizon, C), scaled covariates.
     """
     before = x[:, :context]
-    mean = np.nanmean(before, axis=1, keepdims=True)
-    deviation = np.nanstd(before, axis=1, keepdims=True)
+    mean, deviation = moments(before, 1, keepdims=True)
     deviation = np.where(deviation > 1e-12 * np.maximum(np.abs(mean), 1e-300), deviation, 1.0)
     values, mask, since = impute((x - mean) / deviation)
     filled = np.where(mask[:, :context], before, values[:, :context] * deviation + mean)

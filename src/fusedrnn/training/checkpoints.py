@@ -17,7 +17,9 @@ from fusedrnn.nn.module import Module
 from fusedrnn.optim.optimizer import Optimizer
 from fusedrnn.optim.schedules import Scheduler
 from fusedrnn.training.carried import form_of, joined, parted
+from fusedrnn.training.description import loss_text, model_text
 from fusedrnn.training.early_stopping import EarlyStopping
+from fusedrnn.training.parts import Loss
 
 KIND = "fusedrnn run of a Trainer"
 _SERIES = ("losses", "norms")
@@ -28,6 +30,7 @@ class Resumable(Listed):
     """The state of a `Trainer`: everything that changes while it runs."""
 
     model: Module
+    loss: Loss
     optimizer: Optimizer
     schedule: Scheduler | None
     early_stopping: EarlyStopping | None
@@ -67,6 +70,7 @@ class Resumable(Listed):
         content = {
             "data": self._digest,
             "kinds": self._kinds(),
+            "model": model_text(self.model),
             "settings": {name: getattr(self, name) for name in _SETTINGS},
             "carried": form_of(self._carried),
             "position": [self.epoch, self._done, self._sum, self._count],
@@ -79,9 +83,10 @@ class Resumable(Listed):
         return tensors, content
 
     def _kinds(self) -> dict[str, str]:
-        """Return the classes of its parts."""
+        """Return the loss, and the classes of its parts."""
         parts = {name: getattr(self, name) for name in ("optimizer", "schedule", "early_stopping")}
-        return {name: "none" if part is None else type(part).__name__ for name, part in parts.items()}
+        kinds = {name: "none" if part is None else type(part).__name__ for name, part in parts.items()}
+        return {"loss": loss_text(self.loss), **kinds}
 
     def _write(self, path: Path) -> None:
         """Replace a file by one of the present state: all of it gets there, or the old file stays.
@@ -129,6 +134,12 @@ class Resumable(Listed):
                 raise ValueError(
                     f"{name}: expected {saved}, with which it was made, got {getattr(self, name)}"
                 )
+        model, saved = model_text(self.model), content["model"]
+        for name in [*model, *(name for name in saved if name not in model)]:
+            made, now = saved.get(name, "none"), model.get(name, "none")
+            if made != now:
+                where = f"model.{name}" if name else "model"
+                raise ValueError(f"{where}: expected {made}, with which it was made, got {now}")
         for name, kind in self._kinds().items():
             if content["kinds"][name] != kind:
                 raise ValueError(

@@ -16,7 +16,7 @@ from fusedrnn.training.checkpoints import Resumable
 from fusedrnn.training.clip import clip_grad_norm
 from fusedrnn.training.data import Batch, SequenceData
 from fusedrnn.training.diagnosis import DivergedError, diagnose, names_not_finite, not_finite
-from fusedrnn.training.parts import Loss, Metric, loss_and_gradient
+from fusedrnn.training.parts import Metric, loss_and_gradient
 from fusedrnn.training.whole import Whole
 
 # Arguments that functions get if they have them: the lengths of inputs, of what the model makes of them (as
@@ -27,7 +27,6 @@ LENGTHS = ("lengths", "input_lengths", "logit_lengths", "target_lengths")
 class Steps(Resumable):
     """The part of a `Trainer` that works on batches."""
 
-    loss: Loss
     metrics: dict[str, Metric]
     clip: float | None
     batch_first: bool
