@@ -78,6 +78,7 @@ def test_a_forecaster_keeps_the_plan_that_it_was_fitted_with() -> None:
         ({"scale": "no"}, TypeError, "scale: expected a bool"),
         ({"warm_start": "no"}, TypeError, "warm_start: expected a bool"),
         ({"crf": "no"}, TypeError, "crf: expected a bool"),
+        ({"patience": 0}, ValueError, "patience: expected an int >= 1, got 0"),
         ({"patience": 1, "validation_fraction": "a"}, TypeError, "validation_fraction: expected a number"),
     ],
 )
@@ -125,6 +126,43 @@ def test_errors_of_sequences() -> None:
         tagger.score(X, y[:3])
     with pytest.raises(ValueError, match=r"^X\[0\]: expected shape .* or a list of them"):
         Forecaster().fit([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor, Seq2Seq])
+def test_sequences_without_a_feature(kind: Any) -> None:
+    for X in ([np.zeros((4, 0))] * 4, np.zeros((4, 3, 0))):
+        with pytest.raises(ValueError, match=r"^X\[0\]: expected shape \(T, I\) with a feature or more"):
+            kind(epochs=1).fit(X, ["a", "b"] * 2 if kind is Seq2Seq else [0, 1] * 2)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, np.float32("nan")])
+@pytest.mark.parametrize("others", ["a", 1])
+def test_labels_that_are_none(missing: Any, others: Any) -> None:
+    """NumPy makes the string "nan" of one beside strings, which then was a class."""
+    X = sequences(6)
+    for index in (0, 4):
+        tags = [[others] * len(x) for x in X]
+        tags[index][2] = missing
+        with pytest.raises(ValueError, match=rf"^y\[{index}\]\[2\]: expected a class or tag, got"):
+            SequenceTagger(epochs=1).fit(X, tags)
+        labels = [others] * 6
+        labels[index] = missing
+        with pytest.raises(
+            ValueError, match=rf"^(y\[{index}\]: expected a class or tag|Input y contains NaN)"
+        ):
+            SequenceClassifier(epochs=1).fit(X, labels)
+    for model in (SequenceClassifier(), SequenceTagger()):
+        with pytest.raises(ValueError, match=r"^classes\[1\]: expected a class or tag, got"):
+            model.partial_fit(X, [others] * 6, classes=[others, missing])
+
+
+def test_tags_of_two_kinds() -> None:
+    X = sequences(4)
+    for row in ([1] * len(X[1]), ["a"] * (len(X[1]) - 1) + [1]):
+        tags = [["a"] * len(x) for x in X]
+        tags[1] = row
+        with pytest.raises(TypeError, match=r"^y: expected tags of one kind, got strings and others"):
+            SequenceTagger(epochs=1).fit(X, tags)
 
 
 @pytest.mark.parametrize(

@@ -142,3 +142,14 @@ def test_parameters_that_the_last_step_leaves_not_finite(tmp_path: Path) -> None
     with pytest.raises(ArithmeticError, match=r"step 1 \(epoch 1\): parameters are not finite: 2.bias;"):
         run.fit(data)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_is_no_file(tmp_path: Path) -> None:
+    """It asked for resume=True, which a folder does not take either."""
+    for path in (tmp_path, str(tmp_path), "", "."):
+        with pytest.raises(ValueError, match=r"^checkpoint: expected the path of a file, got the folder"):
+            trainer(path)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^checkpoint: expected the path of a file or None, got int"):
+        trainer(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^resume: expected a bool, got 'no'"):
+        trainer(tmp_path / "run").fit(sequences(), resume="no")  # type: ignore[arg-type]

@@ -245,6 +245,7 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         check_choice("schedule", schedule, ("one_cycle", "cosine", None))
         train, held_out = (sequences, targets), None
         if patience is not None:
+            check_size("patience", patience)
             train, held_out = self._split(sequences, targets)
         optimizer = self.optimizer_
         optimizer.lr, optimizer.weight_decay = self.lr, self.weight_decay

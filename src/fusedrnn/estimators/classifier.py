@@ -11,6 +11,7 @@ from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 import fusedrnn as fr
 from fusedrnn.arrays import Array
+from fusedrnn.estimators.inputs import given_classes, refuse_missing
 from fusedrnn.estimators.pooled import Pooled
 
 
@@ -45,7 +46,7 @@ class SequenceClassifier(ClassifierMixin, Pooled):  # type: ignore[misc]
             TypeError, ValueError, ArithmeticError: as `fit`; or a class that was not in the first call.
         """
         if not hasattr(self, "model_"):
-            self._given_classes = None if classes is None else np.unique(classes)
+            self._given_classes = given_classes(classes)
         return self._once(X, y)
 
     def fit(self, X: Any, y: Any) -> SequenceClassifier:
@@ -55,6 +56,7 @@ class SequenceClassifier(ClassifierMixin, Pooled):  # type: ignore[misc]
 
     def _targets(self, y: Any, reset: bool) -> Any:
         assert_all_finite(y, input_name="y")
+        refuse_missing("y", y if np.iterable(y) else ())
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         if reset:

@@ -58,7 +58,7 @@ def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
         with np.errstate(over="ignore"):  # found below
             x = np.asarray(x, np.float32)
         x = x[:, None] if x.ndim == 1 else x
-        if not isinstance(X, (list, tuple)):
+        if not isinstance(X, (list, tuple)) and x.shape[1]:
             x = x[: _end(x)]
         if not np.isfinite(x).all():
             raise ValueError(
@@ -67,6 +67,8 @@ def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
         sequences.append(x)
     if not sequences:
         raise ValueError("X: expected at least one sequence, got none")
+    if not sequences[0].shape[1]:
+        raise ValueError(f"X[0]: expected shape (T, I) with a feature or more, got {X[0].shape}")
     if reset:
         estimator.n_features_in_ = sequences[0].shape[1]
         estimator._rank = 3
@@ -79,6 +81,26 @@ def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
         if not len(x):
             raise ValueError(f"X[{index}]: expected at least one step, got none")
     return sequences
+
+
+def refuse_missing(name: str, labels: Any) -> None:
+    """Refuse classes and tags that are none: None and NaN, which NumPy would make the string "nan" of."""
+    for index, label in enumerate(labels):
+        gone = isinstance(label, (float, np.floating)) and bool(np.isnan(label))
+        if label is None or gone or type(label).__name__ in ("NAType", "NaTType"):
+            raise ValueError(f"{name}[{index}]: expected a class or tag, got {label}")
+
+
+def given_classes(classes: Any) -> Array | None:
+    """Return the argument `classes` of `partial_fit` sorted, or None.
+
+    Raises:
+        ValueError: one of them is None or NaN.
+    """
+    if classes is None:
+        return None
+    refuse_missing("classes", classes)
+    return np.unique(classes)
 
 
 def _refuse_ragged(X: Any) -> None:

@@ -12,6 +12,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.checks import check_flag
 from fusedrnn.estimators.base import SequenceEstimator
 from fusedrnn.estimators.classifier import softmax
+from fusedrnn.estimators.inputs import given_classes, refuse_missing
 
 
 class SequenceTagger(SequenceEstimator):
@@ -75,7 +76,7 @@ class SequenceTagger(SequenceEstimator):
             TypeError, ValueError, ArithmeticError: as `fit`; or a tag that was not in the first call.
         """
         if not hasattr(self, "model_"):
-            self._given_classes = None if classes is None else np.unique(classes)
+            self._given_classes = given_classes(classes)
         return self._once(X, y)
 
     def fit(self, X: Any, y: Any) -> SequenceTagger:
@@ -84,13 +85,19 @@ class SequenceTagger(SequenceEstimator):
         return super().fit(X, y)
 
     def _targets(self, y: Any, reset: bool) -> Any:
-        tags = []
+        tags, kinds = [], set()
         for index, row in enumerate(y):
             if np.ndim(row) == 0 and not isinstance(row, str):
                 raise TypeError(f"y[{index}]: expected a sequence of tags, one for each step, got {row!r}")
-            tags.append(np.asarray(list(row)))
+            values = list(row)
+            refuse_missing(f"y[{index}]", values)
+            kinds |= {isinstance(tag, str) for tag in values}
+            tags.append(np.asarray(values))
             if tags[-1].ndim != 1:
                 raise ValueError(f"y[{index}]: expected shape (T,), got {tags[-1].shape}")
+        # NumPy would make strings of the numbers.
+        if len(kinds) > 1:
+            raise TypeError("y: expected tags of one kind, got strings and others")
         if reset:
             given = self._given_classes
             self.classes_ = np.unique(np.concatenate(tags)) if given is None else given

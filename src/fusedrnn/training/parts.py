@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -57,6 +59,18 @@ def check_parts(model: Any, loss: Any, optimizer: Any, schedule: Any) -> None:
         raise TypeError(f"schedule: expected a schedule of fusedrnn.optim, got {type(schedule).__name__}")
     if schedule is not None and schedule.optimizer is not optimizer:
         raise ValueError("schedule: expected one of this optimizer, got one of another")
+
+
+def check_checkpoint(path: Any) -> Path | None:
+    """Return the path of a file, or None for none."""
+    if path is None:
+        return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"checkpoint: expected the path of a file or None, got {type(path).__name__}")
+    found = Path(path)
+    if found.is_dir():
+        raise ValueError(f"checkpoint: expected the path of a file, got the folder {found}")
+    return found
 
 
 def check_whole(name: str, data: SequenceData, model: Module) -> None:

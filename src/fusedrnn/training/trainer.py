@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from fusedrnn.checks import check_flag, check_number, check_size
@@ -19,6 +18,7 @@ from fusedrnn.training.losses import IGNORED
 from fusedrnn.training.parts import (
     Loss,
     Metric,
+    check_checkpoint,
     check_data,
     check_group,
     check_metrics,
@@ -143,7 +143,7 @@ class Trainer(Steps):
         self.seed = check_size("seed", seed, 0)
         self.metrics = check_metrics({} if metrics is None else metrics)
         self.batch_first = check_flag("batch_first", batch_first)
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint = check_checkpoint(checkpoint)
         self.checkpoint_steps = (
             None if checkpoint_steps is None else check_size("checkpoint_steps", checkpoint_steps)
         )
@@ -207,6 +207,7 @@ class Trainer(Steps):
         """
         data = self._data(train, "train")
         held_out = None if validation is None else self._data(validation, "validation")
+        check_flag("resume", resume)
         self.stop = False
         with self._whole.waiting():
             self._begin(data, resume)
