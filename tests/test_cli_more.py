@@ -1,4 +1,4 @@
-"""inspect, demo and tune."""
+"""The command line: inspect, demo, tune, and a run where there was one before."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cli_support import TINY, assert_ok, assert_one_line, invoke, start
 import fusedrnn as fr
 from fusedrnn.cli import demo
 from fusedrnn.cli.charlm import load_model
+from fusedrnn.cli.checkpoint import Checkpoint
 from fusedrnn.interpret import cell_records
 
 pytestmark = pytest.mark.once
@@ -150,3 +151,29 @@ def test_compute(corpus: Path, tmp_path: Path) -> None:
     assert not np.array_equal(*weights)
     np.testing.assert_allclose(*weights, atol=0.05)
     assert fr.get_float32_matmul_precision() == "highest"
+
+
+def test_another_run_keeps_the_checkpoint_of_the_one_before(corpus: Path, tmp_path: Path) -> None:
+    """It was replaced, and with it what --resume could go on from."""
+    out, first, kept = (
+        tmp_path / f"m{name}.safetensors" for name in ("", ".checkpoint", ".previous.checkpoint")
+    )
+    train = ["train", corpus, *TINY, "--out", out]
+    assert_ok(invoke(*train, "--max-steps", 100))
+    written = first.read_bytes()
+    assert_ok(invoke("train", "--resume", first, "--max-steps", 101))
+    assert not kept.exists()
+    first.write_bytes(written)
+    result = invoke(*train, "--seed", 1, "--max-steps", 2)
+    assert_ok(result)
+    assert f"; the checkpoint there is kept as {kept}\n" in result.output
+    assert kept.read_bytes() == written and len(Checkpoint.read(first).tensors["losses"]) == 2
+    assert_one_line(invoke("train", "--resume", kept, "--out", out), "--out: expected another name: ")
+    assert kept.read_bytes() == written
+    assert_ok(invoke("train", "--resume", kept, "--max-steps", 101))
+    assert len(Checkpoint.read(kept).tensors["losses"]) == 101
+    assert load_model(tmp_path / "m.previous.safetensors").score is not None
+    # Also where the run before left no model yet.
+    out.unlink()
+    assert "kept as" in invoke(*train, "--max-steps", 1).output
+    assert len(Checkpoint.read(kept).tensors["losses"]) == 2

@@ -135,7 +135,8 @@ def train(
         Path | None,
         typer.Option(
             help="Model file to write; one that is there stays until the new model is measured. The "
-            "checkpoint and the picture lie beside it.",
+            "checkpoint and the picture lie beside it; the checkpoint of the run before is kept as "
+            "NAME.previous.checkpoint.safetensors.",
             show_default=str(_DEFAULT_OUT),
         ),
     ] = None,
@@ -161,22 +162,30 @@ def train(
         limits = session.Limits(max_steps, max_seconds)
         checkpoint = None if resume is None else Checkpoint.read(resume)
         changes: list[str] = []
+        goes_on = False
         if checkpoint is None:
             paths = session.Paths.of(out or _DEFAULT_OUT)
             source = None if text_file is None else os.path.realpath(text_file)
-            trainer, own = _new_trainer(ctx, _corpus(source), group), False
+            trainer = _new_trainer(ctx, _corpus(source), group)
         else:
             paths = session.Paths.of(out or session.Paths.model_beside(checkpoint.path))
             if os.path.realpath(paths.model) == os.path.realpath(checkpoint.path):
                 raise CliError(f"--out: expected a name for the model, got the checkpoint: {paths.model}")
             source = checkpoint.source if text_file is None else os.path.realpath(text_file)
             trainer, changes = _continued(ctx, checkpoint, source, text_file is not None, group)
-            # A run that has proven nothing yet may have left the model of an earlier one in its place.
-            own = trainer.proven and os.path.realpath(paths.checkpoint) == os.path.realpath(checkpoint.path)
-        keep = paths.model.exists() and not own
+            goes_on = os.path.realpath(paths.checkpoint) == os.path.realpath(checkpoint.path)
+            if os.path.realpath(paths.previous) == os.path.realpath(checkpoint.path):
+                raise CliError(
+                    f"--out: expected another name: {paths.checkpoint} would be kept in place of --resume"
+                )
+        # A run that has proven nothing yet may have left the model of an earlier one in its place.
+        keep = paths.model.exists() and not (goes_on and trainer.proven)
         if group.rank == 0:
             report.describe(trainer, source, changes)
-            report.say_where(trainer, paths, default=out is None and checkpoint is None, keep=keep)
+            other = paths.checkpoint.exists() and not goes_on
+            report.say_where(trainer, paths, out is None and checkpoint is None, keep, other)
+            if other:
+                session.keep_previous(paths)
         try:
             outcome = session.run(trainer, paths, source, make_display(trainer), limits, keep)
         except distributed.LostProcessError as error:

@@ -49,17 +49,17 @@ def describe(trainer: Trainer, source: str | None, changes: list[str]) -> None:
         typer.echo(f"changed: {printable(change)}")
 
 
-def say_where(trainer: Trainer, paths: session.Paths, default: bool, keep: bool) -> None:
-    """Say which file is written, if no --out did, and what becomes of the one that is there."""
-    if not default and not keep:
-        return
-    by_default = " (--out names another file)" if default else ""
+def say_where(trainer: Trainer, paths: session.Paths, default: bool, keep: bool, other: bool) -> None:
+    """Say which file is written, if no --out did, and what becomes of those of a run before."""
+    said = f"out: {paths.model}{' (--out names another file)' if default else ''}"
     if keep:
         event = "has been measured" if trainer.measures else "has read its text once"
         fate = "is replaced" if trainer.proven else f"stays until the new one {event}"
-        replaced = "; the checkpoint beside it is replaced" if paths.checkpoint.exists() else ""
-        by_default += f"; {_present(paths)} there {fate}{replaced}"
-    typer.echo(f"out: {paths.model}{by_default}")
+        said += f"; {_present(paths)} there {fate}"
+    if other:
+        said += f"; the checkpoint there is kept as {paths.previous}"
+    if default or keep or other:
+        typer.echo(said)
 
 
 def _present(paths: session.Paths) -> str:

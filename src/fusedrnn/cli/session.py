@@ -17,10 +17,11 @@ from fusedrnn.cli.charlm import CharLM, build, save_model
 from fusedrnn.cli.display import Display
 from fusedrnn.cli.errors import CliError
 from fusedrnn.cli.trainer import Evaluated, Trainer
-from fusedrnn.files import FileError
+from fusedrnn.files import FileError, open_regular, write_atomically
 
 SUFFIX = ".safetensors"
 CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
+_PREVIOUS = ".previous"
 
 # Ctrl-C, a cluster that takes the machine back, a terminal that is gone.
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -35,6 +36,7 @@ class Paths:
     model: Path
     checkpoint: Path
     plot: Path
+    previous: Path  # the checkpoint of the run before, which can be continued, too
 
     @classmethod
     def of(cls, out: Path) -> Paths:
@@ -50,14 +52,15 @@ class Paths:
         if not os.access(out.parent, os.W_OK):
             raise CliError(f"--out: cannot write in {out.parent}")
         stem = out.name[: -len(SUFFIX)]
-        longest = os.pathconf(out.parent, "PC_NAME_MAX") - len(os.fsencode(CHECKPOINT_SUFFIX))
+        longest = os.pathconf(out.parent, "PC_NAME_MAX") - len(_PREVIOUS + CHECKPOINT_SUFFIX)
         if len(os.fsencode(stem)) > longest:
             raise CliError(
                 f"--out: expected a name of at most {longest} bytes before {SUFFIX}, got {out.name}"
             )
         if out.is_dir():
             raise CliError(f"--out: {out} is a folder")
-        return cls(out, out.with_name(stem + CHECKPOINT_SUFFIX), out.with_name(stem + ".png"))
+        checkpoint, previous = (out.with_name(stem + add + CHECKPOINT_SUFFIX) for add in ("", _PREVIOUS))
+        return cls(out, checkpoint, out.with_name(stem + ".png"), previous)
 
     @classmethod
     def model_beside(cls, checkpoint: Path) -> Path:
@@ -114,9 +117,9 @@ def run(
         limits: what ends the run early.
         keep_model: leave the model file alone until the trainer's model is proven.
 
+    Raises:
         FileError: a file cannot be written.
         CliError: training diverged.
-        CliError: a file cannot be written, or training diverged.
         OSError: nothing can be shown any more; what was trained is saved.
     """
     saved = time.monotonic()
@@ -160,6 +163,16 @@ def run(
     if ending:
         return Outcome(Ending.INTERRUPTED, ending, wrote_model)
     return Outcome(Ending.FINISHED if trainer.finished else Ending.PAUSED, None, wrote_model)
+
+
+def keep_previous(paths: Paths) -> None:
+    """Copy the checkpoint of an earlier run, in whose place that of another run is about to come.
+
+    Raises:
+        FileError: it cannot be read, or its copy not written.
+    """
+    with open_regular(paths.checkpoint) as file:
+        write_atomically(paths.previous, file.read())
 
 
 def best_model(trainer: Trainer) -> CharLM:
