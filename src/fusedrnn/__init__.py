@@ -45,6 +45,7 @@ from fusedrnn.nn.gradient_check import check_gradients
 from fusedrnn.nn.hybrid import Hybrid, HybridStream
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.module import Module
+from fusedrnn.nn.module_stream import ModuleStream
 from fusedrnn.nn.networks import LIF, MGU, SLSTM, SRU, IndRNN, LiGRU, MinGRU, MinLSTM
 from fusedrnn.nn.pool import Pool
 from fusedrnn.nn.quantum import QuantumLSTM
@@ -108,6 +109,7 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "ModuleStream",
     "ParameterDict",
     "Pool",
     "QuantizedRecurrent",

@@ -24,6 +24,7 @@ class Activation(Module, ABC):
     """Base of the modules without parameters that keep the shape of x, which is float32 or float64."""
 
     _host_only = True
+    _stepwise = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,6 +196,10 @@ class Softmax(Activation):
 
     def _gradient(self, kept: Array, dy: Array) -> Array:
         return softmax_gradient(kept, dy, self.axis)
+
+    def _step_in(self, stream: Any, name: str) -> Any:
+        # Another axis is not the same in a step.
+        return self if self.axis == -1 else None
 
     def _extra_repr(self) -> str:
         return f"axis={self.axis}"

@@ -99,6 +99,12 @@ class BatchNorm(Module):
             ValueError: an argument of the wrong shape, lengths out of range, or in training mode a
                 single row.
         """
+        return self._run(x, lengths, mask, self.training)
+
+    def _step_in(self, stream: Any, name: str) -> Any:
+        return lambda x: self._run(x, None, None, False)[0]
+
+    def _run(self, x: Array, lengths: Any, mask: Any, trained: bool) -> tuple[Array, SavedTape]:
         check_floats("x", x, self.running_mean.dtype)
         size = self.num_features
         counts = None
@@ -110,7 +116,6 @@ class BatchNorm(Module):
         # Sums of another layout would have other bits.
         rows = contiguous(x.reshape(-1, size) if counts is None else x[counts])
         kept = self._kept_parameters()
-        trained = self.training
         mean, var = self._learn(rows) if trained else (self.running_mean, self.running_var)
         rstd = (1 / np.sqrt(var + self.eps)).astype(x.dtype)
         normed = (rows - mean.astype(x.dtype)) * rstd

@@ -21,6 +21,7 @@ from fusedrnn.nn.members import (
     looked_up,
 )
 from fusedrnn.nn.module import Module
+from fusedrnn.nn.module_stream import ModuleStream
 from fusedrnn.nn.tape import check_tape
 
 
@@ -118,6 +119,27 @@ class Sequential(ModuleList):
                 lengths, mask = module.output_steps(lengths, mask)
         return x
 
+    def stream(self, batch_size: int = 1, max_len: int = 1024) -> ModuleStream:
+        """Return a `ModuleStream` that runs these modules one step at a time, without dropout.
+
+        Each has to have a `stream`, as networks of one direction and causal attention, or to make each step
+        of its y of that step alone.
+
+        Args:
+            batch_size: how many sequences go side by side.
+            max_len: how many steps attention holds, that of the call among them.
+
+        Raises:
+            TypeError: an argument is not an int.
+            ValueError: an argument is below 1, or a module cannot be streamed, whose name is said.
+            RuntimeError: the modules are on a GPU.
+        """
+        self._require_cpu("stream")
+        return ModuleStream(self, batch_size, max_len)
+
+    def _step_in(self, stream: Any, name: str) -> Any:
+        return stream.chained(f"{name}.", self.named_children())
+
     def output_steps(self, lengths: Any, mask: Any) -> tuple[Any, Any]:
         """Return the lengths and the mask behind the last module."""
         for module in self:
@@ -205,6 +227,10 @@ class Residual(Module):
         y: Array = self._sum(x, call_member(self.module, x, lengths, mask))
         return y
 
+    def _step_in(self, stream: Any, name: str) -> Any:
+        step = stream.member(f"{name}.module", self.module)
+        return lambda x: self._sum(x, step(x))
+
     def output_steps(self, lengths: Any, mask: Any) -> tuple[Any, Any]:
         """Return those of the module."""
         return self.module.output_steps(lengths, mask)
@@ -284,6 +310,10 @@ class Concat(ModuleList):
         check_lengths(self, x, lengths)
         y: Array = self._join([call_member(module, x, lengths, mask) for module in self])
         return y
+
+    def _step_in(self, stream: Any, name: str) -> Any:
+        steps = [stream.member(f"{name}.{inner}", module) for inner, module in self.named_children()]
+        return lambda x: self._join([step(x) for step in steps])
 
     def output_steps(self, lengths: Any, mask: Any) -> tuple[Any, Any]:
         """Return those of the first module."""

@@ -38,6 +38,7 @@ class Embedding(Module):
     """
 
     _dtype: np.dtype[Any]
+    _stepwise = True
 
     def __init__(
         self,

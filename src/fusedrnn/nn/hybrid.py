@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_choice, check_flag, check_size, resolve_dtype
-from fusedrnn.inference.stream import Resettable
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.masks import counted_steps, only_counted
 from fusedrnn.inputs.rows import check_sequence
@@ -18,6 +17,7 @@ from fusedrnn.nn.blocks import Residual, Sequential
 from fusedrnn.nn.layers import Dropout, LayerNorm, Linear
 from fusedrnn.nn.members import BlockTape
 from fusedrnn.nn.module import Module, changed_options
+from fusedrnn.nn.module_stream import ModuleStream, Step
 from fusedrnn.nn.recurrent import GRU, LSTM, RNN
 from fusedrnn.nn.self_attention import SelfAttention
 from fusedrnn.nn.tape import SavedTape, check_tape
@@ -178,76 +178,22 @@ class Hybrid(Module):
         return f"{type(self).__name__}({self.size}{changed})"
 
 
-class HybridStream(Resettable):
+class HybridStream(ModuleStream):
     """A `Hybrid` one step at a time: `y_t = step(x_t)`; made by `hybrid.stream()`.
 
     Up to max_len steps y is, but for rounding, what the call over the whole sequence gives; later the
-    attention forgets the oldest step for each that comes. After the weights changed, call `refresh`. A stream
-    serves one thread at a time.
+    attention forgets the oldest step for each that comes. `state` has those of the layers and of the
+    attention. After the weights changed, call `refresh`. A stream serves one thread at a time.
 
     Attributes:
         batch_size: B.
+        max_len: how many steps the attention holds.
     """
 
-    __slots__ = ("_module", "_steps", "_streams")
+    __slots__ = ()
 
-    def __init__(self, module: Hybrid, batch_size: int, max_len: int) -> None:
-        self._module, self.batch_size = module, check_size("batch_size", batch_size)
-        self._steps: list[tuple[Any, Any]] = []
-        self._streams: list[Any] = []
-        parts: Any = list(module.parts)
-        for norm, residual in zip(parts[::2], parts[1::2], strict=True):
-            step: Any = residual.module[0]
-            if not isinstance(step, Boom):
-                given = (batch_size, max_len) if isinstance(step, SelfAttention) else (batch_size,)
-                step = step.stream(*given)
-                self._streams.append(step)
-            self._steps.append((norm, step))
-
-    def __call__(self, x: Array) -> Array:
-        """Advance by one step; return y in the shape of x.
-
-        Args:
-            x: (B, E), or (E,) if batch_size is 1; of the module's dtype.
-
-        Raises:
-            TypeError: x is not an array of the module's dtype.
-            ValueError: x has another shape.
-        """
-        for norm, step in self._steps:
-            x = norm(x)
-            x = x + step(x)
-        return x
-
-    def _reset(self, rows: npt.NDArray[np.int64] | None) -> None:
-        for stream in self._streams:
-            stream._reset(rows)
-
-    @property
-    def state(self) -> tuple[Any, ...]:
-        """Copies of the states of the layers and of the attention, in their order; can be set."""
-        return tuple([stream.state for stream in self._streams])
-
-    @state.setter
-    def state(self, value: tuple[Any, ...]) -> None:
-        if not isinstance(value, tuple) or len(value) != len(self._streams):
-            raise TypeError(f"state: expected a tuple of {len(self._streams)} states, got {value!r:.60}")
-        before = self.state
-        try:
-            for stream, part in zip(self._streams, value, strict=True):
-                stream.state = part
-        except (TypeError, ValueError):
-            for stream, part in zip(self._streams, before, strict=True):
-                stream.state = part
-            raise
-
-    def refresh(self) -> None:
-        """Read the module's weights again; the state stays."""
-        for stream in self._streams:
-            stream.refresh()
-
-    def __repr__(self) -> str:
-        return f"HybridStream({self._module!r}, batch_size={self.batch_size})"
+    def _first(self) -> Step:
+        return self.member("parts", self._module.parts)
 
 
 class Boom(Module):
@@ -260,6 +206,7 @@ class Boom(Module):
     """
 
     _host_only = True
+    _stepwise = True
 
     def __init__(
         self,

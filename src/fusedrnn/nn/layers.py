@@ -49,6 +49,7 @@ class Linear(HasCompute, Module):
     """
 
     _dtype: np.dtype[Any]
+    _stepwise = True
 
     def __init__(
         self,
@@ -180,6 +181,8 @@ class LayerNorm(Module):
 
     Paper: Ba, Kiros and Hinton 2016, arXiv:1607.06450v1.
     """
+
+    _stepwise = True
 
     def __init__(
         self,
@@ -318,6 +321,9 @@ class Dropout(Module):
         if not need_dx:
             return None
         return dy if drop is None else backend.kernels.dropout(contiguous(dy), *drop)
+
+    def _step_in(self, stream: Any, name: str) -> Any:
+        return stream.unchanged
 
     def _extra_repr(self) -> str:
         return f"p={self.p}"

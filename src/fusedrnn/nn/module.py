@@ -71,6 +71,8 @@ class Module(Listed, Store["Module"]):
     __signature__: ClassVar[Any] = ConstructorSignature()
     # Whether there are no kernels of it for a GPU.
     _host_only: ClassVar[bool] = False
+    # Whether each step of y is made of that step of x alone.
+    _stepwise: ClassVar[bool] = False
     # {name: module whose parameter of this name serves for one of its own}
     _tied: Mapping[str, Module] = MappingProxyType({})
 
@@ -113,6 +115,17 @@ class Module(Listed, Store["Module"]):
         They are the same unless a class says otherwise: one that leaves no time in y returns (None, None).
         """
         return lengths, mask
+
+    def _step_in(self, stream: Any, name: str) -> Any:
+        """Return what a `ModuleStream` calls with each step, or None where no step stands alone.
+
+        Args:
+            stream: the `ModuleStream`.
+            name: of this member of it.
+        """
+        if hasattr(self, "stream"):
+            return stream.streamed(name, self)
+        return self if self._stepwise else None
 
     def to(self: ModuleT, device: str) -> ModuleT:
         """Move the parameters and gradients of the whole tree; return self.

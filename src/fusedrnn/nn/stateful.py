@@ -94,6 +94,10 @@ class Stateful(Sequential):
         y, state, tapes = self._run(x, state, lengths, mask, True)
         return y, state, BlockTape(self, tapes)
 
+    def _step_in(self, stream: Any, name: str) -> Any:
+        # Its state is a tuple of its own.
+        return stream.streamed(name, self)
+
     def _run(self, x: Any, state: Any, lengths: Any, mask: Any, keep: bool) -> tuple[Any, Any, list[Any]]:
         modules, parts = list(self), self._parts("state", state)
         check_lengths(modules, x, lengths)
