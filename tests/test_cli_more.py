@@ -6,11 +6,13 @@ import html
 import os
 import re
 import signal
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_support import TINY, assert_ok, assert_one_line, invoke, start
+from packaging.requirements import Requirement
 
 import fusedrnn as fr
 from fusedrnn.cli import demo
@@ -25,6 +27,17 @@ def test_without_arguments_it_says_what_it_can_do() -> None:
     said = invoke().output
     for name in ("train", "generate", "info", "convert", "inspect", "demo", "tune"):
         assert re.search(rf"^  {name} ", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "info", "convert", "inspect", "demo", "tune"])
+def test_what_is_said_about_arguments(command: str) -> None:
+    """With each typer and click that the extra `cli` takes."""
+    for text in metadata.requires("fusedrnn") or ():
+        wanted = Requirement(text)
+        if wanted.name == "click" and metadata.version("click") not in wanted.specifier:
+            pytest.skip(f"click {metadata.version('click')} is none that the extra takes")
+    lines = invoke(command, "--help").output.partition("Arguments:\n")[2].partition("Options:\n")[0]
+    assert not lines or re.search(r"^  \S+ .*[A-Za-z]{2,} [A-Za-z]{2,}", lines)
 
 
 # inspect ----------------------------------------------------------------------------------------------------
