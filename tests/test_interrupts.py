@@ -279,39 +279,48 @@ def test_a_handler_has_and_may_set_the_callers_rounding(threads: int) -> None:
     assert left == DOWNWARD and np.array_equal(got, want)
 
 
+def interrupted_backward(module: Any, steps: int, zeros: bool) -> int:
+    """Ctrl-C at the first, second, fourth, ... moment of a backward; return how often it came."""
+    y, _, tape = module.forward(normal(steps, 32, 128))
+    dy = np.ones_like(y)
+    module.zero_grad()
+    if not zeros:
+        module.backward(tape, dy)
+    before = module.flat_grads.copy()
+    module.backward(tape, dy)
+    want = module.flat_grads.copy()
+    interrupted = moment = 0
+    while True:
+        moment += 1 + moment // 2
+        module.flat_grads[...] = before
+        left = [moment]
+
+        def handler(left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        try:
+            with handled(handler):
+                module.backward(tape, dy)
+        except KeyboardInterrupt:
+            interrupted += 1
+            assert np.array_equal(module.flat_grads, before) or np.array_equal(module.flat_grads, want)
+        else:
+            assert np.array_equal(module.flat_grads, want)
+            return interrupted
+
+
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_interrupted_backward_of_a_stack_adds_nothing(threads: int, zeros: bool) -> None:
-    """Wherever Ctrl-C comes, gradients are as before; the call after it adds all of them."""
+    """Wherever Ctrl-C comes, gradients are as before; the call after it adds all of them.
+
+    A busy machine makes one signal of several: then there are few moments in a backward that is not longer.
+    """
     with num_threads(threads):
         module = fr.GRU(128, 128, 4, bidirectional=True, dropout=0.1, init="torch", seed=0)
-        y, _, tape = module.forward(normal(60, 32, 128))
-        dy = np.ones_like(y)
-        if not zeros:
-            module.backward(tape, dy)
-        before = module.flat_grads.copy()
-        module.backward(tape, dy)
-        want = module.flat_grads.copy()
-        interrupted = moment = 0
-        while True:
-            moment += 1 + moment // 2
-            module.flat_grads[...] = before
-            left = [moment]
-
-            def handler(left: list[int] = left) -> None:
-                left[0] -= 1
-                if left[0] == 0:
-                    raise KeyboardInterrupt
-
-            try:
-                with handled(handler):
-                    module.backward(tape, dy)
-            except KeyboardInterrupt:
-                interrupted += 1
-                assert np.array_equal(module.flat_grads, before) or np.array_equal(module.flat_grads, want)
-            else:
-                break
-        assert interrupted > 2 and np.array_equal(module.flat_grads, want)
+        assert any(interrupted_backward(module, steps, zeros) > 2 for steps in (60, 120, 240, 480, 960))
 
 
 @pytest.mark.once
