@@ -16,23 +16,7 @@
 namespace fusedrnn {
 namespace {
 
-constexpr int kWeightIh = 4;  // of the parameters
-constexpr int kPast = 4;      // what a step knows of the one before, besides the cell's states
-
-void check_sampling(const DecoderSampler& sampling, const Prepared& p, bool keep) {
-    const auto refuse = [](const std::string& expected, const std::string& got) {
-        throw py::value_error("sampling: expected " + expected + ", got " + got);
-    };
-    if (!keep) refuse("None where no tape is kept", "one");
-    if (sampling.dtype != p.decoder->dtype) refuse("one of the decoder's dtype", "one of another");
-    if (sampling.bf16 != p.decoder->bf16) refuse("one of the decoder's compute", "one of another");
-    if (sampling.units != p.sizes.H)
-        refuse("a head of the decoder's H = " + std::to_string(p.sizes.H), std::to_string(sampling.units));
-    if (sampling.table.size(1) != p.sizes.I) {
-        refuse("a table of the decoder's I = " + std::to_string(p.sizes.I),
-               std::to_string(sampling.table.size(1)));
-    }
-}
+constexpr int kPast = 4;  // what a step knows of the one before, besides the cell's states
 
 py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::object& x_,
                           const py::object& lengths_, const py::object& state_, const py::object& rows_,
@@ -41,7 +25,7 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
     const Prepared& p = *prepared;
     DecoderSizes sizes = p.sizes;
     // Of the parameters' dtype; where tokens stand for inputs, they are projected already.
-    Array x = p.decoder->params.of[kWeightIh];
+    Array x = p.decoder->params.of[kDecoderWeightIh];
     std::vector<std::int64_t> tokens;
     if (sizes.table > 0) {
         const Array given = Array::int64(x_, "x").shape({{"T"}, {"B"}}).contiguous();
@@ -59,7 +43,8 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
         throw py::value_error("keep: expected False with a memory for a search, got True");
     }
     if (sampling != nullptr) {
-        check_sampling(*sampling, p, keep);
+        if (!keep) throw py::value_error("sampling: expected None where no tape is kept, got one");
+        check_sampler("sampling", *sampling, p);
         sizes.classes = sampling->classes;
     }
     std::vector<std::int64_t> owner;
@@ -234,6 +219,7 @@ py::tuple decoder_backward(const DecoderTape& tape, const py::object& dy_, const
 void bind_decoder(py::module_& m) {
     using py::arg;
     bind_decoder_prepare(m);
+    bind_decoder_search(m);
     py::class_<DecoderTape>(m, "DecoderTape", "What the steps of a decoder keep for backward.")
         .def_property_readonly("nbytes", &DecoderTape::nbytes);
     m.def("decoder_forward", &decoder_forward, arg("prepared"), arg("x"), arg("lengths"), arg("state"),

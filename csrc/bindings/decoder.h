@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -16,7 +17,7 @@
 
 namespace fusedrnn {
 
-constexpr int kDecoderParams = 14;
+constexpr int kDecoderParams = 14, kDecoderWeightIh = 4;
 
 // The arrays of a decoder's parameters, or of their gradients.
 struct ParamArrays {
@@ -84,7 +85,7 @@ struct Prepared {
     std::int64_t nbytes() const { return decoder->weights.bytes() + keys.bytes() + projections.bytes(); }
 };
 
-// What draws the inputs of scheduled sampling.
+// A head and the inputs of its tokens: what draws those of scheduled sampling, and continues the hypotheses of a search.
 struct DecoderSampler {
     DType dtype;
     Array table;
@@ -94,6 +95,20 @@ struct DecoderSampler {
     bool bf16;
     AlignedBuffer head;
 };
+
+inline void check_sampler(const std::string& name, const DecoderSampler& sampling, const Prepared& p) {
+    const auto refuse = [&](const std::string& expected, const std::string& got) {
+        throw py::value_error(name + ": expected " + expected + ", got " + got);
+    };
+    if (sampling.dtype != p.decoder->dtype) refuse("one of the decoder's dtype", "one of another");
+    if (sampling.bf16 != p.decoder->bf16) refuse("one of the decoder's compute", "one of another");
+    if (sampling.units != p.sizes.H)
+        refuse("a head of the decoder's H = " + std::to_string(p.sizes.H), std::to_string(sampling.units));
+    if (sampling.table.size(1) != p.sizes.I) {
+        refuse("a table of the decoder's I = " + std::to_string(p.sizes.I),
+               std::to_string(sampling.table.size(1)));
+    }
+}
 
 struct DecoderTape {
     std::shared_ptr<Prepared> prepared;
@@ -137,7 +152,8 @@ inline void check_sizes(const DecoderSizes& d, std::int64_t gates) {
     checked_product({d.A + 64, widths, 16});
 }
 
-// The entries that make them, in decoder_prepare.cpp.
+// The entries that make them, in decoder_prepare.cpp, and that of a search, in decoder_search.cpp.
 void bind_decoder_prepare(py::module_& m);
+void bind_decoder_search(py::module_& m);
 
 }  // namespace fusedrnn

@@ -1,5 +1,6 @@
 // The table of the decoders of one instruction set: compiled once for each type, whatever the cell.
 #include "sequence/decoder_backward.h"
+#include "sequence/decoder_search.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 namespace {
@@ -13,7 +14,8 @@ constexpr DecoderKernels<T> decoder_kernels() {
             decoder_pack<T>,         decoder_pack_columns<T>,
             decoder_prepare<T>,      decoder_pack_head<T>,
             decoder_project<T>,      decoder_forward<T>,
-            decoder_backward<T>};
+            decoder_backward<T>,     decoder_search_workspace<T>,
+            decoder_search<T>};
 }
 
 }  // namespace

@@ -70,6 +70,18 @@ class Decoder : DecoderPlaces<T> {
         }
     }
 
+    // Of a search: the states before the first step of some positions; and the step t of n of them, whose tokens or inputs
+    // lie by position. False once the call was cancelled.
+    void begin(Range positions) const { load_initial(positions); }
+    bool search_step(Member& m, int member, std::int64_t t, std::int64_t first, std::int64_t n) {
+        for (std::int64_t i = 0; i < n; ++i) m.x_rows[i] = input_of(0, first + i);
+        return project_inputs(m, member, n) && advance(m, member, t, first, n, m.gx);
+    }
+    const T* output_after(std::int64_t t, std::int64_t position) const {
+        const std::int64_t row = this->row_of(t, position);
+        return s_.d.current ? rows_.outputs + row * s_.hp : this->state_after(0, row);
+    }
+
   private:
     // What a step works on: rows [row0, row0 + n) of the step t, of positions from `first` on, and their part of gx. Where
     // hypotheses go on from the same state, one of them leads the others: what follows from the state alone is made of the
@@ -120,26 +132,34 @@ class Decoder : DecoderPlaces<T> {
                     m.x_rows[n++] = input_of(t, group.begin + i);
                 }
             }
-            if (f_.tokens == nullptr) {
-                if (team_.cancelled(member, n * s_.d.I * s_.gates)) return false;
-                row_major_product<T>(plain_rows<T>(m.x_rows, n, s_.d.I), weights_.x, s_.gates, weights_.b_x,
-                                     0, m.gx, s_.gates);
-                for (std::int64_t i = 0; i < n; ++i) m.x_rows[i] = m.gx + i * s_.gates;
-            } else if (!s_.d.contexts) {
-                for (std::int64_t i = 0; i < n; ++i) copy(m.x_rows[i], m.gx + i * s_.gates, s_.gates);
-            }
+            if (!project_inputs(m, member, n)) return false;
             T* gx = m.gx;
             for (std::int64_t t = block; t < end; ++t) {
                 const std::int64_t count = active(t);
-                const Step step{t,     group.begin,
-                                count, this->row_of(t, group.begin),
-                                gx,    this->find_leaders(group.begin, count, m.leaders, m.sources)};
-                if (!(s_.d.current ? step_then_attend(m, member, step) : attend_then_step(m, member, step)))
-                    return false;
-                gx += step.n * s_.gates;
+                if (!advance(m, member, t, group.begin, count, gx)) return false;
+                gx += count * s_.gates;
             }
         }
         return true;
+    }
+
+    // The inputs' part of the gates of n rows, to which m.x_rows then points.
+    bool project_inputs(Member& m, int member, std::int64_t n) const {
+        if (f_.tokens == nullptr) {
+            if (team_.cancelled(member, n * s_.d.I * s_.gates)) return false;
+            row_major_product<T>(plain_rows<T>(m.x_rows, n, s_.d.I), weights_.x, s_.gates, weights_.b_x, 0,
+                                 m.gx, s_.gates);
+            for (std::int64_t i = 0; i < n; ++i) m.x_rows[i] = m.gx + i * s_.gates;
+        } else if (!s_.d.contexts) {
+            for (std::int64_t i = 0; i < n; ++i) copy(m.x_rows[i], m.gx + i * s_.gates, s_.gates);
+        }
+        return true;
+    }
+
+    bool advance(Member& m, int member, std::int64_t t, std::int64_t first, std::int64_t n, T* gx) {
+        const Step step{
+            t, first, n, this->row_of(t, first), gx, this->find_leaders(t, first, n, m.leaders, m.sources)};
+        return s_.d.current ? step_then_attend(m, member, step) : attend_then_step(m, member, step);
     }
 
     // What a step reads, or where its token was projected already what that adds to the gates.
@@ -189,7 +209,7 @@ class Decoder : DecoderPlaces<T> {
             if (team_.cancelled(member, s_.attention_work())) return false;
             attend_row(m, t, first + m.leaders[i], row0 + i);
         }
-        for (std::int64_t i = 0; i < n; ++i) {
+        for (std::int64_t i = 0; f_.alpha != nullptr && i < n; ++i) {
             copy(rows_.alphas + (row0 + m.sources[i]) * s_.sp, this->step_row(f_.alpha, t, first + i, s_.d.S),
                  s_.d.S);
         }
@@ -233,7 +253,7 @@ class Decoder : DecoderPlaces<T> {
                 m.before[i * s_.S + k] = this->state_before(k, t, leader);
                 m.after[i * s_.S + k] = this->state_after(k, row0 + i);
             }
-            m.y_rows[i] = this->step_row(f_.y, t, first + i, s_.d.H);
+            if (f_.y != nullptr) m.y_rows[i] = this->step_row(f_.y, t, first + i, s_.d.H);
             if (s_.F > 0) m.others[i] = this->fed_to(t, first + i);
         }
         for (std::int64_t i = 0; i < leading; ++i) m.h_rows[i] = m.before[m.leaders[i] * s_.S];
@@ -267,7 +287,7 @@ class Decoder : DecoderPlaces<T> {
                              nullptr,
                              m.before,
                              m.after,
-                             s_.d.current ? nullptr : m.y_rows,
+                             s_.d.current || f_.y == nullptr ? nullptr : m.y_rows,
                              f_.keeps ? rows_.saved + row0 * s_.hp * s_.cell.saved : nullptr};
             if (s_.d.contexts) {
                 cell.gx = m.contexts, cell.gx_row = width;
@@ -318,12 +338,9 @@ class Decoder : DecoderPlaces<T> {
         row_major_product<T>(plain_rows<T>(m.h_rows, n, s_.d.H), weights_.output_h, s_.d.H, out, s_.hp, out,
                              s_.hp);
         for (std::int64_t i = 0; i < n; ++i) {
-            T* const y = this->step_row(f_.y, t, first + i, s_.d.H);
-            for (std::int64_t j = 0; j < s_.hp; j += L) {
-                const V v = tanh(V::load(out + i * s_.hp + j));
-                v.store(out + i * s_.hp + j);
-                store_part(v, y + j, s_.d.H - j);
-            }
+            for (std::int64_t j = 0; j < s_.hp; j += L)
+                tanh(V::load(out + i * s_.hp + j)).store(out + i * s_.hp + j);
+            if (f_.y != nullptr) copy(out + i * s_.hp, this->step_row(f_.y, t, first + i, s_.d.H), s_.d.H);
         }
         return true;
     }

@@ -159,25 +159,32 @@ class DecoderPlaces {
         const std::int64_t b = batch_row(position);
         return f_.places == nullptr ? b : f_.places[b];
     }
+    // The row of the step before t that a position goes on from.
+    std::int64_t row_before(std::int64_t t, std::int64_t position) const {
+        return row_of(t - 1, f_.parents == nullptr ? position : f_.parents[position]);
+    }
     // A memory of no rows begins where the next one does.
     bool same_memory(std::int64_t a, std::int64_t b) const {
         return f_.memory_first[a] == f_.memory_first[b] && f_.memory_lengths[a] == f_.memory_lengths[b];
     }
 
     // Of the positions from `first` on those that lead, a position's source being which of them has its state and memory.
-    std::int64_t find_leaders(std::int64_t first, std::int64_t n, std::int64_t* leaders,
+    std::int64_t find_leaders(std::int64_t t, std::int64_t first, std::int64_t n, std::int64_t* leaders,
                               std::int64_t* sources) const {
         if (f_.places == nullptr || !s_.d.contexts || s_.windowed()) {
             for (std::int64_t i = 0; i < n; ++i) leaders[i] = sources[i] = i;
             return n;
         }
+        const auto origin = [&](std::int64_t position) {
+            return t == 0 ? state_row(position) : row_before(t, position);
+        };
         std::int64_t leading = 0;
         for (std::int64_t i = 0; i < n; ++i) {
             // Those that look at the same memory follow one another.
             std::int64_t source = leading;
             for (std::int64_t k = leading - 1; k >= 0; --k) {
                 if (!same_memory(first + leaders[k], first + i)) break;
-                if (state_row(first + leaders[k]) == state_row(first + i)) source = k;
+                if (origin(first + leaders[k]) == origin(first + i)) source = k;
             }
             if (source == leading) leaders[leading++] = i;
             sources[i] = source;
@@ -192,13 +199,13 @@ class DecoderPlaces {
     }
     const T* state_before(int k, std::int64_t t, std::int64_t position) const {
         if (t == 0) return rows_.initial + (k * s_.d.B + position) * s_.hp;
-        return state_after(k, row_of(t - 1, position));
+        return state_after(k, row_before(t, position));
     }
     T* state_after(int k, std::int64_t row) const {
         return k == 0 ? rows_.hidden + row * s_.hp : rows_.states + (row * (s_.S - 1) + k - 1) * s_.hp;
     }
     const T* output_before(std::int64_t t, std::int64_t position) const {
-        return t == 0 ? rows_.feed + position * s_.hp : rows_.outputs + row_of(t - 1, position) * s_.hp;
+        return t == 0 ? rows_.feed + position * s_.hp : rows_.outputs + row_before(t, position) * s_.hp;
     }
     const T* fed_to(std::int64_t t, std::int64_t position) const {
         return s_.d.current ? output_before(t, position) : rows_.contexts + row_of(t, position) * s_.mp;

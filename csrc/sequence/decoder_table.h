@@ -72,6 +72,7 @@ struct DecoderArgs {
     // The states before the first step, and the rows of them and of what follows that each row goes on from, where there
     // are others than B of them; null: its own. They may come again, of which each is computed once in a search.
     const std::int64_t* places;    // (B)
+    const std::int64_t* parents;   // (B), which position of the step before each goes on from; null: its own
     const T* initial[kMaxStates];  // (B, H); null is zero
     const T* feed;                 // (B, H), the output before the first step; null is zero
     const T *attention,
@@ -81,7 +82,7 @@ struct DecoderArgs {
     DecoderSampling<T> sampling;  // where classes > 0
     const std::int64_t* tokens;   // (T, B), in place of x; null without a search
     void* projections;            // decoder_layout.h
-    T *y, *alpha;                 // (T, B, H), (T, B, S)
+    T *y, *alpha;                 // (T, B, H), (T, B, S); null: not wanted
     T* final[kMaxStates];         // (B, H)
     void *weights, *keys, *tape;
 };
@@ -92,6 +93,24 @@ struct DecoderMemory {
     const T* memory;
     std::int64_t batch;
     const std::int64_t* lengths;  // (batch)
+};
+
+// Beam searches of all sequences of a memory: hypotheses are continued by all V tokens of a head, as decode.py says.
+template <class T>
+struct DecoderSearchArgs {
+    DecoderArgs<T>
+        decoder;       // T = 1; sizes, parameters, weights, keys and projections, and states (sequences, H)
+    const void* head;  // in panels, sizes.classes of them
+    const T* table;    // (V, I), the inputs of tokens that are not projected
+    std::int64_t sequences, beam, most, best;  // at most so many tokens; how many hypotheses are wanted
+    std::int64_t bos, eos;
+    const std::int64_t *memory_first, *memory_lengths;  // (sequences)
+    const double* divisors;                             // (most), of the scores of so many tokens - 1
+    std::int64_t *tokens,
+        *lengths;    // (sequences, best, most), eos where there are no others; (sequences, best)
+    double* scores;  // (sequences, best)
+    // (sequences): of all hypotheses that are complete the most tokens; the step of a logit that is NaN or inf, else -1.
+    std::int64_t *longest, *failed;
 };
 
 template <class T>
@@ -130,6 +149,8 @@ struct DecoderKernels {
     void (*project)(const DecoderArgs<T>&, const T* table, Team&, void* workspace);
     void (*forward)(const DecoderArgs<T>&, Team&, void* workspace);
     void (*backward)(const DecoderBackwardArgs<T>&, Team&, void* workspace);
+    std::int64_t (*search_workspace)(const DecoderSearchArgs<T>&, int members);
+    void (*search)(const DecoderSearchArgs<T>&, Team&, void* workspace);
 };
 
 }  // namespace fusedrnn

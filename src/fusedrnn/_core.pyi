@@ -481,6 +481,16 @@ def decoder_forward(
     sampling: DecoderSampling | None,
     places: _Int64 | None,
 ) -> tuple[_Array, _Array, tuple[_Array, ...], DecoderTape | None, _Int64 | None]: ...
+def decoder_search(
+    prepared: DecoderMemory,
+    head: DecoderSampling,
+    state: tuple[_Array | None, ...] | None,
+    bos: int,
+    eos: int,
+    beam: int,
+    divisors: _Array,
+    n_best: int,
+) -> tuple[_Int64, _Int64, _Array, _Int64, _Int64]: ...
 def decoder_backward(
     tape: DecoderTape,
     dy: _Array | None,

@@ -60,7 +60,8 @@ def greedy(
         return found
 
     run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint, 1)
-    return _one_by_one(likeliest, run)
+    searched = run.search(1, 1, lambda n: 1.0)
+    return _one_by_one(likeliest, run) if searched is None else _only(searched)
 
 
 def sample(
@@ -184,6 +185,8 @@ def beam_search(
     check_number("coverage_penalty", coverage_penalty)
     divisor = _length_divisor(length_penalty)
     run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint, width)
+    if not coverage_penalty and (searched := run.search(width, best, divisor)) is not None:
+        return searched
     # Of each live hypothesis: its sequence, its tokens, its log probability, and what it looked at.
     rows, prefixes, totals = run.begin()
     covered: Array | None = None
@@ -275,5 +278,9 @@ def _one_by_one(pick: Callable[[npt.NDArray[np.float64]], Tokens], run: Run) -> 
         going = possible[~ended]
         rows, prefixes, totals = rows[going], prefixes[~ended], totals[~ended]
         run.select(going)
-    found = run.ranked(complete, 1)
+    return _only(run.ranked(complete, 1))
+
+
+def _only(found: Decoded) -> Decoded:
+    """Return the only hypothesis of each sequence."""
     return Decoded(found.tokens[:, 0], found.lengths[:, 0], found.scores[:, 0])

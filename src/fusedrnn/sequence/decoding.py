@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fusedrnn import _core
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_size
 from fusedrnn.nn.embedding import Embedding
+from fusedrnn.nn.layers import Linear
 from fusedrnn.nn.module import Module
 from fusedrnn.sequence.attention import AttentionDecoder
 from fusedrnn.sequence.decoder_stream import Carry, DecoderStream
@@ -23,6 +25,9 @@ Model: TypeAlias = "Step | tuple[Module, AttentionDecoder, Module]"
 Complete: TypeAlias = "tuple[Tokens, Tokens, npt.NDArray[np.float64]]"
 # constraint(prefixes (N, t), rows (N,)) -> bool (N, V), which tokens may come next.
 Constraint: TypeAlias = Callable[[Tokens, Tokens], npt.NDArray[np.bool_]]
+
+# Hypotheses and tokens of them that one call of the kernels has room for.
+_MOST_BEAM, _MOST_NODES = 256, 1 << 18
 
 
 class Decoded(NamedTuple):
@@ -75,6 +80,7 @@ class Run:
         self.batch = memory.shape[1]
         self.memory_lengths = None if memory_lengths is None else np.asarray(memory_lengths)
         self.state = state
+        self._native: Callable[[int, int, npt.NDArray[np.float64]], tuple[Array, ...]] | None = None
         if callable(model) and not isinstance(model, Module):
             self.step: Step = model
             return
@@ -94,10 +100,36 @@ class Run:
         ):
             check_size("bos", bos, 0, embedding.num_embeddings - 1)
             table = embedding._kept_parameters()["weight"]
-        stream = DecoderStream(decoder, decoder._prepare(memory, memory_lengths, table, width > 1))
+        prepared = decoder._prepare(memory, memory_lengths, table, width > 1)
+        stream = DecoderStream(decoder, prepared)
         stream._set(state, self.batch)
         self.state = Carried(stream._carry, None)
+        if constraint is None and _is_native(embedding, decoder, head, max(self.bos, self.eos)):
+            weights = head._kept_parameters()
+            inputs = embedding._kept_parameters()["weight"]
+            sampler = _core.decoder_sampling(
+                weights["weight"], weights.get("bias"), inputs, 0.0, 0, 0, decoder.compute
+            )
+            first = decoder._first(decoder._states("state", state, self.batch))
+            self._native = lambda beam, n_best, divisors: _core.decoder_search(
+                prepared, sampler, first, self.bos, self.eos, beam, divisors, n_best
+            )
         self.step = _decoder_step(embedding, stream, head, 0 if table is None else len(table))
+
+    def search(self, beam: int, n_best: int, divisor: Callable[[int], float]) -> Decoded | None:
+        """Return what the kernels find in one call; None where a search has to go step by step.
+
+        A score is a log probability over divisor(how many tokens).
+        """
+        if self._native is None or beam > _MOST_BEAM or beam * self.max_len > _MOST_NODES:
+            return None
+        divisors = np.array([divisor(n) for n in range(1, self.max_len + 1)])
+        tokens, lengths, scores, longest, failed = self._native(beam, n_best, divisors)
+        if (failed >= 0).any():
+            step = failed[failed >= 0].min()
+            raise _no_number(int(np.flatnonzero(failed == step)[0]), int(step))
+        size = longest.max(initial=0)
+        return Decoded(np.ascontiguousarray(tokens[:, :, :size]), lengths, scores)
 
     def begin(self) -> tuple[Tokens, Tokens, npt.NDArray[np.float64]]:
         """Return the sequence, the tokens and the log probability of each first hypothesis."""
@@ -117,6 +149,9 @@ class Run:
                 f"model: expected logits (N, V) with N = {len(rows)} and V > eos = {self.eos}, "
                 f"got {logits.shape}"
             )
+        # All of a row may be -inf: nothing follows it.
+        if logits.size and not (below := logits.max(axis=1) < np.inf).all():
+            raise _no_number(int(rows[below.argmin()]), prefixes.shape[1])
         self.state = results[1]
         allowed: npt.NDArray[np.bool_] | None = None
         if self.constraint is not None:
@@ -160,6 +195,29 @@ class Run:
         place = rows[order], rank
         tokens[place], lengths[place], scores[place] = padded[order], sizes[order], values[order]
         return Decoded(tokens, lengths, scores)
+
+
+def _no_number(sequence: int, step: int) -> ValueError:
+    return ValueError(
+        f"model: expected logits that are numbers or -inf, got NaN or inf in step {step} of sequence {sequence}"
+    )
+
+
+def _is_native(embedding: Module, decoder: AttentionDecoder, head: Module, token: int) -> bool:
+    """Return whether the kernels have all of the model; `token` is the largest that is known."""
+    options = decoder._options
+    return (
+        type(embedding) is Embedding
+        and type(head) is Linear
+        and embedding.device == head.device == "cpu"
+        and embedding.dtype == head.dtype == decoder.dtype
+        and head.compute == decoder.compute
+        and (embedding.embedding_dim, head.in_features) == (decoder.input_size, decoder.hidden_size)
+        and token < embedding.num_embeddings == head.out_features
+        and decoder.num_layers == 1
+        and options.score in ("additive", "dot", "general")
+        and not options.coverage
+    )
 
 
 def _decoder_step(embedding: Module, stream: DecoderStream, head: Module, projected: int) -> Step:

@@ -1,0 +1,97 @@
+// Beam searches with a decoder, of all sequences of a memory. Everything is checked before anything is written.
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "bindings/checks.h"
+#include "bindings/decoder.h"
+#include "bindings/run.h"
+#include "bindings/sequence.h"
+
+namespace fusedrnn {
+namespace {
+
+constexpr std::int64_t kMostBeam = 256, kMostNodes = 1 << 18;  // as the kernel has room for
+
+py::tuple decoder_search(const std::shared_ptr<Prepared>& prepared, const DecoderSampler* head,
+                         const py::object& state_, const py::object& bos_, const py::object& eos_,
+                         const py::object& beam_, const py::object& divisors_, const py::object& best_) {
+    if (prepared == nullptr) throw py::type_error("prepared: expected a DecoderMemory, got None");
+    if (head == nullptr) throw py::type_error("head: expected a DecoderSampling, got None");
+    const Prepared& p = *prepared;
+    DecoderSizes sizes = p.sizes;
+    check_sampler("head", *head, p);
+    if (sizes.features() > 0 || sizes.windows() > 0) {
+        throw py::value_error(
+            "prepared: expected a decoder whose attention is a matter of its state alone, got another");
+    }
+    if (sizes.table > 0 && sizes.table != head->classes) {
+        throw py::value_error("head: expected V = " + std::to_string(sizes.table) +
+                              " as the table of the memory, got V = " + std::to_string(head->classes));
+    }
+    sizes.T = 1, sizes.classes = head->classes;
+    const std::int64_t bos = integer(bos_, "bos", 0, sizes.classes - 1);
+    const std::int64_t eos = integer(eos_, "eos", 0, sizes.classes - 1);
+    const std::int64_t beam = integer(beam_, "beam", 1, kMostBeam), best = integer(best_, "n_best", 1, beam);
+    const Array divisors = Array::floats(divisors_, "divisors").shape({{"max_len"}}).contiguous();
+    const std::int64_t most = divisors.size(0);
+    if (divisors.dtype() != DType::float64)
+        throw py::type_error("divisors: expected a float64 numpy.ndarray, got float32");
+    require(most >= 1 && most <= kMostNodes / beam, "divisors", "1 <= max_len <= 2^18 / beam",
+            static_cast<double>(most));
+    require(checked_product({beam, sizes.classes}) <= INT32_MAX, "head",
+            "fewer continuations of a sequence than 2^31",
+            static_cast<double>(beam) * static_cast<double>(sizes.classes));
+    const RecurrentCell& cell = *p.decoder->cell;
+    Array initial[kMaxStates];
+    for (int k = 0; k < cell.states && !state_.is_none(); ++k) {
+        initial[k] = Array::like(item_of(state_, "state", cell.states, k), {"state", k},
+                                 p.decoder->params.of[kDecoderWeightIh], kOptional)
+                         .shape({{"B", p.batch}, {"H", sizes.H}})
+                         .contiguous();
+    }
+    check_sizes(sizes, cell.gates);
+    checked_product({p.batch + 256, best, most, 8});
+    py::array tokens = new_array(DType::int64, {p.batch, best, most}),
+              lengths = new_array(DType::int64, {p.batch, best}),
+              scores = new_array(DType::float64, {p.batch, best}),
+              longest = new_array(DType::int64, {p.batch}), failed = new_array(DType::int64, {p.batch});
+    by_dtype(p.decoder->dtype, [&]<class T>() {
+        if (p.batch == 0) return;
+        const DecoderKernels<T>& kernels = p.decoder->kernels<T>();
+        DecoderSearchArgs<T> args{};
+        args.decoder = p.decoder->args<T>(sizes);
+        args.decoder.keys = p.keys.data();
+        args.decoder.projections = p.projections.data();
+        for (int k = 0; k < cell.states; ++k)
+            args.decoder.initial[k] = initial[k].given() ? initial[k].data<T>() : nullptr;
+        args.head = head->head.data(), args.table = head->table.template data<T>();
+        args.sequences = p.batch, args.beam = beam, args.most = most, args.best = best;
+        args.bos = bos, args.eos = eos;
+        args.memory_first = p.first.data(), args.memory_lengths = p.lengths.data();
+        args.divisors = divisors.data<double>();
+        args.tokens = values_of<std::int64_t>(tokens), args.lengths = values_of<std::int64_t>(lengths);
+        args.scores = values_of<double>(scores);
+        args.longest = values_of<std::int64_t>(longest), args.failed = values_of<std::int64_t>(failed);
+        const double steps = static_cast<double>(p.batch * beam) * static_cast<double>(most);
+        Team team(members_for(p.step_work() * steps, p.batch));
+        const AlignedBuffer workspace(kernels.search_workspace(args, team.size()));
+        run_released(team, [&] { kernels.search(args, team, workspace.data()); });
+    });
+    return py::make_tuple(tokens, lengths, scores, longest, failed);
+}
+
+}  // namespace
+
+void bind_decoder_search(py::module_& m) {
+    using py::arg;
+    m.def("decoder_search", &decoder_search, arg("prepared"), arg("head"), arg("state"), arg("bos"),
+          arg("eos"), arg("beam"), arg("divisors"), arg("n_best"),
+          "Return what decode.beam_search finds without coverage: tokens (B, n_best, max_len), lengths and "
+          "scores, the most tokens of a complete hypothesis of each sequence and the step of a logit that is "
+          "NaN or inf, else -1; divisors (max_len,) are those of the scores, by the number of tokens.");
+}
+
+}  // namespace fusedrnn
