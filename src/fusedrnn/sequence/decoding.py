@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -80,7 +81,7 @@ class Run:
         self.batch = memory.shape[1]
         self.memory_lengths = None if memory_lengths is None else np.asarray(memory_lengths)
         self.state = state
-        self._native: Callable[[int, int, npt.NDArray[np.float64]], tuple[Array, ...]] | None = None
+        self._native: Callable[[int, Array, int], tuple[Array, ...]] | None = None
         if callable(model) and not isinstance(model, Module):
             self.step: Step = model
             return
@@ -111,9 +112,7 @@ class Run:
                 weights["weight"], weights.get("bias"), inputs, 0.0, 0, 0, decoder.compute
             )
             first = decoder._first(decoder._states("state", state, self.batch))
-            self._native = lambda beam, n_best, divisors: _core.decoder_search(
-                prepared, sampler, first, self.bos, self.eos, beam, divisors, n_best
-            )
+            self._native = partial(_core.decoder_search, prepared, sampler, first, self.bos, self.eos)
         self.step = _decoder_step(embedding, stream, head, 0 if table is None else len(table))
 
     def search(self, beam: int, n_best: int, divisor: Callable[[int], float]) -> Decoded | None:
@@ -124,7 +123,7 @@ class Run:
         if self._native is None or beam > _MOST_BEAM or beam * self.max_len > _MOST_NODES:
             return None
         divisors = np.array([divisor(n) for n in range(1, self.max_len + 1)])
-        tokens, lengths, scores, longest, failed = self._native(beam, n_best, divisors)
+        tokens, lengths, scores, longest, failed = self._native(beam, divisors, n_best)
         if (failed >= 0).any():
             step = failed[failed >= 0].min()
             raise _no_number(int(np.flatnonzero(failed == step)[0]), int(step))
@@ -199,7 +198,8 @@ class Run:
 
 def _no_number(sequence: int, step: int) -> ValueError:
     return ValueError(
-        f"model: expected logits that are numbers or -inf, got NaN or inf in step {step} of sequence {sequence}"
+        "model: expected logits that are numbers or -inf, got NaN or inf "
+        f"for sequence {sequence} in step {step}"
     )
 
 
