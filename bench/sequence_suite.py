@@ -6,7 +6,7 @@ measured peak of double precision, half of float's, and exponentials at a nanose
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +84,17 @@ def crf(steps: int, batch: int, tags: int, decode: bool) -> tuple[dict[str, Call
     return found, products * (1 if decode else 3), 0 if decode else steps * batch * tags
 
 
+def loads(module: str) -> bool:
+    """Return whether a peer can be imported; say why not."""
+    try:
+        importlib.import_module(module)
+    # OSError: libraries of its own that do not fit those that are there.
+    except (ImportError, OSError, RuntimeError) as error:
+        print(f"{module}: left out, {str(error).splitlines()[0]}")
+        return False
+    return True
+
+
 def problems() -> dict[str, tuple[dict[str, Call], float, float]]:
     """What is measured, by name."""
     found = {}
@@ -95,8 +106,7 @@ def problems() -> dict[str, tuple[dict[str, Call], float, float]]:
         )
     found["Luong gru T 30 B 32 S 30 H 128"] = sequence_attention.decoder("gru", 30, 32, 30, 128, luong=True)
     for library in (False, True):
-        if library and importlib.util.find_spec("torchaudio") is None:
-            print("torchaudio: not installed, left out")
+        if library and not loads("torchaudio.functional"):
             continue
         name = "Transducer, torchaudio" if library else "Transducer, loop"
         found[f"{name} 8 200 30 500"] = sequence_decoding.transducer(8, 200, 30, 500, library)
@@ -104,8 +114,7 @@ def problems() -> dict[str, tuple[dict[str, Call], float, float]]:
         name = "Beam search one by one" if alone else "Beam search"
         found[f"{name} B 32 H 256"] = sequence_decoding.beam_search(32, 30, 256, 60, 30, alone)
     found["Norms lstm T 50 B 32 H 256"] = sequence_decoding.norms(50, 32, 256)
-    if importlib.util.find_spec("torchcrf") is None:
-        print("pytorch-crf: not installed, left out")
+    if not loads("torchcrf"):
         return found
     for sizes3 in ((50, 32, 20), (100, 64, 40)):
         name = "T {} B {} K {}".format(*sizes3)

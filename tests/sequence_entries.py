@@ -175,6 +175,25 @@ def _decoder_forward() -> Entry:
     return Entry(_core.decoder_forward, arguments, optional=optional, free=free, open_axes=open_axes)
 
 
+def _decoder_search() -> Entry:
+    without_past = (*_decoder_params()[:9], *[None] * 5)
+    packed = _core.decoder_pack(cell="gru", params=without_past, **DECODER_OPTIONS)
+    arguments = {
+        "prepared": _core.decoder_prepare(packed, draw(T, B, I), None, None, False),
+        "head": _core.decoder_sampling(draw(4, H), None, draw(4, I), 0.0, 0, 0),
+        "state": (draw(B, H),),
+        "bos": 1,
+        "eos": 2,
+        "beam": 3,
+        "divisors": np.arange(1.0, T + 1),
+        "n_best": 2,
+    }
+    open_axes: Any = frozenset({("divisors", (), 0)})
+    return Entry(
+        _core.decoder_search, arguments, optional=frozenset({"state"}), open_axes=open_axes, mixed=True
+    )
+
+
 def _decoder_backward() -> Entry:
     *_, tape, _ = _core.decoder_forward(_prepared(), draw(T, B, I), None, None, None, True, None, None)
     arguments = {
@@ -249,6 +268,7 @@ SEQUENCE_ENTRIES: dict[str, Callable[[], Entry]] = {
     "decoder_prepare": _decoder_prepare,
     "decoder_forward": _decoder_forward,
     "decoder_sampling": _decoder_sampling,
+    "decoder_search": _decoder_search,
     "decoder_backward": _decoder_backward,
     "transducer_emissions": lambda: _transducer(_core.transducer_emissions),
     "transducer_lattice": _transducer_lattice,

@@ -293,6 +293,20 @@ def test_sample_draws_from_the_model() -> None:
         ("beam_search", {"n_best": 6}, ValueError, "n_best: expected"),
         ("beam_search", {"length_penalty": ("x", 1)}, ValueError, "length_penalty: expected"),
         ("beam_search", {"coverage_penalty": -1.0}, ValueError, "coverage_penalty: expected"),
+        ("beam_search", {"coverage_penalty": np.inf}, ValueError, "coverage_penalty: expected"),
+        (
+            "beam_search",
+            {"length_penalty": ("wu", 1e308)},
+            ValueError,
+            "length_penalty.1.: .* lp.100.",
+        ),
+        ("beam_search", {"length_penalty": ("wu", np.inf)}, ValueError, "length_penalty.1.: expected"),
+        (
+            "beam_search",
+            {"length_penalty": ("avg", 10**400)},
+            ValueError,
+            "length_penalty.1.: .* int past",
+        ),
     ],
 )
 def test_errors(name: str, changes: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -35,7 +35,7 @@ class Decoder : DecoderPlaces<T> {
             : history(s.d, arena), draws(s.d, arena), windows(s.d.windows(), s.sp, arena) {
             gx = arena.take<T>(s.block * s.gates);
             acc = arena.take<T>(larger(kCellPanels, s.together) * s.G * L);
-            contexts = arena.take<T>(s.d.contexts ? larger(kCellPanels, s.together) * s.G * L : 0);
+            contexts = arena.take<T>(s.d.contexts ? s.together * s.gates : 0);
             sums = arena.take<T>(larger(s.d.S, 1) * L);
             x_rows = arena.take<const T*>(s.block);
             leaders = arena.take<std::int64_t>(s.together);
@@ -257,6 +257,7 @@ class Decoder : DecoderPlaces<T> {
             if (s_.F > 0) m.others[i] = this->fed_to(t, first + i);
         }
         for (std::int64_t i = 0; i < leading; ++i) m.h_rows[i] = m.before[m.leaders[i] * s_.S];
+        if (s_.d.contexts && !project_contexts(m, member, step)) return false;
         const PanelGroups groups(s_.panels, larger(1, kCellPanels / larger(1, n)), (t & 1) != 0);
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
@@ -266,8 +267,7 @@ class Decoder : DecoderPlaces<T> {
             const T* init = s_.cell.split ? weights_.b_h + u * s_.G * L : mine;
             std::int64_t init_row = s_.cell.split ? 0 : s_.gates;
             if (s_.d.contexts) {
-                project_contexts(m, step, {u, end}, m.contexts);
-                if (!s_.cell.split) init = m.contexts, init_row = width;
+                if (!s_.cell.split) init = m.contexts + u * s_.G * L;
             } else if (s_.F > 0) {
                 row_major_product<T>(plain_rows<T>(m.others, n, s_.F),
                                      weights_.fed + u * s_.G * panel_depth<T>(s_.F) * L, width, mine,
@@ -290,7 +290,7 @@ class Decoder : DecoderPlaces<T> {
                              s_.d.current || f_.y == nullptr ? nullptr : m.y_rows,
                              f_.keeps ? rows_.saved + row0 * s_.hp * s_.cell.saved : nullptr};
             if (s_.d.contexts) {
-                cell.gx = m.contexts, cell.gx_row = width;
+                cell.gx = m.contexts + u * s_.G * L;
                 cell.sources = m.sources, cell.inputs = m.x_rows + (gx - m.gx) / s_.gates;
             }
             s_.cell.forward(cell);
@@ -298,30 +298,28 @@ class Decoder : DecoderPlaces<T> {
         return true;
     }
 
-    // What the contexts of the leaders add to the gates of some panels, from what the rows of the memory add: rows of the same
-    // memory at once.
-    void project_contexts(Member& m, const Step& step, Range panels, T* gates) const {
-        const std::int64_t N = s_.d.memory_rows, G = s_.G, width = (panels.end - panels.begin) * G * L;
+    // What the contexts of the leaders add to the gates, from what the rows of the memory add: rows of the same memory at once.
+    bool project_contexts(Member& m, int member, const Step& step) const {
+        const std::int64_t N = s_.d.memory_rows;
         const auto position = [&](std::int64_t i) { return step.first + m.leaders[i]; };
         for (std::int64_t i = 0, next = 0; i < step.leading; i = next) {
             const std::int64_t memory = f_.memory_first[position(i)], count = f_.memory_lengths[position(i)];
             for (; next < step.leading && this->same_memory(position(next), position(i)); ++next)
                 m.others[next - i] = rows_.alphas + (step.row0 + next) * s_.sp;
-            if (count == 0) fill_zero(gates + i * width, (next - i) * width);
+            if (team_.cancelled(member, (next - i) * count * s_.gates)) return false;
+            if (count == 0) fill_zero(m.contexts + i * s_.gates, (next - i) * s_.gates);
             if (count == 0) continue;
             GemmArgs<T> product = plain_rows<T>(m.others, next - i, count);
-            product.b = projections_.memory + panels.begin * G * N * L + memory * L;
+            product.b = projections_.memory + memory * L;
             product.b_panel = N * L;
-            product.panels = (panels.end - panels.begin) * G;
-            product.columns = width;
-            // Those of the next memory, which lie behind: too few at a time for the hardware to foresee them.
-            for (std::int64_t j = 0; next < step.leading && j < product.panels; ++j)
-                prefetch(product.b + j * N * L + count * L, f_.memory_lengths[position(next)] * L);
-            product.out = gates + i * width;
+            product.panels = s_.gates / L;
+            product.columns = s_.gates;
+            product.out = m.contexts + i * s_.gates;
             product.out_panel = L;
-            product.out_row = width;
+            product.out_row = s_.gates;
             gemm_tiles<T, 1>(product);  // both are results: neither is rounded
         }
+        return true;
     }
 
     // y = tanh(W_c c + W_h h)

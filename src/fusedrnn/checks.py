@@ -6,6 +6,7 @@ value or shape. The arrays of a call into the kernels are checked there.
 
 import math
 import operator
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, cast
 
@@ -18,6 +19,8 @@ ChoiceT = TypeVar("ChoiceT")
 
 # Each layer takes objects and steps of the interpreter, whatever its size.
 MOST_LAYERS = 1000
+# The largest number that is finite.
+MOST = sys.float_info.max
 # Characters of a value in an error.
 _LONGEST = 100
 
@@ -146,7 +149,12 @@ def check_number(name: str, value: float, low: float = 0.0, high: float = math.i
     """Return a real argument in [low, high] as float, or raise TypeError (kind) or ValueError (range)."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name}: expected a number, got {shown(value)}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{name}: expected a number in [{low}, {high}], got an int past {MOST:.4g}"
+        ) from None
     if not low <= number <= high:
         raise ValueError(f"{name}: expected a number in [{low}, {high}], got {number}")
     return number

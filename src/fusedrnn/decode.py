@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_number, check_size
+from fusedrnn.checks import MOST, check_number, check_size
 from fusedrnn.init import Seed, make_rng
 from fusedrnn.inputs.rows import contiguous
 from fusedrnn.sequence.decoding import (
@@ -182,8 +182,8 @@ def beam_search(
     """
     width = check_size("beam", beam)
     best = check_size("n_best", n_best, 1, width)
-    check_number("coverage_penalty", coverage_penalty)
-    divisor = _length_divisor(length_penalty)
+    check_number("coverage_penalty", coverage_penalty, high=MOST)
+    divisor = _length_divisor(length_penalty, check_size("max_len", max_len))
     run = Run(model, memory, memory_lengths, bos, eos, max_len, state, constraint, width)
     if not coverage_penalty and (searched := run.search(width, best, divisor)) is not None:
         return searched
@@ -219,7 +219,7 @@ def beam_search(
             totals,
             rows,
             None if allowed is None else contiguous(allowed),
-            min(2 * width, width * logits.shape[1]),
+            min(2 * width, int(np.bincount(rows).max()) * logits.shape[1]),
         )
         found = parents >= 0
         ended = found & (tokens == run.eos)
@@ -249,13 +249,23 @@ def _continued(prefixes: Tokens, tokens: Tokens | int) -> Tokens:
     return longer
 
 
-def _length_divisor(penalty: LengthPenalty) -> Callable[[int], float]:
+def _length_divisor(penalty: LengthPenalty, max_len: int) -> Callable[[int], float]:
     if penalty is None:
         return lambda n: 1.0
     if not isinstance(penalty, tuple) or len(penalty) != 2 or penalty[0] not in ("wu", "avg"):
         raise ValueError(f"length_penalty: expected ('wu', a), ('avg', a) or None, got {penalty!r}")
-    kind, power = penalty[0], check_number("length_penalty[1]", penalty[1])
-    return lambda n: float(((5 + n) / 6 if kind == "wu" else n) ** power)
+    kind, power = penalty[0], check_number("length_penalty[1]", penalty[1], high=MOST)
+
+    def divisor(n: int) -> float:
+        return float(((5 + n) / 6 if kind == "wu" else n) ** power)
+
+    try:
+        divisor(max_len)
+    except OverflowError:
+        raise ValueError(
+            f"length_penalty[1]: expected a number with a finite lp(max_len) = lp({max_len}), got {power}"
+        ) from None
+    return divisor
 
 
 def _one_by_one(pick: Callable[[npt.NDArray[np.float64]], Tokens], run: Run) -> Decoded:

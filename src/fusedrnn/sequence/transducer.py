@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fusedrnn import _core
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_array, check_number, check_size, resolve_dtype
+from fusedrnn.checks import MOST, check_array, check_number, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng, torch_uniform
 from fusedrnn.inputs.rows import as_rows
 from fusedrnn.nn.module import Module
@@ -311,7 +311,7 @@ def _options(classes: int, blank: int, clamp: float, fastemit: float, reduction:
     return _Options(
         _class_number(blank, classes),
         check_number("clamp", clamp, -np.inf),
-        check_number("fastemit_lambda", fastemit),
+        check_number("fastemit_lambda", fastemit, high=MOST),
         reduction == "mean",
     )
 

@@ -221,7 +221,10 @@ class Graph:
                 raise ValueError(f"{value!r}: expected a symbol of this step, got one of another cell's")
             return value
         if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-            number = float(value)
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf if value > 0 else -math.inf
             if not math.isfinite(number):
                 raise ValueError(f"{operation}: expected a finite constant, got {number}")
             return self.constant(number)
