@@ -26,7 +26,8 @@ def test_gradcheck(case: Any) -> None:
     ours, _ = made(case)
     x = inputs(seq_len=4)
     state = [
-        torch.randn(rows, 3, width, dtype=x.dtype, requires_grad=True) for _, rows, width in ours._shapes
+        torch.randn(rows, 3, width, dtype=x.dtype, requires_grad=True)
+        for _, rows, width in ours._state_shapes()
     ]
     resets = torch.rand(4, 3) < 0.4
 
@@ -68,7 +69,7 @@ def test_layouts(case: Any) -> None:
     assert torch.equal(got[0].transpose(0, 1), want[0]) and torch.equal(got[1], want[1])
     one = flat(ours(x[:, 0]))
     assert all(torch.equal(a, b[:, 0]) for a, b in zip(one, flat(ours(x)), strict=True))
-    state = [torch.ones(rows, width, dtype=x.dtype) for _, rows, width in ours._shapes]
+    state = [torch.ones(rows, width, dtype=x.dtype) for _, rows, width in ours._state_shapes()]
     hx = tuple(state) if len(state) > 1 else state[0]
     wide = tuple(part[:, None] for part in state)
     both = flat(ours(x[:, 0], hx)), flat(ours(x[:, :1], wide if len(state) > 1 else wide[0]))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.once
 def given(ours: Any, x: Any, training: bool = True) -> Inputs:
     """The op's arguments."""
     lengths, resets = torch.tensor([5, 2, 3]), torch.rand(5, 3) < 0.4
-    state = [torch.ones(rows, 3, width, dtype=x.dtype) for _, rows, width in ours._shapes]
+    state = [torch.ones(rows, 3, width, dtype=x.dtype) for _, rows, width in ours._state_shapes()]
     lists = state, list(ours.parameters()), [b.clone() for b in ours.buffers()]
     seed = torch.tensor([7])
     return Inputs(x, lengths, resets, seed, *lists, ours._text, ours._number, training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -20,6 +20,8 @@ class Calls(metaclass=ABCMeta):
 
     input_size: int
     batch_first: bool
+    # What the call names the flags of steps (T, B) that its networks take.
+    _marks: ClassVar[str] = "resets"
 
     @abstractmethod
     def _state_shapes(self) -> list[tuple[str, int, int]]:
@@ -79,12 +81,12 @@ class Calls(metaclass=ABCMeta):
         """
         if (found := self._shortly(input, hx, lengths, resets)) is not None:
             return found
-        for name, value in (("lengths", lengths), ("resets", resets)):
+        for name, value in (("lengths", lengths), (self._marks, resets)):
             if not (value is None or isinstance(value, Tensor)):
                 raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
-                raise ValueError("lengths, resets: expected None with a PackedSequence")
+                raise ValueError(f"lengths, {self._marks}: expected None with a PackedSequence")
             return self._packed(input, hx)
         if not isinstance(input, Tensor):
             raise TypeError(
@@ -104,7 +106,7 @@ class Calls(metaclass=ABCMeta):
         y, finals = self._run(x, parts, lengths, resets, self.batch_first and not single)
         if single:
             y, finals = y.squeeze(1), tuple([final.squeeze(1) for final in finals])
-        return y, finals if len(finals) > 1 else finals[0]
+        return y, _joined(finals)
 
     def _parts(self, hx: Any, single: bool) -> State | None:
         """Return the state as a tuple, its number of dimensions checked."""
@@ -162,9 +164,8 @@ class Calls(metaclass=ABCMeta):
                 raise ValueError(f"lengths: expected integers (B,) = ({batch},), got {got}")
             lengths = lengths.to(device="cpu", dtype=torch.int64)
         if resets is not None and (resets.shape != x.shape[:2] or resets.dtype is not torch.bool):
-            raise ValueError(
-                f"resets: expected torch.bool {tuple(x.shape[:2])}, got {resets.dtype} {tuple(resets.shape)}"
-            )
+            got = f"{resets.dtype} {tuple(resets.shape)}"
+            raise ValueError(f"{self._marks}: expected torch.bool {tuple(x.shape[:2])}, got {got}")
         return self._apply_to(x, lengths, resets, state or (), params, batch_first)
 
     def _packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
@@ -180,8 +181,12 @@ class Calls(metaclass=ABCMeta):
         rows = pack_padded_sequence(y, lengths).data
         if back is not None:
             finals = tuple([final.index_select(1, back) for final in finals])
-        packed_y = PackedSequence(rows, batch_sizes, order, back)
-        return packed_y, finals if len(finals) > 1 else finals[0]
+        return PackedSequence(rows, batch_sizes, order, back), _joined(finals)
+
+
+def _joined(finals: State) -> Any:
+    """Return the state as a call returns it: a tuple of several, one alone, or None."""
+    return finals if len(finals) > 1 else finals[0] if finals else None
 
 
 def drawn_seed() -> Tensor:

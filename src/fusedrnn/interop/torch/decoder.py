@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-from fusedrnn.interop.torch.host import as_array, check_tensor, on_host, outside_graphs
+from fusedrnn.interop.torch.host import as_array, check_tensor, on_host, outside_graphs, register
 from fusedrnn.interop.torch.kernels import Tensor, attach, attached
 from fusedrnn.interop.torch.ops import each, refuse_forward, refuse_second
 from fusedrnn.sequence.attention import AttentionDecoder as HostDecoder
@@ -55,14 +55,7 @@ class AttentionDecoder(nn.Module):
         self.attention_size, self.options = attention_size, options
         host = self._host("float64", seed=int(torch.randint(2**62, ())))
         for name, array in host.state_dict().items():
-            value = torch.from_numpy(array).to(device, dtype or torch.get_default_dtype())
-            *path, own = name.split(".")
-            owner: nn.Module = self
-            for part in path:
-                if not hasattr(owner, part):
-                    owner.add_module(part, nn.Module())
-                owner = getattr(owner, part)
-            owner.register_parameter(own, nn.Parameter(value))
+            register(self, name, torch.from_numpy(array).to(device, dtype or torch.get_default_dtype()))
 
     @outside_graphs
     def forward(

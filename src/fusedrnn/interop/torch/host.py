@@ -1,4 +1,4 @@
-"""Arguments of functions whose kernels take arrays of NumPy."""
+"""Arguments and parameters of what runs on kernels that take arrays of NumPy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from fusedrnn.interop.torch.kernels import Tensor, numpy
 
@@ -31,6 +32,16 @@ def on_host(name: str, given: Any) -> Any:
 def as_array(given: Any) -> Any:
     """Return an array on the memory of a tensor, and what is no tensor as it is."""
     return numpy(given) if isinstance(given, Tensor) else given
+
+
+def register(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a module a parameter by its dotted name, with modules without a forward on the way to it."""
+    *path, own = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    module.register_parameter(own, nn.Parameter(value))
 
 
 def outside_graphs(function: FunctionT) -> FunctionT:

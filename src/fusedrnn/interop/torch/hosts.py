@@ -21,14 +21,39 @@ from fusedrnn.interop.torch import kernels
 from fusedrnn.interop.torch.kernels import DTYPES, Tensor, numpy
 from fusedrnn.interop.torch.ops import each, refuse_forward
 from fusedrnn.nn.buffers import Values
+from fusedrnn.nn.hybrid import Hybrid
+from fusedrnn.nn.quantum import QuantumLSTM
+from fusedrnn.nn.recurrent_base import Recurrent
 from fusedrnn.nn.turns import Turn
 from fusedrnn.saving import made_of
 
 _numbers = itertools.count()
 
 
+class Shape(NamedTuple):
+    """What the results of a network are like.
+
+    Attributes:
+        out: width of y.
+        states: the name of each state, its rows (num_layers*D) and its width.
+    """
+
+    out: int
+    states: list[tuple[str, int, int]]
+
+    @classmethod
+    def of(cls, net: Any) -> Shape:
+        if isinstance(net, Hybrid):
+            return cls(net.size, [])
+        if isinstance(net, QuantumLSTM):
+            return cls(net.hidden_size, [("h", 1, net.hidden_size), ("c", 1, net.hidden_size)])
+        network, names = net._network, net._unmasked.state_names
+        widths = zip(names, network.widths, strict=True)
+        return cls(network.out_size, [(name, network.rows, width) for name, width in widths])
+
+
 class Host:
-    """A network of NumPy's side, whose parameters are the memory of tensors for the time of a call.
+    """A network of NumPy's side, whose parameters are those of tensors for the time of a call.
 
     Attributes:
         number: by which a process finds it.
@@ -50,7 +75,7 @@ class Host:
         found = self._nets.get(dtype)
         if found is None:
             found = made_of(self.text).astype(DTYPES[dtype])
-            found.batch_first = False  # modules of PyTorch turn what is
+            found._gather()
             # Others may write to its parameters, whatever their version is.
             found._buffers.values = Values(None)
             self._nets[dtype] = found
@@ -61,18 +86,21 @@ class Host:
         with self._turn.take():
             net = self._bind(given)
             if given.seed is not None:
-                net.load_random_state({"": (int(given.seed.item()), 0)})
-            options = {
-                "lengths": None if given.lengths is None else numpy(given.lengths),
-                "resets": None if given.resets is None else numpy(given.resets),
-            }
-            state = net._spec.pack_state([numpy(part) for part in given.state]) if given.state else None
+                seed = int(given.seed.item())
+                # Streams apart from each other, of each member that draws.
+                net.load_random_state({name: (seed, i << 32) for i, name in enumerate(net.random_state())})
+            named = ("lengths", given.lengths), ("mask" if isinstance(net, Hybrid) else "resets", given.marks)
+            options = {name: numpy(tensor) for name, tensor in named if tensor is not None}
+            if given.state:
+                options["state"] = _packed([numpy(part) for part in given.state])
             run = net.forward if save else net
-            y, final, *tape = run(numpy(given.x), state, **options)
+            found = run(numpy(given.x), **options)
+            found = found if isinstance(found, tuple) else (found,)
+            y, final, *tape = found if net.has_state else (found[0], (), *found[1:])
             moved = [array.copy() for array in net._saved.values()] if net.training else []
         # The tape refers to y, as autograd does, which finds where it is written to.
         y.setflags(write=True)
-        return y, list(net._spec.unpack_state("state", final)), moved, tape[0] if tape else None
+        return y, _parts(final), moved, tape[0] if tape else None
 
     def backward(
         self, given: Inputs, tape: Any, dy: Any, dstate: list[Any], need_x: bool, need_params: bool
@@ -84,14 +112,20 @@ class Host:
             net = tape._owner
             net.requires_grad_(need_params)
             net.zero_grad()
-            dx, dstart = net.backward(tape, dy, net._spec.pack_state(dstate), need_dx=need_x)
-            sums = [sums.copy() for sums in net._own_grads.values()] if need_params else []
-        return dx, list(net._spec.unpack_state("dstate", dstart)), sums
+            flows = [dy, _packed(dstate)] if net.has_state else [dy]
+            found = net.backward(tape, *flows, need_dx=need_x)
+            dx, dstart = found if net.has_state else (found, ())
+            sums = [sums.copy() for sums in net.grads.values()] if need_params else []
+        return dx, _parts(dstart), sums
 
     def _bind(self, given: Inputs) -> Any:
         net = self.net(given.x.dtype)
         arrays = [np.ascontiguousarray(array) for array in kernels.parameters(given.params, self)]
-        if len(arrays) != len(self._bound) or any(map(is_not, arrays, self._bound)):
+        if not isinstance(net, Recurrent):
+            # Tapes take their copies of parameters from where these are.
+            for view, array in zip(net._tree.values(), arrays, strict=True):
+                view[...] = array
+        elif len(arrays) != len(self._bound) or any(map(is_not, arrays, self._bound)):
             net._own._replace(dict(zip(net._shapes, arrays, strict=True)))
             net._rebind()
             self._bound = arrays
@@ -99,6 +133,14 @@ class Host:
             array[...] = numpy(tensor)
         net.train(given.training)
         return net
+
+
+def _packed(states: list[Any]) -> Any:
+    return states[0] if len(states) == 1 else tuple(states)
+
+
+def _parts(state: Any) -> list[Any]:
+    return list(state) if isinstance(state, tuple) else [state]
 
 
 _hosts: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
@@ -116,7 +158,7 @@ class Inputs(NamedTuple):
     Attributes:
         x: (T, B, I).
         lengths: (B,) int64 or None.
-        resets: (T, B) bool or None.
+        marks: (T, B) bool, the resets, of a `Hybrid` the mask; or None.
         seed: (1,) int64 of the masks, or None.
         state: of each state (num_layers*D, B, width); none of them for the network's own start.
         params, buffers: in the order of the network.
@@ -127,7 +169,7 @@ class Inputs(NamedTuple):
 
     x: Tensor
     lengths: Tensor | None
-    resets: Tensor | None
+    marks: Tensor | None
     seed: Tensor | None
     state: Sequence[Tensor]
     params: Sequence[Tensor]
@@ -144,7 +186,7 @@ class Inputs(NamedTuple):
 
 
 _INPUTS = (
-    "Tensor x, Tensor? lengths, Tensor? resets, Tensor? seed, Tensor[] state, Tensor[] params, "
+    "Tensor x, Tensor? lengths, Tensor? marks, Tensor? seed, Tensor[] state, Tensor[] params, "
     "Tensor[] buffers, str network, int number, bool training"
 )
 _COUNT = len(Inputs._fields)
@@ -170,10 +212,10 @@ def _recurrent(*args: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
 @torch.library.register_fake("fusedrnn::recurrent")
 def _(*args: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     given = Inputs(*args[:_COUNT])
-    x, shape = given.x, given.host.net(given.x.dtype)._network
-    finals = [x.new_empty((shape.rows, x.shape[1], width)) for width in shape.widths]
+    x, shape = given.x, Shape.of(given.host.net(given.x.dtype))
+    finals = [x.new_empty((rows, x.shape[1], width)) for _, rows, width in shape.states]
     moved = [torch.empty_like(buffer) for buffer in given.buffers] if given.training else []
-    y = x.new_empty((x.shape[0], x.shape[1], shape.out_size))
+    y = x.new_empty((x.shape[0], x.shape[1], shape.out))
     return y, x.new_empty(0, dtype=torch.uint8), finals, moved
 
 
@@ -214,12 +256,12 @@ def _refuse_second(ctx: Any, *grads: Any) -> tuple[Any, ...]:
 
 
 def _gathered(network: _Network, tensors: Sequence[Any]) -> Inputs:
-    """Return the op's arguments for x, lengths, resets, seed and those of all lists, one behind the other."""
+    """Return the op's arguments for x, lengths, marks, seed and those of all lists, one behind the other."""
     first, rest = tensors[:4], list(tensors[4:])
     states, params = network.states, network.params
     lists = rest[:states], rest[states : states + params], rest[states + params :]
-    x, lengths, resets, seed = first
-    return Inputs(x, lengths, resets, seed, *lists, network.text, network.number, network.training)
+    x, lengths, marks, seed = first
+    return Inputs(x, lengths, marks, seed, *lists, network.text, network.number, network.training)
 
 
 def _spread(given: Inputs) -> tuple[_Network, tuple[Any, ...]]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 import inspect
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 import fusedrnn.nn.networks as hosts
 from fusedrnn.interop.torch.calls import Calls, State, drawn_seed
-from fusedrnn.interop.torch.hosts import Host, Inputs, run
+from fusedrnn.interop.torch.host import register
+from fusedrnn.interop.torch.hosts import Host, Inputs, Shape, run
 from fusedrnn.interop.torch.kernels import DTYPES, Tensor
 from fusedrnn.nn import recurrent
+from fusedrnn.nn.hybrid import Hybrid as HostHybrid
+from fusedrnn.nn.quantum import QuantumLSTM as HostQuantumLSTM
 from fusedrnn.nn.recurrent_base import Recurrent as HostRecurrent
 from fusedrnn.saving import described
 
@@ -32,27 +37,13 @@ class _Signature:
         return inspect.Signature([*kept, *ours, *last])
 
 
-class Recurrent(Calls, nn.Module):
-    """`fusedrnn.Recurrent` as a module of PyTorch: a network of any cell; the base of those of other names.
-
-    Equations, parameters, their names, shapes and first values, and the options are those of the class of the
-    same name in `fusedrnn`; calls are those of torch.nn.LSTM. What is drawn in training mode, the masks of
-    dropouts and zoneout and `init_state="normal"`, comes from a seed of torch's generator: torch.manual_seed
-    repeats it. The running mean and variance of `batch_norm` and a given `init_state` are buffers. On the
-    CPU, float32 and float64; no second derivatives.
-
-    Args:
-        arguments, options: as of the class in `fusedrnn`, but for dtype and seed.
-        device: of the parameters.
-        dtype: of the parameters, torch.float32 or torch.float64.
-
-    Raises:
-        TypeError: an argument of the wrong kind.
-        ValueError: an argument out of range.
-    """
+class _Hosted(Calls, nn.Module):
+    """What all networks share, whatever the class of NumPy's side."""
 
     __signature__ = _Signature()
-    _kind: ClassVar[type[HostRecurrent[Any]]] = HostRecurrent
+    _kind: ClassVar[Any]
+    # Attributes that are those of the class of NumPy's side.
+    _settings: ClassVar[tuple[str, ...]]
 
     def __init__(self, *arguments: Any, device: Any = None, dtype: Any = None, **options: Any) -> None:
         super().__init__()
@@ -61,30 +52,32 @@ class Recurrent(Calls, nn.Module):
         kept = dtype or torch.get_default_dtype()
         # Others are for what is converted before it is called.
         found: Any = DTYPES.get(kept, DTYPES[torch.float32])
-        net = self._kind(*arguments, **options, dtype=found, seed=int(torch.randint(2**62, ())))
-        self.input_size, self.hidden_size, self.num_layers = net.input_size, net.hidden_size, net.num_layers
-        self.bias, self.dropout, self.proj_size = net.bias, net.dropout, net.proj_size
-        self.batch_first, self.bidirectional = net.batch_first, net.bidirectional
-        self._names = list(net._shapes)
-        for name in self._names:
-            values = torch.from_numpy(net._own[name].copy()).to(device, kept)
-            self.register_parameter(name, nn.Parameter(values))
+        net: Any = self._kind(*arguments, **options, dtype=found, seed=int(torch.randint(2**62, ())))
+        for name in ("batch_first", *self._settings):
+            setattr(self, name, getattr(net, name))
+        self._shown = repr(net).removeprefix(type(net).__name__)[1:-1]
+        net._gather()
+        self._names = list(net._tree)
+        for name, array in net._tree.items():
+            register(self, name, torch.from_numpy(array.copy()).to(device, kept))
         for name, array in net._saved.items():
             self.register_buffer(name, torch.from_numpy(array).to(device, kept))
-        self._moving = list(net._saved) if net.batch_norm else []
-        network, names = net._network, net._unmasked.state_names
-        self._shapes = [
-            (name, network.rows, width) for name, width in zip(names, network.widths, strict=True)
-        ]
-        self._draws, self._text = bool(net._draws_anew()), described(net)
-        self._shown = net._extra_repr()
+        self._shape = Shape.of(net)
+        self._draws, self._moving = self._randomness(net)
+        net.batch_first = False  # calls turn what is
+        self._text = described(net)
         self._take_host()
 
+    @staticmethod
+    def _randomness(net: Any) -> tuple[bool, list[str]]:
+        """Return whether calls draw anything in training mode, and the buffers that move with them."""
+        return False, []
+
     def _state_shapes(self) -> list[tuple[str, int, int]]:
-        return self._shapes
+        return self._shape.states
 
     def _params(self) -> tuple[Tensor, ...]:
-        return tuple([getattr(self, name) for name in self._names])
+        return tuple([attrgetter(name)(self) for name in self._names])
 
     def _apply_to(
         self,
@@ -116,11 +109,11 @@ class Recurrent(Calls, nn.Module):
         self._host = Host(self._text)
         self._number = self._host.number
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recurrent:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hosted:
         # Of its own, since torch gives one without `__setstate__` to modules with parametrizations.
         made = self.__new__(type(self))
         memo[id(self)] = made
-        made.__setstate__(copy.deepcopy(Recurrent.__getstate__(self), memo))
+        made.__setstate__(copy.deepcopy(_Hosted.__getstate__(self), memo))
         return made
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,6 +126,35 @@ class Recurrent(Calls, nn.Module):
     def extra_repr(self) -> str:
         """Return what stands between the parentheses of the repr."""
         return self._shown
+
+
+class Recurrent(_Hosted):
+    """`fusedrnn.Recurrent` as a module of PyTorch: a network of any cell; the base of those of other names.
+
+    Equations, parameters, their names, shapes and first values, and the options are those of the class of the
+    same name in `fusedrnn`; calls are those of torch.nn.LSTM. What is drawn in training mode, the masks of
+    dropouts and zoneout and `init_state="normal"`, comes from a seed of torch's generator: torch.manual_seed
+    repeats it. The running mean and variance of `batch_norm` and a given `init_state` are buffers. On the
+    CPU, float32 and float64; no second derivatives.
+
+    Args:
+        arguments, options: as of the class in `fusedrnn`, but for dtype and seed.
+        device: of the parameters.
+        dtype: of the parameters, torch.float32 or torch.float64.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
+    """
+
+    _kind: ClassVar[Any] = HostRecurrent
+    _settings = (
+        *("input_size", "hidden_size", "num_layers", "bias", "dropout", "bidirectional", "proj_size"),
+    )
+
+    @staticmethod
+    def _randomness(net: Any) -> tuple[bool, list[str]]:
+        return bool(net._draws_anew()), list(net._saved) if net.batch_norm else []
 
 
 class MGU(Recurrent):
@@ -199,3 +221,69 @@ class VariantRNN(Recurrent):
     """`fusedrnn.RNN` in PyTorch with all of its options, layer_norm and others; see `Recurrent`."""
 
     _kind = recurrent.RNN
+
+
+class QuantumLSTM(_Hosted):
+    """`fusedrnn.QuantumLSTM` in PyTorch: gates that are simulated quantum circuits; see `Recurrent`.
+
+    Its calls take no resets, and copy its parameters.
+    """
+
+    _kind = HostQuantumLSTM
+    _settings = ("input_size", "hidden_size", "qubits", "layers")
+
+    def _apply_to(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        state: State,
+        params: tuple[Tensor, ...],
+        batch_first: bool,
+    ) -> tuple[Tensor, State]:
+        if resets is not None:
+            raise ValueError("resets: expected None, a QuantumLSTM has none")
+        return super()._apply_to(x, lengths, None, state, params, batch_first)
+
+
+class Hybrid(_Hosted):
+    """`fusedrnn.Hybrid` in PyTorch: recurrent layers, and attention in one of them; see `Recurrent`.
+
+    Calls have no states, and copy the parameters.
+    """
+
+    _kind = HostHybrid
+    _settings = ("size", "num_layers", "cell", "num_heads", "attention_layer", "expansion", "dropout")
+    _marks = "mask"
+
+    @property
+    def input_size(self) -> int:  # type: ignore[override]
+        """E, that of x."""
+        return self.size
+
+    @staticmethod
+    def _randomness(net: Any) -> tuple[bool, list[str]]:
+        return net.dropout > 0, []
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor | PackedSequence,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Any:
+        """Run the network.
+
+        Args:
+            input: (T, B, E), (B, T, E) with batch_first, (T, E), or a PackedSequence; of the parameters'
+                dtype.
+            lengths: (B,) of an integer dtype, each in 0..T, in any order; not with a PackedSequence.
+            mask: bool, the leading shape of input: true for steps that count; not with a PackedSequence.
+
+        Returns:
+            y, laid out as input, 0 at steps that do not count.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as those of `Recurrent`.
+        """
+        return super().forward(input, lengths=lengths, resets=mask)[0]
