@@ -18,6 +18,7 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
 import fusedrnn.jax as fj  # noqa: E402
+from fusedrnn import _core  # noqa: E402
 from fusedrnn.interop.jax import host  # noqa: E402
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("jax_in_float64")]
@@ -25,8 +26,15 @@ pytestmark = [pytest.mark.once, pytest.mark.usefixtures("jax_in_float64")]
 T, B, I, H = 6, 3, 4, 5
 LENGTHS = np.array([6, 0, 4])
 RESETS = np.random.default_rng(0).random((T, B)) < 0.3
+# Of an invalid argument the first, and in calls of a program that has run before the second.
+AT_RUNTIME = jax.errors.JaxRuntimeError, ValueError
 CELLS = {"lstm": fj.lstm, "gru": fj.gru, "rnn_tanh": fj.rnn}
-OPTIONS: list[dict[str, Any]] = [{}, {"lengths": LENGTHS, "reverse": True}, {"resets": RESETS}]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"reverse": True},
+    {"lengths": LENGTHS, "reverse": True},
+    {"resets": RESETS},
+]
 
 
 def draw(seed: int, *shape: int, dtype: Any = np.float64) -> Any:
@@ -224,6 +232,56 @@ def test_arrays_of_some_size() -> None:
     assert all(np.array_equal(found[0][0], each[0]) for each in found)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_inference_takes_no_python(cell: str) -> None:
+    """Forward of a compiled program, of any sizes; what has a tape, lengths, resets or axes of vmap does."""
+    params, state = make(cell)
+    seen: list[str] = []
+    _core.xla_handler(lambda call, *given: (seen.append(call), host.run(call, *given)))
+    try:
+        for steps, batch in ((T, B), (1, B), (0, B), (T, 0), (70, 33)):
+            x = draw(1, steps, batch, I)
+            start = jax.tree.map(lambda part, batch=batch: np.resize(part, (batch, H)), state)
+            want = fr.functional.forward(cell, x, params, start)[:2]
+            equal(jax.jit(CELLS[cell])(x, params, start), want)
+        assert not seen
+        x = draw(1, T, B, I)
+        given: list[Any] = [
+            lambda: CELLS[cell](x, params, state, lengths=LENGTHS),
+            lambda: CELLS[cell](x, params, state, resets=RESETS),
+            lambda: jax.vmap(lambda x: CELLS[cell](x, params, state))(x[None]),
+            lambda: jax.vjp(lambda x: CELLS[cell](x, params, state), x),
+        ]
+        for count, run in enumerate(given, 1):
+            jax.block_until_ready(run())
+            assert len(seen) == count
+    finally:
+        _core.xla_handler(host.run)
+
+
+def test_programs_of_others_are_checked() -> None:
+    """What no program of this version says is refused as by the functions of NumPy."""
+    params, state = make("gru")
+    arrays = {"x": draw(1, T, B, I), "h": state, **params}
+    results = [jax.ShapeDtypeStruct(shape, np.float64) for shape in ((T, B, H), (B, H))]
+
+    def run(message: str, found: Any = results, **changed: Any) -> None:
+        given = {name: array for name, array in {**arrays, **changed}.items() if array is not None}
+        text = host.call_text("forward", "gru", False, tuple(given), ("y", "h"))
+        call = jax.ffi.ffi_call("fusedrnn_network", found)
+        with pytest.raises(AT_RUNTIME, match=message):
+            jax.block_until_ready(call(*given.values(), call=text))
+
+    run("weight_hh", weight_hh=params["weight_hh"][1:])
+    run("bias_ih", bias_ih=params["bias_ih"].astype(np.float32))
+    run("weight_ih", weight_ih=params["weight_ih"][:, 1:])
+    run("weight_ih", weight_ih=params["weight_ih"][:2])
+    run("weight_hh", weight_hh=None)
+    run("state", h=state[1:])
+    run("state_out|y|h", results[:1])
+    run("out", [jax.ShapeDtypeStruct((T, B, H + 1), np.float64), results[1]])
+
+
 def test_no_forward_mode_and_no_second_derivative() -> None:
     params, _ = make("gru")
     x = draw(7, T, B, I)
@@ -262,7 +320,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         fj.lstm(x, make("lstm")[0], state)
     with pytest.raises(ValueError, match="nonlinearity"):
         fj.rnn(x, params, nonlinearity="gelu")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="lengths"):
+    with pytest.raises(AT_RUNTIME, match="lengths"):
         jax.block_until_ready(fj.gru(x, params, lengths=np.array([7, 0, 0])))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.raises(RuntimeError, match=r"fusedrnn.jax: expected arrays on cpu, got gpu; use jax.config"):
