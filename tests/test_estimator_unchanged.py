@@ -1,4 +1,4 @@
-"""Estimators: a fit that diverges, is refused or interrupted leaves what was fitted before."""
+"""Estimators: a fit that diverges, is refused or interrupted leaves what was fitted before; odd input."""
 
 from __future__ import annotations
 
@@ -113,3 +113,33 @@ def test_a_detector_whose_fit_is_refused_changes_nothing() -> None:
         detector.fit([7.0 * SERIES, SERIES[:4]])
     np.testing.assert_array_equal(detector.score_samples(SERIES), before[0])
     assert detector.forecaster_ is before[1]
+
+
+def test_scores_of_a_series_shorter_than_what_smooths_them() -> None:
+    """There were as many as the kernel has steps."""
+    detector = AnomalyDetector(Forecaster(horizon=2, context=8, hidden_size=4, epochs=1), smooth=100).fit(
+        SERIES
+    )
+    assert detector.score_samples(SERIES).shape == detector.predict(SERIES).shape == SERIES.shape
+    short = AnomalyDetector(detector.forecaster, smooth=len(SERIES)).fit(SERIES)
+    assert short.score_samples(SERIES).shape == SERIES.shape
+
+
+def test_series_with_a_mask_or_without_a_value() -> None:
+    """A mask was left out without a word, and its values taken."""
+    model = Forecaster(horizon=2, context=8, hidden_size=4, epochs=1).fit(SERIES)
+    masked = np.ma.array(SERIES, mask=SERIES > 0.9)
+    for call in (model.fit, model.predict, model.score):
+        with pytest.raises(TypeError, match=r"^X\[0\]: expected an array without a mask"):
+            call(masked)
+    with pytest.raises(ValueError, match=r"^X: expected windows with a value in 8 steps"):
+        model.score(np.full(40, np.nan))
+
+
+@pytest.mark.parametrize("none", [None, [], ()])
+def test_no_sequences(none: Any) -> None:
+    model = SequenceClassifier(**OPTIONS)
+    with pytest.raises(ValueError, match=r"^X: expected at least one sequence, got"):
+        model.fit(none, [])
+    with pytest.raises(ValueError, match=r"^X: expected at least one sequence, got"):
+        model.fit(X, Y > 0).predict(none)

@@ -245,6 +245,10 @@ def test_impute() -> None:
         impute(np.ones((3, 2), np.int64))
     with pytest.raises(ValueError, match=r"^series: expected shape \(\.\.\., T, I\), got \(3,\)"):
         impute(np.ones(3))
+    with pytest.raises(ValueError, match=r"^fill: expected a number that float32 holds, got 1e\+300"):
+        impute(series, fill=1e300)
+    long = impute(np.full((70_000, 1), nan, np.float16)).since
+    assert np.isfinite(long).all() and long[-1] == np.finfo(np.float16).max
 
 
 def test_buckets() -> None:
@@ -259,6 +263,8 @@ def test_buckets() -> None:
     assert buckets([], 4) == []
     with pytest.raises(ValueError, match=r"^lengths: expected integers"):
         buckets([0.5], 4)
+    with pytest.raises(ValueError, match=r"^lengths: expected integers >= 0, got -1"):
+        buckets([3, -1], 4)
     with pytest.raises(ValueError, match=r"^batch_size: expected an int >= 1"):
         buckets([1], 0)
 
@@ -300,6 +306,26 @@ def test_tokenizers() -> None:
         Tokenizer("abc")
     with pytest.raises(TypeError, match=r"^text: expected a str"):
         tokenizer.encode(["a"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind", "message"),
+    [
+        ([1.5], TypeError, r"numbers \(T,\) of its encode, got float64 \(1,\)"),
+        ([[1, 2]], TypeError, r"numbers \(T,\) of its encode, got int64 \(1, 2\)"),
+        (None, TypeError, r"numbers \(T,\) of its encode, got object \(\)"),
+        ([0, 26], ValueError, r"numbers in \[0, 26\) of its encode, got 0..26"),
+        ([-1], ValueError, r"numbers in \[0, 26\) of its encode, got -1..-1"),
+    ],
+)
+def test_a_tokenizer_that_gives_no_numbers(ids: Any, kind: type[Exception], message: str) -> None:
+    class Wrong(Letters):
+        def encode(self, text: str) -> Any:
+            return ids
+
+    with pytest.raises(kind, match=f"^tokenizer: expected {message}"):
+        Tokenizer(Wrong()).encode("a")
+    assert Tokenizer(Letters()).encode("").tolist() == []
 
 
 def test_the_tokenizers_library() -> None:

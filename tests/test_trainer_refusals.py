@@ -153,3 +153,15 @@ def test_a_checkpoint_that_is_no_file(tmp_path: Path) -> None:
         trainer(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^resume: expected a bool, got 'no'"):
         trainer(tmp_path / "run").fit(sequences(), resume="no")  # type: ignore[arg-type]
+
+
+def test_a_model_or_optimizer_that_was_set_since() -> None:
+    """The optimiser went on with the first model, and the second was measured and stayed as it was."""
+    run = trainer(epochs=1)
+    run.fit(sequences())
+    run.epochs, run.model = 2, classifier()
+    with pytest.raises(ValueError, match=r"^optimizer: expected one over the model or parts of it"):
+        run.fit(sequences())
+    run.optimizer = optim.Adam(run.model, lr=0.01)
+    with pytest.raises(ValueError, match=r"^schedule: expected one of this optimizer"):
+        run.fit(sequences())

@@ -222,10 +222,13 @@ def impute(series: Array, fill: float = 0.0, carry: bool = True) -> Imputed:
     if series.ndim < 2:
         raise ValueError(f"series: expected shape (..., T, I), got {series.shape}")
     fill, carry = check_number("fill", fill, -np.inf), check_flag("carry", carry)
+    most = float(np.finfo(series.dtype).max)
+    if most < abs(fill) < np.inf:
+        raise ValueError(f"fill: expected a number that {series.dtype} holds, got {fill}")
     mask = ~np.isnan(series)
     steps = np.arange(series.shape[-2])[:, None]
     last = np.maximum.accumulate(np.where(mask, steps, -1), axis=-2)  # the step that was seen last, or -1
-    since = (steps - last).astype(series.dtype)
+    since = np.minimum(steps - last, most).astype(series.dtype)
     if carry and series.shape[-2]:
         values = np.take_along_axis(series, np.maximum(last, 0), axis=-2)
         values[last < 0] = fill
@@ -256,6 +259,8 @@ def buckets(
     sizes = np.asarray(lengths)
     if sizes.ndim != 1 or (sizes.size and sizes.dtype.kind not in "iu"):
         raise ValueError(f"lengths: expected integers (N,), got {sizes.dtype} {sizes.shape}")
+    if sizes.size and sizes.min() < 0:
+        raise ValueError(f"lengths: expected integers >= 0, got {sizes.min()}")
     batch_size, least = check_size("batch_size", batch_size), check_size("least", least, 0)
     rng = np.random.default_rng([check_size("seed", seed, 0), check_size("epoch", epoch, 0)])
     order = rng.permutation(len(sizes))
@@ -293,11 +298,26 @@ class Tokenizer(Listed):
         self._size: str = sizes[0]
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """Return the numbers (T,) of a text."""
+        """Return the numbers (T,) of a text.
+
+        Raises:
+            TypeError: it is none, or the tokenizer gives something else than numbers.
+            ValueError: the tokenizer gives numbers beyond its size.
+        """
         if not isinstance(text, str):
             raise kind_error("text", text, "a str")
         found = self.tokenizer.encode(text)
-        return np.array(getattr(found, "ids", found), np.int64)
+        numbers = np.asarray(getattr(found, "ids", found))
+        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+            raise TypeError(
+                f"tokenizer: expected numbers (T,) of its encode, got {numbers.dtype} {numbers.shape}"
+            )
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise ValueError(
+                f"tokenizer: expected numbers in [0, {len(self)}) of its encode, "
+                f"got {numbers.min()}..{numbers.max()}"
+            )
+        return numbers.astype(np.int64)
 
     def decode(self, numbers: Iterable[int]) -> str:
         """Return the text of numbers."""

@@ -104,7 +104,12 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _scores(self, X: Any) -> list[Array]:
         kernel = np.full(self._smooth, 1.0 / self._smooth)
-        return [np.convolve(values / self._unit, kernel, "same") for values in self._errors(X)]
+        # Not "same", which of a kernel longer than the series is as long as the kernel.
+        before = (self._smooth - 1) // 2
+        return [
+            np.convolve(values / self._unit, kernel)[before : before + len(values)]
+            for values in self._errors(X)
+        ]
 
     def score_samples(self, X: Any) -> Array | list[Array]:
         """Return minus the error of each step (T,), or a list of them for a list: the lower, the stranger.

@@ -378,6 +378,10 @@ class Forecaster(SequenceEstimator):
                     f"X: expected context + horizon = {context + horizon} steps at least, got {len(values)}"
                 )
             whole = whole[known_before(whole[..., : self._targets_in], context)]
+            if not len(whole):
+                raise ValueError(
+                    f"X: expected windows with a value in {context} steps, got NaN in all of one"
+                )
             found: Any = self.predict(list(whole if covariates else whole[:, :context]))
             y, targets = whole[:, context:, : self._targets_in], values[:, : self._targets_in]
             scale = np.nanmean(np.abs(targets[back:] - targets[:-back]), axis=0)

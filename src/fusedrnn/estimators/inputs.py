@@ -40,6 +40,9 @@ def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
     Raises:
         TypeError, ValueError: something else.
     """
+    if X is None or (isinstance(X, (list, tuple)) and not X):
+        got = "None" if X is None else "none"
+        raise ValueError(f"X: expected at least one sequence, got {got}")
     if not holds_sequences(X):
         _refuse_ragged(X)
         table = validate_data(estimator, X, dtype=np.float32, reset=reset)
@@ -65,7 +68,7 @@ def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
                 f"X[{index}]: expected finite values in the range of float32, got NaN or infinity"
             )
         sequences.append(x)
-    if not sequences:
+    if not sequences:  # of an array
         raise ValueError("X: expected at least one sequence, got none")
     if not sequences[0].shape[1]:
         raise ValueError(f"X[0]: expected shape (T, I) with a feature or more, got {X[0].shape}")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array
+from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.preprocessing import impute, moments
 
 
@@ -15,6 +15,7 @@ def series_of(X: Any, features: int | None, covariates: int) -> list[Array]:
     """Return X as a list of float64 arrays (T, I + C), of so many features if that is known."""
     found = []
     for index, values in enumerate(X if isinstance(X, (list, tuple)) else [X]):
+        refuse_mask(f"X[{index}]", values)
         array = np.asarray(values)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"X[{index}]: expected a series of numbers, got {array.dtype}")

@@ -208,6 +208,8 @@ class Trainer(Steps):
         data = self._data(train, "train")
         held_out = None if validation is None else self._data(validation, "validation")
         check_flag("resume", resume)
+        # They may have been set to others since.
+        check_parts(self.model, self.loss, self.optimizer, self.schedule)
         self.stop = False
         with self._whole.waiting():
             self._begin(data, resume)
