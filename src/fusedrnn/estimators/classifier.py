@@ -55,8 +55,9 @@ class SequenceClassifier(ClassifierMixin, Pooled):  # type: ignore[misc]
         return super().fit(X, y)
 
     def _targets(self, y: Any, reset: bool) -> Any:
+        if np.iterable(y) and np.asarray(y).dtype.kind != "f":
+            refuse_missing("y", y)
         assert_all_finite(y, input_name="y")
-        refuse_missing("y", y if np.iterable(y) else ())
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         if reset:

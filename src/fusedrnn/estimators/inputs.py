@@ -109,12 +109,16 @@ def given_classes(classes: Any) -> Array | None:
 def _refuse_ragged(X: Any) -> None:
     """Refuse lists of lists of different lengths, and arrays of objects or strings, with what to do."""
     expected = "X: expected a list of arrays (T, I), of strings or of lists of strings"
-    if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.kind in "OUS":
-        raise ValueError(f"{expected}, got an array of {X.dtype}; use X.tolist()")
+    if getattr(X, "ndim", 0) == 1 and np.asarray(X).dtype.kind in "OUST":
+        raise ValueError(f"{expected}, got {type(X).__name__} of {X.dtype}; use X.tolist()")
     if isinstance(X, (list, tuple)) and any(np.iterable(x) for x in X):
         counts = {len(x) if hasattr(x, "__len__") else -1 for x in X}
-        if len(counts) > 1:
-            raise ValueError(f"{expected}, got {type(X[0]).__name__}s; use [numpy.asarray(x) for x in X]")
+        # Tables of pandas and the like, which are lists of their columns' names.
+        tables = any(hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)) for x in X)
+        if len(counts) > 1 or tables:
+            raise ValueError(
+                f"{expected}, got {type(X[0]).__name__} in it; use [numpy.asarray(x) for x in X]"
+            )
 
 
 def _end(x: Array) -> int:

@@ -213,7 +213,7 @@ class Seq2Seq(SequenceEstimator):
 
 def _answers(y: Any) -> list[Any]:
     """Return y as a list of strings or of lists of strings."""
-    found = list(y) if isinstance(y, (list, tuple, np.ndarray)) else y
+    found = y.tolist() if hasattr(y, "tolist") else list(y) if isinstance(y, tuple) else y
     if not holds_tokens(found):
         got = type(y).__name__ if not isinstance(found, list) else "a list of other things"
         raise TypeError(f"y: expected strings or lists of strings, got {got}")

@@ -273,7 +273,7 @@ def _swapped(state: Any) -> Any:
 
 
 def _texts(X: Any) -> list[str]:
-    texts = [X] if isinstance(X, str) else X
+    texts = [X] if isinstance(X, str) else X.tolist() if hasattr(X, "tolist") else X
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         got = type(X).__name__ if not isinstance(X, (list, tuple)) else "a list of other things"
         raise TypeError(f"X: expected a string or a list of strings, got {got}")

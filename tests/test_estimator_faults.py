@@ -143,3 +143,36 @@ def test_no_sequences(none: Any) -> None:
         model.fit(none, [])
     with pytest.raises(ValueError, match=r"^X: expected at least one sequence, got"):
         model.fit(X, Y > 0).predict(none)
+
+
+def test_arrays_of_strings() -> None:
+    """Texts and answers may be what lists are made of by tolist(), as columns of pandas."""
+    texts = ["abab", "ba", "bb", "ab"]
+    want = TextGenerator(**OPTIONS).fit(texts).score(texts)
+    assert TextGenerator(**OPTIONS).fit(np.array(texts)).score(np.array(texts)) == want
+    model, answers = Seq2Seq(**OPTIONS, embedding_size=4), np.array(["x", "y", "x", "y"])
+    assert model.fit(texts, answers).score(texts, answers) == model.score(texts, answers.tolist())
+
+
+def test_tables_and_columns_of_pandas() -> None:
+    pd = pytest.importorskip("pandas")
+    model = SequenceClassifier(**OPTIONS)
+    for columns in (
+        [pd.DataFrame(x) for x in X],
+        [pd.DataFrame(x[:3]) for x in X],
+        [pd.Series(x[:, 0]) for x in X],
+    ):
+        with pytest.raises(
+            ValueError, match=r"^X: expected a list .*; use \[numpy.asarray\(x\) for x in X\]"
+        ):
+            model.fit(columns, Y > 0)
+    for column in (pd.Series(["ab"] * 12), pd.Series(X)):
+        with pytest.raises(ValueError, match=r"^X: expected a list .*, got Series of .*; use X.tolist\(\)"):
+            model.fit(column, Y > 0)
+    for missing in (pd.NA, None):
+        with pytest.raises(ValueError, match=r"^y\[1\]: expected a class or tag, got"):
+            model.fit(X, pd.Series(["a", missing, "b"] * 4, dtype="string"))
+    odd = pd.Series(np.where(Y > 0, "up", "down"), index=range(7, 19))
+    want = model.fit(X, odd.to_numpy()).predict_proba(X)
+    np.testing.assert_array_equal(model.fit(X, odd).predict_proba(X), want)
+    SequenceRegressor(**OPTIONS, patience=1).fit(X, pd.Series(Y, index=range(7, 19)))
