@@ -190,3 +190,25 @@ def test_another_run_keeps_the_checkpoint_of_the_one_before(corpus: Path, tmp_pa
     out.unlink()
     assert "kept as" in invoke(*train, "--max-steps", 1).output
     assert len(Checkpoint.read(kept).tensors["losses"]) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4junk", b"\x93NUMPY", b"text"])
+def test_tune_of_a_file_that_is_no_archive(content: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    (tmp_path / "d.npz").write_bytes(content)
+    assert_one_line(invoke("tune", tmp_path / "d.npz", "--out", tmp_path / "s.db"), "d.npz: expected arrays")
+
+
+def test_tune_says_what_is_wrong_with_data_before_a_trial(tmp_path: Path) -> None:
+    """In one line, where a trial that failed left a traceback and a study."""
+    pytest.importorskip("optuna")
+    y = np.arange(12) % 2
+    for x in (np.full((12, 5, 2), np.nan), np.zeros((12, 5, 0)), np.full((12, 3), "a")):
+        np.savez(tmp_path / "d.npz", X=x, y=y)
+        assert_one_line(invoke("tune", tmp_path / "d.npz", "--out", tmp_path / "s.db"), "d.npz: ")
+        assert not (tmp_path / "s.db").exists()
+    np.savez(tmp_path / "d.npz", X=np.zeros((3, 2)), y=np.float64(1))
+    assert_one_line(invoke("tune", tmp_path / "d.npz", "--out", tmp_path / "s.db"), "d.npz: expected X")
+    with open(tmp_path / "d.npz", "wb") as file:
+        np.save(file, np.zeros((3, 2)))
+    assert_one_line(invoke("tune", tmp_path / "d.npz", "--out", tmp_path / "s.db"), "d.npz: expected arrays")

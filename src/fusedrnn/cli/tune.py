@@ -7,6 +7,8 @@ import importlib
 import io
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -119,10 +121,12 @@ def _estimator(data: Path, kind: Kind, epochs: int, folds: int, seed: int) -> Ca
     except ModuleNotFoundError:
         raise CliError("scikit-learn: expected to be installed; pip install 'fusedrnn[estimators]'") from None
     x, y = _arrays(data)
+    make = getattr(estimators, _CLASSES[kind.value])
     splitter = selection.StratifiedKFold if kind is Kind.classifier else selection.KFold
     try:
         parts = list(splitter(folds, shuffle=True, random_state=seed).split(x, y))
-    except ValueError as error:
+        make(epochs=0).fit(x, y)  # which says what is wrong before there is a study
+    except (TypeError, ValueError) as error:
         raise CliError(f"{data}: {error}") from None
 
     def score(trial: Any, pruned: type[Exception]) -> float:
@@ -137,7 +141,7 @@ def _estimator(data: Path, kind: Kind, epochs: int, folds: int, seed: int) -> Ca
             parameters["pooling"] = trial.suggest_categorical("pooling", ["last", "mean", "max"])
         scores = []
         for number, (train, test) in enumerate(parts):
-            model = getattr(estimators, _CLASSES[kind.value])(**parameters, epochs=epochs, random_state=seed)
+            model = make(**parameters, epochs=epochs, random_state=seed)
             scores.append(float(model.fit(x[train], y[train]).score(x[test], y[test])))
             trial.report(float(np.mean(scores)), number)
             if trial.should_prune():
@@ -149,13 +153,21 @@ def _estimator(data: Path, kind: Kind, epochs: int, folds: int, seed: int) -> Ca
 
 def _arrays(data: Path) -> tuple[Any, Any]:
     try:
-        with np.load(data, allow_pickle=False) as found:
+        with open(data, "rb") as file, np.load(file, allow_pickle=False) as found:
             x, y = found["X"], found["y"]
     except OSError as error:
         raise CliError(f"{data}: {error.strerror or error}") from None
-    except (KeyError, ValueError) as error:
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise CliError(f"{data}: expected arrays X and y, without objects: {error}") from None
-    if x.ndim not in (2, 3) or len(x) != len(y):
+    if x.ndim not in (2, 3) or not y.ndim or len(x) != len(y):
         raise CliError(f"{data}: expected X (N, T, I) or (N, T) and y of N, got {x.shape} and {y.shape}")
     return x, y
 
