@@ -71,7 +71,19 @@ def test_a_stream_and_a_search_have_the_steps_of_forward() -> None:
     assert all(np.array_equal(step(row)[0], want) for row, want in zip(x, y, strict=True))
     embedding, head = fr.Embedding(12, 20, seed=1), fr.Linear(SIZE, 12, seed=2, compute="bf16")
     found = fr.decode.beam_search((embedding, decoder, head), memory, 0, 1, 3, 8)
-    assert found.tokens.shape[0] == 3
+    decoder.compute = head.compute = "float32"
+    want = fr.decode.beam_search((embedding, decoder, head), memory, 0, 1, 3, 8)
+    np.testing.assert_allclose(found.scores, want.scores, DISTANCE)
+
+
+@needs_bf16
+def test_a_memory_of_few_rows() -> None:
+    """For which float32 has another order of products."""
+    decoder = make("gru", {})
+    x, memory = draw(6, 1, 20), draw(5, 1, SIZE)
+    want = decoder(x, memory)[0]
+    decoder.compute = "bf16"
+    assert relative_error(decoder(x, memory)[0], want) < DISTANCE
 
 
 @needs_bf16

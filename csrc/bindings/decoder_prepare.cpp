@@ -121,8 +121,9 @@ std::shared_ptr<Prepared> decoder_prepare(const std::shared_ptr<PackedDecoder>& 
     }
     // A step waits for the bytes of the weights where it has few rows. Then those of the context are multiplied with the
     // memory once, if what that leaves is a third of them at most, and there are as many steps as rows of the memory. Where a
-    // context comes after the step, it is no part of the gates.
-    d.contexts = !d.current && (contexts || (3 * d.memory_rows <= d.M && d.S <= steps));
+    // context comes after the step, it is no part of the gates. Kernels of bfloat16 round what they multiply, and what the
+    // memory adds is a sum.
+    d.contexts = !d.current && !decoder->bf16 && (contexts || (3 * d.memory_rows <= d.M && d.S <= steps));
     by_dtype(decoder->dtype, [&]<class T>() {
         const DecoderKernels<T>& kernels = decoder->kernels<T>();
         p->keys = AlignedBuffer(kernels.key_bytes(d));

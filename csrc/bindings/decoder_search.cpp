@@ -13,8 +13,6 @@
 namespace fusedrnn {
 namespace {
 
-constexpr std::int64_t kMostBeam = 256, kMostNodes = 1 << 18;  // as the kernel has room for
-
 py::tuple decoder_search(const std::shared_ptr<Prepared>& prepared, const DecoderSampler* head,
                          const py::object& state_, const py::object& bos_, const py::object& eos_,
                          const py::object& beam_, const py::object& divisors_, const py::object& best_) {
@@ -34,12 +32,13 @@ py::tuple decoder_search(const std::shared_ptr<Prepared>& prepared, const Decode
     sizes.T = 1, sizes.classes = head->classes;
     const std::int64_t bos = integer(bos_, "bos", 0, sizes.classes - 1);
     const std::int64_t eos = integer(eos_, "eos", 0, sizes.classes - 1);
-    const std::int64_t beam = integer(beam_, "beam", 1, kMostBeam), best = integer(best_, "n_best", 1, beam);
+    const std::int64_t beam = integer(beam_, "beam", 1, kSearchBeam),
+                       best = integer(best_, "n_best", 1, beam);
     const Array divisors = Array::floats(divisors_, "divisors").shape({{"max_len"}}).contiguous();
     const std::int64_t most = divisors.size(0);
     if (divisors.dtype() != DType::float64)
         throw py::type_error("divisors: expected a float64 numpy.ndarray, got float32");
-    require(most >= 1 && most <= kMostNodes / beam, "divisors", "1 <= max_len <= 2^18 / beam",
+    require(most >= 1 && most <= kSearchNodes / beam, "divisors", "1 <= max_len <= 2^18 / beam",
             static_cast<double>(most));
     require(checked_product({beam, sizes.classes}) <= INT32_MAX, "head",
             "fewer continuations of a sequence than 2^31",
@@ -87,10 +86,12 @@ py::tuple decoder_search(const std::shared_ptr<Prepared>& prepared, const Decode
 
 void bind_decoder_search(py::module_& m) {
     using py::arg;
+    m.attr("SEARCH_BEAM") = kSearchBeam;
+    m.attr("SEARCH_NODES") = kSearchNodes;
     m.def("decoder_search", &decoder_search, arg("prepared"), arg("head"), arg("state"), arg("bos"),
           arg("eos"), arg("beam"), arg("divisors"), arg("n_best"),
           "Return what decode.beam_search finds without coverage: tokens (B, n_best, max_len), lengths and "
-          "scores, the most tokens of a complete hypothesis of each sequence and the step of a logit that is "
+          "scores, the most tokens of those of each sequence and the step of a logit that is "
           "NaN or inf, else -1; divisors (max_len,) are those of the scores, by the number of tokens.");
 }
 

@@ -31,12 +31,12 @@ bool continuations(const Hypotheses<T>& p, const Best& best, double* e) {
     bool good = true;
     for (std::int64_t r = 0; r < p.n; ++r) {
         const T* const x = p.logits + r * p.stride;
-        bool below = true;
+        int above = 0;
         for (std::int64_t c = 0; c < p.classes; ++c) {
             e[c] = static_cast<double>(x[c]);
-            below &= x[c] < static_cast<T>(kInfinity);
+            above |= x[c] < static_cast<T>(kInfinity) ? 0 : 1;
         }
-        good &= below;
+        good &= above == 0;
         const double most = row_max<OneThread>(whole, e);
         const V shift = V::set(most);
         const double sum = row_sum<double>(

@@ -317,7 +317,7 @@ class Decoder : DecoderPlaces<T> {
             product.out = m.contexts + i * s_.gates;
             product.out_panel = L;
             product.out_row = s_.gates;
-            gemm_tiles<T, 1>(product);  // both are results: neither is rounded
+                gemm<T, 1>(product);
         }
         return true;
     }

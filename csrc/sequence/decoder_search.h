@@ -9,7 +9,7 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 inline constexpr std::int64_t kSearchBytes = 768 * 1024;  // of what the steps of a group read of its memory
-inline constexpr std::int64_t kSearchNodes = 1 << 18;     // of a group's hypotheses
+static_assert(kSearchBeam <= kOneStepRows);
 
 // What all members see: the arguments of the steps, by position, of which each member has some.
 template <class T>
@@ -120,7 +120,7 @@ class BeamSearch {
         for (std::int64_t i = 0; i < n; ++i) {
             m.live[i] = {group.begin + i, -1}, m.totals[i] = 0, m.complete[i] = 0;
             best(m, i).clear();
-            p_.longest[group.begin + i] = 0, p_.failed[group.begin + i] = -1;
+            p_.failed[group.begin + i] = -1;
             plan_.places[first + i] = group.begin + i;
             set_position(first + i, group.begin + i, p_.bos);
         }
@@ -170,13 +170,13 @@ class BeamSearch {
                 return m.count++;
             };
             const auto complete = [&](double total, std::int64_t node) {
-                ++m.complete[own], p_.longest[sequence] = t + 1;
+                ++m.complete[own];
                 best(m, own).add(total / p_.divisors[t], node);
             };
             const auto ends = [&](std::int64_t k) { return found.from[k] % classes == p_.eos; };
             for (std::int64_t k = 0; k < smaller(p_.beam, found.n) && found.from[k] >= 0; ++k)
                 if (ends(k)) complete(found.scores[k], continued(k));
-            if (m.complete[own] >= p_.beam) continue;
+            if (m.complete[own] >= p_.beam || nothing_better(best(m, own), found, ends)) continue;
             for (std::int64_t k = 0, kept = 0; k < found.n && found.from[k] >= 0 && kept < p_.beam; ++k) {
                 if (ends(k)) continue;
                 ++kept;
@@ -194,6 +194,13 @@ class BeamSearch {
         swap(m.totals, m.next_totals);
         return going;
     }
+    // Whether no continuation that goes on can become one of the best: log probabilities only fall, and divisors rise.
+    template <class Ends>
+    bool nothing_better(const Best& complete, const Best& found, const Ends& ends) const {
+        std::int64_t k = 0;
+        while (k < found.n && found.from[k] >= 0 && ends(k)) ++k;
+        return k == found.n || complete.scores[p_.best - 1] >= found.scores[k] / p_.divisors[p_.most - 1];
+    }
     template <class U>
     static void swap(U*& a, U*& b) {
         U* const other = a;
@@ -202,6 +209,7 @@ class BeamSearch {
 
     // The results of a sequence.
     void store(Member& m, std::int64_t group, std::int64_t sequence) const {
+        p_.longest[sequence] = 0;
         for (std::int64_t k = 0; k < p_.best; ++k) {
             const std::int64_t place = sequence * p_.best + k;
             const Best found = best(m, sequence - group);
@@ -209,6 +217,7 @@ class BeamSearch {
             std::int64_t count = 0;
             for (std::int64_t i = 0; i < p_.most; ++i) tokens[i] = p_.eos;
             for (std::int32_t i = found.from[k]; i >= 0; i = m.nodes[i].parent) ++count;
+            p_.longest[sequence] = larger(p_.longest[sequence], count);
             std::int64_t at = count;
             for (std::int32_t i = found.from[k]; i >= 0; i = m.nodes[i].parent)
                 tokens[--at] = m.nodes[i].token;

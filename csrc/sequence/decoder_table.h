@@ -95,6 +95,9 @@ struct DecoderMemory {
     const std::int64_t* lengths;  // (batch)
 };
 
+// What a search has room for: hypotheses of a sequence, and tokens of these.
+inline constexpr std::int64_t kSearchBeam = 256, kSearchNodes = 1 << 18;
+
 // Beam searches of all sequences of a memory: hypotheses are continued by all V tokens of a head, as decode.py says.
 template <class T>
 struct DecoderSearchArgs {
@@ -109,7 +112,7 @@ struct DecoderSearchArgs {
     std::int64_t *tokens,
         *lengths;    // (sequences, best, most), eos where there are no others; (sequences, best)
     double* scores;  // (sequences, best)
-    // (sequences): of all hypotheses that are complete the most tokens; the step of a logit that is NaN or inf, else -1.
+    // (sequences): of the best hypotheses the most tokens; the step of a logit that is NaN or inf, else -1.
     std::int64_t *longest, *failed;
 };
 

@@ -481,6 +481,10 @@ def decoder_forward(
     sampling: DecoderSampling | None,
     places: _Int64 | None,
 ) -> tuple[_Array, _Array, tuple[_Array, ...], DecoderTape | None, _Int64 | None]: ...
+
+SEARCH_BEAM: int
+SEARCH_NODES: int
+
 def decoder_search(
     prepared: DecoderMemory,
     head: DecoderSampling,

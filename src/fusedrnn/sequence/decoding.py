@@ -27,9 +27,6 @@ Complete: TypeAlias = "tuple[Tokens, Tokens, npt.NDArray[np.float64]]"
 # constraint(prefixes (N, t), rows (N,)) -> bool (N, V), which tokens may come next.
 Constraint: TypeAlias = Callable[[Tokens, Tokens], npt.NDArray[np.bool_]]
 
-# Hypotheses and tokens of them that one call of the kernels has room for.
-_MOST_BEAM, _MOST_NODES = 256, 1 << 18
-
 
 class Decoded(NamedTuple):
     """What decoding returns; where there are several hypotheses of a sequence, the best first.
@@ -120,7 +117,7 @@ class Run:
 
         A score is a log probability over divisor(how many tokens).
         """
-        if self._native is None or beam > _MOST_BEAM or beam * self.max_len > _MOST_NODES:
+        if self._native is None or beam > _core.SEARCH_BEAM or beam * self.max_len > _core.SEARCH_NODES:
             return None
         divisors = np.array([divisor(n) for n in range(1, self.max_len + 1)])
         tokens, lengths, scores, longest, failed = self._native(beam, divisors, n_best)
@@ -173,26 +170,27 @@ class Run:
 
     def ranked(self, complete: list[Complete], count: int) -> Decoded:
         """Return the best complete hypotheses; of equals those that were found first."""
-        longest = max((found[1].shape[1] for found in complete if len(found[0])), default=0)
-        tokens = np.full((self.batch, count, longest), self.eos)
         lengths = np.zeros((self.batch, count), np.int64)
         scores = np.full((self.batch, count), -np.inf)
         if not complete:
-            return Decoded(tokens, lengths, scores)
+            return Decoded(np.empty((self.batch, count, 0), np.int64), lengths, scores)
         rows = np.concatenate([found[0] for found in complete])
         values = np.concatenate([found[2] for found in complete])
-        padded = np.full((len(rows), longest), self.eos)
+        padded = np.full((len(rows), max(found[1].shape[1] for found in complete)), self.eos)
         ends = np.cumsum([len(found[0]) for found in complete])
-        sizes = np.empty(len(rows), np.int64)
+        sizes, whole = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         for end, (_, own, _) in zip(ends, complete, strict=True):
-            padded[end - len(own) : end, : own.shape[1]] = own
-            sizes[end - len(own) : end] = own.shape[1] - (own[:, -1] == self.eos)
+            place = slice(end - len(own), end)
+            padded[place, : own.shape[1]] = own
+            sizes[place], whole[place] = own.shape[1] - (own[:, -1] == self.eos), own.shape[1]
         order = np.lexsort((-values, rows))
         first = np.searchsorted(rows[order], np.arange(self.batch))
         rank = np.arange(len(rows)) - first[rows[order]]
         order, rank = order[rank < count], rank[rank < count]
-        place = rows[order], rank
-        tokens[place], lengths[place], scores[place] = padded[order], sizes[order], values[order]
+        longest = whole[order].max(initial=0)
+        tokens = np.full((self.batch, count, longest), self.eos)
+        found = rows[order], rank
+        tokens[found], lengths[found], scores[found] = padded[order, :longest], sizes[order], values[order]
         return Decoded(tokens, lengths, scores)
 
 
