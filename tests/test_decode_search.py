@@ -9,6 +9,7 @@ import pytest
 from support import num_threads
 
 import fusedrnn as fr
+from fusedrnn.sequence.decoding import Run
 
 BOS, EOS, V = 0, 1, 6
 
@@ -87,6 +88,27 @@ def test_one_call_finds_what_steps_find(cell: str, options: dict[str, Any], dtyp
         if dtype == "float64":
             np.testing.assert_array_equal(one.tokens, other.tokens)
             np.testing.assert_allclose(one.scores, other.scores, 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_the_kernels_take_all_steps(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they have all of the model, and nothing else is asked for."""
+    embedding, decoder, head = parts = model()
+    rows = memory(3)
+    taken: list[int] = []
+    advance = Run.advance
+    monkeypatch.setattr(Run, "advance", lambda *given: taken.append(1) or advance(*given))
+    fr.decode.beam_search(parts, rows, BOS, EOS, width, 9)
+    fr.decode.greedy(parts, rows, BOS, EOS, 9)
+    assert not taken
+    past = fr.AttentionDecoder("gru", 4, 7, 5, coverage=True, dtype="float64")
+    layers = fr.AttentionDecoder("gru", 4, 7, 5, num_layers=2, dtype="float64")
+    more = fr.Linear(7, V + 1, dtype="float64", seed=0)
+    more.parameters["bias"][V] = -np.inf
+    for other in ((embedding, past, head), (embedding, layers, head), (embedding, decoder, more)):
+        taken.clear()
+        fr.decode.beam_search(other, rows, BOS, EOS, width, 9)
+        assert taken
 
 
 def test_nothing_to_search() -> None:

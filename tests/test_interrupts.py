@@ -147,6 +147,13 @@ def decoder_backward(n: int) -> Callable[[], Any]:
     return lambda: decoder.backward(tape, y)
 
 
+def decoder_search(n: int) -> Callable[[], Any]:
+    decoder, head = fr.AttentionDecoder("gru", 8, 64, 16, seed=0), fr.Linear(64, 3000, seed=1)
+    head.parameters["bias"][1] = -np.inf  # nothing ends before max_len
+    model, memory = (fr.Embedding(3000, 8, seed=2), decoder, head), normal(20, 1, 16)
+    return lambda: fr.decode.beam_search(model, memory, 0, 1, 20, 50 * n)
+
+
 def quantum_forward(n: int) -> Callable[[], Any]:
     network, x = fr.QuantumLSTM(2, 4, qubits=8, layers=4, seed=0), normal(500 * n, 1, 2)
     return lambda: network(x)
@@ -163,6 +170,7 @@ LONG_CALLS = [
     quantum_backward,
     decoder_forward,
     decoder_backward,
+    decoder_search,
     ctc,
     ctc_in_logarithms,
     ctc_beam_search,
