@@ -208,6 +208,47 @@ def test_functions_of_functions() -> None:
         torch.testing.assert_close([each[name].sum(0) for name in params], want)
 
 
+def test_what_a_network_is_stays() -> None:
+    """Options that are set later are refused, where torch.nn's count at the next call; not batch_first."""
+    made = [(ft.Hybrid(3), "dropout", 0.5), (ft.MGU(3, 4), "zoneout", 0.1)]
+    made += [(ft.VariantLSTM(3, 4), "compute", "bf16"), (ft.QuantumLSTM(3, 4), "qubits", 2)]
+    for module, name, value in made:
+        for each in (module, copy.deepcopy(module)):
+            with pytest.raises(
+                AttributeError, match=rf"{name}: expected as an argument, \w+\(\.\.\., {name}="
+            ):
+                setattr(each, name, value)
+        x = inputs(torch.float32).detach()
+        want = flat(module.eval()(x))[0]
+        module.batch_first = True
+        assert torch.equal(flat(module(x.transpose(0, 1)))[0].transpose(0, 1), want)
+        module.extra = 5  # attributes of one's own
+
+
+def test_products_are_those_of_the_time_when_it_was_made() -> None:
+    """As on NumPy's side; copies and pickles keep them, and torch's own setting is another."""
+    if fr.config()["bf16_isa"] is None:
+        pytest.skip("needs a processor with products of bfloat16")
+    x, before = torch.randn(5, 3, 64), torch.get_float32_matmul_precision()
+    ours = ft.VariantGRU(64, 64)
+    want = ours(x)[0]
+    fr.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(ours(x)[0], want)
+        lower = ft.VariantGRU(64, 64)
+        assert torch.equal(copy.deepcopy(ours)(x)[0], want)
+    finally:
+        fr.set_float32_matmul_precision("highest")
+    lower.load_state_dict(ours.state_dict())
+    assert not torch.equal(lower(x)[0], want) and torch.allclose(lower(x)[0], want, atol=0.05)
+    assert torch.equal(pickle.loads(pickle.dumps(lower))(x)[0], lower(x)[0])
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(ours(x)[0], want)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_what_they_refuse() -> None:
     with pytest.raises(TypeError, match="seed: expected none"):
         ft.Hybrid(3, seed=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -35,6 +36,24 @@ class _Signature:
         named = inspect.Parameter.KEYWORD_ONLY
         ours = [inspect.Parameter(name, named, default=None) for name in ("device", "dtype")]
         return inspect.Signature([*kept, *ours, *last])
+
+
+@lru_cache(maxsize=64)
+def _options(kind: Any) -> frozenset[str]:
+    """Return the names of arguments that say what a network is; batch_first says how it is called."""
+    given = [
+        p
+        for base in kind._kind.__mro__
+        if "__init__" in vars(base)
+        for p in inspect.signature(base.__init__).parameters.values()
+    ]
+    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return frozenset(p.name for p in given if p.kind not in several) - {
+        "self",
+        "batch_first",
+        "dtype",
+        "seed",
+    }
 
 
 class _Hosted(Calls, nn.Module):
@@ -108,6 +127,15 @@ class _Hosted(Calls, nn.Module):
     def _take_host(self) -> None:
         self._host = Host(self._text)
         self._number = self._host.number
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch.nn's modules read such attributes at each call; here they would be set, and do nothing.
+        if name in _options(type(self)) and "_text" in self.__dict__:
+            raise AttributeError(
+                f"{name}: expected as an argument, {type(self).__name__}(..., {name}={value!r:.40}), "
+                "since a network is what it was made as; got an assignment"
+            )
+        super().__setattr__(name, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hosted:
         # Of its own, since torch gives one without `__setstate__` to modules with parametrizations.
