@@ -106,6 +106,14 @@ def test_what_may_be_left_out() -> None:
     assert [g.shape for g in found] == [(H, I), (H, H)]
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_lengths_of_every_integer_dtype(dtype: str) -> None:
+    params, _ = make("gru")
+    x = draw(1, T, B, I)
+    found = jax.jit(lambda x, lengths: fj.gru(x, params, lengths=lengths))(x, LENGTHS.astype(dtype))
+    equal(found, fr.functional.forward("gru", x, params, lengths=LENGTHS)[:2])
+
+
 def test_vmap() -> None:
     """Over inputs, lengths, resets and parameters, twice, and around and inside of a gradient."""
     params, _ = make("lstm")

@@ -141,6 +141,8 @@ def _layer(cell: str, x: Any, params: Any, state: Any, lengths: Any, resets: Any
         beside["lengths"] = _array("lengths", lengths)
         if beside["lengths"].dtype.kind not in "iu":
             raise TypeError(f"lengths: expected an integer dtype, got {beside['lengths'].dtype}")
+        if beside["lengths"].dtype.itemsize < 4:  # the kernels' side reads wider ones
+            beside["lengths"] = beside["lengths"].astype(jnp.int32)
         if beside["lengths"].shape != (batch,):
             raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {beside['lengths'].shape}")
     if resets is not None:
