@@ -169,6 +169,7 @@ def test_there_are_node_tests() -> None:
     ("op", "attributes", "match"),
     [
         ("LSTM", {"clip": 3.0}, "clip: expected none"),
+        ("RNN", {"clip": 0.0}, "clip: expected none, got 0.0"),
         ("GRU", {"linear_before_reset": 1, "activations": ["HardSigmoid", "Tanh"]}, "activations"),
         ("RNN", {"activations": ["Affine"]}, "activations"),
     ],

@@ -103,7 +103,8 @@ def recurrent_node(
     unknown = sorted(set(attributes) - _KNOWN)
     if unknown:
         raise ValueError(f"attribute {unknown[0]}: not one that is understood")
-    if attributes.get("clip"):
+    # 0 bounds everything to 0 by the letter; runtimes take it for none, but not of an RNN.
+    if attributes.get("clip") or (op == "RNN" and "clip" in attributes):
         raise ValueError(
             f"clip: expected none, got {attributes['clip']}; it cuts what goes into the activations, and "
             "cell_clip cuts c"
