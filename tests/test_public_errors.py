@@ -105,6 +105,11 @@ PUBLIC: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "reduction",
     ),
+    "choice_array": (
+        lambda: fr.IndRNN(2, 3, nonlinearity=np.array(["tanh", "relu"])),  # type: ignore[arg-type]
+        ValueError,
+        "nonlinearity: expected .*, got ndarray of shape",
+    ),
     "mse_shape": (lambda: fr.mse_loss(np.zeros(3), np.zeros(4)), ValueError, "target"),
     "mse_dtype": (lambda: fr.mse_loss(np.zeros(3), np.zeros(3, np.float32)), TypeError, "target"),
     "sgd_lr": (lambda: fr.optim.SGD(module(), lr=-1.0), ValueError, "lr"),

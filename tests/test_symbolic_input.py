@@ -149,6 +149,7 @@ BAD_STEPS: dict[str, tuple[Callable[[Any, Any, Any, Any], Any], type[Exception],
     "unused parameter": (lambda x, h, s, p: {"h": x.a + x.b, "c": s.c}, ValueError, r"no use of p\.w"),
     "set": (lambda x, h, s, p: setattr(s, "c", x.a), AttributeError, r"s\.c: cannot be set"),
     "surrogate": (lambda x, h, s, p: sym.heaviside(x.a, "boxcar"), ValueError, "surrogate: expected"),
+    "surrogate_list": (lambda x, h, s, p: sym.heaviside(x.a, ["atan"]), ValueError, "surrogate: expected"),
 }
 
 

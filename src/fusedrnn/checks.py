@@ -7,7 +7,7 @@ value or shape. The arrays of a call into the kernels are checked there.
 import math
 import operator
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -139,9 +139,10 @@ def check_names(name: str, owner: str, expected: Collection[str], given: Mapping
 
 def check_choice(name: str, value: ChoiceT, choices: Collection[Any]) -> ChoiceT:
     """Return an argument that is one of the choices, or raise ValueError."""
-    if value not in choices:
+    # What has no hash is none of them, whether they stand in a dict or would be compared element by element.
+    if not isinstance(value, Hashable) or value not in tuple(choices):
         *most, last = map(repr, choices)
-        raise ValueError(f"{name}: expected {', '.join(most)} or {last}, got {value!r}")
+        raise ValueError(f"{name}: expected {', '.join(most)} or {last}, got {shown(value)}")
     return value
 
 

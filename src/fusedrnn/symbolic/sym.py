@@ -176,7 +176,7 @@ def heaviside(
         if slope is not None:
             raise ValueError(f"slope: expected None with a function as the surrogate, got {slope}")
         return graph.make("heaviside", x, surrogate(x))
-    if surrogate not in _SURROGATES:
+    if not isinstance(surrogate, str) or surrogate not in _SURROGATES:
         raise ValueError(
             f"surrogate: expected a function or one of {', '.join(_SURROGATES)}, got {surrogate!r}"
         )
