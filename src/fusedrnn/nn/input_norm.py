@@ -32,16 +32,12 @@ def _times(a: Array, b: Array) -> Array:
     return product
 
 
-def _add_transposed_times(total: Array, a: Array, b: Array) -> Array:
-    """Add a^T b to total (K, M) for a (N, K) and b (N, M); return total."""
+def _transposed_times(a: Array, b: Array) -> Array:
+    """Return a^T b for a (N, K) and b (N, M)."""
+    total = np.zeros((a.shape[1], b.shape[1]), a.dtype)
     unread = np.empty_like(total)  # stands for the weight, which no gradient of b asks for
     _core.linear_backward(b, unread, a, total, None, False)
     return total
-
-
-def _transposed_times(a: Array, b: Array) -> Array:
-    """Return a^T b for a (N, K) and b (N, M)."""
-    return _add_transposed_times(np.zeros((a.shape[1], b.shape[1]), a.dtype), a, b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +203,14 @@ class Fold:
                 flow = np.empty((len(moments.rows), len(dbias)), kind)
                 np.multiply(self.spread, factor * -each, out=flow[:-1])
                 np.negative(dbias, out=flow[-1])
+            scaled, through_rows = self.weights[self.places[0]], None
+            if scaled is None:
+                raise AssertionError
+            if flow is not None and moments is not None:
+                added = None if grads is None else dweight
+                through_rows = _core.linear_backward(moments.rows, scaled, flow, added, None, dx is not None)
             if grads is not None:
-                if flow is not None and moments is not None:
-                    _add_transposed_times(dweight, flow, moments.rows)
-                elif moments is not None:
+                if moments is not None and flow is None:
                     dweight -= dbias[:, None] * moments.mean
                     dweight -= self.spread * factor[:, None]
                 dweight *= scale[:, None]
@@ -220,17 +220,13 @@ class Fold:
                     grads["bias_ih" + suffix] += dbias
             if dx is None or moments is None:
                 return
-            scaled = self.weights[self.places[0]]
-            if scaled is None:
-                raise AssertionError
-            if flow is None:
+            if through_rows is None:
                 through = _transposed_times(scaled, self.weight * (factor * -each)[:, None])
                 moved = np.einsum("g,gi->i", dbias * -each, scaled)
                 rows = _core.linear_forward(moments.centred, through, moved)
             else:
-                products = _times(flow, scaled)
-                rows = products[:-1]
-                rows += products[-1] * each
+                rows = through_rows[:-1]
+                rows += through_rows[-1] * each
             if moments.counts is None:
                 dx += rows.reshape(dx.shape)
             else:
