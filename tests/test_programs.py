@@ -197,6 +197,10 @@ def test_bad_programs() -> None:
         _core.run_program(good, np.zeros(1, np.float32), x, 1, 0)
 
 
+ZONED: list[DefinedCell] = [
+    make(2, 3, zoneout=0.1)._spec.definition  # type: ignore[misc]
+    for make in (fr.LSTM, fr.GRU, fr.SLSTM)
+]
 MOVED = define_cell(
     "moved", "a", "h c m", lambda x, h, s, p: {"h": s.m, "c": s.h + s.c, "m": x.a + h.a + s.c}
 )
@@ -217,3 +221,28 @@ def test_states_that_change_places(cell: DefinedCell) -> None:
         assert_close(y[t], h, "output")
     assert_close(np.concatenate(found), np.stack([h, c, m]), "state")
     assert fr.check_gradients(network, x, state).error < 1e-7
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("cell", [*CELLS.values(), SHUFFLE, MOVED, *ZONED], ids=lambda cell: cell.name)
+def test_results_take_the_place_of_what_was_read(cell: DefinedCell) -> None:
+    """Each state alone that of the same state before: nothing else is overwritten, and few are copied."""
+    rng = np.random.default_rng(0)
+    for program, after, before in (
+        (cell.forward, "next.", "s."),
+        (cell.inference, "next.", "s."),
+        (cell.backward, "ds.", "dnext."),
+    ):
+        inputs = {name: rng.uniform(0.1, 0.9, 5) for name in program.inputs}
+        want = program.evaluate(inputs)
+        own = {name: value.copy() for name, value in inputs.items()}
+        outputs = [own.get(name.replace(after, before, 1), np.zeros(5)) for name in program.outputs]
+        slots = [*(np.full(5, c) for c in program.constants), *own.values(), *outputs]
+        slots += [np.zeros(5) for _ in range(program.temporaries)]
+        for step in program.code:
+            operation = PROGRAM_OPERATIONS[step.operation]
+            slots[step.to][...] = operation.evaluate(*(slots[i] for i in step.operands))
+        for name, got in zip(program.outputs, outputs, strict=True):
+            assert np.array_equal(got, want[name]), name
+        if cell is ZONED[0]:
+            assert "copy" not in str(program)

@@ -166,22 +166,26 @@ class DefinedCell:
 
     def _forward(self, saved: Mapping[str, Expression]) -> Program:
         after = {f"next.{state}": node for state, node in self.next_states.items()}
-        before = self._states_before
         inputs = self._gate_symbols + self._given_symbols
-        return lower(self._graph, {**after, **saved}, inputs, late=after, read_before=before)
+        return lower(self._graph, {**after, **saved}, inputs, self._states_before)
 
     @property
-    def _states_before(self) -> list[str]:
-        return [f"s.{state}" for state in self.states]
+    def _states_before(self) -> dict[str, str]:
+        """By the state after the step, which may take its place."""
+        return {f"next.{state}": f"s.{state}" for state in self.states}
 
     @cached_property
     def backward(self) -> Program:
         """From `saved.*`, states, parameters and `dnext.*` to the gradients of `forward`'s inputs."""
         roots = self._backward_roots
-        reaching = [f"dnext.{state}" for state in self.states]
-        inputs = [f"saved.{i}" for i in range(len(self.kept))] + self._given_symbols + reaching
-        late = [name for name in roots if name.startswith("ds.")]
-        return lower(self._graph, roots, inputs, late=late, read_before=reaching)
+        inputs = [f"saved.{i}" for i in range(len(self.kept))] + self._given_symbols
+        inputs += self._reaching.values()
+        return lower(self._graph, roots, inputs, self._reaching)
+
+    @property
+    def _reaching(self) -> dict[str, str]:
+        """By the gradient of the state before the step, which may take its place."""
+        return {f"ds.{state}": f"dnext.{state}" for state in self.states}
 
     @property
     def _backward_roots(self) -> dict[str, Expression]:
@@ -218,8 +222,7 @@ class DefinedCell:
                 on_tape[outputs.pop(name).id] = self._graph.input(name)
                 known[name] = known[node.name]
         roots = dict(zip(outputs, self._graph.substitute(outputs.values(), on_tape), strict=True))
-        before, links = self._states_before, len(self._operands)
-        return lower_stages(self._graph, roots, known, stages, links, late=after, read_before=before)
+        return lower_stages(self._graph, roots, known, stages, len(self._operands), self._states_before)
 
     @cached_property
     def backward_stages(self) -> tuple[tuple[Stage, ...], int]:
@@ -237,10 +240,7 @@ class DefinedCell:
             levels = levels_of(cone(results), known)
             stages[i] = 1 + max(levels[node.id] for node in results)
             known |= {f"dlink.{link}": stages[i] for link in operation.links}
-        reaching = [f"dnext.{state}" for state in self.states]
-        late = [name for name in roots if name.startswith("ds.")]
-        links = len(self._operands)
-        return lower_stages(self._graph, roots, known, stages, links, late=late, read_before=reaching)
+        return lower_stages(self._graph, roots, known, stages, len(self._operands), self._reaching)
 
     @cached_property
     def spec(self) -> CellSpec:

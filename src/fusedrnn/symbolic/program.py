@@ -7,6 +7,7 @@ interpreter in csrc/cells/program.h runs the list over a tile.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -75,14 +76,13 @@ def lower(
     graph: Graph,
     outputs: Mapping[str, Expression],
     inputs: Collection[str],
-    late: Collection[str] = (),
-    read_before: Collection[str] = (),
+    late: Mapping[str, str] = MappingProxyType({}),
 ) -> Program:
     """Return the program that gives `outputs` from the symbols `inputs`.
 
     Args:
-        late: outputs that may lie where one of the inputs `read_before` lies: none of them is written before
-            the last instruction that reads one of these.
+        late: outputs that may lie where an input lies, and which: none of them is written before the last
+            instruction that reads this input.
 
     Raises:
         ValueError: it would need more than MOST_SLOTS slots.
@@ -103,15 +103,18 @@ def lower(
 
     steps = [node for node in order if node.arguments]
     last_use = {a.id: at for at, node in enumerate(steps) for a in node.arguments}
-    guarded = {node.id for node in order if node.operation == "input" and node.name in read_before}
-    last_guarded = max((last_use.get(i, -1) for i in guarded), default=-1)
-    if any(node.id in guarded for node in roots.values()):
-        last_guarded = len(steps)  # an output that is such an input is copied behind all steps
+    guarded = {
+        node.name: node.id for node in order if node.operation == "input" and node.name in late.values()
+    }
+    last_read = {name: last_use.get(i, -1) for name, i in guarded.items()}
+    for node in roots.values():
+        if node.name in guarded:
+            last_read[node.name] = len(steps)  # an output that is such an input is copied behind all steps
     made_at = {node.id: at for at, node in enumerate(steps)}
     # A value is made in its output's place where it may be; all other outputs are copied at the end.
     direct: dict[int, str] = {}
     for name, node in roots.items():
-        in_time = name not in late or made_at.get(node.id, -1) >= last_guarded
+        in_time = name not in late or made_at.get(node.id, -1) >= last_read.get(late[name], -1)
         if node.arguments and in_time and node.id not in direct:
             direct[node.id] = name
     copied = {name: node for name, node in roots.items() if direct.get(node.id) != name}
@@ -136,7 +139,7 @@ def lower(
         slots[node.id] = to_slot[direct[node.id]] if node.id in direct else take()
         code.append(Instruction(node.operation, slots[node.id], operands))
     # A late output that is itself such an input: read before any of them is written.
-    for i in sorted({node.id for name, node in copied.items() if name in late} & guarded):
+    for i in sorted({node.id for name, node in copied.items() if name in late} & {*guarded.values()}):
         saved = take()
         code.append(Instruction("copy", saved, (slots[i],)))
         slots[i] = saved

@@ -193,8 +193,7 @@ def lower_stages(
     known: Mapping[str, int],
     operations: Mapping[int, int],
     links: int,
-    late: Collection[str],
-    read_before: Collection[str],
+    late: Mapping[str, str],
 ) -> tuple[tuple[Stage, ...], int]:
     """Return the stages that give `outputs`, and the number of links.
 
@@ -205,12 +204,11 @@ def lower_stages(
         known: the stage of symbols that operations on rows give.
         operations: {index of an operation: its stage}.
         links: that operations take or give; values that are handed on get numbers after them.
-        late, read_before: as those of `lower`: no late output is written before the last stage that reads
-            one of these.
+        late: as that of `lower`: no late output is written before the last stage that reads an input of it.
     """
     nodes = cone(outputs.values())
     levels = levels_of(nodes, known)
-    guarded = {node.id for node in nodes if node.operation == "input" and node.name in read_before}
+    guarded = {node.id for node in nodes if node.operation == "input" and node.name in late.values()}
     last = 0
     while True:
         at = {name: max(levels[node.id], last if name in late else 0) for name, node in outputs.items()}
@@ -234,7 +232,7 @@ def lower_stages(
         found = graph.substitute(roots[stage].values(), taken[stage])
         inputs = list(dict.fromkeys(node.name for node in cone(found) if node.operation == "input"))
         named = dict(zip(roots[stage], found, strict=True))
-        program = lower(graph, named, inputs, late=late, read_before=read_before)
+        program = lower(graph, named, inputs, late)
         stages.append(Stage(tuple(i for i, level in operations.items() if level == stage), program))
     return tuple(stages), total
 
