@@ -91,15 +91,16 @@ void Backward<Cell, T>::run_program_cells(const Part& part, Member& m, const Pla
             }
         }
     };
-    tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
+    tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation, Range some) {
         if (operation.kind == RowKind::kProduct) clear_padding();
         const ::fusedrnn::FUSEDRNN_ISA::Place<T> gates{dgh, gate_row, gate_panel};
-        operate_backward(p_.dims, p_.weights, at, operation, tiles, m.links, n, gates, [&](std::int64_t i) {
-            const std::int64_t before = plan_.recompute ? here.row : p_.schedule.offset[here.t];
-            return (plan_.recompute
-                        ? plan_.moments
-                        : p_.moments)[(before + part.position(r + i)) * this->norms + operation.number];
-        });
+        operate_backward(
+            p_.dims, p_.weights, at, operation, tiles, m.links, some, gates, [&](std::int64_t i) {
+                const std::int64_t before = plan_.recompute ? here.row : p_.schedule.offset[here.t];
+                return (plan_.recompute
+                            ? plan_.moments
+                            : p_.moments)[(before + part.position(r + i)) * this->norms + operation.number];
+            });
     });
     clear_padding();
 }

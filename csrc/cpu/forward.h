@@ -344,9 +344,9 @@ class Forward : ForwardSteps<Cell, T> {
                 p_.schedule.offset[t] * plan_.panels + panels.begin * active + position;
             tiles.place(at.saved, this->kept, p_.saved + before * kept, L, part.stride * kept, active * kept);
         }
-        tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
+        tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation, Range some) {
             const bool keeps = p_.saved != nullptr;
-            operate(*this, p_.dims, p_.weights, at, operation, tiles, m.links, n,
+            operate(*this, p_.dims, p_.weights, at, operation, tiles, m.links, some,
                     HiddenGates<T>{gx, plan_.block_rows, m.acc, acc_rows}, keeps,
                     [&](std::int64_t i, T rstd) {
                         if (!keeps) return;

@@ -19,7 +19,9 @@ struct Place {
 };
 
 // What the slots of a tile take in the L1 cache, and its vectors at least.
-inline constexpr std::int64_t kTileBytes = 24 * 1024, kLeastTile = 4;
+inline constexpr std::int64_t kTileBytes = 32 * 1024, kLeastTile = 4;
+// Rows that go through all stages of a step together, where only normalisation lies between them.
+inline constexpr std::int64_t kStageRows = 4;
 
 template <class T>
 class ProgramTiles {
@@ -120,37 +122,54 @@ class ProgramTiles {
         }
     }
 
-    // All stages of the step, for all rows and panels of the group; operate(operation) is what lies between two of them.
+    // All stages of the step, for all rows and panels of the group; operate(operation, rows) is what lies between two of them.
     template <class F>
     void run_stages(std::int64_t rows, std::int64_t panels, F&& operate) {
-        if (staged_->plain()) return run(rows, panels);
-        for (int i = 0; i < staged_->count; ++i) {
-            const ProgramStage& stage = staged_->stages[i];
-            for (int k = 0; k < stage.operation_count; ++k) operate(stage.operations[k]);
-            if (stage.program.length == 0) continue;
-            use(stage.program);
-            run(rows, panels);
+        if (staged_->plain()) return run({0, rows}, panels);
+        const std::int64_t at_once = rows_of_stages(rows);
+        for (std::int64_t r = 0; r < rows; r += at_once) {
+            const Range some{r, smaller(r + at_once, rows)};
+            for (int i = 0; i < staged_->count; ++i) {
+                const ProgramStage& stage = staged_->stages[i];
+                for (int k = 0; k < stage.operation_count; ++k) operate(stage.operations[k], some);
+                if (stage.program.length == 0) continue;
+                use(stage.program);
+                run(some, panels);
+            }
         }
     }
 
-    // The program, for all rows and panels of the group.
-    void run(std::int64_t rows, std::int64_t panels) const {
-        const bool by_panels = panels > rows;
-        const std::int64_t runs = by_panels ? rows : panels, length = by_panels ? panels : rows;
-        for (std::int64_t i = 0; i < runs; ++i) {
-            for (std::int64_t k = 0; k < length; k += tile_) {
+    // The program, for some rows and all panels of the group.
+    void run(Range rows, std::int64_t panels) const {
+        const bool by_panels = panels > rows.end - rows.begin;
+        const Range runs = by_panels ? rows : Range{0, panels}, tiled = by_panels ? Range{0, panels} : rows;
+        // Tiles of one size: a last one of few vectors costs as much as a whole one.
+        const std::int64_t length = tiled.end - tiled.begin, tiles = (length + tile_ - 1) / tile_;
+        const std::int64_t tile = tiles == 0 ? 1 : (length + tiles - 1) / tiles;
+        for (std::int64_t i = runs.begin; i < runs.end; ++i) {
+            for (std::int64_t k = tiled.begin; k < tiled.end; k += tile) {
                 const std::int64_t row = by_panels ? i : k, panel = by_panels ? k : i;
                 Slot<T>* slot = slots_ + program_->constant_count;
                 for (int v = 0; v < program_->placed; ++v, ++slot) {
                     const Place<T>& p = places_[program_->values[v]];
                     *slot = {p.at + row * p.row + panel * p.panel, by_panels ? p.panel : p.row};
                 }
-                run_program<T>(program_->code, program_->length, smaller(tile_, length - k), slots_);
+                run_program<T>(program_->code, program_->length, smaller(tile, tiled.end - k), slots_);
             }
         }
     }
 
   private:
+    // Rows that go through all stages together: few, whose values stay in the L1 cache; all where a product is among them.
+    std::int64_t rows_of_stages(std::int64_t rows) const {
+        for (int i = 0; i < staged_->count; ++i) {
+            const ProgramStage& stage = staged_->stages[i];
+            for (int k = 0; k < stage.operation_count; ++k) {
+                if (stage.operations[k].kind == RowKind::kProduct) return rows;
+            }
+        }
+        return kStageRows;
+    }
     static std::int64_t tile_of(const Program& p) {
         const std::int64_t vector = L * static_cast<std::int64_t>(sizeof(T));
         return larger(kLeastTile, smaller(kRowGroup, kTileBytes / (larger(1, p.slots()) * vector)));

@@ -140,8 +140,8 @@ class Recompute : CellSizes<Cell> {
         m.links.place(tiles, at);
         m.masks.place(tiles, at, at.forward.reads_masks, p_.draws, p_.dims, r, n, panels,
                       [&](std::int64_t i) { return m.batch_row[r + i]; });
-        tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation) {
-            operate(*this, p_.dims, p_.weights, at, operation, tiles, m.links, n,
+        tiles.run_stages(n, panels.end - panels.begin, [&](const RowOperation& operation, Range some) {
+            operate(*this, p_.dims, p_.weights, at, operation, tiles, m.links, some,
                     HiddenGates<T>{m.gx, room, m.acc, room}, true, [&](std::int64_t i, T rstd) {
                         plan_.moments[m.block_row[r + i] * this->norms + operation.number] = rstd;
                     });
