@@ -55,6 +55,9 @@ class Backward : CellSizes<Cell> {
         Place later{-1, 0, 0}, here{0, 0, 0};
         for (std::int64_t q = 0; q < total; q += plan_.steps) {
             const std::int64_t end = smaller(q + plan_.steps, total);
+            // A member alone needs the other buffer where its first step would write to rows of the last one, which it reads.
+            const std::int64_t first = p_.schedule.active[sweep_time(p_.schedule, q, total)];
+            if (q > 0 && (team_.size() > 1 || later.row < first)) here.buffer ^= 1;
             here.row = 0;
             if (plan_.recompute) recompute_.run(part, again, member, q, end);
             for (std::int64_t step = q; step < end; ++step) {
@@ -67,7 +70,6 @@ class Backward : CellSizes<Cell> {
             }
             if (!team_.barrier(member)) return;
             gradients_.add_block(m, member, q, end, here.buffer);
-            here.buffer ^= 1;
         }
         if (Sizes::kIsProgram && this->staged && total > 0) gradients_.add_units(member);
         if (p_.dims.V > 0 && team_.barrier(member)) gradients_.add_table(m, member);
