@@ -38,7 +38,6 @@ class TypedBackwardCall final : public BackwardCall {
         hidden_sum_ = problem_.dparams.of[hidden];
         masked_ =
             AlignedBuffer(a.grads.at(static_cast<std::size_t>(hidden)).size() * std::int64_t{sizeof(T)});
-        problem_.dparams.of[hidden] = masked_.as<T>();
     }
 
     CallCost cost() const override { return {problem_.dims, tape_->cell.gates, true}; }
@@ -46,14 +45,21 @@ class TypedBackwardCall final : public BackwardCall {
         return kernels().backward_workspace(tape_->cell, problem_.dims, problem_.saved == nullptr, threads);
     }
     void run(Team& team, void* workspace) override {
-        if (masked_.data() != nullptr) {
-            std::memset(masked_.data(), 0, static_cast<std::size_t>(masked_.bytes()));
-        }
+        if (hidden_sum_ == nullptr) return kernels().backward(problem_, team, workspace);
+        // Where nothing has been added yet, as after zero_grad, the sum itself takes the gradient and is masked in the end.
+        const auto bytes = static_cast<std::size_t>(masked_.bytes());
+        const bool fresh = is_zero(hidden_sum_, bytes);
+        T* const gradient = fresh ? hidden_sum_ : masked_.as<T>();
+        if (!fresh) std::memset(gradient, 0, bytes);
+        problem_.dparams.of[hidden_weight(tape_->cell)] = gradient;
         kernels().backward(problem_, team, workspace);
-        if (hidden_sum_ == nullptr || team.was_cancelled()) return;
+        if (team.was_cancelled()) {
+            if (fresh) std::memset(gradient, 0, bytes);
+            return;
+        }
         const HiddenMask<T>& mask = static_cast<const TypedTape<T>&>(*tape_).weights->mask;
         layer_table<T>().add_masked(masked_.bytes() / std::int64_t{sizeof(T)}, mask.kept, mask.scale,
-                                    masked_.as<T>(), hidden_sum_, team);
+                                    fresh ? nullptr : gradient, hidden_sum_, team);
     }
 
     void leave_rows() override {
@@ -98,6 +104,11 @@ class TypedBackwardCall final : public BackwardCall {
 
   private:
     const RecurrentKernels<T>& kernels() const { return tape_->cell.template kernels<T>(); }
+    // Whether all bits are: the first byte is, and each is the one before it.
+    static bool is_zero(const T* data, std::size_t bytes) {
+        const auto* const first = reinterpret_cast<const unsigned char*>(data);
+        return bytes == 0 || (*first == 0 && std::memcmp(first, first + 1, bytes - 1) == 0);
+    }
     // Of dx: of the sequence, or of the table.
     std::int64_t rows() const {
         const Dims& d = problem_.dims;
@@ -105,7 +116,7 @@ class TypedBackwardCall final : public BackwardCall {
     }
 
     BackwardProblem<T> problem_{};
-    // Of a W_hh with a mask: where its gradient goes, and that of what the mask makes of it.
+    // Of a W_hh with a mask: where its gradient goes, and room for that of what the mask makes of it.
     T* hidden_sum_ = nullptr;
     AlignedBuffer masked_;
     AlignedBuffer addend_;

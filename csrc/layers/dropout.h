@@ -53,24 +53,29 @@ inline void draw_mask(std::int64_t n, double p, std::uint64_t seed, std::uint64_
     });
 }
 
-// Of one word of bits: y += x * scale where kept.
+// Of one word of bits: y += x * scale where kept, or, with no x, y = y * scale where kept, else 0.
 template <class T>
-FUSEDRNN_INLINE void add_word(int m, std::uint32_t bits, T scale, const T* __restrict x, T* __restrict y) {
-    for (int j = 0; j < m; ++j) y[j] += (bits & std::uint32_t{1} << j) != 0 ? x[j] * scale : T(0);
+FUSEDRNN_INLINE void mask_word(int m, std::uint32_t bits, T scale, const T* __restrict x, T* __restrict y) {
+    if (x != nullptr) {
+        for (int j = 0; j < m; ++j) y[j] += (bits & std::uint32_t{1} << j) != 0 ? x[j] * scale : T(0);
+    } else {
+        for (int j = 0; j < m; ++j) y[j] = (bits & std::uint32_t{1} << j) != 0 ? y[j] * scale : T(0);
+    }
 }
 
 template <class T>
 void add_masked(std::int64_t n, const std::uint8_t* kept, T scale, const T* x, T* y, Team& team) {
     parallel_ranges(team, n, kBlock, [&](int, std::int64_t begin, std::int64_t end) {
+        const auto word = [&](std::int64_t i, int m, std::uint32_t bits) {
+            mask_word(m, bits, scale, x == nullptr ? nullptr : x + i, y + i);
+        };
         std::int64_t i = begin;
         for (; i + 32 <= end; i += 32) {
             std::uint32_t bits;
             __builtin_memcpy(&bits, kept + i / 8, sizeof bits);
-            add_word(32, bits, scale, x + i, y + i);
+            word(i, 32, bits);
         }
-        for (; i < end; i += 8) {
-            add_word(end - i < 8 ? static_cast<int>(end - i) : 8, kept[i / 8], scale, x + i, y + i);
-        }
+        for (; i < end; i += 8) word(i, end - i < 8 ? static_cast<int>(end - i) : 8, kept[i / 8]);
     });
 }
 

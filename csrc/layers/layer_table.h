@@ -73,7 +73,7 @@ struct LayerTable {
     void (*dropout)(std::int64_t n, const T* x, T* y, double p, std::uint64_t seed, std::uint64_t offset,
                     Team&);
     // The mask of a weight, bit e % 8 of byte e / 8 whether element e is kept, with draws of its own, whose rate is a
-    // multiple of 2^-16; and y (n) += x * scale where kept.
+    // multiple of 2^-16; and y (n) += x * scale where kept, or, with x null, y * scale there and 0 elsewhere.
     void (*draw_mask)(std::int64_t n, double p, std::uint64_t seed, std::uint64_t offset, std::uint8_t* kept,
                       Team&);
     void (*add_masked)(std::int64_t n, const std::uint8_t* kept, T scale, const T* x, T* y, Team&);
