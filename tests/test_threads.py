@@ -53,6 +53,7 @@ SHAPES = [
     (3, 67, 20, 5),
     (40, 8, 16, 64),
     (60, 20, 5, 35),  # several blocks of gradients
+    (9, 130, 3, 140),  # of two steps each
 ]
 
 
@@ -64,16 +65,19 @@ def test_same_bits_for_every_thread_count(
 ) -> None:
     rng = np.random.default_rng(0)
     plain = random_problem(cell, shape, dtype, proj=proj)
-    masked = random_problem(
-        cell,
-        shape,
-        dtype,
-        proj=proj,
-        lengths=random_lengths(rng, *shape[:2]),
-        resets=rng.random(shape[:2]) < 0.2,
-        reverse=True,
-    )
-    for problem in (plain, masked):
+    masked = [
+        random_problem(
+            cell,
+            shape,
+            dtype,
+            proj=proj,
+            lengths=random_lengths(rng, *shape[:2]),
+            resets=rng.random(shape[:2]) < 0.2,
+            reverse=reverse,
+        )
+        for reverse in (True, False)
+    ]
+    for problem in (plain, *masked):
         seen = set()
         for n in (1, 2, 3, 2, 1):
             with num_threads(n):
