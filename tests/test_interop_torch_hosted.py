@@ -113,6 +113,7 @@ def test_ops_and_one_graph(case: Any) -> None:
         torch.manual_seed(3)
         got = flat(module(x, lengths=torch.tensor([5, 0, 3])))
         found.append([*got, *torch.autograd.grad(got[0].square().sum(), [x, *ours.parameters()])])
+    torch.compiler.reset()  # it counts the graphs of a function, which all networks share, and stops at some
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
