@@ -317,7 +317,7 @@ class Decoder : DecoderPlaces<T> {
             product.out = m.contexts + i * s_.gates;
             product.out_panel = L;
             product.out_row = s_.gates;
-                gemm<T, 1>(product);
+            gemm<T, 1>(product);
         }
         return true;
     }
