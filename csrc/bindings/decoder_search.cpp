@@ -53,10 +53,12 @@ py::tuple decoder_search(const std::shared_ptr<Prepared>& prepared, const Decode
     }
     check_sizes(sizes, cell.gates);
     checked_product({p.batch + 256, best, most, 8});
-    py::array tokens = new_array(DType::int64, {p.batch, best, most}),
-              lengths = new_array(DType::int64, {p.batch, best}),
+    py::array lengths = new_array(DType::int64, {p.batch, best}),
               scores = new_array(DType::float64, {p.batch, best}),
-              longest = new_array(DType::int64, {p.batch}), failed = new_array(DType::int64, {p.batch});
+              failed = new_array(DType::int64, {p.batch});
+    // As long as they may be, of which what is not written takes no memory.
+    const AlignedBuffer found(checked_product({p.batch, best, most, sizeof(std::int64_t)}));
+    std::vector<std::int64_t> longest(static_cast<std::size_t>(p.batch));
     by_dtype(p.decoder->dtype, [&]<class T>() {
         if (p.batch == 0) return;
         const DecoderKernels<T>& kernels = p.decoder->kernels<T>();
@@ -71,15 +73,21 @@ py::tuple decoder_search(const std::shared_ptr<Prepared>& prepared, const Decode
         args.bos = bos, args.eos = eos;
         args.memory_first = p.first.data(), args.memory_lengths = p.lengths.data();
         args.divisors = divisors.data<double>();
-        args.tokens = values_of<std::int64_t>(tokens), args.lengths = values_of<std::int64_t>(lengths);
+        args.tokens = found.as<std::int64_t>(), args.lengths = values_of<std::int64_t>(lengths);
         args.scores = values_of<double>(scores);
-        args.longest = values_of<std::int64_t>(longest), args.failed = values_of<std::int64_t>(failed);
+        args.longest = longest.data(), args.failed = values_of<std::int64_t>(failed);
         const double steps = static_cast<double>(p.batch * beam) * static_cast<double>(most);
         Team team(members_for(p.step_work() * steps, p.batch));
         const AlignedBuffer workspace(kernels.search_workspace(args, team.size()));
         run_released(team, [&] { kernels.search(args, team, workspace.data()); });
     });
-    return py::make_tuple(tokens, lengths, scores, longest, failed);
+    const std::int64_t size = largest(longest);
+    py::array tokens = new_array(DType::int64, {p.batch, best, size});
+    auto* const to = values_of<std::int64_t>(tokens);
+    std::fill_n(to, tokens.size(), eos);
+    for (std::int64_t i = 0; i < p.batch * best; ++i)
+        std::copy_n(found.as<std::int64_t>() + i * most, values_of<std::int64_t>(lengths)[i], to + i * size);
+    return py::make_tuple(tokens, lengths, scores, failed);
 }
 
 }  // namespace
@@ -90,9 +98,9 @@ void bind_decoder_search(py::module_& m) {
     m.attr("SEARCH_NODES") = kSearchNodes;
     m.def("decoder_search", &decoder_search, arg("prepared"), arg("head"), arg("state"), arg("bos"),
           arg("eos"), arg("beam"), arg("divisors"), arg("n_best"),
-          "Return what decode.beam_search finds without coverage: tokens (B, n_best, max_len), lengths and "
-          "scores, the most tokens of those of each sequence and the step of a logit that is "
-          "NaN or inf, else -1; divisors (max_len,) are those of the scores, by the number of tokens.");
+          "Return what decode.beam_search finds without coverage: tokens (B, n_best, L), lengths and scores, "
+          "and the step of each sequence's first logit that is NaN or inf, else -1; divisors (max_len,) are "
+          "those of the scores, by the number of tokens.");
 }
 
 }  // namespace fusedrnn

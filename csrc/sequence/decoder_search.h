@@ -215,7 +215,6 @@ class BeamSearch {
             const Best found = best(m, sequence - group);
             std::int64_t* const tokens = p_.tokens + place * p_.most;
             std::int64_t count = 0;
-            for (std::int64_t i = 0; i < p_.most; ++i) tokens[i] = p_.eos;
             for (std::int32_t i = found.from[k]; i >= 0; i = m.nodes[i].parent) ++count;
             p_.longest[sequence] = larger(p_.longest[sequence], count);
             std::int64_t at = count;

@@ -110,7 +110,7 @@ struct DecoderSearchArgs {
     const std::int64_t *memory_first, *memory_lengths;  // (sequences)
     const double* divisors;                             // (most), of the scores of so many tokens - 1
     std::int64_t *tokens,
-        *lengths;    // (sequences, best, most), eos where there are no others; (sequences, best)
+        *lengths;    // (sequences, best, most), past the end nothing; (sequences, best)
     double* scores;  // (sequences, best)
     // (sequences): of the best hypotheses the most tokens; the step of a logit that is NaN or inf, else -1.
     std::int64_t *longest, *failed;

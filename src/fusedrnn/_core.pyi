@@ -494,7 +494,7 @@ def decoder_search(
     beam: int,
     divisors: _Array,
     n_best: int,
-) -> tuple[_Int64, _Int64, _Array, _Int64, _Int64]: ...
+) -> tuple[_Int64, _Int64, _Array, _Int64]: ...
 def decoder_backward(
     tape: DecoderTape,
     dy: _Array | None,

@@ -175,7 +175,7 @@ def beam_search(
 
     Raises:
         TypeError: an argument of the wrong kind.
-        ValueError: an argument of the wrong shape or range.
+        ValueError: an argument of the wrong shape or range; logits that are NaN or inf.
         RuntimeError: an array or a module on a GPU.
 
     Papers: Wu et al. 2016, arXiv:1609.08144 (penalties); Graves 2012, arXiv:1211.3711 (beam search).

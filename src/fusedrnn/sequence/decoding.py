@@ -120,12 +120,11 @@ class Run:
         if self._native is None or beam > _core.SEARCH_BEAM or beam * self.max_len > _core.SEARCH_NODES:
             return None
         divisors = np.array([divisor(n) for n in range(1, self.max_len + 1)])
-        tokens, lengths, scores, longest, failed = self._native(beam, divisors, n_best)
+        tokens, lengths, scores, failed = self._native(beam, divisors, n_best)
         if (failed >= 0).any():
             step = failed[failed >= 0].min()
             raise _no_number(int(np.flatnonzero(failed == step)[0]), int(step))
-        size = longest.max(initial=0)
-        return Decoded(np.ascontiguousarray(tokens[:, :, :size]), lengths, scores)
+        return Decoded(tokens, lengths, scores)
 
     def begin(self) -> tuple[Tokens, Tokens, npt.NDArray[np.float64]]:
         """Return the sequence, the tokens and the log probability of each first hypothesis."""
