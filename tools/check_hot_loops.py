@@ -78,7 +78,7 @@ def check_tile(name: str, body: list[Instruction]) -> list[str]:
     tile = TILES.search(name)
     assert tile is not None
     dtype, *numbers = tile["arguments"].split(", ")
-    sizes = [int(number) for number in numbers]
+    sizes = [int(number) for number in numbers if number not in ("false", "true")]  # looking ahead or not
     width = FULL_BYTES[tile["isa"]]
     accumulators = math.prod(sizes)
     if tile["name"] == "micro_kernel":
