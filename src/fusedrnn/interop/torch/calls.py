@@ -22,6 +22,7 @@ class Calls(metaclass=ABCMeta):
     batch_first: bool
     # What the call names the flags of steps (T, B) that its networks take.
     _marks: ClassVar[str] = "resets"
+    _takes_marks: ClassVar[bool] = True
 
     @abstractmethod
     def _state_shapes(self) -> list[tuple[str, int, int]]:
@@ -84,6 +85,8 @@ class Calls(metaclass=ABCMeta):
         for name, value in (("lengths", lengths), (self._marks, resets)):
             if not (value is None or isinstance(value, Tensor)):
                 raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        if resets is not None and not self._takes_marks:
+            raise ValueError(f"{self._marks}: expected None, a {type(self).__name__} has none")
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
                 raise ValueError(f"lengths, {self._marks}: expected None with a PackedSequence")

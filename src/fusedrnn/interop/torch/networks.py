@@ -259,19 +259,7 @@ class QuantumLSTM(_Hosted):
 
     _kind = HostQuantumLSTM
     _settings = ("input_size", "hidden_size", "qubits", "layers")
-
-    def _apply_to(
-        self,
-        x: Tensor,
-        lengths: Tensor | None,
-        resets: Tensor | None,
-        state: State,
-        params: tuple[Tensor, ...],
-        batch_first: bool,
-    ) -> tuple[Tensor, State]:
-        if resets is not None:
-            raise ValueError("resets: expected None, a QuantumLSTM has none")
-        return super()._apply_to(x, lengths, None, state, params, batch_first)
+    _takes_marks = False
 
 
 class Hybrid(_Hosted):
