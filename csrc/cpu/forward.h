@@ -232,12 +232,11 @@ class Forward : ForwardSteps<Cell, T> {
         const PanelGroups groups(panels, at_once, ((t & 1) != 0) != p_.backwards);
         const std::int64_t h_size = this->multiplies_h ? p_.dims.P : 0;
         const std::int64_t depth = h_size + (project ? p_.dims.I : 0), panel_work = (depth + 16) * G * L;
-        // Those of the last group are the first of the next step.
         const bool far = comes_from_far(part.panels, depth, rows);
         for (std::int64_t q = 0; q < groups.count(); ++q) {
             const auto [u, end] = groups[q];
             const std::int64_t first = part.panels.begin + u, count = end - u;
-            Ahead next_input{}, next_hidden{};
+            Ahead next_input{}, next_hidden{};  // nothing of the last group, with which the next step begins
             if (far && q + 1 < groups.count()) {
                 const Range next{part.panels.begin + groups[q + 1].begin,
                                  part.panels.begin + groups[q + 1].end};
@@ -274,8 +273,8 @@ class Forward : ForwardSteps<Cell, T> {
     // Whether weights of so many k for each of the panels do not stay in the L2 cache until these rows read them again. (A
     // program's gates lie apart.)
     bool comes_from_far(Range panels, std::int64_t k, std::int64_t rows) const {
-        if (Product::kPreparesRows || CellSizes<Cell>::kIsProgram) return false;
-        return come_from_far((panels.end - panels.begin) * k * G * L * std::int64_t{sizeof(T)}, rows);
+        return !Product::kPreparesRows && !CellSizes<Cell>::kIsProgram &&
+               come_from_far((panels.end - panels.begin) * k * G * L * std::int64_t{sizeof(T)}, rows);
     }
 
     // The cell for n rows of one panel (v counts from the member's first).
