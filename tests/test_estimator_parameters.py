@@ -41,6 +41,25 @@ def test_warm_start_takes_the_present_learning_rate() -> None:
     assert model.history_["lr"] == pytest.approx([0.1, 0.05, 0.01, 0.005])
 
 
+@pytest.mark.parametrize("way", ["fit", "partial_fit"])
+def test_training_on_refuses_parameters_of_another_network(way: str) -> None:
+    """They would do nothing; those of training are taken."""
+    X = sequences(12)
+    y = classes(X)
+    model = SequenceClassifier(hidden_size=4, epochs=1, warm_start=way == "fit", random_state=0).fit(X, y)
+    before, go_on = model.predict_proba(X), getattr(model, way)
+    with pytest.raises(ValueError, match=r"^hidden_size: expected 4, with which the network was made, got 6"):
+        model.set_params(hidden_size=6) and go_on(X, y)
+    for name, value in (("cell", "lstm"), ("dropout", 0.5), ("pooling", "max"), ("scale", False)):
+        model.set_params(hidden_size=4, **{name: value})
+        with pytest.raises(ValueError, match=f"^{name}: expected .* got {value!r}; fit with"):
+            go_on(X, y)
+        model.set_params(**{name: SequenceClassifier().get_params()[name]})
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+    assert model.set_params(batch_size=4, clip=0.1, lr=0.1, random_state=3) and go_on(X, y).n_iter_ == 2
+    assert model.set_params(hidden_size=6, warm_start=False).fit(X, y).model_["rnn"].hidden_size == 6
+
+
 @pytest.mark.parametrize("crf", [False, True])
 def test_a_tagger_keeps_the_field_that_it_was_fitted_with(crf: bool) -> None:
     X = sequences(10)
@@ -51,7 +70,9 @@ def test_a_tagger_keeps_the_field_that_it_was_fitted_with(crf: bool) -> None:
     for one, other in zip(before, model.predict_proba(X), strict=True):
         np.testing.assert_array_equal(one, other)
     model.predict(X)
-    model.partial_fit(X, y)
+    with pytest.raises(ValueError, match=f"^crf: expected {crf}, with which the network was made"):
+        model.partial_fit(X, y)
+    model.set_params(crf=crf).partial_fit(X, y)
 
 
 def test_a_forecaster_keeps_the_plan_that_it_was_fitted_with() -> None:

@@ -196,6 +196,25 @@ def flat(value: Any) -> list[Any]:
     return [part for item in value for part in flat(item)] if isinstance(value, tuple) else [value]
 
 
+@pytest.mark.parametrize(
+    ("model", "name", "value"),
+    [
+        (fr.GRU(3, 4, seed=0), "batch_first", True),
+        (fr.GRU(3, 4, 2, seed=0), "dropout", 0.25),
+        (fr.Dropout(), "p", 0.1),
+        (fr.Embedding(5, 3, seed=0), "padding_idx", 2),
+        (fr.LayerNorm(3), "eps", 0.1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_setting_that_was_left_to_its_default_and_set_later(
+    model: Any, name: str, value: Any, tmp_path: Path
+) -> None:
+    setattr(model, name, value)
+    fr.save(model, tmp_path / "model")
+    assert getattr(fr.load(tmp_path / "model"), name) == value
+
+
 def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
     fr.save(shared(), tmp_path / "m")
     again = fr.load(tmp_path / "m")

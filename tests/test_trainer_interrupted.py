@@ -32,6 +32,19 @@ def handler() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+class Calls:
+    """A callback that notes when it is called, in code into which no signal comes here."""
+
+    def __init__(self) -> None:
+        self.came: list[tuple[str, int, int]] = []
+
+    def on_step(self, run: Trainer) -> None:
+        self.came.append(("step", len(run.losses), run.epoch))
+
+    def on_epoch(self, run: Trainer) -> None:
+        self.came.append(("epoch", len(run.losses), run.epoch))
+
+
 def made(checkpoint: Path | None = None) -> Trainer:
     """A run with noise, statistics, a schedule of steps, and parameters to go back to."""
     model = fr.Sequential(
@@ -48,6 +61,7 @@ def made(checkpoint: Path | None = None) -> Trainer:
         optim.OneCycleLR(optimizer, 0.1, 4),
         clip=0.5,
         early_stopping=EarlyStopping(4, monitor="loss", mode="max"),
+        callbacks=[Calls(), Calls()],
         epochs=2,
         batch_size=6,
         progress=False,
@@ -91,7 +105,7 @@ def interrupted(run: Callable[[], Any], at: int, folder: str) -> int:
 
 @pytest.mark.parametrize(("folder", "stride", "saved"), [("training", 1, False), ("", 101, True)])
 def test_ctrl_c_anywhere(folder: str, stride: int, saved: bool, tmp_path: Path) -> None:
-    """The step that it comes into is not taken, or taken and counted."""
+    """The step that it comes into is not taken, or taken and counted; each callback is called once for it."""
     where = os.path.join(os.path.dirname(fr.__file__), folder)
 
     def path(name: str) -> Path | None:
@@ -109,6 +123,8 @@ def test_ctrl_c_anywhere(folder: str, stride: int, saved: bool, tmp_path: Path) 
             came += 1
         run.fit(DATA)
         assert bits(run) == want, f"place {at} of {places}"
+        for one, other in zip(run.callbacks, whole.callbacks, strict=True):
+            assert one.came == other.came, f"place {at} of {places}"
         assert np.array_equal(run.model.flat_parameters, whole.model.flat_parameters)
     assert came > 0.95 * places // stride
 

@@ -226,9 +226,7 @@ class _Writer:
         made_with = module._arguments() if own else module._made_with
         first, others = made_with.named(kind)
         if own:
-            others = {
-                name: _current(module, name, value) for name, value in others.items() if name not in _INITIAL
-            }
+            others = _present(module, others)
         elif kind not in self.classes:
             if kind.__name__ in {known.__name__ for known in self.classes}:
                 raise ValueError(f"classes: expected one class called {kind.__name__}, got two")
@@ -270,6 +268,18 @@ class _Writer:
             f"{name}: expected numbers, strings, None, lists, tuples, dictionaries, arrays of at most 1 MB, "
             f"modules or cells, to be saved with the model, got {kind}"
         )
+
+
+def _present(module: Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of one of the package's own modules as they are now: those given, those set since."""
+    parameters = inspect.signature(type(module)).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    now = {name: _current(module, name, value) for name, value in {**defaults, **given}.items()}
+    return {
+        name: value
+        for name, value in now.items()
+        if name not in _INITIAL and (name in given or value != defaults[name])
+    }
 
 
 def _current(module: Module, name: str, given: Any) -> Any:

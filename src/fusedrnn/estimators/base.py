@@ -53,11 +53,28 @@ _ARGUMENTS = {
     "scale": "give every feature mean 0 and standard deviation 1 first.",
     "embedding_size": "size of a token's vector, where X are tokens.",
     "min_count": "occurrences of a token that is told apart; those seen less often are unknown.",
-    "warm_start": "`fit` goes on from the present weights.",
+    "warm_start": "`fit` goes on from the present weights; parameters of the network have to stay as they were.",
     "random_state": "int, RandomState or None: of weights, dropout and the order of the data.",
     "verbose": "show the progress.",
 }
 
+# By these the network and what it reads are made, once: training on cannot change them.
+_OF_NETWORK = (
+    "cell",
+    "hidden_size",
+    "num_layers",
+    "bidirectional",
+    "dropout",
+    "pooling",
+    "crf",
+    "attention_size",
+    "decoder_layers",
+    "scale",
+    "level",
+    "vocabulary_size",
+    "embedding_size",
+    "min_count",
+)
 
 EstimatorT = TypeVar("EstimatorT", bound="SequenceEstimator")
 
@@ -188,7 +205,8 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
 
         Raises:
             TypeError: an argument or a parameter of the wrong kind.
-            ValueError: an argument or a parameter out of range, or of another shape.
+            ValueError: an argument or a parameter out of range, or of another shape; one of the network that
+                was changed, with `warm_start`.
             ArithmeticError: training diverged; it says why. What was fitted before stays.
             KeyboardInterrupt: Ctrl-C. After an epoch the network stays as it is then; before, as it was.
         """
@@ -200,8 +218,17 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
             self._train(sequences, targets, self.epochs, self.schedule, self.patience)
         return self
 
-    def _goes_on(self) -> bool:
-        return check_flag("warm_start", self.warm_start) and hasattr(self, "model_")
+    def _goes_on(self, always: bool = False) -> bool:
+        """Return whether to train on, by `warm_start` or always; refuse parameters of another network."""
+        if not (check_flag("warm_start", self.warm_start) or always) or not hasattr(self, "model_"):
+            return False
+        for name, old in self._made.items():
+            if getattr(self, name) != old:
+                raise ValueError(
+                    f"{name}: expected {old!r}, with which the network was made, got "
+                    f"{getattr(self, name)!r}; fit with warm_start=False makes another"
+                )
+        return True
 
     def _data(self, X: Any, y: Any, reset: bool) -> tuple[list[Array], Any]:
         """Return X as the network takes it, and y as the loss does."""
@@ -228,13 +255,14 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         self.history_: dict[str, list[float]] = {}
         self.n_iter_ = 0
         self._seed = seed
+        self._made = {name: getattr(self, name) for name in _OF_NETWORK if hasattr(self, name)}
 
     def _once(self: EstimatorT, X: Any, y: Any) -> EstimatorT:
         """Make one pass over the data, as `partial_fit` does."""
-        first = not hasattr(self, "model_")
-        with unchanged_by_errors(self, not first):
-            sequences, targets = self._data(X, y, first)
-            if first:
+        again = self._goes_on(always=True)
+        with unchanged_by_errors(self, again):
+            sequences, targets = self._data(X, y, not again)
+            if not again:
                 self._start(sequences)
             self._train(sequences, targets, 1, None, None)
         return self

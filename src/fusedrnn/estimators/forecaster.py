@@ -148,7 +148,7 @@ class Forecaster(SequenceEstimator):
             TypeError, ValueError, ArithmeticError: as `fit`.
         """
         _refuse_y(y)
-        again = hasattr(self, "model_")
+        again = self._goes_on(always=True)
         with unchanged_by_errors(self, again):
             self._fit(X, again, 1, None, None)
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,24 @@ class Steps(Resumable):
     _backward_options: dict[str, bool]
     # What is there as a whole or not at all.
     _whole: Whole
+    # Hooks of the last step or epoch that are yet to be called.
+    _owed: list[Callable[[Any], Any]]
 
     @property
     def step(self) -> int:
         """Updates so far."""
         return len(self.losses)
+
+    def _hooked(self, hook: str) -> list[Callable[[Any], Any]]:
+        """Return what is to be called after a step or an epoch: a callback that is a function, after this."""
+        found = []
+        for callback in self.callbacks:
+            function = getattr(callback, hook, None)
+            if function is None and hook == "on_epoch" and not any(map(callable, hooks_of(callback))):
+                function = callback
+            if function is not None:
+                found.append(function)
+        return found
 
     def _cut(self, data: SequenceData, indices: npt.NDArray[np.int64]) -> range:
         """Return where the windows of a batch start."""
@@ -182,6 +195,7 @@ class Steps(Resumable):
             self.losses.append(loss)
             self.norms.append(norm)
             self._done += 1
+            self._owed = self._hooked("on_step")
             self._sum += loss * total
             self._count += total
         return loss, total
@@ -246,3 +260,8 @@ def lengths_taken(function: Any) -> tuple[str, ...]:
     """Return which of `LENGTHS` a function has as arguments."""
     known = arguments_of(function)
     return tuple([name for name in LENGTHS if name in known])
+
+
+def hooks_of(callback: Any) -> tuple[Any, Any]:
+    """Return a callback's methods, None for those that it has not."""
+    return getattr(callback, "on_step", None), getattr(callback, "on_epoch", None)

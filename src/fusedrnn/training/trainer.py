@@ -27,7 +27,7 @@ from fusedrnn.training.parts import (
     check_stream,
 )
 from fusedrnn.training.progress import Lines, make_progress
-from fusedrnn.training.steps import Steps, arguments_of, lengths_taken
+from fusedrnn.training.steps import Steps, arguments_of, hooks_of, lengths_taken
 from fusedrnn.training.whole import Whole
 
 
@@ -132,7 +132,7 @@ class Trainer(Steps):
             raise TypeError(f"callbacks: expected a list of them, got {type(callbacks).__name__}")
         self.callbacks = list(callbacks)
         for number, callback in enumerate(self.callbacks):
-            if not any(callable(f) for f in (callback, *_hooks(callback))):
+            if not any(callable(f) for f in (callback, *hooks_of(callback))):
                 kind = type(callback).__name__
                 raise TypeError(
                     f"callbacks[{number}]: expected a function, or an object with on_step or on_epoch, "
@@ -156,6 +156,7 @@ class Trainer(Steps):
         self._done, self._sum, self._count = 0, 0.0, 0
         self._whole = Whole()
         self._carried: Any = None
+        self._owed = []
         # The last parameters, where the model has the best ones.
         self._last: dict[str, Any] | None = None
         self._digest = ""
@@ -216,6 +217,8 @@ class Trainer(Steps):
             shown = make_progress(self.progress if self.group.rank == 0 else False)
             try:
                 with shown:
+                    self.model.train()
+                    self._call()
                     while not self.finished:
                         self._run_epoch(data, held_out, shown)
             finally:
@@ -295,14 +298,14 @@ class Trainer(Steps):
         count = sum([len(self._cut(data, indices)) for indices in order])
         for batch in self._batches(data, order, self._done):
             self._train(batch)
-            self._call("on_step")
+            self._call()
             shown.step(self.epoch + 1, self.epochs, self._done, count, self._sum / max(self._count, 1))
             every = self.checkpoint_steps
             if every and self.step % every == 0 and self._done < count:
                 self._save()
         self._finish_epoch(held_out)
         shown.epoch(self.epoch, self.epochs, self.history)
-        self._call("on_epoch")
+        self._call()
         # What a callback of one process says all do.
         self.stop = bool(self._over_all(self.stop)[0])
         self._save()
@@ -318,6 +321,7 @@ class Trainer(Steps):
             for name, value in figures.items():
                 self.history.setdefault(name, []).append(value)
             self.epoch += 1
+            self._owed = self._hooked("on_epoch")
             self._done, self._sum, self._count, self._carried = 0, 0.0, 0, None
             if self.schedule is not None and self.schedule.needs_metric:
                 followed: Any = self.schedule
@@ -327,13 +331,11 @@ class Trainer(Steps):
             if self.early_stopping is not None:
                 self.early_stopping.update(self.history, self.model)
 
-    def _call(self, hook: str) -> None:
-        for callback in self.callbacks:
-            function = getattr(callback, hook, None)
-            if function is None and hook == "on_epoch" and not any(map(callable, _hooks(callback))):
-                function = callback
-            if function is not None:
-                function(self)
+    def _call(self) -> None:
+        """Call what is owed; a Ctrl-C leaves the others for the next call of `fit`."""
+        while self._owed:
+            function, *self._owed = self._owed
+            function(self)
 
     def __repr__(self) -> str:
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
@@ -343,7 +345,3 @@ class Trainer(Steps):
     def _save(self) -> None:
         if self.checkpoint is not None:
             self._write(self.checkpoint)
-
-
-def _hooks(callback: Any) -> tuple[Any, Any]:
-    return getattr(callback, "on_step", None), getattr(callback, "on_epoch", None)
