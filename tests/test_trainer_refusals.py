@@ -165,3 +165,36 @@ def test_a_model_or_optimizer_that_was_set_since() -> None:
     run.optimizer = optim.Adam(run.model, lr=0.01)
     with pytest.raises(ValueError, match=r"^schedule: expected one of this optimizer"):
         run.fit(sequences())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "message"),
+    [
+        ("batch_size", 0, ValueError, "batch_size: expected an int >= 1, got 0"),
+        ("epochs", "4", TypeError, "epochs: expected an int, got '4'"),
+        ("clip", -1, ValueError, "clip: expected a number"),
+        ("callbacks", None, TypeError, "callbacks: expected a list"),
+        ("bptt", 3, ValueError, "bptt: expected a model with a state"),
+    ],
+)
+def test_a_setting_that_was_set_since(name: str, value: Any, kind: type[Exception], message: str) -> None:
+    run = trainer(epochs=1)
+    run.fit(sequences())
+    setattr(run, name, value)
+    with pytest.raises(kind, match=f"^{message}"):
+        run.fit(sequences())
+
+
+def test_settings_that_are_set_between_two_calls_do_as_the_constructor_s(tmp_path: Path) -> None:
+    run = trainer(epochs=1, early_stopping=None, metrics={"old": accuracy})
+    run.fit(sequences())
+    run.epochs, run.metrics, run.early_stopping = 2, {"accuracy": accuracy}, 5
+    run.checkpoint = str(tmp_path / "run")
+    assert "accuracy" in run.fit(sequences(), sequences(8, seed=1)) and (tmp_path / "run").exists()
+    assert set(run.evaluate(sequences(8, seed=1))) == {"loss", "accuracy"}
+    # A file of another run is not written over.
+    (tmp_path / "other").write_bytes(b"mine")
+    run.epochs, run.checkpoint = 3, tmp_path / "other"
+    with pytest.raises(ValueError, match=r"^checkpoint: expected no file yet"):
+        run.fit(sequences())
+    assert (tmp_path / "other").read_bytes() == b"mine"

@@ -271,7 +271,7 @@ class _Writer:
 
 
 def _present(module: Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of one of the package's own modules as they are now: those given, those set since."""
+    """Return the options of a module of the package: those given, and those set since."""
     parameters = inspect.signature(type(module)).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     now = {name: _current(module, name, value) for name, value in {**defaults, **given}.items()}

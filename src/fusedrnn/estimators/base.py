@@ -53,7 +53,7 @@ _ARGUMENTS = {
     "scale": "give every feature mean 0 and standard deviation 1 first.",
     "embedding_size": "size of a token's vector, where X are tokens.",
     "min_count": "occurrences of a token that is told apart; those seen less often are unknown.",
-    "warm_start": "`fit` goes on from the present weights; parameters of the network have to stay as they were.",
+    "warm_start": "`fit` goes on from the present weights; those of the network have to stay.",
     "random_state": "int, RandomState or None: of weights, dropout and the order of the data.",
     "verbose": "show the progress.",
 }

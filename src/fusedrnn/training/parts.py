@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,6 +42,25 @@ def check_metrics(metrics: Any) -> dict[str, Metric]:
                 f"metrics[{name!r}]: expected a function of (output, targets), got {type(metric).__name__}"
             )
     return dict(metrics)
+
+
+def hooks_of(callback: Any) -> tuple[Any, Any]:
+    """Return a callback's methods, None for those that it has not."""
+    return getattr(callback, "on_step", None), getattr(callback, "on_epoch", None)
+
+
+def check_callbacks(callbacks: Any) -> list[Any]:
+    """Return callbacks as a list of their own."""
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks: expected a list of them, got {type(callbacks).__name__}")
+    found = list(callbacks)
+    for number, callback in enumerate(found):
+        if not any(callable(f) for f in (callback, *hooks_of(callback))):
+            kind = type(callback).__name__
+            raise TypeError(
+                f"callbacks[{number}]: expected a function, or an object with on_step or on_epoch, got {kind}"
+            )
+    return found
 
 
 def check_parts(model: Any, loss: Any, optimizer: Any, schedule: Any) -> None:

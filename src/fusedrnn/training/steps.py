@@ -16,7 +16,7 @@ from fusedrnn.training.checkpoints import Resumable
 from fusedrnn.training.clip import clip_grad_norm
 from fusedrnn.training.data import Batch, SequenceData
 from fusedrnn.training.diagnosis import DivergedError, diagnose, names_not_finite, not_finite
-from fusedrnn.training.parts import Metric, loss_and_gradient
+from fusedrnn.training.parts import Metric, hooks_of, loss_and_gradient
 from fusedrnn.training.whole import Whole
 
 # Arguments that functions get if they have them: the lengths of inputs, of what the model makes of them (as
@@ -260,8 +260,3 @@ def lengths_taken(function: Any) -> tuple[str, ...]:
     """Return which of `LENGTHS` a function has as arguments."""
     known = arguments_of(function)
     return tuple([name for name in LENGTHS if name in known])
-
-
-def hooks_of(callback: Any) -> tuple[Any, Any]:
-    """Return a callback's methods, None for those that it has not."""
-    return getattr(callback, "on_step", None), getattr(callback, "on_epoch", None)

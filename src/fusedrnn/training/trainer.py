@@ -18,6 +18,7 @@ from fusedrnn.training.losses import IGNORED
 from fusedrnn.training.parts import (
     Loss,
     Metric,
+    check_callbacks,
     check_checkpoint,
     check_data,
     check_group,
@@ -27,7 +28,7 @@ from fusedrnn.training.parts import (
     check_stream,
 )
 from fusedrnn.training.progress import Lines, make_progress
-from fusedrnn.training.steps import Steps, arguments_of, hooks_of, lengths_taken
+from fusedrnn.training.steps import Steps, arguments_of, lengths_taken
 from fusedrnn.training.whole import Whole
 
 
@@ -122,32 +123,15 @@ class Trainer(Steps):
         distributed: Any = None,
         progress: bool | None = None,
     ) -> None:
-        check_parts(model, loss, optimizer, schedule)
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
-        self.clip = None if clip is None else check_number("clip", clip)
-        if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
-            early_stopping = EarlyStopping(check_size("early_stopping", early_stopping))
-        self.early_stopping = early_stopping
-        if not isinstance(callbacks, Iterable):
-            raise TypeError(f"callbacks: expected a list of them, got {type(callbacks).__name__}")
-        self.callbacks = list(callbacks)
-        for number, callback in enumerate(self.callbacks):
-            if not any(callable(f) for f in (callback, *hooks_of(callback))):
-                kind = type(callback).__name__
-                raise TypeError(
-                    f"callbacks[{number}]: expected a function, or an object with on_step or on_epoch, "
-                    f"got {kind}"
-                )
-        self.epochs = check_size("epochs", epochs, 0)
-        self.batch_size = check_size("batch_size", batch_size)
-        self.seed = check_size("seed", seed, 0)
-        self.metrics = check_metrics({} if metrics is None else metrics)
-        self.batch_first = check_flag("batch_first", batch_first)
-        self.checkpoint = check_checkpoint(checkpoint)
-        self.checkpoint_steps = (
-            None if checkpoint_steps is None else check_size("checkpoint_steps", checkpoint_steps)
-        )
-        self.progress = None if progress is None else check_flag("progress", progress)
+        self.clip: float | None = clip
+        self.early_stopping: Any = early_stopping
+        self.callbacks: Any = callbacks
+        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.metrics: Any = {} if metrics is None else metrics
+        self.batch_first, self.bptt = batch_first, bptt
+        self.checkpoint: Any = checkpoint
+        self.checkpoint_steps, self.progress = checkpoint_steps, progress
         self.history: dict[str, list[float]] = {}
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -160,22 +144,40 @@ class Trainer(Steps):
         # The last parameters, where the model has the best ones.
         self._last: dict[str, Any] | None = None
         self._digest = ""
-        self._owns_file = False
-        self._loss_takes = lengths_taken(loss)
-        known = arguments_of(model.forward)
+        # The file that this run writes.
+        self._owned: Any = None
+        self._check()
+        self.group = check_group(distributed, self._least > 1)
+        self.precision = check_precision(precision, model, optimizer)
+        self._part_noise()
+
+    def _check(self) -> None:
+        """Refuse wrong settings, of the constructor or set since, and note what follows from them."""
+        check_parts(self.model, self.loss, self.optimizer, self.schedule)
+        self.clip = None if self.clip is None else check_number("clip", self.clip)
+        if self.early_stopping is not None and not isinstance(self.early_stopping, EarlyStopping):
+            self.early_stopping = EarlyStopping(check_size("early_stopping", self.early_stopping))
+        self.callbacks = check_callbacks(self.callbacks)
+        self.epochs = check_size("epochs", self.epochs, 0)
+        self.batch_size = check_size("batch_size", self.batch_size)
+        self.seed = check_size("seed", self.seed, 0)
+        self.metrics = check_metrics(self.metrics)
+        self.batch_first = check_flag("batch_first", self.batch_first)
+        self.checkpoint = check_checkpoint(self.checkpoint)
+        if self.checkpoint_steps is not None:
+            self.checkpoint_steps = check_size("checkpoint_steps", self.checkpoint_steps)
+        self.progress = None if self.progress is None else check_flag("progress", self.progress)
+        self._loss_takes = lengths_taken(self.loss)
+        known = arguments_of(self.model.forward)
         self._model_takes_lengths = "lengths" in known
         self._model_takes = tuple([name for name in ("targets", "target_lengths") if name in known])
         self._metrics_take = {name: lengths_taken(metric) for name, metric in self.metrics.items()}
-        self._backward_options = {"need_dx": False} if "need_dx" in arguments_of(model.backward) else {}
-        normed = any(isinstance(module, BatchNorm) for module in model.modules())
+        self._backward_options = {"need_dx": False} if "need_dx" in arguments_of(self.model.backward) else {}
         # A batch of one row has no variance.
-        self._least = 2 if normed else 1
+        self._least = 2 if any(isinstance(module, BatchNorm) for module in self.model.modules()) else 1
         if self.batch_first and "input_lengths" in self._loss_takes:
             raise ValueError("batch_first: expected False with a loss that has input_lengths, of (T, B, V)")
-        self.bptt = check_stream(bptt, model, self._loss_takes)
-        self.group = check_group(distributed, normed)
-        self.precision = check_precision(precision, model, optimizer)
-        self._part_noise()
+        self.bptt = check_stream(self.bptt, self.model, self._loss_takes)
 
     @property
     def finished(self) -> bool:
@@ -206,11 +208,10 @@ class Trainer(Steps):
             KeyboardInterrupt: Ctrl-C, between two steps or in one, which then was not taken: the next call
                 goes on as if there had been none.
         """
+        self._check()
         data = self._data(train, "train")
         held_out = None if validation is None else self._data(validation, "validation")
         check_flag("resume", resume)
-        # They may have been set to others since.
-        check_parts(self.model, self.loss, self.optimizer, self.schedule)
         self.stop = False
         with self._whole.waiting():
             self._begin(data, resume)
@@ -238,6 +239,7 @@ class Trainer(Steps):
         Raises:
             TypeError, ValueError: as `fit`.
         """
+        self._check()
         return self._measure(self._data(data, "data"))
 
     def _data(self, data: Any, name: str) -> SequenceData:
@@ -268,12 +270,13 @@ class Trainer(Steps):
                 raise ValueError("resume: expected a Trainer with checkpoint=, got one without")
             return
         digest = data.digest()
-        if self._owns_file and digest != self._digest and self._done:
+        if self._owned and digest != self._digest and self._done:
             raise ValueError("train: expected the data of the epoch that is not over, got other data")
         self._digest = digest
         # Rank 0 looks, since it is the one that writes.
         there = bool(self._over_all(self.group.rank == 0 and self.checkpoint.exists())[0])
-        if there and not self._owns_file:
+        owned = self.checkpoint == self._owned
+        if there and not owned:
             if not resume:
                 raise ValueError(
                     f"checkpoint: expected no file yet, got {self.checkpoint}; give resume=True to go on "
@@ -281,15 +284,15 @@ class Trainer(Steps):
                 )
             with self._whole:
                 self._read(self.checkpoint)
-                self._owns_file = True
-        elif not self._owns_file:
+                self._owned = self.checkpoint
+        elif not owned:
             # A folder that cannot be written to is found now rather than after an epoch. Nothing is done yet
             # that a file could keep, and one would stand in the way if the first step fails.
             with self._whole:
                 self._write(self.checkpoint)
                 if self.group.rank == 0:
                     self.checkpoint.unlink()
-                self._owns_file = True
+                self._owned = self.checkpoint
 
     def _run_epoch(self, data: SequenceData, held_out: SequenceData | None, shown: Lines) -> None:
         # Again in each epoch: a callback may have looked at the model in evaluation mode.
