@@ -119,3 +119,12 @@ def test_what_it_refuses() -> None:
     ):
         with pytest.raises(kind, match=text):
             call()
+
+
+def test_the_row_of_padding_stays() -> None:
+    """It has no gradient, though the output depends on it; a wrong gradient of the others is still seen."""
+    module = fr.Sequential(fr.Embedding(5, 3, padding_idx=2, seed=0), fr.GRU(3, 4, seed=1))
+    tokens = np.array([[0, 2], [2, 1], [4, 3]])
+    assert fr.check_gradients(module, tokens).error < 1e-6
+    module[0].padding_idx = None
+    assert "of 15" in repr(fr.check_gradients(module, tokens, samples=15)).splitlines()[1]

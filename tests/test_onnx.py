@@ -181,6 +181,21 @@ def test_what_no_module_computes_is_refused(tmp_path: Path, op: str, attributes:
 
 
 @pytest.mark.parametrize(
+    ("kind", "options", "match"),
+    [
+        (fr.GRU, {"layer_norm": True, "bias": False}, "layer_norm"),
+        (fr.LSTM, {"layer_norm": True}, "layer_norm"),
+        (fr.LSTM, {"cell_clip": 1.0}, "cell_clip"),
+        (fr.LSTM, {"proj_size": 2}, "proj_size"),
+    ],
+)
+def test_what_onnx_has_not_is_refused(tmp_path: Path, kind: Any, options: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=f"^{match}: expected none, since ONNX has none"):
+        fr.onnx.save(kind(I, H, **options), tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda: fr.RNN(I, H, 2, nonlinearity="relu", seed=0),

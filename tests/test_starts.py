@@ -223,6 +223,10 @@ def test_heads(make: Any) -> None:
             assert (
                 not weight.reshape(-1, 12, 12)[:, apart].any() and weight.reshape(-1, 12, 12)[:, ~apart].all()
             )
+    full = {name: np.ones_like(value) for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^1\.weight_hh_l0: expected zeros between the 3 heads"):
+        fr.Sequential(fr.Dropout(), net).load_state_dict({f"1.{name}": value for name, value in full.items()})
+    assert fr.check_gradients(net, x).error < 1e-6
     one = make(3, 12, num_heads=3, seed=0, dtype="float64")
     y, _, tape = one.forward(x)
     dy = np.zeros_like(y)

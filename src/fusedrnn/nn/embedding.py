@@ -140,6 +140,12 @@ class Embedding(Module):
             if kept is not None:
                 grad[self.padding_idx] = kept
 
+    def _still(self) -> dict[str, Array]:
+        mask = np.zeros((self.num_embeddings, 1), bool)
+        if self.padding_idx is not None:
+            mask[self.padding_idx] = True
+        return {"weight": np.broadcast_to(mask, (self.num_embeddings, self.embedding_dim))}
+
     def _extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         dtype = "" if self._dtype == np.float32 else f", dtype='{self._dtype}'"

@@ -54,10 +54,10 @@ def check_gradients(
     """Compare the gradients of a module's backward with central differences of its forward.
 
     A copy in float64 is checked, whatever the module's dtype: of the gradients of all inputs of floats and
-    all parameters that are not frozen, up to `samples` values each. Dropout draws the same mask in every
-    call. The error of a value is its difference, relative to the largest gradient of its array (or to a
-    thousandth of the largest of all, where that is more). A difference across a kink of forward, as max and
-    relu have, is no mistake.
+    all parameters that are not frozen, but for what stays as it is (a row of `padding_idx`, weight_hh between
+    heads), up to `samples` values each. Dropout draws the same mask in every call. The error of a value is
+    its difference, relative to the largest gradient of its array (or to a thousandth of the largest of all,
+    where that is more). A difference across a kink of forward, as max and relu have, is no mistake.
 
     It also sees that forward and a call agree, that backward adds to the gradients and takes a tape twice,
     and that gradients have their arrays' shapes.
@@ -85,11 +85,16 @@ def check_gradients(
     largest = max([float(np.abs(gradient).max(initial=0)) for gradient in wanted.values()], default=0.0)
     floor = max(1e-3 * largest, 1e-4 * trial.magnitude, np.finfo(np.float64).tiny)
     errors, looked_at = {}, {}
+    still = {
+        f"{prefix}.{name}" if prefix else name: mask
+        for prefix, member in module.named_modules()
+        for name, mask in member._still().items()
+    }
     for name, values in given.items():
         flat, gradient = values.reshape(-1), wanted[name].reshape(-1)
-        some = np.arange(flat.size)
-        if most is not None and most < flat.size:
-            some = np.sort(rng.choice(flat.size, most, replace=False))
+        some = np.flatnonzero(~still[name].reshape(-1)) if name in still else np.arange(flat.size)
+        if most is not None and most < len(some):
+            some = np.sort(rng.choice(some, most, replace=False))
         slopes = np.array([trial.slope(flat, int(index), step) for index in some])
         scale = max(float(np.abs(gradient).max(initial=0)), float(np.abs(slopes).max(initial=0)), floor)
         errors[name] = float(np.abs(slopes - gradient[some]).max(initial=0)) / scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from fusedrnn.arrays import Array
 from fusedrnn.cells import CellSpec
@@ -38,6 +39,13 @@ def clear_apart(weight: Array, heads: int) -> None:
     for head in range(heads):
         rows[:, head, :, : head * each] = 0
         rows[:, head, :, (head + 1) * each :] = 0
+
+
+def between(shape: tuple[int, ...], heads: int) -> npt.NDArray[np.bool_]:
+    """Return where a weight_hh of a shape (G*H, H) lies between two heads."""
+    within = np.ones(shape, bool)
+    clear_apart(within, heads)
+    return ~within
 
 
 def draw_heads(weight: Array, heads: int, method: str | None, rng: np.random.Generator) -> None:

@@ -75,6 +75,12 @@ def read_state(
             if value.shape != view.shape:
                 raise ValueError(f"{name}: expected shape {view.shape}, got {value.shape}")
             view[...] = value
+    for prefix, member in module.named_modules():
+        at = f"{prefix}." if prefix else ""
+        try:
+            member._check_values({name: views[at + name] for name in member._shapes})
+        except ValueError as error:
+            raise ValueError(f"{at}{error}") from None
     for name, array in saved.items():
         if name in given:
             value = as_array(given[name], name)

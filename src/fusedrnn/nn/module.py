@@ -199,6 +199,13 @@ class Module(Listed, Store["Module"]):
         """Return what a constructor makes such a module of."""
         return self._made_with
 
+    def _still(self) -> dict[str, Array]:
+        """Return masks of values of its own parameters that stay as they are: they get no gradient."""
+        return {}
+
+    def _check_values(self, values: Mapping[str, Array]) -> None:
+        """Refuse values for its own parameters, of the right shapes, that it cannot have."""
+
     def _sums(self) -> Mapping[str, Array]:
         """Return the gradients of its own parameters that backward adds to: none while it is frozen."""
         return {} if self._frozen else self._own_grads

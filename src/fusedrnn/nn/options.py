@@ -8,11 +8,13 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 
+from fusedrnn.arrays import Array
 from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.checks import MOST_LAYERS, check_choice, check_flag, check_number, check_size
 from fusedrnn.compute import HasCompute
 from fusedrnn.init import Noise
 from fusedrnn.nn import input_norm
+from fusedrnn.nn.heads import between
 from fusedrnn.nn.joining import MERGES, Joints
 from fusedrnn.nn.module import Module
 from fusedrnn.nn.plan import NetworkShape, Part
@@ -216,6 +218,20 @@ class WithOptions(HasCompute, Module):
     def num_heads(self) -> int:
         """The number of blocks of weight_hh."""
         return self._num_heads
+
+    def _still(self) -> dict[str, Array]:
+        if self._num_heads == 1:
+            return {}
+        names = [name for name in self._shapes if name.startswith("weight_hh")]
+        return {name: between(self._shapes[name], self._num_heads) for name in names}
+
+    def _check_values(self, values: Mapping[str, Array]) -> None:
+        for name, mask in self._still().items():
+            if values[name][mask].any():
+                raise ValueError(
+                    f"{name}: expected zeros between the {self._num_heads} heads, got weights of units of "
+                    "different heads"
+                )
 
     @property
     def batch_norm(self) -> bool:

@@ -156,9 +156,9 @@ class _Writer:
     def _recurrent(self, module: Recurrent[Any], x: str, at: str, values: dict[str, Array]) -> str:
         op = next(kind.__name__ for kind in (RNN, LSTM, GRU) if isinstance(module, kind))
         options = dict(module._cell_options)
-        if module.proj_size or "cell_clip" in options:
-            refused = "proj_size" if module.proj_size else "cell_clip"
-            raise ValueError(f"{at}{refused}: expected none, since ONNX has none; leave it out")
+        for refused in ("cell_clip", "layer_norm", "proj_size"):
+            if refused in options or (refused == "proj_size" and module.proj_size):
+                raise ValueError(f"{at}{refused}: expected none, since ONNX has none; leave it out")
         if refused := module._beside() or ("zoneout" if any(module.zoneout) else ""):
             raise ValueError(f"{at}{refused}: expected a network without it, since ONNX has none")
         directions = 2 if module.bidirectional else 1
