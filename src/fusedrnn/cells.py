@@ -23,7 +23,6 @@ __all__ = [
     "rnn_cell",
 ]
 
-_ELMAN = "Elman 1990, Finding structure in time"
 _ELMAN_STEP = (
     "a  = W_ih x + b_ih + W_hh h + b_hh\n"
     "h' = tanh(a)                                or, with nonlinearity=\"relu\":  h' = max(0, a)"
@@ -71,28 +70,20 @@ CELLS: Mapping[str, CellSpec] = MappingProxyType(
                 ),
                 paper="Cho et al. 2014, arXiv:1406.1078v1 (reset after the matrix product)",
             ),
-            CellSpec(
-                name="rnn_tanh",
-                gates=1,
-                gate_names=("h",),
-                states=1,
-                state_names=("h",),
-                saved=1,
-                split_gates=False,
-                equations=_ELMAN_STEP,
-                paper=_ELMAN,
-            ),
-            CellSpec(
-                name="rnn_relu",
-                gates=1,
-                gate_names=("h",),
-                states=1,
-                state_names=("h",),
-                saved=1,
-                split_gates=False,
-                equations=_ELMAN_STEP,
-                paper=_ELMAN,
-            ),
+            *[
+                CellSpec(
+                    name=name,
+                    gates=1,
+                    gate_names=("h",),
+                    states=1,
+                    state_names=("h",),
+                    saved=1,
+                    split_gates=False,
+                    equations=_ELMAN_STEP,
+                    paper="Elman 1990, Finding structure in time",
+                )
+                for name in ("rnn_tanh", "rnn_relu")
+            ],
         )
     }
 )

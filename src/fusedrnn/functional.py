@@ -302,7 +302,11 @@ def double_backward(
     reset = None if reset_state is None else spec.unpack_state("reset_state", reset_state)
     y, final, tape = forward(
         *(along, np.concatenate([x, step_x], axis=2), tangent_weights(data, weights, moved), start),
-        *(lengths, resets, None if reset is None else tuple(map(_zero_like, reset)) + reset),
+        *(
+            lengths,
+            resets,
+            None if reset is None else (*(None if s is None else np.zeros_like(s) for s in reset), *reset),
+        ),
         reverse=reverse,
     )
     dx, dstart, grads = backward(tape, flow, end)
@@ -317,10 +321,6 @@ def double_backward(
         y,
         spec.pack_state(final[: spec.states]),
     )
-
-
-def _zero_like(state: Array | None) -> Array | None:
-    return None if state is None else np.zeros_like(state)
 
 
 def sigmoid(x: npt.ArrayLike) -> Array:

@@ -7,9 +7,9 @@ class CliError(Exception):
     """Something that the person at the terminal can put right; its text is all that is shown."""
 
 
-def printable(text: str, keep: str = "") -> str:
-    """Return text with every character that is not printable, but for `keep`, as its escape.
+def printable(text: str) -> str:
+    """Return text with every character that is not printable as its escape.
 
     Text that comes out of a file must not move the cursor, rename the window, or look like two lines.
     """
-    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -44,13 +44,13 @@ class Weights:
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._arrays = dict(arrays)
 
-    def shape(self, group: str, index: int = 0) -> tuple[int, ...]:
-        """Return the shape of an array of a group.
+    def shape(self, group: str) -> tuple[int, ...]:
+        """Return the shape of the first array of a group.
 
         Raises:
             ValueError: there is none.
         """
-        return self._find(group, index).shape
+        return self._find(group, 0).shape
 
     def take(self, group: str, **shapes: tuple[int, ...]) -> list[Array]:
         """Return the arrays of a group in their order, which are to have these shapes.
