@@ -198,3 +198,15 @@ def test_settings_that_are_set_between_two_calls_do_as_the_constructor_s(tmp_pat
     with pytest.raises(ValueError, match=r"^checkpoint: expected no file yet"):
         run.fit(sequences())
     assert (tmp_path / "other").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_masked_array_among_others_is_refused_before_a_step(place: int) -> None:
+    data = steps(6)
+    data[place][4] = np.ma.masked_array(data[place][4])  # type: ignore[call-overload]
+    model = fr.Sequential(fr.GRU(3, 8, seed=0), fr.Linear(8, 2, seed=1))
+    run = Trainer(model, fr.cross_entropy, optim.SGD(model, lr=0.1), batch_size=1, progress=False)
+    name = ("inputs", "targets")[place]
+    with pytest.raises(TypeError, match=rf"^train {name}\[4\]: expected an array without a mask"):
+        run.fit(data)
+    assert not run.step

@@ -191,6 +191,7 @@ def _arrays(name: str, values: Any) -> list[Array]:
     for index, value in enumerate(found):
         if not isinstance(value, np.ndarray):
             raise kind_error(f"{name}[{index}]", value, "a numpy.ndarray")
+        refuse_mask(f"{name}[{index}]", value)
         if value.ndim == 0 or value.shape[1:] != found[0].shape[1:]:
             raise ValueError(
                 f"{name}[{index}]: expected shape (T, ...) = (T, *{found[0].shape[1:]}), got {value.shape}"
