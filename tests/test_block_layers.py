@@ -292,6 +292,15 @@ def test_convolution(options: dict[str, Any]) -> None:
         assert not dx[OUTSIDE.T if batch_first else OUTSIDE].any() and np.isfinite(module.flat_grads).all()
 
 
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+def test_convolution_with_options_that_are_set_later(options: dict[str, Any]) -> None:
+    made = fr.Conv1d(3, 2, seed=0, **WIDE, **options)
+    module = fr.Conv1d(3, 2, options["kernel_size"], bias=made.bias, seed=0, **WIDE)
+    for name in ("dilation", "stride", "padding"):
+        setattr(module, name, options.get(name, getattr(module, name)))
+    np.testing.assert_array_equal(module(X, LENGTHS), made(X, LENGTHS))
+
+
 def test_a_causal_convolution_sees_no_later_step() -> None:
     module = fr.Conv1d(3, 4, 3, padding="causal", dilation=2, seed=0, **WIDE)
     changed = X.copy()

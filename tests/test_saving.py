@@ -204,6 +204,7 @@ def flat(value: Any) -> list[Any]:
         (fr.Dropout(), "p", 0.1),
         (fr.Embedding(5, 3, seed=0), "padding_idx", 2),
         (fr.LayerNorm(3), "eps", 0.1),
+        (fr.Conv1d(3, 4, 3, seed=0), "padding", "causal"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -73,18 +73,10 @@ class Conv1d(Module):
         self.kernel_size = check_size("kernel_size", kernel_size)
         self.stride = check_size("stride", stride)
         self.dilation = check_size("dilation", dilation)
-        reach = (self.kernel_size - 1) * self.dilation
-        if padding == "causal":
-            self._ends = reach, 0
-        elif padding == "same":
-            if self.stride != 1:
-                raise ValueError(f"padding: expected an int or 'causal' with stride {stride}, got 'same'")
-            self._ends = reach // 2, reach - reach // 2
-        elif isinstance(padding, str):
-            raise ValueError(f"padding: expected an int, 'same' or 'causal', got {padding!r}")
-        else:
-            self._ends = (check_size("padding", padding, 0),) * 2
-        self.padding = padding if isinstance(padding, str) else self._ends[0]
+        self.padding = padding
+        if not isinstance(padding, str):
+            self.padding = check_size("padding", padding, 0)
+        _ = self._ends  # refuses what is wrong
         self.bias = check_flag("bias", bias)
         self.batch_first = check_flag("batch_first", batch_first)
         shapes: dict[str, tuple[int, ...]] = {
@@ -96,6 +88,22 @@ class Conv1d(Module):
         self._declare(shapes, found)
         for array in self._own.values() if method else ():
             torch_uniform(array, self.in_channels * self.kernel_size, rng=rng)
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        """The zeros before and behind x."""
+        reach = (self.kernel_size - 1) * self.dilation
+        if self.padding == "causal":
+            return reach, 0
+        if self.padding == "same":
+            if self.stride != 1:
+                raise ValueError(
+                    f"padding: expected an int or 'causal' with stride {self.stride}, got 'same'"
+                )
+            return reach // 2, reach - reach // 2
+        if isinstance(self.padding, str):
+            raise ValueError(f"padding: expected an int, 'same' or 'causal', got {self.padding!r}")
+        return self.padding, self.padding
 
     def output_steps(self, lengths: Any, mask: Any) -> tuple[Any, None]:
         """Return the lengths of y for those of x, and None; a mask is refused."""

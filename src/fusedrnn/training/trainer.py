@@ -206,7 +206,7 @@ class Trainer(Steps):
             ArithmeticError: the loss or a gradient is not finite; it says why. The step was not taken.
             OSError: the checkpoint cannot be read or written; the one before stays.
             KeyboardInterrupt: Ctrl-C, between two steps or in one, which then was not taken: the next call
-                goes on as if there had been none, but for a callback that it came into, which is not called again.
+                goes on as if there had been none. A callback that it came into is not called again.
         """
         self._check()
         data = self._data(train, "train")
