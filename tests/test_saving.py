@@ -216,6 +216,15 @@ def test_a_setting_that_was_left_to_its_default_and_set_later(
     assert getattr(fr.load(tmp_path / "model"), name) == value
 
 
+@pytest.mark.parametrize("kind", [fr.RNN, fr.RNNCell])
+def test_the_function_of_a_step_cannot_be_set_later(kind: Any, tmp_path: Path) -> None:
+    module = kind(3, 4, nonlinearity="relu", seed=0)
+    with pytest.raises(AttributeError):
+        module.nonlinearity = "tanh"
+    fr.save(module, tmp_path / "model")
+    assert fr.load(tmp_path / "model").nonlinearity == "relu" and kind(3, 4).nonlinearity == "tanh"
+
+
 def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
     fr.save(shared(), tmp_path / "m")
     again = fr.load(tmp_path / "m")

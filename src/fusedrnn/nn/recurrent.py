@@ -110,10 +110,14 @@ class RNN(Recurrent[Array]):
             weight_dropout=weight_dropout,
             **options,
         )
-        self.nonlinearity = nonlinearity
         self._cell_options = {} if nonlinearity == "tanh" else {"nonlinearity": nonlinearity}
         if normalised:
             self._cell_options["layer_norm"] = True
+
+    @property
+    def nonlinearity(self) -> str:
+        """The function of a step, by name."""
+        return str(self._cell_options.get("nonlinearity", "tanh"))
 
 
 class LSTM(Recurrent[tuple[Array, Array]]):

@@ -215,7 +215,11 @@ class RNNCell(RecurrentCell[Array]):
         init: str | None = "default",
     ) -> None:
         super().__init__(rnn_cell(nonlinearity), input_size, hidden_size, bias, dtype, seed, init)
-        self.nonlinearity = nonlinearity
+
+    @property
+    def nonlinearity(self) -> str:
+        """The function of a step, by name."""
+        return self._spec.name.removeprefix("rnn_")
 
     def _extra_repr(self) -> str:
         options = super()._extra_repr()
