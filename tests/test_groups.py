@@ -113,6 +113,7 @@ def test_state_of_groups(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
+        (lambda net: [], ValueError, "modules: expected a Module, a list of them or of groups, got none"),
         (lambda net: [{"lr": 0.5}], ValueError, r"modules\[0\]: expected a group with 'params'"),
         (
             lambda net: [{"params": net[0]}, net[1]],

@@ -53,11 +53,13 @@ def split_groups(modules: object) -> list[tuple[list[Module], dict[str, Any]]]:
 
     Raises:
         TypeError: groups and modules beside each other, or a group's "params" are no modules.
-        ValueError: a group without "params".
+        ValueError: a group without "params", or no modules at all.
     """
     if isinstance(modules, (Module, Mapping)) or not isinstance(modules, Iterable):
         return [(gather_modules(modules), {})]
     items = list(modules)
+    if not items:
+        raise ValueError("modules: expected a Module, a list of them or of groups, got none")
     if not any(type(item) is dict for item in items):
         return [(gather_modules(items), {})]
     groups = []
