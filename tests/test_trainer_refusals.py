@@ -188,13 +188,19 @@ def test_a_setting_that_was_set_since(name: str, value: Any, kind: type[Exceptio
 def test_settings_that_are_set_between_two_calls_do_as_the_constructor_s(tmp_path: Path) -> None:
     run = trainer(epochs=1, early_stopping=None, metrics={"old": accuracy})
     run.fit(sequences())
+    came, callbacks = [], run.callbacks
     run.epochs, run.metrics, run.early_stopping = 2, {"accuracy": accuracy}, 5
     run.checkpoint = str(tmp_path / "run")
     assert "accuracy" in run.fit(sequences(), sequences(8, seed=1)) and (tmp_path / "run").exists()
     assert set(run.evaluate(sequences(8, seed=1))) == {"loss", "accuracy"}
+    # The lists stay the same ones, which may have been kept.
+    callbacks.append(came.append)
+    run.metrics["again"] = accuracy
+    run.epochs = 3
+    assert len(run.fit(sequences(), sequences(8, seed=1))["again"]) == 1 and came == [run]
     # A file of another run is not written over.
     (tmp_path / "other").write_bytes(b"mine")
-    run.epochs, run.checkpoint = 3, tmp_path / "other"
+    run.epochs, run.checkpoint = 4, tmp_path / "other"
     with pytest.raises(ValueError, match=r"^checkpoint: expected no file yet"):
         run.fit(sequences())
     assert (tmp_path / "other").read_bytes() == b"mine"

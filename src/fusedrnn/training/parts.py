@@ -31,7 +31,7 @@ def loss_and_gradient(found: Any) -> Any:
 
 
 def check_metrics(metrics: Any) -> dict[str, Metric]:
-    """Return metrics by name."""
+    """Return metrics by name: the dictionary that they are, if they are one."""
     if not isinstance(metrics, Mapping):
         raise TypeError(f"metrics: expected a dictionary of functions by name, got {type(metrics).__name__}")
     for name, metric in metrics.items():
@@ -41,7 +41,7 @@ def check_metrics(metrics: Any) -> dict[str, Metric]:
             raise TypeError(
                 f"metrics[{name!r}]: expected a function of (output, targets), got {type(metric).__name__}"
             )
-    return dict(metrics)
+    return metrics if isinstance(metrics, dict) else dict(metrics)
 
 
 def hooks_of(callback: Any) -> tuple[Any, Any]:
@@ -50,10 +50,10 @@ def hooks_of(callback: Any) -> tuple[Any, Any]:
 
 
 def check_callbacks(callbacks: Any) -> list[Any]:
-    """Return callbacks as a list of their own."""
+    """Return callbacks as a list: theirs, if they are one."""
     if not isinstance(callbacks, Iterable):
         raise TypeError(f"callbacks: expected a list of them, got {type(callbacks).__name__}")
-    found = list(callbacks)
+    found = callbacks if isinstance(callbacks, list) else list(callbacks)
     for number, callback in enumerate(found):
         if not any(callable(f) for f in (callback, *hooks_of(callback))):
             kind = type(callback).__name__

@@ -126,9 +126,10 @@ class Trainer(Steps):
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
         self.clip: float | None = clip
         self.early_stopping: Any = early_stopping
-        self.callbacks: Any = callbacks
+        # Of its own, and from then on the same ones, to which anybody may add.
+        self.callbacks = check_callbacks(callbacks).copy()
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
-        self.metrics: Any = {} if metrics is None else metrics
+        self.metrics = check_metrics({} if metrics is None else metrics).copy()
         self.batch_first, self.bptt = batch_first, bptt
         self.checkpoint: Any = checkpoint
         self.checkpoint_steps, self.progress = checkpoint_steps, progress
