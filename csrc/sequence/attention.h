@@ -29,49 +29,114 @@ void attend(const Energies& score, const Keys<T>& keys, const T* q, T* sums, T* 
     for (std::int64_t s = keys.count; s < whole; ++s) alpha[s] = 0;
 }
 
-// U vectors of c = sum_s alpha_s m_s, m being rows of `stride`.
+// Rows of a matrix in vectors: the vector u of row s at first + u * panel + s * row.
+template <class T>
+struct RowVectors {
+    const T* first;
+    std::int64_t panel, row, panels, count;
+};
+
+// U vectors from j on of c = sum_s alpha_s m_s, `c_panel` apart.
 template <class T, int U>
-FUSEDRNN_INLINE void weighted_rows(const T* m, std::int64_t stride, std::int64_t count, const T* alpha,
-                                   T* c) {
+FUSEDRNN_INLINE void weighted_vectors(const RowVectors<T>& m, std::int64_t j, const T* alpha, T* c,
+                                      std::int64_t c_panel) {
     using V = Vec<T>;
-    constexpr int L = V::kLanes;
     V acc[U];
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) acc[u] = V::set(0);
-    for (std::int64_t s = 0; s < count; ++s) {
+    const T* from = m.first + j * m.panel;
+    for (std::int64_t s = 0; s < m.count; ++s, from += m.row) {
         const V a = V::set(alpha[s]);
 #pragma GCC unroll 8
-        for (int u = 0; u < U; ++u) acc[u] = fma(a, V::load(m + s * stride + u * L), acc[u]);
+        for (int u = 0; u < U; ++u) acc[u] = fma(a, V::load(from + u * m.panel), acc[u]);
     }
 #pragma GCC unroll 8
-    for (int u = 0; u < U; ++u) acc[u].store(c + u * L);
+    for (int u = 0; u < U; ++u) acc[u].store(c + (j + u) * c_panel);
 }
 
+// c = sum_s alpha_s m_s: the context, and of keys the gradient of a query.
 template <class T>
-void context(const T* m, std::int64_t stride, std::int64_t count, const T* alpha, T* c) {
-    constexpr int L = Vec<T>::kLanes, kAtOnce = 8;
+void weighted_sum(const RowVectors<T>& m, const T* alpha, T* c, std::int64_t c_panel) {
     std::int64_t j = 0;
-    for (; j + kAtOnce * L <= stride; j += kAtOnce * L)
-        weighted_rows<T, kAtOnce>(m + j, stride, count, alpha, c + j);
-    for (; j < stride; j += L) weighted_rows<T, 1>(m + j, stride, count, alpha, c + j);
+    for (; j + 8 <= m.panels; j += 8) weighted_vectors<T, 8>(m, j, alpha, c, c_panel);
+    for (; j < m.panels; ++j) weighted_vectors<T, 1>(m, j, alpha, c, c_panel);
+}
+
+// R rows of dalpha from s on.
+template <class T, int R>
+FUSEDRNN_INLINE void attention_gradient_rows(const T* m, std::int64_t stride, std::int64_t s, const T* dc,
+                                             const T* extra, T* dalpha) {
+    using V = Vec<T>;
+    V acc[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) acc[r] = V::set(0);
+    for (std::int64_t j = 0; j < stride; j += V::kLanes) {
+        const V d = V::load(dc + j);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) acc[r] = fma(V::load(m + (s + r) * stride + j), d, acc[r]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) dalpha[s + r] = sum(acc[r]) + (extra == nullptr ? T(0) : extra[s + r]);
 }
 
 // dalpha_s = dc . m_s, and `extra` (count, or null) besides.
 template <class T>
 void attention_gradients(const T* m, std::int64_t stride, std::int64_t count, const T* dc, const T* extra,
                          T* dalpha) {
+    std::int64_t s = 0;
+    for (; s + 4 <= count; s += 4) attention_gradient_rows<T, 4>(m, stride, s, dc, extra, dalpha);
+    for (; s < count; ++s) attention_gradient_rows<T, 1>(m, stride, s, dc, extra, dalpha);
+}
+
+// R keys from s on, U panels from j on.
+template <class T, int R, int U>
+FUSEDRNN_INLINE void key_tile(std::int64_t steps, const T* const* de, const T* const* q, std::int64_t s,
+                              std::int64_t j, T* dkeys, std::int64_t panel) {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
-    for (std::int64_t s = 0; s < count; ++s) {
-        const T* const row = m + s * stride;
-        V even = V::set(0), odd = V::set(0);
-        std::int64_t j = 0;
-        for (; j + 2 * L <= stride; j += 2 * L) {
-            even = fma(V::load(row + j), V::load(dc + j), even);
-            odd = fma(V::load(row + j + L), V::load(dc + j + L), odd);
+    V acc[R][U];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int u = 0; u < U; ++u) acc[r][u] = V::set(0);
+    }
+    for (std::int64_t t = 0; t < steps; ++t) {
+        V query[U];
+#pragma GCC unroll 2
+        for (int u = 0; u < U; ++u) query[u] = V::load(q[t] + (j + u) * L);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const V e = V::set(de[t][s + r]);
+#pragma GCC unroll 2
+            for (int u = 0; u < U; ++u) acc[r][u] = fma(e, query[u], acc[r][u]);
         }
-        if (j < stride) even = fma(V::load(row + j), V::load(dc + j), even);
-        dalpha[s] = sum(even + odd) + (extra == nullptr ? T(0) : extra[s]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int u = 0; u < U; ++u) acc[r][u].store(dkeys + (j + u) * panel + (s + r) * L);
+    }
+}
+
+// dk_s = sum_t de_t,s q_t of products with the queries of all steps; dk lies as the keys.
+template <class T>
+void key_gradients(std::int64_t steps, const T* const* de, const T* const* q, std::int64_t count,
+                   std::int64_t panels, T* dkeys, std::int64_t panel) {
+    constexpr int R = kRegisters == 32 ? 8 : 4;
+    for (std::int64_t s = 0; s < count;) {
+        const bool tile = s + R <= count;
+        for (std::int64_t j = 0; j < panels;) {
+            const bool two = j + 2 <= panels;
+            if (two) {
+                tile ? key_tile<T, R, 2>(steps, de, q, s, j, dkeys, panel)
+                     : key_tile<T, 1, 2>(steps, de, q, s, j, dkeys, panel);
+            } else {
+                tile ? key_tile<T, R, 1>(steps, de, q, s, j, dkeys, panel)
+                     : key_tile<T, 1, 1>(steps, de, q, s, j, dkeys, panel);
+            }
+            j += two ? 2 : 1;
+        }
+        s += tile ? R : 1;
     }
 }
 

@@ -241,7 +241,8 @@ class Decoder : DecoderPlaces<T> {
             }
         }
         if (s_.d.contexts && !f_.keeps) return;
-        context<T>(this->memory_of(position), s_.mp, count, alpha, rows_.contexts + row * s_.mp);
+        weighted_sum<T>({this->memory_of(position), L, s_.mp, s_.mp / L, count}, alpha,
+                        rows_.contexts + row * s_.mp, L);
     }
 
     // The gates of a few panels at a time, and the cell on them while they are near.

@@ -77,6 +77,7 @@ class DecoderBackward : DecoderPlaces<T> {
         }
         for (std::int64_t p = mine.begin; p < mine.end; ++p) {
             if (!gradients.context_memory(m.products, p)) return;
+            if (s_.multiplies() && !gradients.keys(m.products, p)) return;
         }
         if (!team_.barrier(member)) return;
         gradients.weights(m.products);
@@ -94,8 +95,10 @@ class DecoderBackward : DecoderPlaces<T> {
             const Range mine = share(n, team_.size(), member);
             fill_zero(p + mine.begin, mine.end - mine.begin);
         };
-        part(to_.dkeys, s_.d.memory_rows * s_.key_columns());
-        if (s_.additive()) part(to_.denergy, s_.d.B * s_.ap);
+        if (s_.additive()) {
+            part(to_.dkeys, s_.d.memory_rows * s_.ap);
+            part(to_.denergy, s_.d.B * s_.ap);
+        }
         part(to_.dfeatures, s_.d.B * s_.ap * s_.d.features());
         part(to_.dfilters, s_.d.B * s_.d.filters * s_.d.width);
         part(to_.dmemory, s_.d.memory_rows * s_.d.M + L);
@@ -236,26 +239,27 @@ class DecoderBackward : DecoderPlaces<T> {
                 m.extra[s] = (extra == nullptr ? T(0) : extra[s]) + (dattention[s] + dcovered[s]);
             extra = m.extra;
         }
+        T* const de = s_.multiplies() ? to_.denergies + row * s_.sp : m.de;
         if (s_.d.contexts) {
-            projected_gradients(m, position, row, count, extra);
+            projected_gradients(m, position, row, count, extra, de);
         } else {
             attention_gradients<T>(this->memory_of(position), s_.mp, count, to_.dcontexts + row * s_.mp,
-                                   extra, m.de);
+                                   extra, de);
         }
         if (const std::int64_t K = s_.d.windows(); K > 0) {
-            for (std::int64_t s = count; s < padded<T>(count); ++s) m.de[s] = 0;
-            m.windows.adjoint(this->query_of(t, position), this->centres_of(row), m.de, count, dq, dq_panel,
+            for (std::int64_t s = count; s < padded<T>(count); ++s) de[s] = 0;
+            m.windows.adjoint(this->query_of(t, position), this->centres_of(row), de, count, dq, dq_panel,
                               m.centres + i * K);
             return;
         }
-        energy_gradients<T>(count, rows_.alphas + row * s_.sp, m.de);
+        energy_gradients<T>(count, rows_.alphas + row * s_.sp, de);
         const Keys<T> keys{this->keys_of(this->keys_.keys, position), s_.d.memory_rows * L, s_.ap / L, count};
         const T* const q = this->query_of(t, position);
         T* const dkeys = this->keys_of(to_.dkeys, position);
         T* const dv = to_.denergy + position * L;
         if (const std::int64_t features = s_.d.features(); features > 0) {
             AdditiveScore<T, true>{m.energy, this->row_features(columns_.features, row)}.adjoint(
-                keys, q, m.de, dq, dq_panel, dkeys, dv, s_.d.B * L,
+                keys, q, de, dq, dq_panel, dkeys, dv, s_.d.B * L,
                 {to_.dfeatures + position * features * L, m.history.sums, s_.d.B * features * L});
             for (std::int64_t c = 0; c < features; ++c) {
                 fill_zero(m.history.gradients + c * s_.sp, s_.sp);
@@ -266,22 +270,23 @@ class DecoderBackward : DecoderPlaces<T> {
                              to_.dfilters + position * s_.d.filters * s_.d.width);
         } else if (s_.factored()) {
             FactoredScore<T>{m.energy, this->keys_of(this->keys_.factors, position)}.adjoint(
-                keys, q, m.de, dq, dq_panel, dkeys, dv, s_.d.B * L);
+                keys, q, de, dq, dq_panel, dkeys, dv, s_.d.B * L);
         } else {
-            ProductScore<T>{}.adjoint(keys, q, m.de, dq, dq_panel, dkeys);
+            // Those of the keys once all steps are known.
+            weighted_sum<T>({keys.first, keys.panel, L, keys.panels, count}, de, dq, dq_panel);
         }
     }
 
     // dalpha_s = dgates . W m_s: as attention_gradients, but without the weights.
     void projected_gradients(Member& m, std::int64_t position, std::int64_t row, std::int64_t count,
-                             const T* extra) const {
+                             const T* extra, T* de) const {
         const std::int64_t N = s_.d.memory_rows, width = s_.G * L;
         for (std::int64_t j = 0; j < s_.panels; ++j)
             copy(to_.dgx + (j * s_.d.rows + row) * width, m.flow + j * width, width);
         const Keys<T> rows{this->keys_of(projections_.memory, position), N * L, s_.gates / L, count};
         ProductScore<T>{}.energies(rows, m.flow, m.sums);
         for (std::int64_t s = 0; s < count; ++s)
-            m.de[s] = sum(V::load(m.sums + s * L)) + (extra == nullptr ? T(0) : extra[s]);
+            de[s] = sum(V::load(m.sums + s * L)) + (extra == nullptr ? T(0) : extra[s]);
     }
 
     const DecoderBackwardArgs<T>& p_;

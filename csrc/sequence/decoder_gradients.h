@@ -56,7 +56,7 @@ void pack_decoder_columns(const DecoderArgs<T>& args, void* block, Team& team, i
 // Gradients. Panels are [panel][R][G][L] or [panel][R][L], of the memory [panel][N][L].
 template <class T>
 struct DecoderFlow {
-    T *dgx, *dgh, *dqueries, *dcontexts, *doutputs, *dkeys, *denergy, *dmemory;
+    T *dgx, *dgh, *dqueries, *dcontexts, *doutputs, *denergies, *dkeys, *denergy, *dmemory;
     T *dfeatures, *dfilters;  // [A/L][B][feature][L]; [B][C][K]
     DecoderFlow(const DecoderShape<T>& s, Arena& arena) {
         const std::int64_t rows = s.d.rows, memory = s.d.memory_rows, out = s.d.current ? s.hp : 0;
@@ -65,6 +65,7 @@ struct DecoderFlow {
         dqueries = arena.take<T>(rows * s.ap);
         dcontexts = arena.take<T>(rows * s.mp);
         doutputs = arena.take<T>(rows * out);
+        denergies = arena.take<T>(s.multiplies() ? rows * s.sp : 0);
         dkeys = arena.take<T>(memory * s.key_columns());
         denergy = arena.take<T>(s.additive() ? s.d.B * s.ap : 0);
         dmemory = arena.take<T>(memory * s.d.M + Vec<T>::kLanes);
@@ -129,6 +130,19 @@ class DecoderGradients : DecoderPlaces<T> {
                   to_.dmemory + f_.memory_first[position] * s_.d.M, m.columns, team_, member_},
                  0, panels_of<T>(s_.d.M));
         return !team_.cancelled(member_, 0);
+    }
+
+    // The gradients of the keys of one position, where the score is a product. False once the call was cancelled.
+    bool keys(Member& m, std::int64_t position) {
+        const std::int64_t steps = f_.schedule.length[position], count = f_.memory_lengths[position];
+        if (team_.cancelled(member_, steps * count * s_.ap)) return false;
+        for (std::int64_t t = 0; t < steps; ++t) {
+            m.others[t] = to_.denergies + this->row_of(t, position) * s_.sp;
+            m.rows[t] = this->query_of(t, position);
+        }
+        key_gradients<T>(steps, m.others, m.rows, count, s_.ap / L, this->keys_of(to_.dkeys, position),
+                         s_.d.memory_rows * L);
+        return true;
     }
 
     void weights(Member& m) {

@@ -50,6 +50,7 @@ struct DecoderShape {
     bool additive() const { return d.score == Score::kAdditive; }
     bool factored() const { return additive() && d.features() == 0; }
     bool windowed() const { return d.score == Score::kWindow; }
+    bool multiplies() const { return !additive() && !windowed(); }
     bool projects_query() const { return additive() || windowed(); }
     bool projects_memory() const { return additive() || d.score == Score::kGeneral; }
     std::int64_t key_columns() const { return windowed() ? 0 : ap; }

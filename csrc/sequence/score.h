@@ -99,36 +99,31 @@ struct AdditiveScore {
     }
 };
 
+// Its adjoints are sums of rows: of keys for the query, of the queries of all steps for a key (attention.h).
 template <class T>
 struct ProductScore {
+    using V = Vec<T>;
+    static constexpr int L = V::kLanes;
+
     void energies(const Keys<T>& keys, const T* q, T* sums) const {
-        using V = Vec<T>;
-        constexpr int L = V::kLanes;
-        for (std::int64_t s = 0; s < keys.count; ++s) V::set(0).store(sums + s * L);
-        for (std::int64_t j = 0; j < keys.panels; ++j) {
-            const V query = V::load(q + j * L);
-            const T* const k = keys.first + j * keys.panel;
-            for (std::int64_t s = 0; s < keys.count; ++s) {
-                fma(query, V::load(k + s * L), V::load(sums + s * L)).store(sums + s * L);
-            }
-        }
+        std::int64_t j = 0;
+        for (; j + 4 <= keys.panels; j += 4) add_panels<4>(keys, j, q, sums);
+        for (; j < keys.panels; ++j) add_panels<1>(keys, j, q, sums);
     }
 
-    // As of the additive score.
-    void adjoint(const Keys<T>& keys, const T* q, const T* de, T* dq, std::int64_t dq_panel, T* dkeys) const {
-        using V = Vec<T>;
-        constexpr int L = V::kLanes;
-        for (std::int64_t j = 0; j < keys.panels; ++j) {
-            const V query = V::load(q + j * L);
-            const T* const k = keys.first + j * keys.panel;
-            T* const dk = dkeys + j * keys.panel;
-            V query_sum = V::set(0);
-            for (std::int64_t s = 0; s < keys.count; ++s) {
-                const V e = V::set(de[s]);
-                query_sum = fma(e, V::load(k + s * L), query_sum);
-                fma(e, query, V::load(dk + s * L)).store(dk + s * L);
-            }
-            query_sum.store(dq + j * dq_panel);
+  private:
+    // A few panels at once, so that the sums are seldom read and written.
+    template <int P>
+    FUSEDRNN_INLINE static void add_panels(const Keys<T>& keys, std::int64_t j, const T* q, T* sums) {
+        V query[P];
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) query[p] = V::load(q + (j + p) * L);
+        const T* const k = keys.first + j * keys.panel;
+        for (std::int64_t s = 0; s < keys.count; ++s) {
+            V sum = j == 0 ? V::set(0) : V::load(sums + s * L);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) sum = fma(query[p], V::load(k + p * keys.panel + s * L), sum);
+            sum.store(sums + s * L);
         }
     }
 };
