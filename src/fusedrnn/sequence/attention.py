@@ -261,7 +261,7 @@ class AttentionDecoder(HasCompute, Module):
         extra = None if dalpha is None else host_array("dalpha", dalpha)
         states = self._states("dstate", dstate, tape.shape[1])
         sums = self._sums()
-        grads = tuple(sums.get(name) for name in NAMES) if sums else None
+        grads = tuple(map(sums.get, NAMES)) if sums else None
         above: tuple[Array, ...] | None = None
         if self.upper is not None:
             # All is checked before the layers above add to their gradients.
@@ -383,9 +383,9 @@ class AttentionDecoder(HasCompute, Module):
 
     def _as_state(self, first: tuple[Array, ...], above: tuple[Array, ...] | None = None) -> State:
         """Return the states of the first layer (B, H) and of those above as the caller gets them."""
-        found = tuple(array[None] for array in first)
-        if above is not None:
-            found = tuple(np.concatenate(parts) for parts in zip(found, above, strict=True))
+        if above is None:
+            return first[0][None] if len(first) == 1 else tuple(array[None] for array in first)
+        found = tuple(np.concatenate((own[None], rest)) for own, rest in zip(first, above, strict=True))
         return found if len(found) > 1 else found[0]
 
     def _extra_repr(self) -> str:
