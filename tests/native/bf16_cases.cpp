@@ -112,6 +112,7 @@ void check_bf16(const Kernels& kernels, Report& report) {
     }
     check_threads(report);
     check_decoders(*bf16_kernels().decoder, report, true);
+    check_searches(*bf16_kernels().decoder, report, true);
 }
 
 }  // namespace kernel_check

@@ -217,6 +217,8 @@ void check_transducers(const fusedrnn::LayerTable<T>& layers, Report& report);
 template <class T>
 void check_decoders(const fusedrnn::DecoderKernels<T>& kernels, Report& report, bool bf16 = false);
 template <class T>
+void check_searches(const fusedrnn::DecoderKernels<T>& kernels, Report& report, bool bf16 = false);
+template <class T>
 void check_quantum(const fusedrnn::LayerTable<T>& layers, Report& report);
 
 }  // namespace kernel_check

@@ -46,8 +46,10 @@ int main(int argc, char** argv) {
         kernel_check::check_layers(*kernels.f64, *kernels.layers_f64, report);
         kernel_check::check_sequences(*kernels.layers_f32, report);
         kernel_check::check_decoders(*kernels.layers_f32->sequence->decoder, report);
+        kernel_check::check_searches(*kernels.layers_f32->sequence->decoder, report);
         kernel_check::check_sequences(*kernels.layers_f64, report);
         kernel_check::check_decoders(*kernels.layers_f64->sequence->decoder, report);
+        kernel_check::check_searches(*kernels.layers_f64->sequence->decoder, report);
         kernel_check::check_decoding(*kernels.layers_f32, report);
         kernel_check::check_decoding(*kernels.layers_f64, report);
         kernel_check::check_transducers(*kernels.layers_f32, report);
