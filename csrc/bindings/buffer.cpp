@@ -20,7 +20,6 @@ namespace fusedrnn {
 namespace {
 
 constexpr std::int64_t kCacheLine = 64, kHugePage = 2 << 20;
-constexpr std::int64_t kSmallestSpare = 64 << 10;
 #ifdef __SANITIZE_ADDRESS__
 constexpr std::int64_t kSpareBytes = 0;  // reuse would hide errors
 #else
@@ -32,7 +31,8 @@ class SpareBuffers {
   public:
     // A buffer of at least `bytes`, but not much larger, and its capacity; null if there is none.
     std::pair<void*, std::int64_t> take(std::int64_t bytes) {
-        if (bytes < kSmallestSpare || busy_.test_and_set(std::memory_order_acquire)) return {nullptr, 0};
+        if (bytes < AlignedBuffer::kSmallestSpare || busy_.test_and_set(std::memory_order_acquire))
+            return {nullptr, 0};
         int best = -1;
         for (int i = 0; i < count_; ++i) {
             const std::int64_t capacity = spares_[i].second;
@@ -46,7 +46,7 @@ class SpareBuffers {
     }
 
     void give(void* data, std::int64_t capacity) {
-        if (capacity < kSmallestSpare || capacity > kSpareBytes ||
+        if (capacity < AlignedBuffer::kSmallestSpare || capacity > kSpareBytes ||
             busy_.test_and_set(std::memory_order_acquire)) {
             std::free(data);
             return;

@@ -7,10 +7,12 @@ namespace fusedrnn {
 
 // Uninitialised memory aligned to 64 bytes; std::bad_alloc (MemoryError) where there is none.
 //
-// Freed buffers of 64 KB and more, 128 MB of them at most, are kept for the next calls: a training loop asks for the
+// Freed buffers of kSmallestSpare and more, 128 MB of them at most, are kept for the next calls: a training loop asks for the
 // same sizes at every step, and the system takes a quarter of a forward pass to map and clear a new tape.
 class AlignedBuffer {
   public:
+    static constexpr std::int64_t kSmallestSpare = 64 << 10;
+
     AlignedBuffer() = default;
     explicit AlignedBuffer(std::int64_t bytes);
     // Memory of another owner, which has to outlive the buffer, at any alignment.

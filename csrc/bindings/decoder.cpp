@@ -12,6 +12,7 @@
 #include "bindings/checks.h"
 #include "bindings/run.h"
 #include "bindings/sequence.h"
+#include "bindings/spare_array.h"
 
 namespace fusedrnn {
 namespace {
@@ -97,8 +98,8 @@ py::tuple decoder_forward(const std::shared_ptr<Prepared>& prepared, const py::o
         tape->memory_first.push_back(p.first[static_cast<std::size_t>(b)]);
         tape->memory_lengths.push_back(p.lengths[static_cast<std::size_t>(b)]);
     }
-    py::array y = new_array(p.decoder->dtype, {sizes.T, sizes.B, sizes.H}),
-              alpha = new_array(p.decoder->dtype, {sizes.T, sizes.B, sizes.S});
+    py::array y = spare_array(p.decoder->dtype, {sizes.T, sizes.B, sizes.H}),
+              alpha = spare_array(p.decoder->dtype, {sizes.T, sizes.B, sizes.S});
     py::tuple state(cell.states + (sizes.windows() > 0));
     py::object drawn = py::none();
     if (sampling != nullptr) {
@@ -178,8 +179,8 @@ py::tuple decoder_backward(const DecoderTape& tape, const py::object& dy_, const
         for (std::int64_t s = 0; s < p.lengths[static_cast<std::size_t>(b)]; ++s)
             owner.push_back(b), step.push_back(s);
     }
-    py::array dx = new_array(p.decoder->dtype, {need_dx ? d.T : 0, d.B, d.I}),
-              dmemory = new_array(p.decoder->dtype, {d.S, d.B, d.M});
+    py::array dx = spare_array(p.decoder->dtype, {need_dx ? d.T : 0, d.B, d.I}),
+              dmemory = spare_array(p.decoder->dtype, {d.S, d.B, d.M});
     py::tuple dstate(p.decoder->cell->states);
     by_dtype(p.decoder->dtype, [&]<class T>() {
         const DecoderKernels<T>& kernels = p.decoder->kernels<T>();

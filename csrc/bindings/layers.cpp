@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -14,6 +13,7 @@
 #include "bindings/buffer.h"
 #include "bindings/recurrent.h"
 #include "bindings/run.h"
+#include "bindings/spare_array.h"
 #include "cpu/kernels.h"
 #include "layers/layer_table.h"
 
@@ -277,11 +277,8 @@ std::tuple<py::array, double, py::array> cross_entropy(const py::object& logits_
 
 py::array spare_like(const py::object& x_) {
     const Array x = Array::floats(x_, "x").contiguous();
-    auto memory = std::make_unique<AlignedBuffer>(x.size() * x.itemsize());
-    void* const data = memory->data();
-    const py::capsule owner(memory.release(), [](void* p) { delete static_cast<AlignedBuffer*>(p); });
     const py::array like = x.object();
-    return {like.dtype(), std::vector<py::ssize_t>(like.shape(), like.shape() + like.ndim()), data, owner};
+    return spare_array(x.dtype(), {like.shape(), like.shape() + like.ndim()});
 }
 
 py::array dropout(const py::object& x_, const py::object& p_, const py::object& seed_,
