@@ -334,3 +334,23 @@ def test_more_errors() -> None:
     with pytest.raises(ValueError, match="tape"):
         copy.deepcopy(decoder).backward(tape, y)
     np.testing.assert_array_equal(decoder.flat_grads, before)
+
+
+@pytest.mark.once
+def test_large_results_are_the_callers() -> None:
+    """Their memory is that of freed buffers: no other call has it as long as a view of it lives."""
+    decoder = fr.AttentionDecoder("gru", 40, 40, 40, seed=0)
+    rng = np.random.default_rng(0)
+    x, dy, memory = (rng.standard_normal((30, 16, 40), dtype=np.float32) for _ in range(3))
+
+    def results(scale: float) -> list[Any]:
+        y, _, _, tape = decoder.forward(scale * x, memory)
+        return [y[1:], *(array[1:] for array in decoder.backward(tape, dy)[:2])]
+
+    first = results(1.0)
+    kept = [array.copy() for array in first]
+    for scale in (2.0, 3.0):
+        for array, other in zip(first, results(scale), strict=True):
+            assert array.flags.writeable
+            assert not np.shares_memory(array, other)
+    np.testing.assert_array_equal(np.array(first), np.array(kept))
