@@ -248,6 +248,22 @@ def test_a_saved_sequence_of_modules(tmp_path: Path) -> None:
     np.testing.assert_allclose(graph(tokens), model(tokens), rtol=1e-5, atol=1e-6)
 
 
+def test_modules_in_modules(tmp_path: Path) -> None:
+    """A Sequential in another, a Linear with the weight of the embedding, and one module twice."""
+    table, twice = fr.Embedding(20, I, seed=1), fr.GRU(I, I, seed=2)
+    head = fr.Linear(I, 20, weight_of=table, seed=3)
+    model, path = (
+        fr.Sequential(table, fr.Sequential(twice, fr.Sequential(), twice), head),
+        tmp_path / "m.onnx",
+    )
+    fr.onnx.save(model, path)
+    tokens = np.random.default_rng(0).integers(0, 20, (T, B))
+    graph = check_with_runtime(path, {"x": tokens})
+    np.testing.assert_allclose(graph(tokens), model(tokens), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"^0\.1\.layer_norm: expected none, since ONNX has none"):
+        fr.onnx.save(fr.Sequential(fr.Sequential(fr.Linear(I, I), fr.LSTM(I, H, layer_norm=True))), path)
+
+
 def test_operators_around(tmp_path: Path) -> None:
     node = onnx.helper.make_node
     nodes = [

@@ -21,6 +21,12 @@ def module() -> Any:
 X = np.zeros((4, 2, 3))
 STATE = (np.zeros((1, 2, 5)), np.zeros((1, 2, 5)))
 
+
+def hidden(values: Any) -> Any:
+    """The values with the first masked."""
+    return np.ma.masked_array(values, np.arange(values.size).reshape(values.shape) == 0)
+
+
 PUBLIC: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "input_size_negative": (lambda: fr.LSTM(-1, 5), ValueError, "input_size"),
     "input_size_kind": (lambda: fr.LSTM("3", 5), TypeError, "input_size"),  # type: ignore[arg-type]
@@ -34,6 +40,7 @@ PUBLIC: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "dropout_kind": (lambda: fr.LSTM(3, 5, 2, dropout="a"), TypeError, "dropout"),  # type: ignore[arg-type]
     "dtype": (lambda: fr.LSTM(3, 5, dtype="float16"), TypeError, "dtype"),
     "dtype_unknown": (lambda: fr.LSTM(3, 5, dtype="double precision"), TypeError, "dtype"),
+    "dtype_class": (lambda: fr.LSTM(3, 5, dtype=np.float16), TypeError, "dtype: expected float32 or float64"),
     "seed": (lambda: fr.LSTM(3, 5, seed="a"), TypeError, "seed"),  # type: ignore[arg-type]
     "seed_negative": (lambda: fr.LSTM(3, 5, seed=-1), ValueError, "seed"),
     "nonlinearity": (lambda: fr.RNN(3, 5, nonlinearity="gelu"), ValueError, "nonlinearity"),
@@ -112,6 +119,26 @@ PUBLIC: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "mse_shape": (lambda: fr.mse_loss(np.zeros(3), np.zeros(4)), ValueError, "target"),
     "mse_dtype": (lambda: fr.mse_loss(np.zeros(3), np.zeros(3, np.float32)), TypeError, "target"),
+    "mask_masked": (lambda: module()(X, mask=hidden(X[..., 0] == 0)), TypeError, "mask: .*without a mask"),
+    "mask_resets_masked": (
+        lambda: module()(X, mask=X[..., 0] == 0, resets=hidden(X[..., 0] == 0)),
+        TypeError,
+        "resets: .*without a mask",
+    ),
+    "init_state_masked": (
+        lambda: fr.GRU(3, 5, init_state=hidden(np.zeros((1, 5)))),
+        TypeError,
+        "init_state: .*without a mask",
+    ),
+    **{
+        f"ragged_{name}": (call, ValueError, f"{name}: expected an array, got lists of different lengths")
+        for name, call in {
+            "indices": lambda: fr.Embedding(3, 4)([[1, 2], [1]]),
+            "lengths": lambda: module()(X, lengths=[[1], [1, 2]]),
+            "targets": lambda: fr.ctc_loss(X, [[1, 2], [1]], [4, 4], [2, 1]),
+        }.items()
+    },
+    "optimiser_none": (lambda: fr.optim.Adam([]), ValueError, "modules: expected at least one, got none"),
     "sgd_lr": (lambda: fr.optim.SGD(module(), lr=-1.0), ValueError, "lr"),
     "sgd_nesterov": (lambda: fr.optim.SGD(module(), lr=0.1, nesterov=True), ValueError, "nesterov"),
     "adam_betas": (lambda: fr.optim.Adam(module(), betas=(1.0, 0.9)), ValueError, "betas"),

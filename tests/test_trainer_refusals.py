@@ -216,3 +216,17 @@ def test_one_masked_array_among_others_is_refused_before_a_step(place: int) -> N
     with pytest.raises(TypeError, match=rf"^train {name}\[4\]: expected an array without a mask"):
         run.fit(data)
     assert not run.step
+def test_a_loss_or_a_metric_that_was_set_since() -> None:
+    """The lengths that the first loss took went to the second."""
+
+    def with_lengths(output: Any, targets: Any, lengths: Any) -> Any:
+        assert len(lengths) == len(targets)
+        return fr.cross_entropy(output, targets)
+
+    data = sequences()
+    run, want = trainer(epochs=1), trainer(epochs=1)
+    run.loss = with_lengths
+    assert run.fit(data)["loss"] == pytest.approx(want.fit(data)["loss"], rel=1e-6)
+    run.loss, run.metrics = fr.cross_entropy, {"name": lambda output, targets: "good"}
+    with pytest.raises(TypeError, match=r"^metrics\['name'\]: .* a function that returns a number, got"):
+        run.evaluate(data)

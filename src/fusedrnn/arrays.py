@@ -17,15 +17,25 @@ def refuse_mask(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected an array without a mask, got a MaskedArray; see its filled()")
 
 
+def as_regular(name: str, value: Any) -> Array:
+    """Return numbers, or lists of them of one length, as an array; refuse masked arrays and other lists."""
+    refuse_mask(name, value)
+    try:
+        return np.asarray(value)
+    except ValueError:
+        if not isinstance(value, (list, tuple)):
+            raise
+        raise ValueError(f"{name}: expected an array, got lists of different lengths; pad them") from None
+
+
 def as_array(value: Any, name: str = "value") -> Array:
     """Return an array or a tensor of another library as a NumPy array, off its gradient tape and device."""
-    refuse_mask(name, value)
     for method in ("detach", "cpu"):
         if hasattr(value, method):
             value = getattr(value, method)()
     if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):
         value = value.get()
-    return np.asarray(value)
+    return as_regular(name, value)
 
 
 def assign(view: Any, value: Array) -> None:

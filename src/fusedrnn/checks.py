@@ -44,7 +44,7 @@ def kind_error(name: str, value: Any, expected: str) -> TypeError:
 
 def shown(value: Any) -> str:
     """Return a value as errors show it: of data that was given in its place the kind and the shape."""
-    if getattr(value, "ndim", 0):
+    if getattr(value, "ndim", 0) and not isinstance(value, type):
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

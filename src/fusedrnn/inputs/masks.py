@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array
+from fusedrnn.arrays import Array, as_regular
 from fusedrnn.checks import check_array
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import as_lengths
@@ -31,7 +31,7 @@ def counted_steps(
     counts = np.ones(leading, np.bool_)
     if mask is not None:
         symbols = ("(T, B)" if axis == 0 else "(B, T)") if len(leading) == 2 else "(T,)"
-        counts &= check_array("mask", np.asarray(mask), leading, np.dtype(np.bool_), symbols)
+        counts &= check_array("mask", as_regular("mask", mask), leading, np.dtype(np.bool_), symbols)
     if lengths is not None:
         seq_len, batch = leading[axis], leading[1 - axis] if len(leading) == 2 else 1
         ends = as_lengths(lengths)
@@ -101,7 +101,7 @@ class Packing:
 
     def borders(self, resets: npt.ArrayLike, leading: tuple[int, ...]) -> Array:
         """Return resets of the packed steps: one at a step that does not count acts at the next that does."""
-        given = check_array("resets", np.asarray(resets), leading, np.dtype(np.bool_))
+        given = check_array("resets", as_regular("resets", resets), leading, np.dtype(np.bool_))
         seen = self.take(np.cumsum(given, axis=self._axis))
         return np.diff(seen, axis=self._axis, prepend=0) > 0
 

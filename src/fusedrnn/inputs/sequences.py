@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.arrays import Array, as_regular, refuse_mask
 from fusedrnn.checks import as_int64, kind_error
 
 
@@ -19,8 +19,7 @@ def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
     Raises:
         TypeError: not of an integer dtype.
     """
-    refuse_mask("lengths", lengths)
-    array = np.asarray(lengths)
+    array = as_regular("lengths", lengths)
     if not array.size and not isinstance(lengths, np.ndarray):
         return np.empty(array.shape, np.int64)  # an empty list has no dtype of its own
     if array.dtype.kind == "f" and array.ndim > 1:

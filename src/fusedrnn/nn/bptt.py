@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array, StateLike
+from fusedrnn.arrays import Array, StateLike, as_regular
 from fusedrnn.checks import check_array, check_size
 from fusedrnn.inputs.lookup import Lookup
 from fusedrnn.inputs.sequences import as_lengths
@@ -44,7 +44,7 @@ class Windows:
                 )
         self._resets = None
         if resets is not None:
-            self._resets = np.asarray(resets)
+            self._resets = as_regular("resets", resets)
             check_array("resets", self._resets, tuple(x.shape[:-1]), np.dtype(np.bool_))
         self.count = -(-self._seq_len // window)
 

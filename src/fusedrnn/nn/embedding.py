@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array, as_array, refuse_mask
+from fusedrnn.arrays import Array, as_array, as_regular
 from fusedrnn.backend import CPU
 from fusedrnn.checks import as_indices, check_array, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng
@@ -88,8 +88,7 @@ class Embedding(Module):
 
     def _apply(self, indices: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
         backend = self._backend
-        refuse_mask("indices", indices)
-        array = np.asarray(indices) if backend is CPU else as_array(indices)
+        array = as_regular("indices", indices) if backend is CPU else as_array(indices, "indices")
         flat = as_indices("indices", array)
         y = backend.kernels.embedding_forward(flat, self._own["weight"])
         return y.reshape(*array.shape, self.embedding_dim), flat

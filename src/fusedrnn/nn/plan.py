@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusedrnn import _core
-from fusedrnn.arrays import Array, StateLike, refuse_mask
+from fusedrnn.arrays import Array, StateLike, as_regular
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.cells import CellSpec, Weights
 from fusedrnn.checks import check_array, check_number, check_size
@@ -264,7 +264,6 @@ def layout_error(error: ValueError, shape: tuple[int, ...], batch_first: bool) -
 
 def borders_of(resets: Any, shape: tuple[int, ...], single: bool, batch_first: bool, on: Backend) -> Array:
     """Return the time-major view of checked resets, of this shape in the caller's layout."""
-    refuse_mask("resets", resets)
-    given = np.asarray(resets) if on is CPU else resets
+    given = as_regular("resets", resets) if on is CPU else resets
     symbols = "(T,)" if single else "(B, T)" if batch_first else "(T, B)"
     return time_major(check_array("resets", given, shape, _BOOL, symbols, on.array), single, batch_first)

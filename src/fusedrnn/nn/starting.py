@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.arrays import Array
+from fusedrnn.arrays import Array, as_regular
 from fusedrnn.checks import check_flag
 from fusedrnn.nn.options import WithOptions
 
@@ -51,8 +51,8 @@ class WithStarts(WithOptions):
         given = []
         for k, part in enumerate(self._start_given):
             rows, width = network.rows, network.widths[k]
-            array = np.asarray(part, self._dtype)
             name = "init_state" + self._unmasked.state_labels[k]
+            array = as_regular(name, part).astype(self._dtype)
             if array.shape not in ((rows, width), (rows, 1, width)):
                 raise ValueError(
                     f"{name}: expected shape (num_layers*D, H) = ({rows}, {width}), got {array.shape}"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.arrays import Array, as_regular
 from fusedrnn.checks import as_int64
 from fusedrnn.cuda.libraries import is_device_array
 from fusedrnn.inputs.rows import check_host, contiguous
@@ -22,8 +22,7 @@ def integers(name: str, value: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Return integers of any dtype as the kernels take them."""
     if not isinstance(value, np.ndarray) and is_device_array(value):
         raise RuntimeError(f"{name}: expected integers in host memory, got a {type(value).__name__} on a GPU")
-    refuse_mask(name, value)
-    array = np.asarray(value)
+    array = as_regular(name, value)
     if not array.size and not isinstance(value, np.ndarray):
         return np.empty(array.shape, np.int64)  # an empty list has no dtype of its own
     return as_int64(name, array)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.arrays import Array, as_regular
 from fusedrnn.backend import NOTHING
 from fusedrnn.checks import as_indices, check_array, check_number, check_size
 from fusedrnn.inputs.rows import as_rows
@@ -69,8 +69,7 @@ def chunked_cross_entropy(
     backend, classes = head._backend, head.out_features
     rows = as_rows("h", h, (head.in_features,), backend)
     check_array("h", rows, rows.shape, head._dtype)
-    refuse_mask("targets", targets)
-    labels = np.asarray(targets)
+    labels = as_regular("targets", targets)
     if labels.shape != h.shape[:-1]:
         raise ValueError(f"targets: expected shape (...) = {h.shape[:-1]}, got {labels.shape}")
     flat = as_indices("targets", labels).copy()  # another thread may write to the caller's

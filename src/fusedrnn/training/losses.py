@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array, as_array, refuse_mask
+from fusedrnn.arrays import Array, as_array, as_regular, refuse_mask
 from fusedrnn.backend import CPU, Backend
 from fusedrnn.checks import as_indices, check_array, check_choice, check_number, check_size, kind_error
 from fusedrnn.devices import backend_of
@@ -92,10 +92,9 @@ def _cross_entropy(
     if not isinstance(logits, backend.array):
         raise kind_error("logits", logits, "a numpy.ndarray")
     refuse_mask("logits", logits)
-    refuse_mask("targets", targets)
     if logits.ndim == 0:
         raise ValueError("logits: expected shape (..., C), got ()")
-    labels = np.asarray(targets) if backend is CPU else as_array(targets)
+    labels = as_regular("targets", targets) if backend is CPU else as_array(targets, "targets")
     if labels.shape != logits.shape[:-1]:
         way = "; use targets.argmax(-1) for the numbers of classes" if labels.shape == logits.shape else ""
         raise ValueError(f"targets: expected shape (...) = {logits.shape[:-1]}, got {labels.shape}{way}")
@@ -180,8 +179,7 @@ def class_numbers(
         TypeError: not integers, or a mask.
         ValueError: another shape, or a target that counts beyond the classes.
     """
-    refuse_mask("targets", targets)
-    labels = np.asarray(targets)
+    labels = as_regular("targets", targets)
     if labels.shape != shape:
         raise ValueError(f"targets: expected shape (...) = {shape}, got {labels.shape}")
     flat, ignored = as_indices("targets", labels), check_size("ignore_index", ignore_index, -(2**63))

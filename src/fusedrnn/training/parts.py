@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fusedrnn.checks import check_size
+from fusedrnn.checks import check_size, shown
 from fusedrnn.distributed import Alone, Group, TorchGroup, group_of
 from fusedrnn.nn.module import Module
 from fusedrnn.optim.optimizer import Optimizer
@@ -28,6 +28,17 @@ def loss_and_gradient(found: Any) -> Any:
             f"returns {type(found).__name__}"
         )
     return found
+
+
+def number_of(name: str, found: Any) -> float:
+    """Return what a metric returned, or refuse it."""
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"metrics[{name!r}]: expected a function that returns a number, got one that returns "
+            f"{shown(found)}"
+        ) from None
 
 
 def check_metrics(metrics: Any) -> dict[str, Metric]:

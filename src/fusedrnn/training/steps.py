@@ -16,7 +16,7 @@ from fusedrnn.training.checkpoints import Resumable
 from fusedrnn.training.clip import clip_grad_norm
 from fusedrnn.training.data import Batch, SequenceData
 from fusedrnn.training.diagnosis import DivergedError, diagnose, names_not_finite, not_finite
-from fusedrnn.training.parts import Metric, hooks_of, loss_and_gradient
+from fusedrnn.training.parts import Metric, hooks_of, loss_and_gradient, number_of
 from fusedrnn.training.whole import Whole
 
 # Arguments that functions get if they have them: the lengths of inputs, of what the model makes of them (as
@@ -237,7 +237,7 @@ class Steps(Resumable):
                 counted = ... if batch.counted is None else batch.counted
                 for name, metric in self.metrics.items() if batch.weight else ():
                     given = self._given(self._metrics_take[name], batch)
-                    value = float(metric(output[counted], batch.targets[counted], **given))
+                    value = number_of(name, metric(output[counted], batch.targets[counted], **given))
                     sums[name] += value * batch.weight
                     weights[name] += batch.weight
         finally:

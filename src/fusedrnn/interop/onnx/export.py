@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,24 +44,24 @@ def save(
     Raises:
         ModuleNotFoundError: the package onnx is not installed.
         TypeError: a module of another kind; it is named.
-        ValueError: an option that ONNX has not, as proj_size, cell_clip, zoneout or merge.
+        ValueError: an option that ONNX has not, as proj_size, cell_clip, layer_norm, zoneout or merge.
     """
     with needed("fusedrnn.onnx", "onnx"):
         import onnx
         from onnx import helper
 
-    modules = list(module) if isinstance(module, Sequential) else [module]
     alone = not isinstance(module, Sequential)
+    members = list(_members(module, ""))
     if check_flag("states", states) and not (alone and isinstance(module, RNN | LSTM | GRU)):
         raise ValueError(
             f"states: expected False, since {type(module).__name__} is no network by itself, got True"
         )
-    if not modules:
+    if not members:
         raise ValueError("module: expected modules in it, got an empty Sequential")
     writer = _Writer(check_flag("lengths", lengths), states)
     name = "x"
-    for index, each in enumerate(modules):
-        name = writer.add(each, name, str(index) if not alone else "", index == 0)
+    for index, (place, each) in enumerate(members):
+        name = writer.add(each, name, place, index == 0)
     writer.node("Identity", [name], ["y"])
     first, kind = writer.first, writer.kind
     outputs = [("y", kind, writer.shape)]
@@ -81,6 +81,15 @@ def save(
     onnx.checker.check_model(model)
     with open(path, "wb") as file:
         file.write(model.SerializeToString())
+
+
+def _members(module: Module, name: str) -> Iterator[tuple[str, Module]]:
+    """Yield (dotted number, member) of a module, those of Sequentials one by one."""
+    if not isinstance(module, Sequential):
+        yield name, module
+        return
+    for index, member in enumerate(module):
+        yield from _members(member, f"{name}.{index}" if name else str(index))
 
 
 class _Writer:
@@ -128,7 +137,9 @@ class _Writer:
                 f"them, got {type(module).__name__}"
             )
         self.kind = helper.np_dtype_to_tensor_dtype(module.dtype)
-        values = {each: np.asarray(array) for each, array in module.state_dict().items()}
+        # A Linear that is tied has the weight of its embedding.
+        owners = [module, *(module._tied.values() if isinstance(module, Linear) else ())]
+        values = {name: np.asarray(array) for each in owners for name, array in each.state_dict().items()}
         steps = ["T", "B"]
         if isinstance(module, Recurrent) and module.batch_first:
             steps = ["B", "T"]
