@@ -243,3 +243,23 @@ def test_module_basics() -> None:
     assert fr.LSTM(2, 3, dtype=np.float64).dtype == np.float64
     with pytest.raises(UserWarning, match="dropout"):
         fr.LSTM(2, 3, dropout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (fr.LSTM(2, 3), ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")),
+        (fr.GRU(2, [3, 4]), ("hidden_size", "num_layers")),
+        (fr.RNN(2, 3), ("nonlinearity",)),
+        (fr.RNNCell(2, 3), ("input_size", "hidden_size", "bias", "nonlinearity")),
+        (fr.Linear(2, 3), ("in_features", "out_features", "bias")),
+        (fr.Embedding(2, 3), ("num_embeddings", "embedding_dim")),
+    ],
+)
+def test_what_parameters_were_made_by_stays(module: fr.Module, names: tuple[str, ...]) -> None:
+    """Set later, it did nothing but change what repr and other formats say."""
+    text = repr(module)
+    for name in names:
+        with pytest.raises(AttributeError, match=f"^{name}: expected as an argument, .*{name}=2\\), since"):
+            setattr(module, name, 2)
+    assert repr(module) == text and repr(copy.deepcopy(module)) == text

@@ -39,6 +39,7 @@ class Embedding(Module):
 
     _dtype: np.dtype[Any]
     _stepwise = True
+    _fixed = frozenset(("num_embeddings", "embedding_dim"))
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class Linear(HasCompute, Module):
 
     _dtype: np.dtype[Any]
     _stepwise = True
+    _fixed = frozenset(("in_features", "out_features", "bias"))
 
     def __init__(
         self,

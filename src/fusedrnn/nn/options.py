@@ -111,8 +111,8 @@ class WithOptions(HasCompute, Module):
 
     def _set_sizes(self, hidden_size: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
         """Set hidden_size and num_layers; return the size of each layer."""
-        self.num_layers = num_layers
         if not isinstance(hidden_size, (tuple, list)):
+            self.num_layers = num_layers
             self.hidden_size = check_size("hidden_size", cast(int, hidden_size))
             return (self.hidden_size,) * num_layers
         sizes = tuple(check_size(f"hidden_size[{k}]", size) for k, size in enumerate(hidden_size))

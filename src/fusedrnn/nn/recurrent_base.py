@@ -114,6 +114,9 @@ class Recurrent(Served[StateT]):
 
     has_state = True
     _derived = Module._derived | {"_key", "_plan", "_plain"}
+    _fixed = frozenset(
+        ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "nonlinearity")
+    )
     _key: str
     _plan: NetworkPlan
     _plain: Callable[..., Any] | None

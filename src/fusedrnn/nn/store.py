@@ -47,6 +47,8 @@ class Store(Tree[StoreT]):
     # {name: array} that is saved and not trained.
     _saved: dict[str, Array]
     _frozen: bool
+    # Attributes by which the parameters are made: set later, they would do nothing.
+    _fixed: frozenset[str] = frozenset()
     # Rebuilt rather than copied: everything that points into the buffers.
     _derived = frozenset(
         {"_buffers", "_start", "_own", "_own_grads", "_tree", "_tree_grads", "_given", "_layout"}
@@ -238,6 +240,11 @@ class Store(Tree[StoreT]):
                 return
             if name in self.__dict__.get("_own", {}):
                 raise TypeError(f"{name}: a parameter; write to it with parameters[{name!r}][...] = values")
+        elif name in self._fixed:
+            raise AttributeError(
+                f"{name}: expected as an argument, {type(self).__name__}(..., {name}={value!r:.40}), since "
+                "weights are there for what it was; got an assignment"
+            )
         super().__setattr__(name, value)
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
