@@ -180,3 +180,23 @@ def test_a_step_that_fails_takes_no_noise() -> None:
     run.fit(DATA)
     run.loss = whole.loss
     assert bits(run) == bits(whole)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+def test_the_end_of_the_last_epoch_is_saved_by_the_next_fit(
+    kind: type[BaseException], tmp_path: Path
+) -> None:
+    """There was no checkpoint then: all epochs were over."""
+    whole, run = made(tmp_path / "whole"), made(tmp_path / "run")
+    whole.fit(DATA)
+
+    def once(run: Trainer) -> None:
+        if run.epoch == 2 and not (tmp_path / "came").exists():
+            (tmp_path / "came").touch()
+            raise kind
+
+    run.callbacks.append(once)
+    with pytest.raises(kind):
+        run.fit(DATA)
+    run.fit(DATA)
+    assert (tmp_path / "run").read_bytes() == (tmp_path / "whole").read_bytes()

@@ -142,6 +142,8 @@ class Trainer(Steps):
         self._whole = Whole()
         self._carried: Any = None
         self._owed = []
+        # Whether an epoch is over that the checkpoint does not have yet.
+        self._unsaved = False
         # The last parameters, where the model has the best ones.
         self._last: dict[str, Any] | None = None
         self._digest = ""
@@ -221,6 +223,8 @@ class Trainer(Steps):
                 with shown:
                     self.model.train()
                     self._call()
+                    if self._unsaved:
+                        self._save()
                     while not self.finished:
                         self._run_epoch(data, held_out, shown)
             finally:
@@ -325,7 +329,7 @@ class Trainer(Steps):
             for name, value in figures.items():
                 self.history.setdefault(name, []).append(value)
             self.epoch += 1
-            self._owed = self._hooked("on_epoch")
+            self._owed, self._unsaved = self._hooked("on_epoch"), True
             self._done, self._sum, self._count, self._carried = 0, 0.0, 0, None
             if self.schedule is not None and self.schedule.needs_metric:
                 followed: Any = self.schedule
@@ -349,3 +353,4 @@ class Trainer(Steps):
     def _save(self) -> None:
         if self.checkpoint is not None:
             self._write(self.checkpoint)
+        self._unsaved = False
