@@ -13,6 +13,7 @@ import fusedrnn as fr
 from fusedrnn.arrays import Array
 from fusedrnn.estimators.inputs import given_classes, refuse_missing
 from fusedrnn.estimators.pooled import Pooled
+from fusedrnn.nn.activations import softmax
 
 
 class SequenceClassifier(ClassifierMixin, Pooled):  # type: ignore[misc]
@@ -81,17 +82,10 @@ class SequenceClassifier(ClassifierMixin, Pooled):  # type: ignore[misc]
             TypeError, ValueError: X is not what `fit` had.
             sklearn.exceptions.NotFittedError: `fit` was not called.
         """
-        return softmax(np.stack(self._outputs(X)))
+        return softmax(np.stack(self._outputs(X)), -1)
 
     def predict(self, X: Any) -> Array:
         """Return the most probable classes (N,); raises what `predict_proba` does."""
         scores = np.stack(self._outputs(X))
         best: Array = self.classes_[scores.argmax(axis=1)]
         return best
-
-
-def softmax(logits: Array) -> Array:
-    """Return softmax over the last axis."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    found: Array = powers / powers.sum(axis=-1, keepdims=True)
-    return found

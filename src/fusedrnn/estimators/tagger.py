@@ -11,8 +11,8 @@ import fusedrnn as fr
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_flag
 from fusedrnn.estimators.base import SequenceEstimator
-from fusedrnn.estimators.classifier import softmax
 from fusedrnn.estimators.inputs import given_classes, refuse_missing
+from fusedrnn.nn.activations import softmax
 
 
 class SequenceTagger(SequenceEstimator):
@@ -149,7 +149,7 @@ class SequenceTagger(SequenceEstimator):
         """Return the probabilities (T_n, K) of the tags at each step; raises what `predict` does."""
         outputs = self._outputs(X)
         if self._crf is None:
-            return [softmax(scores) for scores in outputs]
+            return [softmax(scores, -1) for scores in outputs]
         scores, lengths = fr.pad(outputs)
         return fr.unpad(self._crf.marginals(scores, lengths), lengths)
 

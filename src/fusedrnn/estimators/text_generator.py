@@ -14,7 +14,7 @@ import fusedrnn as fr
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_choice, check_size
 from fusedrnn.estimators.base import SequenceEstimator
-from fusedrnn.estimators.classifier import softmax
+from fusedrnn.nn.activations import softmax
 from fusedrnn.preprocessing import Vocabulary
 
 # A text begins and ends with a vocabulary's number for padding, which no token has.
@@ -223,7 +223,7 @@ class TextGenerator(SequenceEstimator):
         rows = [
             self._advance(self._whole(self.tokens(text))[:-1, None], None)[0][-1, 0] for text in _texts(X)
         ]
-        return softmax(np.stack(rows))
+        return softmax(np.stack(rows), -1)
 
     def predict(self, X: Any) -> Array:
         """Return the likeliest next tokens (N,), no unknown ones; raises what `predict_proba` does."""

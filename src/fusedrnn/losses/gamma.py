@@ -56,3 +56,10 @@ def sigmoid(x: Array) -> Array:
     """Return 1 / (1 + exp(-x)) with all digits everywhere."""
     small = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, 1.0, small) / (1.0 + small))
+
+
+def log_softmax(x: Array, axis: int | tuple[int, ...]) -> Array:
+    """Return x - log(sum of exp(x)) along axes; of NaN and inf NaN."""
+    with np.errstate(invalid="ignore"):
+        shifted = x - x.max(axis=axis, keepdims=True)
+        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))

@@ -12,7 +12,7 @@ from fusedrnn.checks import check_array, check_number, check_size
 from fusedrnn.init import Seed, make_rng
 from fusedrnn.listing import Listed
 from fusedrnn.losses.elements import check_pred, reduced
-from fusedrnn.losses.gamma import sigmoid, softplus
+from fusedrnn.losses.gamma import log_softmax, sigmoid, softplus
 from fusedrnn.training.losses import Reduction, check_reduction
 
 # Deviations and correlations beyond those of +-100 are taken for these: no float32 is as large or as small.
@@ -88,7 +88,7 @@ class MixtureDensity(Listed):
             p, q = (u - v) * grow, (u + v) / grow
             log_cosh = np.logaddexp(rho, -rho) - math.log(2)
             densities = log_cosh - sigma_1 - sigma_2 - (u * u + v * v) / 4 - (p * p + q * q) / 8
-            weights = _log_softmax(pi)
+            weights = log_softmax(pi, -1)
             joint = weights + densities
             top = joint.max(axis=-1, keepdims=True)
             likelihood = np.log(np.exp(joint - top).sum(axis=-1, keepdims=True)) + top
@@ -125,7 +125,7 @@ class MixtureDensity(Listed):
         if not np.isfinite(raw).all():
             raise ValueError("raw: expected finite values, got NaN or infinite ones")
         # The largest of log weights with Gumbel noise is a draw from the weights.
-        chosen = (_log_softmax(pi * (1 + low)) + rng.gumbel(size=pi.shape)).argmax(axis=-1)[..., None]
+        chosen = (log_softmax(pi * (1 + low), -1) + rng.gumbel(size=pi.shape)).argmax(axis=-1)[..., None]
         mu_1, mu_2, sigma_1, sigma_2, rho = (np.take_along_axis(a, chosen, -1)[..., 0] for a in others)
         first, second = rng.standard_normal((2, *e.shape))
         second = np.tanh(rho) * first + second / np.cosh(rho)
@@ -148,8 +148,3 @@ class MixtureDensity(Listed):
 
     def __repr__(self) -> str:
         return f"MixtureDensity({self.num_components})"
-
-
-def _log_softmax(x: Array) -> Array:
-    shifted = x - x.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

@@ -13,6 +13,7 @@ from fusedrnn.arrays import Array
 from fusedrnn.checks import check_array, check_flag, check_number, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.rows import as_rows
+from fusedrnn.losses.gamma import log_softmax
 from fusedrnn.nn.blocks import Sequential
 from fusedrnn.nn.class_loss import ClassLoss
 from fusedrnn.nn.containers import ModuleList
@@ -140,11 +141,11 @@ class AdaptiveSoftmax(ClassLoss):
 
     def _log_prob(self, rows: Array, logits: Array) -> Array:
         first, found = self.cutoffs[0], np.empty((len(rows), self.n_classes), rows.dtype)
-        head = _log_softmax(logits)
+        head = log_softmax(logits, 1)
         found[:, :first] = head[:, :first]
         ends = (*self.cutoffs[1:], self.n_classes)
         for i, (cluster, start, end) in enumerate(zip(self.tail, self.cutoffs, ends, strict=True)):
-            np.add(_log_softmax(cluster(rows)), head[:, first + i, None], out=found[:, start:end])
+            np.add(log_softmax(cluster(rows), 1), head[:, first + i, None], out=found[:, start:end])
         return found
 
     def _rows(self, h: Array) -> Array:
@@ -176,9 +177,3 @@ def _check_cutoffs(cutoffs: Any, classes: int) -> tuple[int, ...]:
     if not found or any(a >= b for a, b in pairwise(found)):
         raise ValueError(f"cutoffs: expected one or more rising class numbers, got {list(found)}")
     return found
-
-
-def _log_softmax(logits: Array) -> Array:
-    with np.errstate(invalid="ignore"):
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -10,6 +10,7 @@ import numpy as np
 
 from fusedrnn.arrays import Array
 from fusedrnn.functional import sigmoid
+from fusedrnn.nn.activations import softmax
 from fusedrnn.nn.containers import ModuleDict
 from fusedrnn.nn.module import Module
 
@@ -18,17 +19,11 @@ __all__ = ["Model"]
 Mask: TypeAlias = "Array | None"
 
 
-def _softmax(x: Array) -> Array:
-    shifted: Array = np.exp(x - x.max(-1, keepdims=True))
-    shifted /= shifted.sum(-1, keepdims=True)
-    return shifted
-
-
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
     "sigmoid": sigmoid,
-    "softmax": _softmax,
+    "softmax": lambda x: softmax(x, -1),
     "tanh": np.tanh,
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.arrays import Array
+from fusedrnn.losses.gamma import log_softmax
 
 __all__ = ["OPERATORS"]
 
@@ -57,9 +58,7 @@ def _log_softmax(attributes: Attributes, x: Array) -> Array:
         axis: Any = attributes.get("axis", -1)
     else:
         axis = tuple(range(attributes.get("axis", 1) % x.ndim, x.ndim))
-    shifted: Array = x - x.max(axis=axis, keepdims=True)
-    shifted = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
-    return shifted
+    return log_softmax(x, axis)
 
 
 def _sigmoid(attributes: Attributes, x: Array) -> Array:
