@@ -165,7 +165,7 @@ def test_refused() -> None:
             call(fr.Linear(3, 5), x, 4)
         with pytest.raises(ValueError, match="an int >= 1"):
             call(net.eval(), x, 0)
-        with pytest.raises(ValueError, match=r"lengths: expected each in 0..T = 10, got 3..11"):
+        with pytest.raises(ValueError, match=r"lengths: expected values in 0..T = 0..10, got 3..11"):
             call(net, x, 4, lengths=[3, 11])
         with pytest.raises(ValueError, match=r"lengths: expected shape \(B,\) = \(2,\), got \(3,\)"):
             call(net, x, 4, lengths=[3, 4, 5])

@@ -72,7 +72,7 @@ def test_errors_change_nothing() -> None:
     head = fr.Linear(4, 9, seed=1)
     h = np.ones((3, 4), "float32")
     for targets, message in (
-        ([1, 2, 9], r"targets: expected values in \[0, V\) = \[0, 9\).*got 9"),
+        ([1, 2, 9], r"targets: expected values in \[0, C\) = \[0, 9\).*got 9"),
         ([1, -1, 2], "got -1"),
         ([1, 2], "targets: expected shape"),
     ):

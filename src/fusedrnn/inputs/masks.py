@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array, as_regular
 from fusedrnn.checks import check_array
 from fusedrnn.inputs.lookup import Lookup
-from fusedrnn.inputs.sequences import as_lengths
+from fusedrnn.inputs.sequences import lengths_within
 
 
 def counted_steps(
@@ -34,12 +34,7 @@ def counted_steps(
         counts &= check_array("mask", as_regular("mask", mask), leading, np.dtype(np.bool_), symbols)
     if lengths is not None:
         seq_len, batch = leading[axis], leading[1 - axis] if len(leading) == 2 else 1
-        ends = as_lengths(lengths)
-        if ends.shape != (batch,):
-            raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {ends.shape}")
-        if batch and not 0 <= ends.min() <= ends.max() <= seq_len:
-            got = f"{ends.min()}..{ends.max()}"
-            raise ValueError(f"lengths: expected values in [0, T] = [0, {seq_len}], got {got}")
+        ends = lengths_within(lengths, batch, seq_len)
         steps = np.arange(seq_len)
         inside = steps[:, None] < ends if axis == 0 else steps < ends[:, None]
         counts &= inside if len(leading) == 2 else inside[:, 0]

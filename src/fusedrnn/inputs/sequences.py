@@ -30,6 +30,21 @@ def as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return as_int64("lengths", array)
 
 
+def lengths_within(lengths: npt.ArrayLike, batch: int, seq_len: int) -> npt.NDArray[np.int64]:
+    """Return lengths (B,), each in 0..T.
+
+    Raises:
+        TypeError: not of an integer dtype.
+        ValueError: of another shape, or out of range.
+    """
+    found = as_lengths(lengths)
+    if found.shape != (batch,):
+        raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {found.shape}")
+    if batch and not 0 <= found.min() <= found.max() <= seq_len:
+        raise ValueError(f"lengths: expected values in 0..T = 0..{seq_len}, got {found.min()}..{found.max()}")
+    return found
+
+
 def pad(
     sequences: Sequence[Array], batch_first: bool = False, value: float = 0.0
 ) -> tuple[Array, npt.NDArray[np.int64]]:
@@ -107,11 +122,7 @@ def unpad(x: Array, lengths: npt.ArrayLike, batch_first: bool = False) -> list[A
     if x.ndim < 2:
         raise ValueError(f"x: expected shape (T, B, ...), got {x.shape}")
     batch, seq_len = x.shape[:2] if batch_first else x.shape[1::-1]
-    sizes = as_lengths(lengths)
-    if sizes.shape != (batch,):
-        raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {sizes.shape}")
-    if batch and not 0 <= sizes.min() <= sizes.max() <= seq_len:
-        raise ValueError(f"lengths: expected values in 0..T = 0..{seq_len}, got {sizes.min()}..{sizes.max()}")
+    sizes = lengths_within(lengths, batch, seq_len)
     return [_sequence(x, index, int(size), batch_first) for index, size in enumerate(sizes)]
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fusedrnn.arrays import Array, StateLike, as_regular
 from fusedrnn.checks import check_array, check_size
 from fusedrnn.inputs.lookup import Lookup
-from fusedrnn.inputs.sequences import as_lengths
+from fusedrnn.inputs.sequences import lengths_within
 from fusedrnn.listing import Listed
 from fusedrnn.nn.recurrent_base import Recurrent
 
@@ -34,14 +34,8 @@ class Windows:
         self._x, self._window, self._seq_len = x, window, int(x.shape[self._axis])
         self._lengths = None
         if lengths is not None:
-            self._lengths = as_lengths(lengths)
             batch = 1 if len(x.shape) == 2 else int(x.shape[1 - self._axis])
-            check_array("lengths", self._lengths, (batch,), self._lengths.dtype, "(B,)")
-            if batch and not 0 <= self._lengths.min() <= self._lengths.max() <= self._seq_len:
-                raise ValueError(
-                    f"lengths: expected each in 0..T = {self._seq_len}, "
-                    f"got {self._lengths.min()}..{self._lengths.max()}"
-                )
+            self._lengths = lengths_within(lengths, batch, self._seq_len)
         self._resets = None
         if resets is not None:
             self._resets = as_regular("resets", resets)

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from fusedrnn.arrays import Array, as_regular
+from fusedrnn.arrays import Array
 from fusedrnn.backend import NOTHING
-from fusedrnn.checks import as_indices, check_array, check_number, check_size
+from fusedrnn.checks import check_array, check_number, check_size
 from fusedrnn.inputs.rows import as_rows
 from fusedrnn.nn.layers import Linear
 from fusedrnn.nn.module import Module
+from fusedrnn.training.losses import IGNORED, class_numbers
 
 # Logits of so many bytes stay in a processor's caches; the products want so many rows to be fast.
 _CHUNK_BYTES, _LEAST_ROWS = 4 << 20, 128
@@ -69,18 +70,8 @@ def chunked_cross_entropy(
     backend, classes = head._backend, head.out_features
     rows = as_rows("h", h, (head.in_features,), backend)
     check_array("h", rows, rows.shape, head._dtype)
-    labels = as_regular("targets", targets)
-    if labels.shape != h.shape[:-1]:
-        raise ValueError(f"targets: expected shape (...) = {h.shape[:-1]}, got {labels.shape}")
-    flat = as_indices("targets", labels).copy()  # another thread may write to the caller's
-    ignored = check_size("ignore_index", ignore_index, -(2**63))
+    flat = class_numbers(targets, h.shape[:-1], classes, ignore_index)
     smoothing = check_number("label_smoothing", label_smoothing, 0.0, 1.0)
-    counted = flat != ignored
-    wrong = flat[counted & ((flat < 0) | (flat >= classes))]
-    if wrong.size:
-        raise ValueError(
-            f"targets: expected values in [0, V) = [0, {classes}) or ignore_index = {ignored}, got {wrong[0]}"
-        )
     if chunk is None:
         step = max(_LEAST_ROWS, _CHUNK_BYTES // (classes * rows.itemsize))
     else:
@@ -88,14 +79,14 @@ def chunked_cross_entropy(
     weights = head._kept_parameters()
     weight, bias = weights["weight"], weights.get("bias")
     owner = head._tied.get("weight", head)
-    count = int(counted.sum())
+    count = int((flat != IGNORED).sum())
     scale = rows.dtype.type(1 / count if count else 0)
     total, dh = 0.0, np.empty_like(rows)
     kernels, options = backend.kernels, head._options()
     for first in range(0, len(rows), step):
         part = slice(first, first + step)
         logits = kernels.linear_forward(rows[part], weight, bias, **options)
-        losses, _, dlogits = kernels.cross_entropy(logits, flat[part], None, ignored, smoothing, False)
+        losses, _, dlogits = kernels.cross_entropy(logits, flat[part], None, IGNORED, smoothing, False)
         total += float(losses.sum())
         dlogits *= scale
         with head._turn.take(), NOTHING if owner is head else owner._turn.take():
