@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("sklearn")
 
 from sklearn.base import clone
+from test_estimators import classes, sequences
 
 import fusedrnn as fr
 from fusedrnn.estimators import (
@@ -23,15 +24,6 @@ from fusedrnn.estimators import (
 )
 
 pytestmark = pytest.mark.once
-
-
-def sequences(count: int) -> list[Any]:
-    rng = np.random.default_rng(0)
-    return [rng.standard_normal((rng.integers(3, 12), 3)) for _ in range(count)]
-
-
-def classes(X: list[Any]) -> Any:
-    return np.array(["up" if x[:, 0].sum() > 0 else "down" for x in X])
 
 
 def test_warm_start_takes_the_present_learning_rate() -> None:

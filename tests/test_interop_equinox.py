@@ -10,17 +10,12 @@ import pytest
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
+from test_interop_jax import close  # noqa: E402
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("jax_in_float64")]
 
 T, B, I, H = 6, 3, 4, 5
 LENGTHS = np.array([6, 2, 4])
-
-
-def close(found: Any, want: Any) -> None:
-    found, want = jax.tree.leaves(found), jax.tree.leaves(want)
-    for a, b in zip(found, want, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-12, rtol=1e-10)
 
 
 def draw(*shape: int) -> Any:

@@ -250,8 +250,7 @@ def test_module_basics() -> None:
     [
         (fr.LSTM(2, 3), ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")),
         (fr.GRU(2, [3, 4]), ("hidden_size", "num_layers")),
-        (fr.RNN(2, 3), ("nonlinearity",)),
-        (fr.RNNCell(2, 3), ("input_size", "hidden_size", "bias", "nonlinearity")),
+        (fr.RNNCell(2, 3), ("input_size", "hidden_size", "bias")),
         (fr.Linear(2, 3), ("in_features", "out_features", "bias")),
         (fr.Embedding(2, 3), ("num_embeddings", "embedding_dim")),
     ],

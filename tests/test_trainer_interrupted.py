@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,10 @@ import fusedrnn as fr
 from fusedrnn import optim
 from fusedrnn.training import EarlyStopping, Trainer
 
-pytestmark = pytest.mark.once
+# A signal may come while a run gives back its handler.
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("interruptible")]
 
 DATA = sequences(12)
-
-
-@pytest.fixture(autouse=True)
-def handler() -> Iterator[None]:
-    """That of Python, again afterwards: a signal may come while a run gives back its own."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 class Calls:

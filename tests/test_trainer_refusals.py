@@ -216,6 +216,8 @@ def test_one_masked_array_among_others_is_refused_before_a_step(place: int) -> N
     with pytest.raises(TypeError, match=rf"^train {name}\[4\]: expected an array without a mask"):
         run.fit(data)
     assert not run.step
+
+
 def test_a_loss_or_a_metric_that_was_set_since() -> None:
     """The lengths that the first loss took went to the second."""
 

@@ -15,6 +15,7 @@ from fusedrnn.inputs.masks import counted_steps
 from fusedrnn.interpret.figures import new_figure
 from fusedrnn.interpret.members import Floats
 from fusedrnn.listing import Listed
+from fusedrnn.losses.gamma import sigmoid
 from fusedrnn.nn.recurrent_base import Recurrent
 
 # Those between 0 and 1; the others are between -1 and 1.
@@ -204,8 +205,3 @@ def _step(kind: str, gx: Floats, gh: Floats, h: Floats, c: Floats) -> dict[str, 
         n = np.tanh(xn + r * hn)
         return {"r": r, "z": z, "n": n, "h": (1 - z) * n + z * h}
     return {"h": np.tanh(gx + gh) if kind == "rnn_tanh" else np.maximum(gx + gh, 0.0)}
-
-
-def sigmoid(x: Floats) -> Floats:
-    """Return 1 / (1 + exp(-x)), without overflow."""
-    return 0.5 + 0.5 * np.tanh(0.5 * x)

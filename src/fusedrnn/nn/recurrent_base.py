@@ -114,9 +114,7 @@ class Recurrent(Served[StateT]):
 
     has_state = True
     _derived = Module._derived | {"_key", "_plan", "_plain"}
-    _fixed = frozenset(
-        ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "nonlinearity")
-    )
+    _fixed = frozenset(("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size"))
     _key: str
     _plan: NetworkPlan
     _plain: Callable[..., Any] | None

@@ -37,7 +37,7 @@ class RecurrentCell(Module, Generic[StateT]):
     """
 
     _derived = Module._derived | {"_weights", "_weight_grads", "_cache"}
-    _fixed = frozenset(("input_size", "hidden_size", "bias", "nonlinearity"))
+    _fixed = frozenset(("input_size", "hidden_size", "bias"))
     _weights: Weights
     _weight_grads: Weights
     _cache: _core.WeightCache

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.arrays import Array
-from fusedrnn.losses.gamma import log_softmax
+from fusedrnn.losses.gamma import log_softmax, sigmoid
 
 __all__ = ["OPERATORS"]
 
@@ -61,10 +61,6 @@ def _log_softmax(attributes: Attributes, x: Array) -> Array:
     return log_softmax(x, axis)
 
 
-def _sigmoid(attributes: Attributes, x: Array) -> Array:
-    return np.asarray(0.5 * (np.tanh(0.5 * x) + 1), x.dtype)
-
-
 def _gather(attributes: Attributes, x: Array, indices: Any) -> Array:
     return np.asarray(np.take(x, indices, axis=attributes.get("axis", 0)))
 
@@ -110,7 +106,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Relu": lambda _, x: np.maximum(x, x.dtype.type(0)),
     "Reshape": _reshape,
     "Shape": lambda _, x: np.asarray(x.shape, np.int64),
-    "Sigmoid": _sigmoid,
+    "Sigmoid": lambda _, x: sigmoid(x),
     "Slice": _slice,
     "Softmax": _softmax,
     "Squeeze": _squeeze,
