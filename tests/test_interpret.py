@@ -166,6 +166,10 @@ def test_gradient_flow_is_that_of_training() -> None:
 def test_gradient_flow_finds_what_is_wrong() -> None:
     weak = fr.RNN(4, 6, seed=0)
     weak.parameters["weight_hh_l0"][...] *= 0.2
+    with pytest.raises(
+        ValueError, match=r"^x: expected at least one step of one sequence, got shape \(0, 3, 4\)"
+    ):
+        flow_of(weak, X[:0])
     (said,) = flow_of(weak).findings
     assert said.startswith("0: gradients vanish over time: what was 5 steps before")
     strong = fr.RNN(4, 6, nonlinearity="relu", seed=0)

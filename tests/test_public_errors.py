@@ -138,7 +138,6 @@ PUBLIC: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
             "targets": lambda: fr.ctc_loss(X, [[1, 2], [1]], [4, 4], [2, 1]),
         }.items()
     },
-    "optimiser_none": (lambda: fr.optim.Adam([]), ValueError, "modules: expected at least one, got none"),
     "sgd_lr": (lambda: fr.optim.SGD(module(), lr=-1.0), ValueError, "lr"),
     "sgd_nesterov": (lambda: fr.optim.SGD(module(), lr=0.1, nesterov=True), ValueError, "nesterov"),
     "adam_betas": (lambda: fr.optim.Adam(module(), betas=(1.0, 0.9)), ValueError, "betas"),

@@ -69,6 +69,7 @@ def test_partial_fit_and_refusals() -> None:
         ((X, X[:-1]), ValueError, "Found input"),
         ((X, ["x", *X[1:]]), ValueError, r"y\[0\]: expected tokens that fit had at first, got 'x'"),
         ((X, np.zeros(20)), TypeError, "y: expected strings or lists of strings"),
+        ((X, [["x"], *X[1:]]), TypeError, "y: expected strings or lists of strings, got both"),
         ((X, None), ValueError, "y: Seq2Seq requires y"),
         ((["", *X[1:]], X), ValueError, r"X\[0\]: expected at least one token"),
     ):

@@ -217,5 +217,7 @@ def _answers(y: Any) -> list[Any]:
     if not holds_tokens(found):
         got = type(y).__name__ if not isinstance(found, list) else "a list of other things"
         raise TypeError(f"y: expected strings or lists of strings, got {got}")
+    if len({isinstance(answer, str) for answer in found}) > 1:
+        raise TypeError("y: expected strings or lists of strings, got both")
     answers: list[Any] = found
     return answers

@@ -93,6 +93,8 @@ def gradient_flow(
     Paper: Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063.
     """
     copied = studied(model, "gradient_flow")
+    if not np.size(x):
+        raise ValueError(f"x: expected at least one step of one sequence, got shape {np.shape(x)}")
     copied.zero_grad()  # of the copy
     steps = list(walked(_unstacked(copied), as_floats(x), lengths))
     dy: Any = np.asarray(loss(steps[-1][2], targets)[1], np.float64)

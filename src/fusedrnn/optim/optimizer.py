@@ -41,8 +41,6 @@ class Optimizer(Listed):
         self._single = isinstance(modules, Module)
         groups = split_groups(modules)
         self._modules = gather_modules([module for members, _ in groups for module in members])
-        if not self._modules:
-            raise ValueError("modules: expected at least one, got none")
         # For each module, its state arrays, in the order of its parameters.
         self._state: list[dict[str, Array]] = [{} for _ in self._modules]
         self._backends = [module._backend for module in self._modules]
