@@ -146,6 +146,15 @@ def test_errors(name: str) -> None:
     assert not frozen.any()
 
 
+@pytest.mark.parametrize("fill", [fr.init.xavier_uniform, fr.init.xavier_normal, fr.init.orthogonal])
+def test_a_gain_that_is_no_finite_number(fill: Any) -> None:
+    array = np.zeros((2, 3))
+    for gain, kind in ((np.nan, ValueError), (np.inf, ValueError), ("2", TypeError)):
+        with pytest.raises(kind, match=r"^gain: expected a number"):
+            fill(array, gain)
+    assert not array.any()
+
+
 @pytest.mark.parametrize("cell", ["lstm", "lstm_proj", "gru", "rnn_tanh"])
 def test_modules(cell: str) -> None:
     """Defaults: gate by gate Xavier inputs and orthogonal recurrence, zero biases but for the forget gate."""

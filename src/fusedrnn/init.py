@@ -12,7 +12,7 @@ import numpy as np
 from fusedrnn import _core
 from fusedrnn.arrays import Array, refuse_mask
 from fusedrnn.cells import CellSpec, Initial
-from fusedrnn.checks import check_choice, check_size, kind_error
+from fusedrnn.checks import MOST, check_choice, check_number, check_size, kind_error
 
 Seed: TypeAlias = int | np.random.Generator | None
 
@@ -89,11 +89,12 @@ def xavier_uniform(array: Array, gain: float = 1.0, *, rng: Seed = None) -> Arra
 
     Raises:
         TypeError: not a float array.
-        ValueError: read-only, or fewer than two axes.
+        ValueError: read-only, fewer than two axes, or a gain that is not finite.
 
     Paper: Glorot and Bengio 2010.
     """
     fan_in, fan_out = _fans(array)
+    gain = check_number("gain", gain, -MOST, MOST)
     return _uniform(array, gain * _inverse_root((fan_in + fan_out) / 6.0), rng)
 
 
@@ -107,11 +108,12 @@ def xavier_normal(array: Array, gain: float = 1.0, *, rng: Seed = None) -> Array
 
     Raises:
         TypeError: not a float array.
-        ValueError: read-only, or fewer than two axes.
+        ValueError: read-only, fewer than two axes, or a gain that is not finite.
 
     Paper: Glorot and Bengio 2010.
     """
     fan_in, fan_out = _fans(array)
+    gain = check_number("gain", gain, -MOST, MOST)
     return _normal(array, gain * _inverse_root((fan_in + fan_out) / 2.0), rng)
 
 
@@ -159,12 +161,13 @@ def orthogonal(array: Array, gain: float = 1.0, *, rng: Seed = None) -> Array:
 
     Raises:
         TypeError: not a float array.
-        ValueError: read-only, or fewer than two axes.
+        ValueError: read-only, fewer than two axes, or a gain that is not finite.
 
     Papers: Saxe, McClelland and Ganguli 2013, arXiv:1312.6120v3; Stewart 1980, The Efficient Generation of
     Random Orthogonal Matrices.
     """
     _fans(array)
+    gain = check_number("gain", gain, -MOST, MOST)
     rows = array.shape[0]
     columns = math.prod(array.shape[1:])
     q = _orthonormal_rows(min(rows, columns), max(rows, columns), make_rng(rng, "rng"))
