@@ -35,8 +35,8 @@ def save(
     free. `load` makes modules of such a file again.
 
     Args:
-        module: `RNN`, `LSTM` or `GRU`, or a `Sequential` of them, `Embedding`, `Linear` and `Dropout`, which
-            does nothing in inference. On the CPU or a GPU.
+        module: `RNN`, `LSTM` or `GRU`, or a `Sequential` of them, `Embedding`, `Linear`, such a `Sequential`
+            and `Dropout`, which does nothing in inference. On the CPU or a GPU.
         path: the file to write; one that is there is replaced.
         lengths: whether every recurrent layer takes lengths as an input of the file.
         states: whether a recurrent network by itself takes its initial state as inputs of the file.
