@@ -232,6 +232,8 @@ def test_clip_grad_norm(max_norm: float, norm_type: float, dtype: str) -> None:
 def test_clip_grad_norm_extremes() -> None:
     """Squares do not overflow; a NaN is reported and not hidden; zero gradients stay zero."""
     tree = Tree("float32")
+    with pytest.raises(ValueError, match=r"^norm_type: expected a number > 0, got 0.0"):
+        fr.clip_grad_norm(tree, 1.0, 0.0)
     assert fr.clip_grad_norm(tree, 1.0) == 0.0 and not tree.flat_grads.any()
     tree.flat_grads[:] = 1e30
     assert_close(

@@ -232,3 +232,24 @@ def test_a_loss_or_a_metric_that_was_set_since() -> None:
     run.loss, run.metrics = fr.cross_entropy, {"name": lambda output, targets: "good"}
     with pytest.raises(TypeError, match=r"^metrics\['name'\]: .* a function that returns a number, got"):
         run.evaluate(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "message"),
+    [
+        ({"inputs": np.array([None, None])}, TypeError, "inputs: expected a list of .* array of objects"),
+        ({"inputs": np.zeros(2, "f")}, ValueError, r"inputs: expected shape \(N, T, \.\.\.\), got \(2,\)"),
+        ({"inputs": [np.zeros((2, 3), "f"), object()]}, TypeError, r"inputs\[1\]: expected a numpy"),
+        ({"targets": np.array([None, None])}, TypeError, r"targets: expected an array \(N, \.\.\.\)"),
+        ({"targets": np.int64(3)}, TypeError, r"targets: expected an array \(N, \.\.\.\)"),
+    ],
+)
+def test_data_that_are_no_sequences(data: dict[str, Any], kind: type[Exception], message: str) -> None:
+    given = {"inputs": [np.zeros((2, 3), "f")] * 2, "targets": np.zeros(2, np.int64), **data}
+    with pytest.raises(kind, match=f"^train {message}"):
+        trainer().fit((given["inputs"], given["targets"]))
+
+
+def test_early_stopping_watches_a_name() -> None:
+    with pytest.raises(TypeError, match=r"^monitor: expected a string or None, got 3"):
+        EarlyStopping(1, monitor=3)  # type: ignore[arg-type]
