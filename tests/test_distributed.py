@@ -302,6 +302,7 @@ def launch(folder: Path, *arguments: object) -> subprocess.Popen[str]:
         "-m",
         "torch.distributed.run",
         "--nproc-per-node=2",
+        "--monitor-interval=3",  # where a process died, the other one has the time to say so
         program,
         "train",
         folder / "text.txt",
