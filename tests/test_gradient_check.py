@@ -115,6 +115,11 @@ def test_what_it_refuses() -> None:
         (lambda: fr.check_gradients(3, X), TypeError, "module: expected a Module, got int"),  # type: ignore[arg-type]
         (lambda: fr.check_gradients(linear, [1.0]), TypeError, "x: expected a numpy.ndarray, got list"),
         (lambda: fr.check_gradients(linear, X, samples=0), ValueError, "samples: expected an int >= 1"),
+        (
+            lambda: fr.check_gradients(linear, X, eps=0.0),
+            ValueError,
+            r"eps: expected a number in \[1e-12, 1.0",
+        ),
         (lambda: fr.check_gradients(linear, X[..., :1]), ValueError, "x: expected shape"),
     ):
         with pytest.raises(kind, match=text):

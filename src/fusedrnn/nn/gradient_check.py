@@ -67,7 +67,7 @@ def check_gradients(
         x: its input.
         inputs: what else forward takes by position, as a state.
         samples: how many values of each array to look at, drawn at random; None for all.
-        eps: step of the differences, relative to values above 1.
+        eps: step of the differences, relative to values above 1; from 1e-12 to 1.
         seed: int, numpy.random.Generator or None, for what is drawn.
         options: what forward takes by name, as lengths.
 
@@ -79,7 +79,7 @@ def check_gradients(
         raise TypeError(f"module: expected a Module, got {type(module).__name__}")
     module._require_cpu("check_gradients")
     most = None if samples is None else check_size("samples", samples)
-    step, rng = check_number("eps", eps), make_rng(seed)
+    step, rng = check_number("eps", eps, 1e-12, 1.0), make_rng(seed)
     trial = _Trial(copy.deepcopy(module).astype("float64"), (x, *inputs), options, rng)
     given, wanted = trial.analytic()
     largest = max([float(np.abs(gradient).max(initial=0)) for gradient in wanted.values()], default=0.0)
