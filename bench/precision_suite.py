@@ -1,10 +1,11 @@
-"""Products in bfloat16 beside float32 and PyTorch's bfloat16; weights of int8 beside ONNX Runtime's int8.
+"""bf16 beside PyTorch's bfloat16, bf16x3 beside its float32, int8 beside ONNX Runtime's; beside float32.
 
 Outputs, and in training the gradients of the input, are compared with float32's before anything is timed.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -36,14 +37,15 @@ def training_call(net: Any, x: Any) -> Callable[[], dict[str, Any]]:
     return run
 
 
-def torch_calls(net: Any, x: Any) -> Calls:
-    """The same network of PyTorch in bfloat16: the forward call and the training step."""
+def torch_calls(net: Any, x: Any, compute: str) -> Calls:
+    """The same network of PyTorch, in bfloat16 beside our bf16: the forward call and the training step."""
     import torch
 
+    dtype = torch.bfloat16 if compute == "bf16" else torch.float32
     peer = getattr(torch.nn, type(net).__name__)(net.input_size, net.hidden_size)
     peer.load_state_dict({name: torch.tensor(array) for name, array in net.state_dict().items()})
-    peer = peer.bfloat16()
-    inputs = torch.from_numpy(x).bfloat16()
+    peer = peer.to(dtype)
+    inputs = torch.from_numpy(x).to(dtype)
 
     def forward() -> dict[str, Any]:
         with torch.no_grad():
@@ -60,13 +62,13 @@ def torch_calls(net: Any, x: Any) -> Calls:
     return {"forward": forward, "training": training}
 
 
-def bf16_calls(net: Any, x: Any, mode: str, with_torch: bool) -> Calls:
-    rounding = type(net)(net.input_size, net.hidden_size, init=None, compute="bf16")
+def bf16_calls(net: Any, x: Any, compute: str, mode: str, with_torch: bool) -> Calls:
+    rounding = type(net)(net.input_size, net.hidden_size, init=None, compute=compute)
     rounding.load_state_dict(net.state_dict())
     make = forward_call if mode == "forward" else training_call
     calls = {"ours": make(rounding, x), "float32": make(net, x)}
     if with_torch:
-        calls["torch"] = torch_calls(net, x)[mode]
+        calls["torch"] = torch_calls(net, x, compute)[mode]
     return calls
 
 
@@ -100,18 +102,23 @@ def run(threads: int, plan: harness.Plan, out: Path) -> None:
     title = f"{'ms':22}{'T, B, H':>14}{'ours':>10}{'float32':>10}{'peer':>10}{'x float32':>11}{'x peer':>8}"
     rows, lines = [], [title]
     print(title, flush=True)
-    problems = [(kind, "int8", shape) for kind in (fr.LSTM, fr.GRU) for shape in INT8_SHAPES]
-    if fr.config()["bf16_isa"] is None:
-        print("bf16: left out, this processor has neither AMX nor AVX512_BF16")
-    else:
-        modes = ("forward", "training")
-        kinds = [(kind, mode) for kind in (fr.LSTM, fr.GRU) for mode in modes]
-        problems = [(kind, mode, shape) for kind, mode in kinds for shape in SHAPES] + problems
-    for kind, mode, (steps, batch, hidden) in problems:
+    problems = []
+    for compute in ("bf16", "bf16x3"):
+        if fr.config()[f"{compute}_isa"] is None:
+            print(f"{compute}: left out, this processor lacks its products")
+            continue
+        modes = [f"{compute} {mode}" for mode in ("forward", "training")]
+        problems += list(itertools.product((fr.LSTM, fr.GRU), modes, SHAPES))
+    problems += list(itertools.product((fr.LSTM, fr.GRU), ["int8"], INT8_SHAPES))
+    for kind, what, (steps, batch, hidden) in problems:
         x = np.random.default_rng(0).standard_normal((steps, batch, hidden), dtype=np.float32)
         net = kind(hidden, hidden, seed=0)
-        calls = int8_calls(net, x, threads) if mode == "int8" else bf16_calls(net, x, mode, "torch" in peers)
-        name = f"{kind.__name__} {mode if mode == 'int8' else 'bf16 ' + mode}"
+        calls = (
+            int8_calls(net, x, threads)
+            if what == "int8"
+            else bf16_calls(net, x, *what.split(), "torch" in peers)
+        )
+        name = f"{kind.__name__} {what}"
         harness.check_agreement({key: call() for key, call in calls.items()}, TOLERANCE, name)
         samples = harness.sample(calls, plan)
         ms = {key: statistics.median(seconds) * 1e3 for key, seconds in samples.items()}

@@ -151,15 +151,19 @@ def test_tune_refuses_other_files(content: dict[str, np.ndarray], tmp_path: Path
 # train in bfloat16 ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(fr.config()["bf16_isa"] is None, reason="neither AMX nor AVX512_BF16")
-def test_compute(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compute", ["bf16", "bf16x3"])
+def test_compute(corpus: Path, tmp_path: Path, compute: str) -> None:
     """Other numbers than float32's, and nothing of it stays behind."""
+    if fr.config()[f"{compute}_isa"] is None:
+        said = invoke("train", corpus, *TINY, "--compute", compute)
+        assert_one_line(said, "--compute: expected float32 on a CPU without AMX")
+        return
     weights = []
-    for compute in ("float32", "bf16"):
-        model = tmp_path / f"{compute}.safetensors"
-        said = invoke("train", corpus, *TINY, "--max-steps", 20, "--compute", compute, "--out", model)
+    for chosen in ("float32", compute):
+        model = tmp_path / f"{chosen}.safetensors"
+        said = invoke("train", corpus, *TINY, "--max-steps", 20, "--compute", chosen, "--out", model)
         assert_ok(said)
-        assert ("multiplied in bf16" in said.output) == (compute == "bf16")
+        assert (f"multiplied in {compute};" in said.output) == (chosen == compute)
         weights.append(load_model(model).model.parameters["rnn.weight_hh_l0"])
     assert not np.array_equal(*weights)
     np.testing.assert_allclose(*weights, atol=0.05)

@@ -249,7 +249,7 @@ def test_a_cell_whose_name_says_it(name: str) -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="compute: expected 'float32' or 'bf16', got 'fp16'"):
+    with pytest.raises(ValueError, match="compute: expected 'float32', 'bf16x3' or 'bf16', got 'fp16'"):
         fr.LSTM(3, 4, compute="fp16")
     with pytest.raises(ValueError, match="compute: expected None or 'float32' with float64, got 'bf16'"):
         fr.Linear(3, 4, dtype="float64", compute="bf16")

@@ -144,7 +144,7 @@ def test_where_it_is_kept() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="compute: expected 'float32' or 'bf16', got 'fp16'"):
+    with pytest.raises(ValueError, match="compute: expected 'float32', 'bf16x3' or 'bf16', got 'fp16'"):
         fr.SelfAttention(4, compute="fp16")
     with pytest.raises(ValueError, match="compute: expected None or 'float32' with float64, got 'bf16'"):
         fr.SelfAttention(4, dtype="float64", compute="bf16")

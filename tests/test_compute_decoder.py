@@ -106,7 +106,7 @@ def test_where_it_is_kept() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="compute: expected 'float32' or 'bf16', got 'float16'"):
+    with pytest.raises(ValueError, match="compute: expected 'float32', 'bf16x3' or 'bf16', got 'float16'"):
         make("lstm", {}, compute="float16")
     with pytest.raises(ValueError, match="compute: expected None or 'float32' with float64, got 'bf16'"):
         make("lstm", {}, compute="bf16", dtype="float64")

@@ -66,7 +66,8 @@ py::dict config() {
     py::dict result;
     result["version"] = FUSEDRNN_VERSION;
     result["isa"] = kernels().isa;
-    result["bf16_isa"] = bf16_kernels().isa;
+    result["bf16_isa"] = bf16_kernels(Compute::kBf16).isa;
+    result["bf16x3_isa"] = bf16_kernels(Compute::kBf16x3).isa;
     result["isas_built"] = built;
     result["isas_supported"] = supported;
     result["num_threads"] = get_num_threads();

@@ -33,9 +33,9 @@ struct ParamArrays {
 
 // Those whose products take bfloat16 are of float32.
 template <class T>
-const DecoderKernels<T>& decoder_kernels(bool bf16) {
+const DecoderKernels<T>& decoder_kernels(Compute compute) {
     if constexpr (std::is_same_v<T, float>) {
-        if (bf16) return *bf16_kernels().decoder;
+        if (compute != Compute::kFloat32) return *bf16_kernels(compute).decoder;
     }
     return *layer_table<T>().sequence->decoder;
 }
@@ -48,11 +48,11 @@ struct PackedDecoder {
     ParamArrays params;
     AlignedBuffer weights;
     std::shared_ptr<AlignedBuffer> columns;  // for backward, from the first on
-    bool bf16 = false;
+    Compute compute = Compute::kFloat32;
 
     template <class T>
     const DecoderKernels<T>& kernels() const {
-        return decoder_kernels<T>(bf16);
+        return decoder_kernels<T>(compute);
     }
     template <class T>
     DecoderArgs<T> args(const DecoderSizes& d) const {
@@ -92,7 +92,7 @@ struct DecoderSampler {
     std::int64_t classes, units;  // V, H
     double probability;
     std::uint64_t seed, stream;
-    bool bf16;
+    Compute compute;
     AlignedBuffer head;
 };
 
@@ -101,7 +101,7 @@ inline void check_sampler(const std::string& name, const DecoderSampler& samplin
         throw py::value_error(name + ": expected " + expected + ", got " + got);
     };
     if (sampling.dtype != p.decoder->dtype) refuse("one of the decoder's dtype", "one of another");
-    if (sampling.bf16 != p.decoder->bf16) refuse("one of the decoder's compute", "one of another");
+    if (sampling.compute != p.decoder->compute) refuse("one of the decoder's compute", "one of another");
     if (sampling.units != p.sizes.H)
         refuse("a head of the decoder's H = " + std::to_string(p.sizes.H), std::to_string(sampling.units));
     if (sampling.table.size(1) != p.sizes.I) {

@@ -34,7 +34,7 @@ std::shared_ptr<PackedDecoder> decoder_pack(const std::string& cell_, const py::
         "weight_filter", "weight_coverage", "weight_window", "bias_window"};
     const Array like = Array::floats(item_of(params_, "params", kDecoderParams, 4), "weight_ih");
     p->dtype = like.dtype();
-    p->bf16 = reads_bf16(compute);
+    p->compute = read_compute(compute);
     const auto take = [&](int i, const std::vector<Axis>& axes, Presence presence = kRequired) {
         p->params.of[i] =
             Array::parameter(item_of(params_, "params", kDecoderParams, i), kNames[i], like, presence);
@@ -123,7 +123,8 @@ std::shared_ptr<Prepared> decoder_prepare(const std::shared_ptr<PackedDecoder>& 
     // memory once, if what that leaves is a third of them at most, and there are as many steps as rows of the memory. Where a
     // context comes after the step, it is no part of the gates. Kernels of bfloat16 round what they multiply, and what the
     // memory adds is a sum.
-    d.contexts = !d.current && !decoder->bf16 && (contexts || (3 * d.memory_rows <= d.M && d.S <= steps));
+    d.contexts = !d.current && decoder->compute == Compute::kFloat32 &&
+                 (contexts || (3 * d.memory_rows <= d.M && d.S <= steps));
     by_dtype(decoder->dtype, [&]<class T>() {
         const DecoderKernels<T>& kernels = decoder->kernels<T>();
         p->keys = AlignedBuffer(kernels.key_bytes(d));
@@ -150,7 +151,7 @@ std::shared_ptr<Prepared> decoder_prepare(const std::shared_ptr<PackedDecoder>& 
 std::unique_ptr<DecoderSampler> decoder_sampling(const py::object& weight_, const py::object& bias_,
                                                  const py::object& table_, const py::object& probability_,
                                                  const py::object& seed_, const py::object& offset_,
-                                                 const std::string& compute) {
+                                                 const std::string& compute_) {
     const Array weight = Array::floats(weight_, "weight").shape({{"V"}, {"H"}}).contiguous();
     const std::int64_t classes = weight.size(0), units = weight.size(1);
     require(classes > 0, "weight", "shape (V, H) with V >= 1", 0);
@@ -159,12 +160,12 @@ std::unique_ptr<DecoderSampler> decoder_sampling(const py::object& weight_, cons
     const double probability = finite_number(probability_, "probability");
     require(probability >= 0 && probability <= 1, "probability", "a number in [0, 1]", probability);
     const std::uint64_t seed = unsigned_integer(seed_, "seed"), stream = unsigned_integer(offset_, "offset");
-    const bool bf16 = reads_bf16(compute);
+    const Compute compute = read_compute(compute_);
     checked_product({classes + 64, units + 64, 16});
     auto p = std::make_unique<DecoderSampler>(
-        DecoderSampler{weight.dtype(), table, classes, units, probability, seed, stream, bf16, {}});
+        DecoderSampler{weight.dtype(), table, classes, units, probability, seed, stream, compute, {}});
     by_dtype(weight.dtype(), [&]<class T>() {
-        const DecoderKernels<T>& kernels = decoder_kernels<T>(bf16);
+        const DecoderKernels<T>& kernels = decoder_kernels<T>(compute);
         DecoderSizes d{};
         d.classes = classes, d.H = units;
         p->head = AlignedBuffer(kernels.head_bytes(d));

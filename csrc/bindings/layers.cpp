@@ -50,9 +50,9 @@ py::array tanh(const py::object& x) {
 
 // The dense kernels for float32 in what `compute` says; others have one kind.
 template <class T>
-const DenseKernels<T>& dense_kernels(bool bf16) {
+const DenseKernels<T>& dense_kernels(Compute compute) {
     if constexpr (sizeof(T) == sizeof(float)) {
-        if (bf16) return bf16_kernels().table->dense;
+        if (compute != Compute::kFloat32) return bf16_kernels(compute).table->dense;
     }
     return kernel_table<T>().dense;
 }
@@ -62,8 +62,8 @@ int linear_threads(std::int64_t n, std::int64_t in, std::int64_t out) {
 }
 
 py::array linear_forward(const py::object& x_, const py::object& weight_, const py::object& bias_,
-                         const py::object& out_, const std::string& compute) {
-    const bool bf16 = reads_bf16(compute);
+                         const py::object& out_, const std::string& compute_) {
+    const Compute compute = read_compute(compute_);
     const Array x = Array::floats(x_, "x").shape({{"N"}, {"I"}}).contiguous();
     const std::int64_t n = x.size(0), in = x.size(1);
     const Array weight = Array::parameter(weight_, "weight", x).shape({{"O"}, {"I", in}}).contiguous();
@@ -77,7 +77,7 @@ py::array linear_forward(const py::object& x_, const py::object& weight_, const 
                             .apart_from(bias);
     py::array y = given.given() ? given.object() : new_array(x.dtype(), {n, out});
     by_dtype(x.dtype(), [&]<class T>() {
-        const DenseKernels<T>& dense = dense_kernels<T>(bf16);
+        const DenseKernels<T>& dense = dense_kernels<T>(compute);
         Team team(linear_threads(n, in, out));
         const AlignedBuffer workspace(dense.linear_workspace(n, in, out, team.size()));
         run_released(team, [&] {
@@ -90,8 +90,8 @@ py::array linear_forward(const py::object& x_, const py::object& weight_, const 
 
 py::object linear_backward(const py::object& x_, const py::object& weight_, const py::object& dy_,
                            const py::object& dweight_, const py::object& dbias_, const py::object& need_dx_,
-                           const std::string& compute) {
-    const bool bf16 = reads_bf16(compute);
+                           const std::string& compute_) {
+    const Compute compute = read_compute(compute_);
     const Array x = Array::floats(x_, "x").shape({{"N"}, {"I"}}).contiguous();
     const std::int64_t n = x.size(0), in = x.size(1);
     const Array weight = Array::parameter(weight_, "weight", x).shape({{"O"}, {"I", in}}).contiguous();
@@ -104,7 +104,7 @@ py::object linear_backward(const py::object& x_, const py::object& weight_, cons
     py::object dx = py::none();
     if (flag(need_dx_, "need_dx")) dx = new_array(x.dtype(), {n, in});
     by_dtype(x.dtype(), [&]<class T>() {
-        const DenseKernels<T>& dense = dense_kernels<T>(bf16);
+        const DenseKernels<T>& dense = dense_kernels<T>(compute);
         T* dx_data =
             dx.is_none() ? nullptr : static_cast<T*>(py::reinterpret_borrow<py::array>(dx).mutable_data());
         Team team(linear_threads(n, in, out));

@@ -12,19 +12,23 @@
 
 namespace fusedrnn {
 
-bool reads_bf16(const std::string& compute) {
-    if (compute != "bf16") return false;
-    if (bf16_kernels().table == nullptr) throw py::value_error(kNoBf16);
-    return true;
+Compute read_compute(const std::string& compute) {
+    if (compute != "bf16" && compute != "bf16x3") return Compute::kFloat32;
+    const Compute found = compute == "bf16" ? Compute::kBf16 : Compute::kBf16x3;
+    if (bf16_kernels(found).table == nullptr) {
+        throw py::value_error(
+            "compute: expected \"float32\" on a CPU without its products of bfloat16, got \"" + compute +
+            "\"");
+    }
+    return found;
 }
 
 const RecurrentCell& cell_by_name(const std::string& key) {
     // At the end alone: names that users give to their cells may hold it.
-    if (key.ends_with(kBf16Key)) {
-        const std::string without = key.substr(0, key.size() - std::string_view(kBf16Key).size());
-        const RecurrentCell* const found = bf16_cell(cell_by_name(without));
-        if (found == nullptr) throw py::value_error(kNoBf16);
-        return *found;
+    for (const std::string_view compute : {"bf16", "bf16x3"}) {
+        if (!key.ends_with(":" + std::string(compute))) continue;
+        const std::string without = key.substr(0, key.size() - compute.size() - 1);
+        return *bf16_cell(cell_by_name(without), read_compute(std::string(compute)));
     }
     const std::string& name = key;
     for (const RecurrentCell& cell : kernels().cells) {
@@ -47,7 +51,7 @@ WeightArrays WeightArrays::read(const RecurrentCell& cell, py::handle params, co
     WeightArrays w;
     w.of = read_parameters(HostPlace{}, cell, kernels().cells, params, x, w.dims);
     w.dims.whole_rows = cell.programs != nullptr && cell.programs->staged;
-    w.dims.bf16 = cell.bf16;
+    w.dims.compute = cell.compute;
     return w;
 }
 

@@ -8,13 +8,10 @@
 namespace fusedrnn {
 
 // A compiled cell by its name, or one that was defined by its key.
-// By its key; one that ends in kBf16Key is the cell whose float32 products take bfloat16.
-inline constexpr const char* kBf16Key = ":bf16";
-inline constexpr const char* kNoBf16 =
-    "compute: expected \"float32\" on a CPU without products of bfloat16, got \"bf16\"";
+// By its key; one that ends in ":bf16" or ":bf16x3" is the cell whose float32 products take bfloat16.
 const RecurrentCell& cell_by_name(const std::string& key);
-// Whether products take bfloat16: where `compute` asks for it and the CPU has it.
-bool reads_bf16(const std::string& compute);
+// What `compute` names; refused where the CPU does not have it.
+Compute read_compute(const std::string& compute);
 const RecurrentCell* defined_cell(const std::string& key);
 // What src/fusedrnn/cells.py knows of a cell.
 py::dict cell_description(const CellTraits& cell);

@@ -54,7 +54,7 @@ struct Field {
 constexpr Field kFields[] = {
     {"mark", true},     {"version", false},   {"itemsize", false}, {"lanes", false},    {"cell", true},
     {"T", false},       {"B", false},         {"I", false},        {"H", false},        {"P", false},
-    {"reverse", false}, {"recompute", false}, {"lengths", true},   {"arguments", true}, {"compute", false}};
+    {"reverse", false}, {"recompute", false}, {"lengths", true},   {"arguments", true}, {"compute", true}};
 
 }  // namespace
 
@@ -75,7 +75,7 @@ TapeLabel tape_label(const LayerTape& tape, std::int64_t itemsize, int lanes, bo
             recompute ? 1 : 0,
             digest_of(timetable, dims.B),
             digest_of_given(tape),
-            tape.cell.bf16 ? 16 : 0};
+            static_cast<std::int64_t>(tape.cell.compute)};
 }
 
 void write_label(LayerTape& tape, const TapeLabel& label) {

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "cpu/features.h"
 #include "cpu/kernels.h"
@@ -33,6 +34,9 @@ namespace avx512bf16 {
 Bf16Kernels kernels_bf16();
 }
 namespace amx {
+Bf16Kernels kernels_bf16();
+}
+namespace amx3 {
 Bf16Kernels kernels_bf16();
 }
 namespace avx512vnni {
@@ -78,8 +82,10 @@ constexpr std::nullptr_t kAvx512Bf16 = nullptr;
 #endif
 #if FUSEDRNN_HAVE_AMX
 constexpr auto kAmx = amx::kernels_bf16;
+constexpr Bf16Kernels (*kAmx3)() = amx3::kernels_bf16;
 #else
 constexpr std::nullptr_t kAmx = nullptr;
+constexpr Bf16Kernels (*kAmx3)() = nullptr;
 #endif
 #if FUSEDRNN_HAVE_AVX512VNNI
 constexpr auto kAvx512Vnni = avx512vnni::kQuantizedKernels;
@@ -175,15 +181,18 @@ std::vector<RecurrentCell> compiled_cells(const Kernels& chosen) {
 
 }  // namespace
 
-const Bf16Kernels& bf16_kernels() {
-    static const Bf16Kernels chosen = [] {
-        const auto* const isa = choose_beyond(kBf16Isas, "FUSEDRNN_BF16_ISA");
-        if (isa == nullptr) return Bf16Kernels{};
-        Bf16Kernels found = isa->table();
+const Bf16Kernels& bf16_kernels(Compute compute) {
+    static const auto* const isa = choose_beyond(kBf16Isas, "FUSEDRNN_BF16_ISA");
+    const auto named = [](Bf16Kernels (*table)()) {
+        if (isa == nullptr || table == nullptr) return Bf16Kernels{};
+        Bf16Kernels found = table();
         found.isa = isa->name;
         return found;
-    }();
-    return chosen;
+    };
+    static const Bf16Kernels one = named(isa == nullptr ? nullptr : isa->table);
+    // Three products for one are worth it with AMX alone.
+    static const Bf16Kernels three = named(isa == nullptr || isa->table != kAmx ? nullptr : kAmx3);
+    return compute == Compute::kBf16x3 ? three : one;
 }
 
 const QuantizedKernels& quantized_kernels(const RecurrentCell& cell, int format) {
@@ -192,18 +201,18 @@ const QuantizedKernels& quantized_kernels(const RecurrentCell& cell, int format)
     return beyond->table[&cell - kernels().cells.first][format];
 }
 
-const RecurrentCell* bf16_cell(const RecurrentCell& cell) {
-    const KernelTable<float>* const table = bf16_kernels().table;
+const RecurrentCell* bf16_cell(const RecurrentCell& cell, Compute compute) {
+    const KernelTable<float>* const table = bf16_kernels(compute).table;
     if (table == nullptr) return nullptr;
     static std::mutex mutex;
-    static std::map<const RecurrentCell*, RecurrentCell> cells;
+    static std::map<std::pair<const RecurrentCell*, Compute>, RecurrentCell> cells;
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto [found, is_new] = cells.try_emplace(&cell, cell);
+    const auto [found, is_new] = cells.try_emplace({&cell, compute}, cell);
     if (is_new) {
         RecurrentCell& made = found->second;
         made.f32 = cell.programs != nullptr ? table->program : table->cells[&cell - kernels().cells.first];
         made.quantized = nullptr;
-        made.bf16 = true;
+        made.compute = compute;
     }
     return &found->second;
 }

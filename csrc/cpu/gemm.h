@@ -2,7 +2,8 @@
 //
 // A panel holds L = kLanes output columns of G interleaved gates for all k: [K][G][L]. One call multiplies n rows by
 // `panels` panels, and no result depends on how the work is split. On instruction sets for bfloat16 the panels hold pairs
-// of rounded k instead, gate by gate, [G][K/2][L], and A is rounded on its way; sums are float32.
+// of rounded k instead, gate by gate, [G][K/2][L], or where each value is two of them (kParts) [G][K/32][2][16][L], and A is
+// rounded on its way; sums are float32.
 #pragma once
 
 #include "cpu/gemm_tiles.h"
@@ -16,7 +17,7 @@ namespace fusedrnn::FUSEDRNN_ISA {
 // Vectors in a panel, for each gate.
 template <class T>
 constexpr std::int64_t panel_depth(std::int64_t k) {
-    return kBf16 ? (k + 31) / 32 * 16 : k;
+    return kBf16 ? (k + 31) / 32 * 16 * kParts : k;
 }
 
 // Vectors that so many units of several gates take in a panel, and how far apart its gates are. In the last panel, where units

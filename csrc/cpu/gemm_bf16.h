@@ -1,5 +1,7 @@
 // The product of gemm.h with operands rounded to bfloat16. Rows of A are rounded a few at a time, into tiles of 32 k, in the
-// layout that the matrix tiles of AMX have; where there is no AMX, vectors multiply the same tiles.
+// layout that the matrix tiles of AMX have; where there is no AMX, vectors multiply the same tiles. Where a value is the sum of
+// two (kParts), tiles of what rounding left follow those of rounded values, and three products make one: the fourth, of what
+// was left of both, is below what a float32 sum keeps of the others.
 #pragma once
 
 #include "cpu/gemm_tiles.h"
@@ -14,14 +16,22 @@ inline constexpr std::int64_t kTileDepth = 32, kTileWords = kTileDepth / 2;
 inline constexpr std::int64_t kRoundedRows = 4 * kTileRows;
 inline constexpr std::int64_t kRoundedTiles = 32;  // at a time: they stay in the L1 cache beside those of B
 
-// Rows of A by the tiles of their k, of 16 rows by 16 words each: [k / 32][row].
+// The products that make up one, by the parts of A and of B that they take.
+struct Parts {
+    int a, b;
+};
+inline constexpr int kProducts = kParts == 1 ? 1 : 3;
+inline constexpr Parts kPartsOf[] = {{0, 0}, {1, 0}, {0, 1}};
+
+// Rows of A by the tiles of their k, of 16 rows by 16 words each: [k / 32][part][row].
 struct RoundedRows {
     alignas(64) float words[kRoundedTiles * kTileRows * kTileWords];
     std::int64_t row_tiles;
 
     // How much of k there is room for.
-    std::int64_t depth() const { return kRoundedTiles / row_tiles; }
-    std::int64_t tile_words() const { return row_tiles * kTileRows * kTileWords; }
+    std::int64_t depth() const { return kRoundedTiles / (row_tiles * kParts); }
+    std::int64_t part_words() const { return row_tiles * kTileRows * kTileWords; }
+    std::int64_t tile_words() const { return kParts * part_words(); }
 };
 
 // The values [k, end) of rows [r, r + n) of A, zeros past the last; end <= depth(). Chunks before the last are whole
@@ -47,7 +57,12 @@ inline void round_rows(const GemmArgs<float>& p, std::int64_t r, std::int64_t n,
                        : left > here ? load_part(from + at + here - chunk + p.chunk_stride, left - here)
                                      : Vec<float>::set(0);
             }
-            neighbours(low, high).store(out.words + tile * out.tile_words() + i * kTileWords);
+            float* const to = out.words + tile * out.tile_words() + i * kTileWords;
+            neighbours(low, high).store(to);
+            for (int part = 1; part < kParts; ++part) {
+                leave_rest(low, high);
+                neighbours(low, high).store(to + part * out.part_words());
+            }
             at += kTileDepth;
             for (; at >= chunk; at -= chunk) from += p.chunk_stride;
         }
@@ -103,42 +118,46 @@ FUSEDRNN_INLINE void multiply_tiles(const RoundedRows& a, std::int64_t tiles, co
     } else {
         FUSEDRNN_EACH_SUM(FUSEDRNN_LOAD_SUM)
     }
-    const float* rows = a.words;
-    for (std::int64_t k = 0; k < tiles; ++k, rows += kRowTiles * kTile) {
-        const std::int64_t step = k * kTile;
-        if constexpr (kRowTiles == 1) {
-            _tile_loadd(4, rows, 64);
-            _tile_loadd(5, at.b[0] + step, 64);
-            _tile_dpbf16ps(0, 4, 5);
-            _tile_loadd(6, at.b[1] + step, 64);
-            _tile_dpbf16ps(1, 4, 6);
-            _tile_loadd(7, at.b[2] + step, 64);
-            _tile_dpbf16ps(2, 4, 7);
-            _tile_loadd(5, at.b[3] + step, 64);
-            _tile_dpbf16ps(3, 4, 5);
-        } else if constexpr (kRowTiles == 2) {
-            _tile_loadd(4, rows, 64);
-            _tile_loadd(6, at.b[0] + step, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, at.b[1] + step, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, rows + kTile, 64);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        } else {
-            _tile_loadd(4, at.b[0] + step, 64);
-            _tile_loadd(5, rows, 64);
-            _tile_dpbf16ps(0, 5, 4);
-            _tile_loadd(6, rows + kTile, 64);
-            _tile_dpbf16ps(1, 6, 4);
-            if constexpr (kRowTiles == 3) {
-                _tile_loadd(7, rows + 2 * kTile, 64);
-                _tile_dpbf16ps(2, 7, 4);
+    for (std::int64_t k = 0; k < tiles; ++k) {
+#pragma GCC unroll 3
+        for (int product = 0; product < kProducts; ++product) {
+            const Parts part = kPartsOf[product];
+            const float* const rows = a.words + (k * kParts + part.a) * kRowTiles * kTile;
+            const std::int64_t step = (k * kParts + part.b) * kTile;
+            if constexpr (kRowTiles == 1) {
+                _tile_loadd(4, rows, 64);
+                _tile_loadd(5, at.b[0] + step, 64);
+                _tile_dpbf16ps(0, 4, 5);
+                _tile_loadd(6, at.b[1] + step, 64);
+                _tile_dpbf16ps(1, 4, 6);
+                _tile_loadd(7, at.b[2] + step, 64);
+                _tile_dpbf16ps(2, 4, 7);
+                _tile_loadd(5, at.b[3] + step, 64);
+                _tile_dpbf16ps(3, 4, 5);
+            } else if constexpr (kRowTiles == 2) {
+                _tile_loadd(4, rows, 64);
+                _tile_loadd(6, at.b[0] + step, 64);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_loadd(7, at.b[1] + step, 64);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_loadd(5, rows + kTile, 64);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
             } else {
-                _tile_loadd(5, rows + 2 * kTile, 64);
-                _tile_dpbf16ps(2, 5, 4);
-                _tile_loadd(7, rows + 3 * kTile, 64);
-                _tile_dpbf16ps(3, 7, 4);
+                _tile_loadd(4, at.b[0] + step, 64);
+                _tile_loadd(5, rows, 64);
+                _tile_dpbf16ps(0, 5, 4);
+                _tile_loadd(6, rows + kTile, 64);
+                _tile_dpbf16ps(1, 6, 4);
+                if constexpr (kRowTiles == 3) {
+                    _tile_loadd(7, rows + 2 * kTile, 64);
+                    _tile_dpbf16ps(2, 7, 4);
+                } else {
+                    _tile_loadd(5, rows + 2 * kTile, 64);
+                    _tile_dpbf16ps(2, 5, 4);
+                    _tile_loadd(7, rows + 3 * kTile, 64);
+                    _tile_dpbf16ps(3, 7, 4);
+                }
             }
         }
     }
@@ -193,6 +212,7 @@ void multiply_rounded(const GemmArgs<float>& p, const RoundedRows& a, std::int64
                                                           tile_columns<G, 3>, tile_columns<G, 4>};
     kColumns[a.row_tiles - 1](p, a, tiles);
 #else
+    static_assert(kParts == 1);
     GemmArgs<float> words = p;
     const float* rows[kRoundedRows];
     for (std::int64_t i = 0; i < p.n; ++i) rows[i] = a.words + i * kTileWords;
@@ -228,7 +248,7 @@ void gemm_bf16(const GemmArgs<float>& p) {
             const std::int64_t end = smaller(first + a.depth() * kTileDepth, k);
             round_rows(p, r, block.n, first, end, a);
             multiply_rounded<G>(block, a, (end - first + kTileDepth - 1) / kTileDepth);
-            block.b += a.depth() * kTileWords * Vec<float>::kLanes;
+            block.b += a.depth() * kParts * kTileWords * Vec<float>::kLanes;
             block.init = block.out;
             block.init_panel = p.out_panel;
             block.init_row = p.out_row;

@@ -14,13 +14,17 @@ namespace fusedrnn {
 struct RecurrentCell;
 struct QuantizedWeights;
 
+// What the products of float32 take: float32 itself, bfloat16, or a sum of two bfloat16 for each factor and three products of
+// them.
+enum class Compute { kFloat32, kBf16, kBf16x3 };
+
 // Sizes of one layer and direction. P is the width of the hidden state: H, or the projection's size. V: inputs are looked
 // up in a table of V rows; 0: they are a sequence.
 struct Dims {
     std::int64_t T, B, I, H, P, V;
     bool projected;
     bool whole_rows = false;  // whether a step works on whole rows of units, which no two threads may share
-    bool bf16 = false;        // whether products take bfloat16
+    Compute compute = Compute::kFloat32;
     bool operator==(const Dims&) const = default;
 };
 
@@ -231,9 +235,9 @@ struct QuantizedKernels {
 struct RecurrentCell : CellTraits {
     RecurrentKernels<float> f32;
     RecurrentKernels<double> f64;
-    const QuantizedKernels* quantized;  // by format; null where the cell has none
-    const CellPrograms* programs;       // of a cell that is data, else null
-    bool bf16 = false;                  // whether the products of f32 take bfloat16
+    const QuantizedKernels* quantized;    // by format; null where the cell has none
+    const CellPrograms* programs;         // of a cell that is data, else null
+    Compute compute = Compute::kFloat32;  // of f32
 
     template <class T>
     const RecurrentKernels<T>& kernels() const;
@@ -300,11 +304,11 @@ struct Bf16Kernels {
     const KernelTable<float>* table;
     const DecoderKernels<float>* decoder;
 };
-const Bf16Kernels& bf16_kernels();
+const Bf16Kernels& bf16_kernels(Compute compute);
 // Of a cell that has some, the best for weights of this format.
 const QuantizedKernels& quantized_kernels(const RecurrentCell& cell, int format);
 // The handle of a cell whose float32 products take bfloat16, the same at every call; null where there are no such kernels.
-const RecurrentCell* bf16_cell(const RecurrentCell& cell);
+const RecurrentCell* bf16_cell(const RecurrentCell& cell, Compute compute);
 template <>
 const KernelTable<float>& kernel_table<float>();
 template <>

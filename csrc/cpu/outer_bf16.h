@@ -1,4 +1,5 @@
-// The sum over rows of outer.h with operands rounded to bfloat16: pairs of rows are the words of a product over rows.
+// The sum over rows of outer.h with operands rounded to bfloat16: pairs of rows are the words of a product over rows. Of parts
+// see gemm_bf16.h.
 #pragma once
 
 #include "cpu/gemm_bf16.h"
@@ -9,17 +10,20 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 // 32 rows of A for one vector of units, or of X for one of its columns: word l of line i has rows 2 i and 2 i + 1.
 struct RowPairs {
-    alignas(64) float words[kTileWords * kTileRows];
+    alignas(64) float words[kParts][kTileWords * kTileRows];
 };
-inline constexpr std::int64_t kOuterTiles = 16;  // of A and X between two looks at the sums
+inline constexpr std::int64_t kOuterTiles = 16 / kParts;  // of A and X between two looks at the sums
 
 // line(k), the vector of row k, of n rows.
 template <class Line>
 FUSEDRNN_INLINE void pair_rows(std::int64_t n, RowPairs& out, Line&& line) {
     const auto line_or_zero = [&](std::int64_t k) { return k < n ? line(k) : Vec<float>::set(0); };
     for (std::int64_t i = 0; i < kTileWords; ++i) {
-        const Vec<float> even = line_or_zero(2 * i);
-        interleaved(even, line_or_zero(2 * i + 1)).store(out.words + i * kTileRows);
+        Vec<float> even = line_or_zero(2 * i), odd = line_or_zero(2 * i + 1);
+        for (int part = 0; part < kParts; ++part) {
+            if (part > 0) leave_rest(even, odd);
+            interleaved(even, odd).store(out.words[part] + i * kTileRows);
+        }
     }
 }
 
@@ -75,14 +79,18 @@ FUSEDRNN_INLINE void multiply_pairs(const RowPairs* const (&a)[2], const RowPair
     _tile_loadd(2, sums[1][0]->data(), bytes(1, 0));
     _tile_loadd(3, sums[1][1]->data(), bytes(1, 1));
     for (std::int64_t k = 0; k < tiles; ++k) {
-        _tile_loadd(4, a[0] + k, 64);
-        _tile_loadd(6, x[0] + k, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, x[1] + k, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a[1] + k, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+#pragma GCC unroll 3
+        for (int product = 0; product < kProducts; ++product) {
+            const Parts part = kPartsOf[product];
+            _tile_loadd(4, a[0][k].words[part.a], 64);
+            _tile_loadd(6, x[0][k].words[part.b], 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, x[1][k].words[part.b], 64);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, a[1][k].words[part.a], 64);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
     }
     _tile_stored(0, sums[0][0]->data(), bytes(0, 0));
     _tile_stored(1, sums[0][1]->data(), bytes(0, 1));
@@ -97,8 +105,9 @@ FUSEDRNN_INLINE void multiply_pairs(const RowPairs* const (&a)[2], const RowPair
                                     std::int64_t tiles, SumsTile* const (&sums)[2][2]) {
     using V = Vec<float>;
     constexpr int R = 8;
+    static_assert(kParts == 1);
     for (int r = 0; r < (a[0] == a[1] ? 1 : 2); ++r) {
-        const float* const a_words = a[r]->words;
+        const float* const a_words = a[r]->words[0];
         for (std::int64_t unit = 0; unit < kTileRows; unit += R) {
             V acc[R][2];
             const auto at = [&](int i, int c) {
@@ -111,7 +120,8 @@ FUSEDRNN_INLINE void multiply_pairs(const RowPairs* const (&a)[2], const RowPair
             }
             for (std::int64_t k = 0; k < tiles * kTileWords; ++k) {
                 using W = Operand<V>;
-                W first = W::load(x[0]->words + k * kTileRows), second = W::load(x[1]->words + k * kTileRows);
+                W first = W::load(x[0]->words[0] + k * kTileRows),
+                  second = W::load(x[1]->words[0] + k * kTileRows);
                 keep_in_register(first);
                 keep_in_register(second);
 #pragma GCC unroll 8
@@ -167,13 +177,15 @@ inline void outer_bf16(const OuterArgs<float>& p, std::int64_t first, std::int64
                         return Vec<float>::load(from + (row + r) * p.row_gates * L);
                     });
 #ifdef FUSEDRNN_AMX
-                    Vec<float> words[kTileWords];
+                    for (float* const part : a[i][k].words) {
+                        Vec<float> words[kTileWords];
 #pragma GCC unroll 16
-                    for (int l = 0; l < kTileWords; ++l)
-                        words[l] = Vec<float>::load(a[i][k].words + l * kTileRows);
-                    transpose(words);
+                        for (int l = 0; l < kTileWords; ++l)
+                            words[l] = Vec<float>::load(part + l * kTileRows);
+                        transpose(words);
 #pragma GCC unroll 16
-                    for (int l = 0; l < kTileWords; ++l) words[l].store(a[i][k].words + l * kTileRows);
+                        for (int l = 0; l < kTileWords; ++l) words[l].store(part + l * kTileRows);
+                    }
 #endif
                 }
             }

@@ -42,21 +42,25 @@ FUSEDRNN_INLINE void pack_block(const Weight& weight, const T* const (&rows)[Vec
         // Of a panel in pairs of bfloat16 a row is a word, two of the k.
         constexpr std::int64_t kValues = kBf16 ? 2 * L : L;
         for (std::int64_t k = k0; k < k1; k += kValues) {
-            Vec<T> words[L];
+            for (int part = 0; part < kParts; ++part) {
+                Vec<T> words[L];
 #pragma GCC unroll 16
-            for (int l = 0; l < L; ++l) {
-                const T* from = rows[l] + k;
-                words[l] = rows[l] != nullptr ? weight.load(from, k1 - k) : Vec<T>::set(0);
+                for (int l = 0; l < L; ++l) {
+                    const T* from = rows[l] + k;
+                    words[l] = rows[l] != nullptr ? weight.load(from, k1 - k) : Vec<T>::set(0);
 #ifdef FUSEDRNN_BF16
-                if (rows[l] != nullptr)
-                    words[l] = neighbours(words[l], weight.load(from + L, larger(0, k1 - k - L)));
+                    if (rows[l] == nullptr) continue;
+                    Vec<T> next = weight.load(from + L, larger(0, k1 - k - L));
+                    if (part > 0) leave_rest(words[l], next);
+                    words[l] = neighbours(words[l], next);
 #endif
-            }
-            transpose(words);
-            const std::int64_t valid = kBf16 ? L : smaller(L, k1 - k);
+                }
+                transpose(words);
+                const std::int64_t valid = kBf16 ? L : smaller(L, k1 - k);
 #pragma GCC unroll 16
-            for (int i = 0; i < L; ++i, to += step) {
-                if (i < valid) words[i].store(to);
+                for (int i = 0; i < L; ++i, to += step) {
+                    if (i < valid) words[i].store(to);
+                }
             }
         }
     } else {
@@ -69,7 +73,7 @@ FUSEDRNN_INLINE void pack_block(const Weight& weight, const T* const (&rows)[Vec
     }
 }
 
-// W (G*H, K) -> [H/L][K][G][L], or of bfloat16 [H/L][G][K/2][L]: the rows of W become columns; of the last panel see
+// W (G*H, K) -> [H/L][K][G][L], or of bfloat16 [H/L][G][K/2][L] (see gemm.h): the rows of W become columns; of the last panel see
 // gate_distance. `stride` is that of W's rows, K where it is 0.
 template <class T, class Weight = Plain<T>>
 void pack_rows(const T* w, std::int64_t gates, std::int64_t units, std::int64_t k_size, T* out, Team& team,
@@ -110,15 +114,22 @@ class PanelWriter {
             even_ = row;
             return;
         }
-        row = interleaved(even_, row);
-#endif
+        constexpr std::int64_t kTile = kTileWords * Vec<T>::kLanes;
+        interleaved(even_, row).store(out_);
+        for (int part = 1; part < kParts; ++part) {
+            leave_rest(even_, row);
+            interleaved(even_, row).store(out_ + part * kTile);
+        }
+        if (count_ % kTileDepth == 0) out_ += (kParts - 1) * kTile;
+#else
         row.store(out_);
+#endif
         out_ += Vec<T>::kLanes;
     }
     // Fills up the panel.
     FUSEDRNN_INLINE void finish() {
 #ifdef FUSEDRNN_BF16
-        while (panel_depth<T>(count_) * 2 != count_) put(Vec<T>::set(0));
+        while (count_ % kTileDepth != 0) put(Vec<T>::set(0));
 #endif
     }
 
@@ -243,7 +254,7 @@ void hidden_layout(const CellSizes<Cell>& c, const Dims& d, bool backward, Arena
     const std::int64_t h = padded<T>(d.H), p = padded<T>(d.P);
     if (!c.multiplies_h) return;
     out.w_hh = arena.template take<T>(h * c.G * panel_depth<T>(d.P));
-    if (backward) out.w_hh_t = arena.template take<T>(p * h * c.G);
+    if (backward) out.w_hh_t = arena.template take<T>(p * c.G * panel_depth<T>(h));
 }
 
 template <class Cell, class T>
@@ -258,8 +269,8 @@ Packed<T> packed_layout(const CellSizes<Cell>& c, const Dims& d, bool backward, 
     if (c.units > 0) out.units = arena.take<T>(h * c.units);
     if (d.projected) out.w_hr = arena.take<T>(p * panel_depth<T>(d.H));
     if (backward) {
-        out.w_ih_t = arena.take<T>(i * h * c.G);
-        if (d.projected) out.w_hr_t = arena.take<T>(h * p);
+        out.w_ih_t = arena.take<T>(i * c.G * panel_depth<T>(h));
+        if (d.projected) out.w_hr_t = arena.take<T>(h * panel_depth<T>(p));
     }
     // Room for a whole vector at the end of the last panel.
     arena.take<T>(L);
@@ -286,7 +297,8 @@ void fill_hidden(const CellSizes<Cell>& c, const RecurrentCell& cell, const Dims
         for_each_product(*cell.programs, [&](const RowOperation& product) {
             const std::int64_t first = product.first_gate;
             pack_columns<T>(w_hh + first * d.H * d.P, product.count, d.H, padded<T>(d.H), d.P,
-                            out.w_hh_t + first * padded<T>(d.H) * padded<T>(d.P), team, 0, 0, weight);
+                            out.w_hh_t + first * panel_depth<T>(padded<T>(d.H)) * padded<T>(d.P), team, 0, 0,
+                            weight);
         });
     }
 }

@@ -17,13 +17,25 @@ constexpr double kRowsEfficiency = 0.95, kBarrierFlops = 1.6e4;
 constexpr std::int64_t kFollowingBlocks = 12;
 
 // Calls in bfloat16 that are small enough for a choice take this part of the time of the same in float32: with AMX 1 / 2.5
-// at 32 to 64 units, with AVX512_BF16 1 / 2 of its dot product on Zen 4.
-constexpr double kBf16Time = 0.5;
+// at 32 to 64 units, with AVX512_BF16 1 / 2 of its dot product on Zen 4. Of two for each factor, 1 / 1.9 to 1 / 1.1.
+constexpr double kBf16Time = 0.5, kBf16x3Time = 0.7;
+
+double compute_time(Compute compute) {
+    switch (compute) {
+        case Compute::kBf16:
+            return kBf16Time;
+        case Compute::kBf16x3:
+            return kBf16x3Time;
+        case Compute::kFloat32:
+            break;
+    }
+    return 1.0;
+}
 
 // Operations by the time they take: those of float32 count once.
 double products_flops(const Dims& d, int gates, std::int64_t inputs) {
     const double rows = static_cast<double>(d.B * gates * d.H);
-    return 2.0 * rows * static_cast<double>(inputs) * (d.bf16 ? kBf16Time : 1.0);
+    return 2.0 * rows * static_cast<double>(inputs) * compute_time(d.compute);
 }
 
 double step_flops(const Dims& d, int gates) { return products_flops(d, gates, d.P); }

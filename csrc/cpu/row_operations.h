@@ -275,7 +275,8 @@ void operate_backward(const Dims& d, const Packed<T>& weights, const CellProgram
     const std::int64_t panels = panels_of<T>(d.H);
     for (std::int64_t i = 0; i < n; ++i) links.rows[i] = gates.at + i * gates.row + operation.first_gate * L;
     GemmArgs<T> args = paneled_rows<T>(links.rows, n, panels, operation.count * L, gates.panel);
-    take_panels<T>(args, weights.w_hh_t + operation.first_gate * links.width * links.width, {0, panels}, d.H);
+    take_panels<T>(args, weights.w_hh_t + operation.first_gate * panel_depth<T>(links.width) * links.width,
+                   {0, panels}, d.H);
     args.out = links.at + operation.link * links.width;
     args.out_panel = L;
     args.out_row = links.count * links.width;

@@ -48,6 +48,15 @@ FUSEDRNN_INLINE VecF interleaved(VecF even, VecF odd) {
     return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))};
 }
 
+FUSEDRNN_INLINE void leave_rest(VecF& a, VecF& b) {
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v);
+    const auto widened = [](__m256i halves) {
+        return VecF{_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+    };
+    a = a - widened(_mm512_castsi512_si256(both));
+    b = b - widened(_mm512_extracti64x4_epi64(both, 1));
+}
+
 // From an estimate of 1 / b: within 2 ULP, where products are rounded to 8 bits.
 FUSEDRNN_INLINE VecF divide_unchecked(VecF a, VecF b) {
     const __m512 estimate = _mm512_rcp14_ps(b.v), two = _mm512_set1_ps(2.0f);

@@ -55,6 +55,8 @@
 //   fma(a, b, c)               of Operands: c + a b, or c and the two products of each word's halves
 //   neighbours(a, b)           2 L values, rounded to nearest even, as words: those of a, then those of b
 //   interleaved(a, b)          word l: lane l of a and of b, rounded
+//   leave_rest(a, b)           makes of both what rounding leaves of them, NaN of what is not finite
+// and, where a product takes each of its factors as the sum of a rounded value and its rounded rest, FUSEDRNN_BF16_PARTS as 2.
 #include FUSEDRNN_STRING(FUSEDRNN_ISA.h)
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -68,6 +70,13 @@ inline constexpr bool kBf16 = true;
 inline constexpr bool kBf16 = false;
 template <class V>
 using Operand = V;
+#endif
+
+// How many of what a product multiplies make up one of its factors.
+#ifdef FUSEDRNN_BF16_PARTS
+inline constexpr int kParts = FUSEDRNN_BF16_PARTS;
+#else
+inline constexpr int kParts = 1;
 #endif
 
 // a / b for 1 <= b <= 2 and |a| <= 2, where a division that looks for the ends of the range takes much longer.

@@ -1,7 +1,8 @@
-"""What products of float32 arrays are computed in: float32, or bfloat16 with sums in float32."""
+"""What products of float32 arrays are computed in: float32, or bfloat16, one or two for each factor."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from fusedrnn.checks import check_choice
 
 __all__ = ["get_float32_matmul_precision", "set_float32_matmul_precision"]
 
-_PRECISIONS = {"highest": "float32", "high": "float32", "medium": "bf16"}
+_COMPUTE = ("float32", "bf16x3", "bf16")
+_PRECISIONS = dict(zip(("highest", "high", "medium"), _COMPUTE, strict=True))
 _precision = "highest"
 
 
@@ -21,16 +23,17 @@ def set_float32_matmul_precision(precision: str) -> None:
     """Set what networks and layers of float32 multiply in that are made from now on without `compute`.
 
     Args:
-        precision: "highest" or "high" for float32; "medium" for bfloat16 with sums in float32, which is
-            `compute="bf16"`. The names are those of `torch.set_float32_matmul_precision`.
+        precision: "highest" for float32; "high" for `compute="bf16x3"`, products within about 1e-5 of
+            float32's, where the CPU has AMX, and float32 elsewhere; "medium" for `compute="bf16"`. The names
+            are those of `torch.set_float32_matmul_precision`.
 
     Raises:
         ValueError: another name, or "medium" on a CPU without products of bfloat16.
     """
     global _precision
     check_choice("precision", precision, _PRECISIONS)
-    if _PRECISIONS[precision] == "bf16":
-        _require_bf16("precision: expected 'highest' or 'high'", precision)
+    if precision == "medium":
+        _require("bf16", "precision: expected 'highest' or 'high'", precision)
     _precision = precision
 
 
@@ -40,19 +43,34 @@ def get_float32_matmul_precision() -> str:
 
 
 def check_compute(compute: str | None, dtype: np.dtype[Any]) -> str:
-    """Return "float32" or "bf16", for None as `set_float32_matmul_precision` says.
+    """Return "float32", "bf16x3" or "bf16", for None as `set_float32_matmul_precision` says.
 
     Raises:
         ValueError: another value, or bfloat16 where dtype or CPU do not have it.
     """
     if compute is None:
-        return _PRECISIONS[_precision] if dtype == np.float32 else "float32"
-    check_choice("compute", compute, ("float32", "bf16"))
-    if compute == "bf16":
+        wanted = _PRECISIONS[_precision]
+        is_there = wanted != "bf16x3" or _isa_of(wanted) is not None
+        return wanted if dtype == np.float32 and is_there else "float32"
+    check_choice("compute", compute, _COMPUTE)
+    if compute != "float32":
         if dtype != np.float32:
-            raise ValueError(f"compute: expected None or 'float32' with {dtype}, got 'bf16'")
-        _require_bf16("compute: expected None or 'float32'", compute)
+            raise ValueError(f"compute: expected None or 'float32' with {dtype}, got {compute!r}")
+        _require(compute, "compute: expected None or 'float32'", compute)
     return compute
+
+
+def compute_of_file(compute: str) -> str:
+    """Return what a file says, or float32, with a warning, where the CPU lacks it: weights are not lost."""
+    check_choice("compute", compute, _COMPUTE)
+    if compute == "float32" or _isa_of(compute) is not None:
+        return compute
+    warnings.warn(
+        f"load: the model was saved with compute={compute!r}, which this CPU, or this build, does not "
+        "have; it computes in float32",
+        stacklevel=2,
+    )
+    return "float32"
 
 
 class HasCompute:
@@ -63,7 +81,7 @@ class HasCompute:
 
     @property
     def compute(self) -> str:
-        """What products are computed in, "float32" or "bf16"; "float32" also names that of float64."""
+        """What products are computed in: "float32" (which also names float64), "bf16x3" or "bf16"."""
         return self._compute if self._dtype == np.float32 else "float32"
 
     @compute.setter
@@ -77,7 +95,7 @@ class HasCompute:
 
 def rounded(values: Array, compute: str) -> Array:
     """Return values as a product takes them: in "bf16" those of bfloat16 next to them, to nearest even."""
-    if compute == "float32":
+    if compute != "bf16":
         return values
     bits = values.view(np.uint32)
     near = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
@@ -90,9 +108,15 @@ def kernel_key(spec: CellSpec, compute: str) -> str:
     return spec.name if compute == "float32" else f"{spec.name}:{compute}"
 
 
-def _require_bf16(expected: str, got: str) -> None:
-    if _core.config()["bf16_isa"] is None:
+def _isa_of(compute: str) -> str | None:
+    found: str | None = _core.config()[f"{compute}_isa"]
+    return found
+
+
+def _require(compute: str, expected: str, got: str) -> None:
+    if _isa_of(compute) is None:
+        needed = "AMX or AVX512_BF16" if compute == "bf16" else "AMX"
         raise ValueError(
-            f"{expected} on a CPU without AMX or AVX512_BF16 (or where the build or FUSEDRNN_ISA leave their "
+            f"{expected} on a CPU without {needed} (or where the build or FUSEDRNN_ISA leave their "
             f"kernels out), got {got!r}"
         )

@@ -94,8 +94,8 @@ def forward(
         mask: (T, B) bool, on the CPU: false for steps that are left out, wherever they are. The state passes
             through them, y is 0 and x gets no gradient there; a reset at one acts at the next step that
             counts. The steps that count are copied to the front first.
-        compute: "float32", or "bf16" for products in bfloat16 with sums in float32, as `fusedrnn.Recurrent`
-            says; None for what `fusedrnn.set_float32_matmul_precision` says.
+        compute: "float32", or "bf16x3" or "bf16" for products of two or one bfloat16 a factor with sums in
+            float32, as `fusedrnn.Recurrent` says; None for what `fusedrnn.set_float32_matmul_precision` says.
         tape_out: (n,) uint8, C-contiguous, `tape_bytes` or more, on the CPU: memory for the tape.
             It may be copied, stored and sent with y; `tape_from_arrays` makes a tape of them. Not with a
             `Lookup` or a mask.

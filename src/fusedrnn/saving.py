@@ -14,7 +14,7 @@ import numpy as np
 from fusedrnn import files
 from fusedrnn.arrays import Array
 from fusedrnn.cell_spec import CellSpec
-from fusedrnn.compute import HasCompute
+from fusedrnn.compute import HasCompute, compute_of_file
 from fusedrnn.files import FileError, reason
 from fusedrnn.nn.activations import GELU, ReLU, Sigmoid, Softmax, Tanh
 from fusedrnn.nn.adaptive_softmax import AdaptiveSoftmax
@@ -214,7 +214,10 @@ class _Writer:
             "dtype": model.dtype.name,
             "evaluating": [name for name, module in model.named_modules() if not module.training],
             "frozen": [name for name, module in model.named_modules() if module._frozen],
-            "bf16": [name for name, module in _computing(model) if module.compute == "bf16"],
+            **{
+                compute: [name for name, module in _computing(model) if module.compute == compute]
+                for compute in ("bf16", "bf16x3")
+            },
         }
 
     def describe(self, module: Module) -> int:
@@ -335,11 +338,12 @@ class _Reader:
             members[name].__dict__["_frozen"] = True
         # Files of earlier versions say it of those modules alone that were made with `compute`.
         if "bf16" in content:
-            computing, lower = dict(_computing(model)), set(content["bf16"])
-            if missing := sorted(lower - set(computing)):
+            computing = dict(_computing(model))
+            lower = {name: compute for compute in ("bf16", "bf16x3") for name in content.get(compute, ())}
+            if missing := sorted(set(lower) - set(computing)):
                 raise ValueError(f"expected a module with products, got {missing[0]!r:.60}")
             for name, module in computing.items():
-                module.compute = "bf16" if name in lower else "float32"
+                module.compute = compute_of_file(lower.get(name, "float32"))
         return model
 
     def _make(self, described: Any) -> Module:
@@ -350,6 +354,8 @@ class _Reader:
             kind = _OWN.get(name.removeprefix(_PREFIX))
             if kind is None:
                 raise ValueError(f"expected a class of this version of fusedrnn, got {name!r:.60}")
+            if "compute" in options:
+                options["compute"] = compute_of_file(options["compute"])
             return kind(*arguments, **options, **_undrawn(kind))
         kind = self._classes.get(name)
         if kind is None:

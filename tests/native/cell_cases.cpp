@@ -212,12 +212,12 @@ Results<T> run_kernels(const RecurrentCell& cell, int lanes, const Dims& d, cons
 }
 
 template <class T>
-void run_case(const RecurrentCell& cell, int lanes, const Dims& d, const Options& o, bool bf16,
+void run_case(const RecurrentCell& cell, int lanes, const Dims& d, const Options& o, Compute compute,
               Report& report) {
     // A seed with which no lone number, where H = 1, is left over from a cancellation.
     const std::uint64_t seed = 1000039u * static_cast<std::uint64_t>(d.H) + static_cast<std::uint64_t>(d.T);
     Problem p = make_problem<T>(cell, d, o, seed);
-    p.bf16 = bf16;
+    p.compute = compute;
     const std::string name = name_of(p, o, type_name<T>());
     Array<T> y_inference(d.T * d.B, d.P, o.gap);
     bool tape_filled = false;
@@ -263,13 +263,13 @@ void run_case(const RecurrentCell& cell, int lanes, const Dims& d, const Options
 }  // namespace
 
 template <class T>
-void check_cells(const Kernels& kernels, int lanes, Report& report, bool bf16) {
+void check_cells(const Kernels& kernels, int lanes, Report& report, Compute compute) {
     std::int64_t number = 0;
     for (const RecurrentCell& cell : kernels.cells) {
         std::int64_t counter = 1000 * number++;
         const auto run = [&](const Dims& d) {
             const Options options = options_of(++counter);
-            if (report.next()) run_case<T>(cell, lanes, d, options, bf16, report);
+            if (report.next()) run_case<T>(cell, lanes, d, options, compute, report);
         };
         const bool projects = cell.parameters[cell.place(Role::kProjection)].need != Need::kRefused;
         for (const std::int64_t H : {1, 7, 8, 9, 17, 33}) {
@@ -292,7 +292,7 @@ void check_cells(const Kernels& kernels, int lanes, Report& report, bool bf16) {
     }
 }
 
-template void check_cells<float>(const Kernels&, int, Report&, bool);
-template void check_cells<double>(const Kernels&, int, Report&, bool);
+template void check_cells<float>(const Kernels&, int, Report&, Compute);
+template void check_cells<double>(const Kernels&, int, Report&, Compute);
 
 }  // namespace kernel_check

@@ -16,6 +16,7 @@
 
 namespace kernel_check {
 
+using fusedrnn::Compute;
 using fusedrnn::Kernels;
 
 // The logarithm of zero, and of a sum.
@@ -142,6 +143,19 @@ inline double to_bf16(float value) {
     return static_cast<double>(value);
 }
 
+// a b as a product of kernels takes it.
+inline double term(double a, double b, Compute compute) {
+    if (compute == Compute::kFloat32) return a * b;
+    const float wide[2] = {static_cast<float>(a), static_cast<float>(b)};
+    const double first[2] = {to_bf16(wide[0]), to_bf16(wide[1])};
+    if (compute == Compute::kBf16) return first[0] * first[1];
+    const auto rest = [&](int i) {
+        return to_bf16(static_cast<float>(static_cast<double>(wide[i]) - first[i]));
+    };
+    return first[0] * first[1] + rest(0) * first[1] + first[0] * rest(1);
+}
+inline const char* compute_name(Compute compute) { return compute == Compute::kBf16 ? "bf16" : "bf16x3"; }
+
 // ||got - want|| / ||want||: the tolerances of tests/tolerances.py.
 template <class T>
 constexpr double tolerance() {
@@ -197,8 +211,8 @@ class Report {
 };
 
 template <class T>
-void check_cells(const Kernels& kernels, int lanes, Report& report, bool bf16 = false);
-void check_bf16(const Kernels& kernels, Report& report);
+void check_cells(const Kernels& kernels, int lanes, Report& report, Compute compute = Compute::kFloat32);
+void check_bf16(const Kernels& kernels, Compute compute, Report& report);
 void check_int8(const Kernels& kernels, Report& report);
 template <class T>
 void check_programs(const fusedrnn::KernelTable<T>& table, const fusedrnn::LayerTable<T>& layers,
@@ -215,9 +229,11 @@ void check_decoding(const fusedrnn::LayerTable<T>& layers, Report& report);
 template <class T>
 void check_transducers(const fusedrnn::LayerTable<T>& layers, Report& report);
 template <class T>
-void check_decoders(const fusedrnn::DecoderKernels<T>& kernels, Report& report, bool bf16 = false);
+void check_decoders(const fusedrnn::DecoderKernels<T>& kernels, Report& report,
+                    Compute compute = Compute::kFloat32);
 template <class T>
-void check_searches(const fusedrnn::DecoderKernels<T>& kernels, Report& report, bool bf16 = false);
+void check_searches(const fusedrnn::DecoderKernels<T>& kernels, Report& report,
+                    Compute compute = Compute::kFloat32);
 template <class T>
 void check_quantum(const fusedrnn::LayerTable<T>& layers, Report& report);
 

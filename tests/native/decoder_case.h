@@ -22,7 +22,7 @@ using Row = std::vector<double>;
 
 struct DecoderProblem {
     DecoderSizes d;
-    bool bf16;  // whether the products with weights round their factors
+    Compute compute;  // of the products with weights
     std::vector<std::int64_t> order, active, offset, lengths, memory_lengths, first;  // by position
     std::vector<std::int64_t> by_batch, first_by_batch;  // the same of the memory
     std::vector<std::int64_t> owner, step;               // of the rows of the memory
@@ -77,12 +77,11 @@ struct DecoderProblem {
 
 // out += W x, W (rows, columns of `stride`) from `first` on.
 inline void multiply(const Row& w, std::int64_t first, std::int64_t stride, const Row& x, Row& out,
-                     bool bf16 = false) {
-    const auto factor = [&](double value) { return bf16 ? to_bf16(static_cast<float>(value)) : value; };
+                     Compute compute = Compute::kFloat32) {
     for (std::size_t i = 0; i < out.size(); ++i) {
         for (std::size_t k = 0; k < x.size(); ++k) {
-            out[i] += factor(w[static_cast<std::size_t>(first + static_cast<std::int64_t>(i) * stride) + k]) *
-                      factor(x[k]);
+            const std::size_t row = static_cast<std::size_t>(first + static_cast<std::int64_t>(i) * stride);
+            out[i] += term(w[row + k], x[k], compute);
         }
     }
 }
@@ -104,7 +103,7 @@ inline Row reference(const DecoderProblem& p, const Values& v) {
             Row e(n(count));
             if (const std::int64_t K = d.windows(); K > 0) {
                 Row q = v[13];
-                multiply(v[12], 0, d.H, h, q, p.bf16);
+                multiply(v[12], 0, d.H, h, q, p.compute);
                 before.assign(n(d.S), 0), context.assign(n(d.M), 0);
                 for (std::int64_t k = 0; k < K; ++k) {
                     centres[n(k)] += std::exp(q[n(2 * K + k)]);
@@ -123,8 +122,8 @@ inline Row reference(const DecoderProblem& p, const Values& v) {
                 const Row m = part(v[kMemory], (s * d.B + b) * d.M, d.M);
                 Row key(n(d.A));
                 if (d.score == Score::kDot) key = m;
-                if (d.score != Score::kDot) multiply(v[1], 0, d.M, m, key, p.bf16);
-                if (d.score == Score::kAdditive) multiply(v[0], 0, d.H, h, key, p.bf16);
+                if (d.score != Score::kDot) multiply(v[1], 0, d.M, m, key, p.compute);
+                if (d.score == Score::kAdditive) multiply(v[0], 0, d.H, h, key, p.compute);
                 Row features(n(d.filters));
                 for (std::int64_t c = 0; c < d.filters; ++c) {
                     for (std::int64_t k = 0; k < d.width; ++k) {
@@ -155,10 +154,10 @@ inline Row reference(const DecoderProblem& p, const Values& v) {
             if (!d.current) attend();
             Row gx = v[6], gh = v[7];
             const std::int64_t input = d.I + d.fed();
-            multiply(v[4], 0, input, part(v[kX], (t * d.B + b) * d.I, d.I), gx, p.bf16);
-            if (!d.current) multiply(v[4], d.I, input, context, gx, p.bf16);
-            if (d.feeds) multiply(v[4], d.I, input, output, gx, p.bf16);
-            multiply(v[5], 0, d.H, h, gh, p.bf16);
+            multiply(v[4], 0, input, part(v[kX], (t * d.B + b) * d.I, d.I), gx, p.compute);
+            if (!d.current) multiply(v[4], d.I, input, context, gx, p.compute);
+            if (d.feeds) multiply(v[4], d.I, input, output, gx, p.compute);
+            multiply(v[5], 0, d.H, h, gh, p.compute);
             for (std::int64_t i = 0; i < d.H; ++i) {
                 double& unit = h[n(i)];
                 if (p.gates() == 1) {
@@ -173,8 +172,8 @@ inline Row reference(const DecoderProblem& p, const Values& v) {
             if (d.current) {
                 attend();
                 output.assign(n(d.H), 0);
-                multiply(v[8], 0, d.M + d.H, context, output, p.bf16);
-                multiply(v[8], d.M, d.M + d.H, h, output, p.bf16);
+                multiply(v[8], 0, d.M + d.H, context, output, p.compute);
+                multiply(v[8], d.M, d.M + d.H, h, output, p.compute);
                 for (double& value : output) value = std::tanh(value);
             }
             std::copy(output.begin(), output.end(), y.begin() + (t * d.B + b) * d.H);
@@ -207,8 +206,9 @@ struct DecoderCase {
 
     DecoderCase(const DecoderKernels<T>& kernels, const DecoderProblem& problem, const std::string& kind)
         : p(problem),
-          name(std::string(p.bf16 ? "bf16" : type_name<T>()) + " decoder " + kind + " B" +
-               std::to_string(p.d.B) + " S" + std::to_string(p.d.S) + " H" + std::to_string(p.d.H)),
+          name(std::string(p.compute == Compute::kFloat32 ? type_name<T>() : compute_name(p.compute)) +
+               " decoder " + kind + " B" + std::to_string(p.d.B) + " S" + std::to_string(p.d.S) + " H" +
+               std::to_string(p.d.H)),
           random(static_cast<std::uint64_t>(p.d.H * 31 + p.d.S)) {
         p.set_positions(random);
         for (int i = 0; i < kArrays; ++i) {

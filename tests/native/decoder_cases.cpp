@@ -11,7 +11,7 @@ void check_decoder(const DecoderKernels<T>& kernels, const DecoderProblem& probl
     DecoderCase<T> own(kernels, problem, kind);
     DecoderProblem& p = own.p;
     const DecoderSizes& d = p.d;
-    const bool rounds = p.bf16;
+    const Compute compute = p.compute;
     const std::string& name = own.name;
     Random& random = own.random;
     Values& values = own.values;
@@ -49,7 +49,7 @@ void check_decoder(const DecoderKernels<T>& kernels, const DecoderProblem& probl
         for (std::int64_t i = 0; i < d.T * d.B; ++i) tokens.push_back(i);
         Array<T> found(1, d.T * d.B * d.H), looked(1, d.T * d.B * d.S), last(1, d.B * d.H);
         DecoderArgs<T> search = args;
-        search.sizes.table = d.T * d.B, search.sizes.contexts = !d.current && !rounds,
+        search.sizes.table = d.T * d.B, search.sizes.contexts = !d.current && compute == Compute::kFloat32,
         search.sizes.rows = 2 * d.B;
         search.keeps = false;
         Workspace projections(kernels.projection_bytes(search.sizes)),
@@ -75,8 +75,11 @@ void check_decoder(const DecoderKernels<T>& kernels, const DecoderProblem& probl
     b.columns = columns.template as<char>();
     kernels.backward(b, team, back.template as<char>());
     // Differences of results that are rounded say nothing: those of the others, which these gradients are near to.
-    p.bf16 = false;
-    const double allowed = rounds ? 2e-2 : sizeof(T) == 4 ? 3e-5 : 1e-7;
+    p.compute = Compute::kFloat32;
+    const double allowed = compute == Compute::kBf16     ? 2e-2
+                           : compute == Compute::kBf16x3 ? 1e-4
+                           : sizeof(T) == 4              ? 3e-5
+                                                         : 1e-7;
 
     for (int i = 0; i < kArrays; ++i) {
         const Array<T>& gradient = grads[static_cast<std::size_t>(i)];
@@ -107,7 +110,7 @@ void check_decoder(const DecoderKernels<T>& kernels, const DecoderProblem& probl
 }  // namespace
 
 template <class T>
-void check_decoders(const DecoderKernels<T>& kernels, Report& report, bool bf16) {
+void check_decoders(const DecoderKernels<T>& kernels, Report& report, Compute compute) {
     struct Sizes {
         std::int64_t steps, batch, source, input, memory, attention, hidden;
     };
@@ -115,7 +118,7 @@ void check_decoders(const DecoderKernels<T>& kernels, Report& report, bool bf16)
         const auto check = [&](const char* kind, int cell, Score score, bool current, bool feeds, bool past) {
             if (!report.next()) return;
             DecoderProblem p{};
-            p.bf16 = bf16;
+            p.compute = compute;
             p.d = {cell,         score,    current, feeds,    past,    past ? 2 : 0,
                    past ? 5 : 0, z.steps,  z.batch, z.source, z.input, z.memory,
                    z.attention,  z.hidden, 0,       0};
@@ -133,7 +136,7 @@ void check_decoders(const DecoderKernels<T>& kernels, Report& report, bool bf16)
     }
 }
 
-template void check_decoders<float>(const DecoderKernels<float>&, Report&, bool);
-template void check_decoders<double>(const DecoderKernels<double>&, Report&, bool);
+template void check_decoders<float>(const DecoderKernels<float>&, Report&, Compute);
+template void check_decoders<double>(const DecoderKernels<double>&, Report&, Compute);
 
 }  // namespace kernel_check

@@ -2,8 +2,8 @@
 //
 //   kernel_check ISA [N]
 //
-// N runs every N-th case only. Of amx and avx512bf16 it runs what they have, the kernels for bfloat16,
-// of amxint8 and avx512vnni those for int8. Prints a digest of every case's results: two runs whose lines are equal gave
+// N runs every N-th case only. Of amx, avx512bf16 and, for products of two bfloat16 a factor, amx3 it runs what they have, the
+// kernels for bfloat16, of amxint8 and avx512vnni those for int8. Prints a digest of every case's results: two runs whose lines are equal gave
 // the same bits (tools/compare_kernels.py). The exit status is 0 only if all results are near to the
 // reference.
 #include <cstdlib>
@@ -21,20 +21,26 @@ int main(int argc, char** argv) {
     }
     try {
         const std::string isa = argv[1];
-        const bool bf16 = isa == "amx" || isa == "avx512bf16", int8 = isa == "amxint8" || isa == "avx512vnni";
+        const bool bf16x3 = isa == "amx3", bf16 = bf16x3 || isa == "amx" || isa == "avx512bf16";
+        const bool int8 = isa == "amxint8" || isa == "avx512vnni";
         setenv("FUSEDRNN_ISA", bf16 || int8 ? "avx512" : argv[1], 1);
-        if (bf16) setenv("FUSEDRNN_BF16_ISA", argv[1], 1);
+        if (bf16) setenv("FUSEDRNN_BF16_ISA", bf16x3 ? "amx" : argv[1], 1);
         if (int8) setenv("FUSEDRNN_INT8_ISA", argv[1], 1);
         const fusedrnn::Kernels& kernels = fusedrnn::kernels();
         std::printf("isa %s, lanes %d %d\n", kernels.isa, kernels.f32->lanes, kernels.f64->lanes);
         kernel_check::Report report(every);
         if (bf16 || int8) {
             const fusedrnn::RecurrentCell& cell = kernels.cells.first[0];
+            const auto compute = bf16x3 ? fusedrnn::Compute::kBf16x3 : fusedrnn::Compute::kBf16;
             if (bf16
-                    ? fusedrnn::bf16_kernels().table == nullptr
+                    ? fusedrnn::bf16_kernels(compute).table == nullptr
                     : &fusedrnn::quantized_kernels(cell, fusedrnn::kInt8) == &cell.quantized[fusedrnn::kInt8])
                 throw std::runtime_error("this CPU or build lacks " + isa);
-            (bf16 ? kernel_check::check_bf16 : kernel_check::check_int8)(kernels, report);
+            if (bf16) {
+                kernel_check::check_bf16(kernels, compute, report);
+            } else {
+                kernel_check::check_int8(kernels, report);
+            }
             std::printf("%d cases, %d failures\n", report.cases(), report.failures());
             return report.failures() == 0 ? 0 : 1;
         }

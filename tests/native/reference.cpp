@@ -25,29 +25,26 @@ struct Cell {
 
 #include "reference_cells.h"  // kCells, from tests/reference.py
 
-// A factor of a product, as kernels for bfloat16 take it, or itself.
-double factor(double value, bool bf16) { return bf16 ? to_bf16(static_cast<float>(value)) : value; }
-
 // m v + bias for m (rows, width).
-Vector product(const Array<double>& m, const double* v, const Array<double>& bias, bool bf16) {
+Vector product(const Array<double>& m, const double* v, const Array<double>& bias, Compute compute) {
     Vector out(static_cast<std::size_t>(m.rows()));
     for (std::int64_t i = 0; i < m.rows(); ++i) {
         out[i] = bias.given() ? bias.data()[i] : 0;
-        for (std::int64_t k = 0; k < m.width(); ++k) out[i] += factor(m.row(i)[k], bf16) * factor(v[k], bf16);
+        for (std::int64_t k = 0; k < m.width(); ++k) out[i] += term(m.row(i)[k], v[k], compute);
     }
     return out;
 }
 // v m.
-Vector product_transposed(const Vector& v, const Array<double>& m, bool bf16) {
+Vector product_transposed(const Vector& v, const Array<double>& m, Compute compute) {
     Vector out(static_cast<std::size_t>(m.width()));
     for (std::int64_t i = 0; i < m.rows(); ++i) {
-        for (std::int64_t k = 0; k < m.width(); ++k) out[k] += factor(v[i], bf16) * factor(m.row(i)[k], bf16);
+        for (std::int64_t k = 0; k < m.width(); ++k) out[k] += term(v[i], m.row(i)[k], compute);
     }
     return out;
 }
-void add_outer(const Vector& a, const double* b, Array<double>& to, bool bf16) {
+void add_outer(const Vector& a, const double* b, Array<double>& to, Compute compute) {
     for (std::int64_t i = 0; i < to.rows(); ++i) {
-        for (std::int64_t k = 0; k < to.width(); ++k) to.row(i)[k] += factor(a[i], bf16) * factor(b[k], bf16);
+        for (std::int64_t k = 0; k < to.width(); ++k) to.row(i)[k] += term(a[i], b[k], compute);
     }
 }
 void add(const Vector& a, Array<double>& to) {
@@ -85,12 +82,12 @@ std::vector<Step> forward_row(const Problem& p, const Cell& cell, std::int64_t b
             now[k] = row_or_zero(p.reset[k], b, p.width(k));
         }
         step.before = now;
-        step.a = product(p.w_ih, p.x.row(step.t * p.B + b), p.b_ih, p.bf16);
-        step.b = product(p.w_hh, now[0].data(), p.b_hh, p.bf16);
+        step.a = product(p.w_ih, p.x.row(step.t * p.B + b), p.b_ih, p.compute);
+        step.b = product(p.w_hh, now[0].data(), p.b_hh, p.compute);
         States next(static_cast<std::size_t>(p.states), Vector(static_cast<std::size_t>(p.H)));
         cell.step(p.H, step.a, step.b, step.before, units_of(p), next);
         step.raw = next[0];
-        if (p.w_hr.given()) next[0] = product(p.w_hr, step.raw.data(), {}, p.bf16);
+        if (p.w_hr.given()) next[0] = product(p.w_hr, step.raw.data(), {}, p.compute);
         now = next;
         std::copy(now[0].begin(), now[0].end(), out.y.row(step.t * p.B + b));
         steps.push_back(step);
@@ -109,8 +106,8 @@ void backward_row(const Problem& p, const Cell& cell, std::int64_t b, const std:
         const std::int64_t row = step->t * p.B + b;
         for (std::int64_t k = 0; p.dy.given() && k < p.P; ++k) d[0][k] += p.dy.row(row)[k];
         if (p.w_hr.given()) {
-            add_outer(d[0], step->raw.data(), out.dw_hr, p.bf16);
-            d[0] = product_transposed(d[0], p.w_hr, p.bf16);
+            add_outer(d[0], step->raw.data(), out.dw_hr, p.compute);
+            d[0] = product_transposed(d[0], p.w_hr, p.compute);
         }
         Vector da(static_cast<std::size_t>(p.gates * p.H)), db = da;
         States before(static_cast<std::size_t>(p.states), Vector(static_cast<std::size_t>(p.H)));
@@ -121,11 +118,12 @@ void backward_row(const Problem& p, const Cell& cell, std::int64_t b, const std:
             Array<double>& sum = out.dunits[k];
             for (std::int64_t i = 0; i < sum.rows() * sum.width(); ++i) sum.data()[i] += dunits[k][i];
         }
-        add_outer(da, p.x.row(row), out.dw_ih, p.bf16);
-        add_outer(db, step->before[0].data(), out.dw_hh, p.bf16);
+        add_outer(da, p.x.row(row), out.dw_ih, p.compute);
+        add_outer(db, step->before[0].data(), out.dw_hh, p.compute);
         add(da, out.db_ih);
         add(db, out.db_hh);
-        const Vector dx = product_transposed(da, p.w_ih, p.bf16), dh = product_transposed(db, p.w_hh, p.bf16);
+        const Vector dx = product_transposed(da, p.w_ih, p.compute),
+                     dh = product_transposed(db, p.w_hh, p.compute);
         for (std::int64_t k = 0; k < p.I; ++k) out.dx.row(row)[k] += dx[k];
         before[0].resize(static_cast<std::size_t>(p.P));  // with a projection its pointwise part is zero
         for (std::int64_t k = 0; k < p.P; ++k) before[0][k] += dh[k];

@@ -15,7 +15,8 @@ using Vector = std::vector<double>;
 struct Problem {
     std::string cell;
     std::int64_t T, B, I, H, P, gates, states;
-    bool reverse, bf16;
+    bool reverse;
+    fusedrnn::Compute compute;
     std::vector<std::int64_t> lengths;  // (B)
     std::vector<std::uint8_t> resets;   // (T*B)
     Array<double> x, w_ih, w_hh, b_ih, b_hh, w_hr;

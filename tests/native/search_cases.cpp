@@ -39,7 +39,7 @@ LogProbabilities log_probabilities(const DecoderCase<T>& own, const Array<T>& ta
             all.back().emplace_back();
             for (std::int64_t t = 0; t < d.T; ++t) {
                 Row logits = bias;
-                multiply(head, 0, d.H, part(y, (t * d.B + b) * d.H, d.H), logits, p.bf16);
+                multiply(head, 0, d.H, part(y, (t * d.B + b) * d.H, d.H), logits, p.compute);
                 double sum = kNone;
                 for (const double logit : logits) sum = log_add(sum, logit);
                 for (double& logit : logits) logit -= sum;
@@ -101,7 +101,8 @@ void check_search(const DecoderKernels<T>& kernels, const DecoderProblem& proble
     args.decoder = own.args;
     DecoderSizes& sizes = args.decoder.sizes;
     sizes.T = 1, sizes.classes = kClasses;
-    sizes.table = projected ? kClasses : 0, sizes.contexts = projected && !d.current && !own.p.bf16;
+    sizes.table = projected ? kClasses : 0,
+    sizes.contexts = projected && !d.current && own.p.compute == Compute::kFloat32;
     Workspace head(kernels.head_bytes(sizes)), projections(kernels.projection_bytes(sizes)),
         room(kernels.workspace(sizes, 1));
     kernels.pack_head(sizes, weight.data(), bias.data(), head.template as<char>(), own.team);
@@ -113,7 +114,7 @@ void check_search(const DecoderKernels<T>& kernels, const DecoderProblem& proble
     const LogProbabilities all =
         log_probabilities(own, table, Row(weight.data(), weight.data() + weight.width()),
                           Row(bias.data(), bias.data() + bias.width()));
-    const double allowed = own.p.bf16 ? 2e-3 : sizeof(T) == 4 ? 1e-5 : 1e-10;
+    const double allowed = own.p.compute == Compute::kBf16 ? 2e-3 : sizeof(T) == 4 ? 1e-5 : 1e-10;
     Digest digest;
     const auto search = [&](std::int64_t beam, std::int64_t best, const auto& wanted) {
         args.beam = beam, args.best = best;
@@ -152,12 +153,12 @@ void check_search(const DecoderKernels<T>& kernels, const DecoderProblem& proble
 }  // namespace
 
 template <class T>
-void check_searches(const DecoderKernels<T>& kernels, Report& report, bool bf16) {
+void check_searches(const DecoderKernels<T>& kernels, Report& report, Compute compute) {
     for (const bool projected : {false, true}) {
         for (const bool current : {false, true}) {
             if (!report.next()) continue;
             DecoderProblem p{};
-            p.bf16 = bf16;
+            p.compute = compute;
             p.d.cell = kGru, p.d.score = current ? Score::kGeneral : Score::kAdditive;
             p.d.current = p.d.feeds = current;
             p.d.T = kMost, p.d.B = 5, p.d.S = 9, p.d.I = 3, p.d.M = 5, p.d.H = 18;
@@ -167,7 +168,7 @@ void check_searches(const DecoderKernels<T>& kernels, Report& report, bool bf16)
     }
 }
 
-template void check_searches<float>(const DecoderKernels<float>&, Report&, bool);
-template void check_searches<double>(const DecoderKernels<double>&, Report&, bool);
+template void check_searches<float>(const DecoderKernels<float>&, Report&, Compute);
+template void check_searches<double>(const DecoderKernels<double>&, Report&, Compute);
 
 }  // namespace kernel_check

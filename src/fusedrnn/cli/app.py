@@ -61,9 +61,11 @@ class Compute(str, enum.Enum):
     """Choices of --compute."""
 
     float32 = "float32"
+    bf16x3 = "bf16x3"
     bf16 = "bf16"
 
 
+_PRECISIONS = {Compute.float32: "highest", Compute.bf16x3: "high", Compute.bf16: "medium"}
 _CELL, _DTYPE = Cell(_CONFIG.cell), DType(_CONFIG.dtype)
 
 
@@ -105,7 +107,8 @@ def train(
     compute: Annotated[
         Compute,
         typer.Option(
-            help="What float32 multiplies in; bf16 needs AMX or AVX512_BF16. Not kept: for --resume too."
+            help="What float32 multiplies in; bf16 needs AMX or AVX512_BF16; bf16x3, nearly float32, AMX. "
+            "Not kept: for --resume too."
         ),
     ] = Compute.float32,
     batch: Annotated[int, typer.Option(min=1, help="Rows of text read side by side.")] = _SETTINGS.batch,
@@ -210,10 +213,10 @@ def _launched() -> Iterator[distributed.Group]:
 def _computing(compute: Compute) -> Iterator[None]:
     """What networks made meanwhile multiply in."""
     before = fr.get_float32_matmul_precision()
-    try:
-        fr.set_float32_matmul_precision("medium" if compute is Compute.bf16 else "highest")
-    except ValueError:
-        raise CliError("--compute: expected float32 on a CPU without AMX or AVX512_BF16, got bf16") from None
+    if compute is not Compute.float32 and fr.config()[f"{compute.value}_isa"] is None:
+        needed = "AMX or AVX512_BF16" if compute is Compute.bf16 else "AMX"
+        raise CliError(f"--compute: expected float32 on a CPU without {needed}, got {compute.value}")
+    fr.set_float32_matmul_precision(_PRECISIONS[compute])
     try:
         yield
     finally:

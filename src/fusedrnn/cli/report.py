@@ -34,7 +34,8 @@ def describe(trainer: Trainer, source: str | None, changes: list[str]) -> None:
     if trainer.unknown:
         typer.echo(f"of those to train on, {trainer.unknown:,} are not in the model's vocabulary")
     threads = fr.get_num_threads()
-    products = " multiplied in bf16" if trainer.model.rnn.compute == "bf16" else ""
+    compute = trainer.model.rnn.compute
+    products = "" if compute == "float32" else f" multiplied in {compute}"
     typer.echo(
         f"model: {config.cell}, {config.layers} x {config.hidden} units, "
         f"{trainer.model.num_parameters:,} parameters, {config.dtype}{products}; "

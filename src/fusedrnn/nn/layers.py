@@ -40,8 +40,9 @@ class Linear(HasCompute, Module):
         seed: int, numpy.random.Generator or None.
         init: "default" or "torch", which are the same here; None leaves all parameters at zero, for weights
             that are loaded next.
-        compute: "float32", or "bf16" for products in bfloat16 with sums in float32, on the CPU, as
-            `Recurrent` says; None for what `set_float32_matmul_precision` says. May be changed at any time.
+        compute: "float32", or "bf16x3" or "bf16" for products of two or one bfloat16 a factor with sums in
+            float32, on the CPU, as `Recurrent` says; None for what `set_float32_matmul_precision` says. Can
+            be set.
 
     Raises:
         TypeError: an argument of the wrong kind.

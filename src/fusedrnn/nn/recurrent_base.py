@@ -102,8 +102,9 @@ class Recurrent(Served[StateT]):
         all_states: whether y has behind h the other states of the last layer after each step, c of an LSTM,
             each (T, B, D*H). Gradients of them go into backward with dy.
         compute: "float32", or "bf16" for products of operands rounded to bfloat16 with sums in float32, in
-            forward and backward, on the CPU and where it has AMX or AVX512_BF16; all else stays float32. None
-            for what `set_float32_matmul_precision` says. May be changed at any time.
+            forward and backward, on the CPU and where it has AMX or AVX512_BF16; all else stays float32.
+            "bf16x3" takes each operand as the sum of two bfloat16, which is as near to float32 as 16 bits
+            are, and needs AMX. None for what `set_float32_matmul_precision` says. May be changed at any time.
 
     Raises:
         TypeError: an argument of the wrong kind.

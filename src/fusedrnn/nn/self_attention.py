@@ -47,8 +47,9 @@ class SelfAttention(HasCompute, Module):
         seed: int, numpy.random.Generator or None.
         init: "default" or "torch", which are the same here; None leaves all parameters at zero, for weights
             that are loaded next.
-        compute: "float32", or "bf16" for products, those of queries, keys and values among them, in
-            bfloat16 with sums in float32; can be set. None as `set_float32_matmul_precision` says.
+        compute: "float32", or "bf16x3" or "bf16" for products, those of queries, keys and values among them,
+            of two or one bfloat16 a factor with sums in float32, as `Recurrent` says; can be set. None as
+            `set_float32_matmul_precision` says.
 
     Raises:
         TypeError: an argument of the wrong kind.

@@ -83,7 +83,7 @@ class AttentionDecoder(HasCompute, Module):
         seed: int, numpy.random.Generator or None.
         init: "default": the cell's as in all networks, Xavier uniform for the attention's weights and 0 for
             its bias. "torch": uniform as in torch.nn. None leaves all parameters at zero.
-        compute: "float32", or "bf16" for products with weights in bfloat16, as `LSTM`'s; energies, contexts
+        compute: "float32", or "bf16x3" or "bf16" for products with weights, as `LSTM`'s; energies, contexts
             and what a search adds up of them stay float32. May be changed at any time.
 
     Raises:
