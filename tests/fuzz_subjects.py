@@ -41,8 +41,9 @@ class Subject:
         other.load_random_state(module.random_state())
         for mine, its in zip(other.modules(), module.modules(), strict=True):
             mine.training = its.training
-            if hasattr(its, "recompute"):
-                mine.recompute = its.recompute
+            for name in ("recompute", "compute"):
+                if hasattr(its, name):
+                    setattr(mine, name, getattr(its, name))
         return other
 
 

@@ -30,6 +30,8 @@ from support import Array
 
 import fusedrnn as fr
 
+COMPUTE = ["float32", *(name for name in ("bf16", "bf16x3") if fr.config()[f"{name}_isa"] is not None)]
+
 
 class World:
     """One sequence: a module, what was given to it and what it gave."""
@@ -200,7 +202,7 @@ class World:
 
     def switch(self) -> None:
         """Options that may be changed at any time."""
-        kind = self.rng.integers(6)
+        kind = self.rng.integers(7)
         if kind == 0:
             self.detecting = chance(self.rng, 0.5)
             fr.set_detect_changes(self.detecting)
@@ -214,6 +216,10 @@ class World:
                     member.recompute = chance(self.rng, 0.5)
         elif kind == 4:
             assert self.module.to("cpu") is self.module
+        elif kind == 5 and self.module.dtype == np.float32:
+            for member in self.module.modules():
+                if hasattr(member, "compute"):
+                    member.compute = pick(self.rng, COMPUTE)
         else:
             self.module.zero_grad()
 

@@ -254,6 +254,7 @@ def test_what_they_refuse() -> None:
         (lambda: setattr(whole, "state", (k,)), TypeError, "state: expected a tuple of 4 states"),
         (lambda: fr.Hybrid(0), ValueError, "size: expected an int >= 1"),
         (lambda: fr.Hybrid(6, bad), TypeError, "num_layers: expected an int"),
+        (lambda: fr.Hybrid(6, 1 << 31), ValueError, "num_layers: expected an int <= 1000"),
         (lambda: fr.Hybrid(6, cell="sru"), ValueError, "cell: expected 'lstm', 'gru' or 'rnn', got 'sru'"),
         (lambda: fr.Hybrid(6, cell=["lstm"]), ValueError, r"cell: expected .*, got \['lstm'\]"),  # type: ignore[arg-type]
         (lambda: fr.Hybrid(6, num_heads=4), ValueError, "num_heads: expected a divisor"),

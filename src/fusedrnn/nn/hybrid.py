@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
-from fusedrnn.checks import check_array, check_choice, check_flag, check_size, resolve_dtype
+from fusedrnn.checks import MOST_LAYERS, check_array, check_choice, check_flag, check_size, resolve_dtype
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.masks import counted_steps, only_counted
 from fusedrnn.inputs.rows import check_sequence
@@ -79,7 +79,8 @@ class Hybrid(Module):
         init: str | None = "default",
     ) -> None:
         super().__init__()
-        self.size, self.num_layers = check_size("size", size), check_size("num_layers", num_layers)
+        self.size = check_size("size", size)
+        self.num_layers = check_size("num_layers", num_layers, maximum=MOST_LAYERS)
         self.cell = check_choice("cell", cell, _CELLS)
         last = self.num_layers - 1
         chosen = max(last - 1, 0) if attention_layer is None else attention_layer
