@@ -137,6 +137,27 @@ def test_dropout_is_of_training_alone() -> None:
     assert module.backward(tape, one.copy(), need_dx=False) is None
 
 
+def test_batch_first_and_dropout_that_are_set_later(tmp_path: Path) -> None:
+    """In all parts; of a tape from before, backward is that of before."""
+    module, turned = hybrid(dropout=0.5), X.swapaxes(0, 1)
+    _, tape = module.forward(X)
+    before = module.backward(tape, np.ones_like(X))
+    module.batch_first = True
+    np.testing.assert_array_equal(module.backward(tape, np.ones_like(X)), before)
+    module.dropout = 0.0
+    plain = hybrid(batch_first=True)
+    np.testing.assert_array_equal(module(turned, LENGTHS), plain(turned, LENGTHS))
+    np.testing.assert_array_equal(module(X[:, 0]), plain(X[:, 0]))
+    fr.save(module, tmp_path / "hybrid")
+    assert repr(module) == repr(plain) == repr(fr.load(tmp_path / "hybrid"))
+    plain.dropout, plain.batch_first = 0.5, False
+    assert not np.array_equal(plain(X), plain(X))
+    for name, value, kind in (("batch_first", 1, TypeError), ("dropout", 1.5, ValueError)):
+        with pytest.raises(kind, match=f"^{name}: expected"):
+            setattr(plain, name, value)
+    assert plain.dropout == 0.5 and not plain.batch_first
+
+
 def test_saved_and_loaded(tmp_path: Path) -> None:
     for given in OPTIONS:
         module = hybrid(dropout=0.25, **given)
@@ -259,7 +280,7 @@ def test_what_they_refuse() -> None:
         (lambda: fr.Hybrid(6, cell=["lstm"]), ValueError, r"cell: expected .*, got \['lstm'\]"),  # type: ignore[arg-type]
         (lambda: fr.Hybrid(6, num_heads=4), ValueError, "num_heads: expected a divisor"),
         (lambda: fr.Hybrid(6, 2, attention_layer=2), ValueError, "attention_layer: expected an int"),
-        (lambda: fr.Hybrid(6, dropout=2.0), ValueError, "p: expected"),
+        (lambda: fr.Hybrid(6, dropout=2.0), ValueError, "dropout: expected"),
         (lambda: mixed(X[..., :3]), ValueError, r"x: expected shape \(T, B, E\) or \(T, E\) with E = 6"),
         (lambda: mixed(X.astype("f4")), TypeError, "x: expected float64, got float32"),
         (lambda: mixed(X, [8, 1, 1, 1]), ValueError, "lengths: expected values in"),

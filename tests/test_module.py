@@ -253,6 +253,8 @@ def test_module_basics() -> None:
         (fr.RNNCell(2, 3), ("input_size", "hidden_size", "bias")),
         (fr.Linear(2, 3), ("in_features", "out_features", "bias")),
         (fr.Embedding(2, 3), ("num_embeddings", "embedding_dim")),
+        (fr.SelfAttention(3), ("embed_dim", "num_heads", "bias")),
+        (fr.Hybrid(3), ("size", "num_layers", "cell", "num_heads", "attention_layer", "expansion")),
     ],
 )
 def test_what_parameters_were_made_by_stays(module: fr.Module, names: tuple[str, ...]) -> None:

@@ -89,7 +89,9 @@ def _heads(member: SelfAttention, shape: tuple[int, ...], tape: Any) -> Floats:
     steps, batch = shape[time], shape[1 - time] if len(shape) == 3 else 1
     found = np.zeros((batch, member.num_heads, steps, steps))
     width = member.embed_dim // member.num_heads
-    for (part, rows, columns), matrix in zip(member._heads(shape, counts), weights, strict=True):
+    for (part, rows, columns), matrix in zip(
+        member._heads(shape, counts, member.batch_first), weights, strict=True
+    ):
         number = part[-1] if part else 0
         at = np.arange(steps)[rows]
         found[number, columns.start // width][np.ix_(at, at)] = matrix

@@ -8,7 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array
-from fusedrnn.checks import MOST_LAYERS, check_array, check_choice, check_flag, check_size, resolve_dtype
+from fusedrnn.checks import (
+    MOST_LAYERS,
+    check_array,
+    check_choice,
+    check_flag,
+    check_number,
+    check_size,
+    resolve_dtype,
+)
 from fusedrnn.init import Seed, check_method, make_rng
 from fusedrnn.inputs.masks import counted_steps, only_counted
 from fusedrnn.inputs.rows import check_sequence
@@ -47,8 +55,8 @@ class Hybrid(Module):
         num_heads: of the attention; the paper has a single one.
         attention_layer: number of the layer that has it, from 0; the last but one if None.
         expansion: pieces of boom, 1 or more; 0 leaves it out.
-        dropout: probability of dropping an output of cell, attention and boom in training.
-        batch_first: x and y are (B, T, E).
+        dropout: probability of dropping an output of cell, attention and boom in training. May be changed.
+        batch_first: x and y are (B, T, E). May be changed.
         dtype: "float32" or "float64".
         seed: int, numpy.random.Generator or None.
         init: as of the layers; None leaves all parameters at zero, for weights that are loaded next.
@@ -62,6 +70,7 @@ class Hybrid(Module):
     """
 
     _host_only = True
+    _fixed = frozenset(("size", "num_layers", "cell", "num_heads", "attention_layer", "expansion"))
 
     def __init__(
         self,
@@ -86,7 +95,8 @@ class Hybrid(Module):
         chosen = max(last - 1, 0) if attention_layer is None else attention_layer
         self.attention_layer = check_size("attention_layer", chosen, 0, maximum=last)
         self.expansion = check_size("expansion", expansion, 0)
-        self.batch_first = check_flag("batch_first", batch_first)
+        self._batch_first = check_flag("batch_first", batch_first)
+        self._dropout = check_number("dropout", dropout, 0.0, 1.0)
         check_method(init)
         rng, found = make_rng(seed), resolve_dtype(dtype)
         drawn: dict[str, Any] = {"dtype": found, "seed": rng, "init": init}
@@ -99,10 +109,33 @@ class Hybrid(Module):
                 cores.append(Boom(size, self.expansion, **drawn))
         parts: list[Module] = []
         for core in cores:
-            drop = Dropout(dropout, seed=rng)
-            parts += [LayerNorm(size, dtype=found), Residual(Sequential(core, drop))]
-        self.num_heads, self.dropout = num_heads, drop.p
+            parts += [LayerNorm(size, dtype=found), Residual(Sequential(core, Dropout(dropout, seed=rng)))]
+        self.num_heads = num_heads
         self.parts = Sequential(*parts)
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether x and y are (B, T, E); can be set."""
+        return self._batch_first
+
+    @batch_first.setter
+    def batch_first(self, value: bool) -> None:
+        self._batch_first = check_flag("batch_first", value)
+        for module in self.parts.modules():
+            if hasattr(module, "batch_first"):
+                module.batch_first = value
+
+    @property
+    def dropout(self) -> float:
+        """Probability of dropping an output of cell, attention and boom; can be set."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        self._dropout = check_number("dropout", value, 0.0, 1.0)
+        for module in self.parts.modules():
+            if isinstance(module, Dropout):
+                module.p = self._dropout
 
     def __call__(
         self, x: Array, lengths: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None

@@ -60,6 +60,7 @@ class SelfAttention(HasCompute, Module):
     """
 
     _host_only = True
+    _fixed = frozenset(("embed_dim", "num_heads", "bias"))
     _dtype: np.dtype[Any]
 
     def __init__(
@@ -122,7 +123,7 @@ class SelfAttention(HasCompute, Module):
         kept = self._kept_parameters()
         context, counts, rows, products, weights = self._attend(x, lengths, mask, kept, True)
         y, out_tape = self.out_proj.forward(context)
-        saved = (rows, products, weights, counts, kept, out_tape, self.compute)
+        saved = (rows, products, weights, counts, kept, out_tape, self.compute, self.batch_first)
         owned = products.nbytes + context.nbytes + out_tape.nbytes + sum([a.nbytes for a in weights])
         return only_counted(counts, y), SavedTape(self, y.shape, saved, owned)
 
@@ -147,7 +148,7 @@ class SelfAttention(HasCompute, Module):
         products = products.reshape(*x.shape[:-1], 3, size)
         context: Array = np.zeros(x.shape, x.dtype)
         weights: list[Array] = []
-        for part, steps, columns in self._heads(context.shape, counts):
+        for part, steps, columns in self._heads(context.shape, counts, self.batch_first):
             q, k, v = _parts(products, part, steps, columns)
             attention = self._weights(q, k)
             sums = CPU.kernels.linear_forward(attention, _turned(v), None, compute=self.compute)
@@ -156,11 +157,13 @@ class SelfAttention(HasCompute, Module):
                 weights.append(attention)
         return context, counts, rows, products, weights
 
-    def _heads(self, shape: tuple[int, ...], counts: Array | None) -> list[tuple[Any, Any, slice]]:
+    def _heads(
+        self, shape: tuple[int, ...], counts: Array | None, batch_first: bool
+    ) -> list[tuple[Any, Any, slice]]:
         """Return (index of a sequence, its steps that count, columns) of each sequence and head."""
         width = self.embed_dim // self.num_heads
         columns = [slice(head * width, (head + 1) * width) for head in range(self.num_heads)]
-        time = int(self.batch_first and len(shape) == 3)
+        time = int(batch_first and len(shape) == 3)
         sequences: list[Any] = [()]
         if len(shape) == 3:
             sequences = [(b,) if time else (slice(None), b) for b in range(shape[1 - time])]
@@ -192,13 +195,14 @@ class SelfAttention(HasCompute, Module):
             ValueError: dy has not the shape of y, or the tape is another module's.
         """
         tape = check_tape(tape, self, SavedTape)
-        rows, products, weights, counts, kept, out_tape, compute = tape.saved
+        rows, products, weights, counts, kept, out_tape, compute, batch_first = tape.saved
         check_array("dy", dy, tape.shape, rows.dtype)
         check_flag("need_dx", need_dx)
         dcontext = self.out_proj.backward(out_tape, only_counted(counts, dy))
         dproducts = np.zeros_like(products)
         scale = rows.dtype.type(self._scale)
-        for (part, steps, columns), a in zip(self._heads(tape.shape, counts), weights, strict=True):
+        heads = self._heads(tape.shape, counts, batch_first)
+        for (part, steps, columns), a in zip(heads, weights, strict=True):
             q, k, v = _parts(products, part, steps, columns)
             flow = np.ascontiguousarray(dcontext[part][steps, columns])
             dturned, dk = np.zeros(v.shape[::-1], v.dtype), np.zeros_like(k)
