@@ -289,6 +289,23 @@ def test_adam_over_the_range(dtype: str, eps: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_a_second_moment_below_zero(kind: str) -> None:
+    """Its root would be NaN: a state_dict with one is refused before anything is written."""
+    layer = fr.Linear(2, 3, seed=0)
+    optimiser = getattr(fr.optim, kind)(layer)
+    layer.flat_grads[:] = 1.0
+    optimiser.step()
+    before = optimiser.state_dict()
+    changed = {name: array + 1 for name, array in before.items() if name.startswith("exp_avg")}
+    bad = np.array([0.0, np.nan, -1e-8], np.float32)
+    with pytest.raises(ValueError, match=r"^exp_avg_sq\.bias: expected values >= 0, .*, got -1e-08$"):
+        optimiser.load_state_dict({**before, **changed, "exp_avg_sq.bias": bad})
+    for name, array in optimiser.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    optimiser.load_state_dict({**before, **changed})
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_eps_that_vanishes(kind: str, dtype: str) -> None:
     """An eps whose square the dtype does not hold is refused before anything is written."""

@@ -72,6 +72,12 @@ class Adam(Optimizer):
     def _check_setting(self, name: str, value: Any) -> Any:
         return _check_betas(value) if name == "betas" else super()._check_setting(name, value)
 
+    def _check_state(self, name: str, values: Array) -> None:
+        if name.startswith("exp_avg_sq.") and (values < 0).any():
+            raise ValueError(
+                f"{name}: expected values >= 0, means of squares, got {values[values < 0].min():.3g}"
+            )
+
 
 def _check_betas(betas: tuple[float, float]) -> tuple[float, float]:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:

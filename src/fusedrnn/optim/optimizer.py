@@ -225,7 +225,7 @@ class Optimizer(Listed):
 
         Raises:
             TypeError: a value of the wrong kind or dtype.
-            ValueError: names or shapes differ, or a setting is out of range.
+            ValueError: names or shapes differ, or a setting or a second moment is out of range.
         """
         check_mapping("state_dict", state_dict)
         self._follow()
@@ -251,11 +251,16 @@ class Optimizer(Listed):
         for own in groups:
             self._check_together({**settings, **own})
         for name, view in views.items():
-            assign(view, check_array(name, as_array(state_dict[name], name), view.shape, view.dtype))
+            values = check_array(name, as_array(state_dict[name], name), view.shape, view.dtype)
+            self._check_state(name, values)
+            assign(view, values)
         self._state = states
         self.__dict__.update(settings, step_count=step)
         for own, loaded in zip(self._own_settings, groups, strict=True):
             own.update(loaded)
+
+    def _check_state(self, name: str, values: Array) -> None:
+        """Refuse values, of the right shape, that a state array of a state_dict cannot have."""
 
     def _states_in(self, state_dict: Mapping[str, Any], settings: list[dict[str, Any]]) -> tuple[str, ...]:
         """Return the names of the state arrays that a state_dict has, given settings of all and of groups."""
