@@ -99,6 +99,29 @@ def test_shared_child_is_counted_once() -> None:
     assert list(tied.parameters) == ["a.weight", "a.bias"]
 
 
+def test_a_module_goes_into_none_of_its_own_tree() -> None:
+    """Directly or through others, whatever way it is put there: calls and texts would not end."""
+    net, row, named = fr.Module(), fr.Sequential(fr.Linear(2, 2)), fr.ModuleDict()
+    net.row, row[0].named = row, named
+    text = repr(net)
+    for call, message in (
+        (lambda: setattr(net, "b", net), "b: expected a module without this Module in it, got itself"),
+        (lambda: net.add_module("b", net), "b: expected .*, got itself"),
+        (lambda: setattr(row[0], "b", net), "b: expected a module without this Linear .* Module that holds"),
+        (lambda: row.append(row), r"modules\[1\]: expected a module without this Sequential .*, got itself"),
+        (lambda: row.extend([fr.Linear(2, 2), net]), r"modules\[2\]: .*, got a Module that holds it"),
+        (lambda: row.insert(0, net), r"modules\[0\]: .*, got a Module that holds it"),
+        (lambda: row.__setitem__(0, fr.Residual(row)), r"modules\[0\]: .*, got a Residual that holds it"),
+        (lambda: named.__setitem__("b", named), "b: .*, got itself"),
+        (lambda: named.update({"a": fr.Linear(2, 2), "b": row}), "b: .*, got a Sequential that holds it"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            call()
+        assert repr(net) == text and not hasattr(net, "b") and not hasattr(row[0], "b")
+    net.again = row[0]
+    assert net.num_parameters == 6
+
+
 def test_mixed_dtypes_are_refused() -> None:
     mixed = fr.Module()
     mixed.a, mixed.b = fr.Linear(2, 2), fr.Linear(2, 2, dtype="float64")

@@ -31,6 +31,7 @@ class ModuleList(Module):
 
         Raises:
             TypeError: it is not a Module.
+            ValueError: it is this one, or holds it; as of all that put modules here.
         """
         self._put([*self, module])
 
@@ -53,8 +54,11 @@ class ModuleList(Module):
         self._put(modules)
 
     def _put(self, modules: list[Module]) -> None:
+        known = {id(module) for module in self._children.values()}
         for index, module in enumerate(modules):
             check_module(f"modules[{index}]", module)
+            if id(module) not in known:
+                self._refuse_around(f"modules[{index}]", module)
         self.__dict__["_children"] = {str(index): module for index, module in enumerate(modules)}
 
     @overload
@@ -110,21 +114,27 @@ class ModuleDict(Module):
 
         Raises:
             TypeError: a name is not a string, or a value not a Module.
-            ValueError: a name is empty or holds a dot.
+            ValueError: a name is empty or holds a dot, or a module is this one or holds it.
         """
-        for name, module in dict(modules).items():
-            self[name] = module
+        given = dict(modules)
+        for name, module in given.items():
+            self._check(name, module)
+        self._children.update(given)
 
     def __getitem__(self, name: str) -> Module:
         return self._children[name]
 
     def __setitem__(self, name: str, module: Module) -> None:
+        self._check(name, module)
+        self._children[name] = module
+
+    def _check(self, name: str, module: Module) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name: expected a string, got {type(name).__name__}")
         if not name or "." in name:
             raise ValueError(f"name: expected a name without a dot, got {name!r}")
         check_module(name, module)
-        self._children[name] = module
+        self._refuse_around(name, module)
 
     def __delitem__(self, name: str) -> None:
         del self._children[name]

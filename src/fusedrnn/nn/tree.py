@@ -24,6 +24,8 @@ class Tree(Generic[NodeT]):
             )
         if isinstance(value, CONTAINERS) and name not in self._not_searched:
             self._refuse_hidden(name, value, {id(member) for member in self.modules()})
+        if isinstance(value, Tree):
+            self._refuse_around(name, value)
         object.__setattr__(self, name, value)
         if isinstance(value, Tree):
             self._children[name] = cast(NodeT, value)
@@ -39,7 +41,8 @@ class Tree(Generic[NodeT]):
 
         Raises:
             TypeError: `module` is not a Module.
-            ValueError: the name holds a dot, or is an attribute that is not a child.
+            ValueError: the name holds a dot, or is an attribute that is not a child; or `module` is this
+                module, or holds it.
         """
         if not isinstance(module, Tree):
             raise TypeError(f"{name}: expected a Module, got {type(module).__name__}")
@@ -71,6 +74,12 @@ class Tree(Generic[NodeT]):
         found[id(self)] = prefix, self  # type: ignore[assignment]
         for name, child in self._children.items():
             child._walk(f"{prefix}.{name}" if prefix else name, found)
+
+    def _refuse_around(self, name: str, module: Tree[Any]) -> None:
+        """Refuse a child that is this module or holds it: calls and texts of such a tree have no end."""
+        if any(member is self for member in module.modules()):
+            got = "itself" if module is self else f"a {type(module).__name__} that holds it"
+            raise ValueError(f"{name}: expected a module without this {type(self).__name__} in it, got {got}")
 
     def _check_found(self) -> None:
         """Refuse a tree with modules in plain containers, where nothing would train, save or move them."""
