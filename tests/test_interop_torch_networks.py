@@ -43,6 +43,31 @@ def test_gradcheck(case: Any) -> None:
     assert torch.autograd.gradcheck(lambda *_: run(x), params, fast_mode=True)
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_between_heads_are_not_loaded(assign: bool) -> None:
+    """As on NumPy's side, which leaves them out of gradients; told as torch tells of another shape."""
+    options = {"num_layers": 2, "bidirectional": True, "num_heads": 2}
+    model = torch.nn.Sequential(ft.VariantGRU(3, 4, **options))
+    given = {name: value + 1 for name, value in ft.VariantGRU(3, 4, **options).state_dict().items()}
+    state = {f"0.{name}": value * (value != 1) for name, value in given.items()}
+    assert model.load_state_dict(state, assign=assign)
+    before = model[0].weight_hh_l1_reverse.detach().clone()
+    full = {**state, "0.weight_hh_l1_reverse": torch.ones(12, 4)}
+    message = (
+        r"Sequential:\s+0\.weight_hh_l1_reverse: expected zeros between the 2 heads, got weights of units"
+    )
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=message) as caught:
+            model.load_state_dict(full, strict, assign)
+        assert "missing" not in str(caught.value).lower()
+        assert torch.equal(model[0].weight_hh_l1_reverse, before)
+        assert isinstance(model[0].weight_hh_l1_reverse, torch.nn.Parameter)
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight_hh_l0"):
+        model.load_state_dict({**state, "0.weight_hh_l0": torch.ones(12, 3)})
+    whole = ft.VariantGRU(3, 4, 2, bidirectional=True)
+    assert whole.load_state_dict(given) and (whole.num_heads, model[0].num_heads) == (1, 2)
+
+
 @pytest.mark.parametrize("case", DRAWING, ids=name_of)
 def test_masks_come_from_the_seed_of_torch(case: Any) -> None:
     ours, _ = made(case)

@@ -18,6 +18,7 @@ from fusedrnn.interop.torch.host import register
 from fusedrnn.interop.torch.hosts import Host, Inputs, Shape, run
 from fusedrnn.interop.torch.kernels import DTYPES, Tensor
 from fusedrnn.nn import recurrent
+from fusedrnn.nn.heads import between
 from fusedrnn.nn.hybrid import Hybrid as HostHybrid
 from fusedrnn.nn.quantum import QuantumLSTM as HostQuantumLSTM
 from fusedrnn.nn.recurrent_base import Recurrent as HostRecurrent
@@ -162,8 +163,9 @@ class Recurrent(_Hosted):
     Equations, parameters, their names, shapes and first values, and the options are those of the class of the
     same name in `fusedrnn`; calls are those of torch.nn.LSTM. What is drawn in training mode, the masks of
     dropouts and zoneout and `init_state="normal"`, comes from a seed of torch's generator: torch.manual_seed
-    repeats it. The running mean and variance of `batch_norm` and a given `init_state` are buffers. On the
-    CPU, float32 and float64; no second derivatives.
+    repeats it. The running mean and variance of `batch_norm` and a given `init_state` are buffers.
+    `load_state_dict` refuses weights between the heads of `num_heads`. On the CPU, float32 and float64; no
+    second derivatives.
 
     Args:
         arguments, options: as of the class in `fusedrnn`, but for dtype and seed.
@@ -178,11 +180,39 @@ class Recurrent(_Hosted):
     _kind: ClassVar[Any] = HostRecurrent
     _settings = (
         *("input_size", "hidden_size", "num_layers", "bias", "dropout", "bidirectional", "proj_size"),
+        "num_heads",
     )
+    num_heads: int
 
     @staticmethod
     def _randomness(net: Any) -> tuple[bool, list[str]]:
         return bool(net._draws_anew()), list(net._saved) if net.batch_norm else []
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Refuse weights between heads, and leave such a parameter as torch does one of another shape."""
+        for name, own in self._parameters.items() if self.num_heads > 1 else ():
+            key = prefix + name
+            value = state_dict.get(key) if name.startswith("weight_hh") else None
+            if own is None or not isinstance(value, Tensor) or value.shape != own.shape or value.is_meta:
+                continue
+            if value[torch.from_numpy(between(tuple(own.shape), self.num_heads))].any():
+                error_msgs.append(
+                    f"{key}: expected zeros between the {self.num_heads} heads, got weights of units of "
+                    "different heads"
+                )
+                state_dict = {**state_dict, key: own}
+        super()._load_from_state_dict(
+            *(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        )
 
 
 class MGU(Recurrent):
