@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -271,6 +272,28 @@ def test_sample_draws_from_the_model() -> None:
     np.testing.assert_allclose(shares(top_p=0.65)[3:], np.array([0.2, 0.2, 0.3]) / 0.7, atol=0.015)
     squares = np.array([0.05, 0.1, 0.15, 0.2, 0.2, 0.3]) ** 2
     np.testing.assert_allclose(shares(temperature=0.5), squares / squares.sum(), atol=0.015)
+
+
+def test_the_ends_of_the_temperature() -> None:
+    """Infinite, all tokens that may come are alike; next to 0, the likeliest is drawn. Neither warns."""
+
+    def step(tokens: Any, state: Any, rows: Any) -> Any:
+        return np.tile([0.0, 1.0, 5.0, -3.0, 2.0, 4.0], (len(tokens), 1)), None
+
+    def allowed(prefixes: Any, rows: Any) -> Any:
+        return np.tile(np.arange(V) != 2, (len(prefixes), 1))
+
+    def shares(temperature: float, **options: Any) -> Any:
+        options = {"constraint": allowed, "temperature": temperature, "seed": 0, **options}
+        found = fr.decode.sample(step, np.zeros((1, 20000, 1)), BOS, EOS, 1, **options)
+        return np.bincount(found.tokens[:, 0], minlength=V) / 20000
+
+    for heat in (1e300, math.inf):
+        np.testing.assert_allclose(shares(heat), np.array([1, 1, 0, 1, 1, 1]) / 5, atol=0.015)
+        np.testing.assert_allclose(shares(heat, top_k=2)[[4, 5]], [0.5, 0.5], atol=0.015)
+        np.testing.assert_allclose(shares(heat, top_p=0.5)[[1, 4, 5]], np.full(3, 1 / 3), atol=0.015)
+    for heat in (1e-310, 5e-324):
+        assert shares(heat)[5] == shares(heat, constraint=None)[2] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def sample(
 
     Args:
         model, memory, bos, eos, max_len, memory_lengths, state, constraint: as `beam_search`.
-        temperature: what logits are divided by, > 0; 1 draws from the model.
+        temperature: what logits are divided by, > 0; 1 draws from the model, inf all tokens alike.
         top_k: draw among so many of the likeliest tokens alone; None for all.
         top_p: draw among the fewest likeliest tokens whose probabilities reach this, in (0, 1].
         seed: int, numpy.random.Generator or None.
@@ -105,8 +105,10 @@ def sample(
     rng = make_rng(seed)
 
     def draw(logp: npt.NDArray[np.float64]) -> Tokens:
-        scaled = logp / heat
-        order = np.argsort(-scaled, axis=1, kind="stable")
+        # Any heat leaves the likeliest at 0, and what may not come at -inf.
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = np.where(logp > -np.inf, (logp - logp.max(axis=1, keepdims=True)) / heat, -np.inf)
+        order = np.argsort(-logp, axis=1, kind="stable")
         sums = np.cumsum(np.exp(log_softmax(np.take_along_axis(scaled, order, 1))), axis=1)
         keep = np.ones(sums.shape, bool)
         if most is not None:

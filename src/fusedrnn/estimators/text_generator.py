@@ -167,7 +167,7 @@ class TextGenerator(SequenceEstimator):
         Args:
             prompt: any text; "" begins one.
             length: the most tokens that are drawn; less where the text ends.
-            temperature: what logits are divided by, > 0; less is likelier text.
+            temperature: what logits are divided by, > 0; less is likelier text, inf any token.
             top_k: draw among so many of the likeliest tokens alone; None for all.
             top_p: draw among the fewest likeliest tokens whose probabilities reach this, in (0, 1].
             random_state: int, RandomState or None.
