@@ -301,13 +301,18 @@ def test_no_forward_mode_and_no_second_derivative() -> None:
 
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     params, state = make("gru")
-    x = draw(8, T, B, I)
+    x, cut = draw(8, T, B, I), params["weight_ih"][:-1]
     wrong: list[tuple[type[Exception], str, Any]] = [
         (TypeError, "x: expected an array, got list; use jax.numpy.asarray", ([1.0], params)),
         (ValueError, "x: expected shape (T, B, I), got (6, 3)", (x[..., 0], params)),
         (TypeError, "x: expected float32 or float64, got int64", (x.astype(int), params)),
         (TypeError, "weight_ih: expected float32 as x, got float64", (x.astype(np.float32), params)),
-        (ValueError, "weight_ih: expected shape (15, 3), got (15, 4)", (x[..., 1:], params)),
+        (
+            ValueError,
+            "x: expected shape (T, B, I) with I = 4 as weight_ih (15, 4), got",
+            (x[..., 1:], params),
+        ),
+        (ValueError, "weight_ih: expected shape (12, 4), got (14, 4)", (x, {**params, "weight_ih": cut})),
         (ValueError, "h: expected shape (3, 5), got (2, 5)", (x, params, state[1:])),
         (ValueError, "params: expected the names weight_ih,", (x, {**params, "weight": x})),
         (ValueError, "params: expected weight_ih and weight_hh, got none for weight_hh", (x, [x[0]])),

@@ -118,7 +118,12 @@ def _layer(cell: str, x: Any, params: Any, state: Any, lengths: Any, resets: Any
     for name in ("weight_ih", "weight_hh"):
         if given[name].ndim != 2:
             raise ValueError(f"{name}: expected 2 axes, got shape {given[name].shape}")
-    hidden = given["weight_ih"].shape[0] // spec.gates
+    weight = given["weight_ih"].shape
+    if inputs != weight[1]:
+        raise ValueError(
+            f"x: expected shape (T, B, I) with I = {weight[1]} as weight_ih {weight}, got {x.shape}"
+        )
+    hidden = weight[0] // spec.gates
     projection = given["weight_hr"].shape[0] if "weight_hr" in given else 0
     shapes = spec.parameter_shapes(inputs, hidden, True, projection)
     widths = spec.state_widths(hidden, projection)
