@@ -145,6 +145,45 @@ def test_no_sequences(none: Any) -> None:
         model.fit(X, Y > 0).predict(none)
 
 
+@pytest.mark.parametrize(
+    ("other", "got"),
+    [
+        ({0: SERIES, 1: SERIES}, r"dict; use list\(X.values\(\)\)"),
+        ({0: SERIES}.values(), r"dict_values; use list\(X\)"),
+        ({1.0, 2.0}, "set"),
+        ((row for row in X), r"generator; use list\(X\)"),
+        (map(len, X), r"map; use list\(X\)"),
+        (b"abab", "b'abab'"),
+        (5, "int"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("name", CASES)
+def test_neither_a_list_nor_an_array(name: str, other: Any, got: str) -> None:
+    """Named, with what is taken, in fit and after it; NumPy would make an object of it."""
+    model, data = CASES[name]
+    message = f"^X: expected (a list|an array|a string) .*, got {'' if name == 'generator' else got}"
+    with pytest.raises(TypeError, match=message):
+        clone(model).fit(other, *data[1:])
+    fitted = clone(model).fit(*data)
+    for call in ("predict", "score"):
+        if (name, call) != ("generator", "score"):
+            with pytest.raises(TypeError, match=message):
+                getattr(fitted, call)(other, *(data[1:] if call == "score" else ()))
+    if name == "forecaster":
+        with pytest.raises(TypeError, match=message):
+            AnomalyDetector(clone(model)).fit(other)
+
+
+def test_lists_of_what_has_no_order() -> None:
+    model = SequenceClassifier(**OPTIONS)
+    for item, got in (({1: 2.0}, r"dict; use list\(X\[0\].values\(\)\)"), ({1.0, 2.0}, "set")):
+        with pytest.raises(TypeError, match=rf"^X\[0\]: expected an array \(T, I\), got {got}$"):
+            model.fit([item] * 12, Y > 0)
+        with pytest.raises(TypeError, match=rf"^X\[1\]: expected an array \(T,\) or .*, got {got[:3]}"):
+            Forecaster(horizon=2, context=8, **OPTIONS).fit([SERIES, item])
+
+
 def test_arrays_of_strings() -> None:
     """Texts and answers may be what lists are made of by tolist(), as columns of pandas."""
     texts = ["abab", "ba", "bb", "ab"]

@@ -16,7 +16,7 @@ import fusedrnn as fr
 from fusedrnn import optim
 from fusedrnn.arrays import Array
 from fusedrnn.checks import check_choice, check_flag, check_number, check_size, shown
-from fusedrnn.estimators.inputs import as_sequences, holds_tokens
+from fusedrnn.estimators.inputs import as_sequences, check_sequences, holds_tokens
 from fusedrnn.estimators.unchanged import StoppedError, unchanged_by_errors
 from fusedrnn.preprocessing import Scaler, Vocabulary
 from fusedrnn.training import SequenceData, Trainer
@@ -164,6 +164,7 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _sequences(self, X: Any, reset: bool) -> list[Array]:
         """Return X as the network takes it: scaled arrays (T, I), or numbers of tokens (T,)."""
+        check_sequences(X)
         if reset:
             least = check_size("min_count", self.min_count)
             self._vocabulary = Vocabulary(X, least=least) if holds_tokens(X) else None
@@ -244,6 +245,7 @@ class SequenceEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         if y is None:
             name = type(self).__name__
             raise ValueError(f"y: {name} requires y to be passed, but the target y is None")
+        check_sequences(X)
         check_consistent_length(X, y)
 
     def _start(self, sequences: list[Array]) -> None:

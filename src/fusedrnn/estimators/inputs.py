@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, MappingView
 from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import validate_data
 
 from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.checks import shown
+
+_LIST = "a list of arrays (T, I), of strings or of lists of strings"
 
 
 def holds_tokens(X: Any) -> bool:
@@ -25,6 +29,35 @@ def holds_sequences(X: Any) -> bool:
     if isinstance(X, (list, tuple)):
         return len(X) > 0 and all(isinstance(x, np.ndarray) and x.ndim in (1, 2) for x in X)
     return isinstance(X, np.ndarray) and X.ndim == 3
+
+
+def check_ordered(name: str, value: Any, expected: str) -> None:
+    """Refuse what is no array and has no items by number: a dict, a set, a generator, a number. And a string.
+
+    NumPy would make an array of one object of it.
+    """
+    if hasattr(value, "__array__") or hasattr(value, "shape"):
+        return
+    got, way = type(value).__name__, ""
+    if isinstance(value, Mapping):
+        way = f"; use list({name}.values())"
+    elif isinstance(value, (MappingView, Iterator)):
+        way = f"; use list({name})"
+    elif isinstance(value, (str, bytes)):
+        got = shown(value)
+    elif hasattr(value, "__len__") and hasattr(value, "__getitem__"):
+        return
+    raise TypeError(f"{name}: expected {expected}, got {got}{way}")
+
+
+def check_sequences(X: Any) -> None:
+    """Refuse an X that is neither a list nor an array.
+
+    Raises:
+        TypeError: it is something else. None is found later.
+    """
+    if X is not None:
+        check_ordered("X", X, f"{_LIST}, or an array (N, T, I) or (N, T)")
 
 
 def as_sequences(estimator: Any, X: Any, reset: bool) -> list[Array]:
@@ -108,10 +141,13 @@ def given_classes(classes: Any) -> Array | None:
 
 def _refuse_ragged(X: Any) -> None:
     """Refuse lists of lists of different lengths, and arrays of objects or strings, with what to do."""
-    expected = "X: expected a list of arrays (T, I), of strings or of lists of strings"
+    expected = f"X: expected {_LIST}"
     if getattr(X, "ndim", 0) == 1 and np.asarray(X).dtype.kind in "OUST":
         raise ValueError(f"{expected}, got {type(X).__name__} of {X.dtype}; use X.tolist()")
     if isinstance(X, (list, tuple)) and any(np.iterable(x) for x in X):
+        for index, x in enumerate(X):
+            if np.iterable(x) and not isinstance(x, (str, bytes)):
+                check_ordered(f"X[{index}]", x, "an array (T, I)")
         counts = {len(x) if hasattr(x, "__len__") else -1 for x in X}
         # Tables of pandas and the like, which are lists of their columns' names.
         tables = any(hasattr(x, "__array__") and not isinstance(x, (np.ndarray, np.generic)) for x in X)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 import fusedrnn as fr
 from fusedrnn.arrays import Array
@@ -206,7 +206,7 @@ class Seq2Seq(SequenceEstimator):
     def score(self, X: Any, y: Any) -> float:
         """Return the share of sequences whose answer is right as a whole; raises what `predict` does."""
         answers = _answers(y)
-        check_consistent_length(X, answers)
+        self._check_lengths(X, answers)
         found = self.predict(X)
         return sum(list(a) == list(b) for a, b in zip(found, answers, strict=True)) / max(len(found), 1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-from sklearn.utils.validation import check_consistent_length
 
 import fusedrnn as fr
 from fusedrnn.arrays import Array
@@ -155,7 +154,7 @@ class SequenceTagger(SequenceEstimator):
 
     def score(self, X: Any, y: Any) -> float:
         """Return the share of steps whose tag is right; raises what `predict` does."""
-        check_consistent_length(X, y)
+        self._check_lengths(X, y)
         right = count = 0
         for index, (tags, row) in enumerate(zip(self.predict(X), y, strict=True)):
             given = np.asarray(list(row))

@@ -8,13 +8,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn.arrays import Array, refuse_mask
+from fusedrnn.estimators.inputs import check_ordered
 from fusedrnn.preprocessing import impute, moments
 
 
 def series_of(X: Any, features: int | None, covariates: int) -> list[Array]:
     """Return X as a list of float64 arrays (T, I + C), of so many features if that is known."""
+    if not isinstance(X, (list, tuple)):
+        check_ordered("X", X, "an array (T,) or (T, I), or a list of them")
     found = []
     for index, values in enumerate(X if isinstance(X, (list, tuple)) else [X]):
+        if np.iterable(values):
+            check_ordered(f"X[{index}]", values, "an array (T,) or (T, I)")
         refuse_mask(f"X[{index}]", values)
         array = np.asarray(values)
         if array.dtype.kind not in "fiub":
