@@ -137,6 +137,29 @@ def test_frozen_parameters(kind: str) -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "LSTM", "MGU"])
+def test_parameters_of_inference_mode(kind: str) -> None:
+    """They cannot train, which torch says, whatever was called before; their values count in any mode."""
+    with torch.inference_mode():
+        ours = getattr(ft, kind)(5, 7)
+        x = torch.randn(3, 2, 5)[0 if "Cell" in kind else slice(None)]
+        before = parts_of(ours(x))[0]
+        for p in ours.parameters():
+            p.mul_(2)  # without a count of versions
+        want = parts_of(ours(x))[0]
+    assert not torch.equal(before, want)
+    x = x.clone()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+            ours(x)
+        with torch.no_grad():
+            assert torch.equal(parts_of(ours(x))[0], want)
+    loaded = getattr(ft, kind)(5, 7)
+    loaded.load_state_dict(ours.state_dict())
+    parts_of(loaded(x))[0].sum().backward()
+    assert all(p.grad is not None for p in loaded.parameters())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_changes_in_place(kind: str) -> None:
     """Of what backward reads they are found; of c, which it does not read, they do no harm."""
