@@ -214,6 +214,10 @@ class TestDefinitions:
         }
         assert lstm.parameters["bias_ih_l0"].reshape(4, 4).tolist() == [[0] * 4, [1] * 4, [0] * 4, [0] * 4]
         assert all((lstm.parameters[f"gain_{each}_l0"] == 1).all() for each in ("ih", "hh", "c"))
+        for other in (fr.GRU, fr.RNN):
+            # Of a cell with one gate, too, whose parameters have one value a unit.
+            parameters = other(3, 4, layer_norm=True).parameters
+            assert all((parameters[f"gain_{each}_l0"] == 1).all() for each in ("ih", "hh"))
         plain = fr.LSTM(3, 4, layer_norm=True, bias=False)
         assert not any(name.startswith("bias") for name in plain.parameters)
         assert repr(lstm) == "LSTM(3, 4, layer_norm=True)"

@@ -247,14 +247,10 @@ def recurrent_layer(
     initial = dict(spec.initial)
     if forget_bias is not None:
         initial["x.f"] = initial["p.bias_ih.f"] = forget_bias
-    for parameter in spec.parameters:
-        if parameter.role == "per_unit":
-            symbols = [f"p.{parameter.name}"]
-            if parameter.rows[0] > 1:
-                symbols = [f"{symbols[0]}.{gate}" for gate in spec.gate_names]
-            parts = params[parameter.name].reshape(len(symbols), -1)
-            for symbol, part in zip(symbols, parts, strict=True):
-                _fill(part, initial.get(symbol, 0.0), rng)
+    for name in spec.definition.parameters if spec.definition is not None else ():
+        symbols = spec.definition.symbols_of(name)
+        for symbol, part in zip(symbols, params[name].reshape(len(symbols), -1), strict=True):
+            _fill(part, initial.get(symbol, 0.0), rng)
     dense = {p.name: params[p.name] for p in spec.parameters if p.role != "per_unit" and p.name in params}
     hidden_size = params["weight_ih"].shape[0] // spec.gates
     if method == "torch":
