@@ -197,6 +197,23 @@ def test_where_it_is_kept(tmp_path: Path) -> None:
     assert not np.array_equal(network(x)[0], want)
 
 
+@needs_bf16x3
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fr.Linear(8, 8, seed=0, dtype="float64"),
+        lambda: fr.GRU(8, 8, seed=0, dtype="float64", compute="float32"),
+        lambda: fr.SelfAttention(8, seed=0, dtype="float64"),
+    ],
+)
+def test_saved_where_it_was_made_in_float64(make: Any, tmp_path: Path) -> None:
+    module = make()
+    module.astype("float32")
+    module.compute = "bf16x3"
+    fr.save(module, tmp_path / "model")
+    assert fr.load(tmp_path / "model").compute == "bf16x3"
+
+
 def test_precision_of_the_process() -> None:
     """It is what "high" takes where there is AMX; elsewhere that is float32, and no error."""
     expected = "float32" if fr.config()["bf16x3_isa"] is None else "bf16x3"

@@ -60,8 +60,8 @@ _OWN: dict[str, type[Module]] = {
     )
 }
 _PREFIX = "fusedrnn."
-# Only for the values that parameters start from, which are loaded.
-_INITIAL = ("seed", "init", "forget_bias")
+# What parameters start from, which are loaded, and what the description says of all modules together.
+_APART = ("seed", "init", "forget_bias", "compute")
 _ARRAY = "argument:"
 # Each takes kilobytes, however short its description is.
 MOST_MODULES = 10_000
@@ -281,7 +281,7 @@ def _present(module: Module, given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in now.items()
-        if name not in _INITIAL and (name in given or value != defaults[name])
+        if name not in _APART and (name in given or value != defaults[name])
     }
 
 
