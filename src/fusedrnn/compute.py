@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ __all__ = ["get_float32_matmul_precision", "set_float32_matmul_precision"]
 _COMPUTE = ("float32", "bf16x3", "bf16")
 _PRECISIONS = dict(zip(("highest", "high", "medium"), _COMPUTE, strict=True))
 _precision = "highest"
+# What float32 was taken for, while a file says what to make.
+_lacking: ContextVar[set[str] | None] = ContextVar("lacking", default=None)
 
 
 def set_float32_matmul_precision(precision: str) -> None:
@@ -46,7 +51,8 @@ def check_compute(compute: str | None, dtype: np.dtype[Any]) -> str:
     """Return "float32", "bf16x3" or "bf16", for None as `set_float32_matmul_precision` says.
 
     Raises:
-        ValueError: another value, or bfloat16 where dtype or CPU do not have it.
+        ValueError: another value, or bfloat16 where dtype or CPU do not have it, but for the CPU within
+            `float32_where_lacking`.
     """
     if compute is None:
         wanted = _PRECISIONS[_precision]
@@ -56,21 +62,37 @@ def check_compute(compute: str | None, dtype: np.dtype[Any]) -> str:
     if compute != "float32":
         if dtype != np.float32:
             raise ValueError(f"compute: expected None or 'float32' with {dtype}, got {compute!r}")
+        lacking = _lacking.get()
+        if lacking is not None and _isa_of(compute) is None:
+            lacking.add(compute)
+            return "float32"
         _require(compute, "compute: expected None or 'float32'", compute)
     return compute
 
 
-def compute_of_file(compute: str) -> str:
-    """Return what a file says, or float32, with a warning, where the CPU lacks it: weights are not lost."""
-    check_choice("compute", compute, _COMPUTE)
-    if compute == "float32" or _isa_of(compute) is not None:
-        return compute
-    warnings.warn(
-        f"load: the model was saved with compute={compute!r}, which this CPU, or this build, does not "
-        "have; it computes in float32",
-        stacklevel=2,
-    )
-    return "float32"
+@contextmanager
+def float32_where_lacking() -> Iterator[set[str]]:
+    """Have modules made in float32 that ask for what the CPU lacks, so that weights are not lost.
+
+    Yields:
+        what was asked for, for `warn_of_lacking`.
+    """
+    lacking: set[str] = set()
+    token = _lacking.set(lacking)
+    try:
+        yield lacking
+    finally:
+        _lacking.reset(token)
+
+
+def warn_of_lacking(where: str, lacking: Iterable[str]) -> None:
+    """Say what models were saved with that compute in float32 now, to the caller of the caller."""
+    for compute in sorted(lacking):
+        warnings.warn(
+            f"{where}: the model was saved with compute={compute!r}, which this CPU, or this build, does "
+            "not have; it computes in float32",
+            stacklevel=3,
+        )
 
 
 class HasCompute:

@@ -14,7 +14,7 @@ import numpy as np
 from fusedrnn import files
 from fusedrnn.arrays import Array
 from fusedrnn.cell_spec import CellSpec
-from fusedrnn.compute import HasCompute, compute_of_file
+from fusedrnn.compute import HasCompute, float32_where_lacking, warn_of_lacking
 from fusedrnn.files import FileError, reason
 from fusedrnn.nn.activations import GELU, ReLU, Sigmoid, Softmax, Tanh
 from fusedrnn.nn.adaptive_softmax import AdaptiveSoftmax
@@ -106,7 +106,7 @@ def load(path: str | os.PathLike[str], classes: Iterable[type[Module]] = ()) -> 
 
     Nothing in the file is executed: it names classes of this package, or of those given here, and their
     arguments, which are checked as everyone's. Damaged and forged files are refused; none takes much more
-    memory than its size.
+    memory than its size. A `compute` that the CPU does not have becomes "float32", with a warning.
 
     Args:
         path: of the file.
@@ -126,13 +126,14 @@ def load(path: str | os.PathLike[str], classes: Iterable[type[Module]] = ()) -> 
     held = sum([array.size for array in tensors.values()])
     try:
         # A class of one's own may make modules that it does not keep.
-        with limited_to(2 * held + 4096):
+        with limited_to(2 * held + 4096), float32_where_lacking() as lacking:
             model = _Reader(content, arrays, own).model()
         model.load_state_dict(tensors)
     except _Foreign as error:
         raise error.error from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise FileError(f"{path}: not a usable model: {reason(error)}") from None
+    warn_of_lacking("load", lacking)
     return model
 
 
@@ -152,7 +153,10 @@ def made_of(text: str) -> Any:
     """Return a model of the package's own modules as `described` it."""
     found = json.loads(text)
     arrays = {name: np.array(values, dtype) for name, (dtype, values) in found["arrays"].items()}
-    return _Reader(found["content"], arrays, {}).model()
+    with float32_where_lacking() as lacking:
+        model = _Reader(found["content"], arrays, {}).model()
+    warn_of_lacking("load", lacking)
+    return model
 
 
 def _computing(model: Module) -> list[tuple[str, Any]]:
@@ -343,7 +347,7 @@ class _Reader:
             if missing := sorted(set(lower) - set(computing)):
                 raise ValueError(f"expected a module with products, got {missing[0]!r:.60}")
             for name, module in computing.items():
-                module.compute = compute_of_file(lower.get(name, "float32"))
+                module.compute = lower.get(name, "float32")
         return model
 
     def _make(self, described: Any) -> Module:
@@ -354,8 +358,6 @@ class _Reader:
             kind = _OWN.get(name.removeprefix(_PREFIX))
             if kind is None:
                 raise ValueError(f"expected a class of this version of fusedrnn, got {name!r:.60}")
-            if "compute" in options:
-                options["compute"] = compute_of_file(options["compute"])
             return kind(*arguments, **options, **_undrawn(kind))
         kind = self._classes.get(name)
         if kind is None:
