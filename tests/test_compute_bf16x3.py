@@ -263,6 +263,31 @@ def test_without_the_instructions(tmp_path: Path) -> None:
 
 
 @needs_bf16x3
+def test_pickles_without_the_instructions(tmp_path: Path) -> None:
+    """As files: in float32, and a warning where there would be another result."""
+    modules = [fr.GRU(3, 4, seed=0, compute="bf16x3"), fr.Linear(3, 4, seed=0, compute="bf16")]
+    modules.append(fr.GRU(3, 4, seed=0, compute="bf16x3").astype("float64"))
+    (tmp_path / "pickle").write_bytes(pickle.dumps(modules))
+    np.save(tmp_path / "y.npy", modules[0](np.ones((2, 1, 3), np.float32))[0])
+    program = (
+        "import os, pickle, sys, warnings, numpy as np\n"
+        "os.chdir(sys.argv[1])\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    modules = pickle.load(open('pickle', 'rb'))\n"
+        "said = [str(one.message) for one in caught if one.category is UserWarning]\n"
+        "assert len(said) == 2 and \"compute='bf16x3', which this CPU\" in said[0], said\n"
+        "assert \"compute='bf16', which this CPU\" in said[1], said\n"
+        "modules[2].astype('float32')\n"
+        "assert {module.compute for module in modules} == {'float32'}\n"
+        "y = modules[0](np.ones((2, 1, 3), np.float32))[0]\n"
+        "np.testing.assert_allclose(y, np.load('y.npy'), atol=1e-4)\n"
+    )
+    done = run_python("-c", program, str(tmp_path), FUSEDRNN_ISA="scalar")
+    assert done.returncode == 0, done.stderr
+
+
+@needs_bf16x3
 def test_a_class_of_ones_own_without_the_instructions(tmp_path: Path) -> None:
     """Its constructor asks for what the file says; only while the file is read is that not refused."""
     source = (

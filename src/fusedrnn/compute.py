@@ -114,6 +114,15 @@ class HasCompute:
     def _compute_changed(self) -> None:
         """What follows from that."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # As of a file: pickles are all that estimators have.
+        compute = state["_compute"]
+        if compute != "float32" and _isa_of(compute) is None:
+            if state["_dtype"] == np.float32:
+                warn_of_lacking("pickle", [compute])
+            state = {**state, "_compute": "float32"}
+        super().__setstate__(state)  # type: ignore[misc]
+
 
 def rounded(values: Array, compute: str) -> Array:
     """Return values as a product takes them: in "bf16" those of bfloat16 next to them, to nearest even."""
