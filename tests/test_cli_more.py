@@ -170,6 +170,21 @@ def test_compute(corpus: Path, tmp_path: Path, compute: str) -> None:
     assert fr.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("compute", ["bf16", "bf16x3"])
+def test_compute_in_float64(corpus: Path, tmp_path: Path, compute: str) -> None:
+    """A run in float64, a new one or one that goes on, multiplies float64 and refuses another wish."""
+    if fr.config()[f"{compute}_isa"] is None:
+        pytest.skip("no such products")
+    out = tmp_path / "m.safetensors"
+    train = ["train", corpus, *TINY, "--dtype", "float64", "--max-steps", 2, "--out", out]
+    wish = ["--compute", compute]
+    refusal = f"--compute: expected float32 with --dtype float64, got {compute}"
+    assert_one_line(invoke(*train, *wish), refusal)
+    assert not list(tmp_path.glob("m*"))
+    assert_ok(invoke(*train))
+    assert_one_line(invoke("train", "--resume", tmp_path / "m.checkpoint.safetensors", *wish), refusal)
+
+
 def test_another_run_keeps_the_checkpoint_of_the_one_before(corpus: Path, tmp_path: Path) -> None:
     """It was replaced, and with it what --resume could go on from."""
     out, first, kept = (

@@ -164,6 +164,9 @@ def train(
         _set_threads(threads)
         limits = session.Limits(max_steps, max_seconds)
         checkpoint = None if resume is None else Checkpoint.read(resume)
+        kept = dtype.value if checkpoint is None else checkpoint.config.dtype
+        if compute is not Compute.float32 and kept != DType.float32.value:
+            raise CliError(f"--compute: expected float32 with --dtype {kept}, got {compute.value}")
         changes: list[str] = []
         goes_on = False
         if checkpoint is None:
