@@ -164,9 +164,14 @@ def test_compute(corpus: Path, tmp_path: Path, compute: str) -> None:
         said = invoke("train", corpus, *TINY, "--max-steps", 20, "--compute", chosen, "--out", model)
         assert_ok(said)
         assert (f"multiplied in {compute};" in said.output) == (chosen == compute)
+        assert (f".checkpoint.safetensors --compute {compute}\n" in said.output) == (chosen == compute)
         weights.append(load_model(model).model.parameters["rnn.weight_hh_l0"])
     assert not np.array_equal(*weights)
     np.testing.assert_allclose(*weights, atol=0.05)
+    assert_ok(invoke("train", corpus, *TINY, "--max-steps", 10, "--compute", compute, "--out", model))
+    checkpoint = model.with_suffix(".checkpoint.safetensors")
+    assert_ok(invoke("train", "--resume", checkpoint, "--max-steps", 20, "--compute", compute))
+    assert np.array_equal(load_model(model).model.parameters["rnn.weight_hh_l0"], weights[1])
     assert fr.get_float32_matmul_precision() == "highest"
 
 

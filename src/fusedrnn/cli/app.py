@@ -196,7 +196,7 @@ def train(
             outcome = session.run(trainer, paths, source, make_display(trainer), limits, keep)
         except distributed.LostProcessError as error:
             there = paths.checkpoint.exists()
-            advice = f"; continue with: fusedrnn train --resume {paths.checkpoint}" if there else ""
+            advice = f"; {report.continuing(trainer, paths)}" if there else ""
             raise CliError(f"{error}{advice}") from None
         if group.rank == 0:
             report.conclude(trainer, paths, outcome)

@@ -72,6 +72,13 @@ def _present(paths: session.Paths) -> str:
     return "the model" if score is None else f"the model of {score.bits:.3f} bits per held-out character"
 
 
+def continuing(trainer: Trainer, paths: session.Paths) -> str:
+    """Say how a run goes on, multiplied in what it was."""
+    compute = trainer.model.rnn.compute
+    chosen = "" if compute == "float32" else f" --compute {compute}"
+    return f"continue with: fusedrnn train --resume {paths.checkpoint}{chosen}"
+
+
 def conclude(trainer: Trainer, paths: session.Paths, outcome: session.Outcome) -> None:
     """Say how training ended, and show what the model can do; the model's path is the last line."""
     ending = outcome.ending
@@ -88,7 +95,7 @@ def conclude(trainer: Trainer, paths: session.Paths, outcome: session.Outcome) -
         step = trainer.step if trainer.best is None else trainer.best.step
         typer.echo(f"finished{early}; best: {best}, at step {step}")
     if not trainer.finished:
-        typer.echo(f"continue with: fusedrnn train --resume {paths.checkpoint}")
+        typer.echo(continuing(trainer, paths))
     if ending is not session.Ending.INTERRUPTED:
         save_plot(paths.plot, trainer)
         typer.echo(f"learning curve: {paths.plot}")
