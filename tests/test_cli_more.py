@@ -156,7 +156,7 @@ def test_compute(corpus: Path, tmp_path: Path, compute: str) -> None:
     """Other numbers than float32's, and nothing of it stays behind."""
     if fr.config()[f"{compute}_isa"] is None:
         said = invoke("train", corpus, *TINY, "--compute", compute)
-        assert_one_line(said, "--compute: expected float32 on a CPU without AMX")
+        assert_one_line(said, " on a CPU without AMX")
         return
     weights = []
     for chosen in ("float32", compute):

@@ -257,7 +257,21 @@ def test_without_the_instructions(tmp_path: Path) -> None:
     done = run_python("-c", program, str(tmp_path), FUSEDRNN_ISA="scalar")
     assert done.returncode == 0, done.stderr
     # Without tiles there is bfloat16, but not three products of it.
-    program = "import fusedrnn as fr; assert fr.config()['bf16x3_isa'] is None; fr.GRU(3, 4, compute='bf16')"
+    program = (
+        "import fusedrnn as fr\n"
+        "assert fr.config()['bf16x3_isa'] is None\n"
+        "network = fr.GRU(3, 4, compute='bf16')\n"
+        "try:\n"
+        "    network.compute = 'bf16x3'\n"
+        "except ValueError as error:\n"
+        "    assert \"compute: expected None, 'float32' or 'bf16' on a CPU without AMX (or \" in str(error)\n"
+        "    assert \"FUSEDRNN_BF16_ISA leave their kernels out), got 'bf16x3'\" in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError\n"
+        "assert network.compute == 'bf16'\n"
+        "fr.set_float32_matmul_precision('high')\n"
+        "assert fr.GRU(3, 4).compute == fr.Linear(3, 4).compute == 'float32'\n"
+    )
     done = run_python("-c", program, FUSEDRNN_BF16_ISA="avx512bf16")
     assert done.returncode == 0, done.stderr
 

@@ -66,7 +66,8 @@ def check_compute(compute: str | None, dtype: np.dtype[Any]) -> str:
         if lacking is not None and _isa_of(compute) is None:
             lacking.add(compute)
             return "float32"
-        _require(compute, "compute: expected None or 'float32'", compute)
+        others = "None, 'float32' or 'bf16'" if _isa_of("bf16") is not None else "None or 'float32'"
+        _require(compute, f"compute: expected {others}", compute)
     return compute
 
 
@@ -148,6 +149,6 @@ def _require(compute: str, expected: str, got: str) -> None:
     if _isa_of(compute) is None:
         needed = "AMX or AVX512_BF16" if compute == "bf16" else "AMX"
         raise ValueError(
-            f"{expected} on a CPU without {needed} (or where the build or FUSEDRNN_ISA leave their "
-            f"kernels out), got {got!r}"
+            f"{expected} on a CPU without {needed} (or where the build, FUSEDRNN_ISA or FUSEDRNN_BF16_ISA "
+            f"leave their kernels out), got {got!r}"
         )

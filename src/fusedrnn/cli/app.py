@@ -218,7 +218,8 @@ def _computing(compute: Compute) -> Iterator[None]:
     before = fr.get_float32_matmul_precision()
     if compute is not Compute.float32 and fr.config()[f"{compute.value}_isa"] is None:
         needed = "AMX or AVX512_BF16" if compute is Compute.bf16 else "AMX"
-        raise CliError(f"--compute: expected float32 on a CPU without {needed}, got {compute.value}")
+        others = "float32" if fr.config()["bf16_isa"] is None else "float32 or bf16"
+        raise CliError(f"--compute: expected {others} on a CPU without {needed}, got {compute.value}")
     fr.set_float32_matmul_precision(_PRECISIONS[compute])
     try:
         yield
