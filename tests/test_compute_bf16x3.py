@@ -120,6 +120,23 @@ def test_same_bits(cell: str, batch: int) -> None:
 
 
 @needs_bf16x3
+def test_streams_follow() -> None:
+    """From `refresh` on, all members alike, and from the state that they have."""
+    network, x = fr.LSTM(30, 33, num_layers=2, seed=0, compute="bf16x3"), draw(6, 3, 30)
+    model = fr.Sequential(network, fr.Linear(33, 4, seed=1, compute="bf16x3"))
+    step, steps = network.stream(batch_size=3), model.stream(batch_size=3)
+    for x_t in x[:3]:
+        step(x_t), steps(x_t)
+    network.compute = model[1].compute = "float32"
+    before = step.state
+    step.refresh(), steps.refresh()
+    assert all(np.array_equal(a, b) for a, b in zip(step.state, before, strict=True))
+    y, _ = network(x[3:], before)
+    assert np.array_equal(np.array([step(x_t).copy() for x_t in x[3:]]), y)
+    assert np.array_equal(np.array([steps(x_t).copy() for x_t in x[3:]]), model[1](y))
+
+
+@needs_bf16x3
 def test_values_that_are_not_ordinary() -> None:
     """What is not finite gives NaN, for it has no rest; small ones keep at least the bits of bfloat16."""
     layer = fr.Linear(1, 1, bias=False, compute="bf16x3")

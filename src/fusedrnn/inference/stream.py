@@ -95,7 +95,7 @@ class StreamBase(Resettable, Generic[StateT]):
 class Stream(StreamBase[StateT]):
     """A unidirectional network that remembers its state: `y_t = step(x_t)`; made by `lstm.stream()`.
 
-    The weights are copied and packed when the stream is made; after they change, call `refresh`.
+    The weights are copied and packed when the stream is made; after they or `compute` change, call `refresh`.
     Feeding the steps of a sequence one by one gives the rows that the whole-sequence call gives. A stream
     serves one thread at a time: a use that comes during another raises RuntimeError and changes nothing.
 
@@ -103,12 +103,12 @@ class Stream(StreamBase[StateT]):
         batch_size: B.
     """
 
-    __slots__ = ("_learned", "_module")
+    __slots__ = ("_key", "_learned", "_module")
     _core: _core.Stream
 
     def __init__(self, module: Network, batch_size: int) -> None:
-        self._module = module
-        super().__init__(_core.Stream(module._key, self._weights(), batch_size), batch_size)
+        self._module, self._key = module, module._key
+        super().__init__(_core.Stream(self._key, self._weights(), batch_size), batch_size)
         self._learned = self._learned_state()
         self._start(slice(None))
 
@@ -155,8 +155,12 @@ class Stream(StreamBase[StateT]):
         self._core.set_state([part.of(arrays) for (part,) in self._module._plan.layers])
 
     def refresh(self) -> None:
-        """Read the module's weights again; the state stays."""
+        """Read the module's weights, and what it computes in, again; the state stays."""
         self._core.refresh(self._weights())
+        if self._key != self._module._key:
+            core = _core.Stream(self._module._key, self._weights(), self.batch_size)
+            core.set_state([*self._core.get_state()])
+            self._key, self._core, self._call = self._module._key, core, core.__call__
         self._learned = self._learned_state()
 
     def __repr__(self) -> str:
