@@ -231,6 +231,14 @@ def test_saved_where_it_was_made_in_float64(make: Any, tmp_path: Path) -> None:
     assert fr.load(tmp_path / "model").compute == "bf16x3"
 
 
+@needs_bf16x3
+@pytest.mark.parametrize("dtype", ["float16", "int64"])
+def test_an_x_that_no_network_takes(dtype: str) -> None:
+    params = {name.removesuffix("_l0"): value for name, value in fr.GRU(3, 4).parameters.items()}
+    with pytest.raises(TypeError, match=f"x: expected dtype float32 or float64, got {dtype}"):
+        fr.functional.forward("gru", draw(2, 1, 3).astype(dtype), params, compute="bf16x3")
+
+
 def test_precision_of_the_process() -> None:
     """It is what "high" takes where there is AMX; elsewhere that is float32, and no error."""
     expected = "float32" if fr.config()["bf16x3_isa"] is None else "bf16x3"
