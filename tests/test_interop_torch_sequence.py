@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support import run_python
+from tolerances import relative_error
 
 torch = pytest.importorskip("torch")
 
@@ -149,6 +153,42 @@ def test_decoder(cell: str, layers: int) -> None:
             np.testing.assert_array_equal(got, array)
     again = copy.deepcopy(decoder)(x, memory, *counts, state)[0]
     assert np.array_equal(again.detach(), want[0]) and "attention_size=2" in repr(decoder)
+
+
+@pytest.mark.skipif(fr.config()["bf16x3_isa"] is None, reason="no AMX")
+def test_decoder_multiplies_in_what_it_was_made_with(tmp_path: Path) -> None:
+    """Given by name or by `set_float32_matmul_precision`; calls make a module each, at another time."""
+    x, memory = torch.randn(3, 2, 3), torch.randn(4, 2, 5)
+    plain = ft.AttentionDecoder("gru", 3, 8, 5)
+    named = ft.AttentionDecoder("gru", 3, 8, 5, compute="bf16x3")
+    want, y = plain(x, memory)[0], named(x, memory)[0]
+    try:
+        fr.set_float32_matmul_precision("high")
+        set_by_process = ft.AttentionDecoder("gru", 3, 8, 5)
+        assert torch.equal(plain(x, memory)[0], want)
+    finally:
+        fr.set_float32_matmul_precision("highest")
+    set_by_process.load_state_dict(named.state_dict())
+    for module in (set_by_process, copy.deepcopy(named), pickle.loads(pickle.dumps(named))):
+        assert "compute='bf16x3'" in repr(module) and torch.equal(module(x, memory)[0], y)
+    plain.load_state_dict(named.state_dict())
+    assert 0 < relative_error(y.detach(), plain(x, memory)[0].detach()) < 1e-4
+    # As a network: in float64 it multiplies float64.
+    assert named.double()(x.double(), memory.double())[0].dtype == torch.float64
+    with pytest.raises(ValueError, match="compute: expected None or 'float32' with float64, got 'bf16x3'"):
+        ft.AttentionDecoder("gru", 3, 8, 5, compute="bf16x3", dtype=torch.float64)
+    torch.save(set_by_process, tmp_path / "decoder")
+    program = (
+        "import sys, warnings, torch\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    decoder = torch.load(sys.argv[1], weights_only=False)\n"
+        "said = ' '.join(str(one.message) for one in caught)\n"
+        "assert \"compute='bf16x3', which this CPU\" in said, said\n"
+        "assert decoder(torch.ones(3, 2, 3), torch.ones(4, 2, 5))[0].isfinite().all()\n"
+    )
+    done = run_python("-c", program, str(tmp_path / "decoder"), FUSEDRNN_ISA="scalar")
+    assert done.returncode == 0, done.stderr
 
 
 def test_decoder_called_again_backwards() -> None:

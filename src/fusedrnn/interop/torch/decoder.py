@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.autograd import Function
 
+from fusedrnn.compute import check_compute, float32_where_lacking, warn_of_lacking
 from fusedrnn.interop.torch.host import as_array, check_tensor, on_host, outside_graphs, register
-from fusedrnn.interop.torch.kernels import Tensor, attach, attached
+from fusedrnn.interop.torch.kernels import DTYPES, Tensor, attach, attached
 from fusedrnn.interop.torch.ops import each, refuse_forward, refuse_second
 from fusedrnn.sequence.attention import AttentionDecoder as HostDecoder
 
@@ -53,9 +55,13 @@ class AttentionDecoder(nn.Module):
         self.cell = cell
         self.input_size, self.hidden_size, self.memory_size = input_size, hidden_size, memory_size
         self.attention_size, self.options = attention_size, options
+        kept = dtype or torch.get_default_dtype()
+        # Calls make a module each: it is to multiply in what was chosen here, whatever is chosen then.
+        found: Any = DTYPES.get(kept, DTYPES[torch.float32])
+        options["compute"] = check_compute(options.get("compute"), found)
         host = self._host("float64", seed=int(torch.randint(2**62, ())))
         for name, array in host.state_dict().items():
-            register(self, name, torch.from_numpy(array).to(device, dtype or torch.get_default_dtype()))
+            register(self, name, torch.from_numpy(array).to(device, kept))
 
     @outside_graphs
     def forward(
@@ -101,10 +107,18 @@ class AttentionDecoder(nn.Module):
         """Return what stands between the parentheses of the repr."""
         return self._host("float32")._extra_repr()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        with float32_where_lacking() as lacking:
+            self.options["compute"] = check_compute(self.options["compute"], np.dtype(np.float32))
+        warn_of_lacking("pickle", lacking)
+
     def _host(self, dtype: Any, seed: int | None = None) -> HostDecoder:
         sizes = self.input_size, self.hidden_size, self.memory_size, self.attention_size
         init = self.options.get("init", "default") if seed is not None else None
         options = {**self.options, "init": init, "seed": seed, "dtype": dtype}
+        if dtype == "float64":
+            del options["compute"]
         return HostDecoder(self.cell, *sizes, **options)
 
 
