@@ -12,6 +12,7 @@ import pytest
 from quantized_support import to_bf16
 from support import MODULE_CELLS, Array, make_module, run_python
 from test_compute import draw, train
+from test_saving_forged import forge, setting
 from tolerances import relative_error
 
 import fusedrnn as fr
@@ -252,12 +253,41 @@ def test_precision_of_the_process() -> None:
 
 
 @needs_bf16x3
+def test_files_of_earlier_versions(tmp_path: Path) -> None:
+    """The first had `compute` among a module's options alone, the next the names of those in bf16."""
+
+    def first(content: Any, _: Any) -> None:
+        del content["bf16"], content["bf16x3"]
+        content["modules"][0]["options"]["compute"] = "bf16x3"
+
+    def second(content: Any, _: Any) -> None:
+        del content["bf16x3"]
+        content["bf16"] = [""]
+
+    for change, compute in ((first, "bf16x3"), (second, "bf16")):
+        assert fr.load(forge(tmp_path / compute, change, fr.GRU(3, 4))).compute == compute
+
+
+@needs_bf16x3
 def test_without_the_instructions(tmp_path: Path) -> None:
     """Refused where it is asked for by name; a file that says it is a model in float32, and a warning."""
     network = fr.Sequential(fr.GRU(3, 4, seed=0, compute="bf16x3"), fr.Linear(4, 2, seed=0))
     network[1].compute = "bf16"
     fr.save(network, tmp_path / "model")
     np.save(tmp_path / "y.npy", network(np.ones((2, 1, 3), np.float32)))
+    forge(tmp_path / "damaged", setting("evaluating", ["7"]), network)
+    program = (
+        "import os, sys, fusedrnn as fr\n"
+        "os.chdir(sys.argv[1])\n"
+        "for refused in (lambda: fr.load('damaged'), lambda: fr.GRU(3, 4, compute='bf16x3')):\n"
+        "    try:\n"
+        "        refused()\n"
+        "    except ValueError:\n"
+        "        continue\n"
+        "    raise AssertionError\n"
+    )
+    done = run_python("-c", program, str(tmp_path), FUSEDRNN_ISA="scalar")
+    assert done.returncode == 0, done.stderr
     program = (
         "import os, sys, warnings, numpy as np, fusedrnn as fr\n"
         "os.chdir(sys.argv[1])\n"

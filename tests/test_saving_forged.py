@@ -82,6 +82,8 @@ for _ in range(300):
         setting("evaluating", ["7"]),
         setting("frozen", 3),
         setting("frozen", [["0"]]),
+        setting("bf16", ["7"]),
+        setting("bf16x3", ["1"]),  # a Pool multiplies nothing
         lambda content, tensors: {},
         lambda content, tensors: tensors.pop("0.bias") is None,
         lambda content, tensors: tensors.update({"0.bias": np.zeros(3, "f4")}),

@@ -110,7 +110,7 @@ class AttentionDecoder(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         with float32_where_lacking() as lacking:
-            self.options["compute"] = check_compute(self.options["compute"], np.dtype(np.float32))
+            self.options["compute"] = check_compute(self.options.get("compute", "float32"), np.dtype("f4"))
         warn_of_lacking("pickle", lacking)
 
     def _host(self, dtype: Any, seed: int | None = None) -> HostDecoder:
