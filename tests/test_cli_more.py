@@ -179,7 +179,7 @@ def test_compute(corpus: Path, tmp_path: Path, compute: str) -> None:
 def test_compute_in_float64(corpus: Path, tmp_path: Path, compute: str) -> None:
     """A run in float64, a new one or one that goes on, multiplies float64 and refuses another wish."""
     if fr.config()[f"{compute}_isa"] is None:
-        pytest.skip("no such products")
+        pytest.skip("this CPU lacks its products: refused for that, which test_compute sees")
     out = tmp_path / "m.safetensors"
     train = ["train", corpus, *TINY, "--dtype", "float64", "--max-steps", 2, "--out", out]
     wish = ["--compute", compute]

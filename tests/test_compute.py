@@ -18,11 +18,20 @@ import fusedrnn as fr
 from fusedrnn import _core
 
 HAS_BF16 = _core.config()["bf16_isa"] is not None
+WITHOUT = "this CPU lacks its products; tests/native has their kernels in an emulation"
+# Of a network against the one in float32: rounding to 8 bits, or to 16, over some steps.
+DISTANCES = {"bf16": 0.02, "bf16x3": 1e-4}
+each_compute = pytest.mark.parametrize(
+    "compute",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(_core.config()[f"{name}_isa"] is None, reason=WITHOUT))
+        for name in DISTANCES
+    ],
+)
 needs_bf16 = pytest.mark.skipif(
     not HAS_BF16, reason="neither AMX nor AVX512_BF16; tests/native has their kernels in an emulation"
 )
-# Of a network against the one in float32: rounding to 8 bits, over some steps.
-DISTANCE = 0.02
+DISTANCE = DISTANCES["bf16"]
 SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (5, 16, 17, 16), (4, 33, 70, 40), (2, 65, 33, 130), (2, 3, 600, 20)]
 
 
@@ -87,12 +96,12 @@ def test_forward(cell: str, sizes: tuple[int, int, int, int]) -> None:
         assert_close(got[0], expected, "state")
 
 
-@needs_bf16
+@each_compute
 @pytest.mark.parametrize("options", [{}, {"lengths": True}, {"resets": True}])
 @pytest.mark.parametrize("bidirectional", [False, True])
 # Where a relu's input is near 0, rounding decides its gradient: tests/native has a reference that rounds.
 @pytest.mark.parametrize("cell", [cell for cell in MODULE_CELLS if cell != "rnn_relu"])
-def test_near_float32(cell: str, bidirectional: bool, options: dict[str, bool]) -> None:
+def test_near_float32(cell: str, bidirectional: bool, options: dict[str, bool], compute: str) -> None:
     network = make_module(cell, 33, 40, num_layers=2, bidirectional=bidirectional, seed=0, dtype="float32")
     x, rng = draw(6, 18, 33), np.random.default_rng(0)
     given: dict[str, Any] = {}
@@ -101,11 +110,11 @@ def test_near_float32(cell: str, bidirectional: bool, options: dict[str, bool]) 
     if "resets" in options:
         given["resets"] = rng.random((6, 18)) < 0.2
     want = train(network, x, **given)
-    network.compute = "bf16"
+    network.compute = compute
     got = train(network, x, **given)
     assert not np.array_equal(got[0], want[0])
     for mine, full in zip(got, want, strict=True):
-        assert relative_error(mine, full) < DISTANCE
+        assert relative_error(mine, full) < DISTANCES[compute]
 
 
 @needs_bf16
@@ -132,10 +141,10 @@ def test_options_of_a_gru(options: dict[str, Any]) -> None:
         assert relative_error(mine, full) < 2 * DISTANCE
 
 
-@needs_bf16
+@each_compute
 @pytest.mark.parametrize("batch", [3, 40])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
-def test_same_bits(cell: str, batch: int) -> None:
+def test_same_bits(cell: str, batch: int, compute: str) -> None:
     """Of any number of threads, of one row alone, of a stream, and of gates computed again."""
     x = draw(6, batch, 30)
     before = fr.get_num_threads()
@@ -143,13 +152,13 @@ def test_same_bits(cell: str, batch: int) -> None:
     try:
         for threads in (1, 2, 3):
             fr.set_num_threads(threads)
-            results.append(train(getattr(fr, cell)(30, 70, seed=0, compute="bf16"), x))
+            results.append(train(getattr(fr, cell)(30, 70, seed=0, compute=compute), x))
     finally:
         fr.set_num_threads(before)
-    results.append(train(getattr(fr, cell)(30, 70, seed=0, compute="bf16", recompute=True), x))
+    results.append(train(getattr(fr, cell)(30, 70, seed=0, compute=compute, recompute=True), x))
     for other in results[1:]:
         assert all(np.array_equal(mine, first) for mine, first in zip(other, results[0], strict=True))
-    network = getattr(fr, cell)(30, 70, seed=0, compute="bf16")
+    network = getattr(fr, cell)(30, 70, seed=0, compute=compute)
     assert np.array_equal(network(x[:, 1:2])[0][:, 0], results[0][0][:, 1])
     step = network.stream(batch_size=batch)
     assert np.array_equal(np.array([step(x_t).copy() for x_t in x]), results[0][0])
@@ -231,18 +240,18 @@ def test_saved_as_it_is(tmp_path: Path) -> None:
             assert np.array_equal(want, found), repr(model)
 
 
-@needs_bf16
-@pytest.mark.parametrize("name", ["gru:bf16", "t:bf16", "t:bf16:bf16"])
-def test_a_cell_whose_name_says_it(name: str) -> None:
+@each_compute
+@pytest.mark.parametrize("name", ["gru:bf16", "t:bf16", "t:bf16:bf16", "gru:bf16x3", "t:bf16x3:bf16"])
+def test_a_cell_whose_name_says_it(name: str, compute: str) -> None:
     """Users give names: one that looks like a key of the library's is one of their cell alone."""
 
     def step(x: Any, h: Any, s: Any, p: Any) -> dict[str, Any]:
         return {"h": fr.sym.tanh(x.r + h.r) + x.z + h.z + x.n + h.n}
 
     x = draw(4, 2, 5)
-    for compute in ("float32", "bf16"):
+    for chosen in ("float32", compute):
         found, want = (
-            train(fr.Recurrent(fr.define_cell(n, "r z n", "h", step), 5, 6, seed=0, compute=compute), x)
+            train(fr.Recurrent(fr.define_cell(n, "r z n", "h", step), 5, 6, seed=0, compute=chosen), x)
             for n in (name, "t")
         )
         assert all(np.array_equal(a, b) for a, b in zip(found, want, strict=True))

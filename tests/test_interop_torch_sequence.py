@@ -155,7 +155,7 @@ def test_decoder(cell: str, layers: int) -> None:
     assert np.array_equal(again.detach(), want[0]) and "attention_size=2" in repr(decoder)
 
 
-@pytest.mark.skipif(fr.config()["bf16x3_isa"] is None, reason="no AMX")
+@pytest.mark.skipif(fr.config()["bf16x3_isa"] is None, reason="no AMX, whose products it multiplies in")
 def test_decoder_multiplies_in_what_it_was_made_with(tmp_path: Path) -> None:
     """Given by name or by `set_float32_matmul_precision`; calls make a module each, at another time."""
     x, memory = torch.randn(3, 2, 3), torch.randn(4, 2, 5)

@@ -7,8 +7,8 @@
 
 namespace fusedrnn {
 
-// A compiled cell by its name, or one that was defined by its key.
-// By its key; one that ends in ":bf16" or ":bf16x3" is the cell whose float32 products take bfloat16.
+// A compiled cell by its name, or one that was defined by its key; with ":bf16" or ":bf16x3" behind it that cell with products
+// of bfloat16.
 const RecurrentCell& cell_by_name(const std::string& key);
 // What `compute` names; refused where the CPU does not have it.
 Compute read_compute(const std::string& compute);

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,9 @@ def set_float32_matmul_precision(precision: str) -> None:
     """
     global _precision
     check_choice("precision", precision, _PRECISIONS)
-    if precision == "medium":
-        _require("bf16", "precision: expected 'highest' or 'high'", precision)
+    # "high" asks for that much at least, which float32 has.
+    if precision == "medium" and missing_for("bf16") is not None:
+        raise _refusal("precision: expected 'highest' or 'high'", "bf16", precision)
     _precision = precision
 
 
@@ -56,19 +58,19 @@ def check_compute(compute: str | None, dtype: np.dtype[Any]) -> str:
     """
     if compute is None:
         wanted = _PRECISIONS[_precision]
-        is_there = wanted != "bf16x3" or _isa_of(wanted) is not None
-        return wanted if dtype == np.float32 and is_there else "float32"
+        return wanted if dtype == np.float32 and missing_for(wanted) is None else "float32"
     check_choice("compute", compute, _COMPUTE)
     if compute != "float32":
         # Another one is refused by what knows whose it is.
         if dtype == np.float64:
             raise ValueError(f"compute: expected None or 'float32' with {dtype}, got {compute!r}")
-        lacking = _lacking.get()
-        if lacking is not None and _isa_of(compute) is None:
+        if missing_for(compute) is not None:
+            lacking = _lacking.get()
+            if lacking is None:
+                others = "None, 'float32' or 'bf16'" if missing_for("bf16") is None else "None or 'float32'"
+                raise _refusal(f"compute: expected {others}", compute, compute)
             lacking.add(compute)
             return "float32"
-        others = "None, 'float32' or 'bf16'" if _isa_of("bf16") is not None else "None or 'float32'"
-        _require(compute, f"compute: expected {others}", compute)
     return compute
 
 
@@ -119,7 +121,7 @@ class HasCompute:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # As of a file: pickles are all that estimators have.
         compute = state["_compute"]
-        if compute != "float32" and _isa_of(compute) is None:
+        if missing_for(compute) is not None:
             if state["_dtype"] == np.float32:
                 warn_of_lacking("pickle", [compute])
             state = {**state, "_compute": "float32"}
@@ -141,15 +143,16 @@ def kernel_key(spec: CellSpec, compute: str) -> str:
     return spec.name if compute == "float32" else f"{spec.name}:{compute}"
 
 
-def _isa_of(compute: str) -> str | None:
-    found: str | None = _core.config()[f"{compute}_isa"]
-    return found
+@cache
+def missing_for(compute: str) -> str | None:
+    """Return what the CPU lacks for it, "AMX" or "AMX or AVX512_BF16"; None where nothing."""
+    if compute == "float32" or _core.config()[f"{compute}_isa"] is not None:
+        return None
+    return "AMX or AVX512_BF16" if compute == "bf16" else "AMX"
 
 
-def _require(compute: str, expected: str, got: str) -> None:
-    if _isa_of(compute) is None:
-        needed = "AMX or AVX512_BF16" if compute == "bf16" else "AMX"
-        raise ValueError(
-            f"{expected} on a CPU without {needed} (or where the build, FUSEDRNN_ISA or FUSEDRNN_BF16_ISA "
-            f"leave their kernels out), got {got!r}"
-        )
+def _refusal(expected: str, compute: str, got: str) -> ValueError:
+    return ValueError(
+        f"{expected} on a CPU without {missing_for(compute)} (or where the build, FUSEDRNN_ISA or "
+        f"FUSEDRNN_BF16_ISA leave their kernels out), got {got!r}"
+    )

@@ -27,6 +27,7 @@ from fusedrnn.cli.reported import reported
 from fusedrnn.cli.sampling import Sampler
 from fusedrnn.cli.settings import Settings
 from fusedrnn.cli.trainer import Trainer
+from fusedrnn.compute import missing_for
 from fusedrnn.saving import MODEL
 
 app = typer.Typer(
@@ -216,9 +217,9 @@ def _launched() -> Iterator[distributed.Group]:
 def _computing(compute: Compute) -> Iterator[None]:
     """What networks made meanwhile multiply in."""
     before = fr.get_float32_matmul_precision()
-    if compute is not Compute.float32 and fr.config()[f"{compute.value}_isa"] is None:
-        needed = "AMX or AVX512_BF16" if compute is Compute.bf16 else "AMX"
-        others = "float32" if fr.config()["bf16_isa"] is None else "float32 or bf16"
+    needed = missing_for(compute.value)
+    if needed is not None:
+        others = "float32 or bf16" if missing_for("bf16") is None else "float32"
         raise CliError(f"--compute: expected {others} on a CPU without {needed}, got {compute.value}")
     fr.set_float32_matmul_precision(_PRECISIONS[compute])
     try:
