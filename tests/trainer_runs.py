@@ -70,12 +70,21 @@ def kill_again_and_again(
     """
     rng, kills = random.Random(0), 0
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def written() -> int:
+        try:
+            return path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     for _ in range(times):
-        before = path.stat().st_mtime_ns if path.exists() else 0
+        # Of a first run two files: it tries whether it can write, and takes that one away again.
+        seen = {written(), 0}
         process = subprocess.Popen([sys.executable, script, str(path), str(epochs)], env=environment)
         end = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < end:
-            if path.exists() and path.stat().st_mtime_ns != before:
+            seen.add(written())
+            if len(seen) > 2:
                 break
             time.sleep(0.001)
         time.sleep(latest * rng.random())
