@@ -253,8 +253,8 @@ def test_autocast_leaves_the_dtype(x: Any) -> None:
     assert y.dtype is torch.float32
 
 
-# Without the interpreter's end, in which torch 2.13 aborts where one of its threads yet has a sharded tensor to let
-# go of, with torch.nn.Linear too.
+# Without the interpreter's end, in which torch 2.13 aborts where one of its threads yet has a sharded tensor
+# to let go of, with torch.nn.Linear too.
 RANK = """
 import os, sys, torch, fusedrnn.torch as ft
 import torch.distributed as dist

@@ -319,6 +319,7 @@ def interrupted_backward(module: Any, steps: int, zeros: bool) -> int:
             return interrupted
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_interrupted_backward_of_a_stack_adds_nothing(threads: int, zeros: bool) -> None:

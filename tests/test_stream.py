@@ -205,6 +205,7 @@ def test_layouts() -> None:
         assert_close(step(turned[:, :, t].T), want[t], "output")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("cell", HOST_CELLS)
 def test_steps_do_not_allocate(cell: str, batch: int) -> None:

@@ -111,7 +111,13 @@ def test_same_bits_for_stacks(cell: str) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize(("layers", "bidirectional"), [(1, True), (2, True), (2, False), (5, False)])
+@pytest.mark.parametrize(
+    ("layers", "bidirectional"),
+    [
+        (2, True),
+        *(pytest.param(*shape, marks=pytest.mark.once) for shape in [(1, True), (2, False), (5, False)]),
+    ],
+)
 @pytest.mark.parametrize("cell", HOST_CELLS)
 def test_same_bits_for_calls_at_once(cell: str, layers: int, bidirectional: bool, masked: bool) -> None:
     """One row is too little for a team: directions and layers run on a thread each."""

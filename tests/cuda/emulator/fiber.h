@@ -9,14 +9,6 @@
 #include <ucontext.h>
 #endif
 
-#if defined(__SANITIZE_ADDRESS__)
-#define FUSEDRNN_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define FUSEDRNN_ASAN 1
-#endif
-#endif
-
 namespace fusedrnn::cuda::emulator {
 
 class Fiber {

@@ -32,7 +32,9 @@ std::string at(Site site) {
     return std::string(slash ? slash + 1 : site.file) + ":" + std::to_string(site.line);
 }
 
-bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+bool same(Site a, Site b) {
+    return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 // Shared memory lies between two zones that nobody may touch.
 void open_red_zones([[maybe_unused]] const Block& block) {
