@@ -278,6 +278,17 @@ def test_module_basics() -> None:
         (fr.Embedding(2, 3), ("num_embeddings", "embedding_dim")),
         (fr.SelfAttention(3), ("embed_dim", "num_heads", "bias")),
         (fr.Hybrid(3), ("size", "num_layers", "cell", "num_heads", "attention_layer", "expansion")),
+        (fr.LayerNorm(3), ("normalized_shape", "elementwise_affine", "bias")),
+        (fr.BatchNorm(3), ("num_features", "affine")),
+        (fr.Conv1d(2, 3, 1), ("in_channels", "out_channels", "kernel_size", "bias")),
+        (fr.Pool("attention", 3), ("kind", "features")),
+        (fr.AdaptiveSoftmax(4, 9, [4]), ("in_features", "n_classes", "cutoffs", "div_value", "head_bias")),
+        (fr.SampledSoftmax(3, 9, 4), ("in_features", "n_classes")),
+        (fr.QuantumLSTM(2, 3), ("input_size", "hidden_size", "qubits", "layers")),
+        (fr.CRF(3), ("num_tags",)),
+        (fr.TransducerJoiner(3, 4), ("hidden_size", "num_classes")),
+        (fr.AttentionDecoder("gru", 2, 3, 4), ("cell", "input_size", "hidden_size", "memory_size", "bias")),
+        (fr.AttentionDecoder("gru", 2, 3, 4, num_layers=2), ("num_layers",)),
     ],
 )
 def test_what_parameters_were_made_by_stays(module: fr.Module, names: tuple[str, ...]) -> None:

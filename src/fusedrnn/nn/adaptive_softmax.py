@@ -53,6 +53,8 @@ class AdaptiveSoftmax(ClassLoss):
     Paper: Grave et al. 2016, Efficient softmax approximation for GPUs, arXiv:1609.04309v3.
     """
 
+    _fixed = frozenset(("in_features", "n_classes", "cutoffs", "div_value", "head_bias"))
+
     def __init__(
         self,
         in_features: int,

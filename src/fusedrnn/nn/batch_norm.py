@@ -45,6 +45,7 @@ class BatchNorm(Module):
     Paper: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
 
+    _fixed = frozenset(("num_features", "affine"))
     _host_only = True
     running_mean: Array
     running_var: Array

@@ -50,6 +50,7 @@ class Conv1d(Module):
         ValueError: an argument out of range, or "same" with a stride.
     """
 
+    _fixed = frozenset(("in_channels", "out_channels", "kernel_size", "bias"))
     _host_only = True
 
     def __init__(

@@ -184,6 +184,7 @@ class LayerNorm(Module):
     Paper: Ba, Kiros and Hinton 2016, arXiv:1607.06450v1.
     """
 
+    _fixed = frozenset(("normalized_shape", "elementwise_affine", "bias"))
     _stepwise = True
 
     def __init__(

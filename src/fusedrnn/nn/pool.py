@@ -50,6 +50,7 @@ class Pool(Module):
     Paper: attention: Yang et al. 2016, Hierarchical attention networks, without their hidden layer.
     """
 
+    _fixed = frozenset(("kind", "features"))
     _host_only = True
 
     def __init__(

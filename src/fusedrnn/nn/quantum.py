@@ -70,6 +70,7 @@ class QuantumLSTM(Module):
     arXiv:2009.02823 (adjoint gradients).
     """
 
+    _fixed = frozenset(("input_size", "hidden_size", "qubits", "layers"))
     has_state = True
     _host_only = True
     _dtype: np.dtype[Any]

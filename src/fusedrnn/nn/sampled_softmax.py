@@ -49,6 +49,7 @@ class SampledSoftmax(ClassLoss):
     arXiv:1712.00527v2.
     """
 
+    _fixed = frozenset(("in_features", "n_classes"))
     _dtype: np.dtype[Any]
     _noise: Noise
 

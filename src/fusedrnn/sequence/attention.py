@@ -95,6 +95,7 @@ class AttentionDecoder(HasCompute, Module):
     (coverage); Graves 2013, arXiv:1308.0850 (window); Wu et al. 2016, arXiv:1609.08144 (layers).
     """
 
+    _fixed = frozenset(("cell", "input_size", "hidden_size", "memory_size", "num_layers", "bias"))
     _derived = Module._derived | {"_packed"}
     _dtype: np.dtype[Any]
 
@@ -136,8 +137,7 @@ class AttentionDecoder(HasCompute, Module):
         )
         self.bias = check_flag("bias", bias)
         found, method, rng = resolve_dtype(dtype), check_method(init), make_rng(seed)
-        spec = CELLS[cell]
-        sizes = (self.input_size, self.hidden_size, self.memory_size)
+        spec, sizes = CELLS[cell], (self.input_size, self.hidden_size, self.memory_size)
         self._compute = check_compute(compute, found)
         self._declare(parameter_shapes(spec, options, *sizes, self.bias), found)
         if method is not None:

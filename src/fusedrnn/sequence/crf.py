@@ -48,6 +48,7 @@ class CRF(Module):
     Paper: Lafferty, McCallum and Pereira 2001, Conditional Random Fields.
     """
 
+    _fixed = frozenset(("num_tags",))
     _dtype: np.dtype[Any]
 
     def __init__(

@@ -132,6 +132,7 @@ class TransducerJoiner(Module):
     Paper: Graves 2012, arXiv:1211.3711v1, with the joint network of Graves et al. 2013, arXiv:1303.5778v1.
     """
 
+    _fixed = frozenset(("hidden_size", "num_classes"))
     _dtype: np.dtype[Any]
 
     def __init__(
