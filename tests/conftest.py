@@ -27,16 +27,16 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
-def _list_if_without_torch_or_jax(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Write what skips for want of torch or JAX to the file that a variable names, for a run with both."""
+def _list_if_without_a_library(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Write what skips for want of a library to the file that a variable names, for a run with all."""
     listed = os.environ.get("FUSEDRNN_TESTS_WITHOUT_TORCH")
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-    if listed and report.skipped and ("torch" in reason or "'jax'" in reason):
+    if listed and report.skipped and ("torch" in reason or "could not import" in reason):
         with open(listed, "a") as file:
             print(Path(__file__).parents[1] / report.nodeid, file=file)
 
 
-pytest_runtest_logreport = pytest_collectreport = _list_if_without_torch_or_jax
+pytest_runtest_logreport = pytest_collectreport = _list_if_without_a_library
 
 
 @pytest.fixture(autouse=True)
